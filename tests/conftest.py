@@ -1,0 +1,38 @@
+"""What all tests share: quiet TensorFlow, one seed, and the skip for tests that need the real data."""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import keras
+import pytest
+
+SHARED = pathlib.Path(os.environ.get("TFQUANT_SHARED", pathlib.Path(__file__).parents[1].parent / "shared")).resolve()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "needs_shared: needs the real data and model beside the repository")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests on real data run only when asked for by name (`-m needs_shared`) and when the data is there."""
+    asked = "needs_shared" in (config.option.markexpr or "")
+    for item in items:
+        if item.get_closest_marker("needs_shared") is None:
+            continue
+        if not SHARED.is_dir():
+            item.add_marker(pytest.mark.skip(reason=f"real data not found in {SHARED} (set TFQUANT_SHARED)"))
+        elif not asked:
+            item.add_marker(pytest.mark.skip(reason="needs the real data: run `make test-shared`"))
+
+
+@pytest.fixture
+def shared_dir() -> pathlib.Path:
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    keras.utils.set_random_seed(1234)
