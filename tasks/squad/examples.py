@@ -1,0 +1,226 @@
+"""Questions of a SQuAD data set, read from JSON or from TensorFlow Datasets, checked while reading."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+# What SQuAD processing counts as white space (reference 7): the last one is the narrow no-break space.
+WHITESPACE = " \t\r\n\u202f"
+_SPACES = re.compile(f"[{WHITESPACE}]+")
+
+
+class SquadFormatError(ValueError):
+    """The data set does not have the form of SQuAD; the message names the file, the place and the key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A ground truth: its text and the index of its first character in the context."""
+
+    text: str
+    start: int
+
+    @property
+    def end(self) -> int:
+        """Index behind the last character."""
+        return self.start + len(self.text)
+
+
+@dataclasses.dataclass(frozen=True)
+class SquadExample:
+    """One question about one paragraph.
+
+    Attributes:
+        id: unique in the data set; predictions are filed under it.
+        question: as written.
+        context: the paragraph, as written; answers are cut from it.
+        answers: ground truths; empty when unknown or when the question has none.
+        impossible: SQuAD 2.0: the paragraph does not hold an answer.
+    """
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...] = ()
+    impossible: bool = False
+
+
+def squeeze(text: str) -> str:
+    """Return `text` with each run of white space as one blank and none at the ends."""
+    return _SPACES.sub(" ", text).strip(" ")
+
+
+def read_squad(path: str | os.PathLike[str], *, training: bool, version_2: bool = False) -> list[SquadExample]:
+    """Read a SQuAD 1.1 or 2.0 JSON file.
+
+    An answer whose span leaves the context is an error in either use. In training, a question whose first answer is
+    inside the context but is not the text found there (white space aside) cannot be labelled: it is skipped, and
+    one warning says how many were; when none is left, that is an error. For prediction, answers are optional.
+
+    Args:
+        path: the JSON file.
+        training: answers are needed (the first one becomes the label).
+        version_2: honour `is_impossible`; without it every training question must have an answer.
+
+    Returns:
+        The questions in file order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        SquadFormatError: not JSON, missing or mistyped keys, answers outside the context, an id used twice.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"SQuAD file {path} not found")
+    try:
+        with open(path, encoding="utf-8") as file:
+            dataset = json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SquadFormatError(f"{path}: not a JSON text: {error}") from error
+    return _collect(_parse(dataset, path, training, version_2), path, training)
+
+
+def from_tfds(split: str, data_dir: str | os.PathLike[str] | None = None) -> list[SquadExample]:
+    """Read `squad/plain_text` (SQuAD 1.1) through TensorFlow Datasets.
+
+    Args:
+        split: "train", "validation", or a slice such as "train[:1%]".
+        data_dir: where TFDS keeps prepared data sets; None for its default.
+
+    Returns:
+        The questions; those of training splits are checked as `read_squad(training=True)` does.
+
+    Raises:
+        ValueError: TFDS does not know the split.
+        SquadFormatError: an answer outside its context.
+    """
+    import tensorflow_datasets as tfds
+
+    rows = tfds.load("squad/plain_text", split=split, data_dir=None if data_dir is None else os.fspath(data_dir))
+    return _collect(_parse_tfds(tfds.as_numpy(rows)), f"squad/plain_text:{split}", split.startswith("train"))
+
+
+def to_dataset(examples: Iterable[SquadExample], *, version: str = "1.1") -> dict[str, Any]:
+    """Return the questions in the layout of a SQuAD JSON file, for instance to evaluate what came from TFDS."""
+    paragraphs: dict[str, list[dict[str, Any]]] = {}
+    for example in examples:
+        answers = [{"answer_start": answer.start, "text": answer.text} for answer in example.answers]
+        question: dict[str, Any] = {"id": example.id, "question": example.question, "answers": answers}
+        if version.startswith("v2"):
+            question["is_impossible"] = example.impossible
+        paragraphs.setdefault(example.context, []).append(question)
+    listed = [{"context": context, "qas": questions} for context, questions in paragraphs.items()]
+    return {"version": version, "data": [{"title": "", "paragraphs": listed}]}
+
+
+def _parse(dataset: Any, path: str, training: bool, version_2: bool) -> Iterator[tuple[str, SquadExample]]:
+    """Yield (place, question) from the JSON tree, checking each level."""
+    for article_number, article in enumerate(_get(dataset, "data", list, path)):
+        place = f"{path}: article {article_number}"
+        for paragraph_number, paragraph in enumerate(_get(article, "paragraphs", list, place)):
+            inner = f"{place}, paragraph {paragraph_number}"
+            context = _get(paragraph, "context", str, inner)
+            for question_number, question in enumerate(_get(paragraph, "qas", list, inner)):
+                where = f"{inner}, question {question_number}"
+                yield where, _parse_question(question, context, where, training, version_2)
+
+
+def _parse_question(question: Any, context: str, place: str, training: bool, version_2: bool) -> SquadExample:
+    identifier = _get(question, "id", str, place)
+    place = f"{place} (id {identifier})"
+    text = _get(question, "question", str, place)
+    impossible = version_2 and "is_impossible" in question and _get(question, "is_impossible", bool, place)
+    answers: tuple[Answer, ...] = ()
+    if not impossible and (training or "answers" in question):
+        answers = tuple(
+            Answer(_get(answer, "text", str, where), _get(answer, "answer_start", int, where))
+            for where, answer in (
+                (f"{place}, answer {number}", answer)
+                for number, answer in enumerate(_get(question, "answers", list, place))
+            )
+        )
+    if training and not impossible and not answers:
+        hint = "" if version_2 else "; for a SQuAD 2.0 file switch version 2 on (--version_2_with_negative)"
+        raise SquadFormatError(f"{place}: no answer to train on: key 'answers' is empty{hint}")
+    return SquadExample(identifier, text, context, answers, impossible)
+
+
+def _parse_tfds(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, SquadExample]]:
+    """Yield (place, question) from rows of TFDS, whose strings are bytes."""
+    for number, row in enumerate(rows):
+        answers = zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
+        identifier = row["id"].decode()
+        yield (
+            f"squad/plain_text: row {number} (id {identifier})",
+            SquadExample(
+                identifier,
+                row["question"].decode(),
+                row["context"].decode(),
+                tuple(Answer(text.decode(), int(start)) for text, start in answers),
+            ),
+        )
+
+
+def _collect(found: Iterable[tuple[str, SquadExample]], source: str, training: bool) -> list[SquadExample]:
+    """Check ids and answer spans; leave out what cannot be labelled."""
+    examples: list[SquadExample] = []
+    seen: set[str] = set()
+    skipped: list[str] = []
+    for place, example in found:
+        if example.id in seen:
+            raise SquadFormatError(f"{place}: key 'id': {example.id} is used by an earlier question")
+        seen.add(example.id)
+        for answer in example.answers:
+            if answer.start < 0 or answer.end > len(example.context):
+                raise SquadFormatError(
+                    f"{place}: answer outside the context: {answer.text!r} at answer_start {answer.start} "
+                    f"in a context of {len(example.context)} characters"
+                )
+        if training and example.answers and not _is_labelled(example):
+            skipped.append(example.id)
+            continue
+        examples.append(example)
+    if skipped:
+        if not examples:
+            raise SquadFormatError(f"{source}: no answer is found at its answer_start (first id {skipped[0]})")
+        logger.warning(
+            "%s: skipped %d of %d questions whose answer is not the text at its answer_start (first id %s)",
+            source, len(skipped), len(seen), skipped[0],
+        )  # fmt: skip
+    if not examples:
+        raise SquadFormatError(f"{source}: no question in it")
+    return examples
+
+
+def _is_labelled(example: SquadExample) -> bool:
+    answer = example.answers[0]
+    text = squeeze(answer.text)
+    return bool(text) and squeeze(example.context[answer.start : answer.end]) == text
+
+
+_KINDS = {list: "a list", str: "a string", int: "a whole number", bool: "true or false"}
+
+
+def _get(node: Any, key: str, kind: type, place: str) -> Any:
+    """Return `node[key]`, or say what is wrong with it."""
+    if not isinstance(node, Mapping):
+        raise SquadFormatError(f"{place}: expected an object with key {key!r}, found {type(node).__name__}")
+    if key not in node:
+        raise SquadFormatError(f"{place}: key {key!r} is missing (found {_listed(node)})")
+    value = node[key]
+    # bool is a subclass of int: true is no position.
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise SquadFormatError(f"{place}: key {key!r} must be {_KINDS[kind]}, found {type(value).__name__}")
+    return value
+
+
+def _listed(keys: Mapping[str, Any] | Sequence[str]) -> str:
+    return ", ".join(repr(key) for key in list(keys)[:6]) or "none"
