@@ -1,0 +1,300 @@
+"""Reads BERT weights into a Keras model by variable name: TensorFlow bundles and Hugging Face safetensors.
+
+Whatever the file, its tensors are first given Google's names (`bert/encoder/layer_0/attention/self/query/kernel`), then
+compared with the model's variables; nothing is assigned unless the whole comparison is clean.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+
+import keras
+import numpy as np
+import tensorflow as tf
+from safetensors import SafetensorError, safe_open
+
+# Never weights of a model: optimizer state (Google's, NVIDIA's and ours) and the state of this project's training.
+_IGNORED = re.compile(
+    r"^tfquant/|^(global_step|loss_scale|good_steps|beta[12]_power|save_counter)$"
+    r"|/(adam_[mv]|Adam(_1)?|AdamWeightDecayOptimizer(_1)?|LAMB(Optimizer)?(_1)?)$|(^|\.)position_ids$"
+)
+
+# Weights which many checkpoints of a BERT hold and many models have no use for. Left over, they are reported, not
+# refused: pre-training heads, the pooler (absent from our SQuAD model), ranges of NVIDIA's quantized checkpoints.
+_TOLERATED = re.compile(r"^cls/(predictions|seq_relationship)/|^bert/pooler/|_quantizer(_\d+)?/quant_(min|max)$")
+
+_HEADS = {
+    "qa_outputs.weight": "cls/squad/output_weights",
+    "qa_outputs.bias": "cls/squad/output_bias",
+    "classifier.weight": "output_weights",
+    "classifier.bias": "output_bias",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did, in Google's variable names, sorted.
+
+    `loaded` were assigned; `missing` are in the model but not in the checkpoint (allowed; they keep their initial
+    values); `unexpected` are in the checkpoint but not in the model.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """A tensor of a checkpoint, not yet read. `name` is the file's name for it; shape and values are as we store them."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+def load_weights(
+    model: keras.Model,
+    path: str | os.PathLike,
+    *,
+    allow_missing: Iterable[str] = (),
+    allow_unexpected: Iterable[str] = (),
+) -> LoadReport:
+    """Loads a checkpoint into the weights of `model`, matching Google's variable names exactly.
+
+    Half-precision and double values become the dtype of the variable. Optimizer slots, counters and names below
+    `tfquant/` are ignored. Left-over pre-training heads (`cls/predictions/`, `cls/seq_relationship/`), a left-over
+    pooler and left-over ranges of quantizers are only reported. Anything else has to fit, and nothing is assigned
+    unless all does.
+
+    Args:
+        model: a model whose variable paths are Google's names, such as those of `modeling`.
+        path: the prefix of a name-based TensorFlow checkpoint (`bert_model.ckpt`, `model.ckpt-100`), or a
+            `.safetensors` file, or a directory with `model.safetensors` (or with shards of it and their index) in
+            Hugging Face names, with the prefix `bert.` or without.
+        allow_missing: beginnings of names that the checkpoint may lack, such as "cls/" for a fresh head.
+        allow_unexpected: beginnings of names that may be left over beside those named above.
+
+    Returns:
+        What was loaded, missing and left over.
+
+    Raises:
+        FileNotFoundError: no checkpoint at `path`; the message says what was found there instead.
+        ValueError: the file is damaged or of another kind; or shapes, dtypes, missing or left-over names do not fit
+            (all of them listed); or values are not finite.
+    """
+    path = os.fspath(path)
+    stored = _open_safetensors(path) if os.path.isdir(path) or path.endswith(".safetensors") else _open_bundle(path)
+    variables = {variable.path: variable for variable in model.weights}
+    missing = sorted(variables.keys() - stored.keys())
+    unexpected = sorted(stored.keys() - variables.keys())
+    matched = sorted(variables.keys() & stored.keys())
+
+    allowed = tuple(allow_missing)
+    problems = [f"missing: {name} {list(variables[name].shape)}" for name in missing if not name.startswith(allowed)]
+    allowed = tuple(allow_unexpected)
+    problems += [
+        f"left over: {stored[name].name} {list(stored[name].shape)}"
+        for name in unexpected
+        if not _TOLERATED.search(name) and not name.startswith(allowed)
+    ]
+    for name in matched:
+        wanted, found = tuple(variables[name].shape), stored[name]
+        if wanted != found.shape:
+            problems.append(f"wrong shape: {found.name} is {list(found.shape)}, the model wants {list(wanted)}")
+        if found.dtype not in ("float16", "bfloat16", "float32", "float64"):
+            problems.append(f"wrong dtype: {found.name} is {found.dtype}, the model wants floating point numbers")
+    if not matched:
+        problems.insert(0, "no variable of the model is in the checkpoint")
+    _refuse(path, model, problems)
+
+    values = {name: stored[name].read() for name in matched}
+    broken = [name for name in matched if not np.isfinite(values[name]).all()]
+    _refuse(path, model, [f"NaN or Inf: {stored[name].name}" for name in broken])
+    for name in matched:
+        variables[name].assign(values[name])
+    return LoadReport(tuple(matched), tuple(missing), tuple(unexpected))
+
+
+def _refuse(path: str, model: keras.Model, problems: list[str]) -> None:
+    if problems:
+        listing = "".join(f"\n  {problem}" for problem in problems)
+        raise ValueError(
+            f"checkpoint {path} does not fit the model {model.name!r}; nothing was loaded. "
+            f"Give the checkpoint and the configuration that belong together.{listing}"
+        )
+
+
+def _open_bundle(prefix: str) -> dict[str, _Stored]:
+    """The tensors of a name-based TensorFlow checkpoint, less what is ignored."""
+    if not os.path.isfile(prefix + ".index"):
+        raise FileNotFoundError(f"no checkpoint {prefix!r}: {_hint(prefix)}")
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    except (tf.errors.OpError, ValueError) as error:
+        raise ValueError(f"checkpoint {prefix} cannot be read, it is damaged or incomplete: {error}") from error
+    if "_CHECKPOINTABLE_OBJECT_GRAPH" in shapes:
+        raise ValueError(
+            f"checkpoint {prefix} was written by tf.train.Checkpoint or Keras and is keyed by objects; "
+            "a name-based one is wanted (variables called bert/encoder/layer_0/...)"
+        )
+
+    def read(name: str) -> np.ndarray:
+        try:
+            return np.asarray(reader.get_tensor(name), np.float32)
+        except tf.errors.OpError as error:
+            raise ValueError(f"checkpoint {prefix}: {name} cannot be read, the file is damaged: {error}") from error
+
+    return {
+        name: _Stored(name, tuple(shape), dtypes[name].name, lambda name=name: read(name))
+        for name, shape in shapes.items()
+        if not _IGNORED.search(name)
+    }
+
+
+def _hint(prefix: str) -> str:
+    """What is at a wrong prefix, in words."""
+    bare = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", prefix)
+    if bare != prefix and os.path.isfile(bare + ".index"):
+        return f"that is one of its files, give the prefix {bare!r}"
+    if os.path.isfile(prefix):
+        return "this file is neither a .safetensors file nor the prefix of a TensorFlow checkpoint (PREFIX.index)"
+    folder = os.path.dirname(prefix) or "."
+    return f"{prefix}.index is not there; found in {folder}: {_candidates(folder)}"
+
+
+def _candidates(folder: str) -> str:
+    """The checkpoints in a folder, for an error message."""
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    found = [name.removesuffix(".index") for name in names if name.endswith((".index", ".safetensors"))]
+    if found:
+        return ", ".join(found[:10])
+    if any(name.endswith((".bin", ".h5", ".msgpack")) for name in names):
+        return "only weights in another format (convert them to model.safetensors)"
+    return "no checkpoint" if os.path.isdir(folder) else "no such folder"
+
+
+def _open_safetensors(path: str) -> dict[str, _Stored]:
+    """The tensors of a safetensors file, or of a directory's, under Google's names, less what is ignored."""
+    found: dict[str, _Stored] = {}
+    for file in _safetensors_files(path):
+        try:
+            with safe_open(file, framework="np") as content:
+                slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
+                shapes = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} cannot be read as safetensors, it is damaged or incomplete: {error}") from error
+        for name, (shape, dtype) in shapes.items():
+            if _IGNORED.search(name):
+                continue
+            target, transposed = google_name(name)
+            if target in found:
+                raise ValueError(f"{path} holds {target} twice, as {found[target].name} and as {name}")
+            dtype = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}.get(dtype, dtype)
+            read = _safetensors_reader(file, name, transposed)
+            found[target] = _Stored(name, shape[::-1] if transposed else shape, dtype, read)
+    return found
+
+
+def _safetensors_reader(file: str, name: str, transposed: bool) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        with safe_open(file, framework="np") as content:
+            value = content.get_tensor(name).astype(np.float32)
+        return value.T if transposed else value
+
+    return read
+
+
+def _safetensors_files(path: str) -> list[str]:
+    """The file itself, or a directory's `model.safetensors`, or the shards that its index names."""
+    if not os.path.isdir(path):
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"no such file: {path}; beside it: {_candidates(os.path.dirname(path) or '.')}")
+        return [path]
+    single, index = (os.path.join(path, name) for name in ("model.safetensors", "model.safetensors.index.json"))
+    if os.path.isfile(single):
+        return [single]
+    if not os.path.isfile(index):
+        raise FileNotFoundError(
+            f"no model.safetensors in {path}; found: {_candidates(path)} (for a TensorFlow checkpoint give its prefix)"
+        )
+    try:
+        with open(index, encoding="utf-8") as stream:
+            shards = sorted(set(json.load(stream)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged: no weight_map in it ({error})") from error
+    absent = [shard for shard in shards if not os.path.isfile(os.path.join(path, shard))]
+    if absent:
+        raise FileNotFoundError(f"{index} names shards that are not there: {', '.join(absent)}")
+    return [os.path.join(path, shard) for shard in shards]
+
+
+def google_name(name: str) -> tuple[str, bool]:
+    """Google's name of a Hugging Face BERT weight, and whether its matrix has to be transposed.
+
+    Linear layers are stored [out, in] there and [in, out] here; embeddings and the heads' matrices are alike.
+    A name outside BERT comes back as it is, to be listed as left over.
+    """
+    if name in _HEADS:
+        return _HEADS[name], False
+    if name.startswith("cls."):
+        return name.replace(".", "/"), False
+    bare = name.removeprefix("bert.")
+    if table := re.fullmatch(r"embeddings\.(word|token_type|position)_embeddings\.weight", bare):
+        return f"bert/embeddings/{table[1]}_embeddings", False
+    if norm := re.fullmatch(r"(embeddings|encoder\..*)\.LayerNorm\.(weight|gamma|bias|beta)", bare):
+        scope, parameter = norm[1], "gamma" if norm[2] in ("weight", "gamma") else "beta"
+        return f"bert/{_scope(scope)}/LayerNorm/{parameter}", False
+    if dense := re.fullmatch(r"(encoder\.layer\.\d+\..*|pooler\.dense)\.(weight|bias)", bare):
+        kernel = dense[2] == "weight"
+        return f"bert/{_scope(dense[1])}/{'kernel' if kernel else 'bias'}", kernel
+    return name, False
+
+
+def _scope(dotted: str) -> str:
+    return re.sub(r"^encoder\.layer\.(\d+)", r"encoder.layer_\1", dotted).replace(".", "/")
+
+
+def detect_lower_case(path: str | os.PathLike) -> bool | None:
+    """Whether a vocabulary or checkpoint is of an uncased model: True uncased, False cased, None when nothing tells.
+
+    A vocabulary tells by its pieces: only a cased one has upper-case letters outside bracketed special tokens.
+    Without one, `tokenizer_config.json` of the directory tells, then "uncased" or "cased" in the name.
+
+    Args:
+        path: a `vocab.txt`, a model directory, or the prefix of a checkpoint (the files beside it are looked at).
+
+    Raises:
+        ValueError: the vocabulary is not UTF-8 text.
+    """
+    path = os.fspath(path)
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    is_vocabulary = os.path.isfile(path) and path.endswith(".txt")
+    vocabulary = path if is_vocabulary else os.path.join(folder, "vocab.txt")
+    if os.path.isfile(vocabulary):
+        try:
+            with open(vocabulary, encoding="utf-8") as stream:
+                text = "".join(line for line in stream if not line.startswith("["))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"vocabulary {vocabulary} is not UTF-8 text: {error}") from error
+        if text.lower() != text:
+            return False
+        if text.upper() != text:
+            return True
+    settings = os.path.join(folder, "tokenizer_config.json")
+    if os.path.isfile(settings):
+        try:
+            with open(settings, encoding="utf-8") as stream:
+                value = json.load(stream).get("do_lower_case")
+        except (ValueError, AttributeError):
+            value = None
+        if isinstance(value, bool):
+            return value
+    for part in reversed(os.path.normpath(path).lower().split(os.sep)):
+        if "cased" in part:
+            return "uncased" in part
+    return None
