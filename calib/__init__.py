@@ -1,0 +1,38 @@
+"""Range estimation: statistics of tensors, methods that turn them into ranges, and a portable file of both.
+
+Knows nothing of models or recipes. `Observer` is the only part that uses TensorFlow.
+"""
+
+from calib import methods
+from calib.calibration import Calibration, SiteCalibration
+from calib.errors import (
+    CalibrationError,
+    CalibrationFileError,
+    EmptyStatisticsError,
+    MissingHistogramError,
+    NonFiniteError,
+)
+from calib.grid import Grid
+from calib.methods import Method
+from calib.observer import Observer
+from calib.statistics import Histogram, Statistics, merge
+from calib.weights import per_channel_range, weight_statistics
+
+__all__ = [
+    "Calibration",
+    "CalibrationError",
+    "CalibrationFileError",
+    "EmptyStatisticsError",
+    "Grid",
+    "Histogram",
+    "Method",
+    "MissingHistogramError",
+    "NonFiniteError",
+    "Observer",
+    "SiteCalibration",
+    "Statistics",
+    "merge",
+    "methods",
+    "per_channel_range",
+    "weight_statistics",
+]

@@ -1,0 +1,103 @@
+"""Range methods: each module has ``estimate(stats, grid, **options) -> (lower, upper)``.
+
+Ranges are float32 of shape () or (C,). Symmetric grids get (-amax, amax), unsigned ones (0, amax); asymmetric grids
+get a range that holds 0, so that 0 is representable. All-zero data give (0, 0).
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from calib.errors import CalibrationError
+from calib.grid import Grid
+from calib.methods import entropy, maximum, moving_average, mse, percentile
+from calib.statistics import Statistics
+
+Estimate = Callable[..., tuple[np.ndarray, np.ndarray]]
+
+_MODULES = {
+    "max": maximum,
+    "percentile": percentile,
+    "mse": mse,
+    "entropy": entropy,
+    "moving_average": moving_average,
+}
+NAMES = tuple(_MODULES)
+
+
+def get(name: str) -> Estimate:
+    """The estimator called ``name``; ValueError listing the valid names otherwise."""
+    if name not in _MODULES:
+        raise ValueError(f"unknown range method {name!r}; choose one of {', '.join(NAMES)}")
+    return _MODULES[name].estimate
+
+
+@dataclass(frozen=True)
+class Method:
+    """A range method with all its options; two with the same settings are equal.
+
+    Attributes:
+        name: one of `NAMES`.
+        options: keyword options of the method, defaults filled in.
+    """
+
+    name: str
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self):
+        defaults = _defaults(get(self.name))
+        for option in self.options:
+            if option not in defaults:
+                raise ValueError(
+                    f"range method {self.name!r} has no option {option!r}; "
+                    f"valid options: {', '.join(defaults) or 'none'}"
+                )
+        options = {**defaults, **self.options}
+        check = getattr(_MODULES[self.name], "check_options", None)
+        if check:
+            check(**options)
+        object.__setattr__(self, "options", options)
+
+    def __hash__(self):
+        return hash((self.name, tuple(sorted(self.options.items()))))
+
+    def __str__(self):
+        settings = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}({settings})" if settings else self.name
+
+    @classmethod
+    def parse(cls, name: str, **options) -> "Method":
+        """Makes a method from its name and options.
+
+        Raises:
+            ValueError: unknown name or option, or an option out of range; the message lists what is valid.
+        """
+        return cls(name, options)
+
+    @property
+    def needs_histogram(self) -> bool:
+        return _MODULES[self.name].NEEDS_HISTOGRAM
+
+    def estimate(self, stats: Statistics, grid: Grid, *, site: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """(lower, upper) for ``stats`` on ``grid``; errors start with ``site``."""
+        try:
+            return get(self.name)(stats, grid, **self.options)
+        except CalibrationError as error:
+            raise type(error)(f"{site}: {error}" if site else str(error)) from None
+
+    def to_dict(self) -> dict:
+        return {"name": self.name, **self.options}
+
+    @classmethod
+    def from_dict(cls, data: Mapping) -> "Method":
+        options = dict(data)
+        if "name" not in options:
+            raise ValueError(f"range method without a name: {dict(data)!r}")
+        return cls(options.pop("name"), options)
+
+
+def _defaults(estimate: Estimate) -> dict:
+    parameters = inspect.signature(estimate).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}

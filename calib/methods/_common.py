@@ -1,0 +1,68 @@
+"""What the range methods share: checks on their input and the shape of their answer."""
+
+import numpy as np
+
+from calib.errors import EmptyStatisticsError, MissingHistogramError
+from calib.grid import Grid
+from calib.statistics import Histogram, Statistics
+
+Range = tuple[np.ndarray, np.ndarray]
+
+
+def require_data(stats: Statistics) -> None:
+    if stats.empty:
+        raise EmptyStatisticsError("no value was seen, so no range can be estimated; calibrate with data that reach it")
+
+
+def require_histogram(stats: Statistics, grid: Grid, method: str) -> Histogram:
+    """The histogram a method searches: of magnitudes for symmetric grids, with signs for asymmetric ones."""
+    require_data(stats)
+    histogram = stats.histogram
+    if histogram is None:
+        raise MissingHistogramError(
+            f"method {method!r} needs a histogram and only the extremes were kept; use method 'max', or "
+            "per_channel_range on the values of a weight"
+        )
+    if not histogram.counts.any():
+        raise EmptyStatisticsError("the histogram is empty, so no range can be estimated; calibrate with more data")
+    if not grid.two_sided:
+        return histogram.rectified() if grid.unsigned else histogram.folded()
+    if histogram.signed:
+        return histogram
+    if stats.minimum < 0:
+        raise MissingHistogramError(
+            f"method {method!r} on an asymmetric grid needs a histogram that keeps the signs; observe with signed=True"
+        )
+    counts = np.concatenate([np.zeros_like(histogram.counts), histogram.counts])  # non-negative data: |x| is x
+    return Histogram(counts, histogram.bin_width, True)
+
+
+def true_amax(stats: Statistics, grid: Grid) -> np.ndarray:
+    """Largest magnitude the grid has to hold."""
+    if grid.unsigned:
+        return np.maximum(stats.maximum, 0)
+    return np.maximum(np.abs(stats.minimum), np.abs(stats.maximum))
+
+
+def symmetric(amax: float | np.ndarray, stats: Statistics, grid: Grid) -> Range:
+    """Range of ``amax``, never beyond the data."""
+    return grid.interval(np.minimum(np.asarray(amax, np.float32), true_amax(stats, grid)))
+
+
+def asymmetric(lower: float | np.ndarray, upper: float | np.ndarray, stats: Statistics) -> Range:
+    """Range [lower, upper], never beyond the data but always holding 0."""
+    low = np.minimum(np.maximum(np.asarray(lower, np.float32), stats.minimum), 0)
+    high = np.maximum(np.minimum(np.asarray(upper, np.float32), stats.maximum), 0)
+    return low.astype(np.float32), high.astype(np.float32)
+
+
+def used(counts: np.ndarray) -> tuple[int, int]:
+    """(first, one past the last) non-empty bin."""
+    filled = np.flatnonzero(counts)
+    return int(filled[0]), int(filled[-1]) + 1
+
+
+def check_search(method: str, start_bin: int, stride: int) -> None:
+    for option, value, least in (("start_bin", start_bin, 0), ("stride", stride, 1)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"range method {method!r}: {option} must be an integer of at least {least}, got {value!r}")

@@ -1,0 +1,102 @@
+"""Range whose clipped, quantized distribution is nearest to the original in relative entropy, as TensorRT does."""
+
+import numpy as np
+
+from calib.grid import Grid
+from calib.methods._common import Range, asymmetric, check_search, require_histogram, symmetric, used
+from calib.statistics import Statistics
+
+NEEDS_HISTOGRAM = True
+# Divergences closer than this are the same up to rounding, and the wider range is taken.
+_TIE = 1e-12
+
+
+def check_options(start_bin: int, stride: int) -> None:
+    check_search("entropy", start_bin, stride)
+
+
+def estimate(stats: Statistics, grid: Grid, *, start_bin: int = 128, stride: int = 1) -> Range:
+    """Tries bin edges as the end of the range and keeps the one with the least divergence, the last on ties.
+
+    For a candidate range, P is the histogram inside it with everything outside added to the end bins; Q merges the
+    inside in as many equal groups as the grid has levels and spreads each group's count over its non-empty bins. The
+    bin that holds exact zeros is replaced by its neighbour on a copy, as these need no resolution. On an asymmetric
+    grid the upper end is searched first, then the lower.
+
+    Args:
+        stats: with a histogram.
+        grid: the integer grid.
+        start_bin: first edge tried, in bins from zero; lowered to the bins in use if those are fewer.
+        stride: step between the edges tried.
+    """
+    check_options(start_bin, stride)
+    histogram = require_histogram(stats, grid, "entropy")
+    counts = histogram.counts.astype(np.float64)
+    zero = counts.size // 2 if grid.two_sided else 0
+    counts[zero] = counts[zero + 1]
+    if not counts.any():  # everything was in the bin of zero
+        counts[zero] = 1
+    first, last = used(counts)
+    if not grid.two_sided:
+        stops = _stops(last, start_bin, stride)
+        best = stops[_last_smallest(divergences(counts, np.zeros_like(stops), stops, grid.levels))]
+        return symmetric(best * histogram.bin_width, stats, grid)
+    lower, upper = min(first, zero), max(last, zero)
+    if upper > zero:
+        stops = zero + _stops(upper - zero, start_bin, stride)
+        upper = stops[_last_smallest(divergences(counts, np.full_like(stops, lower), stops, grid.levels))]
+    if lower < zero:
+        starts = zero - _stops(zero - lower, start_bin, stride)
+        lower = starts[_last_smallest(divergences(counts, starts, np.full_like(starts, upper), grid.levels))]
+    return asymmetric((lower - zero) * histogram.bin_width, (upper - zero) * histogram.bin_width, stats)
+
+
+def _stops(last: int, start_bin: int, stride: int) -> np.ndarray:
+    stops = np.arange(max(min(start_bin, last), 1), last + 1, stride)
+    # The whole range is always among the candidates: it loses nothing, so its divergence is finite.
+    return stops if stops[-1] == last else np.append(stops, last)
+
+
+def _last_smallest(scores: np.ndarray) -> int:
+    return int(np.flatnonzero(scores <= scores.min() + _TIE)[-1])
+
+
+def divergences(counts: np.ndarray, starts: np.ndarray, stops: np.ndarray, levels: int) -> np.ndarray:
+    """KL(P || Q) of every candidate range [start, stop) of bins, in nats; float64 [candidates].
+
+    All candidates at once from prefix sums, because within a group Q is constant on its non-empty bins: the sum over
+    bins of P log Q becomes one over groups of (count of P) log(count of Q / non-empty bins).
+
+    Args:
+        counts: float64 [bins].
+        starts, stops: int64 [candidates], start < stop.
+        levels: number of groups.
+    """
+    total = counts.sum()
+    sums = np.concatenate([[0], np.cumsum(counts)])
+    filled = np.concatenate([[0], np.cumsum(counts > 0)])
+    self_terms = np.concatenate([[0], np.cumsum(_x_log_x(counts))])
+    lengths = stops - starts
+    bounds = starts[:, np.newaxis] + -(-np.arange(levels + 1) * lengths[:, np.newaxis] // levels)
+    group_counts, group_filled = np.diff(sums[bounds]), np.diff(filled[bounds])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_q = np.where(group_counts > 0, np.log(group_counts / group_filled), 0)
+    below, above = sums[starts], total - sums[stops]
+    p_log_p = self_terms[stops] - self_terms[starts]
+    p_log_q = (group_counts * log_q).sum(1)
+    infinite = sums[stops] == sums[starts]
+    rows = np.arange(starts.size)
+    added = np.zeros_like(below)
+    for bins, outside in ((starts, below), (stops - 1, above)):
+        here = counts[bins] + np.where(bins == starts, added, 0)
+        p_log_p += _x_log_x(here + outside) - _x_log_x(here)
+        p_log_q += outside * log_q[rows, (bins - starts) * levels // lengths]
+        infinite |= (counts[bins] == 0) & (outside > 0)
+        added = outside
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result = (p_log_p - p_log_q) / total - np.log(total) + np.log(sums[stops] - sums[starts])
+    return np.where(infinite, np.inf, result)
+
+
+def _x_log_x(x: np.ndarray) -> np.ndarray:
+    return x * np.log(np.where(x > 0, x, 1))

@@ -1,0 +1,109 @@
+"""A calibration to look at: a table of all sites, and their histograms as pictures."""
+
+import io
+import os
+import re
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from calib.statistics import Histogram
+
+_COLUMNS = ("site", "method", "grid", "lower", "upper", "minimum", "maximum", "cut %", "values", "batches")
+
+
+def table(calibration) -> str:
+    """All sites, one a line; per-channel ranges show their outermost ends."""
+    grid = Table(title=f"{len(calibration)} sites, {calibration.samples} samples")
+    for column in _COLUMNS:
+        grid.add_column(column, justify="left" if column in ("site", "method", "grid") else "right", no_wrap=True)
+    for address, site in calibration.items():
+        stats = site.statistics
+        cut = clipped_share(stats.histogram, site)
+        channels = f" x{stats.minimum.size}" if stats.per_channel else ""
+        outermost = (site.lower.min(), site.upper.max(), stats.minimum.min(), stats.maximum.max())
+        grid.add_row(
+            address,
+            str(site.method),
+            f"{site.grid.qmin}..{site.grid.qmax}{channels}",
+            *(f"{value:.6g}" for value in outermost),
+            "-" if cut is None else f"{100 * cut:.4f}",
+            f"{stats.count:,}",
+            str(stats.batches),
+        )
+    stream = io.StringIO()
+    # Wide enough never to cut an address: the table also goes into log files.
+    Console(file=stream, width=400, color_system=None).print(grid)
+    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+
+
+def clipped_share(histogram: Histogram | None, site) -> float | None:
+    """Share of the values outside the range, by the bins' centres; None without a histogram."""
+    if histogram is None or not histogram.counts.any():
+        return None
+    centers, half = histogram.centers, histogram.bin_width / 2
+    low = site.lower if histogram.signed else -np.inf
+    high = site.upper if histogram.signed else np.maximum(-site.lower, site.upper)
+    outside = (centers - half >= high) | (centers + half <= low)
+    return float(histogram.counts[outside].sum() / histogram.counts.sum())
+
+
+def plot(address: str, site, path: str) -> None:
+    """PNG of one site: counts on a logarithmic axis (ranges of all channels when there is no histogram)."""
+    figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    histogram = site.statistics.histogram
+    if histogram is None:
+        _draw_channels(axes, site)
+    else:
+        _draw_histogram(axes, histogram, site)
+    axes.set_title(address, fontsize=9)
+    axes.legend(fontsize=8)
+    temporary = f"{path}.tmp"
+    with matplotlib.rc_context({"path.simplify": True}):
+        figure.savefig(temporary, format="png")
+    os.replace(temporary, path)
+
+
+def _draw_histogram(axes, histogram: Histogram, site) -> None:
+    axes.stairs(histogram.counts, histogram.edges, fill=True, alpha=0.6)
+    axes.set_yscale("log", nonpositive="clip")
+    axes.set_ylim(bottom=0.5)
+    ends = (site.lower, site.upper) if histogram.signed else (np.maximum(-site.lower, site.upper),)
+    for position, end in enumerate(ends):
+        axes.axvline(float(end), color="tab:red", label=None if position else f"{site.method}: "
+                     f"[{float(site.lower):.5g}, {float(site.upper):.5g}]")
+    stats = site.statistics
+    extremes = (stats.minimum, stats.maximum)
+    if not histogram.signed:
+        extremes = (np.maximum(np.abs(stats.minimum), np.abs(stats.maximum)),)
+    for position, extreme in enumerate(extremes):
+        axes.axvline(float(extreme), color="black", linestyle=":", label=None if position else "extremes")
+    axes.set_xlabel("value" if histogram.signed else "magnitude")
+    axes.set_ylabel("count")
+
+
+def _draw_channels(axes, site) -> None:
+    stats = site.statistics
+    channels = np.arange(stats.minimum.size)
+    axes.fill_between(channels, stats.minimum.ravel(), stats.maximum.ravel(), alpha=0.4, step="mid", label="extremes")
+    for end in (site.lower, site.upper):
+        axes.plot(channels, end.ravel(), color="tab:red", linewidth=0.7, label=str(site.method))
+    axes.set_xlabel("channel")
+    axes.set_ylabel("value")
+
+
+def plot_all(calibration, directory: str) -> list[str]:
+    """One PNG a site, numbered in order so that the names are unique; returns the paths."""
+    os.makedirs(directory, exist_ok=True)
+    paths = []
+    digits = len(str(len(calibration)))
+    for index, (address, site) in enumerate(tqdm(calibration.items(), desc="plots", unit="site")):
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", address)[:120]
+        paths.append(os.path.join(directory, f"{index:0{digits}d}_{name}.png"))
+        plot(address, site, paths[-1])
+    return paths

@@ -1,0 +1,105 @@
+"""In-graph view of a tensor as cells: groups of elements that are valid or padding together.
+
+The extremes of a cell are exact and cheap (one reduction, before any masking), a cell's elements are found by index
+arithmetic, so neither the mask nor the tensor is ever copied or expanded. Knowing the extremes of all cells also tells
+which few cells hold the largest values of the tensor: those are counted in full, the rest is sampled.
+"""
+
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+# Long rows are cut to pieces of at most this length: short cells make the tail few elements to gather, while reductions
+# over much shorter rows get slow.
+CELL = 64
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A tensor seen as ``cells`` groups of ``width`` elements that lie ``inner`` apart.
+
+    Attributes:
+        flat: the tensor, flattened, in its own dtype.
+        valid: bool [cells], or None when everything is valid.
+        largest, smallest: float32 [cells], extremes of every cell, padding included.
+        cells, width, inner: int64 scalars.
+    """
+
+    flat: tf.Tensor
+    valid: tf.Tensor | None
+    largest: tf.Tensor
+    smallest: tf.Tensor
+    cells: tf.Tensor
+    width: tf.Tensor
+    inner: tf.Tensor
+
+    def values(self, cell: tf.Tensor, inside: tf.Tensor) -> tf.Tensor:
+        """float32 values of the elements ``inside`` (0..width) of ``cell``; int64 arguments broadcast."""
+        position = (cell // self.inner * self.width + inside) * self.inner + cell % self.inner
+        return tf.cast(tf.gather(self.flat, position), tf.float32)
+
+
+def split(x: tf.Tensor, valid: tf.Tensor | None, name: str) -> Cells:
+    """Splits ``x`` into cells that lie within one axis along which the mask has static size 1.
+
+    Args:
+        x: any floating tensor.
+        valid: bool, broadcastable to ``x``, true where an element counts; None: everywhere.
+        name: the site, for messages.
+    """
+    x, valid = _with_known_rank(x, valid, name)
+    x, valid = _with_short_rows(x, valid)
+    shape = tf.shape(x, out_type=tf.int64)
+    axis = _axis_inside(x, valid)
+    if axis is None:
+        largest = smallest = tf.cast(x, tf.float32)
+        width = inner = tf.ones([], tf.int64)
+    else:
+        largest = tf.cast(tf.reduce_max(x, axis, keepdims=True), tf.float32)
+        smallest = tf.cast(tf.reduce_min(x, axis, keepdims=True), tf.float32)
+        width, inner = shape[axis], tf.reduce_prod(shape[axis + 1 :])
+    if valid is not None:
+        valid = tf.reshape(tf.broadcast_to(valid, tf.shape(largest)), [-1])
+    return Cells(
+        flat=tf.reshape(x, [-1]),
+        valid=valid,
+        largest=tf.reshape(largest, [-1]),
+        smallest=tf.reshape(smallest, [-1]),
+        cells=tf.size(largest, out_type=tf.int64),
+        width=width,
+        inner=inner,
+    )
+
+
+def _axis_inside(x: tf.Tensor, valid: tf.Tensor | None) -> int | None:
+    """The axis a cell runs along: the last if the mask allows, else the first the mask does not vary along."""
+    if valid is None or valid.shape[-1] == 1:
+        return x.shape.rank - 1
+    return next((axis for axis, size in enumerate(valid.shape) if size == 1), None)
+
+
+def _with_known_rank(x: tf.Tensor, valid: tf.Tensor | None, name: str) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Both with one rank, at least 1."""
+    rank = x.shape.rank
+    if valid is None:
+        return (x, None) if rank else (tf.reshape(x, [-1]), None)
+    if rank is None or valid.shape.rank is None:
+        raise ValueError(f"{name}: a mask needs a tensor and a mask of known rank, got {x.shape} and {valid.shape}")
+    sizes = zip(reversed(x.shape), reversed(valid.shape), strict=False)
+    if valid.shape.rank > rank or any(m not in (1, None) and s is not None and m != s for s, m in sizes):
+        raise ValueError(f"{name}: mask {valid.shape} does not broadcast to the tensor {x.shape}")
+    valid = valid[(tf.newaxis,) * (max(rank, 1) - valid.shape.rank) + (...,)]
+    return (x if rank else tf.reshape(x, [1])), valid
+
+
+def _with_short_rows(x: tf.Tensor, valid: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Cuts a long last axis into pieces; a view, no copy."""
+    last = x.shape[-1]
+    if last is None or last <= CELL or (valid is not None and valid.shape[-1] != 1):
+        return x, valid
+    piece = max(size for size in range(1, CELL + 1) if last % size == 0)
+    if piece < CELL // 8:
+        return x, valid
+    static = x.shape[:-1].concatenate([last // piece, piece])
+    x = tf.reshape(x, tf.concat([tf.shape(x)[:-1], [last // piece, piece]], 0))
+    return tf.ensure_shape(x, static), None if valid is None else valid[..., tf.newaxis]

@@ -1,0 +1,124 @@
+"""The calibration file: a .npz archive with a JSON header and the arrays of every site; never a pickle."""
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from calib.errors import CalibrationFileError
+from calib.statistics import Histogram, Statistics
+
+KIND = "tfquant calibration"
+VERSION = 1
+_OPTIONAL = ("ema_minimum", "ema_maximum")
+_PARSER_ERRORS = (
+    ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zlib.error, zipfile.BadZipFile,
+    NotImplementedError,
+)
+
+
+def pack(sites: Mapping[str, object], samples: int) -> bytes:
+    """Bytes of a calibration file."""
+    entries, arrays = [], {}
+    for index, (address, site) in enumerate(sites.items()):
+        stats = site.statistics
+        entry = {
+            "address": address,
+            "method": site.method.to_dict(),
+            "grid": site.grid.to_dict(),
+            "count": stats.count,
+            "batches": stats.batches,
+            "constant": stats.constant,
+        }
+        named = {"lower": site.lower, "upper": site.upper, "minimum": stats.minimum, "maximum": stats.maximum}
+        named |= {name: getattr(stats, name) for name in _OPTIONAL if getattr(stats, name) is not None}
+        if stats.histogram is not None:
+            entry["histogram"] = {"bin_width": stats.histogram.bin_width, "signed": stats.histogram.signed}
+            named["counts"] = stats.histogram.counts
+        entries.append(entry)
+        arrays |= {f"{index}/{name}": array for name, array in named.items()}
+    header = {"kind": KIND, "version": VERSION, "samples": samples, "sites": entries}
+    stream = io.BytesIO()
+    np.savez_compressed(stream, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+    return stream.getvalue()
+
+
+def unpack(data: bytes, source: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """(header, arrays) of a calibration file."""
+    with damage(source):
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        header = json.loads(arrays.pop("header").tobytes().decode())
+        kind, version = header["kind"], header["version"]
+    if kind != KIND:
+        raise CalibrationFileError(f"{source}: not a calibration file")
+    if version != VERSION:
+        raise CalibrationFileError(
+            f"{source}: calibration file of version {version}, this program reads version {VERSION}; calibrate again"
+        )
+    return header, arrays
+
+
+def read_statistics(entry: Mapping, arrays: Mapping[str, np.ndarray], index: int) -> Statistics:
+    """Statistics of site number ``index``."""
+    histogram = None
+    if "histogram" in entry:
+        histogram = Histogram(arrays[f"{index}/counts"], **entry["histogram"])
+    return Statistics(
+        minimum=arrays[f"{index}/minimum"],
+        maximum=arrays[f"{index}/maximum"],
+        count=entry["count"],
+        batches=entry["batches"],
+        histogram=histogram,
+        constant=entry["constant"],
+        **{name: arrays.get(f"{index}/{name}") for name in _OPTIONAL},
+    )
+
+
+@contextlib.contextmanager
+def damage(source: str) -> Iterator[None]:
+    """Turns whatever a damaged file makes the parsers raise into one clear error."""
+    try:
+        yield
+    except CalibrationFileError:
+        raise
+    except _PARSER_ERRORS as error:
+        raise CalibrationFileError(
+            f"{source}: damaged or not a calibration file ({type(error).__name__}: {error}); calibrate again"
+        ) from error
+
+
+def read(path: str) -> bytes:
+    """Content of ``path``; FileNotFoundError with a plain message if there is none."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such calibration file; check the path or calibrate first")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def write(path: str, data: bytes) -> None:
+    """Writes ``data`` so that ``path`` holds either its old content or all of the new, also after a crash."""
+    directory = os.path.dirname(os.path.abspath(path))
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".tmp", dir=directory)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise CalibrationFileError(
+            f"{path}: cannot be written ({error.strerror or error}); check that the folder exists, may be written and "
+            "has room"
+        ) from error
