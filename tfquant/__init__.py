@@ -1,0 +1,19 @@
+"""Graph-level quantization of TensorFlow and Keras 3 models.
+
+    quantized = tfquant.quantize(model, "int8_residual_float", calibration=batches)
+
+See the README for a tour, `docs/` for the longer texts.
+"""
+
+from tfquant.api import plan, quantize
+from tfquant.calibration import calibrate
+from tfquant.engine import UncalibratedError
+from tfquant.model import QuantizedFunction, QuantizedModel
+from tfquant.recipes import recipe
+from tfquant.spec import Fuse, QuantSpec, Recipe, Rule, Site
+from tfquant.store import load, save
+
+__all__ = [
+    "Fuse", "QuantSpec", "QuantizedFunction", "QuantizedModel", "Recipe", "Rule", "Site", "UncalibratedError",
+    "calibrate", "load", "plan", "quantize", "recipe", "save",
+]  # fmt: skip

@@ -1,0 +1,94 @@
+"""The two calls most users need: `plan` shows what would happen, `quantize` does it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tfquant.calibration import calibrate
+from tfquant.engine import Engine
+from tfquant.graph.plan import Plan, make_plan
+from tfquant.graph.trace import is_keras_model, source_of, trace
+from tfquant.model import QuantizedFunction, QuantizedModel, wrap
+from tfquant.recipes import recipe as named_recipe
+from tfquant.spec import Recipe
+
+DEFAULT_RECIPE = "int8_residual_float"
+
+
+def plan(model: Any, recipe: Recipe | str = DEFAULT_RECIPE, *, inputs: Any = None, signature: Any = None) -> Plan:
+    """Dry run: every place that would be quantized, with the rule that decided, and every contraction that would not, with why.
+
+    Args:
+      model: a Keras 3 or tf-keras model or layer, a loaded SavedModel, a `tf.function` or any callable on tensors.
+      recipe: a `Recipe` or the name of one.
+      inputs: one batch, for models and functions that do not say what they take (a tuple of arguments for a function).
+      signature: nested structure of `tf.TensorSpec`, instead of `inputs`.
+
+    Returns:
+      The plan; `print` it.
+
+    Raises:
+      TraceError: the model could not be traced or its inputs are not known.
+      RecipeError: a rule matches nothing, or rules contradict each other.
+    """
+    return make_plan(trace(source_of(model, inputs, signature)), _recipe(recipe))[0]
+
+
+def quantize(
+    model: Any,
+    recipe: Recipe | str = DEFAULT_RECIPE,
+    calibration: Iterable[Any] | None = None,
+    *,
+    inputs: Any = None,
+    signature: Any = None,
+    **options: Any,
+) -> QuantizedModel | QuantizedFunction:
+    """Inserts quantizers into the graph of a model, whose source stays as it is.
+
+    Args:
+      model, recipe, inputs, signature: as for `plan`.
+      calibration: batches of inputs to set the ranges from, see `tfquant.calibrate`. Without it the result refuses to run
+        quantized until it is calibrated.
+      **options: passed on to `tfquant.calibrate`.
+
+    Returns:
+      For a model a `keras.Model` with the same inputs, outputs and (shared) variables; for a function a callable like it.
+
+    Raises:
+      TraceError, RecipeError: as for `plan`.
+      ValueError: the batches do not fit, hold NaN, or there are none.
+    """
+    if calibration is None and options:
+        raise ValueError(f"{sorted(options)[0]}= belongs to calibration: pass calibration=batches as well")
+    batches = None
+    if calibration is not None:
+        batches = calibration
+        if inputs is None and signature is None:
+            inputs, batches = _peek(model, calibration)
+    quantized = wrap(model, Engine(source_of(model, inputs, signature), _recipe(recipe)))
+    if batches is not None:
+        calibrate(quantized, batches, **options)
+    return quantized
+
+
+def _recipe(recipe: Recipe | str) -> Recipe:
+    if isinstance(recipe, str):
+        return named_recipe(recipe)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a tfquant.Recipe or the name of one, got {type(recipe).__name__}")
+    return recipe
+
+
+def _peek(model: Any, batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first batch's inputs, and all batches, the first included."""
+    if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+        return None, batches  # `calibrate` says what is wrong with it
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        return None, []
+    rest = batches if hasattr(batches, "__len__") else itertools.chain([first], iterator)
+    is_pair = is_keras_model(model) and isinstance(first, tuple) and len(first) in (2, 3)
+    return (first[0] if is_pair else first), rest

@@ -1,0 +1,259 @@
+"""Engine: a traced model, its plan and the ranges of its sites, emitted as float, observed or quantized functions.
+
+The user's code runs once for inference and, when training is first asked for, once more; every mode is a replay of those traces.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import calib
+from tfquant.graph import plan as planning
+from tfquant.graph.replay import Edits
+from tfquant.graph.roles import Edge, find_roles
+from tfquant.graph.trace import Source, Trace, trace
+from tfquant.quantizer import Quantizer, UncalibratedError
+from tfquant.spec import Recipe, Site
+
+MODES = ("float", "quantized")
+SiteEdit = Callable[[Site, tf.Tensor], tf.Tensor]
+
+
+class Engine:
+    """See the module.
+
+    Attributes:
+      source: how to call the user's model.
+      inference: its trace; `training` is a second one, made when first used.
+      plan: the sites.
+      quantizers: address of a site -> its state.
+      calibration: what the ranges came from, None if they were loaded or not set.
+    """
+
+    def __init__(self, source: Source, recipe: Recipe):
+        self.source = source
+        self.inference = trace(source)
+        self.plan, roles = planning.make_plan(self.inference, recipe)
+        self.quantizers = {site.address: Quantizer(site) for site in self.plan.sites}
+        self.calibration: calib.Calibration | None = None
+        self._edges = {False: {e.address: e for e in roles.edges}}
+        self._mode = "quantized"
+        self._functions: dict[tuple[str, bool], Any] = {}
+
+    @functools.cached_property
+    def training(self) -> Trace:
+        return trace(self.source, training=True) if self.source.modes else self.inference
+
+    @property
+    def mode(self) -> str:
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+        self._mode = mode
+
+    def check_ready(self) -> None:
+        """Raises UncalibratedError if the current mode quantizes and a site has no range."""
+        if self._mode != "quantized" or all(q.calibrated for q in self.quantizers.values()):
+            return
+        missing = [a for a, q in self.quantizers.items() if not q.calibrated]
+        raise UncalibratedError(
+            f"site {missing[0]} has no range ({len(missing)} of {len(self.quantizers)} sites have none): run "
+            "tfquant.calibrate(model, batches), load ranges with tfquant.load, or model.set_mode('float')"
+        )
+
+    def __call__(self, inputs: Any, training: bool = False) -> Any:
+        """Runs the current mode on one structure of inputs; usable inside and outside of `tf.function`."""
+        # Ranges are read when the graph is built outside any function; inside one they were checked by who calls.
+        if tf.executing_eagerly():
+            self.check_ready()
+        flat = self.flatten_inputs(inputs)
+        outputs = self.function(self._mode, training)(*flat)
+        return self.pack_outputs(outputs, training)
+
+    def function(self, mode: str, training: bool = False):
+        """The concrete function of a mode: flat inputs -> flat outputs."""
+        key = (mode, bool(training) and self.source.modes)
+        if key not in self._functions:
+            graph = self.training if key[1] else self.inference
+
+            def emit(*flat):
+                edits = self.edits(self._quantize_site, key[1]) if mode == "quantized" else Edits()
+                return graph.emit(list(flat), edits)
+
+            function = tf.function(emit, autograph=False, jit_compile=False, input_signature=graph.input_specs)
+            with tf.init_scope():
+                self._functions[key] = function.get_concrete_function()
+        return self._functions[key]
+
+    def _quantize_site(self, site: Site, tensor: tf.Tensor) -> tf.Tensor:
+        return self.quantizers[site.address](tensor) if site.enabled else tensor
+
+    def edits(self, edit: SiteEdit, training: bool = False) -> Edits:
+        """Edits that pass the tensor of every site through `edit`, once for each tensor however many consumers share it."""
+        done: dict[tuple[str, int], tf.Tensor] = {}
+        kept: list[tf.Tensor] = []  # ids must not be used again while the graph is built
+
+        def apply(site: Site, tensor: tf.Tensor) -> tf.Tensor:
+            key = (site.address, id(tensor))
+            if key not in done:
+                done[key] = result = edit(site, tensor)
+                done[(site.address, id(result))] = result
+                kept.extend((tensor, result))
+            return done[key]
+
+        edges: dict[tuple[str, int], list[Site]] = {}
+        tensors: dict[str, list[Site]] = {}
+        for site, edge in self.placements(training):
+            if edge.consumer is None:
+                tensors.setdefault(edge.tensor.name, []).append(site)
+            else:
+                edges.setdefault(edge.consumer, []).append(site)
+        return Edits(
+            {key: functools.partial(_apply_all, sites, apply) for key, sites in edges.items()},
+            {key: functools.partial(_apply_all, sites, apply) for key, sites in tensors.items()},
+        )
+
+    def placements(self, training: bool = False) -> list[tuple[Site, Edge]]:
+        """(site, edge) for every edge a site quantizes, in the inference or training trace."""
+        if training not in self._edges:
+            self._edges[training] = {e.address: e for e in find_roles(self.training).edges}
+        edges = self._edges[training]
+        pairs = []
+        for site in self.plan.sites:
+            for member in site.members:
+                if member not in edges:
+                    raise planning.RecipeError(
+                        f"{member} exists in the inference trace but not in the training trace: the model computes something else "
+                        "there when it trains; exclude it with a rule whose spec is null"
+                    )
+                pairs.append((site, edges[member]))
+        return pairs
+
+    def parameter_values(self) -> dict[str, np.ndarray]:
+        """Current values of what the parameter sites quantize, as they reach the site.
+
+        Raises:
+          calib.NonFiniteError: a weight is NaN or infinite; the message names the site.
+        """
+        targets: dict[str, tf.Tensor] = {}
+        values: dict[str, np.ndarray] = {}
+        for site, edge in self.placements():
+            if edge.table is not None:
+                values[site.address] = self.inference.variables[edge.table].numpy()
+            elif edge.parameter:
+                targets.setdefault(site.address, edge.tensor)
+        if targets:
+            emit = tf.function(lambda: self.inference.emit([], targets=list(targets.values())), autograph=False)
+            values.update(zip(targets, [t.numpy() for t in emit()], strict=True))
+        for address, value in values.items():
+            if not np.isfinite(value).all():
+                raise calib.NonFiniteError(
+                    f"site {address}: the weight holds {int((~np.isfinite(value)).sum())} NaN or infinite values; "
+                    "check the checkpoint"
+                )
+        return values
+
+    def flatten_inputs(self, inputs: Any) -> list[tf.Tensor]:
+        """Flat tensors in the types of the signature.
+
+        Raises:
+          ValueError: `inputs` do not fit the signature; the message names the input.
+        """
+        structure = self.inference.input_structure
+        if isinstance(structure, Mapping) and isinstance(inputs, Mapping):
+            missing = sorted(set(structure) - set(inputs))
+            if missing:
+                raise ValueError(f"input {missing[0]!r} is missing; the model takes {', '.join(sorted(structure))}")
+            inputs = {name: inputs[name] for name in structure}
+        try:
+            tf.nest.assert_same_structure(structure, inputs)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"inputs are {_kind(inputs)}, the model takes {_kind(structure)}"
+            ) from error
+        flat = tf.nest.flatten(inputs)
+        names, specs = self.inference.input_names, self.inference.input_specs
+        return [_fitted(value, spec, name) for value, spec, name in zip(flat, specs, names, strict=True)]
+
+    def pack_outputs(self, flat, training: bool) -> Any:
+        graph = self.training if training and self.source.modes else self.inference
+        flat = list(flat) if isinstance(flat, (list, tuple)) else [flat]
+        leaves = iter(flat)
+        return tf.nest.map_structure(
+            lambda leaf: next(leaves) if isinstance(leaf, tf.TensorSpec) else leaf, graph.output_structure
+        )
+
+    def apply(self, calibration: calib.Calibration) -> None:
+        """Takes over the ranges of a calibration, all or none.
+
+        Raises:
+          ValueError: it lacks a site, or a range does not fit.
+        """
+        missing = [a for a in self.quantizers if a not in calibration]
+        if missing:
+            raise ValueError(
+                f"the calibration has no range for site {missing[0]} ({len(missing)} of {len(self.quantizers)} are missing): "
+                "it was made with another model or recipe; calibrate again"
+            )
+        ranges = {a: (calibration[a].lower, calibration[a].upper) for a in self.quantizers}
+        ranges = _fused(self.plan.sites, ranges)
+        before = {a: (q.lower.numpy(), q.upper.numpy()) for a, q in self.quantizers.items()}
+        try:
+            for address, quantizer in self.quantizers.items():
+                quantizer.set_range(*ranges[address])
+        except ValueError:
+            for address, quantizer in self.quantizers.items():
+                quantizer.lower.assign(before[address][0])
+                quantizer.upper.assign(before[address][1])
+            raise
+        self.calibration = calibration
+
+
+def _apply_all(sites: list[Site], apply: SiteEdit, tensor: tf.Tensor) -> tf.Tensor:
+    for site in sites:
+        tensor = apply(site, tensor)
+    return tensor
+
+
+def _fused(sites, ranges: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Gives the sites of one group the smallest lower and largest upper end among them."""
+    groups: dict[str, list[str]] = {}
+    for site in sites:
+        if site.group:
+            groups.setdefault(site.group, []).append(site.address)
+    ranges = dict(ranges)
+    for members in groups.values():
+        lower = np.min([ranges[a][0] for a in members], axis=0)
+        upper = np.max([ranges[a][1] for a in members], axis=0)
+        ranges.update({a: (lower, upper) for a in members})
+    return ranges
+
+
+def _fitted(value: Any, spec: tf.TensorSpec, name: str) -> tf.Tensor:
+    if not tf.is_tensor(value):
+        value = np.asarray(value)
+    dtype = tf.as_dtype(value.dtype)
+    if not spec.shape.is_compatible_with(value.shape):
+        raise ValueError(f"input {name!r} has shape {list(value.shape)}, the model takes {list(spec.shape)}")
+    if dtype != spec.dtype:
+        kinds = [{"f": d.is_floating, "i": d.is_integer or d.is_bool}["f"] for d in (dtype, spec.dtype)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"input {name!r} is {dtype.name}, the model takes {spec.dtype.name}")
+        return tf.cast(value, spec.dtype)
+    return tf.convert_to_tensor(value)
+
+
+def _kind(structure: Any) -> str:
+    if isinstance(structure, Mapping):
+        return f"a mapping of {', '.join(map(str, sorted(structure)))}"
+    if isinstance(structure, (tuple, list)):
+        return f"a {type(structure).__name__} of {len(structure)}"
+    return "one tensor"

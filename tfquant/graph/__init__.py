@@ -1,0 +1,1 @@
+"""Traced graphs: capture them, find out what each edge is, decide what to quantize, and emit them again with edges changed."""

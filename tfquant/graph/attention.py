@@ -1,0 +1,114 @@
+"""Attention by structure: product -> (scale, mask) -> Softmax -> (dropout) -> product, however the model is written."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+from tfquant.graph.contractions import MATMUL_OPS, Contraction, equation
+from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, common_parent
+
+# Between a projection and the product: head splitting, rotary embeddings, fused QKV kernels.
+_REARRANGING_OPS = frozenset("Split SplitV StridedSlice Slice Concat ConcatV2 Pack Unpack GatherV2 Tile BroadcastTo".split())
+_LOCAL_OPS = ELEMENTWISE_OPS | VIEW_OPS
+_FROM_PROJECTION_OPS = _LOCAL_OPS | _REARRANGING_OPS
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Attention:
+    """One attention block.
+
+    Attributes:
+      path: layer path: what the projections' paths have in common.
+      scores: the product of query and key; `query_index` says which operand is the query.
+      softmax: the normalised scores.
+      context: the product of probabilities and value; `probabilities_index` says which operand is the former.
+      projections: `q`, `k`, `v` -> path of the linear that makes it, where there is one.
+    """
+
+    path: str
+    scores: Contraction
+    query_index: int
+    softmax: tf.Tensor
+    context: Contraction
+    probabilities_index: int
+    projections: dict[str, str]
+
+
+def find_attention(flow: Dataflow, contractions: list[Contraction]) -> list[Attention]:
+    by_name = {c.op.name: c for c in contractions}
+    found: list[Attention] = []
+    used: dict[str, int] = {}
+    for scores in contractions:
+        if scores.kind != "matmul":
+            continue
+        softmax = _softmax_after(flow, scores.op.outputs[0])
+        match = softmax is not None and _context_after(flow, softmax, by_name)
+        if not match:
+            continue
+        context, probabilities_index = match
+        query_index = _query_index(scores.op)
+        sources = {
+            "q": scores.op.inputs[query_index],
+            "k": scores.op.inputs[1 - query_index],
+            "v": context.op.inputs[1 - probabilities_index],
+        }
+        projections = {port: p for port, t in sources.items() if (p := _projection(flow, t, by_name)) is not None}
+        path = common_parent(p.partition("#")[0] for p in projections.values()) or scores.op.name
+        count = used[path] = used.get(path, 0) + 1
+        if count > 1:
+            path = f"{path}#{count}"
+        found.append(Attention(path, scores, query_index, softmax, context, probabilities_index, projections))
+    return found
+
+
+def _softmax_after(flow: Dataflow, scores: tf.Tensor) -> tf.Tensor | None:
+    for op in flow.walk_forward([scores], lambda o: o.type in _LOCAL_OPS):
+        if op.type == "Softmax":
+            return op.outputs[0]
+        if op.type in ("RealDiv", "Div") and _is_written_out_softmax(flow, op):
+            return op.outputs[0]
+    return None
+
+
+def _is_written_out_softmax(flow: Dataflow, division: tf.Operation) -> bool:
+    """exp(x) / sum(exp(x))"""
+    numerator, denominator = (flow.root(t) for t in division.inputs)
+    return (
+        numerator.op.type == "Exp"
+        and denominator.op.type == "Sum"
+        and flow.root(denominator.op.inputs[0]).name == numerator.name
+    )
+
+
+def _context_after(flow: Dataflow, softmax: tf.Tensor, by_name: dict[str, Contraction]) -> tuple[Contraction, int] | None:
+    """The product that takes the probabilities, and as which operand."""
+    reached = {softmax.name}
+    for op in flow.walk_forward([softmax], lambda o: o.type in _LOCAL_OPS):
+        contraction = by_name.get(op.name)
+        if contraction is None:
+            if op.type in _LOCAL_OPS:
+                reached.update(t.name for t in op.outputs)
+        elif contraction.kind == "matmul":
+            for index, tensor in enumerate(op.inputs):
+                if tensor.name in reached:
+                    return contraction, index
+    return None
+
+
+def _query_index(scores: tf.Operation) -> int:
+    """Softmax runs over the last axis, the keys: the key operand is the one that brings this axis into the product."""
+    if scores.type in MATMUL_OPS:
+        return 0
+    terms, result = equation(scores)
+    return 1 if result[-1] in terms[0] else 0
+
+
+def _projection(flow: Dataflow, tensor: tf.Tensor, by_name: dict[str, Contraction]) -> str | None:
+    """Path of the last linear before `tensor`."""
+    for op in flow.walk_back(tensor, lambda o: o.type in _FROM_PROJECTION_OPS):
+        contraction = by_name.get(op.name)
+        if contraction is not None and contraction.kind == "linear":
+            return contraction.path
+    return None

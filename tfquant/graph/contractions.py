@@ -1,0 +1,140 @@
+"""Contractions: every matrix product and convolution of a graph, what its operands are, and where its output channels lie."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+from tfquant.graph.dataflow import Dataflow, parent
+
+MATMUL_OPS = frozenset("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3".split())
+CONVOLUTION_OPS = frozenset("Conv2D Conv3D DepthwiseConv2dNative".split())
+CONTRACTION_OPS = MATMUL_OPS | CONVOLUTION_OPS | {"Einsum"}
+LOOP_OPS = frozenset("While StatelessWhile If StatelessIf Case StatelessCase".split())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contraction:
+    """One product.
+
+    Attributes:
+      op: the operation.
+      kind: `linear` (an activation with a parameter) or `matmul` (two activations).
+      path: layer path. Of a linear: that of its variable; of a matmul it is filled in by the attention finder.
+      weight_index: which input is the parameter (linear only).
+      handle: handle placeholder of the variable behind the parameter, None for a constant.
+      channel_axes: axes of the parameter that are output channels.
+    """
+
+    op: tf.Operation
+    kind: str
+    path: str
+    weight_index: int | None = None
+    handle: str | None = None
+    channel_axes: tuple[int, ...] = ()
+
+    @property
+    def input_index(self) -> int:
+        return 1 - self.weight_index
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A contraction that carries no site, and why."""
+
+    op: str
+    path: str
+    reason: str
+
+
+def find_contractions(flow: Dataflow) -> tuple[list[Contraction], list[Skipped]]:
+    """All contractions in graph order, and those that can never be quantized with the reason."""
+    found: list[Contraction] = []
+    skipped: list[Skipped] = []
+    uses: dict[str, int] = {}
+    for op in flow.operations:
+        if op.type in LOOP_OPS:
+            skipped += _inside_loop(op)
+        elif op.type in CONTRACTION_OPS:
+            result = _classify(flow, op)
+            if isinstance(result, Skipped):
+                skipped.append(result)
+                continue
+            if result.kind == "linear":
+                # A layer called more than once has inputs of its own in each call: #2, #3 in the order data flows.
+                count = uses[result.path] = uses.get(result.path, 0) + 1
+                if count > 1:
+                    result = dataclasses.replace(result, path=f"{result.path}#{count}")
+            found.append(result)
+    return found, skipped
+
+
+def _classify(flow: Dataflow, op: tf.Operation) -> Contraction | Skipped:
+    if len(op.inputs) != 2:
+        return Skipped(op.name, op.name, f"{op.type} with {len(op.inputs)} operands, only products of two are quantized")
+    if not op.outputs[0].dtype.is_floating:
+        return Skipped(op.name, op.name, f"computes in {op.outputs[0].dtype.name}, not in floating point")
+    parameters = [i for i in (0, 1) if flow.is_parameter(op.inputs[i])]
+    if len(parameters) == 2:
+        return Skipped(op.name, op.name, "both operands are constant")
+    if not parameters:
+        return Contraction(op, "matmul", op.name)
+    index = parameters[0]
+    handle = flow.variable_behind(op.inputs[index])
+    path = _layer_path(flow.trace.paths[handle]) if handle else op.name
+    return Contraction(op, "linear", path, index, handle, output_channels(op, index))
+
+
+def _layer_path(variable_path: str) -> str:
+    """`a/query/kernel` -> `a/query`. Other variables keep their own name, since a layer may hold several of them."""
+    return parent(variable_path) if variable_path.rpartition("/")[2] == "kernel" else variable_path
+
+
+def _inside_loop(op: tf.Operation) -> list[Skipped]:
+    """Contractions in the bodies of a loop or branch, which are copied whole."""
+    found = []
+    functions = [v.func.name for v in op.node_def.attr.values() if v.HasField("func")]
+    functions += [f.name for v in op.node_def.attr.values() for f in v.list.func]
+    for name in functions:
+        for inner in op.graph._get_function(name).graph.get_operations():
+            if inner.type in CONTRACTION_OPS:
+                where = f"{op.name}/{inner.name}"
+                found.append(Skipped(where, where, f"inside a {op.type} (loop and branch bodies are not entered)"))
+            elif inner.type in LOOP_OPS:
+                found += _inside_loop(inner)
+    return found
+
+
+def output_channels(op: tf.Operation, weight_index: int) -> tuple[int, ...]:
+    """Axes of the parameter that survive into the output: each index along them is one output channel."""
+    if op.type in MATMUL_OPS:
+        rank = op.inputs[weight_index].shape.rank
+        names = ("transpose_a", "transpose_b") if op.type == "MatMul" else ("adj_x", "adj_y")
+        transposed = op.get_attr(names[weight_index])
+        # Left operand [.., M, K], right operand [.., K, N]; transposed ones have the last two axes exchanged.
+        last_is_channel = (weight_index == 1) != transposed
+        return (rank - 1 if last_is_channel else rank - 2,)
+    if op.type == "DepthwiseConv2dNative":
+        return (2, 3)
+    if op.type in CONVOLUTION_OPS:
+        return (op.inputs[weight_index].shape.rank - 1,)
+    terms, result = equation(op)
+    return tuple(axis for axis, label in enumerate(terms[weight_index]) if label in result)
+
+
+def equation(op: tf.Operation) -> tuple[list[str], str]:
+    """Labels of the operands and of the result of an Einsum, an ellipsis written as axes without a label of the other operand."""
+    text = op.get_attr("equation").decode().replace(" ", "")
+    left, _, result = text.partition("->")
+    terms = []
+    for term, tensor in zip(left.split(","), op.inputs, strict=True):
+        if "..." in term:
+            # Each axis under the ellipsis becomes its own upper-case-free label, counted from the right as broadcasting does.
+            n = tensor.shape.rank - len(term.replace("...", ""))
+            term = term.replace("...", "".join(chr(0x100 + n - i) for i in range(n)))
+        terms.append(term)
+    if "..." in result:
+        longest = max(terms, key=lambda t: sum(ord(c) >= 0x100 for c in t))
+        result = result.replace("...", "".join(c for c in longest if ord(c) >= 0x100))
+    return terms, result

@@ -1,0 +1,183 @@
+"""Questions about a flat graph that do not depend on what a model is: who consumes a tensor, what is constant, what lies behind."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+
+import tensorflow as tf
+
+from tfquant.graph.trace import Trace
+
+# Operations that hand on the values of their first input, at most moved, cast or copied.
+VIEW_OPS = frozenset(
+    "Identity Snapshot StopGradient PreventGradient CheckNumerics Cast Reshape Transpose ExpandDims Squeeze EnsureShape".split()
+)
+# Operations that read shapes, not values.
+SHAPE_OPS = frozenset("Shape ShapeN Size Rank".split())
+# Operations that change values element by element (broadcasting allowed).
+ELEMENTWISE_OPS = frozenset(
+    """Add AddV2 AddN Sub Mul RealDiv Div DivNoNan Neg BiasAdd Maximum Minimum Select SelectV2 Where ClipByValue Pow Square Sqrt Rsqrt
+    Exp Erf Erfc Tanh Sigmoid Relu Relu6 LeakyRelu Elu Selu Softplus Softsign Log Log1p Abs Sign IdentityN Reciprocal
+    SquaredDifference""".split()
+)
+
+
+class Dataflow:
+    """A trace with the look-ups that the pattern finders share. All answers are computed once."""
+
+    def __init__(self, trace: Trace):
+        self.trace = trace
+        self.operations = trace.operations
+        self.index = {op.name: i for i, op in enumerate(self.operations)}
+
+    @functools.cached_property
+    def consumers(self) -> dict[str, list[tuple[tf.Operation, int]]]:
+        """Tensor name -> (operation, input index) pairs that take its values or its shape."""
+        found: dict[str, list[tuple[tf.Operation, int]]] = {}
+        for op in self.operations:
+            for i, tensor in enumerate(op.inputs):
+                found.setdefault(tensor.name, []).append((op, i))
+        return found
+
+    @functools.cached_property
+    def output_names(self) -> frozenset[str]:
+        return frozenset(t.name for t in self.trace.outputs)
+
+    def value_consumers(self, tensor: tf.Tensor) -> list[tuple[tf.Operation, int]]:
+        """Consumers that read values rather than only the shape."""
+        return [(op, i) for op, i in self.consumers.get(tensor.name, ()) if op.type not in SHAPE_OPS]
+
+    @functools.cached_property
+    def _dynamic(self) -> frozenset[str]:
+        """Names of tensors whose values depend on an input of the model or on a random number."""
+        dynamic = {t.name for t in self.trace.inputs}
+        for op in self.operations:
+            if op.type in SHAPE_OPS:
+                continue
+            random = "Random" in op.type and "KeyCounter" not in op.type
+            if random or any(t.name in dynamic for t in op.inputs):
+                dynamic.update(t.name for t in op.outputs)
+        return frozenset(dynamic)
+
+    def is_dynamic(self, tensor: tf.Tensor) -> bool:
+        return tensor.name in self._dynamic
+
+    def is_parameter(self, tensor: tf.Tensor) -> bool:
+        """True for float values that come from variables and constants alone."""
+        return tensor.dtype.is_floating and not self.is_dynamic(tensor)
+
+    def variable_behind(self, tensor: tf.Tensor) -> str | None:
+        """Name of the handle placeholder of the largest variable that a parameter is computed from; None if from constants."""
+        best, size = None, -1
+        for op in self.trace.ancestors([tensor]):
+            for handle in op.inputs:
+                variable = self.trace.variables.get(handle.name)
+                if variable is not None and variable.dtype.is_floating and (n := variable.shape.num_elements() or 0) > size:
+                    best, size = handle.name, n
+        return best
+
+    def root(self, tensor: tf.Tensor) -> tf.Tensor:
+        """The tensor whose values `tensor` shows, behind reshapes, transposes, casts and copies."""
+        while tensor.op.type in VIEW_OPS:
+            tensor = tensor.op.inputs[0]
+        return tensor
+
+    def through_dropout(self, tensor: tf.Tensor) -> tf.Tensor:
+        """The tensor before views and dropout: before a selection against, or product with, what does not carry values."""
+        while True:
+            tensor = self.root(tensor)
+            op = tensor.op
+            if op.type in ("SelectV2", "Select") and self._is_random(op.inputs[0]):
+                tensor = op.inputs[1]
+            elif op.type == "Mul" and (kept := self._undropped(op)) is not None:
+                tensor = kept
+            else:
+                return tensor
+
+    def _undropped(self, mul: tf.Operation) -> tf.Tensor | None:
+        """The operand of a product with a dropout mask or a dropout scale (a scalar constant above one)."""
+        for kept, other in ((mul.inputs[0], mul.inputs[1]), (mul.inputs[1], mul.inputs[0])):
+            if self._is_random(other):
+                return kept
+            if other.op.type == "Const" and other.shape.rank == 0:
+                following = self.value_consumers(mul.outputs[0])
+                if following and all(op.type in ("SelectV2", "Mul") and self._has_random_input(op) for op, _ in following):
+                    return kept
+        return None
+
+    @functools.cached_property
+    def _random(self) -> frozenset[str]:
+        """Names of tensors computed from random numbers, constants and shapes alone."""
+        random: set[str] = set()
+        for op in self.operations:
+            if "Random" in op.type and "KeyCounter" not in op.type:
+                random.update(t.name for t in op.outputs)
+            elif any(t.name in random for t in op.inputs) and all(
+                t.name in random or not self.is_dynamic(t) for t in op.inputs
+            ):
+                random.update(t.name for t in op.outputs)
+        return frozenset(random)
+
+    def _is_random(self, tensor: tf.Tensor) -> bool:
+        return tensor.name in self._random
+
+    def _has_random_input(self, op: tf.Operation) -> bool:
+        return any(self._is_random(t) for t in op.inputs)
+
+    def walk_back(
+        self, start: tf.Tensor, through: Callable[[tf.Operation], bool], not_before: int = 0
+    ) -> list[tf.Operation]:
+        """Operations behind `start`, latest first, entering the inputs only of those that `through` accepts.
+
+        Args:
+          through: operations whose inputs are followed; the others are listed and stop the walk.
+          not_before: operations with a lower graph index are left out.
+        """
+        seen: set[str] = set()
+        pending = [start.op]
+        found: list[tf.Operation] = []
+        while pending:
+            op = pending.pop()
+            if op.name in seen or self.index[op.name] < not_before:
+                continue
+            seen.add(op.name)
+            found.append(op)
+            if through(op):
+                pending.extend(t.op for t in op.inputs if self.is_dynamic(t))
+        return sorted(found, key=lambda o: -self.index[o.name])
+
+    def walk_forward(self, start: Iterable[tf.Tensor], through: Callable[[tf.Operation], bool]) -> list[tf.Operation]:
+        """Value consumers of `start` and what follows them, earliest first, going on behind those that `through` accepts."""
+        seen: set[str] = set()
+        pending = [op for t in start for op, _ in self.value_consumers(t)]
+        found: list[tf.Operation] = []
+        while pending:
+            op = pending.pop()
+            if op.name in seen:
+                continue
+            seen.add(op.name)
+            found.append(op)
+            if through(op):
+                pending.extend(consumer for t in op.outputs for consumer, _ in self.value_consumers(t))
+        return sorted(found, key=lambda o: self.index[o.name])
+
+
+def parent(path: str) -> str:
+    """`a/b/c` -> `a/b`; a path without a parent stays as it is."""
+    return path.rpartition("/")[0] or path
+
+
+def common_parent(paths: Iterable[str]) -> str:
+    """The longest path that all `paths` lie below (`a/self/query`, `a/self/key` -> `a/self`)."""
+    parts = [p.split("/") for p in paths]
+    if not parts:
+        return ""
+    prefix = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        prefix.append(level[0])
+    if len(prefix) == min(len(p) for p in parts):
+        prefix = prefix[:-1]
+    return "/".join(prefix)

@@ -1,0 +1,125 @@
+"""Layer normalisation by structure: a reciprocal standard deviation of a tensor that is applied to that tensor again."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+from tfquant.graph.dataflow import Dataflow, parent
+
+_TO_VARIANCE_OPS = frozenset("Add AddV2 Maximum Cast Identity Reshape Squeeze".split())
+_NORMALISING_OPS = frozenset(
+    """Mean Sub Mul Add AddV2 Neg Square SquaredDifference Rsqrt Sqrt RealDiv Maximum Cast Identity StopGradient Reshape
+    Squeeze ExpandDims""".split()
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerNorm:
+    """`output` is `input` normalised, scaled and shifted; `path` is the layer of its parameters."""
+
+    path: str
+    input: tf.Tensor
+    output: tf.Tensor
+
+
+def find_layernorms(flow: Dataflow) -> list[LayerNorm]:
+    found = []
+    for op in flow.operations:
+        source = _normalised_by_rsqrt(flow, op) if op.type == "Rsqrt" else _normalised_by_fused_op(flow, op)
+        if source is None:
+            continue
+        output = _close(flow, source, op)
+        if output is not None:
+            found.append(LayerNorm(_path(flow, source, output, op), source, output))
+    return found
+
+
+def _normalised_by_rsqrt(flow: Dataflow, rsqrt: tf.Operation) -> tf.Tensor | None:
+    """The tensor whose mean square (deviation) the reciprocal root is taken of."""
+    tensor = rsqrt.inputs[0]
+    while tensor.op.type in _TO_VARIANCE_OPS:
+        dynamic = [t for t in tensor.op.inputs if flow.is_dynamic(t)]
+        if len(dynamic) != 1:
+            return None
+        tensor = dynamic[0]
+    if tensor.op.type == "Sub":  # mean of squares - square of mean
+        tensor = tensor.op.inputs[0]
+    if tensor.op.type != "Mean":
+        return None
+    square = flow.root(tensor.op.inputs[0]).op
+    if square.type == "SquaredDifference":
+        return _not_a_mean(flow, square.inputs)
+    if square.type in ("Square", "Mul"):
+        inner = flow.root(square.inputs[0])
+        return _not_a_mean(flow, inner.op.inputs) if inner.op.type == "Sub" and _has_mean(flow, inner.op) else square.inputs[0]
+    return None
+
+
+def _not_a_mean(flow: Dataflow, tensors) -> tf.Tensor | None:
+    for tensor in tensors:
+        if flow.root(tensor).op.type != "Mean":
+            return tensor
+    return None
+
+
+def _has_mean(flow: Dataflow, op: tf.Operation) -> bool:
+    return any(flow.root(t).op.type == "Mean" for t in op.inputs)
+
+
+def _normalised_by_fused_op(flow: Dataflow, op: tf.Operation) -> tf.Tensor | None:
+    """Keras 2 normalises the last axis by a batch norm in training mode on a reshaped tensor, with constant scale and offset."""
+    if not op.type.startswith("FusedBatchNorm") or "Grad" in op.type or not op.get_attr("is_training"):
+        return None
+    if op.inputs[0].op.type != "Reshape" or flow.variable_behind(op.inputs[1]) is not None:
+        return None
+    return flow.root(op.inputs[0])
+
+
+def _close(flow: Dataflow, source: tf.Tensor, core: tf.Operation) -> tf.Tensor | None:
+    """The tensor in which everything that follows from `core` comes together, scale and shift included."""
+    tainted = {core.outputs[0].name}
+    output = None
+    for op in flow.operations[flow.index[core.name] + 1 :]:
+        if not any(t.name in tainted for t in op.inputs):
+            continue
+        if op.type not in _NORMALISING_OPS:
+            continue
+        if output is not None and not _is_affine(flow, op, output):
+            continue
+        result = op.outputs[0]
+        tainted.add(result.name)
+        open_ends = [name for name in tainted if _has_consumer_after(flow, name, op)]
+        whole = result.shape.rank == source.shape.rank and result.shape[-1] == source.shape[-1]
+        if whole and all(name == result.name for name in open_ends):
+            output = result
+    return output
+
+
+def _is_affine(flow: Dataflow, op: tf.Operation, output: tf.Tensor) -> bool:
+    """True for the scale and shift behind a closed normalisation: its only consumer, with a parameter."""
+    consumers = flow.value_consumers(output)
+    if len(consumers) != 1 or consumers[0][0].name != op.name or output.name in flow.output_names:
+        return False
+    if op.type in ("Cast", "Identity", "Reshape"):
+        return True
+    return op.type in ("Mul", "Add", "AddV2") and any(flow.variable_behind(t) for t in op.inputs if flow.is_parameter(t))
+
+
+def _has_consumer_after(flow: Dataflow, name: str, op: tf.Operation) -> bool:
+    position = flow.index[op.name]
+    return name in flow.output_names or any(
+        flow.index[consumer.name] > position and consumer.type in _NORMALISING_OPS
+        for consumer, _ in flow.consumers.get(name, ())
+    )
+
+
+def _path(flow: Dataflow, source: tf.Tensor, output: tf.Tensor, core: tf.Operation) -> str:
+    """Layer path of the scale or shift; the operation's scope where there is none."""
+    between = flow.walk_back(output, lambda o: o.outputs[0].name != source.name, not_before=flow.index[source.op.name])
+    for op in between:
+        for tensor in op.inputs:
+            if flow.is_parameter(tensor) and (handle := flow.variable_behind(tensor)) is not None:
+                return parent(flow.trace.paths[handle])
+    return parent(core.name)

@@ -1,0 +1,210 @@
+"""Plan: a recipe applied to the edges of a graph. Decides, and edits nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from tfquant.graph.contractions import Skipped
+from tfquant.graph.dataflow import Dataflow
+from tfquant.graph.roles import Edge, Roles, find_roles
+from tfquant.graph.trace import Trace
+from tfquant.spec import ROLES, QuantSpec, Recipe, Rule, Site
+
+
+class RecipeError(ValueError):
+    """A recipe does not fit a graph."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a recipe makes of a graph.
+
+    Attributes:
+      recipe: as given.
+      sites: every place with a range, in graph order.
+      skipped: every contraction that stays in float, with the reason.
+      matches: name of a rule -> number of edges it decided.
+    """
+
+    recipe: Recipe
+    sites: tuple[Site, ...]
+    skipped: tuple[Skipped, ...]
+    matches: dict[str, int]
+
+    def site(self, address: str) -> Site:
+        """The site that quantizes the edge with this address.
+
+        Raises:
+          KeyError: no site does; the message lists a few that exist.
+        """
+        for site in self.sites:
+            if site.address == address or address in site.members:
+                return site
+        raise KeyError(f"no site quantizes {address!r}; there are {len(self.sites)}, such as {[s.address for s in self.sites[:3]]}")
+
+    def count(self, *roles: str) -> int:
+        """How many sites have one of the roles."""
+        return sum(site.role in roles for site in self.sites)
+
+    def table(self) -> Table:
+        """A rich table of sites, followed by what is skipped."""
+        table = Table(title=f"recipe {self.recipe.name}: {len(self.sites)} sites, {len(self.skipped)} contractions skipped")
+        for column in ("role", "layer path", "port", "shape", "spec", "rule"):
+            table.add_column(column, overflow="fold")
+        for site in self.sites:
+            shape = "x".join("?" if d is None else str(d) for d in site.shape)
+            shared = f" (+{len(site.members) - 1})" if len(site.members) > 1 else ""
+            spec = site.spec.describe() if site.enabled else f"disabled ({site.spec.describe()})"
+            table.add_row(site.role, site.path, site.port + shared, shape, spec, site.rule)
+        for entry in self.skipped:
+            table.add_row("[dim]skipped[/dim]", entry.path, "", "", f"[dim]{entry.reason}[/dim]", "")
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=160, record=True, file=_Nowhere())
+        console.print(self.table())
+        lines = [f"  {name}: {count} edges" for name, count in self.matches.items()]
+        return console.export_text() + "rules (the last match decides):\n" + "\n".join(lines)
+
+
+class _Nowhere:
+    """A console needs somewhere to print to while it records."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def make_plan(trace: Trace, recipe: Recipe) -> tuple[Plan, Roles]:
+    """Matches the rules of `recipe` with the edges of `trace`.
+
+    Raises:
+      RecipeError: a rule that is not optional matches nothing, or sites that shall have one range differ.
+    """
+    roles = find_roles(trace)
+    decided = [(edge, rule) for edge in roles.edges if (rule := _deciding_rule(recipe, edge)) is not None]
+    matches = _count_matches(recipe, roles.edges)
+    chosen = [(edge, rule) for edge, rule in decided if rule.spec is not None]
+    sites = _sites(Dataflow(trace), recipe, chosen)
+    _check_groups(recipe, sites)
+    skipped = (*roles.skipped, *_unquantized(roles, decided, sites))
+    return Plan(recipe, tuple(sites), skipped, matches), roles
+
+
+def _deciding_rule(recipe: Recipe, edge: Edge) -> Rule | None:
+    for rule in reversed(recipe.rules):
+        if rule.matches(edge.role, edge.path, edge.port, edge.shape):
+            return rule
+    return None
+
+
+def _count_matches(recipe: Recipe, edges: Iterable[Edge]) -> dict[str, int]:
+    edges = list(edges)
+    counts: dict[str, int] = {}
+    for rule in recipe.rules:
+        count = sum(rule.matches(e.role, e.path, e.port, e.shape) for e in edges)
+        if count == 0 and not rule.optional:
+            there = Counter(e.role for e in edges)
+            listing = ", ".join(f"{role} ({there[role]})" for role in ROLES if there[role]) or "none: nothing to quantize"
+            raise RecipeError(
+                f"recipe {recipe.name!r}: rule {rule.name!r} matches nothing; correct it or mark it optional. "
+                f"Roles in this model: {listing}"
+            )
+        counts[rule.name] = count
+    return counts
+
+
+def _sites(flow: Dataflow, recipe: Recipe, chosen: list[tuple[Edge, Rule]]) -> list[Site]:
+    groups: dict[tuple, list[tuple[Edge, Rule]]] = {}
+    for edge, rule in chosen:
+        spec = _resolved(rule, edge)
+        key = (_value_key(flow, edge), spec, _channels(spec, edge)) if recipe.share else (edge.address,)
+        groups.setdefault(key, []).append((edge, rule))
+    sites = []
+    for members in groups.values():
+        # The address must not depend on the order of operations, which differs between traces.
+        edge, rule = min(members, key=lambda pair: (ROLES.index(pair[0].role), pair[0].path, pair[0].port))
+        spec = _resolved(rule, edge)
+        sites.append(
+            Site(
+                role=edge.role, path=edge.path, port=edge.port, spec=spec, rule=rule.name, shape=edge.shape,
+                channel_axes=_channels(spec, edge), members=tuple(sorted(e.address for e, _ in members)),
+                enabled=not _is_disabled(recipe, [e for e, _ in members]), group=_group(recipe, edge),
+            )
+        )  # fmt: skip
+    return sites
+
+
+def _value_key(flow: Dataflow, edge: Edge) -> str:
+    """Equal for edges that carry the same values: the tensor behind views, or the variable."""
+    if edge.parameter:
+        return edge.table or flow.variable_behind(edge.tensor) or edge.tensor.name
+    return flow.root(edge.tensor).name
+
+
+def _resolved(rule: Rule, edge: Edge) -> QuantSpec:
+    spec = rule.spec
+    if spec.unsigned == "auto":
+        spec = dataclasses.replace(spec, unsigned=edge.nonnegative and spec.symmetric)
+    if spec.granularity == "per_channel" and not edge.channel_axes:
+        raise RecipeError(
+            f"rule {rule.name!r} asks for per_channel at {edge.address}, which has no output channels: use per_tensor there"
+        )
+    return spec
+
+
+def _channels(spec: QuantSpec, edge: Edge) -> tuple[int, ...]:
+    return edge.channel_axes if spec.granularity == "per_channel" else ()
+
+
+def _is_disabled(recipe: Recipe, edges: Iterable[Edge]) -> bool:
+    return bool(recipe.disable) and all(
+        any(re.search(pattern, edge.address) for pattern in recipe.disable) for edge in edges
+    )
+
+
+def _group(recipe: Recipe, edge: Edge) -> str:
+    return edge.fusable if edge.fusable and any(edge.role == fuse.role for fuse in recipe.fuse) else ""
+
+
+def _check_groups(recipe: Recipe, sites: list[Site]) -> None:
+    """Sites with a common range must be quantized alike."""
+    first: dict[str, Site] = {}
+    for site in sites:
+        if not site.group:
+            continue
+        other = first.setdefault(site.group, site)
+        if (other.spec, other.range_shape) != (site.spec, site.range_shape):
+            raise RecipeError(
+                f"recipe {recipe.name!r}: fused sites {other.address} and {site.address} have different specs "
+                f"({other.spec.describe()} and {site.spec.describe()}); give them one rule or remove the fusion"
+            )
+
+
+def _unquantized(roles: Roles, decided: list[tuple[Edge, Rule]], sites: list[Site]) -> list[Skipped]:
+    """Contractions none of whose operands is quantized, and why."""
+    by_address = {edge.address: (edge, rule) for edge, rule in decided}
+    quantized = {member for site in sites if site.enabled for member in site.members}
+    disabled = {member for site in sites if not site.enabled for member in site.members}
+    found = []
+    for op, (path, addresses) in roles.contraction_edges.items():
+        if any(a in quantized for a in addresses):
+            continue
+        names = " and ".join(sorted({a.split(":")[-2] for a in addresses}))
+        excepted = [by_address[a][1].name for a in addresses if a in by_address and by_address[a][1].spec is None]
+        if excepted:
+            reason = f"left in float by rule {excepted[0]!r}"
+        elif any(a in disabled for a in addresses):
+            reason = "disabled by the recipe"
+        else:
+            reason = f"no rule for role {names}"
+        found.append(Skipped(op, path, reason))
+    return found

@@ -1,0 +1,123 @@
+"""Replay: creating the operations of a traced graph again, in the current graph, with chosen edges passed through a callable.
+
+Replaying is the one way a graph is ever changed here. Captured resource handles are captured again, so variables stay the same
+objects, and a gradient tape around the `tf.function` that replays differentiates through it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import tensorflow as tf
+
+CALL_OPS = ("PartitionedCall", "StatefulPartitionedCall")
+# Attributes that tie an operation to its old graph: colocation names ops that are renamed here.
+_GRAPH_BOUND_ATTRS = ("_class", "_output_shapes")
+
+Edit = Callable[[tf.Tensor], tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Edits:
+    """What to change while replaying.
+
+    Attributes:
+      edges: (operation name, input index) -> callable applied to the tensor on that edge alone.
+      tensors: tensor name -> callable applied to the tensor for all its consumers and the outputs.
+    """
+
+    edges: Mapping[tuple[str, int], Edit] = dataclasses.field(default_factory=dict)
+    tensors: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
+
+
+NO_EDITS = Edits()
+
+
+def replay(
+    operations: Iterable[tf.Operation],
+    known: dict[str, tf.Tensor],
+    outputs: Sequence[tf.Tensor],
+    *,
+    edits: Edits = NO_EDITS,
+    inline: bool = False,
+) -> list[tf.Tensor]:
+    """Creates `operations` again in the current graph.
+
+    Args:
+      operations: of one graph, in an order in which producers come before consumers.
+      known: old tensor name -> new tensor, for everything that comes from outside (placeholders); extended in place.
+      outputs: old tensors to return the new ones of.
+      edits: what to change on the way.
+      inline: replay the bodies of function calls in place of the calls. Bodies of `While` and `If` are never entered.
+
+    Returns:
+      New tensors, one for each of `outputs`.
+    """
+    state = _State(tf.compat.v1.get_default_graph(), known, {}, edits, inline)
+    for operation in operations:
+        _replay_operation(state, operation)
+    return [state.tensors[t.name] for t in outputs]
+
+
+@dataclasses.dataclass
+class _State:
+    graph: tf.Graph
+    tensors: dict[str, tf.Tensor]  # old tensor name -> new tensor
+    controls: dict[str, list[tf.Operation]]  # old operation name -> new operations that stand for it
+    edits: Edits
+    inline: bool
+
+
+def _replay_operation(state: _State, op: tf.Operation) -> None:
+    if op.outputs and all(t.name in state.tensors for t in op.outputs):
+        return
+    inputs = [_edited_input(state, op, index) for index in range(len(op.inputs))]
+    controls = [new for old in op.control_inputs for new in state.controls.get(old.name, ())]
+    with state.graph.control_dependencies(controls):
+        if state.inline and op.type in CALL_OPS:
+            outputs, state.controls[op.name] = _inline_call(state, op, inputs)
+        else:
+            new = _create(state.graph, op, inputs)
+            outputs, state.controls[op.name] = new.outputs, [new]
+    for old, new in zip(op.outputs, outputs, strict=True):
+        edit = state.edits.tensors.get(old.name)
+        state.tensors[old.name] = new if edit is None else edit(new)
+
+
+def _edited_input(state: _State, op: tf.Operation, index: int) -> tf.Tensor:
+    tensor = state.tensors[op.inputs[index].name]
+    edit = state.edits.edges.get((op.name, index))
+    return tensor if edit is None else edit(tensor)
+
+
+def _create(graph: tf.Graph, op: tf.Operation, inputs: list[tf.Tensor]) -> tf.Operation:
+    """The same operation on new inputs. Functions it names (loop and branch bodies) are registered in the new graph."""
+    attrs = {name: value for name, value in op.node_def.attr.items() if name not in _GRAPH_BOUND_ATTRS}
+    for value in attrs.values():
+        for function in [value.func] if value.HasField("func") else value.list.func:
+            if not graph._is_function(function.name):
+                graph._add_function_recursive(op.graph._get_function(function.name))
+    return graph.create_op(
+        op.type, inputs, [t.dtype for t in op.outputs], name=op.name, attrs=attrs, op_def=op.op_def
+    )  # fmt: skip
+
+
+def _inline_call(
+    state: _State, op: tf.Operation, inputs: list[tf.Tensor]
+) -> tuple[list[tf.Tensor], list[tf.Operation]]:
+    function = op.graph._get_function(op.get_attr("f").name)
+    if function is None:
+        raise ValueError(f"operation {op.name!r} calls function {op.get_attr('f').name!r}, which the graph does not hold")
+    body = function.graph
+    inner = _State(
+        state.graph, {t.name: new for t, new in zip(body.inputs, inputs, strict=True)}, {}, NO_EDITS, inline=True
+    )
+    # Names stay readable and unique: the body's operations go below the call's name unless that is the generic one.
+    generic = op.name.split("/")[-1].split("_")[0] in CALL_OPS
+    scope = op.name.rpartition("/")[0] if generic else op.name
+    with state.graph.name_scope(scope or None):
+        for body_op in body.get_operations():
+            _replay_operation(inner, body_op)
+    stateful = [new for ops in inner.controls.values() for new in ops if new.op_def is not None and new.op_def.is_stateful]
+    return [inner.tensors[t.name] for t in body.outputs], stateful

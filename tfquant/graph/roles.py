@@ -1,0 +1,299 @@
+"""Roles: what each edge of a graph *is*, in the vocabulary of recipes. Found from what flows in, never from names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from tfquant.graph.attention import Attention, find_attention
+from tfquant.graph.contractions import Contraction, Skipped, find_contractions
+from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, parent
+from tfquant.graph.layernorm import LayerNorm, find_layernorms
+from tfquant.graph.residual import Residual, before_residual, downstream, find_residuals
+from tfquant.graph.trace import Trace
+from tfquant.spec import address
+
+_NONNEGATIVE_OPS = frozenset("Softmax Relu Relu6 Sigmoid Softplus Exp Square Abs".split())
+_NONLINEAR_OPS = frozenset("Relu Relu6 LeakyRelu Elu Selu Erf Erfc Tanh Sigmoid Softplus Softsign".split())
+_GATHER_OPS = ("ResourceGather", "GatherV2", "Gather")
+_SELECTING_OPS = frozenset("StridedSlice Slice Gather GatherV2 GatherNd".split())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Edge:
+    """A place where a value can be quantized.
+
+    Attributes:
+      role, path, port: its address; equal in training and inference traces.
+      tensor: the tensor whose values are quantized.
+      consumer: (operation name, input index) that alone sees the quantized value; None where all consumers do.
+      shape: static shape of the values whose range counts: of `tensor`, or of the table behind gathered rows.
+      table: handle placeholder of that table; None for all but embeddings.
+      channel_axes: axes of `tensor` that may have their own range; empty where only one range makes sense.
+      parameter: the value comes from variables and constants alone.
+      nonnegative: the structure guarantees values >= 0.
+      fusable: `<attention path>:<role>` where the edge is one of query, key and value; empty elsewhere.
+    """
+
+    role: str
+    path: str
+    port: str
+    tensor: tf.Tensor
+    consumer: tuple[str, int] | None
+    shape: tuple[int | None, ...]
+    table: str | None = None
+    channel_axes: tuple[int, ...] = ()
+    parameter: bool = False
+    nonnegative: bool = False
+    fusable: str = ""
+
+    @property
+    def address(self) -> str:
+        return address(self.role, self.path, self.port)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Roles:
+    """All edges of a graph in graph order, the contractions they belong to, and the contractions that cannot have any.
+
+    `contraction_edges` maps the operation name of a contraction to (path, addresses of its two input edges).
+    """
+
+    edges: tuple[Edge, ...]
+    skipped: tuple[Skipped, ...]
+    contraction_edges: dict[str, tuple[str, tuple[str, ...]]]
+
+
+def find_roles(trace: Trace) -> Roles:
+    """Finds every edge of a trace that a recipe can name."""
+    structure = _Structure(Dataflow(trace))
+    edges: dict[str, Edge] = {}
+    for edge in structure.edges():
+        edges.setdefault(edge.address, edge)
+    position = structure.flow.index
+    ordered = sorted(edges.values(), key=lambda e: position[e.consumer[0] if e.consumer else e.tensor.op.name])
+    by_contraction = {
+        c.op.name: (
+            structure.paths[c.op.name],
+            tuple(e.address for e in structure.inputs_of(c)),
+        )
+        for c in structure.contractions
+    }
+    return Roles(tuple(ordered), tuple(structure.skipped), by_contraction)
+
+
+class _Structure:
+    """The patterns of one graph and the edges that follow from them."""
+
+    def __init__(self, flow: Dataflow):
+        self.flow = flow
+        contractions, self.skipped = find_contractions(flow)
+        self.lookups = [c for c in contractions if self._is_one_hot_lookup(c)]
+        self.contractions: list[Contraction] = [c for c in contractions if c not in self.lookups]
+        self.attention: list[Attention] = find_attention(flow, self.contractions)
+        self.paths = self._contraction_paths()
+        self.residuals: list[Residual] = find_residuals(flow, self.contractions, self.paths)
+        self.layernorms: list[LayerNorm] = find_layernorms(flow)
+        self.zones = self._zones()
+        self.projections = {p: (a.path, port) for a in self.attention for port, p in a.projections.items()}
+
+    def edges(self) -> Iterator[Edge]:
+        yield from self._model_outputs()
+        for contraction in self.contractions:
+            yield from self.inputs_of(contraction)
+            yield from self._around(contraction)
+        for attention in self.attention:
+            yield self._on_tensor("attention_scores", attention.path, "output", attention.scores.op.outputs[0])
+            yield self._on_tensor("softmax_output", attention.path, "output", attention.softmax, nonnegative=True)
+        for residual in self.residuals:
+            yield self._on_edge("residual", residual.path, "skip", residual.op, residual.skip_index)
+            yield self._on_edge("residual_other", residual.path, "other", residual.op, residual.other_index)
+            yield self._on_tensor("residual_sum", residual.path, "output", residual.op.outputs[0])
+        for norm in self.layernorms:
+            yield self._on_tensor("layernorm_input", norm.path, "input", norm.input)
+            yield self._on_tensor("layernorm_output", norm.path, "output", norm.output)
+        yield from self._embeddings()
+
+    def inputs_of(self, contraction: Contraction) -> list[Edge]:
+        """The two operands of a contraction."""
+        op, path = contraction.op, self.paths[contraction.op.name]
+        if contraction.kind == "linear":
+            zone = self.zones.get(op.name)
+            fusable = self._fusable(contraction.path, "weight")
+            weight = self._on_parameter(
+                zone or "weight", path, "kernel", op, contraction.weight_index, contraction.channel_axes, fusable
+            )
+            return [self._on_edge(zone or "linear_input", path, "input", op, contraction.input_index), weight]
+        ports = self._matmul_ports(op)
+        return [
+            self._on_edge(
+                "matmul_input", path, port, op, index, fusable=f"{path}:matmul_input" if port in ("q", "k", "v") else ""
+            )
+            for index, port in enumerate(ports)
+        ]
+
+    def _matmul_ports(self, op: tf.Operation) -> tuple[str, str]:
+        for a in self.attention:
+            if a.scores.op is op:
+                return ("q", "k") if a.query_index == 0 else ("k", "q")
+            if a.context.op is op:
+                return ("probabilities", "v") if a.probabilities_index == 0 else ("v", "probabilities")
+        return ("a", "b")
+
+    def _around(self, contraction: Contraction) -> Iterator[Edge]:
+        """Product, bias and activation of a linear."""
+        if contraction.kind != "linear":
+            return
+        path = self.paths[contraction.op.name]
+        product = contraction.op.outputs[0]
+        yield self._on_tensor(
+            "linear_output", path, "output", product, fusable=self._fusable(contraction.path, "linear_output")
+        )
+        bias = self._bias_after(product)
+        if bias is not None:
+            yield self._on_parameter("bias", path, "bias", *bias, channel_axes=())
+        activation = self._activation_before(contraction)
+        if activation is not None:
+            source, tensor = activation
+            yield self._on_tensor("activation_output", source, "output", tensor)
+
+    def _bias_after(self, product: tf.Tensor) -> tuple[tf.Operation, int] | None:
+        for op in self.flow.walk_forward([product], lambda o: o.type in VIEW_OPS):
+            if op.type == "BiasAdd":
+                return op, 1
+            if op.type in ("Add", "AddV2"):
+                return next(((op, i) for i, t in enumerate(op.inputs) if self._is_small_parameter(t)), None)
+        return None
+
+    def _is_small_parameter(self, tensor: tf.Tensor) -> bool:
+        return self.flow.is_parameter(tensor) and self.flow.variable_behind(tensor) is not None
+
+    def _activation_before(self, contraction: Contraction) -> tuple[str, tf.Tensor] | None:
+        """(path of the linear before, activated tensor) where a nonlinearity lies between two linears."""
+        tensor = self.flow.through_dropout(contraction.op.inputs[contraction.input_index])
+        behind = self.flow.walk_back(tensor, lambda o: o.type in ELEMENTWISE_OPS or o.type in VIEW_OPS)
+        sources = [op for op in behind if op.name in self.paths]
+        if len(sources) != 1 or not any(op.type in _NONLINEAR_OPS for op in behind):
+            return None
+        return self.paths[sources[0].name], tensor
+
+    def _model_outputs(self) -> Iterator[Edge]:
+        """The hidden state that leaves the last block, behind its layer norm where there is one."""
+        for tensor, path in self._block_ends():
+            yield self._on_tensor("model_output", path, "output", tensor)
+
+    def _block_ends(self) -> list[tuple[tf.Tensor, str]]:
+        if not self.attention or not self.residuals:
+            return []
+        body = before_residual(self.flow, self.residuals)
+        ends = []
+        for residual in self.residuals:
+            if residual.op.name in body:
+                continue
+            total = residual.op.outputs[0]
+            norm = next((n for n in self.layernorms if self.flow.root(n.input).name == total.name), None)
+            ends.append((norm.output, norm.path) if norm else (total, residual.path))
+        return ends
+
+    def _zones(self) -> dict[str, str]:
+        """Operation name -> `pooler` or `logits` for the linears behind the last block."""
+        ends = [tensor for tensor, _ in self._block_ends()]
+        if not ends:
+            return {}
+        body = before_residual(self.flow, self.residuals)
+        after = downstream(self.flow, ends)
+        heads = [c for c in self.contractions if c.kind == "linear" and c.op.name in after and c.op.name not in body]
+        return {c.op.name: "pooler" if self._is_pooler(c) else "logits" for c in heads}
+
+    def _is_pooler(self, contraction: Contraction) -> bool:
+        """One token is selected before, and Tanh follows."""
+        before = self.flow.walk_back(
+            contraction.op.inputs[contraction.input_index], lambda o: o.type in VIEW_OPS or o.type in ELEMENTWISE_OPS
+        )
+        after = self.flow.walk_forward(contraction.op.outputs, lambda o: o.type in VIEW_OPS or o.type in ("BiasAdd", "AddV2"))
+        return any(o.type in _SELECTING_OPS for o in before) and any(o.type == "Tanh" for o in after)
+
+    def _embeddings(self) -> Iterator[Edge]:
+        """Rows gathered from a table. The rows are quantized, the range is that of the table."""
+        for op in self.flow.operations:
+            if op.type in _GATHER_OPS and op.outputs[0].dtype.is_floating and self.flow.is_dynamic(op.outputs[0]):
+                handle = self._table_handle(op)
+                if handle is not None:
+                    yield self._table_edge(handle, op.outputs[0])
+        for lookup in self.lookups:
+            if lookup.handle is not None:
+                yield self._table_edge(lookup.handle, lookup.op.outputs[0])
+
+    def _table_handle(self, op: tf.Operation) -> str | None:
+        table = op.inputs[0]
+        if op.type == "ResourceGather":
+            return table.name if table.name in self.flow.trace.variables else None
+        return self.flow.variable_behind(table) if self.flow.is_parameter(table) else None
+
+    def _table_edge(self, handle: str, rows: tf.Tensor) -> Edge:
+        variable_path = self.flow.trace.paths[handle]
+        leaf = variable_path.rpartition("/")[2]
+        shape = _shape(self.flow.trace.variables[handle])
+        return Edge("embedding", parent(variable_path), leaf, rows, None, shape, table=handle, parameter=True)
+
+    def _is_one_hot_lookup(self, contraction: Contraction) -> bool:
+        """A product with one-hot rows only selects rows of the parameter."""
+        if contraction.kind != "linear":
+            return False
+        return self.flow.root(contraction.op.inputs[contraction.input_index]).op.type == "OneHot"
+
+    def _contraction_paths(self) -> dict[str, str]:
+        """Operation name -> layer path; the products of an attention take that of the attention."""
+        paths = {c.op.name: c.path for c in self.contractions}
+        for attention in self.attention:
+            paths[attention.scores.op.name] = attention.path
+            paths[attention.context.op.name] = attention.path
+        return paths
+
+    def _fusable(self, path: str, role: str) -> str:
+        found = self.projections.get(path)
+        return f"{found[0]}:{role}" if found else ""
+
+    def _on_edge(self, role: str, path: str, port: str, op: tf.Operation, index: int, fusable: str = "") -> Edge:
+        op, index = self._lift(op, index)
+        tensor = op.inputs[index]
+        nonnegative = self.flow.through_dropout(tensor).op.type in _NONNEGATIVE_OPS or any(
+            self.flow.through_dropout(tensor).name == a.softmax.name for a in self.attention
+        )
+        return Edge(role, path, port, tensor, (op.name, index), _shape(tensor), nonnegative=nonnegative, fusable=fusable)
+
+    def _on_parameter(
+        self, role: str, path: str, port: str, op: tf.Operation, index: int, channel_axes: tuple[int, ...], fusable: str = ""
+    ) -> Edge:
+        # Above a cast the values are still those of the variable; reshapes are kept below since they move the channels.
+        while op.inputs[index].op.type in ("Cast", "Identity") and op.inputs[index].op.inputs[0].dtype.is_floating:
+            source = op.inputs[index]
+            if len(self.flow.value_consumers(source)) > 1:
+                break
+            op, index = source.op, 0
+        return Edge(
+            role, path, port, op.inputs[index], (op.name, index), _shape(op.inputs[index]),
+            channel_axes=channel_axes, parameter=True, fusable=fusable,
+        )  # fmt: skip
+
+    def _lift(self, op: tf.Operation, index: int) -> tuple[tf.Operation, int]:
+        """The edge into the first of the views before `op` that nothing else uses: consumers of one tensor then share one QDQ."""
+        while True:
+            source = op.inputs[index]
+            view = source.op
+            alone = len(self.flow.value_consumers(source)) == 1 and source.name not in self.flow.output_names
+            if view.type not in VIEW_OPS or not alone or not view.inputs[0].dtype.is_floating:
+                return op, index
+            op, index = view, 0
+
+    def _on_tensor(
+        self, role: str, path: str, port: str, tensor: tf.Tensor, nonnegative: bool = False, fusable: str = ""
+    ) -> Edge:
+        known = nonnegative or tensor.op.type in _NONNEGATIVE_OPS
+        return Edge(role, path, port, tensor, None, _shape(tensor), nonnegative=known, fusable=fusable)
+
+
+def _shape(value: tf.Tensor | tf.Variable) -> tuple[int | None, ...]:
+    return tuple(value.shape) if value.shape.rank is not None else ()

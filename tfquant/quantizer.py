@@ -1,0 +1,58 @@
+"""Quantizer: the state of one site. Range variables and the statistics collected for them; nothing else holds state."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from tfquant import qdq
+from tfquant.spec import Site
+
+
+class UncalibratedError(RuntimeError):
+    """A site was asked to quantize before it had a range."""
+
+
+class Quantizer:
+    """Range of one site.
+
+    Attributes:
+      site: what is quantized and how.
+      lower, upper: float32 variables of `site.range_shape`; NaN until a range is known.
+    """
+
+    def __init__(self, site: Site):
+        self.site = site
+        unset = np.full(site.range_shape, np.nan, np.float32)
+        self.lower = tf.Variable(unset, trainable=False, name=f"{site.address}/lower")
+        self.upper = tf.Variable(unset, trainable=False, name=f"{site.address}/upper")
+
+    @property
+    def calibrated(self) -> bool:
+        return bool(np.isfinite(self.lower.numpy()).all() and np.isfinite(self.upper.numpy()).all())
+
+    def set_range(self, lower, upper) -> None:
+        """Assigns the range.
+
+        Args:
+          lower, upper: finite, `lower <= upper`, of `site.range_shape`.
+
+        Raises:
+          ValueError: they are not.
+        """
+        lower = np.asarray(lower, np.float32)
+        upper = np.asarray(upper, np.float32)
+        if lower.shape != self.site.range_shape or upper.shape != self.site.range_shape:
+            raise ValueError(
+                f"site {self.site.address}: range has shape {list(lower.shape)}, the site needs {list(self.site.range_shape)}"
+            )
+        if not (np.isfinite(lower).all() and np.isfinite(upper).all()):
+            raise ValueError(f"site {self.site.address}: range is not finite ({lower.min()} ... {upper.max()})")
+        if (lower > upper).any():
+            raise ValueError(f"site {self.site.address}: lower end of the range lies above the upper end")
+        self.lower.assign(lower)
+        self.upper.assign(upper)
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        """QDQ of `x` with the current range, in the current graph."""
+        return qdq.quantize_dequantize(x, self.lower, self.upper, self.site.spec.grid, self.site.channel_axes)

@@ -1,0 +1,376 @@
+"""What to quantize and how, as plain frozen data: QuantSpec, Rule, Fuse, Recipe, Site; JSON and YAML in and out.
+
+Nothing in here touches a graph. A recipe is an ordered list of rules; for each edge of a graph the last rule that matches wins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import yaml
+
+import calib
+from calib.grid import Grid
+from tfquant import formats
+
+# What an edge of the graph can be. `weight` ... `model_output` are found by structure (tfquant.graph.roles).
+ROLES = (
+    "weight", "embedding", "bias",
+    "linear_input", "linear_output",
+    "matmul_input", "attention_scores", "softmax_output",
+    "residual", "residual_other", "residual_sum",
+    "layernorm_input", "layernorm_output", "activation_output",
+    "pooler", "logits", "model_output",
+)  # fmt: skip
+GRANULARITIES = ("per_tensor", "per_channel")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantSpec:
+    """How one tensor is quantized.
+
+    Attributes:
+      format: name of a number format, see `tfquant.formats`.
+      granularity: `per_tensor`, or `per_channel` (one range for each output channel; weights and embeddings only).
+      symmetric: range -amax..amax with zero point 0; otherwise min..max with a zero point.
+      narrow_range: symmetric signed grids leave the lowest code out (-127..127).
+      unsigned: True spends all codes on values >= 0; `"auto"` does so exactly where the graph shows that the tensor cannot be
+        negative (after Softmax, Relu, Sigmoid); False never.
+      method: how the range is estimated from statistics, see `calib.methods`.
+    """
+
+    format: str = "int8"
+    granularity: Literal["per_tensor", "per_channel"] = "per_tensor"
+    symmetric: bool = True
+    narrow_range: bool = True
+    unsigned: bool | Literal["auto"] = False
+    method: calib.Method = dataclasses.field(default_factory=lambda: calib.Method.parse("max"))
+
+    def __post_init__(self):
+        formats.get(self.format)
+        if self.granularity not in GRANULARITIES:
+            raise ValueError(f"unknown granularity {self.granularity!r}; known: {', '.join(GRANULARITIES)}")
+        for field in ("symmetric", "narrow_range"):
+            if not isinstance(getattr(self, field), bool):
+                raise ValueError(f"{field} must be true or false, got {getattr(self, field)!r}")
+        if self.unsigned not in (True, False, "auto"):
+            raise ValueError(f"unsigned must be true, false or 'auto', got {self.unsigned!r}")
+        if not isinstance(self.method, calib.Method):
+            object.__setattr__(self, "method", _method(self.method))
+
+    @property
+    def grid(self) -> Grid:
+        """The integer codes of this spec. `unsigned="auto"` counts as signed until planning has resolved it."""
+        return formats.get(self.format).grid(
+            symmetric=self.symmetric, narrow_range=self.narrow_range, unsigned=self.unsigned is True
+        )
+
+    def describe(self) -> str:
+        """A few words for tables: `int8 per_channel symmetric max`."""
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        if self.symmetric and self.unsigned is True:
+            kind = "unsigned"
+        elif self.symmetric and not self.narrow_range:
+            kind = "symmetric full"
+        return f"{self.format} {self.granularity} {kind} {self.method}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**_public_fields(self), "method": self.method.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> QuantSpec:
+        return _build(cls, data, "quantization spec")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One line of a recipe: which edges, and what becomes of them.
+
+    Attributes:
+      spec: how the edges are quantized; None leaves them in float (to except some from an earlier rule).
+      role: one of `ROLES` or several; `*` for all.
+      path: layer path, as a glob (`*/layer_0/*`) or, after `re:`, as a regular expression searched for in the path.
+      port: which edge of the layer (`kernel`, `input`, `q`, `k`, `v`, `probabilities`, ...), as a glob.
+      shape: static shape to match; None in it matches any size, None in its place any shape.
+      optional: without it a rule that matches no edge is an error.
+      name: shown in tables and errors; made from the rest if empty.
+    """
+
+    spec: QuantSpec | None
+    role: str | tuple[str, ...] = "*"
+    path: str = "*"
+    port: str = "*"
+    shape: tuple[int | None, ...] | None = None
+    optional: bool = False
+    name: str = ""
+
+    def __post_init__(self):
+        roles = (self.role,) if isinstance(self.role, str) else tuple(self.role)
+        for role in roles:
+            if role != "*" and role not in ROLES:
+                raise ValueError(f"rule {self.name or self.path!r}: unknown role {role!r}; known: {', '.join(ROLES)}")
+        object.__setattr__(self, "role", roles[0] if len(roles) == 1 else roles)
+        if self.shape is not None:
+            object.__setattr__(self, "shape", tuple(self.shape))
+        if self.path.startswith("re:"):
+            _compile(self.path[3:], f"rule {self.name!r}, path")
+        if not self.name:
+            object.__setattr__(self, "name", "/".join(roles) + ("" if self.path == "*" else f" at {self.path}"))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (self.role,) if isinstance(self.role, str) else self.role
+
+    @property
+    def key(self) -> tuple:
+        """What the rule matches; two rules with one key can never both have an effect."""
+        return (tuple(sorted(self.roles)), self.path, self.port, self.shape)
+
+    def matches(self, role: str, path: str, port: str, shape: tuple[int | None, ...] | None) -> bool:
+        if "*" not in self.roles and role not in self.roles:
+            return False
+        if not fnmatch.fnmatchcase(port, self.port):
+            return False
+        if self.path.startswith("re:"):
+            if re.search(self.path[3:], path) is None:
+                return False
+        elif not fnmatch.fnmatchcase(path, self.path):
+            return False
+        return self.shape is None or _shape_matches(self.shape, shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        data = _public_fields(self)
+        data["role"] = list(self.roles) if len(self.roles) > 1 else self.roles[0]
+        data["shape"] = None if self.shape is None else list(self.shape)
+        data["spec"] = None if self.spec is None else self.spec.to_dict()
+        defaults = {"path": "*", "port": "*", "shape": None, "optional": False}
+        return {k: v for k, v in data.items() if k not in defaults or v != defaults[k]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Rule:
+        data = dict(data)
+        if "spec" not in data:
+            raise ValueError(f"rule {data.get('name', data)!r} has no 'spec' (write spec: null to leave edges in float)")
+        if data["spec"] is not None:
+            data["spec"] = QuantSpec.from_dict(data["spec"])
+        if isinstance(data.get("role"), list):
+            data["role"] = tuple(data["role"])
+        return _build(cls, data, "rule")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fuse:
+    """Gives the query, key and value sites of each attention one common range, so that a fused QKV product has one scale.
+
+    Attributes:
+      role: `weight` (the three kernels), `linear_output` (their products) or `matmul_input` (q, k and v as matmul operands).
+    """
+
+    role: Literal["weight", "linear_output", "matmul_input"]
+
+    def __post_init__(self):
+        if self.role not in ("weight", "linear_output", "matmul_input"):
+            raise ValueError(f"cannot fuse ranges of role {self.role!r}; known: weight, linear_output, matmul_input")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Ordered rules and what goes for all of them. The last rule that matches an edge decides.
+
+    Attributes:
+      rules: see `Rule`.
+      name: for tables, files and errors.
+      share: consumers of one tensor whose specs are equal share one range; otherwise every consumer has its own.
+      fuse: common ranges over query, key and value.
+      disable: regular expressions searched for in site addresses; such sites keep and calibrate a range, but do not quantize.
+    """
+
+    rules: tuple[Rule, ...]
+    name: str = "custom"
+    share: bool = True
+    fuse: tuple[Fuse, ...] = ()
+    disable: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "rules", tuple(self.rules))
+        object.__setattr__(self, "fuse", tuple(self.fuse))
+        object.__setattr__(self, "disable", tuple(self.disable))
+        if not self.rules:
+            raise ValueError(f"recipe {self.name!r} has no rules")
+        for pattern in self.disable:
+            _compile(pattern, f"recipe {self.name!r}, disable")
+        seen: dict[tuple, Rule] = {}
+        for rule in self.rules:
+            other = seen.setdefault(rule.key, rule)
+            if other is not rule and other.spec != rule.spec:
+                raise ValueError(
+                    f"recipe {self.name!r}: rules {other.name!r} and {rule.name!r} match the same edges with different specs; "
+                    "remove one, or narrow its role, path, port or shape"
+                )
+
+    def with_rules(self, *rules: Rule, name: str | None = None) -> Recipe:
+        """The recipe with more rules behind its own, which therefore win."""
+        return dataclasses.replace(self, rules=self.rules + rules, name=name or self.name)
+
+    def with_method(self, method: str | calib.Method, *, roles: Iterable[str] | None = None, **options: Any) -> Recipe:
+        """The recipe with another range method.
+
+        Args:
+          method: name or `calib.Method`.
+          roles: whose rules change; by default those of all activations, not of weights, biases and embeddings.
+          **options: of the method, such as `percentile=99.99`.
+        """
+        method = method if isinstance(method, calib.Method) else calib.Method.parse(method, **options)
+        wanted = set(ROLES) - {"weight", "embedding", "bias"} if roles is None else set(roles)
+        return self._map_specs(wanted, lambda spec: dataclasses.replace(spec, method=method))
+
+    def with_spec(self, *, roles: Iterable[str], **changes: Any) -> Recipe:
+        """The recipe with fields of the QuantSpec changed for some roles, for example `roles=["weight"], format="int4"`."""
+        return self._map_specs(set(roles), lambda spec: dataclasses.replace(spec, **changes))
+
+    def _map_specs(self, roles: set[str], change) -> Recipe:
+        unknown = roles - set(ROLES)
+        if unknown:
+            raise ValueError(f"unknown role {sorted(unknown)[0]!r}; known: {', '.join(ROLES)}")
+        rules: list[Rule] = []
+        for rule in self.rules:
+            touched = tuple(r for r in rule.roles if r in roles)
+            if rule.spec is None or not touched:
+                rules.append(rule)
+                continue
+            kept = tuple(r for r in rule.roles if r not in roles)
+            if kept:
+                rules.append(dataclasses.replace(rule, role=kept, name=""))
+            renamed = rule.name if not kept else ""
+            rules.append(dataclasses.replace(rule, role=touched, spec=change(rule.spec), name=renamed))
+        return dataclasses.replace(self, rules=tuple(rules))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name, "share": self.share, "fuse": [f.role for f in self.fuse],
+            "disable": list(self.disable), "rules": [r.to_dict() for r in self.rules],
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        data = dict(data)
+        rules = data.get("rules")
+        if not isinstance(rules, list):
+            raise ValueError(f"recipe {data.get('name', '')!r}: 'rules' must be a list")
+        data["rules"] = tuple(Rule.from_dict(r) for r in rules)
+        data["fuse"] = tuple(Fuse(role) for role in data.get("fuse", ()))
+        return _build(cls, data, "recipe")
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        return cls.from_dict(json.loads(text))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Recipe:
+        return cls.from_dict(yaml.safe_load(text))
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> Recipe:
+        """Reads a `.json`, `.yaml` or `.yml` file.
+
+        Raises:
+          ValueError: the file is not such a file or not a recipe; the message names it.
+        """
+        path = pathlib.Path(path)
+        if path.suffix not in (".json", ".yaml", ".yml"):
+            raise ValueError(f"{path}: a recipe file ends in .json, .yaml or .yml")
+        try:
+            return (cls.from_json if path.suffix == ".json" else cls.from_yaml)(path.read_text())
+        except (json.JSONDecodeError, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A place in the graph with a range of its own.
+
+    Attributes:
+      role, path, port: the address; the same in training and inference traces and in another process.
+      spec: how it is quantized, `unsigned="auto"` resolved.
+      rule: name of the rule that decided.
+      shape: static shape of the tensor, None for sizes not known.
+      channel_axes: axes of the tensor with their own range (empty for `per_tensor`).
+      members: addresses of all edges it quantizes, its own included: more than one where consumers share a range.
+      enabled: False where the recipe's `disable` matched: the range exists, but nothing is rounded.
+      group: sites of one group get a common range (Fuse); empty for none.
+    """
+
+    role: str
+    path: str
+    port: str
+    spec: QuantSpec
+    rule: str
+    shape: tuple[int | None, ...]
+    channel_axes: tuple[int, ...] = ()
+    members: tuple[str, ...] = ()
+    enabled: bool = True
+    group: str = ""
+
+    @property
+    def address(self) -> str:
+        return address(self.role, self.path, self.port)
+
+    @property
+    def is_weight(self) -> bool:
+        return self.role in ("weight", "embedding", "bias") or self.port in ("kernel", "table")
+
+    @property
+    def range_shape(self) -> tuple[int, ...]:
+        return tuple(self.shape[axis] for axis in self.channel_axes)
+
+
+def address(role: str, path: str, port: str) -> str:
+    """The name of an edge or site in files and messages."""
+    return f"{path}:{role}:{port}"
+
+
+def _method(value: Any) -> calib.Method:
+    if isinstance(value, str):
+        return calib.Method.parse(value)
+    if isinstance(value, Mapping):
+        return calib.Method.from_dict(value)
+    raise ValueError(f"a range method is a name or a mapping with 'name', got {value!r}")
+
+
+def _compile(pattern: str, where: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{where}: {pattern!r} is not a regular expression ({error})") from error
+
+
+def _shape_matches(wanted: tuple[int | None, ...], shape: tuple[int | None, ...] | None) -> bool:
+    if shape is None or len(shape) != len(wanted):
+        return False
+    return all(w is None or w == s for w, s in zip(wanted, shape, strict=True))
+
+
+def _public_fields(instance) -> dict[str, Any]:
+    return {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
+
+
+def _build(cls, data: Mapping[str, Any], what: str):
+    if not isinstance(data, Mapping):
+        raise ValueError(f"a {what} is a mapping, got {data!r}")
+    known = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise ValueError(f"{what} {data.get('name', '')!r}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    return cls(**data)

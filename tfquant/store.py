@@ -1,0 +1,149 @@
+"""Saving and loading: weights, ranges and recipe of a quantized model in one name-based TensorFlow checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfquant import checkpoint
+from tfquant.engine import Engine
+from tfquant.graph.trace import source_of
+from tfquant.model import QuantizedFunction, QuantizedModel, wrap
+from tfquant.spec import Recipe, Site
+
+# Everything that is not a weight of the model lies below this prefix.
+PREFIX = "tfquant/"
+RECIPE = PREFIX + "recipe"
+SITES = PREFIX + "sites"
+WEIGHTS = PREFIX + "weights"  # names in the order of the model
+
+
+def save(model: QuantizedModel | QuantizedFunction, prefix: str | os.PathLike, extra: dict[str, Any] | None = None) -> None:
+    """Writes a TensorFlow checkpoint that `tf.train.load_checkpoint` reads.
+
+    Weights keep their own names (`bert/encoder/layer_0/.../kernel`); ranges are `tfquant/ranges/<site address>/lower` and
+    `.../upper`, the recipe is `tfquant/recipe`. A kill or full disk while writing leaves the previous checkpoint loadable.
+
+    Args:
+      prefix: path without suffix, for example `out/model.ckpt-calibrated`.
+      extra: more tensors by name, such as an optimizer's.
+
+    Raises:
+      checkpoint.CheckpointError: the file could not be written.
+    """
+    checkpoint.write(prefix, {**named_tensors(model), **(extra or {})})
+
+
+def named_tensors(model: QuantizedModel | QuantizedFunction) -> dict[str, Any]:
+    """Everything `save` writes, by name."""
+    engine = model._engine
+    weights = _weights(model)
+    tensors: dict[str, Any] = {**weights, WEIGHTS: json.dumps(list(weights))}
+    for address, quantizer in engine.quantizers.items():
+        tensors[_range_name(address, "lower")] = quantizer.lower
+        tensors[_range_name(address, "upper")] = quantizer.upper
+    tensors[RECIPE] = engine.plan.recipe.to_json()
+    tensors[SITES] = json.dumps([_fingerprint(site) for site in engine.plan.sites])
+    return tensors
+
+
+def load(
+    prefix: str | os.PathLike, model: Any, *, inputs: Any = None, signature: Any = None
+) -> QuantizedModel | QuantizedFunction:
+    """Reads a checkpoint of `save` into a fresh model.
+
+    Args:
+      prefix: as given to `save`.
+      model: built like the saved one; its weights are overwritten.
+      inputs, signature: as for `tfquant.quantize`.
+
+    Returns:
+      The quantized model with the saved recipe, weights and ranges.
+
+    Raises:
+      checkpoint.CheckpointError: no such checkpoint, or damaged.
+      ValueError: weights or sites differ from those of `model`; all differences are listed.
+    """
+    saved = checkpoint.read(prefix)
+    if RECIPE not in saved:
+        raise ValueError(f"{prefix}: holds weights but no recipe: it was not written by tfquant.save")
+    recipe = Recipe.from_json(saved[RECIPE])
+    quantized = wrap(model, Engine(source_of(model, inputs, signature), recipe))
+    renamed = _renamed_sites(quantized, json.loads(saved[SITES]), str(prefix))
+    weights = _weights(quantized)
+    values = _matching_weights(weights, saved, str(prefix))
+    for name, variable in weights.items():
+        variable.assign(values[name])
+    for address, quantizer in quantized._engine.quantizers.items():
+        lower, upper = (saved[_range_name(renamed[address], end)] for end in ("lower", "upper"))
+        if np.isfinite(lower).all() and np.isfinite(upper).all():
+            quantizer.set_range(lower, upper)
+    return quantized
+
+
+def _range_name(address: str, end: str) -> str:
+    return f"{PREFIX}ranges/{address}/{end}"
+
+
+def _weights(model: QuantizedModel | QuantizedFunction) -> dict[str, tf.Variable]:
+    """Name -> variable, without the ranges. Random states of dropout are no weights."""
+    engine = model._engine
+    ranges = {id(v) for q in engine.quantizers.values() for v in (q.lower, q.upper)}
+    if isinstance(model, QuantizedModel):
+        pairs = [(v.path, v.value) for v in model.variables if not _is_random_state(v)]
+    else:
+        pairs = [(engine.inference.paths[n], v) for n, v in engine.inference.variables.items()]
+    named: dict[str, tf.Variable] = {}
+    for path, variable in pairs:
+        if id(variable) in ranges:
+            continue
+        if path in named:
+            raise ValueError(f"two variables are called {path!r}: give the layers of the model different names to save it")
+        named[path] = variable
+    return named
+
+
+def _is_random_state(variable: keras.Variable) -> bool:
+    return variable.path.rpartition("/")[2] == "seed_generator_state"
+
+
+def _fingerprint(site: Site) -> list:
+    return [site.address, site.role, site.port, list(site.shape), list(site.channel_axes)]
+
+
+def _renamed_sites(model: QuantizedModel | QuantizedFunction, saved: list[list], prefix: str) -> dict[str, str]:
+    """Address in the model -> address in the file.
+
+    Keras numbers layers without a name by how many a process has made before (`dense`, `dense_1`). Where only such paths differ,
+    and roles, ports, shapes and order agree, sites are matched by their order.
+    """
+    own = [_fingerprint(site) for site in model.plan.sites]
+    if {s[0] for s in own} == {s[0] for s in saved}:
+        return {s[0]: s[0] for s in own}
+    if [s[1:] for s in own] == [s[1:] for s in saved]:
+        return {mine[0]: theirs[0] for mine, theirs in zip(own, saved, strict=True)}
+    missing = sorted({s[0] for s in own} - {s[0] for s in saved})
+    left = sorted({s[0] for s in saved} - {s[0] for s in own})
+    raise ValueError(f"{prefix}: sites differ from the model's. Missing in the file: {missing or 'none'}. Left over: {left or 'none'}")
+
+
+def _matching_weights(weights: dict[str, tf.Variable], saved: checkpoint.Checkpoint, prefix: str) -> dict[str, np.ndarray]:
+    """Value of every variable, by its name in the model; names of unnamed layers may differ as for sites."""
+    shapes = {name: list(v.shape) for name, v in weights.items()}
+    stored = [n for n in saved if not n.startswith(PREFIX)]
+    missing = [n for n in weights if n not in saved]
+    if missing:
+        order = json.loads(saved[WEIGHTS])
+        if len(order) != len(weights) or any(list(saved[o].shape) != s for o, s in zip(order, shapes.values(), strict=False)):
+            left = sorted(set(stored) - set(weights))
+            raise ValueError(f"{prefix}: variables differ from the model's. Missing: {missing}. Left over: {left or 'none'}")
+        return {name: saved[o] for name, o in zip(weights, order, strict=True)}
+    wrong = [f"{n}: {list(saved[n].shape)} in the file, {s} in the model" for n, s in shapes.items() if list(saved[n].shape) != s]
+    if wrong:
+        raise ValueError(f"{prefix}: shapes differ from the model's: {'; '.join(wrong)}")
+    return {name: saved[name] for name in weights}
