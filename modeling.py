@@ -17,22 +17,9 @@ from collections.abc import Callable, Iterator
 import keras
 from keras import ops
 
-from modeling_checkpoint import LoadReport, detect_lower_case, load_weights
-
-__all__ = [
-    "ACTIVATIONS",
-    "Bert",
-    "BertConfig",
-    "Head",
-    "LoadReport",
-    "build_classifier",
-    "build_encoder",
-    "build_squad_model",
-    "detect_lower_case",
-    "gelu",
-    "gelu_tanh",
-    "load_weights",
-]
+from modeling_checkpoint import LoadReport as LoadReport
+from modeling_checkpoint import detect_lower_case as detect_lower_case
+from modeling_checkpoint import load_weights as load_weights
 
 # Added to the score of a masked key. Large enough to vanish in the softmax, small enough for float16.
 MASKED_SCORE = -10000.0
@@ -144,8 +131,8 @@ def _seed_stream(seed: int | None) -> Iterator[int | None]:
 class _Dropout(keras.layers.Layer):
     """Dropout whose random state is named after its place in the model.
 
-    Keras' own layer numbers these states through the process, so that a checkpoint of them could not be read where other
-    layers had been made before.
+    Keras' own layer numbers these states through the process: a checkpoint of them would not fit a process that made
+    other layers before.
     """
 
     def __init__(self, rate: float, seed: int | None, dtype):

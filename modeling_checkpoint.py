@@ -25,6 +25,9 @@ _IGNORED = re.compile(
 # refused: pre-training heads, the pooler (absent from our SQuAD model), ranges of NVIDIA's quantized checkpoints.
 _TOLERATED = re.compile(r"^cls/(predictions|seq_relationship)/|^bert/pooler/|_quantizer(_\d+)?/quant_(min|max)$")
 
+# TensorFlow's reader lets the errors of its C++ half through as they come: a short data file is an IndexError.
+_READER_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
+
 _HEADS = {
     "qa_outputs.weight": "cls/squad/output_weights",
     "qa_outputs.bias": "cls/squad/output_bias",
@@ -48,7 +51,7 @@ class LoadReport:
 
 @dataclasses.dataclass(frozen=True)
 class _Stored:
-    """A tensor of a checkpoint, not yet read. `name` is the file's name for it; shape and values are as we store them."""
+    """A tensor of a checkpoint, not yet read. `name` is the file's; shape and values are as the model stores them."""
 
     name: str
     shape: tuple[int, ...]
@@ -60,8 +63,8 @@ def load_weights(
     model: keras.Model,
     path: str | os.PathLike,
     *,
-    allow_missing: Iterable[str] = (),
-    allow_unexpected: Iterable[str] = (),
+    allow_missing: str | Iterable[str] = (),
+    allow_unexpected: str | Iterable[str] = (),
 ) -> LoadReport:
     """Loads a checkpoint into the weights of `model`, matching Google's variable names exactly.
 
@@ -93,9 +96,9 @@ def load_weights(
     unexpected = sorted(stored.keys() - variables.keys())
     matched = sorted(variables.keys() & stored.keys())
 
-    allowed = tuple(allow_missing)
+    allowed = _beginnings(allow_missing)
     problems = [f"missing: {name} {list(variables[name].shape)}" for name in missing if not name.startswith(allowed)]
-    allowed = tuple(allow_unexpected)
+    allowed = _beginnings(allow_unexpected)
     problems += [
         f"left over: {stored[name].name} {list(stored[name].shape)}"
         for name in unexpected
@@ -119,6 +122,11 @@ def load_weights(
     return LoadReport(tuple(matched), tuple(missing), tuple(unexpected))
 
 
+def _beginnings(names: str | Iterable[str]) -> tuple[str, ...]:
+    """A single string is one beginning, not one for each of its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def _refuse(path: str, model: keras.Model, problems: list[str]) -> None:
     if problems:
         listing = "".join(f"\n  {problem}" for problem in problems)
@@ -135,7 +143,7 @@ def _open_bundle(prefix: str) -> dict[str, _Stored]:
     try:
         reader = tf.train.load_checkpoint(prefix)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-    except (tf.errors.OpError, ValueError) as error:
+    except _READER_ERRORS as error:
         raise ValueError(f"checkpoint {prefix} cannot be read, it is damaged or incomplete: {error}") from error
     if "_CHECKPOINTABLE_OBJECT_GRAPH" in shapes:
         raise ValueError(
@@ -146,7 +154,7 @@ def _open_bundle(prefix: str) -> dict[str, _Stored]:
     def read(name: str) -> np.ndarray:
         try:
             return np.asarray(reader.get_tensor(name), np.float32)
-        except tf.errors.OpError as error:
+        except _READER_ERRORS as error:
             raise ValueError(f"checkpoint {prefix}: {name} cannot be read, the file is damaged: {error}") from error
 
     return {
@@ -262,8 +270,8 @@ def _scope(dotted: str) -> str:
 def detect_lower_case(path: str | os.PathLike) -> bool | None:
     """Whether a vocabulary or checkpoint is of an uncased model: True uncased, False cased, None when nothing tells.
 
-    A vocabulary tells by its pieces: only a cased one has upper-case letters outside bracketed special tokens.
-    Without one, `tokenizer_config.json` of the directory tells, then "uncased" or "cased" in the name.
+    A vocabulary tells by its pieces: only a cased one has upper-case letters (more than 1 % of pieces with them).
+    Without a vocabulary, `tokenizer_config.json` of the directory tells, then "uncased" or "cased" in the name.
 
     Args:
         path: a `vocab.txt`, a model directory, or the prefix of a checkpoint (the files beside it are looked at).
@@ -273,18 +281,17 @@ def detect_lower_case(path: str | os.PathLike) -> bool | None:
     """
     path = os.fspath(path)
     folder = path if os.path.isdir(path) else os.path.dirname(path)
-    is_vocabulary = os.path.isfile(path) and path.endswith(".txt")
+    is_vocabulary = os.path.isfile(path) and not path.endswith((".safetensors", ".json"))
     vocabulary = path if is_vocabulary else os.path.join(folder, "vocab.txt")
     if os.path.isfile(vocabulary):
         try:
             with open(vocabulary, encoding="utf-8") as stream:
-                text = "".join(line for line in stream if not line.startswith("["))
+                pieces = [line for line in stream if not line.startswith("[") and line.lower() != line.upper()]
         except UnicodeDecodeError as error:
             raise ValueError(f"vocabulary {vocabulary} is not UTF-8 text: {error}") from error
-        if text.lower() != text:
-            return False
-        if text.upper() != text:
-            return True
+        if pieces:
+            # Some scripts got a lower case after the vocabularies were made, so a stray capital does not count.
+            return sum(piece.lower() != piece for piece in pieces) <= 0.01 * len(pieces)
     settings = os.path.join(folder, "tokenizer_config.json")
     if os.path.isfile(settings):
         try:
