@@ -201,7 +201,7 @@ class Calibration(Mapping[str, SiteCalibration]):
 def _merge_site(address: str, ours: SiteCalibration, theirs: SiteCalibration) -> SiteCalibration:
     for what, a, b in (("method", ours.method, theirs.method), ("grid", ours.grid, theirs.grid)):
         if a != b:
-            raise CalibrationError(f"{address}: cannot merge calibrations with {what} {a} and {b}; make them alike first")
+            raise CalibrationError(f"{address}: cannot merge {what} {a} with {b}; make them alike first")
     try:
         statistics = merge(ours.statistics, theirs.statistics)
     except ValueError as error:

@@ -160,8 +160,7 @@ class Observer:
         top = tf.math.top_k(amax, tf.cast(tf.minimum(wanted + 1, cells.cells), tf.int32))
         threshold = tf.where(wanted < cells.cells, tf.reduce_min(top.values), -1.0)
         threshold = tf.where(wanted > 0, threshold, np.inf)
-        chosen = tf.cast(top.indices[:wanted], tf.int64)[:, tf.newaxis]
-        values = cells.values(chosen, tf.range(cells.width)[tf.newaxis, :])
+        values = cells.whole(tf.cast(top.indices[:wanted], tf.int64))
         counted = (tf.abs(values) > threshold) & (top.values[:wanted, tf.newaxis] >= 0)
         return (tf.reshape(values, [-1]), tf.reshape(counted, [-1])), threshold
 
@@ -174,19 +173,17 @@ class Observer:
         seed = tf.stack([tf.cast(self.seed, tf.int64), update])
         position = first + tf.random.stateless_uniform(tf.shape(first), seed, 0, stride, tf.int64)
         inside = position < total
-        position = tf.minimum(position, total - 1)
-        cell = position // tf.maximum(cells.width, 1)
-        values = cells.values(cell, position % cells.width)
+        values, valid = cells.elements(tf.minimum(position, total - 1))
         counted = inside & (tf.abs(values) <= threshold)
-        return values, counted if cells.valid is None else counted & tf.gather(cells.valid, cell)
+        return values, counted if valid is None else counted & valid
 
     def _bin(self, values: tf.Tensor, counted: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         """int32 bin of each value; ``bins``, one past the last, for those that do not count."""
         side = binning.side_bins(self.bins, self.signed)
-        index = tf.cast(tf.math.ceil(tf.abs(values) * scale), tf.int32) - 1
-        index = tf.clip_by_value(index, 0, side - 1)
+        index = tf.cast(tf.math.ceil(tf.clip_by_value(tf.abs(values) * scale, 1.0, float(side))), tf.int32) - 1
         if self.signed:
             index = tf.where(values < 0, side - 1 - index, side + index)
+        # NaN never counts: it compares false with the threshold.
         return tf.where(counted, index, self.bins)
 
     def check(self) -> None:

@@ -22,7 +22,8 @@ class Cells:
         flat: the tensor, flattened, in its own dtype.
         valid: bool [cells], or None when everything is valid.
         largest, smallest: float32 [cells], extremes of every cell, padding included.
-        cells, width, inner: int64 scalars.
+        cells, width: int64 scalars.
+        inner: int64 scalar, or None when 1: cells lie one after the other.
     """
 
     flat: tf.Tensor
@@ -31,12 +32,25 @@ class Cells:
     smallest: tf.Tensor
     cells: tf.Tensor
     width: tf.Tensor
-    inner: tf.Tensor
+    inner: tf.Tensor | None
 
-    def values(self, cell: tf.Tensor, inside: tf.Tensor) -> tf.Tensor:
-        """float32 values of the elements ``inside`` (0..width) of ``cell``; int64 arguments broadcast."""
-        position = (cell // self.inner * self.width + inside) * self.inner + cell % self.inner
-        return tf.cast(tf.gather(self.flat, position), tf.float32)
+    def whole(self, cell: tf.Tensor) -> tf.Tensor:
+        """float32 [n, width]: all values of the cells ``cell``, int64 [n]."""
+        if self.inner is None:
+            return tf.cast(tf.gather(tf.reshape(self.flat, [-1, tf.maximum(self.width, 1)]), cell), tf.float32)
+        first = cell // self.inner * self.inner * self.width + cell % self.inner
+        return tf.cast(tf.gather(self.flat, first[:, tf.newaxis] + tf.range(self.width) * self.inner), tf.float32)
+
+    def elements(self, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """(float32 values, valid or None) of the elements at flat ``position``, int64 [n]."""
+        values = tf.cast(tf.gather(self.flat, position), tf.float32)
+        if self.valid is None:
+            return values, None
+        if self.inner is None:
+            cell = position // self.width
+        else:
+            cell = position // (self.inner * self.width) * self.inner + position % self.inner
+        return values, tf.gather(self.valid, cell)
 
 
 def split(x: tf.Tensor, valid: tf.Tensor | None, name: str) -> Cells:
@@ -53,11 +67,12 @@ def split(x: tf.Tensor, valid: tf.Tensor | None, name: str) -> Cells:
     axis = _axis_inside(x, valid)
     if axis is None:
         largest = smallest = tf.cast(x, tf.float32)
-        width = inner = tf.ones([], tf.int64)
+        width, inner = tf.ones([], tf.int64), None
     else:
         largest = tf.cast(tf.reduce_max(x, axis, keepdims=True), tf.float32)
         smallest = tf.cast(tf.reduce_min(x, axis, keepdims=True), tf.float32)
-        width, inner = shape[axis], tf.reduce_prod(shape[axis + 1 :])
+        width = shape[axis]
+        inner = None if axis == x.shape.rank - 1 else tf.reduce_prod(shape[axis + 1 :])
     if valid is not None:
         valid = tf.reshape(tf.broadcast_to(valid, tf.shape(largest)), [-1])
     return Cells(
