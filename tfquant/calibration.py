@@ -57,10 +57,10 @@ def calibrate(
     entries = _weight_entries(engine)
     collector.run(batches, progress)
     for site, observer in collector.observers:
-        statistics = observer.statistics()
-        lower, upper = site.spec.method.estimate(statistics, site.spec.grid, site=site.address)
-        entries[site.address] = calib.SiteCalibration(statistics, site.spec.method, site.spec.grid, lower, upper)
-    calibration = calib.Calibration({address: entries[address] for address in engine.quantizers})
+        entries[site.address] = calib.SiteCalibration.estimate(
+            observer.statistics(), site.spec.method, site.spec.grid, address=site.address
+        )
+    calibration = calib.Calibration({address: entries[address] for address in engine.quantizers}, samples=collector.samples)
     engine.apply(calibration)
     model.set_mode("quantized")
     return calibration
@@ -72,21 +72,12 @@ def _weight_entries(engine: Engine) -> dict[str, calib.SiteCalibration]:
 
 
 def weight_entry(site: Site, value: np.ndarray) -> calib.SiteCalibration:
-    """Statistics and range of a parameter, from its values."""
-    spec = site.spec
+    """Statistics and range of a parameter, from its values; several channel axes count as one, flattened."""
     axis = None
     if site.channel_axes:
         value = np.moveaxis(value, site.channel_axes, range(len(site.channel_axes)))
-        value = value.reshape(int(np.prod(site.range_shape)), -1)
-        axis = 0
-    statistics = calib.weight_statistics(value, axis, signed=spec.grid.two_sided)
-    if axis is None:
-        lower, upper = spec.method.estimate(statistics, spec.grid, site=site.address)
-    else:
-        lower, upper = calib.per_channel_range(value, axis, spec.method, spec.grid)
-    return calib.SiteCalibration(
-        statistics, spec.method, spec.grid, np.reshape(lower, site.range_shape), np.reshape(upper, site.range_shape)
-    )
+        value, axis = value.reshape(int(np.prod(site.range_shape)), -1), 0
+    return calib.SiteCalibration.of_weight(value, axis, site.spec.method, site.spec.grid, address=site.address)
 
 
 class _Collector:
@@ -109,6 +100,7 @@ class _Collector:
         self.mask_index = _mask_index(engine, mask)
         self.axes = self._token_axes(mask)
         self.function = self._make_function()
+        self.samples = 0
 
     def _token_axes(self, mask: str | None) -> dict[str, TokenAxes]:
         if self.mask_index is None or not self.targets:
@@ -151,6 +143,7 @@ class _Collector:
             except ValueError as error:
                 raise ValueError(f"calibration batch {count - 1}: {error}") from error
             self.function(*flat)
+            self.samples += int(flat[0].shape[0]) if flat and flat[0].shape.rank else 1
             for _, observer in self.observers:
                 observer.check()
         if count == 0 and self.observers:

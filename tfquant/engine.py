@@ -203,7 +203,14 @@ class Engine:
                 f"the calibration has no range for site {missing[0]} ({len(missing)} of {len(self.quantizers)} are missing): "
                 "it was made with another model or recipe; calibrate again"
             )
-        ranges = {a: (calibration[a].lower, calibration[a].upper) for a in self.quantizers}
+        ranges = {}
+        for address, quantizer in self.quantizers.items():
+            entry, shape = calibration[address], quantizer.site.range_shape
+            if entry.lower.size != np.prod(shape, dtype=int):
+                raise ValueError(
+                    f"site {address}: the calibration has {entry.lower.size} ranges, the site needs {list(shape)}; calibrate again"
+                )
+            ranges[address] = (entry.lower.reshape(shape), entry.upper.reshape(shape))
         ranges = _fused(self.plan.sites, ranges)
         before = {a: (q.lower.numpy(), q.upper.numpy()) for a, q in self.quantizers.items()}
         try:

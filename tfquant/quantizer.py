@@ -26,10 +26,15 @@ class Quantizer:
         unset = np.full(site.range_shape, np.nan, np.float32)
         self.lower = tf.Variable(unset, trainable=False, name=f"{site.address}/lower")
         self.upper = tf.Variable(unset, trainable=False, name=f"{site.address}/upper")
+        self._calibrated = False
 
     @property
     def calibrated(self) -> bool:
-        return bool(np.isfinite(self.lower.numpy()).all() and np.isfinite(self.upper.numpy()).all())
+        """Whether the range is known. Asked before every call, so that a yes is remembered."""
+        if not self._calibrated:
+            with tf.init_scope():  # also while a function is traced
+                self._calibrated = all(np.isfinite(end.numpy()).all() for end in (self.lower, self.upper))
+        return self._calibrated
 
     def set_range(self, lower, upper) -> None:
         """Assigns the range.

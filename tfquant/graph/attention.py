@@ -25,6 +25,7 @@ class Attention:
       softmax: the normalised scores.
       context: the product of probabilities and value; `probabilities_index` says which operand is the former.
       projections: `q`, `k`, `v` -> path of the linear that makes it, where there is one.
+      between: names of the operations from the scores to the softmax: scale, mask, position bias.
     """
 
     path: str
@@ -34,6 +35,7 @@ class Attention:
     context: Contraction
     probabilities_index: int
     projections: dict[str, str]
+    between: frozenset[str]
 
 
 def find_attention(flow: Dataflow, contractions: list[Contraction]) -> list[Attention]:
@@ -59,7 +61,8 @@ def find_attention(flow: Dataflow, contractions: list[Contraction]) -> list[Atte
         count = used[path] = used.get(path, 0) + 1
         if count > 1:
             path = f"{path}#{count}"
-        found.append(Attention(path, scores, query_index, softmax, context, probabilities_index, projections))
+        between = _between(flow, scores.op, softmax)
+        found.append(Attention(path, scores, query_index, softmax, context, probabilities_index, projections, between))
     return found
 
 
@@ -70,6 +73,12 @@ def _softmax_after(flow: Dataflow, scores: tf.Tensor) -> tf.Tensor | None:
         if op.type in ("RealDiv", "Div") and _is_written_out_softmax(flow, op):
             return op.outputs[0]
     return None
+
+
+def _between(flow: Dataflow, scores: tf.Operation, softmax: tf.Tensor) -> frozenset[str]:
+    after = flow.walk_forward(scores.outputs, lambda o: o.type in _LOCAL_OPS)
+    before = flow.walk_back(softmax, lambda o: o.name != scores.name, not_before=flow.index[scores.name])
+    return frozenset(o.name for o in after) & frozenset(o.name for o in before)
 
 
 def _is_written_out_softmax(flow: Dataflow, division: tf.Operation) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 
 import tensorflow as tf
 
+from tfquant.graph.attention import Attention
 from tfquant.graph.contractions import Contraction
 from tfquant.graph.dataflow import Dataflow
 
@@ -25,16 +26,22 @@ class Residual:
         return 1 - self.skip_index
 
 
-def find_residuals(flow: Dataflow, contractions: list[Contraction], paths: dict[str, str]) -> list[Residual]:
+def find_residuals(
+    flow: Dataflow, contractions: list[Contraction], attention: list[Attention], paths: dict[str, str]
+) -> list[Residual]:
     """All residual additions in graph order.
 
     Args:
       paths: operation name of a contraction -> layer path.
     """
     names = {c.op.name for c in contractions}
+    # The mask added to scores comes before them too, through the attention of earlier layers.
+    in_attention = {name for a in attention for name in a.between}
     found = []
     for op in flow.operations:
-        if op.type not in _ADD_OPS or not op.outputs[0].dtype.is_floating or not all(map(flow.is_dynamic, op.inputs)):
+        if op.type not in _ADD_OPS or op.name in in_attention or not op.outputs[0].dtype.is_floating:
+            continue
+        if not all(map(flow.is_dynamic, op.inputs)) or not _same_shape(*op.inputs):
             continue
         for skip_index in (0, 1):
             last = _last_contraction_since(flow, op.inputs[skip_index], op.inputs[1 - skip_index], names)
@@ -42,6 +49,11 @@ def find_residuals(flow: Dataflow, contractions: list[Contraction], paths: dict[
                 found.append(Residual(op, skip_index, paths[last]))
                 break
     return found
+
+
+def _same_shape(a: tf.Tensor, b: tf.Tensor) -> bool:
+    """False where one is broadcast, as masks and biases are."""
+    return a.shape.rank == b.shape.rank and a.shape.is_compatible_with(b.shape)
 
 
 def _last_contraction_since(flow: Dataflow, skip: tf.Tensor, other: tf.Tensor, contractions: set[str]) -> str | None:

@@ -94,7 +94,9 @@ class _Structure:
         self.contractions: list[Contraction] = [c for c in contractions if c not in self.lookups]
         self.attention: list[Attention] = find_attention(flow, self.contractions)
         self.paths = self._contraction_paths()
-        self.residuals: list[Residual] = find_residuals(flow, self.contractions, self.paths)
+        self.residuals: list[Residual] = find_residuals(
+            flow, self.contractions, self.attention, self.paths
+        )
         self.layernorms: list[LayerNorm] = find_layernorms(flow)
         self.zones = self._zones()
         self.projections = {p: (a.path, port) for a in self.attention for port, p in a.projections.items()}
@@ -149,7 +151,7 @@ class _Structure:
         path = self.paths[contraction.op.name]
         product = contraction.op.outputs[0]
         yield self._on_tensor(
-            "linear_output", path, "output", product, fusable=self._fusable(contraction.path, "linear_output")
+            self.zones.get(contraction.op.name, "linear_output"), path, "output", product, fusable=self._fusable(contraction.path, "linear_output")
         )
         bias = self._bias_after(product)
         if bias is not None:

@@ -1,5 +1,6 @@
-"""Training: BERT's optimizer and schedule, and a loop that resumes exactly."""
+"""Training: BERT's optimizer and schedule, and distillation, a loop that resumes exactly."""
 
+from tfquant.training.distillation import divergence
 from tfquant.training.loop import NonFiniteLossError, Trainer, TrainOptions, TrainSummary, seed_variables
 from tfquant.training.optimizer import BertAdamW, WarmupLinearDecay
 
@@ -10,5 +11,6 @@ __all__ = [
     "TrainSummary",
     "Trainer",
     "WarmupLinearDecay",
+    "divergence",
     "seed_variables",
 ]

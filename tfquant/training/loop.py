@@ -67,7 +67,7 @@ class TrainSummary:
 
     Attributes:
         first_step, last_step: the model had made `first_step` steps before and `last_step` after.
-        loss: mean loss of the last `log_every` steps; NaN when there was nothing to do.
+        loss: mean loss of the last `log_every` steps; None when there was nothing to do.
         seconds: time spent, tracing and checkpoints included.
         examples_per_second: over all of that time.
         steady_examples_per_second: without the first step (tracing) and without writing checkpoints.
@@ -76,7 +76,7 @@ class TrainSummary:
 
     first_step: int
     last_step: int
-    loss: float
+    loss: float | None
     seconds: float
     examples_per_second: float
     steady_examples_per_second: float
@@ -98,6 +98,7 @@ class Trainer:
         optimizer: see `BertAdamW`; must not be shared with another trainer.
         options: see `TrainOptions`.
         reduce: what is done to the gradients of a step before clipping; the place to average over processes.
+        weights: what to save beside the state of training; `model.weights` when not given.
         seeds: states of random number generators; those that `model.variables` shows when not given.
         write: `write(prefix, tensors)` that saves a checkpoint; replace it to save more than the trainer knows of.
     """
@@ -110,6 +111,7 @@ class Trainer:
         options: TrainOptions,
         *,
         reduce: Callable[[Gradients], Gradients] = lambda gradients: gradients,
+        weights: Sequence[Any] | None = None,
         seeds: Sequence[Any] | None = None,
         write: Callable[[str, Mapping[str, Any]], None] = checkpoint.write,
     ):
@@ -119,6 +121,7 @@ class Trainer:
         if not self._variables:
             raise ValueError("the model has no trainable variables: there is nothing to train")
         optimizer.build(self._variables)
+        self._weights = list(model.weights if weights is None else weights)
         self._seeds = list(seed_variables(model) if seeds is None else seeds)
         self._reached: list[int] = []  # which variables the loss depends on; known once the step is traced
         self._sums = [tf.Variable(tf.zeros_like(v)) for v in self._variables] if options.accumulation > 1 else []
@@ -131,7 +134,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Checkpoint name -> variable, for everything that training changes."""
-        named = {_name(v): v for v in self.model.weights}
+        named = {_name(v): v for v in self._weights}
         for variable, (m, v) in zip(self._variables, self.optimizer.slots(), strict=True):
             named[_name(variable) + "/adam_m"], named[_name(variable) + "/adam_v"] = m, v
         # Numbered, not named: Keras counts the names of seed generators per process.
@@ -197,7 +200,7 @@ class Trainer:
                 f"{options.directory} has already been trained for {first} steps of {options.total_steps}: nothing to "
                 "do. Raise the number of epochs to go on, or use a new folder to start again"
             )
-            return TrainSummary(first, first, float("nan"), 0.0, 0.0, 0.0, self._last_checkpoint())
+            return TrainSummary(first, first, None, 0.0, 0.0, 0.0, self._last_checkpoint())
         pathlib.Path(options.directory).mkdir(parents=True, exist_ok=True)
         meter, prefix = _Meter(), ""
         writer = tf.summary.create_file_writer(os.path.join(options.directory, "tensorboard"))
@@ -254,14 +257,14 @@ class Trainer:
         """(add a batch's gradient, add it and make the step), each traced once: every dimension is left open."""
         signature = {name: tf.TensorSpec([None] * value.shape.rank, value.dtype) for name, value in batch.items()}
 
-        @tf.function(input_signature=[signature], jit_compile=False)
+        @tf.function(input_signature=[signature], autograph=False, jit_compile=False)
         def accumulate(batch):
             loss, gradients = self._gradients(batch)
             for index, gradient in zip(self._reached, gradients, strict=True):
                 self._sums[index].assign_add(gradient)
             return loss
 
-        @tf.function(input_signature=[signature], jit_compile=False)
+        @tf.function(input_signature=[signature], autograph=False, jit_compile=False)
         def finish(batch):
             loss, gradients = self._gradients(batch)
             if self._sums:
