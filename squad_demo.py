@@ -1,0 +1,91 @@
+"""The embedded example of run_squad.py: from nothing to the accuracy of a quantized network in a few minutes.
+
+It makes a data set in SQuAD's format, trains a tiny BERT on it from scratch, and quantizes that after training, without
+and with the residual connections.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from squad_flags import Settings
+from tasks.squad import synthetic
+from tfquant import checkpoint
+
+TRAINING = Settings(
+    do_train=True,
+    do_predict=True,
+    max_seq_length=128,
+    max_query_length=24,
+    train_batch_size=32,
+    predict_batch_size=64,
+    learning_rate=1e-3,
+    num_train_epochs=12,
+    save_checkpoints_steps=500,
+)
+NAMES = {
+    "float": "float32",
+    "ptq": "int8, residual in float",
+    "ptq_residual": "int8, residual quantized",
+}
+
+
+def demo(
+    run: Callable[[Settings], Mapping[str, Any]],
+    directory: str = os.path.join("output", "demo"),
+    training: Settings = TRAINING,
+    **sizes: int,
+) -> dict[str, float]:
+    """Prints a table and, as the last line, one JSON object.
+
+    Args:
+        run: what does one run (`run_squad.run`).
+        directory: where everything goes; what an earlier example left there is replaced.
+        training: settings of the training, without files.
+        **sizes: of the data set, see `synthetic.write_dataset`.
+
+    Returns:
+        That object.
+    """
+    started = time.perf_counter()
+    print(f"no flags given: running the embedded example in {directory} (--help shows the flags)", file=sys.stderr)
+    files = synthetic.write_dataset(os.path.join(directory, "data"), **sizes)
+    common = {
+        "bert_config_file": files.config_file,
+        "vocab_file": files.vocab_file,
+        "train_file": files.train_file,
+        "predict_file": files.dev_file,
+    }
+    folders = {name: os.path.join(directory, name) for name in NAMES}
+    for folder in folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
+    runs = {"float": run(dataclasses.replace(training, output_dir=folders["float"], **common))}
+    common["init_checkpoint"] = checkpoint.latest(folders["float"])
+    quantizing = dataclasses.replace(training, do_train=False, do_calib=True, if_quant=True, calib_batch=8, **common)
+    for name, residual in (("ptq", False), ("ptq_residual", True)):
+        runs[name] = run(dataclasses.replace(quantizing, output_dir=folders[name], quantize_residual=residual))
+    print_table(runs)
+    result: dict[str, float] = {}
+    for name, figures in runs.items():
+        result[f"{name}_f1"] = figures["prediction"]["f1"]
+        result[f"{name}_exact_match"] = figures["prediction"]["exact_match"]
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    print(json.dumps(result), flush=True)
+    return result
+
+
+def print_table(runs: Mapping[str, Mapping[str, Any]]) -> None:
+    print(f"\n{'network':<28}{'sites':>7}{'exact match':>14}{'F1':>9}{'loss of F1':>13}{'examples/s':>13}")
+    reference = runs["float"]["prediction"]["f1"]
+    for name, figures in runs.items():
+        scores, sites = figures["prediction"], figures.get("calibration", {}).get("sites", 0)
+        print(
+            f"{NAMES[name]:<28}{sites:>7}{scores['exact_match']:>14.2f}{scores['f1']:>9.2f}"
+            f"{reference - scores['f1']:>13.2f}{scores['examples_per_second']:>13.1f}"
+        )
+    print()

@@ -1,0 +1,258 @@
+"""Settings of run_squad.py: one frozen object, absl flags made from it, and the check of them before any work.
+
+The names are those of NVIDIA's run_squad.py. Nothing here is read at import time.
+"""
+
+import dataclasses
+import math
+import os
+import tempfile
+from typing import Any
+
+from absl import flags
+
+import calib
+import modeling
+from tasks.wordpiece import read_vocab
+
+MODES = ("ft1", "ft2", "ft3", "trt")
+TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
+
+
+class FlagError(ValueError):
+    """Flags that cannot be followed; the message names every one of them."""
+
+
+def _flag(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a run is to do. Each field is a flag of the same name; its help says what it means."""
+
+    bert_config_file: str | None = _flag(None, "Google's bert_config.json or Hugging Face's config.json.")
+    vocab_file: str | None = _flag(None, "WordPiece vocabulary, one piece a line.")
+    output_dir: str | None = _flag(None, "Where everything is written.")
+    train_file: str | None = _flag(
+        None, "SQuAD JSON, or tfds:SPLIT for squad/plain_text of TensorFlow Datasets; for training and for calibration."
+    )
+    predict_file: str | None = _flag(None, "SQuAD JSON or tfds:SPLIT to answer; scored if it holds answers.")
+    tfds_dir: str | None = _flag(None, "Where TensorFlow Datasets keeps its data; its own default if not given.")
+    init_checkpoint: str | None = _flag(
+        None, "Weights to start from: prefix of a TensorFlow checkpoint (Google's or ours) or a Hugging Face folder."
+    )
+    do_train: bool = _flag(False, "Fine-tune; with --if_quant quantization-aware, from a calibrated checkpoint.")
+    do_predict: bool = _flag(False, "Answer --predict_file; with --if_quant by the quantized network.")
+    do_calib: bool = _flag(False, "Find the ranges of float weights on --train_file; writes model.ckpt-calibrated.")
+    if_quant: bool = _flag(False, "Quantize in the forward pass of training and prediction.")
+
+    do_lower_case: bool = _flag(True, "Lower-case the text; must be so for uncased and not for cased vocabularies.")
+    max_seq_length: int = _flag(384, "Longest window in word pieces: question, paragraph and three special ones.")
+    doc_stride: int = _flag(128, "Word pieces from one window over a long paragraph to the next.")
+    max_query_length: int = _flag(64, "Longer questions are cut.")
+    version_2_with_negative: bool = _flag(False, "SQuAD 2.0: questions may have no answer.")
+
+    train_batch_size: int = _flag(8, "Windows in a batch of training or calibration.")
+    predict_batch_size: int = _flag(8, "Windows in a batch of prediction.")
+    learning_rate: float = _flag(5e-6, "Highest learning rate.")
+    num_train_epochs: float = _flag(3.0, "How often every question is seen.")
+    warmup_proportion: float = _flag(0.1, "Part of the steps in which the learning rate rises.")
+    num_accumulation_steps: int = _flag(1, "Batches whose gradients make one step.")
+    save_checkpoints_steps: int = _flag(1000, "Steps between checkpoints; training goes on from the last one there is.")
+    keep_checkpoint_max: int = _flag(1, "How many of them to keep; 0 keeps all.")
+    use_bf16: bool = _flag(False, "Compute in bfloat16; weights, softmax, LayerNorm and quantization stay float32.")
+    seed: int = _flag(12345, "Seed of initial weights, dropout, and order of the data.")
+
+    n_best_size: int = _flag(20, "Starts and ends that are combined, and answers that are listed for a question.")
+    max_answer_length: int = _flag(30, "Longest answer in word pieces.")
+    null_score_diff_threshold: float = _flag(0.0, "SQuAD 2.0: no answer wins if it is better by more than this.")
+    num_eval_iterations: int | None = _flag(None, "Answer only so many times --predict_batch_size questions.")
+
+    calib_batch: int = _flag(4, "Batches of --train_batch_size windows to calibrate on.")
+    calib_method: str = _flag("percentile", f"Range of activations: {', '.join(calib.methods.NAMES)}.")
+    percentile: float | None = _flag(None, "Percentile of --calib_method=percentile; 99.99 if not given.")
+    calibrator_file: str = _flag("calibrators.npz", "Name of the calibration file in --output_dir.")
+    quantize_residual: bool | None = _flag(
+        None, "Quantize the skip operand of each Add before a LayerNorm; true if not given."
+    )
+    quant_another_add_input: bool = _flag(False, "Quantize the other operand as well.")
+    quant_mode: str = _flag("", f"NVIDIA's later placements instead of these two flags: {', '.join(MODES)}.")
+
+    distillation: bool = _flag(False, "Train on the answers of --teacher as well.")
+    teacher: str | None = _flag(None, "Checkpoint of the same size that teaches; runs in float.")
+    distillation_loss_scale: float = _flag(10000.0, "Weight of the teacher's part of the loss.")
+    verbose_logging: bool = _flag(False, "Show windows, loaded variables, the placement, and the trace of an error.")
+
+    @property
+    def recipe_name(self) -> str:
+        """Name of the tfquant recipe that the placement flags ask for."""
+        if self.quant_mode:
+            return self.quant_mode
+        if self.quantize_residual is False:
+            return "int8_residual_float"
+        return "int8_residual_both" if self.quant_another_add_input else "int8_residual"
+
+    @property
+    def asks_for_placement(self) -> bool:
+        """Whether any placement flag was given, so that it has to agree with a calibrated checkpoint."""
+        return bool(self.quant_mode) or self.quantize_residual is not None or self.quant_another_add_input
+
+    @property
+    def method(self) -> calib.Method:
+        """Range method of activations.
+
+        Raises:
+            ValueError: unknown, or a percentile out of range.
+        """
+        options = {"percentile": self.percentile} if self.percentile is not None else {}
+        return calib.Method.parse(self.calib_method, **options)
+
+
+def define() -> None:
+    """Defines the absl flags."""
+    makers = {
+        "bool": flags.DEFINE_bool,
+        "int": flags.DEFINE_integer,
+        "float": flags.DEFINE_float,
+        "str": flags.DEFINE_string,
+    }
+    for field in dataclasses.fields(Settings):
+        kind = getattr(field.type, "__name__", str(field.type)).replace(" | None", "")
+        makers[kind.split(" |")[0]](field.name, field.default, field.metadata["help"])
+    flags.DEFINE_alias("use_fp16", "use_bf16")
+
+
+def from_flags() -> Settings:
+    """The settings that the command line asked for; `define` and absl's parsing come before."""
+    return Settings(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Settings)})
+
+
+def check(settings: Settings) -> None:
+    """Refuses what cannot work, before anything is read, computed or written.
+
+    Raises:
+        FlagError: lists every problem with its flag and what to do.
+    """
+    problems = _numbers(settings) + _contradictions(settings) + _files(settings)
+    if not problems:  # these read the files
+        problems = _model(settings)
+    if not problems:
+        problems = _output(settings)
+    if problems:
+        raise FlagError("\n".join(f"  {problem}" for problem in problems))
+
+
+def _numbers(s: Settings) -> list[str]:
+    at_least_one = (
+        "doc_stride", "max_query_length", "train_batch_size", "predict_batch_size", "num_accumulation_steps",
+        "save_checkpoints_steps", "n_best_size", "max_answer_length", "calib_batch",
+    )  # fmt: skip
+    problems = [f"--{name}={getattr(s, name)}: must be at least 1" for name in at_least_one if getattr(s, name) < 1]
+    if s.num_eval_iterations is not None and s.num_eval_iterations < 1:
+        problems.append(f"--num_eval_iterations={s.num_eval_iterations}: must be at least 1, or left out for all")
+    for name in ("keep_checkpoint_max", "seed"):
+        if getattr(s, name) < 0:
+            problems.append(f"--{name}={getattr(s, name)}: must not be negative")
+    for name in ("learning_rate", "num_train_epochs", "distillation_loss_scale"):
+        if not 0.0 < getattr(s, name) < math.inf:
+            problems.append(f"--{name}={getattr(s, name)}: must be above 0 and finite")
+    if not 0.0 <= s.warmup_proportion < 1.0:
+        problems.append(f"--warmup_proportion={s.warmup_proportion}: must be at least 0 and below 1")
+    if s.max_seq_length <= s.max_query_length + 3:
+        problems.append(
+            f"--max_seq_length={s.max_seq_length}: must be above --max_query_length ({s.max_query_length}) + 3, or "
+            "there is no room for the paragraph"
+        )
+    try:
+        _ = s.method
+    except ValueError as error:
+        problems.append(f"--calib_method={s.calib_method}: {error}")
+    return problems
+
+
+def _contradictions(s: Settings) -> list[str]:
+    problems = []
+    if not (s.do_train or s.do_calib or s.do_predict):
+        problems.append("nothing to do: give at least one of --do_train, --do_calib, --do_predict")
+    if s.quant_mode and s.quant_mode not in MODES:
+        problems.append(f"--quant_mode={s.quant_mode}: must be one of {', '.join(MODES)}, or empty")
+    if s.quant_mode and (s.quantize_residual is not None or s.quant_another_add_input):
+        problems.append("--quant_mode sets the placement: leave out --quantize_residual and --quant_another_add_input")
+    if s.quant_another_add_input and s.quantize_residual is False:
+        problems.append("--quant_another_add_input needs --quantize_residual: set both, or the second to false as well")
+    if s.percentile is not None and s.calib_method in calib.methods.NAMES and s.calib_method != "percentile":
+        problems.append(f"--percentile={s.percentile} says nothing to --calib_method={s.calib_method}: leave one out")
+    if s.distillation and not s.teacher:
+        problems.append("--distillation needs --teacher: the checkpoint that teaches")
+    if s.teacher and not s.distillation:
+        problems.append("--teacher is used with --distillation only: set that, or leave the teacher out")
+    if s.distillation and not s.do_train:
+        problems.append("--distillation is a way to train: set --do_train as well")
+    if os.path.basename(s.calibrator_file) != s.calibrator_file or not s.calibrator_file.endswith(".npz"):
+        problems.append(f"--calibrator_file={s.calibrator_file}: must be the name of an .npz file, without a folder")
+    return problems
+
+
+def _files(s: Settings) -> list[str]:
+    required = ("bert_config_file", "vocab_file", "output_dir")
+    problems = [f"--{name} is required" for name in required if not getattr(s, name)]
+    if (s.do_train or s.do_calib) and not s.train_file:
+        problems.append(f"--train_file is required for --{'do_train' if s.do_train else 'do_calib'}")
+    if s.do_predict and not s.predict_file:
+        problems.append("--predict_file is required for --do_predict")
+    used = ["bert_config_file", "vocab_file"]
+    used += ["train_file"] if s.do_train or s.do_calib else []
+    used += ["predict_file"] if s.do_predict else []
+    for name in used:
+        path = getattr(s, name)
+        if path and not path.startswith(TFDS) and not os.path.isfile(path):
+            problems.append(f"--{name}={path}: there is no such file")
+    for name in ("init_checkpoint", "teacher"):
+        path = getattr(s, name)
+        if path and not (os.path.isfile(path + ".index") or os.path.isdir(path) or path.endswith(".safetensors")):
+            problems.append(
+                f"--{name}={path}: there is no {path}.index and no such folder; give the prefix of a TensorFlow "
+                "checkpoint or a Hugging Face folder"
+            )
+    return problems
+
+
+def _model(s: Settings) -> list[str]:
+    """What configuration, vocabulary and checkpoint have to agree on."""
+    problems = []
+    try:
+        config = modeling.BertConfig.from_json_file(s.bert_config_file)
+        if s.max_seq_length > config.max_position_embeddings:
+            problems.append(
+                f"--max_seq_length={s.max_seq_length}: the model of {s.bert_config_file} has only "
+                f"{config.max_position_embeddings} positions"
+            )
+        pieces = len(read_vocab(s.vocab_file))
+        if pieces > config.vocab_size:
+            problems.append(
+                f"--vocab_file={s.vocab_file} has {pieces} pieces, the model of {s.bert_config_file} only "
+                f"{config.vocab_size}: give those that belong together"
+            )
+        for name in ("vocab_file", "init_checkpoint"):
+            path = getattr(s, name)
+            found = modeling.detect_lower_case(path) if path else None
+            if found not in (None, s.do_lower_case):
+                problems.append(
+                    f"--do_lower_case={s.do_lower_case}, but --{name}={path} is {'uncased' if found else 'cased'}: "
+                    f"set --do_lower_case={found}"
+                )
+    except (ValueError, OSError) as error:
+        problems.append(str(error))
+    return problems
+
+
+def _output(s: Settings) -> list[str]:
+    """A trial file, removed at once: permissions alone do not tell."""
+    try:
+        os.makedirs(s.output_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=s.output_dir) as file:
+            file.write(b"x")
+    except OSError as error:
+        return [f"--output_dir={s.output_dir}: cannot be written ({error.strerror}); name another folder"]
+    return []
