@@ -1,0 +1,58 @@
+"""Result files: rows by name, written whole after each row, so that an interrupted benchmark goes on where it stopped."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Callable
+from typing import Any
+
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / "results"
+_PACKAGES = ("tensorflow", "keras", "numpy", "tfquant")
+
+
+class Results:
+    """`results/<name>.json`: command, versions and one object a row.
+
+    Attributes:
+      rows: row name -> figures.
+    """
+
+    def __init__(self, name: str, *, seed: int, fresh: bool = False):
+        self.path = FOLDER / f"{name}.json"
+        self.header = {
+            "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "seed": seed,
+            "versions": {p: importlib.metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
+            "machine": {"cores": os.cpu_count(), "processor": _processor()},
+        }
+        self.rows: dict[str, dict[str, Any]] = {}
+        if self.path.exists() and not fresh:
+            self.rows = json.loads(self.path.read_text())["rows"]
+
+    def row(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The figures of a row, computed and saved unless the file has them already; prints them as one JSON line."""
+        if name not in self.rows:
+            self.rows[name] = compute()
+            self._write()
+        print(json.dumps({"row": name, **self.rows[name]}), flush=True)
+        return self.rows[name]
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({**self.header, "rows": self.rows}, indent=1) + "\n")
+        os.replace(temporary, self.path)
+
+
+def _processor() -> str:
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
