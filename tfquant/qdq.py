@@ -20,6 +20,8 @@ from calib.grid import Grid
 
 # A range of zero (a dead channel) is quantized as if it were this wide: the result is zero for all purposes, the scale finite.
 SMALLEST_AMAX = 2.0**-100
+# Beyond it the scale of an int2 grid is no normal float32 any more, and the width of an asymmetric range overflows.
+LARGEST_AMAX = 2.0**126
 
 
 def quantize_dequantize(

@@ -40,7 +40,7 @@ class Quantizer:
         """Assigns the range.
 
         Args:
-          lower, upper: finite, `lower <= upper`, of `site.range_shape`.
+          lower, upper: finite, `lower <= upper`, of `site.range_shape`, magnitudes at most `qdq.LARGEST_AMAX`.
 
         Raises:
           ValueError: they are not.
@@ -55,6 +55,11 @@ class Quantizer:
             raise ValueError(f"site {self.site.address}: range is not finite ({lower.min()} ... {upper.max()})")
         if (lower > upper).any():
             raise ValueError(f"site {self.site.address}: lower end of the range lies above the upper end")
+        if max(abs(lower).max(), abs(upper).max()) > qdq.LARGEST_AMAX:
+            raise ValueError(
+                f"site {self.site.address}: range {lower.min():.6g} ... {upper.max():.6g} is too wide for float32 arithmetic: a mask "
+                "or an overflow is in the data; leave the site in float with a rule whose spec is null"
+            )
         self.lower.assign(lower)
         self.upper.assign(upper)
 
