@@ -53,7 +53,7 @@ def calibrate(
         The model's ranges are as before then.
     """
     engine = model._engine
-    collector = _Collector(engine, mask, bins, sample, seed)
+    collector = Observation(engine, mask=mask, bins=bins, sample=sample, seed=seed)
     entries = _weight_entries(engine)
     collector.run(batches, progress)
     for site, observer in collector.observers:
@@ -80,10 +80,10 @@ def weight_entry(site: Site, value: np.ndarray) -> calib.SiteCalibration:
     return calib.SiteCalibration.of_weight(value, axis, site.spec.method, site.spec.grid, address=site.address)
 
 
-class _Collector:
+class Observation:
     """Observers of all activation sites and the function that feeds them."""
 
-    def __init__(self, engine: Engine, mask: str | None, bins: int, sample: int, seed: int):
+    def __init__(self, engine: Engine, *, mask: str | None = "auto", bins: int = 2048, sample: int = 65536, seed: int = 0):
         self.engine = engine
         found: dict[str, tuple[Site, Edge]] = {}
         for site, edge in engine.placements():
