@@ -36,7 +36,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["tfquant", "tfquant.*", "calib", "tasks", "tasks.*"]),
     package_data={"tfquant.recipes": ["*.yaml"]},
-    py_modules=["modeling", "modeling_checkpoint", "squad_evaluate"],
+    py_modules=["modeling", "modeling_checkpoint", "squad_demo", "squad_evaluate", "squad_flags"],
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )
