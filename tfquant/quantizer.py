@@ -57,7 +57,7 @@ class Quantizer:
             raise ValueError(f"site {self.site.address}: lower end of the range lies above the upper end")
         if max(abs(lower).max(), abs(upper).max()) > qdq.LARGEST_AMAX:
             raise ValueError(
-                f"site {self.site.address}: range {lower.min():.6g} ... {upper.max():.6g} is too wide for float32 arithmetic: a mask "
+                f"site {self.site.address}: range {lower.min():.6g} ... {upper.max():.6g} is too wide for float32: a mask "
                 "or an overflow is in the data; leave the site in float with a rule whose spec is null"
             )
         self.lower.assign(lower)

@@ -10,14 +10,15 @@ import fnmatch
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 
 import calib
 from calib.grid import Grid
-from tfquant import formats
+from tfquant import fields, formats
 
 # What an edge of the graph can be. `weight` ... `model_output` are found by structure (tfquant.graph.roles).
 ROLES = (
@@ -59,7 +60,7 @@ class QuantSpec:
         for field in ("symmetric", "narrow_range"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"{field} must be true or false, got {getattr(self, field)!r}")
-        if self.unsigned not in (True, False, "auto"):
+        if not isinstance(self.unsigned, bool) and self.unsigned != "auto":
             raise ValueError(f"unsigned must be true, false or 'auto', got {self.unsigned!r}")
         if not isinstance(self.method, calib.Method):
             object.__setattr__(self, "method", _method(self.method))
@@ -81,11 +82,12 @@ class QuantSpec:
         return f"{self.format} {self.granularity} {kind} {self.method}"
 
     def to_dict(self) -> dict[str, Any]:
-        return {**_public_fields(self), "method": self.method.to_dict()}
+        options = {k: v.item() if isinstance(v, np.generic) else v for k, v in self.method.to_dict().items()}
+        return {**fields.public_fields(self), "method": options}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> QuantSpec:
-        return _build(cls, data, "quantization spec")
+        return fields.build(cls, data, "quantization spec")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,17 +113,37 @@ class Rule:
     name: str = ""
 
     def __post_init__(self):
-        roles = (self.role,) if isinstance(self.role, str) else tuple(self.role)
+        where = f"rule {self.name or self.path or self.role!r}"
+        for field in ("path", "port", "name"):
+            if not isinstance(getattr(self, field), str):
+                raise ValueError(f"{where}: {field} must be a string, got {getattr(self, field)!r}")
+        if not isinstance(self.optional, bool):
+            raise ValueError(f"{where}: optional must be true or false, got {self.optional!r}")
+        if self.spec is not None and not isinstance(self.spec, QuantSpec):
+            raise ValueError(f"{where}: spec must be a QuantSpec or None, got {self.spec!r}")
+        roles = fields.sequence(self.role, (str,), f"{where}: role must be a name or a list of names")
         for role in roles:
             if role != "*" and role not in ROLES:
-                raise ValueError(f"rule {self.name or self.path!r}: unknown role {role!r}; known: {', '.join(ROLES)}")
+                raise ValueError(f"{where}: unknown role {role!r}; known: {', '.join(ROLES)}")
         object.__setattr__(self, "role", roles[0] if len(roles) == 1 else roles)
         if self.shape is not None:
-            object.__setattr__(self, "shape", tuple(self.shape))
+            message = f"{where}: shape must be a list of sizes (null matches any)"
+            object.__setattr__(self, "shape", fields.sequence(self.shape, (int, type(None)), message, single=False))
         if self.path.startswith("re:"):
-            _compile(self.path[3:], f"rule {self.name!r}, path")
+            fields.compiled(self.path[3:], f"{where}, path")
         if not self.name:
-            object.__setattr__(self, "name", "/".join(roles) + ("" if self.path == "*" else f" at {self.path}"))
+            object.__setattr__(self, "name", self._made_name())
+
+    def _made_name(self) -> str:
+        """Differs between rules that match different edges."""
+        parts = ["/".join(self.roles)]
+        if self.path != "*":
+            parts.append(f"at {self.path}")
+        if self.port != "*":
+            parts.append(f"port {self.port}")
+        if self.shape is not None:
+            parts.append("of shape " + "x".join("?" if size is None else str(size) for size in self.shape))
+        return " ".join(parts)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -145,7 +167,7 @@ class Rule:
         return self.shape is None or _shape_matches(self.shape, shape)
 
     def to_dict(self) -> dict[str, Any]:
-        data = _public_fields(self)
+        data = fields.public_fields(self)
         data["role"] = list(self.roles) if len(self.roles) > 1 else self.roles[0]
         data["shape"] = None if self.shape is None else list(self.shape)
         data["spec"] = None if self.spec is None else self.spec.to_dict()
@@ -154,14 +176,16 @@ class Rule:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Rule:
-        data = dict(data)
+        data = fields.mapping(data, "rule")
+        where = f"rule {data.get('name', data)!r}"
         if "spec" not in data:
-            raise ValueError(f"rule {data.get('name', data)!r} has no 'spec' (write spec: null to leave edges in float)")
+            raise ValueError(f"{where} has no 'spec' (write spec: null to leave edges in float)")
         if data["spec"] is not None:
-            data["spec"] = QuantSpec.from_dict(data["spec"])
-        if isinstance(data.get("role"), list):
-            data["role"] = tuple(data["role"])
-        return _build(cls, data, "rule")
+            try:
+                data["spec"] = QuantSpec.from_dict(data["spec"])
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+        return fields.build(cls, data, "rule")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,58 +222,100 @@ class Recipe:
     disable: tuple[str, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "rules", tuple(self.rules))
-        object.__setattr__(self, "fuse", tuple(self.fuse))
-        object.__setattr__(self, "disable", tuple(self.disable))
-        if not self.rules:
-            raise ValueError(f"recipe {self.name!r} has no rules")
+        where = f"recipe {self.name!r}"
+        if not isinstance(self.share, bool):
+            raise ValueError(f"{where}: share must be true or false, got {self.share!r}")
+        listed = {
+            "rules": fields.sequence(self.rules, (Rule,), f"{where}: rules must be a list of rules"),
+            "fuse": fields.sequence(self.fuse, (Fuse, str), f"{where}: fuse must be a list of roles", single=False),
+            "disable": fields.sequence(self.disable, (str,), f"{where}: disable must be a list of patterns", single=False),
+        }
+        listed["fuse"] = tuple(Fuse(f) if isinstance(f, str) else f for f in listed["fuse"])
+        for field, values in listed.items():
+            object.__setattr__(self, field, values)
         for pattern in self.disable:
-            _compile(pattern, f"recipe {self.name!r}, disable")
-        seen: dict[tuple, Rule] = {}
+            fields.compiled(pattern, f"{where}, disable")
+        self._check_conflicts()
+
+    def _check_conflicts(self) -> None:
+        by_key: dict[tuple, Rule] = {}
+        names: set[str] = set()
         for rule in self.rules:
-            other = seen.setdefault(rule.key, rule)
-            if other is not rule and other.spec != rule.spec:
+            other = by_key.setdefault(rule.key, rule)
+            if other.spec != rule.spec:
                 raise ValueError(
                     f"recipe {self.name!r}: rules {other.name!r} and {rule.name!r} match the same edges with different specs; "
                     "remove one, or narrow its role, path, port or shape"
                 )
+            if rule.name in names:
+                raise ValueError(f"recipe {self.name!r}: two rules are called {rule.name!r}; give each a name of its own")
+            names.add(rule.name)
 
     def with_rules(self, *rules: Rule, name: str | None = None) -> Recipe:
-        """The recipe with more rules behind its own, which therefore win."""
-        return dataclasses.replace(self, rules=self.rules + rules, name=name or self.name)
+        """The recipe with more rules behind its own, which therefore win. One that matches the same edges is replaced."""
+        rules = fields.sequence(rules, (Rule,), f"recipe {self.name!r}: rules must be a list of rules", single=False)
+        replaced = {rule.key for rule in rules}
+        kept = tuple(rule for rule in self.rules if rule.key not in replaced)
+        return dataclasses.replace(self, rules=kept + rules, name=name or self.name)
 
     def with_method(self, method: str | calib.Method, *, roles: Iterable[str] | None = None, **options: Any) -> Recipe:
         """The recipe with another range method.
 
         Args:
           method: name or `calib.Method`.
-          roles: whose rules change; by default those of all activations, not of weights, biases and embeddings.
+          roles: what it is for; by default all activations, not weights, biases and embeddings.
           **options: of the method, such as `percentile=99.99`.
+
+        Raises:
+          ValueError: unknown method, option or role, or no rule quantizes any of `roles`.
         """
-        method = method if isinstance(method, calib.Method) else calib.Method.parse(method, **options)
-        wanted = set(ROLES) - {"weight", "embedding", "bias"} if roles is None else set(roles)
-        return self._map_specs(wanted, lambda spec: dataclasses.replace(spec, method=method))
+        if isinstance(method, str):
+            method = calib.Method.parse(method, **options)
+        elif not isinstance(method, calib.Method) or options:
+            raise ValueError(f"a range method is a name with options, or a calib.Method without any, got {method!r}, {options}")
+        return self._map_specs(roles, lambda spec: dataclasses.replace(spec, method=method))
 
     def with_spec(self, *, roles: Iterable[str], **changes: Any) -> Recipe:
-        """The recipe with fields of the QuantSpec changed for some roles, for example `roles=["weight"], format="int4"`."""
-        return self._map_specs(set(roles), lambda spec: dataclasses.replace(spec, **changes))
+        """The recipe with fields of the QuantSpec changed for some roles, for example `roles=["weight"], format="int4"`.
 
-    def _map_specs(self, roles: set[str], change) -> Recipe:
-        unknown = roles - set(ROLES)
+        Raises:
+          ValueError: unknown field, value or role, or no rule quantizes any of `roles`.
+        """
+        known = [field.name for field in dataclasses.fields(QuantSpec)]
+        unknown = sorted(set(changes) - set(known))
+        if unknown:
+            raise ValueError(f"a quantization spec has no field {unknown[0]!r}; known: {', '.join(known)}")
+        return self._map_specs(roles, lambda spec: dataclasses.replace(spec, **changes))
+
+    def _map_specs(self, roles: Iterable[str] | None, change: Callable[[QuantSpec], QuantSpec]) -> Recipe:
+        if roles is None:
+            wanted = set(ROLES) - {"weight", "embedding", "bias"}
+        else:
+            wanted = set(fields.sequence(roles, (str,), "roles must be a list of roles"))
+        unknown = wanted - set(ROLES)
         if unknown:
             raise ValueError(f"unknown role {sorted(unknown)[0]!r}; known: {', '.join(ROLES)}")
-        rules: list[Rule] = []
+        rules: dict[tuple, Rule] = {}
+        touched_any = False
         for rule in self.rules:
-            touched = tuple(r for r in rule.roles if r in roles)
-            if rule.spec is None or not touched:
-                rules.append(rule)
-                continue
-            kept = tuple(r for r in rule.roles if r not in roles)
-            if kept:
-                rules.append(dataclasses.replace(rule, role=kept, name=""))
-            renamed = rule.name if not kept else ""
-            rules.append(dataclasses.replace(rule, role=touched, spec=change(rule.spec), name=renamed))
-        return dataclasses.replace(self, rules=tuple(rules))
+            own = ROLES if "*" in rule.roles else rule.roles
+            touched = tuple(role for role in own if role in wanted)
+            changed = change(rule.spec) if rule.spec is not None and touched else rule.spec
+            touched_any |= rule.spec is not None and bool(touched)
+            if len(touched) == len(own):
+                new = [dataclasses.replace(rule, spec=changed)]
+            elif changed == rule.spec:
+                new = [rule]
+            else:
+                # The rule itself stays, so that it is still an error if nothing at all matches it.
+                name = f"{rule.name} ({', '.join(touched)})"
+                new = [rule, dataclasses.replace(rule, role=touched, spec=changed, optional=True, name=name)]
+            for entry in new:
+                rules.pop(entry.key, None)  # what an earlier change left there has no effect any more
+                rules[entry.key] = entry
+        if roles is not None and not touched_any:
+            raise ValueError(f"recipe {self.name!r} has no rule that quantizes {' or '.join(sorted(wanted)) or 'no role'}")
+        return dataclasses.replace(self, rules=tuple(rules.values()))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -259,13 +325,15 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        data = dict(data)
-        rules = data.get("rules")
-        if not isinstance(rules, list):
-            raise ValueError(f"recipe {data.get('name', '')!r}: 'rules' must be a list")
-        data["rules"] = tuple(Rule.from_dict(r) for r in rules)
-        data["fuse"] = tuple(Fuse(role) for role in data.get("fuse", ()))
-        return _build(cls, data, "recipe")
+        data = fields.mapping(data, "recipe")
+        where = f"recipe {data.get('name', '')!r}"
+        if not isinstance(data.get("rules"), list):
+            raise ValueError(f"{where}: 'rules' must be a list of rules")
+        try:
+            data["rules"] = tuple(Rule.from_dict(r) for r in data["rules"])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        return fields.build(cls, data, "recipe")
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
@@ -287,14 +355,15 @@ class Recipe:
 
         Raises:
           ValueError: the file is not such a file or not a recipe; the message names it.
+          OSError: it cannot be read.
         """
         path = pathlib.Path(path)
         if path.suffix not in (".json", ".yaml", ".yml"):
             raise ValueError(f"{path}: a recipe file ends in .json, .yaml or .yml")
         try:
             return (cls.from_json if path.suffix == ".json" else cls.from_yaml)(path.read_text())
-        except (json.JSONDecodeError, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+        except (yaml.YAMLError, ValueError) as error:  # json's and Unicode's errors are ValueErrors
+            raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,28 +418,7 @@ def _method(value: Any) -> calib.Method:
     raise ValueError(f"a range method is a name or a mapping with 'name', got {value!r}")
 
 
-def _compile(pattern: str, where: str) -> re.Pattern:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{where}: {pattern!r} is not a regular expression ({error})") from error
-
-
 def _shape_matches(wanted: tuple[int | None, ...], shape: tuple[int | None, ...] | None) -> bool:
     if shape is None or len(shape) != len(wanted):
         return False
     return all(w is None or w == s for w, s in zip(wanted, shape, strict=True))
-
-
-def _public_fields(instance) -> dict[str, Any]:
-    return {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
-
-
-def _build(cls, data: Mapping[str, Any], what: str):
-    if not isinstance(data, Mapping):
-        raise ValueError(f"a {what} is a mapping, got {data!r}")
-    known = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(data) - known)
-    if unknown:
-        raise ValueError(f"{what} {data.get('name', '')!r}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    return cls(**data)

@@ -11,7 +11,7 @@ def get(name: str) -> IntegerFormat:
     Raises:
       ValueError: no family knows the name; the message lists what exists.
     """
-    found = IntegerFormat.parse(name)
+    found = IntegerFormat.parse(name) if isinstance(name, str) else None
     if found is None:
         raise ValueError(f"unknown number format {name!r}; known: int2 ... int16")
     return found
