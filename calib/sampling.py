@@ -7,6 +7,7 @@ which few cells hold the largest values of the tensor: those are counted in full
 
 from dataclasses import dataclass
 
+import numpy as np
 import tensorflow as tf
 
 # Long rows are cut to pieces of at most this length: short cells make the tail few elements to gather, while reductions
@@ -21,7 +22,7 @@ class Cells:
     Attributes:
         flat: the tensor, flattened, in its own dtype.
         valid: bool [cells], or None when everything is valid.
-        largest, smallest: float32 [cells], extremes of every cell, padding included.
+        largest, smallest: float32 [cells], extremes of every cell; -inf and inf in padding.
         cells, width: int64 scalars.
         inner: int64 scalar, or None when 1: cells lie one after the other.
     """
@@ -53,15 +54,24 @@ class Cells:
         return values, tf.gather(self.valid, cell)
 
 
-def split(x: tf.Tensor, valid: tf.Tensor | None, name: str) -> Cells:
+def check_mask(x: tf.Tensor, valid: tf.Tensor, name: str) -> None:
+    """ValueError, naming the site, if the mask ``valid`` cannot be broadcast to ``x`` as far as shapes are known."""
+    rank = x.shape.rank
+    if rank is None or valid.shape.rank is None:
+        raise ValueError(f"{name}: a mask needs a tensor and a mask of known rank, got {x.shape} and {valid.shape}")
+    sizes = zip(reversed(x.shape), reversed(valid.shape), strict=False)
+    if valid.shape.rank > rank or any(m not in (1, None) and s is not None and m != s for s, m in sizes):
+        raise ValueError(f"{name}: mask {valid.shape} does not broadcast to the tensor {x.shape}")
+
+
+def split(x: tf.Tensor, valid: tf.Tensor | None) -> Cells:
     """Splits ``x`` into cells that lie within one axis along which the mask has static size 1.
 
     Args:
         x: any floating tensor.
         valid: bool, broadcastable to ``x``, true where an element counts; None: everywhere.
-        name: the site, for messages.
     """
-    x, valid = _with_known_rank(x, valid, name)
+    x, valid = _with_one_rank(x, valid)
     x, valid = _with_short_rows(x, valid)
     shape = tf.shape(x, out_type=tf.int64)
     axis = _axis_inside(x, valid)
@@ -74,7 +84,9 @@ def split(x: tf.Tensor, valid: tf.Tensor | None, name: str) -> Cells:
         width = shape[axis]
         inner = None if axis == x.shape.rank - 1 else tf.reduce_prod(shape[axis + 1 :])
     if valid is not None:
-        valid = tf.reshape(tf.broadcast_to(valid, tf.shape(largest)), [-1])
+        valid = tf.broadcast_to(valid, tf.shape(largest))
+        largest, smallest = tf.where(valid, largest, -np.inf), tf.where(valid, smallest, np.inf)
+        valid = tf.reshape(valid, [-1])
     return Cells(
         flat=tf.reshape(x, [-1]),
         valid=valid,
@@ -93,18 +105,13 @@ def _axis_inside(x: tf.Tensor, valid: tf.Tensor | None) -> int | None:
     return next((axis for axis, size in enumerate(valid.shape) if size == 1), None)
 
 
-def _with_known_rank(x: tf.Tensor, valid: tf.Tensor | None, name: str) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Both with one rank, at least 1."""
-    rank = x.shape.rank
-    if valid is None:
-        return (x, None) if rank else (tf.reshape(x, [-1]), None)
-    if rank is None or valid.shape.rank is None:
-        raise ValueError(f"{name}: a mask needs a tensor and a mask of known rank, got {x.shape} and {valid.shape}")
-    sizes = zip(reversed(x.shape), reversed(valid.shape), strict=False)
-    if valid.shape.rank > rank or any(m not in (1, None) and s is not None and m != s for s, m in sizes):
-        raise ValueError(f"{name}: mask {valid.shape} does not broadcast to the tensor {x.shape}")
-    valid = valid[(tf.newaxis,) * (max(rank, 1) - valid.shape.rank) + (...,)]
-    return (x if rank else tf.reshape(x, [1])), valid
+def _with_one_rank(x: tf.Tensor, valid: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Both with the same rank, at least 1."""
+    x = x if x.shape.rank else tf.reshape(x, [-1])
+    if valid is not None:
+        for _ in range(x.shape.rank - valid.shape.rank):
+            valid = tf.expand_dims(valid, 0)
+    return x, valid
 
 
 def _with_short_rows(x: tf.Tensor, valid: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor | None]:
@@ -117,4 +124,4 @@ def _with_short_rows(x: tf.Tensor, valid: tf.Tensor | None) -> tuple[tf.Tensor, 
         return x, valid
     static = x.shape[:-1].concatenate([last // piece, piece])
     x = tf.reshape(x, tf.concat([tf.shape(x)[:-1], [last // piece, piece]], 0))
-    return tf.ensure_shape(x, static), None if valid is None else valid[..., tf.newaxis]
+    return tf.ensure_shape(x, static), None if valid is None else tf.expand_dims(valid, -1)

@@ -1,0 +1,146 @@
+"""One step of an observer as a pure function of its state; no variables, so all observers share its few traces."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from calib import binning
+from calib.sampling import Cells, split
+
+# Elements of the integer state. The float state is minimum, maximum and their moving averages.
+COUNT, BATCHES, UPDATES, NONFINITE, EXPONENT = range(5)
+
+State = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+
+
+@tf.function(autograph=False)
+def updated(
+    x: tf.Tensor,
+    valid: tf.Tensor | None,
+    ranges: tf.Tensor,
+    counters: tf.Tensor,
+    counts: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    signed: bool,
+    sample: int,
+    decay: float,
+) -> State:
+    """State after one more batch.
+
+    Args:
+        x: floating tensor of any shape.
+        valid: bool, broadcastable to ``x``, or None.
+        ranges: float32 [4]: minimum, maximum, moving averages of both.
+        counters: int64 [5]: elements, batches, updates, first update with NaN or Inf (-1: none), exponent of the span.
+        counts: int64 [bins].
+        seed: int64 scalar.
+        signed: whether the histogram keeps the signs.
+        sample: most elements the histogram looks at.
+        decay: of the moving averages.
+    """
+    cells = split(x, valid)
+    whole_cells = cells.cells if cells.valid is None else tf.math.count_nonzero(cells.valid)
+    count = whole_cells * cells.width
+    smallest, largest = tf.reduce_min(cells.smallest), tf.reduce_max(cells.largest)  # NaN spreads
+    filled = count > 0
+    sound = tf.math.is_finite(smallest) & tf.math.is_finite(largest)
+    use = sound & filled
+    elements, batches, updates, nonfinite, exponent = tf.unstack(counters)
+    spans = tf.maximum(exponent, _exponent(tf.where(use, tf.maximum(-smallest, largest), 0.0)))
+    added = _histogram(cells, spans, tf.stack([seed, updates]), counts.shape[0], signed, sample)
+    step = tf.cast(use, tf.int64)
+    return (
+        tf.where(use, _ranges(ranges, smallest, largest, tf.where(batches > 0, np.float32(decay), 0.0)), ranges),
+        tf.stack([
+            elements + step * count,
+            batches + step,
+            updates + 1,
+            tf.where(filled & ~sound & (nonfinite < 0), updates, nonfinite),
+            spans,
+        ]),
+        _coarsen(counts, spans - exponent, signed) + added * step,
+    )
+
+
+def _ranges(old: tf.Tensor, smallest: tf.Tensor, largest: tf.Tensor, decay: tf.Tensor) -> tf.Tensor:
+    minimum, maximum = tf.minimum(old[0], smallest), tf.maximum(old[1], largest)
+    averages = decay * old[2:] + (1 - decay) * tf.stack([smallest, largest])
+    return tf.concat([tf.stack([minimum, maximum]), averages], 0)
+
+
+def _histogram(
+    cells: Cells, exponent: tf.Tensor, seed: tf.Tensor, bins: int, signed: bool, sample: int
+) -> tf.Tensor:
+    """int64 [bins]: the batch's counts over bins that span ``2**exponent``."""
+    total = tf.size(cells.flat, out_type=tf.int64)
+    exact = total <= sample
+    half = tf.constant(sample // 2, tf.int64)
+    stride = tf.where(exact, tf.ones([], tf.int64), (total + half - 1) // half)
+    tail, threshold = _tail(cells, tf.where(exact, tf.zeros([], tf.int64), half))
+    bulk = _bulk(cells, stride, threshold, seed)
+    scale = _power_of_two(int(math.log2(binning.side_bins(bins, signed))) - exponent)
+    # One pass over both: the tail's bins are numbered after the bulk's.
+    index = tf.concat([_bin(*bulk, scale, bins, signed), _bin(*tail, scale, bins, signed) + (bins + 1)], 0)
+    counted = tf.raw_ops.DenseBincount(
+        input=index, size=2 * (bins + 1), weights=tf.zeros([0], tf.int64), binary_output=False
+    )
+    bulk_counts, tail_counts = tf.unstack(tf.reshape(counted, [2, bins + 1]))
+    return (bulk_counts * stride + tail_counts)[:bins]
+
+
+def _tail(cells: Cells, room: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """((values, which count), threshold): all elements above the threshold, which is the largest outside them.
+
+    The values are those of the cells with the largest magnitudes, ``room`` elements together; none if room is 0.
+    """
+    wanted = tf.minimum(room // tf.maximum(cells.width, 1), cells.cells)
+    amax = tf.maximum(cells.largest, -cells.smallest)  # -inf in padding
+    top = tf.math.top_k(amax, tf.cast(tf.minimum(wanted + 1, cells.cells), tf.int32))
+    threshold = tf.where(wanted < cells.cells, tf.reduce_min(top.values), -1.0)
+    threshold = tf.where(wanted > 0, threshold, np.inf)
+    values = cells.whole(tf.cast(top.indices[:wanted], tf.int64))
+    counted = (tf.abs(values) > threshold) & (top.values[:wanted, tf.newaxis] >= 0)
+    return (tf.reshape(values, [-1]), tf.reshape(counted, [-1])), threshold
+
+
+def _bulk(cells: Cells, stride: tf.Tensor, threshold: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """(values, which count): one random element of every ``stride`` elements, tail and padding excluded."""
+    total = tf.size(cells.flat, out_type=tf.int64)
+    first = tf.range(0, total, stride)
+    position = first + tf.random.stateless_uniform(tf.shape(first), seed, 0, stride, tf.int64)
+    values, valid = cells.elements(tf.minimum(position, total - 1))
+    counted = (position < total) & (tf.abs(values) <= threshold)
+    return values, counted if valid is None else counted & valid
+
+
+def _bin(values: tf.Tensor, counted: tf.Tensor, scale: tf.Tensor, bins: int, signed: bool) -> tf.Tensor:
+    """int32 bin of each value; ``bins``, one past the last, for those that do not count."""
+    side = binning.side_bins(bins, signed)
+    index = tf.cast(tf.math.ceil(tf.clip_by_value(tf.abs(values) * scale, 1.0, float(side))), tf.int32) - 1
+    if signed:
+        index = tf.where(values < 0, side - 1 - index, side + index)
+    # NaN, whose index is arbitrary, never counts: it compares false with the threshold.
+    return tf.where(counted, index, bins)
+
+
+def _exponent(amax: tf.Tensor) -> tf.Tensor:
+    """`binning.exponent_of` in the graph, from the bits of the float; int64."""
+    bits = tf.bitcast(amax, tf.int32)
+    exponent = tf.bitwise.right_shift(bits, 23) - 127 + tf.cast(bits & 0x7FFFFF > 0, tf.int32)
+    return tf.cast(tf.clip_by_value(exponent, binning.MIN_EXPONENT, binning.MAX_EXPONENT), tf.int64)
+
+
+def _power_of_two(exponent: tf.Tensor) -> tf.Tensor:
+    """float32 ``2**exponent``, exact, for -126 <= exponent <= 127."""
+    return tf.bitcast(tf.bitwise.left_shift(tf.cast(exponent, tf.int32) + 127, 23), tf.float32)
+
+
+def _coarsen(counts: tf.Tensor, doublings: tf.Tensor, signed: bool) -> tf.Tensor:
+    """`binning.coarsen` in the graph."""
+    bins = counts.shape[0]
+    zero = bins // 2 if signed else 0
+    offset = tf.range(bins) - zero
+    target = tf.bitwise.right_shift(offset, tf.cast(tf.minimum(doublings, 31), tf.int32)) + zero
+    return tf.math.unsorted_segment_sum(counts, target, bins)
