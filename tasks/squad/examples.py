@@ -88,24 +88,62 @@ def read_squad(path: str | os.PathLike[str], *, training: bool, version_2: bool 
     return _collect(_parse(dataset, path, training, version_2), path, training)
 
 
-def from_tfds(split: str, data_dir: str | os.PathLike[str] | None = None) -> list[SquadExample]:
-    """Read `squad/plain_text` (SQuAD 1.1) through TensorFlow Datasets.
+def from_tfds(
+    split: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    training: bool | None = None,
+    version_2: bool = False,
+) -> list[SquadExample]:
+    """Read SQuAD through TensorFlow Datasets, preparing it (from the network) when it is not on disk yet.
+
+    SQuAD 1.1 is looked for under its first name there, `squad/plain_text`, and then under the present one,
+    `squad/v1.1`; SQuAD 2.0 is `squad/v2.0`.
 
     Args:
         split: "train", "validation", or a slice such as "train[:1%]".
         data_dir: where TFDS keeps prepared data sets; None for its default.
+        training: check answers as `read_squad` does; None: for splits that begin with "train".
+        version_2: read SQuAD 2.0.
 
     Returns:
-        The questions; those of training splits are checked as `read_squad(training=True)` does.
+        The questions.
 
     Raises:
-        ValueError: TFDS does not know the split.
-        SquadFormatError: an answer outside its context.
+        FileNotFoundError: the data set is neither on disk nor to be had.
+        ValueError: no such split.
+        SquadFormatError: as for `read_squad`.
     """
     import tensorflow_datasets as tfds
 
-    rows = tfds.load("squad/plain_text", split=split, data_dir=None if data_dir is None else os.fspath(data_dir))
-    return _collect(_parse_tfds(tfds.as_numpy(rows)), f"squad/plain_text:{split}", split.startswith("train"))
+    builder = _tfds_builder(("squad/v2.0",) if version_2 else ("squad/plain_text", "squad/v1.1"), data_dir)
+    rows = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
+    if training is None:
+        training = split.startswith("train")
+    return _collect(_parse_tfds(rows), f"{builder.info.full_name}:{split}", training)
+
+
+def _tfds_builder(names: Sequence[str], data_dir: str | os.PathLike[str] | None) -> Any:
+    """Return the first of these TFDS data sets that is prepared, or prepare the last one."""
+    import tensorflow_datasets as tfds
+
+    where = None if data_dir is None else os.fspath(data_dir)
+    for name in names:
+        try:
+            builder = tfds.builder(name, data_dir=where)
+        except (ValueError, tfds.core.DatasetNotFoundError):
+            continue  # An old name, and nothing on disk under it.
+        if builder.info.splits:
+            return builder
+    try:
+        builder = tfds.builder(names[-1], data_dir=where)
+        builder.download_and_prepare()
+    except Exception as error:  # TFDS passes on whatever its parts raise: network, disk, checksums, imports.
+        raise FileNotFoundError(
+            f"{' or '.join(names)} is not prepared in {where or 'the default folder of TFDS'} and cannot be had "
+            f"({type(error).__name__}: {error}); give a SQuAD JSON file instead, or the folder of prepared data"
+        ) from error
+    return builder
 
 
 def to_dataset(examples: Iterable[SquadExample], *, version: str = "1.1") -> dict[str, Any]:
@@ -130,7 +168,8 @@ def _parse(dataset: Any, path: str, training: bool, version_2: bool) -> Iterator
             context = _get(paragraph, "context", str, inner)
             for question_number, question in enumerate(_get(paragraph, "qas", list, inner)):
                 where = f"{inner}, question {question_number}"
-                yield where, _parse_question(question, context, where, training, version_2)
+                example = _parse_question(question, context, where, training, version_2)
+                yield f"{where} (id {example.id})", example
 
 
 def _parse_question(question: Any, context: str, place: str, training: bool, version_2: bool) -> SquadExample:
@@ -159,12 +198,13 @@ def _parse_tfds(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, SquadE
         answers = zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
         identifier = row["id"].decode()
         yield (
-            f"squad/plain_text: row {number} (id {identifier})",
+            f"TFDS squad, row {number} (id {identifier})",
             SquadExample(
                 identifier,
                 row["question"].decode(),
                 row["context"].decode(),
                 tuple(Answer(text.decode(), int(start)) for text, start in answers),
+                bool(row.get("is_impossible", False)),
             ),
         )
 
