@@ -35,10 +35,12 @@ test-shared: env
 	TFQUANT_SHARED=$(SHARED) $(BIN)/python -m pytest -q -m needs_shared
 
 squad: $(READY)
-	$(BIN)/python benchmarks/squad_ptq.py --shared=$(SHARED)
+	$(BIN)/python -m benchmarks.squad_ptq --shared=$(SHARED)
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run_all.py --shared=$(SHARED)
+	$(BIN)/python -m benchmarks.planning
+	$(BIN)/python -m benchmarks.training_step --shared=$(SHARED)
+	$(BIN)/python -m benchmarks.calibration_cost --shared=$(SHARED)
 
 lint: $(READY)
 	$(BIN)/ruff check .
