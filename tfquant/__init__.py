@@ -6,7 +6,7 @@ See the README for a tour, `docs/` for the longer texts.
 """
 
 from tfquant.api import plan, quantize
-from tfquant.calibration import calibrate
+from tfquant.calibration import apply, calibrate
 from tfquant.engine import UncalibratedError
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.recipes import recipe
@@ -15,5 +15,5 @@ from tfquant.store import load, save
 
 __all__ = [
     "Fuse", "QuantSpec", "QuantizedFunction", "QuantizedModel", "Recipe", "Rule", "Site", "UncalibratedError",
-    "calibrate", "load", "plan", "quantize", "recipe", "save",
+    "apply", "calibrate", "load", "plan", "quantize", "recipe", "save",
 ]  # fmt: skip

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from tfquant.calibration import calibrate
+import calib
+from tfquant.calibration import apply, calibrate, check_batches
 from tfquant.engine import Engine
 from tfquant.graph.plan import Plan, make_plan
-from tfquant.graph.trace import is_keras_model, source_of, trace
+from tfquant.graph.trace import TraceError, is_keras_model, source_of, trace
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.recipes import recipe as named_recipe
 from tfquant.spec import Recipe
@@ -39,7 +40,7 @@ def plan(model: Any, recipe: Recipe | str = DEFAULT_RECIPE, *, inputs: Any = Non
 def quantize(
     model: Any,
     recipe: Recipe | str = DEFAULT_RECIPE,
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[Any] | calib.Calibration | None = None,
     *,
     inputs: Any = None,
     signature: Any = None,
@@ -49,8 +50,8 @@ def quantize(
 
     Args:
       model, recipe, inputs, signature: as for `plan`.
-      calibration: batches of inputs to set the ranges from, see `tfquant.calibrate`. Without it the result refuses to run
-        quantized until it is calibrated.
+      calibration: batches of inputs to set the ranges from, see `tfquant.calibrate`, or an earlier calibration, see
+        `tfquant.apply`. Without it the result refuses to run quantized until it is calibrated.
       **options: passed on to `tfquant.calibrate`.
 
     Returns:
@@ -60,15 +61,26 @@ def quantize(
       TraceError, RecipeError: as for `plan`.
       ValueError: the batches do not fit, hold NaN, or there are none.
     """
-    if calibration is None and options:
+    recipe = _recipe(recipe)
+    earlier = isinstance(calibration, calib.Calibration)
+    if options and (calibration is None or earlier):
         raise ValueError(f"{sorted(options)[0]}= belongs to calibration: pass calibration=batches as well")
     batches = None
-    if calibration is not None:
+    if calibration is not None and not earlier:
+        check_batches(calibration)
         batches = calibration
         if inputs is None and signature is None:
             inputs, batches = _peek(model, calibration)
-    quantized = wrap(model, Engine(source_of(model, inputs, signature), _recipe(recipe)))
-    if batches is not None:
+    try:
+        source = source_of(model, inputs, signature)
+    except TraceError as error:
+        if inputs is None and isinstance(batches, list) and not batches:
+            raise ValueError("no calibration batch was given: pass at least one") from error
+        raise
+    quantized = wrap(model, Engine(source, recipe))
+    if earlier:
+        apply(quantized, calibration)
+    elif batches is not None:
         calibrate(quantized, batches, **options)
     return quantized
 
@@ -83,8 +95,6 @@ def _recipe(recipe: Recipe | str) -> Recipe:
 
 def _peek(model: Any, batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     """The first batch's inputs, and all batches, the first included."""
-    if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
-        return None, batches  # `calibrate` says what is wrong with it
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:

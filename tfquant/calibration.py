@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -51,8 +53,10 @@ def calibrate(
     Raises:
       ValueError: no batch, a batch that does not fit the model, NaN or infinity (`calib.NonFiniteError`, naming site and batch).
         The model's ranges are as before then.
+      TypeError: `model` is not quantized.
     """
-    engine = model._engine
+    engine = engine_of(model)
+    check_batches(batches)
     collector = Observation(engine, mask=mask, bins=bins, sample=sample, seed=seed)
     entries = _weight_entries(engine)
     collector.run(batches, progress)
@@ -64,6 +68,54 @@ def calibrate(
     engine.apply(calibration)
     model.set_mode("quantized")
     return calibration
+
+
+def apply(model: QuantizedModel | QuantizedFunction, calibration: calib.Calibration | str | os.PathLike) -> None:
+    """Sets the range of every site from an earlier calibration and switches the model to `quantized`; no data is needed.
+
+    Args:
+      model: from `tfquant.quantize`.
+      calibration: what `calibrate` returned, perhaps merged or estimated again by another method, or the path of its file. It may
+        hold sites that the model lacks.
+
+    Raises:
+      ValueError: it lacks a site, or a range is for another format or shape. The model's ranges are as before then.
+      TypeError: `model` is not quantized, or `calibration` is none.
+      FileNotFoundError, calib.CalibrationFileError: the file is missing or damaged.
+    """
+    engine = engine_of(model)
+    if isinstance(calibration, (str, os.PathLike)):
+        calibration = calib.Calibration.load(calibration)
+    if not isinstance(calibration, calib.Calibration):
+        raise TypeError(f"a calibration is what tfquant.calibrate returns or its file, got {type(calibration).__name__}")
+    for site in engine.plan.sites:
+        if site.address in calibration and calibration[site.address].grid != site.spec.grid:
+            grids = [f"codes {g.qmin}..{g.qmax}{'' if g.symmetric else ' asymmetric'}" for g in
+                     (calibration[site.address].grid, site.spec.grid)]  # fmt: skip
+            raise ValueError(
+                f"site {site.address}: the calibration is for {grids[0]}, the recipe wants {grids[1]}: calibrate with this recipe"
+            )
+    engine.apply(calibration)
+    model.set_mode("quantized")
+
+
+def engine_of(model: QuantizedModel | QuantizedFunction) -> Engine:
+    """The engine of a quantized model.
+
+    Raises:
+      TypeError: the model is not quantized.
+    """
+    if not isinstance(model, (QuantizedModel, QuantizedFunction)):
+        raise TypeError(f"expected a model from tfquant.quantize or tfquant.load, got {type(model).__name__}")
+    return model._engine
+
+
+def check_batches(batches: Any) -> None:
+    """Raises ValueError if `batches` are one batch, or nothing that could be."""
+    if isinstance(batches, (Mapping, np.ndarray)) or tf.is_tensor(batches):
+        raise ValueError("calibration takes an iterable of batches, got one batch: put it into a list")
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes)):
+        raise ValueError(f"calibration takes an iterable of batches, got {type(batches).__name__}")
 
 
 def _weight_entries(engine: Engine) -> dict[str, calib.SiteCalibration]:
@@ -99,7 +151,6 @@ class Observation:
         ]  # fmt: skip
         self.mask_index = _mask_index(engine, mask)
         self.axes = self._token_axes(mask)
-        self.function = self._make_function()
         self.samples = 0
 
     def _token_axes(self, mask: str | None) -> dict[str, TokenAxes]:
@@ -114,7 +165,9 @@ class Observation:
                 f"mask=None (mask was {mask!r})"
             ) from error
 
-    def _make_function(self):
+    @functools.cached_property
+    def function(self):
+        """Made for the first batch that fits: a bad one shows at once."""
         trace = self.engine.inference
 
         def observe(*flat):
@@ -133,15 +186,12 @@ class Observation:
         return function.get_concrete_function()
 
     def run(self, batches: Iterable[Any], progress: bool) -> None:
-        if isinstance(batches, Mapping) or tf.is_tensor(batches) or isinstance(batches, np.ndarray):
-            raise ValueError("calibration takes an iterable of batches, got one batch: put it into a list")
-        count = 0
-        total = len(batches) if hasattr(batches, "__len__") else None
+        count, total = 0, _length(batches)
         for count, batch in enumerate(tqdm(batches, "calibrating", total, unit="batch", disable=not progress), start=1):
             try:
                 flat = self.engine.flatten_inputs(self._inputs_of(batch))
-            except ValueError as error:
-                raise ValueError(f"calibration batch {count - 1}: {error}") from error
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"calibration batch {count - 1}: {' '.join(str(error).split())}") from error
             self.function(*flat)
             self.samples += int(flat[0].shape[0]) if flat and flat[0].shape.rank else 1
             for _, observer in self.observers:
@@ -159,6 +209,13 @@ class Observation:
         if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3 and _fits(structure, batch[0]):
             return batch[0]
         return batch
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    try:
+        return len(batches) if isinstance(batches, Sized) else None
+    except TypeError:  # a tf.data.Dataset that does not know
+        return None
 
 
 def _fits(structure: Any, value: Any) -> bool:
@@ -182,5 +239,6 @@ def _mask_index(engine: Engine, mask: str | None) -> int | None:
     if mask not in names:
         raise ValueError(f"mask={mask!r} is no input of the model; it has {', '.join(names)}")
     if engine.inference.input_specs[names.index(mask)].shape.rank != 2:
-        raise ValueError(f"mask={mask!r} must be [batch, tokens], its shape is {engine.inference.input_specs[names.index(mask)].shape}")
+        shape = list(engine.inference.input_specs[names.index(mask)].shape)
+        raise ValueError(f"mask={mask!r} must be [batch, tokens], its shape is {shape}")
     return names.index(mask)

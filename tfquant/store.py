@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant import checkpoint
+from tfquant.calibration import engine_of
 from tfquant.engine import Engine
 from tfquant.graph.trace import source_of
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
@@ -41,7 +42,7 @@ def save(model: QuantizedModel | QuantizedFunction, prefix: str | os.PathLike, e
 
 def named_tensors(model: QuantizedModel | QuantizedFunction) -> dict[str, Any]:
     """Everything `save` writes, by name."""
-    engine = model._engine
+    engine = engine_of(model)
     weights = _weights(model)
     tensors: dict[str, Any] = {**weights, WEIGHTS: json.dumps(list(weights))}
     for address, quantizer in engine.quantizers.items():
@@ -129,7 +130,9 @@ def _renamed_sites(model: QuantizedModel | QuantizedFunction, saved: list[list],
         return {mine[0]: theirs[0] for mine, theirs in zip(own, saved, strict=True)}
     missing = sorted({s[0] for s in own} - {s[0] for s in saved})
     left = sorted({s[0] for s in saved} - {s[0] for s in own})
-    raise ValueError(f"{prefix}: sites differ from the model's. Missing in the file: {missing or 'none'}. Left over: {left or 'none'}")
+    raise ValueError(
+        f"{prefix}: sites differ from the model's. Missing in the file: {missing or 'none'}. Left over: {left or 'none'}"
+    )
 
 
 def _matching_weights(weights: dict[str, tf.Variable], saved: checkpoint.Checkpoint, prefix: str) -> dict[str, np.ndarray]:
