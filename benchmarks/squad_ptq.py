@@ -9,7 +9,6 @@ from 256 windows of the training file, the score from all 4,961 questions of the
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import pathlib
 
@@ -32,14 +31,6 @@ METHODS = (
     calib.Method.parse("entropy"),
     calib.Method.parse("moving_average"),
 )
-ACTIVATIONS = ("linear_input", "matmul_input", "residual", "residual_other", "model_output")
-
-
-def best(placement: str) -> tfquant.Recipe:
-    """The placement with a zero point for every activation, and a percentile that cuts next to nothing."""
-    recipe = tfquant.recipe(placement).with_spec(roles=ACTIVATIONS, symmetric=False)
-    return dataclasses.replace(recipe.with_method("percentile", percentile=99.999), name=f"{placement} asymmetric")
-
 
 def weights_only(bits: int) -> tfquant.Recipe:
     spec = tfquant.QuantSpec(format=f"int{bits}", granularity="per_channel")
@@ -83,7 +74,7 @@ def main() -> None:
     scorer = Scorer(Squad(arguments.shared), arguments.questions)
     results.row("float", scorer.float)
     for placement in PLACEMENTS:
-        results.row(f"{placement}|asymmetric, percentile 99.999", lambda p=placement: scorer.quantized(best(p)))
+        results.row(f"{placement}|asymmetric, percentile 99.999", lambda p=placement: scorer.quantized(tfquant.recipe(f"{p}_asymmetric")))
     for placement in PLACEMENTS:
         recipe = tfquant.recipe(placement)
         for method in METHODS:
