@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 
 import keras
@@ -71,7 +72,7 @@ def load(
       ValueError: weights or sites differ from those of `model`; all differences are listed.
     """
     saved = checkpoint.read(prefix)
-    if RECIPE not in saved:
+    if any(name not in saved for name in (RECIPE, SITES, WEIGHTS)):
         raise ValueError(f"{prefix}: holds weights but no recipe: it was not written by tfquant.save")
     recipe = Recipe.from_json(saved[RECIPE])
     quantized = wrap(model, Engine(source_of(model, inputs, signature), recipe))
@@ -114,39 +115,52 @@ def _is_random_state(variable: keras.Variable) -> bool:
 
 
 def _fingerprint(site: Site) -> list:
-    return [site.address, site.role, site.port, list(site.shape), list(site.channel_axes)]
+    return [site.address, list(site.range_shape)]
+
+
+def _unnumbered(name: str) -> str:
+    """`model/dense_3/kernel` -> `model/dense/kernel`."""
+    return re.sub(r"_\d+(?=[/:]|$)", "", name)
+
+
+def _pairs(own: list[str], saved: list[str]) -> dict[str, str] | None:
+    """Name in the model -> name in the file; None if they do not correspond.
+
+    Keras numbers layers without a name by how many a process has made before (`dense`, `dense_1`). Where names differ in such
+    numbers alone, they are matched by their order.
+    """
+    if set(own) <= set(saved):
+        return {name: name for name in own}
+    if [_unnumbered(name) for name in own] == [_unnumbered(name) for name in saved]:
+        return dict(zip(own, saved, strict=True))
+    return None
 
 
 def _renamed_sites(model: QuantizedModel | QuantizedFunction, saved: list[list], prefix: str) -> dict[str, str]:
-    """Address in the model -> address in the file.
-
-    Keras numbers layers without a name by how many a process has made before (`dense`, `dense_1`). Where only such paths differ,
-    and roles, ports, shapes and order agree, sites are matched by their order.
-    """
-    own = [_fingerprint(site) for site in model.plan.sites]
-    if {s[0] for s in own} == {s[0] for s in saved}:
-        return {s[0]: s[0] for s in own}
-    if [s[1:] for s in own] == [s[1:] for s in saved]:
-        return {mine[0]: theirs[0] for mine, theirs in zip(own, saved, strict=True)}
-    missing = sorted({s[0] for s in own} - {s[0] for s in saved})
-    left = sorted({s[0] for s in saved} - {s[0] for s in own})
-    raise ValueError(
-        f"{prefix}: sites differ from the model's. Missing in the file: {missing or 'none'}. Left over: {left or 'none'}"
-    )
+    """Address in the model -> address in the file."""
+    own = {site.address: list(site.range_shape) for site in model.plan.sites}
+    stored = {address: shape for address, shape in saved}
+    pairs = _pairs(list(own), list(stored)) if len(own) == len(stored) else None
+    if pairs is None:
+        missing, left = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
+        raise ValueError(
+            f"{prefix}: sites differ from the model's. Missing in the file: {missing or 'none'}. Left over: {left or 'none'}"
+        )
+    return pairs
 
 
 def _matching_weights(weights: dict[str, tf.Variable], saved: checkpoint.Checkpoint, prefix: str) -> dict[str, np.ndarray]:
-    """Value of every variable, by its name in the model; names of unnamed layers may differ as for sites."""
-    shapes = {name: list(v.shape) for name, v in weights.items()}
-    stored = [n for n in saved if not n.startswith(PREFIX)]
-    missing = [n for n in weights if n not in saved]
-    if missing:
-        order = json.loads(saved[WEIGHTS])
-        if len(order) != len(weights) or any(list(saved[o].shape) != s for o, s in zip(order, shapes.values(), strict=False)):
-            left = sorted(set(stored) - set(weights))
-            raise ValueError(f"{prefix}: variables differ from the model's. Missing: {missing}. Left over: {left or 'none'}")
-        return {name: saved[o] for name, o in zip(weights, order, strict=True)}
-    wrong = [f"{n}: {list(saved[n].shape)} in the file, {s} in the model" for n, s in shapes.items() if list(saved[n].shape) != s]
+    """Value of every variable, by its name in the model."""
+    stored = json.loads(saved[WEIGHTS])
+    pairs = _pairs(list(weights), stored)
+    if pairs is None or len(weights) != len(stored):
+        missing, left = sorted(set(weights) - set(stored)), sorted(set(stored) - set(weights))
+        raise ValueError(f"{prefix}: variables differ from the model's. Missing: {missing or 'none'}. Left over: {left or 'none'}")
+    wrong = [
+        f"{name}: {list(saved.shapes[other])} in the file, {list(weights[name].shape)} in the model"
+        for name, other in pairs.items()
+        if list(saved.shapes[other]) != list(weights[name].shape)
+    ]
     if wrong:
         raise ValueError(f"{prefix}: shapes differ from the model's: {'; '.join(wrong)}")
-    return {name: saved[name] for name in weights}
+    return {name: saved[other] for name, other in pairs.items()}
