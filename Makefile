@@ -36,6 +36,7 @@ test-shared: env
 
 squad: $(READY)
 	$(BIN)/python -m benchmarks.squad_ptq --shared=$(SHARED)
+	$(BIN)/python -m benchmarks.squad_ptq --shared=$(SHARED) --methods --questions=1200
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.planning
