@@ -20,20 +20,21 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     path = os.fspath(path)
     folder = os.path.dirname(path) or "."
-    temporary = None
     try:
         os.makedirs(folder, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=os.path.basename(path) + ".", suffix=".tmp", dir=folder)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only the owner can read; give the result the usual mode instead.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes files that only the owner can read; give the result the usual mode instead.
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
             os.unlink(temporary)
+            raise
+    except OSError as error:
         raise type(error)(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
