@@ -81,9 +81,9 @@ def read_squad(path: str | os.PathLike[str], *, training: bool, version_2: bool 
     if not os.path.isfile(path):
         raise FileNotFoundError(f"SQuAD file {path} not found")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # some editors put a byte order mark in front
             dataset = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SquadFormatError(f"{path}: not a JSON text: {error}") from error
     return _collect(_parse(dataset, path, training, version_2), path, training)
 
@@ -259,7 +259,17 @@ def _get(node: Any, key: str, kind: type, place: str) -> Any:
     # bool is a subclass of int: true is no position.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise SquadFormatError(f"{place}: key {key!r} must be {_KINDS[kind]}, found {type(value).__name__}")
+    if kind is str and not _is_text(value):
+        raise SquadFormatError(f"{place}: key {key!r} holds half a surrogate pair (\\ud800 to \\udfff), which is no text")
     return value
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _listed(keys: Mapping[str, Any] | Sequence[str]) -> str:

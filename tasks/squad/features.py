@@ -182,6 +182,8 @@ def answer_pieces(example: SquadExample, context: Pieces) -> tuple[int, int] | N
     for a shorter run of pieces that spells the answer.
     """
     answer = example.answers[0]
+    if not answer.text:
+        return None
     first = int(np.searchsorted(context.ends, answer.start, side="right"))
     last = int(np.searchsorted(context.starts, answer.end, side="left")) - 1
     return (first, last) if first <= last else None

@@ -90,6 +90,7 @@ QAS = ("data", 0, "paragraphs", 0, "qas")
         (put(7, *QAS, 0, "id"), "key 'id' must be a string, found int"),
         (put([1], "data"), "article 0: expected an object with key 'paragraphs', found int"),
         (put("b", *QAS, 0, "id"), r"question 1 \(id b\): key 'id': b is used by an earlier question"),
+        (put("half \ud800", *QAS, 0, "question"), "question 0 .*key 'question' holds half a surrogate pair"),
         (put([], *QAS), "no question in it"),
         (put(46, *QAS, 0, "answers", 0, "answer_start"), r"\(id a\): answer outside the context: '1889' at answer_start 46"),
         (put(-1, *QAS, 0, "answers", 0, "answer_start"), "answer outside the context: '1889' at answer_start -1"),
@@ -112,7 +113,13 @@ def test_answer_outside_the_context_is_refused_for_prediction_too(save):
         read_squad(save(data), training=False)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"data": [', "version 1.1"])
+def test_byte_order_mark_is_allowed(tmp_path):
+    path = tmp_path / "squad.json"
+    path.write_text(json.dumps(dataset()), encoding="utf-8-sig")
+    assert len(read_squad(path, training=True)) == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"data": [', "version 1.1", "[" * 100_000])
 def test_text_that_is_not_json_is_said_to_be_so(save, text):
     with pytest.raises(SquadFormatError, match="not a JSON text"):
         read_squad(save(text), training=False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tasks.squad import Answer, SquadExample, convert
-from tasks.squad.features import FIRST_UNIQUE_ID, max_context, window_spans
+from tasks.squad.features import FIRST_UNIQUE_ID, answer_pieces, max_context, window_spans
 
 CONTEXT = "One two three four five six seven eight nine ten."
 
@@ -86,6 +86,21 @@ def test_answer_is_tightened_to_the_pieces_that_hold_it(tokenizer):
         features = convert_one(tokenizer, example(context=context, answer=answer))
         start, end = features.start_positions[0], features.end_positions[0]
         assert " ".join(pieces(tokenizer, features, 0)[start : end + 1]) == wanted
+
+
+def test_labels_are_the_pieces_that_touch_the_answer_whatever_its_bounds(tokenizer):
+    context = 'It was "built" in 1889, (unwanted) — Où? The Café.'
+    (pieces_found,) = tokenizer.encode([context])
+    rng = np.random.default_rng(0)
+    for start, end in np.sort(rng.integers(0, len(context) + 1, (300, 2)), axis=1).tolist():
+        touched = [
+            index
+            for index, (first, last) in enumerate(zip(pieces_found.starts, pieces_found.ends, strict=True))
+            if any(start <= character < end for character in range(first, last))
+        ]
+        value = SquadExample("q", "?", context, (Answer(context[start:end], start),))
+        expected = (touched[0], touched[-1]) if touched else None
+        assert answer_pieces(value, pieces_found) == expected
 
 
 def test_offsets_lead_from_positions_back_to_characters(tokenizer):
