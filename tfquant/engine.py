@@ -152,7 +152,8 @@ class Engine:
                 targets.setdefault(site.address, edge.tensor)
         if targets:
             emit = tf.function(lambda: self.inference.emit([], targets=list(targets.values())), autograph=False)
-            values.update(zip(targets, [t.numpy() for t in emit()], strict=True))
+            # A concrete function, as TensorFlow warns of functions that are made and called again and again.
+            values.update(zip(targets, [t.numpy() for t in emit.get_concrete_function()()], strict=True))
         for address, value in values.items():
             if not np.isfinite(value).all():
                 raise calib.NonFiniteError(
@@ -164,17 +165,22 @@ class Engine:
     def flatten_inputs(self, inputs: Any) -> list[tf.Tensor]:
         """Flat tensors in the types of the signature.
 
+        Args:
+          inputs: of a model; of a function a tuple of arguments or a mapping with the names of parameters.
+
         Raises:
           ValueError: `inputs` do not fit the signature; the message names the input.
         """
         structure = self.inference.input_structure
+        if self.source.arguments is not None:
+            inputs = self.source.arguments.bind_batch(inputs)
         if isinstance(structure, Mapping) and isinstance(inputs, Mapping):
             missing = sorted(set(structure) - set(inputs))
             if missing:
                 raise ValueError(f"input {missing[0]!r} is missing; the model takes {', '.join(sorted(structure))}")
             inputs = {name: inputs[name] for name in structure}
         try:
-            tf.nest.assert_same_structure(structure, inputs)
+            tf.nest.assert_same_structure(structure, inputs, check_types=False)  # Keras makes tuples of lists
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"inputs are {_kind(inputs)}, the model takes {_kind(structure)}"

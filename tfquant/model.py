@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import keras
@@ -123,7 +122,6 @@ class QuantizedFunction(_State):
         self._engine = engine
         self.original = function
         self.__name__ = getattr(function, "__name__", "quantized")
-        self._signature = _signature_of(function)
 
     @property
     def trainable_variables(self) -> list[tf.Variable]:
@@ -136,15 +134,7 @@ class QuantizedFunction(_State):
 
     def __call__(self, *args, **kwargs):
         self._engine.check_ready()
-        if not self._engine.source.is_function:
-            return self._engine(args[0] if args else kwargs)
-        if kwargs:
-            if self._signature is None:
-                raise TypeError(f"{self.__name__} was given as a graph: pass its arguments by position")
-            bound = self._signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            args = bound.args
-        return self._engine(args[: len(self._engine.inference.input_structure)])
+        return self._engine(self._engine.source.arguments.bind(args, kwargs))
 
 
 def wrap(model: Any, engine: Engine) -> QuantizedModel | QuantizedFunction:
@@ -167,10 +157,3 @@ def adopt(variable: tf.Variable, path: str) -> keras.Variable:
     adopted._value = variable
     adopted._path = path
     return adopted
-
-
-def _signature_of(function: Any) -> inspect.Signature | None:
-    try:
-        return inspect.signature(getattr(function, "python_function", function))
-    except (TypeError, ValueError):
-        return None

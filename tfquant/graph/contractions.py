@@ -7,11 +7,16 @@ import dataclasses
 import tensorflow as tf
 
 from tfquant.graph.dataflow import Dataflow, parent
+from tfquant.graph.replay import CALL_OPS, LOOP_OPS
 
 MATMUL_OPS = frozenset("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3".split())
 CONVOLUTION_OPS = frozenset("Conv2D Conv3D DepthwiseConv2dNative".split())
 CONTRACTION_OPS = MATMUL_OPS | CONVOLUTION_OPS | {"Einsum"}
-LOOP_OPS = frozenset("While StatelessWhile If StatelessIf Case StatelessCase".split())
+# Products too, but not of two dense operands side by side.
+OTHER_PRODUCT_OPS = frozenset(
+    """Conv2DBackpropInput Conv3DBackpropInputV2 SparseMatMul SparseTensorDenseMatMul Dilation2D CudnnRNN CudnnRNNV2 CudnnRNNV3
+    LSTMBlockCell BlockLSTM BlockLSTMV2 GRUBlockCell Conv""".split()
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,6 +61,9 @@ def find_contractions(flow: Dataflow) -> tuple[list[Contraction], list[Skipped]]
     for op in flow.operations:
         if op.type in LOOP_OPS:
             skipped += _inside_loop(op)
+        elif op.type in OTHER_PRODUCT_OPS and op.outputs[0].dtype.is_floating:
+            reason = f"{op.type} is not quantized: no role is known for its operands"
+            skipped.append(Skipped(op.name, _path_or_name(flow, op), reason))
         elif op.type in CONTRACTION_OPS:
             result = _classify(flow, op)
             if isinstance(result, Skipped):
@@ -73,17 +81,24 @@ def find_contractions(flow: Dataflow) -> tuple[list[Contraction], list[Skipped]]
 def _classify(flow: Dataflow, op: tf.Operation) -> Contraction | Skipped:
     if len(op.inputs) != 2:
         return Skipped(op.name, op.name, f"{op.type} with {len(op.inputs)} operands, only products of two are quantized")
+    if op.name not in flow.used:
+        return Skipped(op.name, op.name, "nothing uses its result")
     if not op.outputs[0].dtype.is_floating:
         return Skipped(op.name, op.name, f"computes in {op.outputs[0].dtype.name}, not in floating point")
-    parameters = [i for i in (0, 1) if flow.is_parameter(op.inputs[i])]
-    if len(parameters) == 2:
+    if all(map(flow.is_parameter, op.inputs)):
         return Skipped(op.name, op.name, "both operands are constant")
-    if not parameters:
+    fixed = [i for i in (0, 1) if flow.is_fixed(op.inputs[i])]
+    if not fixed:
         return Contraction(op, "matmul", op.name)
-    index = parameters[0]
+    index = fixed[0]
     handle = flow.variable_behind(op.inputs[index])
     path = _layer_path(flow.trace.paths[handle]) if handle else op.name
     return Contraction(op, "linear", path, index, handle, output_channels(op, index))
+
+
+def _path_or_name(flow: Dataflow, op: tf.Operation) -> str:
+    handles = [h for t in op.inputs if flow.is_parameter(t) and (h := flow.variable_behind(t)) is not None]
+    return _layer_path(flow.trace.paths[handles[0]]) if handles else op.name
 
 
 def _layer_path(variable_path: str) -> str:
@@ -93,16 +108,21 @@ def _layer_path(variable_path: str) -> str:
 
 def _inside_loop(op: tf.Operation) -> list[Skipped]:
     """Contractions in the bodies of a loop or branch, which are copied whole."""
-    found = []
+    reason = f"inside a {op.type} (loop and branch bodies are not entered)"
+    return [Skipped(name, name, reason) for name in _products_below(op)]
+
+
+def _products_below(op: tf.Operation) -> list[str]:
+    """Names of the products in the functions that `op` names, and in what those call."""
     functions = [v.func.name for v in op.node_def.attr.values() if v.HasField("func")]
     functions += [f.name for v in op.node_def.attr.values() for f in v.list.func]
+    found = []
     for name in functions:
         for inner in op.graph._get_function(name).graph.get_operations():
-            if inner.type in CONTRACTION_OPS:
-                where = f"{op.name}/{inner.name}"
-                found.append(Skipped(where, where, f"inside a {op.type} (loop and branch bodies are not entered)"))
-            elif inner.type in LOOP_OPS:
-                found += _inside_loop(inner)
+            if inner.type in CONTRACTION_OPS or inner.type in OTHER_PRODUCT_OPS:
+                found.append(f"{op.name}/{inner.name}")
+            elif inner.type in LOOP_OPS or inner.type in CALL_OPS:
+                found += [f"{op.name}/{below}" for below in _products_below(inner)]
     return found
 
 

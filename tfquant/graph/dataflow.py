@@ -17,8 +17,8 @@ VIEW_OPS = frozenset(
 SHAPE_OPS = frozenset("Shape ShapeN Size Rank".split())
 # Operations that change values element by element (broadcasting allowed).
 ELEMENTWISE_OPS = frozenset(
-    """Add AddV2 AddN Sub Mul RealDiv Div DivNoNan Neg BiasAdd Maximum Minimum Select SelectV2 Where ClipByValue Pow Square Sqrt Rsqrt
-    Exp Erf Erfc Tanh Sigmoid Relu Relu6 LeakyRelu Elu Selu Softplus Softsign Log Log1p Abs Sign IdentityN Reciprocal
+    """Add AddV2 AddN Sub Mul RealDiv Div DivNoNan Neg BiasAdd Maximum Minimum Select SelectV2 Where ClipByValue Pow Square Sqrt
+    Rsqrt Exp Erf Erfc Tanh Sigmoid Relu Relu6 LeakyRelu Elu Selu Softplus Softsign Log Log1p Abs Sign IdentityN Reciprocal
     SquaredDifference""".split()
 )
 
@@ -44,6 +44,17 @@ class Dataflow:
     def output_names(self) -> frozenset[str]:
         return frozenset(t.name for t in self.trace.outputs)
 
+    @functools.cached_property
+    def used(self) -> frozenset[str]:
+        """Names of operations that an output or a side effect needs; the others were left over by tracing."""
+        used: set[str] = {t.op.name for t in self.trace.outputs}
+        for op in reversed(self.operations):
+            if op.name in used or op.op_def.is_stateful:
+                used.add(op.name)
+                used.update(t.op.name for t in op.inputs)
+                used.update(control.name for control in op.control_inputs)
+        return frozenset(used)
+
     def value_consumers(self, tensor: tf.Tensor) -> list[tuple[tf.Operation, int]]:
         """Consumers that read values rather than only the shape."""
         return [(op, i) for op, i in self.consumers.get(tensor.name, ()) if op.type not in SHAPE_OPS]
@@ -67,15 +78,35 @@ class Dataflow:
         """True for float values that come from variables and constants alone."""
         return tensor.dtype.is_floating and not self.is_dynamic(tensor)
 
+    def is_fixed(self, tensor: tf.Tensor) -> bool:
+        """True for a parameter that does not even depend on the shape of an input: it has the same values in every batch."""
+        return self.is_parameter(tensor) and tensor.name not in self._from_shapes
+
+    @functools.cached_property
+    def _from_shapes(self) -> frozenset[str]:
+        """Names of tensors computed from shapes of what depends on an input."""
+        found: set[str] = set()
+        for op in self.operations:
+            if any(t.name in found or (op.type in SHAPE_OPS and t.name in self._dynamic) for t in op.inputs):
+                found.update(t.name for t in op.outputs)
+        return frozenset(found)
+
     def variable_behind(self, tensor: tf.Tensor) -> str | None:
         """Name of the handle placeholder of the largest variable that a parameter is computed from; None if from constants."""
-        best, size = None, -1
-        for op in self.trace.ancestors([tensor]):
-            for handle in op.inputs:
-                variable = self.trace.variables.get(handle.name)
-                if variable is not None and variable.dtype.is_floating and (n := variable.shape.num_elements() or 0) > size:
-                    best, size = handle.name, n
-        return best
+        return self._variables_behind.get(tensor.name)
+
+    @functools.cached_property
+    def _variables_behind(self) -> dict[str, str]:
+        sizes = {n: v.shape.num_elements() or 0 for n, v in self.trace.variables.items() if v.dtype.is_floating}
+        behind = {name: name for name in sizes}
+        for op in self.operations:
+            if op.type in SHAPE_OPS:
+                continue
+            sources = [behind[t.name] for t in op.inputs if t.name in behind]
+            if sources:
+                largest = max(sources, key=sizes.__getitem__)
+                behind.update((t.name, largest) for t in op.outputs)
+        return behind
 
     def root(self, tensor: tf.Tensor) -> tf.Tensor:
         """The tensor whose values `tensor` shows, behind reshapes, transposes, casts and copies."""

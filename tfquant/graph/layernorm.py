@@ -46,7 +46,7 @@ def _normalised_by_rsqrt(flow: Dataflow, rsqrt: tf.Operation) -> tf.Tensor | Non
         tensor = dynamic[0]
     if tensor.op.type == "Sub":  # mean of squares - square of mean
         tensor = tensor.op.inputs[0]
-    if tensor.op.type != "Mean":
+    if tensor.op.type != "Mean" or _reduces_batch(tensor.op):
         return None
     square = flow.root(tensor.op.inputs[0]).op
     if square.type == "SquaredDifference":
@@ -55,6 +55,13 @@ def _normalised_by_rsqrt(flow: Dataflow, rsqrt: tf.Operation) -> tf.Tensor | Non
         inner = flow.root(square.inputs[0])
         return _not_a_mean(flow, inner.op.inputs) if inner.op.type == "Sub" and _has_mean(flow, inner.op) else square.inputs[0]
     return None
+
+
+def _reduces_batch(mean: tf.Operation) -> bool:
+    """True for the statistics of a batch normalisation in training."""
+    axes = tf.get_static_value(mean.inputs[1])
+    rank = mean.inputs[0].shape.rank
+    return axes is not None and rank is not None and rank > 1 and 0 in {int(axis) % rank for axis in axes.ravel()}
 
 
 def _not_a_mean(flow: Dataflow, tensors) -> tf.Tensor | None:

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework import function_def_to_graph, ops
+from tensorflow.python.ops import control_flow_util_v2, handle_data_util
 
 CALL_OPS = ("PartitionedCall", "StatefulPartitionedCall")
+LOOP_OPS = frozenset("While StatelessWhile If StatelessIf Case StatelessCase".split())
+# Attribute that names a body -> where TensorFlow keeps the graph of that body on the operation.
+_BODY_GRAPHS = {"cond": "_cond_graph", "body": "_body_graph", "then_branch": "_true_graph", "else_branch": "_false_graph"}
 # Attributes that tie an operation to its old graph: colocation names ops that are renamed here.
 _GRAPH_BOUND_ATTRS = ("_class", "_output_shapes")
 
@@ -76,7 +82,9 @@ def _replay_operation(state: _State, op: tf.Operation) -> None:
     controls = [new for old in op.control_inputs for new in state.controls.get(old.name, ())]
     with state.graph.control_dependencies(controls):
         if state.inline and op.type in CALL_OPS:
-            outputs, state.controls[op.name] = _inline_call(state, op, inputs)
+            outputs, effects = _inline_call(state, op, inputs)
+            # What waited for a call without effects waits for what the call waited for.
+            state.controls[op.name] = effects or controls
         else:
             new = _create(state.graph, op, inputs)
             outputs, state.controls[op.name] = new.outputs, [new]
@@ -92,15 +100,54 @@ def _edited_input(state: _State, op: tf.Operation, index: int) -> tf.Tensor:
 
 
 def _create(graph: tf.Graph, op: tf.Operation, inputs: list[tf.Tensor]) -> tf.Operation:
-    """The same operation on new inputs. Functions it names (loop and branch bodies) are registered in the new graph."""
+    """The same operation on new inputs. Functions it names are registered in the new graph; loops and branches get their own."""
     attrs = {name: value for name, value in op.node_def.attr.items() if name not in _GRAPH_BOUND_ATTRS}
-    for value in attrs.values():
-        for function in [value.func] if value.HasField("func") else value.list.func:
-            if not graph._is_function(function.name):
-                graph._add_function_recursive(op.graph._get_function(function.name))
-    return graph.create_op(
-        op.type, inputs, [t.dtype for t in op.outputs], name=op.name, attrs=attrs, op_def=op.op_def
-    )  # fmt: skip
+    for function in _functions_in(attrs):
+        if not graph._is_function(function.name):
+            graph._add_function_recursive(op.graph._get_function(function.name))
+    new = graph.create_op(op.type, inputs, [t.dtype for t in op.outputs], name=op.name, attrs=attrs, op_def=op.op_def)
+    if op.type in LOOP_OPS:
+        _own_bodies(new, op.graph)
+    return new
+
+
+def _functions_in(attrs: Mapping[str, Any]) -> list[Any]:
+    """The function attributes among the attributes of an operation, those in lists included."""
+    return [f for value in attrs.values() for f in ([value.func] if value.HasField("func") else value.list.func)]
+
+
+def _own_bodies(op: tf.Operation, source: tf.Graph) -> None:
+    """Gives a loop or branch copies of its bodies, under names of their own.
+
+    The gradient of a loop or branch rewrites its bodies and registers them under a name made from theirs: two replays of one loop
+    that shared its bodies would collide there.
+    """
+    attrs = op.node_def.attr
+    for key, name in _BODY_GRAPHS.items():
+        if key in attrs:
+            body, attrs[key].func.name = _copied_body(op.graph, source, attrs[key].func.name)
+            op._set_attr(key, attrs[key])
+            setattr(op, name, body)  # where the gradient looks first
+    if "branches" in attrs:
+        for index, function in enumerate(attrs["branches"].list.func):
+            body, function.name = _copied_body(op.graph, source, function.name)
+            setattr(op, f"_branch_graph_{index}", body)
+        op._set_attr("branches", attrs["branches"])
+
+
+def _copied_body(graph: tf.Graph, source: tf.Graph, name: str) -> tuple[tf.Graph, str]:
+    """A copy of a function of `source` as a graph, and the name it is registered under in `graph`."""
+    function = source._get_function(name)
+    with graph.as_default():
+        body = function_def_to_graph.function_def_to_graph(function.cached_definition)
+    for old, new in zip(function.graph.inputs, body.inputs, strict=True):
+        handle_data_util.copy_handle_data(old, new)  # shape and type of variables
+    for op in body.get_operations():
+        if op.type in LOOP_OPS:
+            _own_bodies(op, function.graph)
+    body.name = f"{name}_{ops.uid()}"
+    with graph.as_default():
+        return body, control_flow_util_v2.create_new_tf_function(body)
 
 
 def _inline_call(

@@ -58,7 +58,8 @@ class Edge:
 class Roles:
     """All edges of a graph in graph order, the contractions they belong to, and the contractions that cannot have any.
 
-    `contraction_edges` maps the operation name of a contraction to (path, addresses of its two input edges).
+    `contraction_edges` maps the operation name of a contraction to (path, addresses of its input edges): two, or the table alone of
+    a product with one-hot rows.
     """
 
     edges: tuple[Edge, ...]
@@ -75,12 +76,9 @@ def find_roles(trace: Trace) -> Roles:
     position = structure.flow.index
     ordered = sorted(edges.values(), key=lambda e: position[e.consumer[0] if e.consumer else e.tensor.op.name])
     by_contraction = {
-        c.op.name: (
-            structure.paths[c.op.name],
-            tuple(e.address for e in structure.inputs_of(c)),
-        )
-        for c in structure.contractions
+        c.op.name: (structure.paths[c.op.name], tuple(e.address for e in structure.inputs_of(c))) for c in structure.contractions
     }
+    by_contraction.update((op, (edge.path, (edge.address,))) for op, edge in structure.lookup_edges())
     return Roles(tuple(ordered), tuple(structure.skipped), by_contraction)
 
 
@@ -150,9 +148,8 @@ class _Structure:
             return
         path = self.paths[contraction.op.name]
         product = contraction.op.outputs[0]
-        yield self._on_tensor(
-            self.zones.get(contraction.op.name, "linear_output"), path, "output", product, fusable=self._fusable(contraction.path, "linear_output")
-        )
+        role, fusable = self.zones.get(contraction.op.name, "linear_output"), self._fusable(contraction.path, "linear_output")
+        yield self._on_tensor(role, path, "output", product, fusable=fusable)
         bias = self._bias_after(product)
         if bias is not None:
             yield self._on_parameter("bias", path, "bias", *bias, channel_axes=())
@@ -224,9 +221,11 @@ class _Structure:
                 handle = self._table_handle(op)
                 if handle is not None:
                     yield self._table_edge(handle, op.outputs[0])
-        for lookup in self.lookups:
-            if lookup.handle is not None:
-                yield self._table_edge(lookup.handle, lookup.op.outputs[0])
+        yield from (edge for _, edge in self.lookup_edges())
+
+    def lookup_edges(self) -> list[tuple[str, Edge]]:
+        """(operation name, edge of the table) of every product with one-hot rows."""
+        return [(c.op.name, self._table_edge(c.handle, c.op.outputs[0])) for c in self.lookups]
 
     def _table_handle(self, op: tf.Operation) -> str | None:
         table = op.inputs[0]
@@ -242,7 +241,7 @@ class _Structure:
 
     def _is_one_hot_lookup(self, contraction: Contraction) -> bool:
         """A product with one-hot rows only selects rows of the parameter."""
-        if contraction.kind != "linear":
+        if contraction.kind != "linear" or contraction.handle is None:
             return False
         return self.flow.root(contraction.op.inputs[contraction.input_index]).op.type == "OneHot"
 

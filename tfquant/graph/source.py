@@ -1,0 +1,190 @@
+"""Source: what the user gave, in one form: something to call on one structure of inputs, its signature, its variables."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfquant.graph.arguments import ArgumentError, Arguments, arguments_of, name_of, own_arguments
+
+
+class TraceError(ValueError):
+    """The model could not be traced, or what was given with it does not fit it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """See the module.
+
+    Attributes:
+      call: (inputs, training) -> outputs; `inputs` has `structure`.
+      structure: nested structure of `tf.TensorSpec`; of a function a mapping from parameters to such structures.
+      named_variables: (variable, path) pairs known up front; what the trace finds beyond them is named by the variable.
+      arguments: of a function; None for models.
+      modes: whether training and inference can differ.
+    """
+
+    call: Callable[[Any, bool], Any]
+    structure: Any
+    named_variables: tuple[tuple[tf.Variable, str], ...]
+    modes: bool
+    arguments: Arguments | None = None
+
+    @property
+    def is_function(self) -> bool:
+        return self.arguments is not None
+
+
+def source_of(model: Any, example: Any = None, signature: Any = None) -> Source:
+    """Finds out how to call what the user gave.
+
+    Args:
+      model: a Keras 3 or tf-keras model, a loaded SavedModel, a `tf.function`, a concrete function or any callable on tensors.
+      example: one batch of inputs, for what has no signature of its own (subclassed models, functions).
+      signature: nested structure of `tf.TensorSpec`; overrides what the model says. A tuple of arguments for a function.
+
+    Raises:
+      TraceError: there is no way to know the inputs; the message says what to pass.
+    """
+    if is_keras_model(model):
+        return _keras_source(model, example, signature)
+    if hasattr(model, "signatures") and not callable(getattr(model, "inputs", None)):
+        return _saved_model_source(model, example, signature)
+    if callable(model):
+        return _function_source(model, example, signature)
+    raise TraceError(f"cannot quantize a {type(model).__name__}: give a Keras model, a loaded SavedModel or a function on tensors")
+
+
+def is_keras_model(model: Any) -> bool:
+    """True for layers and models of Keras 3 and of tf-keras."""
+    return isinstance(model, keras.layers.Layer) or _is_tf_keras(model)
+
+
+def _is_tf_keras(model: Any) -> bool:
+    return any(base.__module__.startswith(("tf_keras.", "keras.src.engine")) for base in type(model).__mro__)
+
+
+def _keras_source(model, example, signature) -> Source:
+    if signature is None and getattr(model, "inputs", None):
+        signature = _functional_signature(model)
+    if signature is None:
+        if example is None:
+            raise TraceError(
+                f"{type(model).__name__} {model.name!r} does not say what its inputs are: pass inputs=one_batch, "
+                "signature=tf.TensorSpec(...) or calibration batches"
+            )
+        signature = relaxed_spec(example)
+    takes_training = "training" in inspect.signature(model.call).parameters or not _is_tf_keras(model)
+    if not _is_tf_keras(model) and not getattr(model, "_call_has_training_arg", True):
+        takes_training = False
+
+    def call(inputs, training):
+        return model(inputs, training=training) if takes_training else model(inputs)
+
+    if not getattr(model, "built", True):
+        _build(model, signature)
+    return Source(call, signature, named_variables_of(model), modes=takes_training)
+
+
+def named_variables_of(model) -> tuple[tuple[tf.Variable, str], ...]:
+    """(variable, path) of all variables of a Keras model; Keras 3 keeps full paths, tf-keras puts them into the names."""
+    pairs = []
+    for variable in model.variables:
+        if isinstance(variable, keras.Variable):
+            pairs.append((variable.value, variable.path))
+        else:
+            pairs.append((variable, variable.name.split(":")[0]))
+    return tuple(pairs)
+
+
+def _build(model, signature) -> None:
+    """Creates the variables of a model that has not seen an input yet, outside of any graph."""
+    dummy = tf.nest.map_structure(lambda s: tf.zeros([2 if d is None else d for d in s.shape], s.dtype), signature)
+    try:
+        model(dummy)
+    except Exception as error:
+        raise TraceError(
+            f"the model could not be built with inputs {describe(signature)}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _functional_signature(model):
+    def spec(tensor):
+        return tf.TensorSpec([d for d in tensor.shape], tf.as_dtype(keras.backend.standardize_dtype(tensor.dtype)))
+
+    structure = getattr(model, "_inputs_struct", None)  # Keras 3 keeps dict and list inputs here
+    if structure is None:
+        structure = getattr(model, "_nested_inputs", None)  # tf-keras
+    if structure is None:
+        structure = model.inputs[0] if len(model.inputs) == 1 else list(model.inputs)
+    return tf.nest.map_structure(spec, structure)
+
+
+def _saved_model_source(model, example, signature) -> Source:
+    signatures = dict(model.signatures)
+    if not signatures:
+        if callable(model):
+            return _function_source(model, example, signature)
+        raise TraceError("the SavedModel has no signature: save it with one, or pass one of its functions")
+    concrete = signatures.get("serving_default") or next(iter(signatures.values()))
+    structure = concrete.structured_input_signature[1]
+    names = [(v, v.name.split(":")[0]) for v in concrete.variables]
+    return Source(lambda inputs, _: concrete(**inputs), dict(structure), tuple(names), modes=False)
+
+
+def _function_source(function, example, signature) -> Source:
+    try:
+        if signature is not None:
+            arguments = arguments_of(function, signature)
+        else:
+            arguments = own_arguments(function) or (None if example is None else arguments_of(function, example))
+    except ArgumentError as error:
+        raise TraceError(str(error)) from error
+    if arguments is None:
+        raise TraceError(
+            f"function {name_of(function)!r} has no signature: pass inputs=one_batch (a tuple of arguments, or a mapping with "
+            "their names), signature=(tf.TensorSpec(...), ...) or calibration batches"
+        )
+    structure = {name: relaxed_spec(value) for name, value in arguments.tensors.items()}
+    return Source(lambda tensors, _: arguments.call(function, tensors), structure, (), modes=False, arguments=arguments)
+
+
+def relaxed_spec(example: Any) -> Any:
+    """Tensor specs for a batch: the batch size is left open, and for integer inputs (token ids, masks) the length too."""
+
+    def spec(value):
+        if isinstance(value, tf.TensorSpec):
+            return value
+        value = value if tf.is_tensor(value) else np.asarray(value)
+        dtype = tf.as_dtype(value.dtype)
+        if dtype == tf.float64:
+            dtype = tf.float32  # NumPy's default for Python numbers; no one means it
+        elif dtype == tf.int64 and not tf.is_tensor(value):
+            dtype = tf.int32
+        open_axes = 2 if dtype.is_integer or dtype.is_bool else 1
+        return tf.TensorSpec([None if axis < open_axes else d for axis, d in enumerate(value.shape)], dtype)
+
+    return tf.nest.map_structure(spec, example)
+
+
+def joined_paths(structure: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """(readable name, leaf) of every leaf, in the order of `tf.nest.flatten`: `input_mask`, `features/0`, ..."""
+    if isinstance(structure, dict):
+        items = [(str(k), structure[k]) for k in sorted(structure)]
+    elif isinstance(structure, (tuple, list)):
+        items = [(str(i), v) for i, v in enumerate(structure)]
+    else:
+        return [(prefix or "inputs", structure)]
+    return [leaf for k, v in items for leaf in joined_paths(v, f"{prefix}/{k}" if prefix else k)]
+
+
+def describe(structure: Any) -> str:
+    """Names, types and shapes of a structure of specs, for messages."""
+    leaves = [f"{name}: {spec.dtype.name}{list(spec.shape)}" for name, spec in joined_paths(structure)]
+    return "{" + ", ".join(leaves) + "}"
