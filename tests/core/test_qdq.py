@@ -116,6 +116,17 @@ def test_values_are_the_nearest_codes_of_exact_arithmetic(bits, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_exact_ties_go_to_the_even_code(kind):
+    grid = grid_of(8, kind)  # ranges that make the step exactly 1
+    lower, upper = {"unsigned": (0.0, 255.0), "asymmetric": (-128.0, 127.0)}.get(kind, (-127.0, 127.0))
+    codes = np.arange(max(grid.qmin, int(lower)), int(upper), dtype=np.float32)
+    x, expected = codes + np.float32(0.5), np.where(codes % 2 == 0, codes, codes + 1)
+    np.testing.assert_array_equal(run(x, lower, upper, grid), expected)
+    ends = (np.full(len(x), lower, np.float32), np.full(len(x), upper, np.float32))
+    np.testing.assert_array_equal(run(x, *ends, grid, (0,)), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_grid_ends_and_number_of_levels(kind):
     for bits in BITS:
         grid, (lower, upper) = grid_of(bits, kind), range_of(kind)
