@@ -15,10 +15,12 @@ class Observer:
     """Statistics of one tensor over all calibration batches, kept in three non-trainable variables.
 
     Extremes are exact over all valid elements. The histogram of a tensor with at most ``sample`` elements is exact
-    too; of a larger one it is made of two parts. The cells with the largest magnitudes, ``sample // 2`` elements, are
-    counted in full, so every value larger than anything outside them (the tail that percentile methods cut) is counted
-    exactly. All other values are counted by a random element of every stretch of n elements, weighted by n, so the
-    counts estimate the true ones without bias and long batches weigh more than short ones.
+    too; of a larger one it is made of two parts. The cells (some dozen neighbours) with the largest magnitudes, three
+    quarters of ``sample``, are counted in full, so every value larger than anything outside them (the tail that
+    percentile methods cut) is counted exactly. All other values are counted by a random element of every stretch of n
+    elements, weighted by n, so the counts estimate the true ones without bias and long batches weigh more than short
+    ones. With the default, the 99.999th percentile of a batch of 16 windows of 384 tokens is exact on every tensor of
+    BERT, and the 99.99th on those up to the hidden size.
 
     Deterministic: the same seed and batches give the same statistics. Memory does not grow with batches.
     """

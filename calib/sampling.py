@@ -12,7 +12,7 @@ import tensorflow as tf
 
 # Long rows are cut to pieces of at most this length: short cells make the tail few elements to gather, while reductions
 # over much shorter rows get slow.
-CELL = 64
+CELL = 32
 
 
 @dataclass(frozen=True)

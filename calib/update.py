@@ -76,9 +76,9 @@ def _histogram(
     """int64 [bins]: the batch's counts over bins that span ``2**exponent``."""
     total = tf.size(cells.flat, out_type=tf.int64)
     exact = total <= sample
-    half = tf.constant(sample // 2, tf.int64)
-    stride = tf.where(exact, tf.ones([], tf.int64), (total + half - 1) // half)
-    tail, threshold = _tail(cells, tf.where(exact, tf.zeros([], tf.int64), half))
+    drawn = tf.constant(sample // 4, tf.int64)  # a drawn element costs several times one of the tail
+    stride = tf.where(exact, tf.ones([], tf.int64), (total + drawn - 1) // drawn)
+    tail, threshold = _tail(cells, tf.where(exact, tf.zeros([], tf.int64), sample - drawn))
     bulk = _bulk(cells, stride, threshold, seed)
     scale = _power_of_two(int(math.log2(binning.side_bins(bins, signed))) - exponent)
     # One pass over both: the tail's bins are numbered after the bulk's.

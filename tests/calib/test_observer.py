@@ -190,9 +190,9 @@ def test_the_tail_of_a_sampled_tensor_is_counted_exactly(mask_name, shape, signe
     exact = Histogram.of(x[keep], signed=signed)
     assert statistics.histogram.bin_width == exact.bin_width
     magnitudes = np.sort(np.abs(x[keep]))
-    cell = shape[1] if mask_name == "pair" else min(shape[-1], 64)
+    cell = shape[1] if mask_name == "pair" else 32
     # The largest cells hold at least one value each, so that many values at least are exact.
-    tail = magnitudes[-(sample // 2 // cell)]
+    tail = magnitudes[-(sample * 3 // 4 // cell)]
     beyond = np.maximum(np.abs(exact.edges[:-1]), np.abs(exact.edges[1:])) - exact.bin_width >= tail
     assert exact.counts[beyond].sum() > 10
     np.testing.assert_array_equal(statistics.histogram.counts[beyond], exact.counts[beyond])
@@ -206,8 +206,8 @@ def test_the_bulk_of_a_sampled_tensor_is_estimated_without_bias():
     for _ in range(19):
         step(tf.constant(x))
     totals = np.cumsum(observer.statistics().histogram.counts) / 20
-    # 20 samples of 2,048: one standard error of a share is at most 0.0025.
-    np.testing.assert_allclose(totals / x.size, exact / x.size, atol=0.0075)
+    # 20 samples of 1,024: one standard error of a share is at most 0.0035.
+    np.testing.assert_allclose(totals / x.size, exact / x.size, atol=0.0105)
 
 
 def test_long_batches_weigh_more_than_short_ones():
