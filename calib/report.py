@@ -4,13 +4,14 @@ import io
 import os
 import re
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from calib import storage
+from calib.errors import CalibrationFileError
 from calib.statistics import Histogram
 
 _COLUMNS = ("site", "method", "grid", "lower", "upper", "minimum", "maximum", "cut %", "values", "batches")
@@ -63,10 +64,9 @@ def plot(address: str, site, path: str) -> None:
         _draw_histogram(axes, histogram, site)
     axes.set_title(address, fontsize=9)
     axes.legend(fontsize=8)
-    temporary = f"{path}.tmp"
-    with matplotlib.rc_context({"path.simplify": True}):
-        figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    storage.write(path, stream.getvalue())
 
 
 def _draw_histogram(axes, histogram: Histogram, site) -> None:
@@ -74,9 +74,9 @@ def _draw_histogram(axes, histogram: Histogram, site) -> None:
     axes.set_yscale("log", nonpositive="clip")
     axes.set_ylim(bottom=0.5)
     ends = (site.lower, site.upper) if histogram.signed else (np.maximum(-site.lower, site.upper),)
+    chosen = f"{site.method}: [{float(site.lower):.5g}, {float(site.upper):.5g}]"
     for position, end in enumerate(ends):
-        axes.axvline(float(end), color="tab:red", label=None if position else f"{site.method}: "
-                     f"[{float(site.lower):.5g}, {float(site.upper):.5g}]")
+        axes.axvline(float(end), color="tab:red", label=None if position else chosen)
     stats = site.statistics
     extremes = (stats.minimum, stats.maximum)
     if not histogram.signed:
@@ -99,7 +99,10 @@ def _draw_channels(axes, site) -> None:
 
 def plot_all(calibration, directory: str) -> list[str]:
     """One PNG a site, numbered in order so that the names are unique; returns the paths."""
-    os.makedirs(directory, exist_ok=True)
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise CalibrationFileError(f"{directory}: cannot be made ({error.strerror}); check the path") from error
     paths = []
     digits = len(str(len(calibration)))
     for index, (address, site) in enumerate(tqdm(calibration.items(), desc="plots", unit="site")):

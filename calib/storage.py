@@ -114,11 +114,13 @@ def write(path: str, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        temporary = None
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         raise CalibrationFileError(
             f"{path}: cannot be written ({error.strerror or error}); check that the folder exists, may be written and "
             "has room"
         ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
