@@ -1,0 +1,1 @@
+"""Tasks: data, features and metrics, with no quantization in them."""
