@@ -8,6 +8,7 @@ REQUIRES = [
     "tensorflow-model-optimization>=0.8.1",
     "tf-keras==2.21.*",
     "tensorflow-datasets",
+    "importlib_resources",  # what TensorFlow Datasets needs to prepare data and does not declare
     "numpy",
     "scipy",
     "absl-py",
