@@ -64,8 +64,11 @@ class Method:
         return hash((self.name, tuple(sorted(self.options.items()))))
 
     def __str__(self):
-        settings = ", ".join(f"{key}={value}" for key, value in self.options.items())
-        return f"{self.name}({settings})" if settings else self.name
+        """The name, the option of that name (`percentile 99.99`), and options that are not at their default."""
+        defaults = _defaults(get(self.name))
+        words = [self.name, *(f"{value}" for key, value in self.options.items() if key == self.name)]
+        words += [f"{k}={v}" for k, v in self.options.items() if k != self.name and v != defaults[k]]
+        return " ".join(words)
 
     @classmethod
     def parse(cls, name: str, **options) -> "Method":
