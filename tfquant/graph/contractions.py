@@ -7,7 +7,7 @@ import dataclasses
 import tensorflow as tf
 
 from tfquant.graph.dataflow import Dataflow, parent
-from tfquant.graph.replay import CALL_OPS, LOOP_OPS
+from tfquant.graph.replay import CALL_OPS, LOOP_OPS, find_function
 
 MATMUL_OPS = frozenset("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3".split())
 CONVOLUTION_OPS = frozenset("Conv2D Conv3D DepthwiseConv2dNative".split())
@@ -118,7 +118,7 @@ def _products_below(op: tf.Operation) -> list[str]:
     functions += [f.name for v in op.node_def.attr.values() for f in v.list.func]
     found = []
     for name in functions:
-        for inner in op.graph._get_function(name).graph.get_operations():
+        for inner in find_function(op.graph, name).graph.get_operations():
             if inner.type in CONTRACTION_OPS or inner.type in OTHER_PRODUCT_OPS:
                 found.append(f"{op.name}/{inner.name}")
             elif inner.type in LOOP_OPS or inner.type in CALL_OPS:

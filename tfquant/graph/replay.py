@@ -104,11 +104,25 @@ def _create(graph: tf.Graph, op: tf.Operation, inputs: list[tf.Tensor]) -> tf.Op
     attrs = {name: value for name, value in op.node_def.attr.items() if name not in _GRAPH_BOUND_ATTRS}
     for function in _functions_in(attrs):
         if not graph._is_function(function.name):
-            graph._add_function_recursive(op.graph._get_function(function.name))
+            graph._add_function_recursive(find_function(op.graph, function.name))
     new = graph.create_op(op.type, inputs, [t.dtype for t in op.outputs], name=op.name, attrs=attrs, op_def=op.op_def)
     if op.type in LOOP_OPS:
         _own_bodies(new, op.graph)
     return new
+
+
+def find_function(graph: tf.Graph | None, name: str) -> Any:
+    """The function that an operation of `graph` names; the graph of a body leaves some to the graphs around it.
+
+    Raises:
+      ValueError: none of them holds it.
+    """
+    while graph is not None:
+        function = graph._get_function(name)
+        if function is not None:
+            return function
+        graph = getattr(graph, "outer_graph", None)
+    raise ValueError(f"the graph names function {name!r}, which it does not hold")
 
 
 def _functions_in(attrs: Mapping[str, Any]) -> list[Any]:
@@ -137,7 +151,7 @@ def _own_bodies(op: tf.Operation, source: tf.Graph) -> None:
 
 def _copied_body(graph: tf.Graph, source: tf.Graph, name: str) -> tuple[tf.Graph, str]:
     """A copy of a function of `source` as a graph, and the name it is registered under in `graph`."""
-    function = source._get_function(name)
+    function = find_function(source, name)
     with graph.as_default():
         body = function_def_to_graph.function_def_to_graph(function.cached_definition)
     for old, new in zip(function.graph.inputs, body.inputs, strict=True):
@@ -153,10 +167,7 @@ def _copied_body(graph: tf.Graph, source: tf.Graph, name: str) -> tuple[tf.Graph
 def _inline_call(
     state: _State, op: tf.Operation, inputs: list[tf.Tensor]
 ) -> tuple[list[tf.Tensor], list[tf.Operation]]:
-    function = op.graph._get_function(op.get_attr("f").name)
-    if function is None:
-        raise ValueError(f"operation {op.name!r} calls function {op.get_attr('f').name!r}, which the graph does not hold")
-    body = function.graph
+    body = find_function(op.graph, op.get_attr("f").name).graph
     inner = _State(
         state.graph, {t.name: new for t, new in zip(body.inputs, inputs, strict=True)}, {}, NO_EDITS, inline=True
     )
