@@ -25,7 +25,7 @@ class Results:
     def __init__(self, name: str, *, seed: int, fresh: bool = False):
         self.path = FOLDER / f"{name}.json"
         self.header = {
-            "command": " ".join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": " ".join(["python -m", f"benchmarks.{pathlib.Path(sys.argv[0]).stem}", *sys.argv[1:]]),
             "seed": seed,
             "versions": {p: importlib.metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
             "machine": {"cores": os.cpu_count(), "processor": _processor()},

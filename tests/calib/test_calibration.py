@@ -252,7 +252,7 @@ def test_the_table_has_a_line_for_every_site():
     table = calibration().table()
     assert "3 sites, 8 samples" in table
     line = next(line for line in table.splitlines() if "layer_0/output" in line)
-    assert "percentile(percentile=99.99" in line and "-128..127" in line and "2,000" in line
+    assert "percentile 99.99" in line and "-128..127" in line and "2,000" in line
     assert "x4" in next(line for line in table.splitlines() if "layer_0/kernel" in line)
 
 
