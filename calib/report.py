@@ -63,7 +63,7 @@ def plot(address: str, site, path: str) -> None:
     else:
         _draw_histogram(axes, histogram, site)
     axes.set_title(address, fontsize=9)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper right")
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     storage.write(path, stream.getvalue())
@@ -89,10 +89,10 @@ def _draw_histogram(axes, histogram: Histogram, site) -> None:
 
 def _draw_channels(axes, site) -> None:
     stats = site.statistics
-    channels = np.arange(stats.minimum.size)
-    axes.fill_between(channels, stats.minimum.ravel(), stats.maximum.ravel(), alpha=0.4, step="mid", label="extremes")
-    for end in (site.lower, site.upper):
-        axes.plot(channels, end.ravel(), color="tab:red", linewidth=0.7, label=str(site.method))
+    borders = np.arange(stats.minimum.size + 1) - 0.5
+    axes.stairs(stats.maximum, borders, baseline=stats.minimum, fill=True, alpha=0.4, label="extremes")
+    for end, label in ((site.lower, str(site.method)), (site.upper, None)):
+        axes.stairs(end, borders, baseline=None, color="tab:red", linewidth=0.7, label=label)
     axes.set_xlabel("channel")
     axes.set_ylabel("value")
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 # Long rows are cut to pieces of at most this length: short cells make the tail few elements to gather, while reductions
 # over much shorter rows get slow.
-CELL = 32
+CELL = 64
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Cells:
         largest, smallest: float32 [cells], extremes of every cell; -inf and inf in padding.
         cells, width: int64 scalars.
         inner: int64 scalar, or None when 1: cells lie one after the other.
+        run: how many cells, one after the other, make up about `CELL` elements.
     """
 
     flat: tf.Tensor
@@ -34,6 +35,7 @@ class Cells:
     cells: tf.Tensor
     width: tf.Tensor
     inner: tf.Tensor | None
+    run: int
 
     def whole(self, cell: tf.Tensor) -> tf.Tensor:
         """float32 [n, width]: all values of the cells ``cell``, int64 [n]."""
@@ -75,6 +77,7 @@ def split(x: tf.Tensor, valid: tf.Tensor | None) -> Cells:
     x, valid = _with_short_rows(x, valid)
     shape = tf.shape(x, out_type=tf.int64)
     axis = _axis_inside(x, valid)
+    static = None if axis is None else x.shape[axis]
     if axis is None:
         largest = smallest = tf.cast(x, tf.float32)
         width, inner = tf.ones([], tf.int64), None
@@ -84,7 +87,8 @@ def split(x: tf.Tensor, valid: tf.Tensor | None) -> Cells:
         width = shape[axis]
         inner = None if axis == x.shape.rank - 1 else tf.reduce_prod(shape[axis + 1 :])
     if valid is not None:
-        valid = tf.broadcast_to(valid, tf.shape(largest))
+        if valid.shape != largest.shape or not valid.shape.is_fully_defined():
+            valid = tf.broadcast_to(valid, tf.shape(largest))
         largest, smallest = tf.where(valid, largest, -np.inf), tf.where(valid, smallest, np.inf)
         valid = tf.reshape(valid, [-1])
     return Cells(
@@ -95,6 +99,7 @@ def split(x: tf.Tensor, valid: tf.Tensor | None) -> Cells:
         cells=tf.size(largest, out_type=tf.int64),
         width=width,
         inner=inner,
+        run=1 if axis is not None and static is None else max(CELL // (static or 1), 1),
     )
 
 

@@ -95,14 +95,32 @@ def _tail(cells: Cells, room: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], t
 
     The values are those of the cells with the largest magnitudes, ``room`` elements together; none if room is 0.
     """
-    wanted = tf.minimum(room // tf.maximum(cells.width, 1), cells.cells)
+    run = cells.run
     amax = tf.maximum(cells.largest, -cells.smallest)  # -inf in padding
-    top = tf.math.top_k(amax, tf.cast(tf.minimum(wanted + 1, cells.cells), tf.int32))
-    threshold = tf.where(wanted < cells.cells, tf.reduce_min(top.values), -1.0)
+    if run > 1:  # narrow cells are ranked in runs: sorting them one by one would take longer than all the rest
+        amax = tf.reduce_max(tf.reshape(_padded(amax, run), [-1, run]), 1)
+    runs = tf.size(amax, out_type=tf.int64)
+    wanted = tf.minimum(room // tf.maximum(cells.width * run, 1), runs)
+    top = tf.math.top_k(amax, tf.cast(tf.minimum(wanted + 1, runs), tf.int32))
+    threshold = tf.where(wanted < runs, tf.reduce_min(top.values), -1.0)
     threshold = tf.where(wanted > 0, threshold, np.inf)
-    values = cells.whole(tf.cast(top.indices[:wanted], tf.int64))
-    counted = (tf.abs(values) > threshold) & (top.values[:wanted, tf.newaxis] >= 0)
-    return (tf.reshape(values, [-1]), tf.reshape(counted, [-1])), threshold
+    chosen = tf.cast(top.indices[:wanted], tf.int64)
+    if run > 1:
+        chosen = tf.reshape(chosen[:, tf.newaxis] * run + tf.range(run, dtype=tf.int64), [-1])
+    inside = chosen < cells.cells
+    chosen = tf.minimum(chosen, cells.cells - 1)
+    values = cells.whole(chosen)
+    counted = tf.abs(values) > threshold
+    keep = inside if cells.valid is None else inside & tf.gather(cells.valid, chosen)
+    return (tf.reshape(values, [-1]), tf.reshape(counted & keep[:, tf.newaxis], [-1])), threshold
+
+
+def _padded(amax: tf.Tensor, run: int) -> tf.Tensor:
+    """``amax`` with empty cells added to make whole runs."""
+    cells = amax.shape[0]
+    if cells is not None and cells % run == 0:
+        return amax
+    return tf.pad(amax, [[0, -tf.size(amax) % run]], constant_values=-np.inf)
 
 
 def _bulk(cells: Cells, stride: tf.Tensor, threshold: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
