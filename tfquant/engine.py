@@ -179,6 +179,8 @@ class Engine:
             if missing:
                 raise ValueError(f"input {missing[0]!r} is missing; the model takes {', '.join(sorted(structure))}")
             inputs = {name: inputs[name] for name in structure}
+        elif isinstance(structure, tf.TensorSpec) and isinstance(inputs, Mapping) and len(inputs) == 1:
+            (inputs,) = inputs.values()  # Keras takes a model's only input by its name as well
         try:
             tf.nest.assert_same_structure(structure, inputs, check_types=False)  # Keras makes tuples of lists
         except (ValueError, TypeError) as error:

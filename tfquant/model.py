@@ -75,9 +75,12 @@ class QuantizedModel(_State, keras.Model):
             self._track_variable(adopt(quantizer.upper, f"{address}/upper"))
         self.built = True
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, *args, **kwargs):
-        # Before Keras wraps errors of `call` into many lines about arguments.
+        # Both checks come before Keras wraps errors of `call` into many lines about arguments.
         self._engine.check_ready()
+        if args and not any(isinstance(value, keras.KerasTensor) for value in tf.nest.flatten(args[0])):
+            self._engine.flatten_inputs(args[0])
         return super().__call__(*args, **kwargs)
 
     def call(self, inputs, training=False):
@@ -132,6 +135,7 @@ class QuantizedFunction(_State):
         ranges = [v for q in self._engine.quantizers.values() for v in (q.lower, q.upper)]
         return list(self._engine.inference.variables.values()) + ranges
 
+    @tf.autograph.experimental.do_not_convert
     def __call__(self, *args, **kwargs):
         self._engine.check_ready()
         return self._engine(self._engine.source.arguments.bind(args, kwargs))

@@ -29,7 +29,7 @@ class Plan:
       recipe: as given.
       sites: every place with a range, in graph order.
       skipped: every contraction that stays in float, with the reason.
-      matches: name of a rule -> number of edges it decided.
+      matches: name of a rule -> number of edges it matches, also those that a later rule decides.
     """
 
     recipe: Recipe
@@ -69,8 +69,8 @@ class Plan:
     def __str__(self) -> str:
         console = Console(width=160, record=True, file=_Nowhere())
         console.print(self.table())
-        lines = [f"  {name}: {count} edges" for name, count in self.matches.items()]
-        return console.export_text() + "rules (the last match decides):\n" + "\n".join(lines)
+        lines = [f"  {name}: {count}" for name, count in self.matches.items()]
+        return console.export_text() + "edges that each rule matches (the last match decides):\n" + "\n".join(lines)
 
 
 class _Nowhere:
