@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="needs the real data: run `make test-shared`"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_dir() -> pathlib.Path:
     return SHARED
 
