@@ -24,8 +24,8 @@ TRAINING = Settings(
     max_query_length=24,
     train_batch_size=32,
     predict_batch_size=64,
-    learning_rate=1e-3,
-    num_train_epochs=12,
+    learning_rate=5e-4,
+    num_train_epochs=8,
     save_checkpoints_steps=500,
 )
 NAMES = {
