@@ -99,7 +99,9 @@ def say(text: str) -> None:
 
 def read_examples(path: str, settings: Settings, *, training: bool) -> list[squad.SquadExample]:
     if path.startswith(TFDS):
-        return squad.from_tfds(path.removeprefix(TFDS), settings.tfds_dir)
+        return squad.from_tfds(
+            path.removeprefix(TFDS), settings.tfds_dir, training=training, version_2=settings.version_2_with_negative
+        )
     return squad.read_squad(path, training=training, version_2=settings.version_2_with_negative)
 
 
@@ -148,10 +150,10 @@ def load_quantized(model: keras.Model, path: str, settings: Settings) -> Any:
             "model.ckpt-calibrated of that run, or give --do_calib here as well"
         )
     network = tfquant.load(path, model)
-    if settings.asks_for_placement and network.recipe.name != settings.recipe_name:
+    if settings.asks_for_placement and network.recipe.name != settings.recipe.name:
         raise ValueError(
-            f"{path} was calibrated for placement {network.recipe.name}, the flags ask for {settings.recipe_name}: "
-            "leave --quant_mode, --quantize_residual and --quant_another_add_input out, or calibrate again"
+            f"{path} was calibrated for placement {network.recipe.name}, the flags ask for {settings.recipe.name}: "
+            "leave --quant_recipe, --quant_mode, --quantize_residual and --quant_another_add_input out, or calibrate again"
         )
     say(f"loaded weights and {len(network.plan.sites)} ranges ({network.recipe.name}) from {path}")
     return network
@@ -185,7 +187,7 @@ def calibrate(model: keras.Model, tokenizer: squad.Tokenizer, settings: Settings
         raise ValueError(f"nothing to calibrate: give --init_checkpoint ({settings.output_dir} holds no checkpoint)")
     load_float(model, source, settings, new_head=not settings.do_predict)
     batches = calibration_batches(tokenizer, settings)
-    recipe = tfquant.recipe(settings.recipe_name).with_method(settings.method)
+    recipe = settings.recipe
     started = time.perf_counter()
     network = tfquant.quantize(model, recipe)
     planned = time.perf_counter()
@@ -202,7 +204,7 @@ def calibrate(model: keras.Model, tokenizer: squad.Tokenizer, settings: Settings
         "source": source,
         "checkpoint": prefix,
         "recipe": recipe.name,
-        "method": str(settings.method),
+        "methods": sorted({str(site.method) for site in calibration.values()}),
         "sites": len(calibration),
         "windows": windows,
         "plan_seconds": planned - started,

@@ -13,7 +13,9 @@ from absl import flags
 
 import calib
 import modeling
+import tfquant
 from tasks.wordpiece import read_vocab
+from tfquant import recipes
 
 MODES = ("ft1", "ft2", "ft3", "trt")
 TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
@@ -70,7 +72,10 @@ class Settings:
     num_eval_iterations: int | None = _flag(None, "Answer only so many times --predict_batch_size questions.")
 
     calib_batch: int = _flag(4, "Batches of --train_batch_size windows to calibrate on.")
-    calib_method: str = _flag("percentile", f"Range of activations: {', '.join(calib.methods.NAMES)}.")
+    calib_method: str | None = _flag(
+        None,
+        f"Range of activations: {', '.join(calib.methods.NAMES)}. If not given percentile, or what --quant_recipe says.",
+    )
     percentile: float | None = _flag(None, "Percentile of --calib_method=percentile; 99.99 if not given.")
     calibrator_file: str = _flag("calibrators.npz", "Name of the calibration file in --output_dir.")
     quantize_residual: bool | None = _flag(
@@ -78,6 +83,7 @@ class Settings:
     )
     quant_another_add_input: bool = _flag(False, "Quantize the other operand as well.")
     quant_mode: str = _flag("", f"NVIDIA's later placements instead of these two flags: {', '.join(MODES)}.")
+    quant_recipe: str = _flag("", f"Instead of all three: a recipe file (.yaml, .json) or one of {', '.join(recipes.names())}.")
 
     distillation: bool = _flag(False, "Train on the answers of --teacher as well.")
     teacher: str | None = _flag(None, "Checkpoint of the same size that teaches; runs in float.")
@@ -85,8 +91,25 @@ class Settings:
     verbose_logging: bool = _flag(False, "Show windows, loaded variables, the placement, and the trace of an error.")
 
     @property
-    def recipe_name(self) -> str:
-        """Name of the tfquant recipe that the placement flags ask for."""
+    def recipe(self) -> tfquant.Recipe:
+        """What the placement flags ask for, with the range method of the flags.
+
+        Raises:
+            ValueError: unknown recipe or method, a file that is none, or a percentile out of range.
+        """
+        if self.quant_recipe:
+            is_file = self.quant_recipe.endswith((".yaml", ".yml", ".json"))
+            recipe = tfquant.Recipe.load(self.quant_recipe) if is_file else tfquant.recipe(self.quant_recipe)
+            if self.calib_method is None and self.percentile is None:
+                return recipe
+        else:
+            recipe = tfquant.recipe(self._placement)
+        method = self.calib_method or "percentile"
+        options = {"percentile": self.percentile} if method == "percentile" and self.percentile is not None else {}
+        return recipe.with_method(method, **options)
+
+    @property
+    def _placement(self) -> str:
         if self.quant_mode:
             return self.quant_mode
         if self.quantize_residual is False:
@@ -96,17 +119,7 @@ class Settings:
     @property
     def asks_for_placement(self) -> bool:
         """Whether any placement flag was given, so that it has to agree with a calibrated checkpoint."""
-        return bool(self.quant_mode) or self.quantize_residual is not None or self.quant_another_add_input
-
-    @property
-    def method(self) -> calib.Method:
-        """Range method of activations.
-
-        Raises:
-            ValueError: unknown, or a percentile out of range.
-        """
-        options = {"percentile": self.percentile} if self.percentile is not None else {}
-        return calib.Method.parse(self.calib_method, **options)
+        return bool(self.quant_recipe or self.quant_mode) or self.quantize_residual is not None or self.quant_another_add_input
 
 
 def define() -> None:
@@ -134,7 +147,7 @@ def check(settings: Settings) -> None:
     Raises:
         FlagError: lists every problem with its flag and what to do.
     """
-    problems = _numbers(settings) + _contradictions(settings) + _files(settings)
+    problems = _numbers(settings) + _recipe(settings) + _contradictions(settings) + _files(settings)
     if not problems:  # these read the files
         problems = _model(settings)
     if not problems:
@@ -164,10 +177,6 @@ def _numbers(s: Settings) -> list[str]:
             f"--max_seq_length={s.max_seq_length}: must be above --max_query_length ({s.max_query_length}) + 3, or "
             "there is no room for the paragraph"
         )
-    try:
-        _ = s.method
-    except ValueError as error:
-        problems.append(f"--calib_method={s.calib_method}: {error}")
     return problems
 
 
@@ -179,6 +188,10 @@ def _contradictions(s: Settings) -> list[str]:
         problems.append(f"--quant_mode={s.quant_mode}: must be one of {', '.join(MODES)}, or empty")
     if s.quant_mode and (s.quantize_residual is not None or s.quant_another_add_input):
         problems.append("--quant_mode sets the placement: leave out --quantize_residual and --quant_another_add_input")
+    if s.quant_recipe and (s.quant_mode or s.quantize_residual is not None or s.quant_another_add_input):
+        problems.append(
+            "--quant_recipe sets the placement: leave out --quant_mode, --quantize_residual and --quant_another_add_input"
+        )
     if s.quant_another_add_input and s.quantize_residual is False:
         problems.append("--quant_another_add_input needs --quantize_residual: set both, or the second to false as well")
     if s.percentile is not None and s.calib_method in calib.methods.NAMES and s.calib_method != "percentile":
@@ -192,6 +205,17 @@ def _contradictions(s: Settings) -> list[str]:
     if os.path.basename(s.calibrator_file) != s.calibrator_file or not s.calibrator_file.endswith(".npz"):
         problems.append(f"--calibrator_file={s.calibrator_file}: must be the name of an .npz file, without a folder")
     return problems
+
+
+def _recipe(s: Settings) -> list[str]:
+    if s.quant_mode and s.quant_mode not in MODES:
+        return []  # said already
+    try:
+        _ = s.recipe
+    except (ValueError, OSError) as error:
+        flag = "calib_method" if s.calib_method else "quant_recipe" if s.quant_recipe else "percentile"
+        return [f"--{flag}={getattr(s, flag)}: {error}"]
+    return []
 
 
 def _files(s: Settings) -> list[str]:

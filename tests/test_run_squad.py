@@ -306,9 +306,9 @@ def test_version_2_writes_null_odds_and_both_scores(tmp_path):
 
 def test_data_can_come_from_tensorflow_datasets(files, monkeypatch):
     asked = []
-    monkeypatch.setattr(squad, "from_tfds", lambda split, folder: asked.append((split, folder)) or [])
+    monkeypatch.setattr(squad, "from_tfds", lambda split, folder, **how: asked.append((split, folder, how)) or [])
     run_squad.read_examples("tfds:train[:1%]", Settings(tfds_dir="somewhere"), training=True)
-    assert asked == [("train[:1%]", "somewhere")]
+    assert asked == [("train[:1%]", "somewhere", {"training": True, "version_2": False})]
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_both_ends_and_ignores_padding():
@@ -381,7 +381,19 @@ def test_the_example_ends_with_a_table_and_one_line_of_json(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"data", "float", "ptq", "ptq_residual"}
 
 
+def test_a_recipe_keeps_its_own_methods_unless_a_flag_names_one(tmp_path):
+    own = tfquant.recipe("int8_residual_asymmetric")
+    file = tmp_path / "mine.yaml"
+    file.write_text(own.to_yaml())
+    assert Settings(quant_recipe=str(file)).recipe == own
+    assert Settings(quant_recipe=str(file), calib_method="mse").recipe == own.with_method("mse")
+    assert Settings(quant_recipe=str(file), percentile=99.0).recipe == own.with_method("percentile", percentile=99.0)
+
+
 BAD_FLAGS = {
+    "--quant_recipe=ours: unknown recipe 'ours'; known: ft1": {"quant_recipe": "ours"},
+    "--quant_recipe=gone.yaml": {"quant_recipe": "gone.yaml"},
+    "--quant_recipe sets the placement": {"quant_recipe": "ft1", "quant_mode": "ft1"},
     "nothing to do": {"do_predict": False},
     "--bert_config_file is required": {"bert_config_file": None},
     "--vocab_file=gone: there is no such file": {"vocab_file": "gone"},
@@ -390,7 +402,7 @@ BAD_FLAGS = {
     "--train_file=gone": {"train_file": "gone", "do_train": True},
     "--init_checkpoint=gone: there is no gone.index": {"init_checkpoint": "gone"},
     "unknown range method 'median'; choose one of max, percentile": {"calib_method": "median"},
-    "--calib_method=percentile: .*100": {"percentile": 100.5},
+    "--percentile=100.5: .*100": {"percentile": 100.5},
     "--percentile=99.0 says nothing to --calib_method=mse": {"percentile": 99.0, "calib_method": "mse"},
     "--quant_mode=ft9: must be one of ft1": {"quant_mode": "ft9"},
     "--quant_mode sets the placement": {"quant_mode": "ft1", "quantize_residual": True},
@@ -442,10 +454,11 @@ def test_a_vocabulary_larger_than_the_model_is_refused(files, tmp_path):
         ({"quantize_residual": False}, "int8_residual_float"),
         ({"quant_another_add_input": True}, "int8_residual_both"),
         ({"quant_mode": "trt"}, "trt"),
+        ({"quant_recipe": "int8_residual_asymmetric"}, "int8_residual_asymmetric"),
     ],
 )
 def test_placement_flags_name_recipes_that_exist(given, name):
-    assert Settings(**given).recipe_name == name
+    assert Settings(**given).recipe.name == name
     assert tfquant.recipe(name).name == name
 
 
