@@ -206,6 +206,7 @@ def calibrate(model: keras.Model, tokenizer: squad.Tokenizer, settings: Settings
         "recipe": recipe.name,
         "methods": sorted({str(site.method) for site in calibration.values()}),
         "sites": len(calibration),
+        "edges": sum(len(site.members) for site in network.plan.sites),
         "windows": windows,
         "plan_seconds": planned - started,
         "seconds": seconds,

@@ -80,12 +80,12 @@ def demo(
 
 
 def print_table(runs: Mapping[str, Mapping[str, Any]]) -> None:
-    print(f"\n{'network':<28}{'sites':>7}{'exact match':>14}{'F1':>9}{'loss of F1':>13}{'examples/s':>13}")
+    print(f"\n{'network':<28}{'quantized':>10}{'exact match':>14}{'F1':>9}{'loss of F1':>13}{'examples/s':>13}")
     reference = runs["float"]["prediction"]["f1"]
     for name, figures in runs.items():
-        scores, sites = figures["prediction"], figures.get("calibration", {}).get("sites", 0)
+        scores, edges = figures["prediction"], figures.get("calibration", {}).get("edges", 0)
         print(
-            f"{NAMES[name]:<28}{sites:>7}{scores['exact_match']:>14.2f}{scores['f1']:>9.2f}"
+            f"{NAMES[name]:<28}{edges:>10}{scores['exact_match']:>14.2f}{scores['f1']:>9.2f}"
             f"{reference - scores['f1']:>13.2f}{scores['examples_per_second']:>13.1f}"
         )
     print()
