@@ -83,6 +83,10 @@ def _draw_histogram(axes, histogram: Histogram, site) -> None:
         extremes = (np.maximum(np.abs(stats.minimum), np.abs(stats.maximum)),)
     for position, extreme in enumerate(extremes):
         axes.axvline(float(extreme), color="black", linestyle=":", label=None if position else "extremes")
+    # The bins reach to a power of two; what is shown ends where the data and the range do.
+    shown = [float(x) for x in (*ends, *extremes)] + ([] if histogram.signed else [0.0])
+    margin = 0.04 * (max(shown) - min(shown)) or 1.0
+    axes.set_xlim(min(shown) - margin, max(shown) + margin)
     axes.set_xlabel("value" if histogram.signed else "magnitude")
     axes.set_ylabel("count")
 
