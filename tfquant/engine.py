@@ -179,10 +179,11 @@ class Engine:
             if missing:
                 raise ValueError(f"input {missing[0]!r} is missing; the model takes {', '.join(sorted(structure))}")
             inputs = {name: inputs[name] for name in structure}
-        elif isinstance(structure, tf.TensorSpec) and isinstance(inputs, Mapping) and len(inputs) == 1:
-            (inputs,) = inputs.values()  # Keras takes a model's only input by its name as well
+        elif isinstance(inputs, Mapping) and set(inputs) == set(self.inference.input_names):
+            # Keras takes inputs by their names as well.
+            inputs = tf.nest.pack_sequence_as(structure, [inputs[name] for name in self.inference.input_names])
         try:
-            tf.nest.assert_same_structure(structure, inputs, check_types=False)  # Keras makes tuples of lists
+            tf.nest.assert_same_structure(_without_lists(structure), _without_lists(inputs))
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"inputs are {_kind(inputs)}, the model takes {_kind(structure)}"
@@ -264,6 +265,15 @@ def _fitted(value: Any, spec: tf.TensorSpec, name: str) -> tf.Tensor:
             raise ValueError(f"input {name!r} is {dtype.name}, the model takes {spec.dtype.name}")
         return tf.cast(value, spec.dtype)
     return tf.convert_to_tensor(value)
+
+
+def _without_lists(structure: Any) -> Any:
+    """Tuples in place of lists: Keras makes one of the other while it passes inputs on."""
+    if isinstance(structure, Mapping):
+        return {key: _without_lists(value) for key, value in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        return tuple(map(_without_lists, structure))
+    return structure
 
 
 def _kind(structure: Any) -> str:

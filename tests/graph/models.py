@@ -57,7 +57,7 @@ def tokens(names: tuple[str, str], *sizes: tuple[int, int], segments: str = "") 
     """Batches of token ids and masks with real padding, one for each (rows, length)."""
     rng, batches = random(1), []
     for rows, length in sizes:
-        mask = (np.arange(length) < rng.integers(2, length + 1, (rows, 1))).astype(np.int32)
+        mask = (np.arange(length) < rng.integers(min(2, length), length + 1, (rows, 1))).astype(np.int32)
         batch = {names[0]: rng.integers(0, VOCAB, (rows, length)).astype(np.int32) * mask, names[1]: mask}
         if segments:
             batch[segments] = (rng.random((rows, length)) < 0.5).astype(np.int32) * mask
@@ -85,7 +85,7 @@ BERT_LINEARS = ("attention/self/query", "attention/self/key", "attention/self/va
                 "intermediate/dense", "output/dense")  # fmt: skip
 
 
-def own_bert(layers: int = 2, sequence_length: int | None = None) -> Case:
+def own_bert(layers: int = 1, sequence_length: int | None = None) -> Case:
     batches = tokens(("input_ids", "input_mask"), (BATCH, LENGTH), (BATCH + 1, sequence_length or 9), segments="segment_ids")
     prefixes = [f"bert/encoder/layer_{i}" for i in range(layers)]
     return Case(
@@ -194,7 +194,7 @@ class Block(keras.layers.Layer):
 class Subclassed(keras.Model):
     """A model whose `call` holds Python control flow; it does not say what its inputs are."""
 
-    def __init__(self, blocks: int = 2):
+    def __init__(self, blocks: int = 1):
         super().__init__(name="subclassed")
         self.blocks = [Block(f"block_{i}") for i in range(blocks)]
         self.norm = keras.layers.LayerNormalization(name="final_norm")
@@ -209,12 +209,10 @@ class Subclassed(keras.Model):
 
 def subclassed() -> Case:
     batches = [{"x": x} for x in floats((BATCH, LENGTH, WIDTH), (BATCH + 1, LENGTH, WIDTH))]
-    linear = tuple(
-        f"subclassed/block_{i}/{name}"
-        for i in range(2)
-        for name in ("attention/query", "attention/key", "attention/value", "attention/attention_output", "up", "down")
-    )
-    return Case(Subclassed(), batches, linear=linear, attention=tuple(f"subclassed/block_{i}/attention" for i in range(2)))
+    attention = "subclassed/block_0/attention"
+    projections = tuple(f"{attention}/{name}" for name in ("query", "key", "value", "attention_output"))
+    linear = (*projections, "subclassed/block_0/up", "subclassed/block_0/down")
+    return Case(Subclassed(), batches, linear=linear, attention=(attention,))
 
 
 def sequential() -> Case:

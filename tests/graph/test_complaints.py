@@ -190,14 +190,13 @@ class MyNet(keras.Model):
 
     def __init__(self, deep: bool):
         super().__init__(name="net")
-        self.deep = deep
         self.conv = keras.layers.Conv2D(4, 3, padding="same", name="conv")
-        self.again = keras.layers.Conv2D(4, 3, padding="same", name="again")
+        self.again = keras.layers.Conv2D(4, 3, padding="same", name="again") if deep else None
         self.head = keras.layers.Dense(3, name="head")
 
     def call(self, x):
         x = keras.ops.relu(self.conv(x))
-        if self.deep:
+        if self.again is not None:
             x = self.again(keras.ops.relu(self.again(x)))
         return self.head(keras.ops.mean(x, axis=(1, 2)))
 

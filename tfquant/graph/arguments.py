@@ -110,8 +110,7 @@ def name_of(function: Callable) -> str:
 
 def _signature_of(function: Callable) -> inspect.Signature:
     if hasattr(function, "structured_input_signature"):  # a concrete function says `*args, **kwargs` otherwise
-        parameters = [p.replace(annotation=p.empty, default=p.empty) for p in function.function_type.parameters.values()]
-        return inspect.Signature(parameters)
+        return inspect.Signature([inspect.Parameter(p.name, p.kind) for p in function.function_type.parameters.values()])
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):

@@ -56,7 +56,7 @@ def find_attention(flow: Dataflow, contractions: list[Contraction]) -> list[Atte
             "k": scores.op.inputs[1 - query_index],
             "v": context.op.inputs[1 - probabilities_index],
         }
-        projections = {port: p for port, t in sources.items() if (p := _projection(flow, t, by_name)) is not None}
+        projections = {port: p for port, t in sources.items() if (p := projection(flow, t, by_name)) is not None}
         path = common_parent(p.partition("#")[0] for p in projections.values()) or scores.op.name
         count = used[path] = used.get(path, 0) + 1
         if count > 1:
@@ -114,8 +114,8 @@ def _query_index(scores: tf.Operation) -> int:
     return 1 if result[-1] in terms[0] else 0
 
 
-def _projection(flow: Dataflow, tensor: tf.Tensor, by_name: dict[str, Contraction]) -> str | None:
-    """Path of the last linear before `tensor`."""
+def projection(flow: Dataflow, tensor: tf.Tensor, by_name: dict[str, Contraction]) -> str | None:
+    """Path of the last linear before `tensor`, head splitting and the like between; None where there is none."""
     for op in flow.walk_back(tensor, lambda o: o.type in _FROM_PROJECTION_OPS):
         contraction = by_name.get(op.name)
         if contraction is not None and contraction.kind == "linear":

@@ -10,7 +10,7 @@ from tfquant.graph.dataflow import Dataflow, parent
 
 _TO_VARIANCE_OPS = frozenset("Add AddV2 Maximum Cast Identity Reshape Squeeze".split())
 _NORMALISING_OPS = frozenset(
-    """Mean Sub Mul Add AddV2 Neg Square SquaredDifference Rsqrt Sqrt RealDiv Maximum Cast Identity StopGradient Reshape
+    """Mean Sub Mul Add AddV2 Neg Square SquaredDifference Rsqrt Sqrt Reciprocal RealDiv Maximum Cast Identity StopGradient Reshape
     Squeeze ExpandDims""".split()
 )
 
@@ -27,7 +27,7 @@ class LayerNorm:
 def find_layernorms(flow: Dataflow) -> list[LayerNorm]:
     found = []
     for op in flow.operations:
-        source = _normalised_by_rsqrt(flow, op) if op.type == "Rsqrt" else _normalised_by_fused_op(flow, op)
+        source = _normalised_by_root(flow, op) if op.type in ("Rsqrt", "Sqrt") else _normalised_by_fused_op(flow, op)
         if source is None:
             continue
         output = _close(flow, source, op)
@@ -36,9 +36,9 @@ def find_layernorms(flow: Dataflow) -> list[LayerNorm]:
     return found
 
 
-def _normalised_by_rsqrt(flow: Dataflow, rsqrt: tf.Operation) -> tf.Tensor | None:
-    """The tensor whose mean square (deviation) the reciprocal root is taken of."""
-    tensor = rsqrt.inputs[0]
+def _normalised_by_root(flow: Dataflow, root: tf.Operation) -> tf.Tensor | None:
+    """The tensor whose mean square (deviation) the root, or reciprocal root, is taken of."""
+    tensor = root.inputs[0]
     while tensor.op.type in _TO_VARIANCE_OPS:
         dynamic = [t for t in tensor.op.inputs if flow.is_dynamic(t)]
         if len(dynamic) != 1:
@@ -51,7 +51,7 @@ def _normalised_by_rsqrt(flow: Dataflow, rsqrt: tf.Operation) -> tf.Tensor | Non
     square = flow.root(tensor.op.inputs[0]).op
     if square.type == "SquaredDifference":
         return _not_a_mean(flow, square.inputs)
-    if square.type in ("Square", "Mul"):
+    if square.type in ("Square", "Mul", "Pow"):
         inner = flow.root(square.inputs[0])
         return _not_a_mean(flow, inner.op.inputs) if inner.op.type == "Sub" and _has_mean(flow, inner.op) else square.inputs[0]
     return None
@@ -87,19 +87,23 @@ def _normalised_by_fused_op(flow: Dataflow, op: tf.Operation) -> tf.Tensor | Non
 def _close(flow: Dataflow, source: tf.Tensor, core: tf.Operation) -> tf.Tensor | None:
     """The tensor in which everything that follows from `core` comes together, scale and shift included."""
     tainted = {core.outputs[0].name}
+    # Scaled values of the source, as opposed to statistics that are still to be applied to it.
+    values = {source.name} | ({core.outputs[0].name} if core.type.startswith("FusedBatchNorm") else set())
     output = None
-    for op in flow.operations[flow.index[core.name] + 1 :]:
-        if not any(t.name in tainted for t in op.inputs):
-            continue
-        if op.type not in _NORMALISING_OPS:
-            continue
-        if output is not None and not _is_affine(flow, op, output):
+    for op in flow.operations[flow.index[source.op.name] + 1 :]:
+        inputs = {t.name for t in op.inputs}
+        if op.type not in _NORMALISING_OPS or not inputs & (tainted | values):
             continue
         result = op.outputs[0]
+        whole = result.shape.rank == source.shape.rank and result.shape[-1] == source.shape[-1]
+        applied = inputs & values and inputs & tainted and not inputs & values & tainted
+        if inputs & values and (whole or op.type == "Reshape") and (not applied or op.type in ("Mul", "RealDiv")):
+            values.add(result.name)
+        if not inputs & tainted or (output is not None and not _is_affine(flow, op, output)):
+            continue
         tainted.add(result.name)
         open_ends = [name for name in tainted if _has_consumer_after(flow, name, op)]
-        whole = result.shape.rank == source.shape.rank and result.shape[-1] == source.shape[-1]
-        if whole and all(name == result.name for name in open_ends):
+        if whole and result.name in values and all(name == result.name for name in open_ends):
             output = result
     return output
 

@@ -105,7 +105,8 @@ def _create(graph: tf.Graph, op: tf.Operation, inputs: list[tf.Tensor]) -> tf.Op
     for function in _functions_in(attrs):
         if not graph._is_function(function.name):
             graph._add_function_recursive(find_function(op.graph, function.name))
-    new = graph.create_op(op.type, inputs, [t.dtype for t in op.outputs], name=op.name, attrs=attrs, op_def=op.op_def)
+    # Not `create_op`: that inspects its own arguments for deprecated ones, which takes as long as the rest together.
+    new = graph._create_op_internal(op.type, inputs, [t.dtype for t in op.outputs], None, op.name, attrs, op.op_def)
     if op.type in LOOP_OPS:
         _own_bodies(new, op.graph)
     return new

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from tfquant.graph.attention import Attention, find_attention
+from tfquant.graph.attention import Attention, find_attention, projection
 from tfquant.graph.contractions import Contraction, Skipped, find_contractions
-from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, parent
+from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, common_parent, parent
 from tfquant.graph.layernorm import LayerNorm, find_layernorms
 from tfquant.graph.residual import Residual, before_residual, downstream, find_residuals
 from tfquant.graph.trace import Trace
@@ -246,11 +246,27 @@ class _Structure:
         return self.flow.root(contraction.op.inputs[contraction.input_index]).op.type == "OneHot"
 
     def _contraction_paths(self) -> dict[str, str]:
-        """Operation name -> layer path; the products of an attention take that of the attention."""
+        """Operation name -> layer path; the products of an attention take that of the attention.
+
+        Other products of two activations are called after the layers that make their operands, in the order data flows, since
+        names of operations change from trace to trace.
+        """
         paths = {c.op.name: c.path for c in self.contractions}
         for attention in self.attention:
             paths[attention.scores.op.name] = attention.path
             paths[attention.context.op.name] = attention.path
+        in_attention = {op.name for a in self.attention for op in (a.scores.op, a.context.op)}
+        by_name = {c.op.name: c for c in self.contractions}
+        uses: dict[str, int] = {}
+        for contraction in self.contractions:
+            if contraction.kind != "matmul" or contraction.op.name in in_attention:
+                continue
+            found = (projection(self.flow, t, by_name) for t in contraction.op.inputs)
+            makers = {p.partition("#")[0] for p in found if p is not None}
+            if makers:
+                path = "/".join(filter(None, (common_parent(makers) if len(makers) > 1 else min(makers), "matmul")))
+                count = uses[path] = uses.get(path, 0) + 1
+                paths[contraction.op.name] = path if count == 1 else f"{path}#{count}"
         return paths
 
     def _fusable(self, path: str, role: str) -> str:

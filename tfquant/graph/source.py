@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -26,8 +26,10 @@ class Source:
       call: (inputs, training) -> outputs; `inputs` has `structure`.
       structure: nested structure of `tf.TensorSpec`; of a function a mapping from parameters to such structures.
       named_variables: (variable, path) pairs known up front; what the trace finds beyond them is named by the variable.
-      arguments: of a function; None for models.
       modes: whether training and inference can differ.
+      arguments: of a function; None for models.
+      input_names: of the leaves of `structure`, in the order of `tf.nest.flatten` (`input_mask`, `features/0`, ...): for messages,
+        for finding the mask, and for models that take their inputs by name though their structure is no mapping.
     """
 
     call: Callable[[Any, bool], Any]
@@ -35,6 +37,11 @@ class Source:
     named_variables: tuple[tuple[tf.Variable, str], ...]
     modes: bool
     arguments: Arguments | None = None
+    input_names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.input_names:
+            object.__setattr__(self, "input_names", tuple(name for name, _ in joined_paths(self.structure)))
 
     @property
     def is_function(self) -> bool:
@@ -71,8 +78,11 @@ def _is_tf_keras(model: Any) -> bool:
 
 
 def _keras_source(model, example, signature) -> Source:
+    names: tuple[str, ...] = ()
     if signature is None and getattr(model, "inputs", None):
         signature = _functional_signature(model)
+        if not isinstance(signature, Mapping):
+            names = tuple(tensor.name for tensor in tf.nest.flatten(model.inputs))
     if signature is None:
         if example is None:
             raise TraceError(
@@ -89,7 +99,7 @@ def _keras_source(model, example, signature) -> Source:
 
     if not getattr(model, "built", True):
         _build(model, signature)
-    return Source(call, signature, named_variables_of(model), modes=takes_training)
+    return Source(call, signature, named_variables_of(model), modes=takes_training, input_names=names)
 
 
 def named_variables_of(model) -> tuple[tuple[tf.Variable, str], ...]:

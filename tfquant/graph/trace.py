@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow.python.framework import func_graph as tf_func_graph
 
 from tfquant.graph import replay
-from tfquant.graph.source import Source, TraceError, describe, is_keras_model, joined_paths, source_of
+from tfquant.graph.source import Source, TraceError, describe, is_keras_model, source_of
 
 __all__ = ["Source", "Trace", "TraceError", "is_keras_model", "source_of", "trace"]
 
@@ -25,6 +25,7 @@ class Trace:
       outputs: result tensors, likewise.
       input_structure, output_structure: nested structures whose leaves are `tf.TensorSpec`; of a function's inputs a mapping from
         its parameters.
+      input_names: readable names of the inputs.
       captures: (tensor outside, placeholder inside): variables' handles and constants.
       variables: name of the placeholder of a handle -> the variable.
       paths: name of the placeholder of a handle -> unique path of the variable (`bert/encoder/layer_0/.../kernel`).
@@ -35,6 +36,7 @@ class Trace:
     outputs: tuple[tf.Tensor, ...]
     input_structure: Any
     output_structure: Any
+    input_names: tuple[str, ...]
     captures: tuple[tuple[tf.Tensor, tf.Tensor], ...]
     variables: dict[str, tf.Variable]
     paths: dict[str, str]
@@ -46,11 +48,6 @@ class Trace:
     @property
     def input_specs(self) -> list[tf.TensorSpec]:
         return tf.nest.flatten(self.input_structure)
-
-    @property
-    def input_names(self) -> list[str]:
-        """Readable names of the inputs for messages and for finding the mask: `input_mask`, `features/0`, ..."""
-        return [path for path, _ in joined_paths(self.input_structure)]
 
     def emit(
         self, inputs: list[tf.Tensor], edits: replay.Edits = replay.NO_EDITS, targets: list[tf.Tensor] | None = None
@@ -130,7 +127,7 @@ def _flatten(concrete, source: Source) -> Trace:
         concrete.structured_outputs,
     )
     paths = _unique_paths(graph, variables, source)
-    return Trace(graph, inputs, outputs, source.structure, structure, tuple(captures), variables, paths)
+    return Trace(graph, inputs, outputs, source.structure, structure, source.input_names, tuple(captures), variables, paths)
 
 
 def _variables_by_placeholder(concrete, captures, source: Source) -> dict[str, tf.Variable]:
