@@ -38,7 +38,7 @@ class QuantSpec:
 
     Attributes:
       format: name of a number format, see `tfquant.formats`.
-      granularity: `per_tensor`, or `per_channel` (one range for each output channel; weights and embeddings only).
+      granularity: `per_tensor`, or `per_channel` (one range for each output channel; weights only).
       symmetric: range -amax..amax with zero point 0; otherwise min..max with a zero point.
       narrow_range: symmetric signed grids leave the lowest code out (-127..127).
       unsigned: True spends all codes on values >= 0; `"auto"` does so exactly where the graph shows that the tensor cannot be

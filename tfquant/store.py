@@ -97,7 +97,9 @@ def _weights(model: QuantizedModel | QuantizedFunction) -> dict[str, tf.Variable
     engine = model._engine
     ranges = {id(v) for q in engine.quantizers.values() for v in (q.lower, q.upper)}
     if isinstance(model, QuantizedModel):
-        pairs = [(v.path, v.value) for v in model.variables if not _is_random_state(v)]
+        # The trace tells layers of one name apart: `dense`, `dense_1` in the order data flows.
+        unique = {id(v): engine.inference.paths[n] for n, v in engine.inference.variables.items()}
+        pairs = [(unique.get(id(v.value), v.path), v.value) for v in model.variables if not _is_random_state(v)]
     else:
         pairs = [(engine.inference.paths[n], v) for n, v in engine.inference.variables.items()]
     named: dict[str, tf.Variable] = {}
