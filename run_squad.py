@@ -26,7 +26,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app
+from absl import app, flags
 from tqdm import tqdm
 
 import modeling
@@ -401,6 +401,8 @@ def main(_: list[str]) -> None:
             squad_demo.demo(run)
         else:
             run(squad_flags.from_flags())
+    except KeyboardInterrupt:
+        sys.exit("run_squad.py: interrupted; the same command goes on from the last checkpoint")
     except EXPECTED as error:
         if verbose:
             raise
@@ -410,4 +412,5 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     squad_flags.define()
+    flags.adopt_module_key_flags(squad_flags)  # --help shows them
     app.run(main)

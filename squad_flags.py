@@ -71,7 +71,7 @@ class Settings:
     null_score_diff_threshold: float = _flag(0.0, "SQuAD 2.0: no answer wins if it is better by more than this.")
     num_eval_iterations: int | None = _flag(None, "Answer only so many times --predict_batch_size questions.")
 
-    calib_batch: int = _flag(4, "Batches of --train_batch_size windows to calibrate on.")
+    calib_batch: int = _flag(4, "Number of batches, of --train_batch_size windows each, to calibrate on.")
     calib_method: str | None = _flag(
         None,
         f"Range of activations: {', '.join(calib.methods.NAMES)}. If not given percentile, or what --quant_recipe says.",
@@ -98,8 +98,7 @@ class Settings:
             ValueError: unknown recipe or method, a file that is none, or a percentile out of range.
         """
         if self.quant_recipe:
-            is_file = self.quant_recipe.endswith((".yaml", ".yml", ".json"))
-            recipe = tfquant.Recipe.load(self.quant_recipe) if is_file else tfquant.recipe(self.quant_recipe)
+            recipe = tfquant.recipe(self.quant_recipe)
             if self.calib_method is None and self.percentile is None:
                 return recipe
         else:
@@ -188,6 +187,9 @@ def _contradictions(s: Settings) -> list[str]:
         problems.append(f"--quant_mode={s.quant_mode}: must be one of {', '.join(MODES)}, or empty")
     if s.quant_mode and (s.quantize_residual is not None or s.quant_another_add_input):
         problems.append("--quant_mode sets the placement: leave out --quantize_residual and --quant_another_add_input")
+    placement = [n for n in ("quant_recipe", "quant_mode", "quantize_residual", "quant_another_add_input") if getattr(s, n)]
+    if placement and not (s.if_quant or s.do_calib):
+        problems.append(f"--{placement[0]} has no effect on a float run: set --if_quant to quantize, or --do_calib to calibrate")
     if s.quant_recipe and (s.quant_mode or s.quantize_residual is not None or s.quant_another_add_input):
         problems.append(
             "--quant_recipe sets the placement: leave out --quant_mode, --quantize_residual and --quant_another_add_input"

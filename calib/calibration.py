@@ -151,8 +151,10 @@ class Calibration(Mapping[str, SiteCalibration]):
             sites[address] = _merge_site(address, sites[address], theirs) if address in sites else theirs
         return Calibration(sites, samples=self.samples + other.samples)
 
-    def reestimate(self, method: Method | str, address_glob: str = "*") -> "Calibration":
+    def reestimate(self, method: Method | str, address_glob: str = "*", **options: object) -> "Calibration":
         """Chooses the ranges of matching sites with another method, without data.
+
+        ``options`` are those of a method given by name, such as ``percentile=99.9``.
 
         Sites whose statistics cannot serve the method (per-channel weights keep no histogram) keep their range; it is
         an error only when none of the matching sites can be served.
@@ -161,7 +163,7 @@ class Calibration(Mapping[str, SiteCalibration]):
             CalibrationError: no site matches.
             MissingHistogramError: no matching site can be re-estimated.
         """
-        method = Method(method) if isinstance(method, str) else method
+        method = Method(method, options) if isinstance(method, str) else method
         matching = [address for address in self if fnmatch.fnmatchcase(address, address_glob)]
         if not matching:
             raise CalibrationError(f"no site matches {address_glob!r}; {self._known()}")

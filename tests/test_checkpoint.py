@@ -140,6 +140,13 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path, where):
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
+@pytest.mark.parametrize("name", ["", "/"])
+def test_a_folder_is_no_checkpoint_name(tmp_path, name):
+    with pytest.raises(ValueError, match="is a folder: give a name inside it"):
+        checkpoint.write(str(tmp_path) + name, {"x": np.zeros(2)})
+    assert not list(tmp_path.parent.glob(tmp_path.name + ".*"))
+
+
 def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path):
     result = run_child(
         """

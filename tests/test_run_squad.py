@@ -391,6 +391,7 @@ def test_a_recipe_keeps_its_own_methods_unless_a_flag_names_one(tmp_path):
 
 
 BAD_FLAGS = {
+    "--quant_recipe has no effect on a float run": {"quant_recipe": "int8_residual"},
     "--quant_recipe=ours: unknown recipe 'ours'; known: ft1": {"quant_recipe": "ours"},
     "--quant_recipe=gone.yaml": {"quant_recipe": "gone.yaml"},
     "--quant_recipe sets the placement": {"quant_recipe": "ft1", "quant_mode": "ft1"},
@@ -436,7 +437,7 @@ def test_all_bad_flags_are_listed_at_once_and_good_ones_pass(files, tmp_path):
     good = files | {"output_dir": str(tmp_path), "do_predict": True, "init_checkpoint": None}
     squad_flags.check(Settings(**good))
     with pytest.raises(squad_flags.FlagError) as caught:
-        squad_flags.check(Settings(**good | {"doc_stride": 0, "seed": -1, "quant_mode": "int8"}))
+        squad_flags.check(Settings(**good | {"doc_stride": 0, "seed": -1, "quant_mode": "int8", "if_quant": True}))
     assert [line.split("=")[0].strip() for line in str(caught.value).splitlines()] == ["--doc_stride", "--seed", "--quant_mode"]
 
 

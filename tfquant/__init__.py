@@ -5,6 +5,7 @@
 See the README for a tour, `docs/` for the longer texts.
 """
 
+from calib import Calibration
 from tfquant.api import plan, quantize
 from tfquant.calibration import apply, calibrate
 from tfquant.engine import UncalibratedError
@@ -14,6 +15,6 @@ from tfquant.spec import Fuse, QuantSpec, Recipe, Rule, Site
 from tfquant.store import load, save
 
 __all__ = [
-    "Fuse", "QuantSpec", "QuantizedFunction", "QuantizedModel", "Recipe", "Rule", "Site", "UncalibratedError",
+    "Calibration", "Fuse", "QuantSpec", "QuantizedFunction", "QuantizedModel", "Recipe", "Rule", "Site", "UncalibratedError",
     "apply", "calibrate", "load", "plan", "quantize", "recipe", "save",
 ]  # fmt: skip

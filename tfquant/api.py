@@ -62,6 +62,8 @@ def quantize(
       ValueError: the batches do not fit, hold NaN, or there are none.
     """
     recipe = _recipe(recipe)
+    if isinstance(model, (QuantizedModel, QuantizedFunction)):
+        raise TypeError("the model is quantized already: quantize its .original with another recipe instead")
     earlier = isinstance(calibration, calib.Calibration)
     if options and (calibration is None or earlier):
         raise ValueError(f"{sorted(options)[0]}= belongs to calibration: pass calibration=batches as well")

@@ -202,12 +202,14 @@ class Observation:
     def _inputs_of(self, batch: Any) -> Any:
         """The inputs of (inputs, targets) pairs, and of a function's single argument."""
         structure = self.engine.inference.input_structure
-        if _fits(structure, batch):
+        if _fits(structure, batch) or (isinstance(batch, Mapping) and self.engine.takes_names(batch)):
             return batch
         if self.engine.source.is_function:
             return batch if isinstance(batch, tuple) else (batch,)
-        if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3 and _fits(structure, batch[0]):
-            return batch[0]
+        if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
+            by_name = isinstance(batch[0], Mapping) and self.engine.takes_names(batch[0])
+            if by_name or _fits(structure, batch[0]):
+                return batch[0]
         return batch
 
 

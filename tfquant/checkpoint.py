@@ -90,6 +90,8 @@ def write(prefix: str | os.PathLike, tensors: Mapping[str, Any]) -> None:
         ValueError: no tensors, or an empty name.
     """
     target = pathlib.Path(prefix)
+    if str(prefix).endswith("/") or target.is_dir():
+        raise ValueError(f"checkpoint {prefix} is a folder: give a name inside it, such as {target / 'model.ckpt'}")
     if not tensors or not all(tensors):
         raise ValueError(f"checkpoint {target}: needs at least one tensor and no empty name")
     staging = target.parent / f"{_STAGING}{uuid.uuid4().hex[:12]}"

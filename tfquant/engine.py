@@ -179,18 +179,24 @@ class Engine:
             if missing:
                 raise ValueError(f"input {missing[0]!r} is missing; the model takes {', '.join(sorted(structure))}")
             inputs = {name: inputs[name] for name in structure}
-        elif isinstance(inputs, Mapping) and set(inputs) == set(self.inference.input_names):
+        elif isinstance(inputs, Mapping) and self.takes_names(inputs):
             # Keras takes inputs by their names as well.
+            missing = [name for name in self.inference.input_names if name not in inputs]
+            if missing:
+                raise ValueError(f"input {missing[0]!r} is missing; the model takes {', '.join(self.inference.input_names)}")
             inputs = tf.nest.pack_sequence_as(structure, [inputs[name] for name in self.inference.input_names])
         try:
             tf.nest.assert_same_structure(_without_lists(structure), _without_lists(inputs))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"inputs are {_kind(inputs)}, the model takes {_kind(structure)}"
-            ) from error
+        except (ValueError, TypeError):
+            names = ", ".join(self.inference.input_names)
+            raise ValueError(f"inputs are {_kind(inputs)}, the model takes {_kind(structure)} ({names})") from None
         flat = tf.nest.flatten(inputs)
         names, specs = self.inference.input_names, self.inference.input_specs
         return [_fitted(value, spec, name) for value, spec, name in zip(flat, specs, names, strict=True)]
+
+    def takes_names(self, inputs: Mapping) -> bool:
+        """Whether the keys of `inputs` are names of inputs, at least one of them."""
+        return any(name in inputs for name in self.inference.input_names)
 
     def pack_outputs(self, flat, training: bool) -> Any:
         graph = self.training if training and self.source.modes else self.inference

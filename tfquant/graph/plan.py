@@ -59,8 +59,9 @@ class Plan:
             table.add_column(column, overflow="fold")
         for site in self.sites:
             shape = "x".join("?" if d is None else str(d) for d in site.shape)
-            shared = f" (+{len(site.members) - 1})" if len(site.members) > 1 else ""
+            shared = _shared(site)
             spec = site.spec.describe() if site.enabled else f"disabled ({site.spec.describe()})"
+            spec += ", one range for q, k, v" if site.group else ""
             table.add_row(site.role, site.path, site.port + shared, shape, spec, site.rule)
         for entry in self.skipped:
             table.add_row("[dim]skipped[/dim]", entry.path, "", "", f"[dim]{entry.reason}[/dim]", "")
@@ -71,6 +72,13 @@ class Plan:
         console.print(self.table())
         lines = [f"  {name}: {count}" for name, count in self.matches.items()]
         return console.export_text() + "edges that each rule matches (the last match decides):\n" + "\n".join(lines)
+
+
+def _shared(site: Site) -> str:
+    """What else has the range of a site: ` (+2, +1 residual)` is two more of the same role and a residual."""
+    roles = Counter(member.split(":")[-2] for member in site.members if member != site.address)
+    words = [f"+{count}" + ("" if role == site.role else f" {role}") for role, count in roles.items()]
+    return f" ({', '.join(words)})" if words else ""
 
 
 class _Nowhere:
@@ -113,13 +121,23 @@ def _count_matches(recipe: Recipe, edges: Iterable[Edge]) -> dict[str, int]:
         count = sum(rule.matches(e.role, e.path, e.port, e.shape) for e in edges)
         if count == 0 and not rule.optional:
             there = Counter(e.role for e in edges)
-            listing = ", ".join(f"{role} ({there[role]})" for role in ROLES if there[role]) or "none: nothing to quantize"
+            if not there:
+                raise RecipeError("there is nothing to quantize: the model multiplies no activation with a parameter or another")
+            listing = ", ".join(f"{role} ({there[role]})" for role in ROLES if there[role])
             raise RecipeError(
                 f"recipe {recipe.name!r}: rule {rule.name!r} matches nothing; correct it or mark it optional. "
-                f"Roles in this model: {listing}"
+                f"Roles in this model: {listing}{_paths_of(rule, edges)}"
             )
         counts[rule.name] = count
     return counts
+
+
+def _paths_of(rule: Rule, edges: Iterable[Edge]) -> str:
+    """Layer paths that a rule with a path could have meant."""
+    if rule.path == "*":
+        return ""
+    paths = sorted({e.path for e in edges if "*" in rule.roles or e.role in rule.roles})
+    return f". Paths: {', '.join(paths[:6])}{', ...' if len(paths) > 6 else ''}" if paths else ""
 
 
 def _sites(flow: Dataflow, recipe: Recipe, chosen: list[tuple[Edge, Rule]]) -> list[Site]:

@@ -151,7 +151,8 @@ def _saved_model_source(model, example, signature) -> Source:
 def _function_source(function, example, signature) -> Source:
     try:
         if signature is not None:
-            arguments = arguments_of(function, signature)
+            # A list of specs is meant as tf.function's input_signature is: one for each argument.
+            arguments = arguments_of(function, tuple(signature) if isinstance(signature, list) else signature)
         else:
             arguments = own_arguments(function) or (None if example is None else arguments_of(function, example))
     except ArgumentError as error:

@@ -15,11 +15,19 @@ def names() -> list[str]:
 
 
 def recipe(name: str) -> Recipe:
-    """Returns a named recipe, for example `"int8_residual_float"`.
+    """Returns a named recipe, for example `"int8_residual_float"`, or reads a recipe file.
+
+    Args:
+      name: one of `names()`, or a path that ends in .yaml, .yml or .json.
 
     Raises:
-      ValueError: there is none of that name; the message lists them.
+      ValueError: there is none of that name, the message lists them; or the file is no recipe.
+      FileNotFoundError: there is no such file.
     """
+    if name.endswith((".yaml", ".yml", ".json")):
+        if not pathlib.Path(name).is_file():
+            raise FileNotFoundError(f"there is no recipe file {name}")
+        return Recipe.load(name)
     if name not in names():
-        raise ValueError(f"unknown recipe {name!r}; known: {', '.join(names())} (a file is read with Recipe.load)")
+        raise ValueError(f"unknown recipe {name!r}; known: {', '.join(names())}; or give the path of a .yaml or .json file")
     return Recipe.load(_FOLDER / f"{name}.yaml")
