@@ -34,8 +34,9 @@ def make_step(model):
     variables = model.trainable_variables
     optimizer.build(variables)
 
-    @tf.function(jit_compile=False)
-    def step():
+    # Open shapes, as with batches of different lengths: the model is traced for all of them alike.
+    @tf.function(jit_compile=False, input_signature=[{name: tf.TensorSpec([None, None], tf.int32) for name in inputs}])
+    def step(inputs):
         with tf.GradientTape() as tape:
             logits = model(inputs, training=True)
             losses = [
@@ -47,7 +48,7 @@ def make_step(model):
         optimizer.apply(gradients, variables)
         return loss
 
-    return lambda: step().numpy()
+    return lambda: step(inputs).numpy()
 
 
 def measure(squad: Squad, rounds: int) -> dict:
