@@ -263,7 +263,7 @@ def test_inputs_in_a_list_or_a_tuple_are_the_same(two_towers):
 def test_inputs_of_a_model_may_be_given_by_their_names(two_towers):
     _, _, data, quantized = two_towers
     np.testing.assert_array_equal(quantized({"b": data[1], "a": data[0]}), quantized(data))
-    with pytest.raises(ValueError, match="inputs are a mapping of a, c, the model takes a list of 2"):
+    with pytest.raises(ValueError, match="input 'b' is missing; the model takes a, b"):
         quantized({"a": data[0], "c": data[1]})
 
 
