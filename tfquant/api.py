@@ -10,7 +10,8 @@ import calib
 from tfquant.calibration import apply, calibrate, check_batches
 from tfquant.engine import Engine
 from tfquant.graph.plan import Plan, make_plan
-from tfquant.graph.trace import TraceError, is_keras_model, source_of, trace
+from tfquant.graph.source import TraceError, is_keras_model, source_of
+from tfquant.graph.trace import trace
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.recipes import recipe as named_recipe
 from tfquant.spec import Recipe

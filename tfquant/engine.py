@@ -16,7 +16,8 @@ import calib
 from tfquant.graph import plan as planning
 from tfquant.graph.replay import Edits
 from tfquant.graph.roles import Edge, find_roles
-from tfquant.graph.trace import Source, Trace, trace
+from tfquant.graph.source import Source
+from tfquant.graph.trace import Trace, trace
 from tfquant.quantizer import Quantizer, UncalibratedError
 from tfquant.spec import Recipe, Site
 

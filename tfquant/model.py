@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfquant.engine import Engine
 from tfquant.graph.plan import Plan
-from tfquant.graph.trace import is_keras_model
+from tfquant.graph.source import is_keras_model
 from tfquant.spec import Recipe
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfquant import checkpoint
 from tfquant.calibration import engine_of
 from tfquant.engine import Engine
-from tfquant.graph.trace import source_of
+from tfquant.graph.source import source_of
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.spec import Recipe, Site
 

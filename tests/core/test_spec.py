@@ -13,7 +13,8 @@ import tfquant
 from calib.grid import Grid
 from tfquant import recipes
 from tfquant.graph.plan import RecipeError
-from tfquant.graph.trace import source_of, trace
+from tfquant.graph.source import source_of
+from tfquant.graph.trace import trace
 from tfquant.spec import ROLES, Fuse, QuantSpec, Recipe, Rule
 
 INT8 = QuantSpec()

@@ -10,9 +10,7 @@ import tensorflow as tf
 from tensorflow.python.framework import func_graph as tf_func_graph
 
 from tfquant.graph import replay
-from tfquant.graph.source import Source, TraceError, describe, is_keras_model, source_of
-
-__all__ = ["Source", "Trace", "TraceError", "is_keras_model", "source_of", "trace"]
+from tfquant.graph.source import Source, TraceError, describe
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
