@@ -86,7 +86,8 @@ class Engine:
             graph = self.training if key[1] else self.inference
 
             def emit(*flat):
-                edits = self.edits(self._quantize_site, key[1]) if mode == "quantized" else Edits()
+                quantize = functools.partial(self._quantize_site, training=bool(training))
+                edits = self.edits(quantize, key[1]) if mode == "quantized" else Edits()
                 return graph.emit(list(flat), edits)
 
             function = tf.function(emit, autograph=False, jit_compile=False, input_signature=graph.input_specs)
@@ -94,8 +95,8 @@ class Engine:
                 self._functions[key] = function.get_concrete_function()
         return self._functions[key]
 
-    def _quantize_site(self, site: Site, tensor: tf.Tensor) -> tf.Tensor:
-        return self.quantizers[site.address](tensor) if site.enabled else tensor
+    def _quantize_site(self, site: Site, tensor: tf.Tensor, training: bool) -> tf.Tensor:
+        return self.quantizers[site.address](tensor, training) if site.enabled else tensor
 
     def edits(self, edit: SiteEdit, training: bool = False) -> Edits:
         """Edits that pass the tensor of every site through `edit`, once for each tensor however many consumers share it."""
@@ -228,14 +229,13 @@ class Engine:
                 )
             ranges[address] = (entry.lower.reshape(shape), entry.upper.reshape(shape))
         ranges = _fused(self.plan.sites, ranges)
-        before = {a: (q.lower.numpy(), q.upper.numpy()) for a, q in self.quantizers.items()}
+        before = [(v, v.numpy()) for q in self.quantizers.values() for v in q.variables.values()]
         try:
             for address, quantizer in self.quantizers.items():
                 quantizer.set_range(*ranges[address])
         except ValueError:
-            for address, quantizer in self.quantizers.items():
-                quantizer.lower.assign(before[address][0])
-                quantizer.upper.assign(before[address][1])
+            for variable, value in before:
+                variable.assign(value)
             raise
         self.calibration = calibration
 

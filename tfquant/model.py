@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ import tensorflow as tf
 from tfquant.engine import Engine
 from tfquant.graph.plan import Plan
 from tfquant.graph.source import is_keras_model
+from tfquant.learned import parameter_path
 from tfquant.spec import Recipe
 
 
@@ -71,8 +73,11 @@ class QuantizedModel(_State, keras.Model):
                     tracked.add(id(variable))
                     self._track_variable(adopt(variable, graph.paths[name]))
         for address, quantizer in engine.quantizers.items():
-            self._track_variable(adopt(quantizer.lower, f"{address}/lower"))
-            self._track_variable(adopt(quantizer.upper, f"{address}/upper"))
+            constraints = {} if quantizer.learned is None else quantizer.learned.constraints()
+            for name, variable in quantizer.variables.items():
+                # Keras makes scopes of the paths of what it trains, in which a colon is not allowed.
+                path = f"{address}/{name}" if quantizer.learned is None else parameter_path(address, name)
+                self._track_variable(adopt(variable, path, constraints.get(name)))
         self.built = True
 
     @tf.autograph.experimental.do_not_convert
@@ -128,11 +133,12 @@ class QuantizedFunction(_State):
 
     @property
     def trainable_variables(self) -> list[tf.Variable]:
-        return [v for v in self._engine.inference.variables.values() if v.trainable]
+        ranges = [v for q in self._engine.quantizers.values() for v in q.variables.values()]
+        return [v for v in [*self._engine.inference.variables.values(), *ranges] if v.trainable]
 
     @property
     def variables(self) -> list[tf.Variable]:
-        ranges = [v for q in self._engine.quantizers.values() for v in (q.lower, q.upper)]
+        ranges = [v for q in self._engine.quantizers.values() for v in q.variables.values()]
         return list(self._engine.inference.variables.values()) + ranges
 
     @tf.autograph.experimental.do_not_convert
@@ -148,8 +154,11 @@ def wrap(model: Any, engine: Engine) -> QuantizedModel | QuantizedFunction:
     return QuantizedFunction(model, engine)
 
 
-def adopt(variable: tf.Variable, path: str) -> keras.Variable:
-    """A keras.Variable that *is* `variable`: same memory, so that Keras tracks, trains and saves it."""
+def adopt(variable: tf.Variable, path: str, constraint: Callable[[tf.Tensor], tf.Tensor] | None = None) -> keras.Variable:
+    """A keras.Variable that *is* `variable`: same memory, so that Keras tracks, trains and saves it.
+
+    `constraint` is what an optimizer passes its value through after an update.
+    """
     adopted = keras.Variable(
         lambda shape, dtype=None: tf.zeros(shape, dtype),
         shape=tuple(variable.shape),
@@ -160,4 +169,5 @@ def adopt(variable: tf.Variable, path: str) -> keras.Variable:
     )
     adopted._value = variable
     adopted._path = path
+    adopted.constraint = constraint
     return adopted

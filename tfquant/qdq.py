@@ -4,7 +4,8 @@ All paths compute the same numbers. For a symmetric grid with largest code B and
 
     scale = B / amax,  step = amax / B,  y = round_half_even(clip(x, qmin * step, amax) * scale) * step
 
-The gradient passes unchanged where `lower <= x <= upper`, ends included, and is zero outside; ranges get no gradient here.
+The gradient passes unchanged where `lower <= x <= upper`, ends included (`strict`: not included), and is zero outside. A range
+gets a gradient on request, see `quantize_dequantize`.
 An asymmetric range is first widened to contain zero and then moved so that zero is one of its codes; its values are those of the
 unsigned grid on `x - lower`, moved back.
 
@@ -14,6 +15,9 @@ operations serve ranges along any axes; the native kernel with ranges given exis
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from calib.grid import Grid
@@ -22,10 +26,18 @@ from calib.grid import Grid
 SMALLEST_AMAX = 2.0**-100
 # Beyond it the scale of an int2 grid is no normal float32 any more, and the width of an asymmetric range overflows.
 LARGEST_AMAX = 2.0**126
+RANGE_GRADIENTS = ("none", "rounding", "clipping")
 
 
 def quantize_dequantize(
-    x: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor, grid: Grid, channel_axes: tuple[int, ...] = ()
+    x: tf.Tensor,
+    lower: tf.Tensor,
+    upper: tf.Tensor,
+    grid: Grid,
+    channel_axes: tuple[int, ...] = (),
+    *,
+    strict: bool = False,
+    range_gradient: str = "none",
 ) -> tf.Tensor:
     """Rounds `x` to the values an integer tensor with this grid and range can hold.
 
@@ -34,16 +46,24 @@ def quantize_dequantize(
       lower, upper: float32; scalars, or one value for each combination of indices along `channel_axes`.
       grid: integer codes; a symmetric one uses amax = max(|lower|, |upper|).
       channel_axes: axes of `x` that have their own ranges, ascending.
+      strict: no gradient reaches values that lie exactly on an end of the range.
+      range_gradient: what the ends of the range get. `none`; `rounding`: the gradient of step sizes and thresholds (LSQ, TQT), to
+        which rounded values add what rounding moved them by and clipped ones their bound; `clipping`: from clipped values alone
+        (PACT).
 
     Returns:
       A tensor like `x`.
     """
+    if range_gradient not in RANGE_GRADIENTS:
+        raise ValueError(f"unknown gradient of ranges {range_gradient!r}; known: {', '.join(RANGE_GRADIENTS)}")
     dtype = x.dtype
     x = tf.cast(x, tf.float32)
     if channel_axes:
         shape = [x.shape[axis] if axis in channel_axes else 1 for axis in range(x.shape.rank)]
         lower, upper = tf.reshape(lower, shape), tf.reshape(upper, shape)
     rounding = _round_with_plain_ops if channel_axes else _round_with_native_op
+    if strict or range_gradient != "none":
+        rounding = functools.partial(_round_with_gradient, rounding, strict, range_gradient)
     if grid.symmetric:
         y = rounding(x, tf.maximum(tf.abs(lower), tf.abs(upper)), grid)
     else:
@@ -57,7 +77,8 @@ def zero_in_range(lower: tf.Tensor, upper: tf.Tensor, grid: Grid) -> tuple[tf.Te
     lower, upper = tf.minimum(lower, 0.0), tf.maximum(upper, 0.0)
     width = tf.maximum(upper - lower, SMALLEST_AMAX)
     step = width / float(grid.qmax - grid.qmin)
-    return -tf.round(-lower / step) * step, width
+    # Straight through: an offset that is learned moves freely, its use is rounded to a code.
+    return lower + tf.stop_gradient(-tf.round(-lower / step) * step - lower), width
 
 
 def _round_with_native_op(x: tf.Tensor, amax: tf.Tensor, grid: Grid) -> tf.Tensor:
@@ -92,3 +113,37 @@ def _round_with_plain_ops(x: tf.Tensor, amax: tf.Tensor, grid: Grid) -> tf.Tenso
     amax = tf.maximum(amax, SMALLEST_AMAX)
     step = amax / largest
     return _clip_straight_through(x, amax, largest / amax, step, float(grid.qmin) * step)
+
+
+def _round_with_gradient(
+    rounding: Callable, strict: bool, range_gradient: str, x: tf.Tensor, amax: tf.Tensor, grid: Grid
+) -> tf.Tensor:
+    """`rounding` with our own gradient of `x` and `amax`."""
+
+    @tf.custom_gradient
+    def rounded(x, amax):
+        y = rounding(x, amax, grid)
+
+        def gradient(dy):
+            limit = tf.maximum(amax, SMALLEST_AMAX)
+            low = -limit if grid.qmin < 0 else tf.zeros_like(limit)
+            inside = tf.logical_and(x > low, x < limit) if strict else tf.logical_and(x >= low, x <= limit)
+            zeros = tf.zeros_like(dy)
+            dx = tf.where(inside, dy, zeros)
+            if range_gradient == "none":
+                return dx, None
+            # y = code * amax / B: a clipped code adds y / amax; inside, rounding counts as straight through and takes x / amax off.
+            moved = tf.where(inside, y - x if range_gradient == "rounding" else zeros, y)
+            return dx, _dot(dy, moved, amax) / limit
+
+        return y, gradient
+
+    return rounded(x, amax)
+
+
+def _dot(a: tf.Tensor, b: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Sum of products over all axes along which `like` does not vary, in the shape of `like`."""
+    if like.shape.rank == 0:
+        return tf.tensordot(tf.reshape(a, [-1]), tf.reshape(b, [-1]), 1)
+    axes = [axis for axis, size in enumerate(like.shape) if size == 1]
+    return tf.reduce_sum(a * b, axes, keepdims=True)

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant import qdq
+from tfquant.learned import PARAMETRIZATIONS, LearnedRange
 from tfquant.spec import Site
 
 
@@ -18,22 +19,47 @@ class Quantizer:
 
     Attributes:
       site: what is quantized and how.
-      lower, upper: float32 variables of `site.range_shape`; NaN until a range is known.
+      learned: the trainable variables of a range that is learned, else None.
     """
 
     def __init__(self, site: Site):
         self.site = site
-        unset = np.full(site.range_shape, np.nan, np.float32)
-        self.lower = tf.Variable(unset, trainable=False, name=f"{site.address}/lower")
-        self.upper = tf.Variable(unset, trainable=False, name=f"{site.address}/upper")
+        spec = site.spec
+        self.learned: LearnedRange | None = None
+        self._ends: dict[str, tf.Variable] = {}
+        if spec.update in PARAMETRIZATIONS:
+            if site.group:
+                raise ValueError(
+                    f"site {site.address}: its range is fused with others ({site.group}) and cannot be learned: set update to "
+                    "frozen for it, or leave `fuse` out of the recipe"
+                )
+            self.learned = LearnedRange(spec.update, spec.grid, site.range_shape, site.address)
+        else:
+            unset = np.full(site.range_shape, np.nan, np.float32)
+            self._ends = {end: tf.Variable(unset, trainable=False, name=f"{site.address}/{end}") for end in ("lower", "upper")}
         self._calibrated = False
+
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        """All state by name: `lower` and `upper`, or what is learned in their place; NaN until a range is known."""
+        return self._ends if self.learned is None else self.learned.variables
+
+    @property
+    def lower(self) -> tf.Variable | tf.Tensor:
+        """Lower end, float32 of `site.range_shape`; NaN until a range is known."""
+        return self._ends["lower"] if self.learned is None else self.learned.ends()[0]
+
+    @property
+    def upper(self) -> tf.Variable | tf.Tensor:
+        """Upper end, like `lower`."""
+        return self._ends["upper"] if self.learned is None else self.learned.ends()[1]
 
     @property
     def calibrated(self) -> bool:
         """Whether the range is known. Asked before every call, so that a yes is remembered."""
         if not self._calibrated:
             with tf.init_scope():  # also while a function is traced
-                self._calibrated = all(np.isfinite(end.numpy()).all() for end in (self.lower, self.upper))
+                self._calibrated = all(np.isfinite(v.numpy()).all() for v in self.variables.values())
         return self._calibrated
 
     def set_range(self, lower, upper) -> None:
@@ -60,9 +86,36 @@ class Quantizer:
                 f"site {self.site.address}: range {lower.min():.6g} ... {upper.max():.6g} is too wide for float32: a mask "
                 "or an overflow is in the data; leave the site in float with a rule whose spec is null"
             )
-        self.lower.assign(lower)
-        self.upper.assign(upper)
+        if self.learned is not None:
+            self.learned.set_range(lower, upper)
+        else:
+            self._ends["lower"].assign(lower)
+            self._ends["upper"].assign(upper)
 
-    def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        """QDQ of `x` with the current range, in the current graph."""
-        return qdq.quantize_dequantize(x, self.lower, self.upper, self.site.spec.grid, self.site.channel_axes)
+    def __call__(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """QDQ of `x` with the current range, in the current graph. In training a moving range takes note of `x` before."""
+        spec, axes = self.site.spec, self.site.channel_axes
+        strict = spec.ste == "strict"
+        if self.learned is None:
+            lower, upper = self._moved(x) if training and spec.update == "moving_average" else (self.lower, self.upper)
+            return qdq.quantize_dequantize(x, lower, upper, spec.grid, axes, strict=strict)
+        # A range of an activation sees one example after the other: its elements are those of one example.
+        per_example = tf.size(x) if axes else tf.size(x) // tf.maximum(tf.shape(x)[0], 1) if x.shape.rank else tf.size(x)
+        elements = per_example // int(np.prod(self.site.range_shape, dtype=int))
+        lower, upper = self.learned.ends(elements)
+        gradient = self.learned.parametrization.gradient
+        return qdq.quantize_dequantize(x, lower, upper, spec.grid, axes, strict=strict, range_gradient=gradient)
+
+    def _moved(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The ends after a step of the moving average towards the extremes of `x`."""
+        x = tf.cast(tf.stop_gradient(x), tf.float32)
+        axes = [axis for axis in range(x.shape.rank) if axis not in self.site.channel_axes]
+        ends = {"lower": tf.reduce_min(x, axes), "upper": tf.reduce_max(x, axes)}
+        if self.site.spec.grid.symmetric:
+            amax = tf.maximum(-ends["lower"], ends["upper"])
+            ends = {"lower": -amax if self.site.spec.grid.qmin < 0 else tf.zeros_like(amax), "upper": amax}
+        decay = self.site.spec.decay
+        for name, seen in ends.items():
+            variable = self._ends[name]
+            ends[name] = variable.assign(decay * variable + (1.0 - decay) * seen, read_value=True)
+        return tf.convert_to_tensor(ends["lower"]), tf.convert_to_tensor(ends["upper"])

@@ -30,6 +30,7 @@ ROLES = (
     "pooler", "logits", "model_output",
 )  # fmt: skip
 GRANULARITIES = ("per_tensor", "per_channel")
+UPDATES = ("frozen", "lsq", "tqt", "pact", "moving_average")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,10 @@ class QuantSpec:
       unsigned: True spends all codes on values >= 0; `"auto"` does so exactly where the graph shows that the tensor cannot be
         negative (after Softmax, Relu, Sigmoid); False never.
       method: how the range is estimated from statistics, see `calib.methods`.
+      update: what training does to the range: nothing (`frozen`), learn it (`lsq`, `tqt`, `pact`; see `tfquant.learned`), or follow
+        the extremes of each batch (`moving_average`).
+      ste: whether the straight-through gradient reaches values exactly on an end of the range: `inclusive` or `strict`.
+      decay: of the moving average, in each training step.
     """
 
     format: str = "int8"
@@ -52,9 +57,18 @@ class QuantSpec:
     narrow_range: bool = True
     unsigned: bool | Literal["auto"] = False
     method: calib.Method = dataclasses.field(default_factory=lambda: calib.Method.parse("max"))
+    update: Literal["frozen", "lsq", "tqt", "pact", "moving_average"] = "frozen"
+    ste: Literal["inclusive", "strict"] = "inclusive"
+    decay: float = 0.9999
 
     def __post_init__(self):
         formats.get(self.format)
+        if self.update not in UPDATES:
+            raise ValueError(f"unknown update {self.update!r}; known: {', '.join(UPDATES)}")
+        if self.ste not in ("inclusive", "strict"):
+            raise ValueError(f"ste must be 'inclusive' or 'strict', got {self.ste!r}")
+        if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0.0 <= self.decay < 1.0:
+            raise ValueError(f"decay must be a number from 0 to below 1, got {self.decay!r}")
         if self.granularity not in GRANULARITIES:
             raise ValueError(f"unknown granularity {self.granularity!r}; known: {', '.join(GRANULARITIES)}")
         for field in ("symmetric", "narrow_range"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -49,13 +50,20 @@ def named_tensors(model: QuantizedModel | QuantizedFunction) -> dict[str, Any]:
     for address, quantizer in engine.quantizers.items():
         tensors[_range_name(address, "lower")] = quantizer.lower
         tensors[_range_name(address, "upper")] = quantizer.upper
+        # What is learned as well: the ends do not give it back to the last bit.
+        tensors |= {_range_name(address, name): variable for name, variable in quantizer.variables.items()}
     tensors[RECIPE] = engine.plan.recipe.to_json()
     tensors[SITES] = json.dumps([_fingerprint(site) for site in engine.plan.sites])
     return tensors
 
 
 def load(
-    prefix: str | os.PathLike, model: Any, *, inputs: Any = None, signature: Any = None
+    prefix: str | os.PathLike,
+    model: Any,
+    *,
+    inputs: Any = None,
+    signature: Any = None,
+    change: Callable[[Recipe], Recipe] = lambda recipe: recipe,
 ) -> QuantizedModel | QuantizedFunction:
     """Reads a checkpoint of `save` into a fresh model.
 
@@ -63,6 +71,8 @@ def load(
       prefix: as given to `save`.
       model: built like the saved one; its weights are overwritten.
       inputs, signature: as for `tfquant.quantize`.
+      change: saved recipe -> the recipe to use, with the same sites; to train ranges that were calibrated:
+        `lambda recipe: recipe.with_spec(roles=["weight"], update="lsq")`.
 
     Returns:
       The quantized model with the saved recipe, weights and ranges.
@@ -74,7 +84,7 @@ def load(
     saved = checkpoint.read(prefix)
     if any(name not in saved for name in (RECIPE, SITES, WEIGHTS)):
         raise ValueError(f"{prefix}: holds weights but no recipe: it was not written by tfquant.save")
-    recipe = Recipe.from_json(saved[RECIPE])
+    recipe = change(Recipe.from_json(saved[RECIPE]))
     quantized = wrap(model, Engine(source_of(model, inputs, signature), recipe))
     renamed = _renamed_sites(quantized, json.loads(saved[SITES]), str(prefix))
     weights = _weights(quantized)
@@ -85,6 +95,9 @@ def load(
         lower, upper = (saved[_range_name(renamed[address], end)] for end in ("lower", "upper"))
         if np.isfinite(lower).all() and np.isfinite(upper).all():
             quantizer.set_range(lower, upper)
+        if all(_range_name(renamed[address], name) in saved for name in quantizer.variables):
+            for name, variable in quantizer.variables.items():
+                variable.assign(saved[_range_name(renamed[address], name)])
     return quantized
 
 
@@ -95,7 +108,7 @@ def _range_name(address: str, end: str) -> str:
 def _weights(model: QuantizedModel | QuantizedFunction) -> dict[str, tf.Variable]:
     """Name -> variable, without the ranges. Random states of dropout are no weights."""
     engine = model._engine
-    ranges = {id(v) for q in engine.quantizers.values() for v in (q.lower, q.upper)}
+    ranges = {id(v) for q in engine.quantizers.values() for v in q.variables.values()}
     if isinstance(model, QuantizedModel):
         # The trace tells layers of one name apart: `dense`, `dense_1` in the order data flows.
         unique = {id(v): engine.inference.paths[n] for n, v in engine.inference.variables.items()}

@@ -7,7 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-NOT_DECAYED = ("LayerNorm", "layer_norm", "bias")
+from tfquant.learned import PARAMETER_PATH
+
+NOT_DECAYED = ("LayerNorm", "layer_norm", "bias", PARAMETER_PATH)
 
 
 @keras.saving.register_keras_serializable(package="tfquant")

@@ -1,0 +1,125 @@
+"""Ranges that training learns: what is trained in place of a range's ends, and how the ends follow from it.
+
+Every way trains one number for each range, from which its width follows (amax of a symmetric grid, upper - lower of another), and
+for asymmetric grids an offset, the lower end. Gradients of the width are those of `tfquant.qdq`.
+
+- `lsq`: the step between two codes, its gradient scaled by 1 / sqrt(elements * largest code). Esser et al. 2020, arXiv:1902.08153;
+  with the offset Bhalgat et al. 2020, arXiv:2004.09576.
+- `tqt`: log2 of the width. Jain et al. 2020, arXiv:1903.08066, without its restriction of scales to powers of two.
+- `pact`: the width itself, with a gradient from clipped values alone. Choi et al. 2018, arXiv:1805.06085.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from calib.grid import Grid
+from tfquant import qdq
+
+OFFSET = "offset"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parametrization:
+    """What is trained in place of a width.
+
+    Attributes:
+      name: of the trained variable; part of its name in checkpoints.
+      gradient: `rounding` or `clipping`, see `qdq.quantize_dequantize`.
+      of_width, to_width: (value, number of steps in the width) -> value; the second on tensors.
+      scaled: whether the gradient gets LSQ's scale.
+    """
+
+    name: str
+    gradient: str
+    of_width: Callable[[np.ndarray, int], np.ndarray]
+    to_width: Callable[[tf.Tensor, int], tf.Tensor]
+    scaled: bool = False
+
+
+PARAMETRIZATIONS = {
+    "lsq": Parametrization("step", "rounding", lambda w, steps: w / steps, lambda v, steps: v * float(steps), scaled=True),
+    "tqt": Parametrization("log2_threshold", "rounding", lambda w, _: np.log2(w), lambda v, _: tf.exp(v * math.log(2.0))),
+    "pact": Parametrization("clip", "clipping", lambda w, _: w, lambda v, _: v),
+}
+# Paths of the variables that hold them; such are no weights, and are not decayed.
+PARAMETER_PATH = rf"^ranges/.*/({'|'.join([*(p.name for p in PARAMETRIZATIONS.values()), OFFSET])})$"
+
+
+def parameter_path(address: str, name: str) -> str:
+    """Path of the Keras variable that trains the range of a site."""
+    return f"ranges/{address.replace(':', '/')}/{name}"
+
+
+def steps_in_width(grid: Grid) -> int:
+    """How many steps lie between the ends of the width."""
+    return grid.qmax if grid.symmetric else grid.qmax - grid.qmin
+
+
+class LearnedRange:
+    """The trainable variables of one range.
+
+    Attributes:
+      parametrization: see there.
+      value: float32 variable of the range's shape, NaN until set.
+      offset: the lower end where the grid is asymmetric, else None.
+    """
+
+    def __init__(self, update: str, grid: Grid, shape: tuple[int, ...], address: str):
+        self.parametrization = PARAMETRIZATIONS[update]
+        self._grid, self._steps = grid, steps_in_width(grid)
+        unset = np.full(shape, np.nan, np.float32)
+        self.value = tf.Variable(unset, trainable=True, name=f"{address}/{self.parametrization.name}")
+        self.offset = None if grid.symmetric else tf.Variable(unset, trainable=True, name=f"{address}/{OFFSET}")
+
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        """By the last part of their names."""
+        return {self.parametrization.name: self.value} | ({} if self.offset is None else {OFFSET: self.offset})
+
+    def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
+        """Starts from a calibrated range."""
+        width = np.maximum(abs(lower), abs(upper)) if self._grid.symmetric else np.maximum(upper, 0) - np.minimum(lower, 0)
+        width = np.maximum(width, np.float32(qdq.SMALLEST_AMAX))
+        self.value.assign(np.asarray(self.parametrization.of_width(width, self._steps), np.float32))
+        if self.offset is not None:
+            self.offset.assign(np.minimum(lower, np.float32(0)))
+
+    def ends(self, elements: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+        """(lower, upper), differentiable in the variables.
+
+        Args:
+          elements: how many values share one range, for LSQ's scale of the gradient; None leaves the gradient unscaled.
+        """
+        value = tf.convert_to_tensor(self.value)
+        if self.parametrization.scaled and elements is not None:
+            factor = tf.math.rsqrt(tf.cast(elements, tf.float32) * self._steps)
+            value = _with_scaled_gradient(value, factor)
+        width = self.parametrization.to_width(value, self._steps)
+        if self.offset is not None:
+            lower = tf.convert_to_tensor(self.offset)
+            return lower, lower + width
+        return (-width if self._grid.qmin < 0 else tf.zeros_like(width)), width
+
+    def constraints(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
+        """What keeps each variable where it makes a range, by name: a width is positive, zero lies inside the range."""
+        found: dict[str, Callable] = {}
+        if self.parametrization.name != "log2_threshold":
+            smallest = self.parametrization.of_width(np.float32(qdq.SMALLEST_AMAX), self._steps)
+            found[self.parametrization.name] = lambda v: tf.maximum(v, smallest)
+        if self.offset is not None:
+            found[OFFSET] = lambda v: tf.minimum(v, 0.0)
+        return found
+
+
+def _with_scaled_gradient(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    @tf.custom_gradient
+    def identity(x):
+        return tf.identity(x), lambda dy: dy * factor
+
+    return identity(x)
