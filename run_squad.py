@@ -142,14 +142,14 @@ def load_float(model: keras.Model, path: str, settings: Settings, *, new_head: b
         say(f"loaded: {', '.join(loaded.loaded)}\nleft over: {', '.join(loaded.unexpected) or 'none'}")
 
 
-def load_quantized(model: keras.Model, path: str, settings: Settings) -> Any:
+def load_quantized(model: keras.Model, path: str, settings: Settings, *, training: bool = False) -> Any:
     """Loads weights, recipe and ranges, and checks that they are of the placement that was asked for."""
     if not holds_ranges(path):
         raise ValueError(
             f"--if_quant: {path} holds no ranges. Calibrate it first: run with --do_calib and start from the "
             "model.ckpt-calibrated of that run, or give --do_calib here as well"
         )
-    network = tfquant.load(path, model)
+    network = tfquant.load(path, model, change=settings.for_training if training else lambda recipe: recipe)
     if settings.asks_for_placement and network.recipe.name != settings.recipe.name:
         raise ValueError(
             f"{path} was calibrated for placement {network.recipe.name}, the flags ask for {settings.recipe.name}: "
@@ -242,7 +242,7 @@ def train(
     if settings.if_quant:
         if not source:
             raise ValueError("--do_train with --if_quant starts from a calibrated checkpoint: give --init_checkpoint")
-        network = load_quantized(model, source, settings)
+        network = load_quantized(model, source, settings, training=True)
 
         def write(prefix: str, tensors: Mapping[str, Any]) -> None:
             tfquant.save(network, prefix, extra=tensors)

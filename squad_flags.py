@@ -16,6 +16,7 @@ import modeling
 import tfquant
 from tasks.wordpiece import read_vocab
 from tfquant import recipes
+from tfquant.spec import ROLES, UPDATES
 
 MODES = ("ft1", "ft2", "ft3", "trt")
 TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
@@ -85,6 +86,14 @@ class Settings:
     quant_mode: str = _flag("", f"NVIDIA's later placements instead of these two flags: {', '.join(MODES)}.")
     quant_recipe: str = _flag("", f"Instead of all three: a recipe file (.yaml, .json) or one of {', '.join(recipes.names())}.")
 
+    range_update: str | None = _flag(
+        None, f"What quantized training does to ranges: {', '.join(UPDATES)}. If not given frozen, or what the recipe says."
+    )
+    ste: str | None = _flag(
+        None, "Whether gradients reach values exactly on an end of a range: inclusive (if not given) or strict, as NVIDIA's do."
+    )
+    range_decay: float | None = _flag(None, "Decay of --range_update=moving_average in each step; 0.9999 if not given.")
+
     distillation: bool = _flag(False, "Train on the answers of --teacher as well.")
     teacher: str | None = _flag(None, "Checkpoint of the same size that teaches; runs in float.")
     distillation_loss_scale: float = _flag(10000.0, "Weight of the teacher's part of the loss.")
@@ -114,6 +123,12 @@ class Settings:
         if self.quantize_residual is False:
             return "int8_residual_float"
         return "int8_residual_both" if self.quant_another_add_input else "int8_residual"
+
+    def for_training(self, recipe: tfquant.Recipe) -> tfquant.Recipe:
+        """The recipe of a calibrated checkpoint with what the flags say about training it."""
+        flags = {"update": self.range_update, "ste": self.ste, "decay": self.range_decay}
+        changes = {name: value for name, value in flags.items() if value is not None}
+        return recipe.with_spec(roles=ROLES, **changes) if changes else recipe
 
     @property
     def asks_for_placement(self) -> bool:
@@ -198,6 +213,16 @@ def _contradictions(s: Settings) -> list[str]:
         problems.append("--quant_another_add_input needs --quantize_residual: set both, or the second to false as well")
     if s.percentile is not None and s.calib_method in calib.methods.NAMES and s.calib_method != "percentile":
         problems.append(f"--percentile={s.percentile} says nothing to --calib_method={s.calib_method}: leave one out")
+    for name, known in (("range_update", UPDATES), ("ste", ("inclusive", "strict"))):
+        if getattr(s, name) not in (None, *known):
+            problems.append(f"--{name}={getattr(s, name)}: must be one of {', '.join(known)}")
+    for name in ("range_update", "ste", "range_decay"):
+        if getattr(s, name) is not None and not (s.do_train and s.if_quant):
+            problems.append(f"--{name} is about quantized training: set --do_train and --if_quant as well, or leave it out")
+    if s.range_decay is not None and s.range_update != "moving_average":
+        problems.append("--range_decay is used with --range_update=moving_average only: set that, or leave it out")
+    if s.range_decay is not None and not 0.0 <= s.range_decay < 1.0:
+        problems.append(f"--range_decay={s.range_decay}: must be at least 0 and below 1")
     if s.distillation and not s.teacher:
         problems.append("--distillation needs --teacher: the checkpoint that teaches")
     if s.teacher and not s.distillation:

@@ -222,15 +222,20 @@ def test_calibration_with_training_only_calibrates_and_says_so(files, trained, t
     assert "only calibrates" in capsys.readouterr().err
 
 
-def test_quantization_aware_training_keeps_ranges_and_moves_weights(calibrated, files, tmp_path):
+@pytest.mark.parametrize("update", [None, "lsq", "tqt", "pact", "moving_average"])
+def test_quantization_aware_training_resumes_exactly_and_moves_ranges_only_when_told(calibrated, files, tmp_path, update):
     start = {"init_checkpoint": str(calibrated[0] / "model.ckpt-calibrated")}
     settings = Settings(**files | start, output_dir=str(tmp_path), do_train=True, do_predict=True, if_quant=True,
-                        num_train_epochs=0.8, save_checkpoints_steps=2, keep_checkpoint_max=0)  # fmt: skip
+                        num_train_epochs=0.8, save_checkpoints_steps=2, keep_checkpoint_max=0,
+                        range_update=update, range_decay=0.9 if update == "moving_average" else None)  # fmt: skip
     figures = run_squad.run(settings)
     assert figures["training"]["last_step"] == 4
     before, after = tensors(calibrated[0] / "model.ckpt-calibrated"), tensors(tmp_path / "model.ckpt-4")
     ranges = [name for name in before if name.startswith("tfquant/ranges/")]
-    assert ranges and all(np.array_equal(before[name], after[name]) for name in ranges)
+    same = [np.array_equal(before[name], after[name]) for name in ranges]
+    assert all(same) if update is None else not any(same[1::2])  # upper ends; lower ones may be zero
+    if update in ("lsq", "tqt", "pact"):
+        assert any("/adam_m" in name and name.startswith("ranges/") for name in after)
     kernel = "bert/encoder/layer_0/attention/self/query/kernel"
     assert not np.array_equal(before[kernel], after[kernel]) and kernel + "/adam_m" in after
     nbest = answers(tmp_path)
@@ -244,7 +249,8 @@ def test_quantization_aware_training_keeps_ranges_and_moves_weights(calibrated, 
     assert run_squad.run(settings)["training"]["first_step"] == 2
     again = tensors(resumed / "model.ckpt-4")
     assert again.keys() == after.keys() and all(np.array_equal(again[name], after[name]) for name in again)
-    run_squad.run(dataclasses.replace(settings, do_train=False, do_predict=True, init_checkpoint=None))
+    only_predict = {"do_train": False, "do_predict": True, "range_update": None, "range_decay": None, "init_checkpoint": None}
+    run_squad.run(dataclasses.replace(settings, **only_predict))
     assert answers(resumed) == nbest
 
 
