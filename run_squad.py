@@ -37,7 +37,7 @@ from squad_evaluate import evaluate
 from squad_flags import TFDS, Settings
 from tasks import squad
 from tasks.files import write_json
-from tfquant import checkpoint, store
+from tfquant import checkpoint, distributed, store
 from tfquant.training import (
     BertAdamW,
     NonFiniteLossError,
@@ -50,7 +50,11 @@ from tfquant.training import (
 
 INPUTS = ("input_ids", "input_mask", "segment_ids")
 LABELS = ("start_positions", "end_positions")
-EXPECTED = (ValueError, OSError, NonFiniteLossError, tfquant.UncalibratedError)  # shown without a trace
+# Shown without a trace.
+EXPECTED = (
+    ValueError, OSError, ModuleNotFoundError,
+    NonFiniteLossError, tfquant.UncalibratedError, distributed.DivergedError,
+)  # fmt: skip
 PACKAGES = ("tfquant", "tensorflow", "keras", "numpy", "tokenizers")
 
 Batch = Mapping[str, Any]
@@ -61,6 +65,7 @@ def run(settings: Settings) -> dict[str, Any]:
     squad_flags.check(settings)
     if settings.do_calib and settings.do_train:
         say("--do_calib given: this run only calibrates. Train in a second run, from its model.ckpt-calibrated")
+    group = distributed.Horovod(settings.horovod_compression) if settings.horovod else distributed.Single()
     keras.utils.set_random_seed(settings.seed)
     config = modeling.BertConfig.from_json_file(settings.bert_config_file)
     tokenizer = squad.Tokenizer(settings.vocab_file, lower_case=settings.do_lower_case)
@@ -69,7 +74,9 @@ def run(settings: Settings) -> dict[str, Any]:
     if settings.do_calib:
         network, figures["calibration"] = calibrate(model, tokenizer, settings)
     elif settings.do_train:
-        network, step, figures["training"] = train(model, config, tokenizer, settings)
+        network, step, figures["training"] = train(model, config, tokenizer, settings, group)
+    if group.rank:
+        return figures  # rank 0 predicts and writes
     if settings.do_predict:
         network, step = (network, step) if network is not None else load_for_prediction(model, settings)
         if not settings.if_quant:
@@ -233,7 +240,7 @@ def calibration_batches(tokenizer: squad.Tokenizer, settings: Settings) -> list[
 
 
 def train(
-    model: keras.Model, config: modeling.BertConfig, tokenizer: squad.Tokenizer, settings: Settings
+    model: keras.Model, config: modeling.BertConfig, tokenizer: squad.Tokenizer, settings: Settings, group: distributed.Single
 ) -> tuple[Any, int, dict[str, Any]]:
     """Trains up to the last step, from the output folder's last checkpoint if there is one."""
     saved = checkpoint.steps(settings.output_dir)
@@ -253,7 +260,7 @@ def train(
         say("no --init_checkpoint: training starts from random weights")
     examples = read_examples(settings.train_file, settings, training=True)
     features = to_features(examples, tokenizer, settings, training=True)
-    per_step = settings.train_batch_size * settings.num_accumulation_steps
+    per_step = settings.train_batch_size * settings.num_accumulation_steps * group.size
     total = int(len(examples) / per_step * settings.num_train_epochs)
     if total < 1:
         raise ValueError(
@@ -263,10 +270,11 @@ def train(
     loss = squad_loss
     if settings.distillation:
         loss = distillation_loss(load_teacher(config, settings), settings.distillation_loss_scale)
+    group.broadcast(network.variables)
     trainer = Trainer(
         network,
         loss,
-        BertAdamW(WarmupLinearDecay.from_proportion(settings.learning_rate, total, settings.warmup_proportion)),
+        BertAdamW(WarmupLinearDecay.from_proportion(settings.learning_rate * group.size, total, settings.warmup_proportion)),
         TrainOptions(
             settings.output_dir,
             total,
@@ -277,22 +285,26 @@ def train(
         weights=model.weights,
         seeds=seed_variables(model),
         write=write,
+        group=group,
     )
     if saved:
         say(f"going on from step {trainer.restore()} of {total} ({saved[-1][1]})")
-    summary = trainer.fit(lambda start: training_batches(features, settings, start))
+    summary = trainer.fit(lambda start: training_batches(features, settings, start, group))
     if summary.first_step < summary.last_step:
         say(f"trained {summary.last_step - summary.first_step} steps, {summary.examples_per_second:.1f} examples/s")
     figures = dataclasses.asdict(summary)
     return network, summary.last_step, {"source": source, **figures}
 
 
-def training_batches(features: squad.Features, settings: Settings, start: int) -> Iterator[dict[str, np.ndarray]]:
-    """Epoch after epoch without end, from batch number `start` on."""
-    size, seed = settings.train_batch_size, settings.seed
+def training_batches(
+    features: squad.Features, settings: Settings, start: int, group: distributed.Single
+) -> Iterator[dict[str, np.ndarray]]:
+    """Epoch after epoch without end, from batch number `start` on; this rank's share of each batch of the whole group."""
+    size, seed = settings.train_batch_size * group.size, settings.seed
     epoch, skipped = divmod(start, len(squad.batches(features, size, training=True, seed=seed)))
     while True:
-        for batch in squad.batches(features, size, training=True, seed=seed, epoch=epoch, start=skipped):
+        whole = squad.batches(features, size, training=True, seed=seed, epoch=epoch, start=skipped)
+        for batch in whole.shard(group.rank, group.size):
             yield only(batch, INPUTS + LABELS)
         epoch, skipped = epoch + 1, 0
 

@@ -94,6 +94,13 @@ class Settings:
     )
     range_decay: float | None = _flag(None, "Decay of --range_update=moving_average in each step; 0.9999 if not given.")
 
+    horovod: bool = _flag(
+        False,
+        "Train in all processes that mpirun or horovodrun started: --train_batch_size is that of each, --learning_rate is "
+        "multiplied by their number. Rank 0 predicts.",
+    )
+    horovod_compression: str = _flag("none", "What gradients are sent as: none, or fp16.")
+
     distillation: bool = _flag(False, "Train on the answers of --teacher as well.")
     teacher: str | None = _flag(None, "Checkpoint of the same size that teaches; runs in float.")
     distillation_loss_scale: float = _flag(10000.0, "Weight of the teacher's part of the loss.")
@@ -213,6 +220,10 @@ def _contradictions(s: Settings) -> list[str]:
         problems.append("--quant_another_add_input needs --quantize_residual: set both, or the second to false as well")
     if s.percentile is not None and s.calib_method in calib.methods.NAMES and s.calib_method != "percentile":
         problems.append(f"--percentile={s.percentile} says nothing to --calib_method={s.calib_method}: leave one out")
+    if s.horovod_compression not in ("none", "fp16"):
+        problems.append(f"--horovod_compression={s.horovod_compression}: must be none or fp16")
+    if s.horovod and not s.do_train:
+        problems.append("--horovod is for training: set --do_train as well, or leave it out and run one process")
     for name, known in (("range_update", UPDATES), ("ste", ("inclusive", "strict"))):
         if getattr(s, name) not in (None, *known):
             problems.append(f"--{name}={getattr(s, name)}: must be one of {', '.join(known)}")

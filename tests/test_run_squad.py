@@ -23,6 +23,7 @@ from squad_flags import Settings
 from tasks import squad
 from tasks.squad import synthetic
 from tfquant import checkpoint, store
+from tfquant.distributed import Single
 from tfquant.training import divergence
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -141,10 +142,10 @@ def test_training_batches_can_start_anywhere_and_shuffle_anew_each_epoch(files):
     tokenizer = squad.Tokenizer(files["vocab_file"])
     examples = run_squad.read_examples(files["train_file"], settings, training=True)
     features = run_squad.to_features(examples, tokenizer, settings, training=True)
-    stream = run_squad.training_batches(features, settings, 0)
+    stream = run_squad.training_batches(features, settings, 0, Single())
     first = [next(stream) for _ in range(13)]
     for start in (0, 3, 5, 12):
-        later = next(run_squad.training_batches(features, settings, start))
+        later = next(run_squad.training_batches(features, settings, start, Single()))
         assert all(np.array_equal(later[name], first[start][name]) for name in later)
     assert first[0].keys() == {"input_ids", "input_mask", "segment_ids", "start_positions", "end_positions"}
     assert not np.array_equal(first[0]["start_positions"], first[5]["start_positions"])

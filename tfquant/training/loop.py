@@ -17,6 +17,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfquant import checkpoint
+from tfquant.distributed import Single
 from tfquant.training.optimizer import BertAdamW
 
 GLOBAL_STEP = "global_step"
@@ -101,6 +102,8 @@ class Trainer:
         weights: what to save beside the state of training; `model.weights` when not given.
         seeds: states of random number generators; those that `model.variables` shows when not given.
         write: `write(prefix, tensors)` that saves a checkpoint; replace it to save more than the trainer knows of.
+        group: the processes that train together: gradients are averaged over them, rank 0 alone writes and shows
+            progress, and before a checkpoint all must hold the same weights.
     """
 
     def __init__(
@@ -114,9 +117,11 @@ class Trainer:
         weights: Sequence[Any] | None = None,
         seeds: Sequence[Any] | None = None,
         write: Callable[[str, Mapping[str, Any]], None] = checkpoint.write,
+        group: Single | None = None,
     ):
         self.model, self.optimizer, self.options = model, optimizer, options
         self._loss, self._reduce, self._write = loss, reduce, write
+        self._group = group or Single()
         self._variables = list(model.trainable_variables)
         if not self._variables:
             raise ValueError("the model has no trainable variables: there is nothing to train")
@@ -126,6 +131,7 @@ class Trainer:
         self._reached: list[int] = []  # which variables the loss depends on; known once the step is traced
         self._sums = [tf.Variable(tf.zeros_like(v)) for v in self._variables] if options.accumulation > 1 else []
         self._steps: tuple[Callable, ...] = ()
+        self._own_seeds()
 
     @property
     def step(self) -> int:
@@ -148,7 +154,10 @@ class Trainer:
             tfquant.checkpoint.CheckpointError: it cannot be written; older ones stay.
         """
         step = self.step
+        self._group.check_equal({_name(v): v for v in self._weights}, f"at step {step}")
         prefix = str(pathlib.Path(self.options.directory) / f"model.ckpt-{step}")
+        if self._group.rank:
+            return prefix
         self._write(prefix, self.state() | {GLOBAL_STEP: np.int64(step)})  # int64 as TensorFlow has it
         checkpoint.prune(self.options.directory, self.options.keep_checkpoints)
         return prefix
@@ -181,7 +190,14 @@ class Trainer:
             )
         for name, variable in wanted.items():
             variable.assign(stored[name])
+        self._own_seeds()
         return self.step
+
+    def _own_seeds(self) -> None:
+        """Gives every rank random numbers of its own; a checkpoint holds those of rank 0."""
+        for variable in self._seeds:
+            seed = tf.convert_to_tensor(variable)
+            variable.assign(seed + tf.cast([self._group.rank, 0], seed.dtype))
 
     def fit(self, batches: Callable[[int], Iterable[Batch]]) -> TrainSummary:
         """Trains up to `total_steps`, from wherever the model is.
@@ -203,11 +219,13 @@ class Trainer:
             return TrainSummary(first, first, None, 0.0, 0.0, 0.0, self._last_checkpoint())
         pathlib.Path(options.directory).mkdir(parents=True, exist_ok=True)
         meter, prefix = _Meter(), ""
-        writer = tf.summary.create_file_writer(os.path.join(options.directory, "tensorboard"))
+        chief = self._group.rank == 0
+        folder = os.path.join(options.directory, "tensorboard")
+        writer = tf.summary.create_file_writer(folder) if chief else tf.summary.create_noop_writer()
         stream = iter(batches(first * options.accumulation))
         for total in self._sums:  # what a fit that was cut off may have left
             total.assign(tf.zeros_like(total))
-        with writer.as_default(), tqdm(total=options.total_steps, initial=first, desc="train", unit="step") as bar:
+        with writer.as_default(), self._bar(first) as bar:
             for step in range(first + 1, options.total_steps + 1):
                 started = time.perf_counter()
                 loss, norm, examples = self._one_step(step, stream)
@@ -222,6 +240,12 @@ class Trainer:
                     prefix = self.save()
         writer.close()
         return meter.summary(first, self.step, options.log_every, prefix)
+
+    def _bar(self, first: int) -> tqdm:
+        return tqdm(
+            total=self.options.total_steps, initial=first, desc="train", unit="step",
+            disable=True if self._group.rank else None,
+        )  # fmt: skip
 
     def _last_checkpoint(self) -> str:
         numbered = checkpoint.steps(self.options.directory)
@@ -289,7 +313,7 @@ class Trainer:
 
     def _apply(self, gradients: Gradients, loss: tf.Tensor) -> tf.Tensor:
         """Reduces, clips and applies; every update waits for the checks that loss and norm are finite."""
-        gradients = self._reduce(gradients)
+        gradients = self._reduce(self._group.average(gradients))
         norm = tf.debugging.check_numerics(tf.linalg.global_norm(gradients), _GRADIENT)
         limit = self.options.clip_norm
         scale = tf.constant(1.0) if limit is None else limit / tf.maximum(norm, limit)
