@@ -242,10 +242,8 @@ class Trainer:
         return meter.summary(first, self.step, options.log_every, prefix)
 
     def _bar(self, first: int) -> tqdm:
-        return tqdm(
-            total=self.options.total_steps, initial=first, desc="train", unit="step",
-            disable=True if self._group.rank else None,
-        )  # fmt: skip
+        hidden = {"disable": True} if self._group.rank else {}
+        return tqdm(total=self.options.total_steps, initial=first, desc="train", unit="step", **hidden)
 
     def _last_checkpoint(self) -> str:
         numbered = checkpoint.steps(self.options.directory)
