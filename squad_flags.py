@@ -224,6 +224,8 @@ def _contradictions(s: Settings) -> list[str]:
         problems.append(f"--horovod_compression={s.horovod_compression}: must be none or fp16")
     if s.horovod and not s.do_train:
         problems.append("--horovod is for training: set --do_train as well, or leave it out and run one process")
+    if s.horovod and s.range_update == "moving_average":
+        problems.append("--range_update=moving_average: each process would follow its own data; leave --horovod out")
     for name, known in (("range_update", UPDATES), ("ste", ("inclusive", "strict"))):
         if getattr(s, name) not in (None, *known):
             problems.append(f"--{name}={getattr(s, name)}: must be one of {', '.join(known)}")

@@ -427,6 +427,12 @@ BAD_FLAGS = {
     "--keep_checkpoint_max=-1": {"keep_checkpoint_max": -1},
     "--do_lower_case=False, but --vocab_file=.* is uncased: set --do_lower_case=True": {"do_lower_case": False},
     "--calibrator_file=a/b.npz": {"calibrator_file": "a/b.npz"},
+    "--range_update=lsk: must be one of frozen, lsq": {"range_update": "lsk", "do_train": True, "if_quant": True},
+    "--ste is about quantized training": {"ste": "strict"},
+    "--range_decay is used with": {"range_decay": 0.9, "do_train": True, "if_quant": True},
+    "--horovod is for training": {"horovod": True},
+    "--range_update=moving_average: each process": {"range_update": "moving_average", "horovod": True},
+    "--horovod_compression=int8": {"horovod_compression": "int8"},
     "--output_dir=/proc/nowhere: cannot be written": {"output_dir": "/proc/nowhere"},
 }
 
