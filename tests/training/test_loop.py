@@ -125,7 +125,7 @@ def test_gradients_are_reduced_then_clipped_by_their_global_norm(tmp_path):
 
     class Recorder(BertAdamW):
         def apply(self, grads, trainable_variables=None):
-            applied.append([tf.identity(g) for g in grads])
+            applied.append(list(grads))
             return super().apply(grads, trainable_variables)
 
     model = make_model(dropout=0.0)
@@ -143,7 +143,7 @@ def test_gradients_are_reduced_then_clipped_by_their_global_norm(tmp_path):
         @tf.function
         def step(batch):
             value, gradients = trainer._gradients(batch)
-            norm = trainer._apply(gradients, value)
+            _, norm, *_ = trainer._apply(gradients, value, tf.constant(False))
             return norm, seen[-1], applied[-1]
 
         return step(batch)
@@ -193,7 +193,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_caught_too(tmp_pat
         return tf.sqrt(tf.reduce_sum(tf.nn.relu(model(batch["ids"], training=True) * 0.0)))
 
     trainer = make_trainer(tmp_path, loss=cusp)
-    with pytest.raises(NonFiniteLossError, match="step 1: its gradient"):
+    with pytest.raises(NonFiniteLossError, match="step 1: its gradient of words/embeddings is"):
         trainer.fit(batches)
     assert all(np.isfinite(v.numpy()).all() for v in trainer.model.weights)
 

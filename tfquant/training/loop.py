@@ -7,9 +7,11 @@ from a callable that can start at any batch, so a run that was cut off and resum
 import dataclasses
 import os
 import pathlib
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -18,11 +20,12 @@ from tqdm import tqdm
 
 from tfquant import checkpoint
 from tfquant.distributed import Single
+from tfquant.training.loss_scale import DynamicLossScale
 from tfquant.training.optimizer import BertAdamW
 
 GLOBAL_STEP = "global_step"
 STATE = "tfquant/state/"
-_LOSS, _GRADIENT = "tfquant: loss is not finite", "tfquant: gradient is not finite"  # how to know our checks by
+_MADE, _SKIPPED, _FAILED = 0, 1, 2  # what became of a step
 
 Batch = Mapping[str, np.ndarray]
 Gradients = list[tf.Tensor]
@@ -30,6 +33,19 @@ Gradients = list[tf.Tensor]
 
 class NonFiniteLossError(ArithmeticError):
     """The loss or its gradient became NaN or Inf; the weights are those before that step."""
+
+
+class TrainingInterrupted(SystemExit):
+    """Training stopped after a SIGTERM; not caught, it ends the process with exit status 0.
+
+    Attributes:
+        step: steps made.
+        checkpoint: prefix of the checkpoint of that step.
+    """
+
+    def __init__(self, step: int, checkpoint: str):
+        super().__init__(0)
+        self.step, self.checkpoint = step, checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +60,8 @@ class TrainOptions:
         checkpoint_every: steps between checkpoints; the last step is always saved. 0 saves only that.
         keep_checkpoints: how many to keep; 0 keeps all.
         log_every: steps between TensorBoard scalars.
+        loss_scale: "dynamic" scales the loss so that float16 gradients do not vanish; a step whose gradient overflows changes
+            no weight but counts, so that data and schedule stay where a resumed run expects them. See `DynamicLossScale`.
     """
 
     directory: str | os.PathLike
@@ -53,6 +71,7 @@ class TrainOptions:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 1
     log_every: int = 10
+    loss_scale: Literal["dynamic"] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("total_steps", 1), ("accumulation", 1), ("checkpoint_every", 0), ("log_every", 1)):
@@ -60,6 +79,8 @@ class TrainOptions:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm is {self.clip_norm}; it must be positive, or None for no clipping")
+        if self.loss_scale not in (None, "dynamic"):
+            raise ValueError(f"loss_scale is {self.loss_scale!r}; it must be None or 'dynamic'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +125,9 @@ class Trainer:
         write: `write(prefix, tensors)` that saves a checkpoint; replace it to save more than the trainer knows of.
         group: the processes that train together: gradients are averaged over them, rank 0 alone writes and shows
             progress, and before a checkpoint all must hold the same weights.
+        before_step: called with the number of steps made, before each step.
+        after_update: called in the step's graph after the optimizer's update; steps that are skipped leave it out.
+        state: checkpoint name -> further variable to save and restore.
     """
 
     def __init__(
@@ -118,10 +142,15 @@ class Trainer:
         seeds: Sequence[Any] | None = None,
         write: Callable[[str, Mapping[str, Any]], None] = checkpoint.write,
         group: Single | None = None,
+        before_step: Callable[[int], None] = lambda step: None,
+        after_update: Callable[[], None] = lambda: None,
+        state: Mapping[str, Any] | None = None,
     ):
         self.model, self.optimizer, self.options = model, optimizer, options
         self._loss, self._reduce, self._write = loss, reduce, write
         self._group = group or Single()
+        self._before_step, self._after_update = before_step, after_update
+        self._scale = DynamicLossScale() if options.loss_scale else None
         self._variables = list(model.trainable_variables)
         if not self._variables:
             raise ValueError("the model has no trainable variables: there is nothing to train")
@@ -132,6 +161,14 @@ class Trainer:
         self._sums = [tf.Variable(tf.zeros_like(v)) for v in self._variables] if options.accumulation > 1 else []
         self._steps: tuple[Callable, ...] = ()
         self._own_seeds()
+        self._further: dict[str, Any] = {}
+        further = dict(state or {})
+        if self._scale:
+            further |= {STATE + name: variable for name, variable in self._scale.state().items()}
+        taken = [name for name in further if name in self.state()]
+        if taken:
+            raise ValueError(f"state names what the checkpoint already has: {', '.join(taken)}; choose other names")
+        self._further = further
 
     @property
     def step(self) -> int:
@@ -145,7 +182,7 @@ class Trainer:
             named[_name(variable) + "/adam_m"], named[_name(variable) + "/adam_v"] = m, v
         # Numbered, not named: Keras counts the names of seed generators per process.
         named |= {f"{STATE}seed_{i}": variable for i, variable in enumerate(self._seeds)}
-        return named | {GLOBAL_STEP: self.optimizer.iterations}
+        return named | self._further | {GLOBAL_STEP: self.optimizer.iterations}
 
     def save(self) -> str:
         """Writes `model.ckpt-<step>`, drops older checkpoints beyond those to keep, and returns its prefix.
@@ -207,7 +244,8 @@ class Trainer:
                 `accumulation` of them make a step.
 
         Raises:
-            NonFiniteLossError: names the step.
+            NonFiniteLossError: names the step and the first variable whose gradient is not finite.
+            TrainingInterrupted: a SIGTERM arrived; the step was finished, on every rank the same one, and saved.
             ValueError: the batches end too early.
         """
         options, first = self.options, self.step
@@ -225,20 +263,28 @@ class Trainer:
         stream = iter(batches(first * options.accumulation))
         for total in self._sums:  # what a fit that was cut off may have left
             total.assign(tf.zeros_like(total))
-        with writer.as_default(), self._bar(first) as bar:
+        with writer.as_default(), self._bar(first) as bar, _Terminate() as terminate:
             for step in range(first + 1, options.total_steps + 1):
                 started = time.perf_counter()
-                loss, norm, examples = self._one_step(step, stream)
+                self._before_step(step - 1)
+                loss, norm, examples, stop = self._one_step(step, stream, terminate)
                 meter.add(loss, examples, time.perf_counter() - started)
                 bar.set_postfix_str(f"loss {loss:.4f}, {meter.rate():.1f} examples/s", refresh=False)
                 bar.update()
-                last = step == options.total_steps
+                last = step == options.total_steps or stop
                 if last or step % options.log_every == 0:
                     self._log(step, meter.recent_loss(options.log_every), norm, meter.rate())
                 if last or (options.checkpoint_every and step % options.checkpoint_every == 0):
                     writer.flush()
                     prefix = self.save()
+                if stop:
+                    terminate.served()
+                    break
         writer.close()
+        if stop:
+            if chief:
+                tqdm.write(f"stopped by SIGTERM after step {step} of {options.total_steps}, saved as {prefix}")
+            raise TrainingInterrupted(step, prefix)
         return meter.summary(first, self.step, options.log_every, prefix)
 
     def _bar(self, first: int) -> tqdm:
@@ -249,31 +295,28 @@ class Trainer:
         numbered = checkpoint.steps(self.options.directory)
         return numbered[-1][1] if numbered else ""
 
-    def _one_step(self, step: int, stream: Iterable[Batch]) -> tuple[float, float, int]:
-        """Mean loss, gradient norm before clipping, and number of examples of one optimizer step."""
-        losses, examples = [], 0
-        try:
-            for index in range(self.options.accumulation):
-                batch = next(stream, None)
-                if batch is None:
-                    raise ValueError(f"the training data ended before step {step} of {self.options.total_steps}")
-                batch = {name: tf.convert_to_tensor(value) for name, value in batch.items()}
-                examples += int(next(iter(batch.values())).shape[0])
-                self._steps = self._steps or self._compiled(batch)
-                if index + 1 < self.options.accumulation:
-                    losses.append(self._steps[0](batch))
-                else:
-                    loss, norm = self._steps[1](batch)
-                    losses.append(loss)
-            return float(np.mean([float(loss) for loss in losses])), float(norm), examples
-        except tf.errors.InvalidArgumentError as error:
-            if _LOSS not in str(error) and _GRADIENT not in str(error):
-                raise
-            what = "gradient" if _GRADIENT in str(error) else "loss"
+    def _one_step(self, step: int, stream: Iterable[Batch], terminate: "_Terminate") -> tuple[float, float, int, bool]:
+        """Mean loss, gradient norm before clipping, number of examples of one optimizer step, and whether to stop after it."""
+        earlier, examples = tf.zeros(()), 0
+        for index in range(self.options.accumulation):
+            batch = next(stream, None)
+            if batch is None:
+                raise ValueError(f"the training data ended before step {step} of {self.options.total_steps}")
+            batch = {name: tf.convert_to_tensor(value) for name, value in batch.items()}
+            examples += int(next(iter(batch.values())).shape[0])
+            self._steps = self._steps or self._compiled(batch)
+            if index + 1 < self.options.accumulation:
+                earlier += self._steps[0](batch)
+        loss, norm, stop, outcome, bad = (t.numpy() for t in self._steps[1](batch, earlier, tf.constant(terminate.asked)))
+        if outcome == _FAILED:
+            what = "loss"
+            if np.isfinite(loss):
+                what = "gradient's norm" if bad < 0 else f"gradient of {_name(self._variables[self._reached[bad]])}"
             raise NonFiniteLossError(
                 f"training stopped at step {step}: its {what} is NaN or Inf. "
                 "Lower the learning rate or warm up for longer; the last checkpoint is from before that step"
-            ) from error
+            )
+        return float(loss), float(norm), examples, bool(stop)
 
     def _compiled(self, batch: Mapping[str, tf.Tensor]) -> tuple[Callable, Callable]:
         """(add a batch's gradient, add it and make the step), each traced once: every dimension is left open."""
@@ -286,45 +329,106 @@ class Trainer:
                 self._sums[index].assign_add(gradient)
             return loss
 
-        @tf.function(input_signature=[signature], autograph=False, jit_compile=False)
-        def finish(batch):
+        scalars = [tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.bool)]
+
+        @tf.function(input_signature=[signature, *scalars], autograph=False, jit_compile=False)
+        def finish(batch, earlier, stop):
             loss, gradients = self._gradients(batch)
             if self._sums:
                 sums = [self._sums[index] for index in self._reached]
                 gradients = [(s + g) / self.options.accumulation for s, g in zip(sums, gradients, strict=True)]
                 for total in sums:
                     total.assign(tf.zeros_like(total))
-            return loss, self._apply(gradients, loss)
+            return self._apply(gradients, (earlier + loss) / self.options.accumulation, stop)
 
         return accumulate, finish
 
     def _gradients(self, batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, Gradients]:
         with tf.GradientTape() as tape:
             loss = tf.cast(self._loss(self.model, batch), tf.float32)
-        gradients = tape.gradient(loss, [_tensorflow(v) for v in self._variables])
+            target = self._scale.scale(loss) if self._scale else loss
+        gradients = tape.gradient(target, [_tensorflow(v) for v in self._variables])
         self._reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
         if not self._reached:
             raise ValueError("the loss depends on no trainable variable: there is nothing to train")
         # Dense, so that a word that occurs twice counts as the sum of its gradients in the norm.
         dense = [tf.convert_to_tensor(gradients[i]) for i in self._reached]
-        return tf.debugging.check_numerics(loss, _LOSS), dense
+        return loss, dense
 
-    def _apply(self, gradients: Gradients, loss: tf.Tensor) -> tf.Tensor:
-        """Reduces, clips and applies; every update waits for the checks that loss and norm are finite."""
-        gradients = self._reduce(self._group.average(gradients))
-        norm = tf.debugging.check_numerics(tf.linalg.global_norm(gradients), _GRADIENT)
+    def _apply(self, gradients: Gradients, loss: tf.Tensor, stop: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Averages, clips and applies.
+
+        Only what all ranks know is tested: a rank that gave up alone would leave the others waiting for its gradients.
+
+        Returns:
+            Loss, norm, whether any rank wants to stop, outcome, and which gradient is the first that is not finite.
+        """
+        if self._group.size > 1:
+            # Compressed to float16 a large loss would look infinite.
+            sent = tf.where(tf.math.is_finite(loss), tf.clip_by_value(loss, -6e4, 6e4), np.nan)
+            *gradients, scalars = self._group.average([*gradients, tf.stack([sent, tf.cast(stop, tf.float32)])])
+            loss, stop = scalars[0], scalars[1] > 0
+        if self._scale:
+            gradients = self._scale.unscale(gradients)
+        gradients = self._reduce(gradients)
+        norm = tf.linalg.global_norm(gradients)
         limit = self.options.clip_norm
-        scale = tf.constant(1.0) if limit is None else limit / tf.maximum(norm, limit)
-        with tf.control_dependencies([loss, norm]):
-            gradients = [gradient * tf.cast(scale, gradient.dtype) for gradient in gradients]
-            self.optimizer.apply(gradients, [self._variables[i] for i in self._reached])
-        return norm
+        factor = tf.constant(1.0) if limit is None else limit / tf.maximum(norm, limit)
+        clipped = [gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
+
+        def make() -> tuple[tf.Tensor, tf.Tensor]:
+            self.optimizer.apply(clipped, [self._variables[i] for i in self._reached])
+            self._after_update()
+            if self._scale:
+                self._scale.good()
+            return tf.constant(_MADE), tf.constant(-1)
+
+        def refuse() -> tuple[tf.Tensor, tf.Tensor]:
+            finite = tf.stack([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+            bad = tf.where(tf.reduce_all(finite), -1, tf.argmin(tf.cast(finite, tf.int32), output_type=tf.int32))
+            if not self._scale:
+                return tf.constant(_FAILED), bad
+            left = self._scale.bad()
+            iterations = _tensorflow(self.optimizer.iterations)
+            iterations.assign_add(tf.cast(left, iterations.dtype))
+            return tf.where(left, _SKIPPED, _FAILED), bad
+
+        outcome, bad = tf.cond(tf.math.is_finite(loss) & tf.math.is_finite(norm), make, refuse)
+        return loss, norm, stop, outcome, bad
 
     def _log(self, step: int, loss: float, norm: float, rate: float) -> None:
         tf.summary.scalar("train/loss", loss, step)
         tf.summary.scalar("train/gradient_norm", norm, step)
         tf.summary.scalar("train/learning_rate", float(self.optimizer.learning_rate), step)
         tf.summary.scalar("train/examples_per_second", rate, step)
+        if self._scale:
+            tf.summary.scalar("train/loss_scale", float(self._scale.factor), step)
+
+
+class _Terminate:
+    """While entered, a SIGTERM only sets `asked`; one that nobody served is delivered on leaving without an error."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "_Terminate":
+        self._installed = threading.current_thread() is threading.main_thread()  # Python allows it nowhere else
+        if self._installed:
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+
+    def served(self) -> None:
+        self.asked = False
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if not self._installed:
+            return
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._previous is None else self._previous)
+        if self.asked and kind is None:  # it came after the last step had looked
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Meter:
@@ -342,7 +446,8 @@ class _Meter:
         self._seconds.append(seconds)
 
     def recent_loss(self, count: int) -> float:
-        return float(np.mean(self._losses[-count:]))
+        finite = [loss for loss in self._losses[-count:] if np.isfinite(loss)]  # skipped steps may have others
+        return float(np.mean(finite)) if finite else float("nan")
 
     def rate(self) -> float:
         """Examples a second over the last steps; the first, which traces, counts only while it is alone."""

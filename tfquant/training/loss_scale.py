@@ -1,0 +1,54 @@
+"""Dynamic loss scaling: keeps small gradients above the smallest float16 number."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+LARGEST = 2.0**24  # without a bound the scale itself would become infinite, from where halving does not lead back
+
+
+class DynamicLossScale:
+    """A factor of the loss that grows while gradients are finite and shrinks when they are not.
+
+    Source: Micikevicius et al., Mixed Precision Training, arXiv:1710.03740, section 3.2. Powers of two: scaling is exact.
+
+    Args:
+        initial: the first factor.
+        growth_steps: after so many finite steps in a row the factor is doubled.
+    """
+
+    def __init__(self, initial: float = 2.0**15, growth_steps: int = 1000):
+        if not 1.0 <= initial <= LARGEST:
+            raise ValueError(f"initial loss scale {initial} is out of range: it must be from 1 to {LARGEST:.0f}")
+        if growth_steps < 1:
+            raise ValueError(f"growth_steps is {growth_steps}; it must be at least 1")
+        self.growth_steps = growth_steps
+        self.factor = tf.Variable(initial, dtype=tf.float32, trainable=False, name="loss_scale")
+        self.good_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="good_steps")
+
+    def state(self) -> dict[str, tf.Variable]:
+        """Name -> variable, for everything that a resumed run needs."""
+        return {"loss_scale": self.factor, "loss_scale_good_steps": self.good_steps}
+
+    def scale(self, loss: tf.Tensor) -> tf.Tensor:
+        """The loss whose gradient is to be taken."""
+        return loss * tf.cast(self.factor, loss.dtype)
+
+    def unscale(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """The gradients of the loss itself."""
+        return [gradient / tf.cast(self.factor, gradient.dtype) for gradient in gradients]
+
+    def good(self) -> None:
+        """To be called, in the graph, for a step that was made."""
+        count = self.good_steps.assign_add(1)
+        grown = count >= self.growth_steps
+        self.factor.assign(tf.where(grown, tf.minimum(self.factor * 2.0, LARGEST), self.factor))
+        self.good_steps.assign(tf.where(grown, tf.zeros_like(count), count))
+
+    def bad(self) -> tf.Tensor:
+        """To be called, in the graph, for a step that is not finite: whether a smaller factor is left to try."""
+        left = self.factor > 1.0
+        with tf.control_dependencies([left]):
+            self.factor.assign(tf.maximum(self.factor / 2.0, 1.0))
+            self.good_steps.assign(tf.zeros_like(self.good_steps))
+        return left
