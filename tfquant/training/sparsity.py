@@ -1,0 +1,148 @@
+"""Structured sparsity: of every few consecutive weights along the reduction axis some are zero, as sparse tensor cores want it.
+
+Masks and schedule are those of TensorFlow Model Optimization; after Mishra et al. 2021, arXiv:2104.08378.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+ENCODER_KERNELS = r"(^|/)(attention/self/(query|key|value)|attention/output/dense|intermediate/dense|output/dense)/kernel$"
+MASKS = "tfquant/masks/"
+
+
+def encoder_kernels(variables: Iterable[Any], expression: str = ENCODER_KERNELS) -> list[Any]:
+    """The variables whose path `expression` is found in; by default the kernels of a transformer's encoder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    variables = list(variables)
+    found = [v for v in variables if re.search(expression, _name(v))]
+    if not found:
+        some = ", ".join(_name(v) for v in variables[:3])
+        raise ValueError(f"no variable's path matches {expression!r}; paths look like {some}: give another expression")
+    return found
+
+
+class StructuredSparsity:
+    """Keeps kernels sparse while they are trained.
+
+    A mask is chosen by magnitude. As `apply` zeroes what a mask drops, later masks of the same weights differ only where
+    a weight that was kept has become zero itself; masks are recomputed to follow weights that were set from outside.
+
+    Args:
+        variables: kernels [in, out] of Keras or TensorFlow, see `encoder_kernels`.
+        pattern: "MxN": at least M zeros in every N consecutive weights along `in`.
+        begin_step: number of steps made before the first mask; until then all weights are kept.
+        end_step: masks stay as they are after this step; -1 for never.
+        frequency: steps between two computations of the masks.
+
+    Raises:
+        ValueError: a kernel or an argument does not fit; the message names it.
+    """
+
+    def __init__(
+        self, variables: Iterable[Any], pattern: str = "2x4", begin_step: int = 0, end_step: int = -1, frequency: int = 100
+    ):
+        # Imported here: it brings the whole of Keras 2 along, which other training has no use for.
+        from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule
+
+        self.zeros, self.block = parse_pattern(pattern)
+        self._kernels = {_name(v): _tensorflow(v) for v in variables}
+        if not self._kernels:
+            raise ValueError("structured sparsity was given no kernels: choose some with encoder_kernels")
+        for name, kernel in self._kernels.items():
+            _check_shape(name, kernel.shape, pattern)
+        self._schedule = pruning_schedule.ConstantSparsity(self.zeros / self.block, begin_step, end_step, frequency)
+        self._masks = {
+            name: tf.Variable(tf.ones_like(kernel), trainable=False, name="mask") for name, kernel in self._kernels.items()
+        }
+
+    @property
+    def state(self) -> dict[str, tf.Variable]:
+        """Checkpoint name -> mask."""
+        return {MASKS + name: mask for name, mask in self._masks.items()}
+
+    def update(self, step: int) -> bool:
+        """Recomputes and applies the masks if the schedule says so; to be called before each step, not in a graph.
+
+        Args:
+            step: number of steps made.
+
+        Returns:
+            Whether it did.
+        """
+        if not self._schedule(step)[0]:
+            return False
+        from tensorflow_model_optimization.python.core.sparsity.keras import pruning_utils
+
+        for name, kernel in self._kernels.items():
+            rows = pruning_utils.weights_rearrange(tf.convert_to_tensor(kernel))  # [out, in]
+            mask = pruning_utils.generate_m_by_n_mask(rows, (self.zeros, self.block))
+            mask = pruning_utils.m_by_n_sparsity_mask_prepare(mask, kernel.shape)
+            self._masks[name].assign(tf.cast(mask, kernel.dtype))
+        self.apply()
+        return True
+
+    def apply(self) -> None:
+        """Zeroes what the masks drop; to be called after the optimizer's update, in its graph or eagerly."""
+        for name, kernel in self._kernels.items():
+            # Chosen rather than multiplied: a product would leave minus zero, and NaN where a weight is infinite.
+            kernel.assign(tf.where(self._masks[name] != 0, kernel, tf.zeros_like(kernel)))
+
+
+def check(kernels: Mapping[str, np.ndarray], pattern: str = "2x4") -> None:
+    """Verifies that kernels [in, out] have the zeros that a pattern asks for.
+
+    Raises:
+        ValueError: names the first kernel that does not and the first group in it.
+    """
+    zeros, block = parse_pattern(pattern)
+    for name, kernel in kernels.items():
+        kernel = np.asarray(kernel)
+        _check_shape(name, kernel.shape, pattern)
+        groups = np.count_nonzero(kernel.reshape(-1, block, kernel.shape[1]) == 0, axis=1)
+        wrong = np.argwhere(groups < zeros)
+        if len(wrong):
+            group, column = wrong[0]
+            raise ValueError(
+                f"kernel {name} is not {pattern} sparse: inputs {group * block} to {group * block + block - 1} of output {column} "
+                f"have {groups[group, column]} zeros instead of {zeros} ({len(wrong)} of {groups.size} groups are wrong); "
+                "train it with StructuredSparsity, past its begin_step"
+            )
+
+
+def parse_pattern(pattern: str) -> tuple[int, int]:
+    """(zeros, group size) of a pattern such as "2x4".
+
+    Raises:
+        ValueError: it is no pattern.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", pattern)
+    zeros, block = map(int, match.groups()) if match else (0, 0)
+    if not 0 < zeros < block:
+        raise ValueError(f"sparsity pattern is {pattern!r}; it must be zeros x group size with fewer zeros, such as '2x4'")
+    return zeros, block
+
+
+def _check_shape(name: str, shape: Any, pattern: str) -> None:
+    block = parse_pattern(pattern)[1]
+    if len(shape) != 2:
+        raise ValueError(f"kernel {name} has shape {list(shape)}; {pattern} sparsity needs [in, out]: leave it out")
+    if shape[0] % block:
+        raise ValueError(
+            f"kernel {name} has {shape[0]} inputs, no multiple of {block}; {pattern} sparsity cannot be had there: leave it out"
+        )
+
+
+def _tensorflow(variable: Any) -> tf.Variable:
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _name(variable: Any) -> str:
+    return getattr(variable, "path", None) or variable.name.removesuffix(":0")
