@@ -6,6 +6,8 @@ inside a `tf.function` that is not compiled by XLA.
 
 from __future__ import annotations
 
+import abc
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,31 +15,42 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+Gradient = tf.Tensor | tf.IndexedSlices
+
 
 class DivergedError(RuntimeError):
     """The processes of one run do not hold the same weights any more."""
 
 
-class Single:
-    """One process alone; also what every group of processes offers.
+class Group(abc.ABC):
+    """The processes that work on one thing together.
 
     Attributes:
       rank: number of this process, from 0.
       size: how many there are.
+      local_rank: number of this process on its machine, from 0.
     """
 
-    rank, size = 0, 1
+    rank, size, local_rank = 0, 1, 0
 
-    def average(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """The mean of each tensor over the ranks; in a `tf.function`, on all ranks in the same order."""
-        return list(tensors)
+    @abc.abstractmethod
+    def average(self, tensors: Sequence[Gradient]) -> list[Gradient]:
+        """The mean of each tensor over the ranks; in a `tf.function`, on all ranks in the same order.
 
+        Sparse ones may come back sparse: the slices of every rank, divided by the number of ranks.
+        """
+
+    @abc.abstractmethod
+    def total(self, tensor: tf.Tensor) -> tf.Tensor:
+        """The sum of a tensor over the ranks, of its type."""
+
+    @abc.abstractmethod
     def broadcast(self, variables: Sequence[Any]) -> None:
         """Gives every rank the values of rank 0."""
 
+    @abc.abstractmethod
     def gather(self, data: bytes) -> list[bytes]:
         """What every rank gave, by rank."""
-        return [data]
 
     def check_equal(self, named: Mapping[str, Any], when: str) -> None:
         """Compares checksums of variables over the ranks.
@@ -62,18 +75,35 @@ class Single:
             )
 
 
-class Horovod(Single):
+class Single(Group):
+    """One process alone."""
+
+    def average(self, tensors: Sequence[Gradient]) -> list[Gradient]:
+        return list(tensors)
+
+    def total(self, tensor: tf.Tensor) -> tf.Tensor:
+        return tf.convert_to_tensor(tensor)
+
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        pass
+
+    def gather(self, data: bytes) -> list[bytes]:
+        return [data]
+
+
+class Horovod(Group):
     """The processes that mpirun or horovodrun started.
 
     Args:
-      compression: `none`, or `fp16` to halve what is sent.
+      compression: `none`, or `fp16` to halve what is sent of dense tensors.
+      sparse_as_dense: sparse gradients are made dense first, which sends less where most rows of a table occur.
 
     Raises:
       ModuleNotFoundError: Horovod is not installed.
       ValueError: another compression.
     """
 
-    def __init__(self, compression: str = "none"):
+    def __init__(self, compression: str = "none", sparse_as_dense: bool = False):
         try:
             import horovod.tensorflow as hvd
         except ImportError as error:
@@ -85,18 +115,26 @@ class Horovod(Single):
             raise ValueError(f"unknown compression {compression!r}; known: none, fp16")
         hvd.init()
         self._hvd, self._compression = hvd, getattr(hvd.Compression, compression)
-        self.rank, self.size = hvd.rank(), hvd.size()
+        self._sparse_as_dense = sparse_as_dense
+        self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
         gpus = tf.config.list_physical_devices("GPU")
         if gpus:
-            tf.config.set_visible_devices(gpus[hvd.local_rank() % len(gpus)], "GPU")
+            tf.config.set_visible_devices(gpus[self.local_rank % len(gpus)], "GPU")
 
-    def average(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        if self.size == 1 or not tensors:
+    def average(self, tensors: Sequence[Gradient]) -> list[Gradient]:
+        if self.size == 1:
             return list(tensors)
-        # Horovod cannot add bfloat16 up on a CPU.
-        wide = [tf.cast(t, tf.float32) if t.dtype == tf.bfloat16 else t for t in tensors]
-        mean = self._hvd.grouped_allreduce(wide, op=self._hvd.Average, compression=self._compression)
-        return [tf.cast(new, old.dtype) for new, old in zip(mean, tensors, strict=True)]
+        hvd = self._hvd
+        sent = [_wide(tf.convert_to_tensor(t) if self._sparse_as_dense else t) for t in tensors]
+        # One call for all dense ones: Horovod sends them together.
+        dense = [t for t in sent if not isinstance(t, tf.IndexedSlices)]
+        means = iter(hvd.grouped_allreduce(dense, op=hvd.Average, compression=self._compression) if dense else [])
+        mean = [hvd.allreduce(t, op=hvd.Average) if isinstance(t, tf.IndexedSlices) else next(means) for t in sent]
+        return [_cast(new, old.dtype) for new, old in zip(mean, tensors, strict=True)]
+
+    def total(self, tensor: tf.Tensor) -> tf.Tensor:
+        tensor = tf.convert_to_tensor(tensor)
+        return tf.cast(self._hvd.allreduce(_wide(tensor), op=self._hvd.Sum), tensor.dtype)
 
     def broadcast(self, variables: Sequence[Any]) -> None:
         self._hvd.broadcast_variables([v if isinstance(v, tf.Variable) else v.value for v in variables], 0)
@@ -107,6 +145,88 @@ class Horovod(Single):
         joined = joined.numpy().tobytes()
         ends = np.cumsum(sizes)
         return [joined[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+class _Fake(Group):
+    """One thread of several that stand for processes; eager."""
+
+    def __init__(self, rank: int, slots: list[Any], barrier: threading.Barrier):
+        self.rank = self.local_rank = rank
+        self.size = len(slots)
+        self._slots, self._barrier = slots, barrier
+
+    def average(self, tensors: Sequence[Gradient]) -> list[Gradient]:
+        return [_mean(one) for one in zip(*self._exchange(list(tensors)), strict=True)]
+
+    def total(self, tensor: tf.Tensor) -> tf.Tensor:
+        return _sum(self._exchange(tf.convert_to_tensor(tensor)))
+
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        first = self._exchange([_numpy(v) for v in variables])[0]
+        for variable, value in zip(variables, first, strict=True):
+            variable.assign(value)
+
+    def gather(self, data: bytes) -> list[bytes]:
+        return self._exchange(data)
+
+    def _exchange(self, value: Any) -> list[Any]:
+        if not tf.executing_eagerly():
+            raise RuntimeError("groups of fake_groups work eagerly: call them outside of tf.function, or use Horovod")
+        self._slots[self.rank] = value
+        try:
+            self._barrier.wait()
+            values = list(self._slots)
+            self._barrier.wait()  # nobody writes its next value before all have read this one
+        except threading.BrokenBarrierError as error:
+            raise RuntimeError(f"rank {self.rank} of {self.size} waited for another that failed or made fewer calls") from error
+        return values
+
+
+def fake_groups(n: int, timeout: float = 60.0) -> list[Group]:
+    """Groups for `n` threads of one process, one each: what several ranks do, without starting any.
+
+    Args:
+      n: number of ranks.
+      timeout: seconds that a rank waits for the others before it raises RuntimeError.
+    """
+    slots, barrier = [None] * n, threading.Barrier(n, timeout=timeout)
+    return [_Fake(rank, slots, barrier) for rank in range(n)]
+
+
+def start(horovod: bool, compression: str = "none") -> Group:
+    """The group this process belongs to; with Horovod each process keeps the GPU of its local rank.
+
+    Call it before anything uses a GPU: TensorFlow fixes what is visible then.
+
+    Raises:
+      ModuleNotFoundError: Horovod is asked for and not installed.
+      ValueError: unknown compression.
+    """
+    return Horovod(compression) if horovod else Single()
+
+
+def _wide(tensor: Gradient) -> Gradient:
+    # Horovod cannot add bfloat16 up on a CPU.
+    return _cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor
+
+
+def _cast(tensor: Gradient, dtype: tf.DType) -> Gradient:
+    if isinstance(tensor, tf.IndexedSlices):
+        return tf.IndexedSlices(tf.cast(tensor.values, dtype), tensor.indices, tensor.dense_shape)
+    return tf.cast(tensor, dtype)
+
+
+def _sum(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    return tf.cast(tf.add_n([_wide(t) for t in tensors]), tensors[0].dtype)
+
+
+def _mean(tensors: Sequence[Gradient]) -> Gradient:
+    first = tensors[0]
+    if isinstance(first, tf.IndexedSlices):
+        values = tf.concat([_wide(t).values for t in tensors], 0) / len(tensors)
+        joined = tf.IndexedSlices(values, tf.concat([t.indices for t in tensors], 0), first.dense_shape)
+        return _cast(joined, first.dtype)
+    return tf.cast(tf.add_n([_wide(t) for t in tensors]) / len(tensors), first.dtype)
 
 
 def _numpy(variable: Any) -> np.ndarray:

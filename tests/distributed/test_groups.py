@@ -1,0 +1,118 @@
+"""Groups of processes: alone, faked by threads, and two real ones."""
+
+import json
+import pathlib
+import sys
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.distributed.test_two_ranks import needs_ranks, two_ranks
+from tfquant.distributed import DivergedError, Group, Single, fake_groups, start
+
+
+def on_each(groups, function):
+    """What `function(group)` gives or raises, by rank."""
+    found = [None] * len(groups)
+
+    def run(group):
+        try:
+            found[group.rank] = function(group)
+        except Exception as error:  # of a thread, for the test to look at
+            found[group.rank] = error
+
+    threads = [threading.Thread(target=run, args=[group]) for group in groups]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def slices(rank, dtype=tf.float32):
+    """One or two rows of a table of four, row 1 from every rank."""
+    values = tf.fill([rank + 1, 2], tf.cast(rank + 1, dtype))
+    return tf.IndexedSlices(values, tf.constant([1, 3][: rank + 1], tf.int64), tf.constant([4, 2], tf.int64))
+
+
+def test_one_process_alone_changes_nothing():
+    group = start(horovod=False)
+    assert isinstance(group, Single) and (group.rank, group.size, group.local_rank) == (0, 1, 0)
+    dense, sparse = group.average([tf.constant([1.0]), slices(0)])
+    assert dense.numpy() == [1.0] and isinstance(sparse, tf.IndexedSlices)
+    assert group.total(tf.constant(3)).numpy() == 3 and group.gather(b"a") == [b"a"]
+
+
+def test_every_thread_gets_the_mean_and_the_sum():
+    def work(group):
+        dense, half = group.average([tf.constant([2.0, 4.0]) * group.rank, tf.constant(group.rank, tf.bfloat16)])
+        return dense.numpy().tolist(), half.dtype, float(half), int(group.total(tf.constant(group.rank + 1)))
+
+    assert on_each(fake_groups(3), work) == [([2.0, 4.0], tf.bfloat16, 1.0, 6)] * 3
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+def test_sparse_gradients_average_to_what_dense_ones_do(dtype):
+    for mean in on_each(fake_groups(2), lambda group: group.average([slices(group.rank, dtype)])[0]):
+        assert isinstance(mean, tf.IndexedSlices) and mean.dtype == dtype
+        np.testing.assert_array_equal(tf.cast(tf.convert_to_tensor(mean), tf.float32), [[0, 0], [1.5, 1.5], [0, 0], [1, 1]])
+
+
+def test_what_ranks_give_comes_back_by_rank_call_after_call():
+    def work(group):
+        return [group.gather(b"%d" % call * group.rank) for call in range(50)]
+
+    assert on_each(fake_groups(3), work) == [[[b"", b"%d" % call, b"%d" % call * 2] for call in range(50)]] * 3
+
+
+def test_variables_become_those_of_rank_0_and_a_later_difference_is_named():
+    def work(group):
+        variables = {"bias": tf.Variable([1.0]), "kernel": tf.Variable([float(group.rank)])}
+        group.broadcast(list(variables.values()))
+        group.check_equal(variables, "at step 1")
+        variables["kernel"].assign_add([float(group.rank)])
+        group.check_equal(variables, "at step 2")
+
+    for error in on_each(fake_groups(2), work):
+        assert isinstance(error, DivergedError) and "at step 2 the ranks hold different weights: kernel" in str(error)
+        assert "were not averaged, or they started differently" in str(error) and "is kept" in str(error)
+
+
+def test_a_rank_that_fails_does_not_leave_the_others_waiting():
+    def work(group):
+        return group.rank and group.gather(b"")
+
+    first, second = on_each(fake_groups(2, timeout=0.2), work)
+    assert first == 0 and isinstance(second, RuntimeError) and "rank 1 of 2 waited" in str(second)
+
+
+def test_threads_refuse_a_graph():
+    with pytest.raises(RuntimeError, match="work eagerly"):
+        tf.function(lambda: fake_groups(1)[0].total(tf.constant(1)))()
+
+
+def test_an_incomplete_group_cannot_be_made():
+    with pytest.raises(TypeError, match="abstract"):
+        Group()
+
+
+def test_a_missing_horovod_says_both_ways_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "horovod.tensorflow", None)
+    with pytest.raises(ModuleNotFoundError, match="`make env`.*scripts/build_horovod.sh"):
+        start(horovod=True)
+
+
+@needs_ranks
+def test_two_processes_do_what_two_threads_do():
+    done = two_ranks(str(pathlib.Path(__file__).with_name("groups_worker.py")))
+    lines = [json.loads(line.partition("FOUND ")[2]) for line in done.stdout.splitlines() if "FOUND " in line]
+    assert len(lines) == 2, done.stderr[-2000:]
+    for found in lines:
+        assert found["dense"] == [0.5, 0.5] and found["half"] == ["bfloat16", 0.5] and found["total"] == [3, 3]
+        assert found["table"] == found["table_bfloat16"] == [[0, 0], [1.5, 1.5], [0, 0], [1, 1]]
+        assert found["sparse"] == [True, True, False] and found["table_dense"] == found["table"]
+        assert found["compressed"] == [0.5, 0.5] and found["gathered"] == ["", "x"] and found["kernel"] == [0.0]
+        assert "later the ranks hold different weights: kernel" in found["diverged"]
+    assert sorted(found["ranks"] for found in lines) == [[0, 2, 0], [1, 2, 1]]
