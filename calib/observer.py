@@ -1,6 +1,7 @@
 """Collects the statistics of one tensor inside a TensorFlow graph, in constant memory."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -8,7 +9,7 @@ import tensorflow as tf
 from calib import binning, sampling
 from calib.errors import NonFiniteError
 from calib.statistics import Histogram, Statistics
-from calib.update import BATCHES, COUNT, EXPONENT, NONFINITE, updated
+from calib.update import BATCHES, COUNT, EXPONENT, NONFINITE, UPDATES, replayed, updated
 
 
 class Observer:
@@ -22,7 +23,8 @@ class Observer:
     ones. With the default, the 99.999th percentile of a batch of 16 windows of 384 tokens is exact on every tensor of
     BERT, and the 99.99th on those up to the hidden size.
 
-    Deterministic: the same seed and batches give the same statistics. Memory does not grow with batches.
+    Deterministic: the same seed and batches give the same statistics, also when the batches are numbered and shared out
+    to several observers, which are joined afterwards (`join`). Memory does not grow with batches.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Observer:
         """Bytes of state."""
         return sum(math.prod(variable.shape) * variable.dtype.size for variable in self.variables)
 
-    def update(self, x: tf.Tensor, valid: tf.Tensor | None = None) -> None:
+    def update(self, x: tf.Tensor, valid: tf.Tensor | None = None, batch: tf.Tensor | None = None) -> tf.Tensor:
         """Counts one batch; to be called while a `tf.function` is traced (or eagerly).
 
         A batch with NaN or Inf among its valid elements is noted (see `check`) and left out, one without any valid
@@ -86,6 +88,11 @@ class Observer:
             x: floating tensor of any shape; float16 and bfloat16 are converted to float32.
             valid: None, or bool/number tensor broadcastable to ``x``; elements where it is zero (padding) do not count.
                 Axes along which it does not vary should have static size 1: [B, S, 1], [B, 1, S, S].
+            batch: integer scalar, the number of this batch among all, which seeds its random sample and is named by `check`;
+                None: one after the last. Numbers must grow.
+
+        Returns:
+            float32 [2], the batch's minimum and maximum, which `join` wants; NaN if it was left out.
 
         Raises:
             TypeError: ``x`` is not floating.
@@ -98,17 +105,51 @@ class Observer:
             valid = tf.convert_to_tensor(valid)
             sampling.check_mask(x, valid, self.name)
             valid = valid if valid.dtype == tf.bool else tf.not_equal(valid, tf.zeros([], valid.dtype))
-        state = updated(
+        state, extremes = updated(
             x,
             valid,
             *(variable.read_value() for variable in self.variables),
             tf.constant(self.seed, tf.int64),
+            None if batch is None else tf.cast(batch, tf.int64),
             signed=self.signed,
             sample=self.sample,
             decay=self.decay,
         )
         for variable, value in zip(self.variables, state, strict=True):
             variable.assign(value)
+        return extremes
+
+    def tallies(self) -> tuple[np.ndarray, np.ndarray]:
+        """(int64 counters, int64 [bins] counts): what, with the extremes of each batch, `join` makes up the whole from."""
+        return self._counters.numpy(), self._counts.numpy()
+
+    def join(self, tallies: Sequence[tuple[np.ndarray, np.ndarray]], extremes: np.ndarray) -> None:
+        """Becomes, bit for bit, the observer that has seen every batch, from observers that saw some of them each.
+
+        Args:
+            tallies: of every such observer, this one among them, all made with the same arguments; in any order.
+            extremes: float32 [batches, 2], what `update` returned for each batch of all the observers, in the order of the
+                batches' numbers: moving averages depend on it.
+
+        Raises:
+            ValueError: the extremes are not of the batches that were counted, or the bins differ.
+        """
+        counters = np.stack([counters for counters, _ in tallies])
+        extremes = np.asarray(extremes, np.float32).reshape(-1, 2)
+        extremes = extremes[~np.isnan(extremes[:, 0])]
+        if len(extremes) != counters[:, BATCHES].sum():
+            raise ValueError(f"{self.name}: {counters[:, BATCHES].sum()} batches were counted, extremes are of {len(extremes)}")
+        if any(counts.shape != (self.bins,) for _, counts in tallies):
+            raise ValueError(f"{self.name}: cannot join observers of other than {self.bins} bins")
+        broken = counters[counters[:, NONFINITE] >= 0, NONFINITE]
+        exponent = counters[:, EXPONENT].max()
+        joined = self._initial_counters()
+        joined[[COUNT, BATCHES]] = counters[:, [COUNT, BATCHES]].sum(0)
+        joined[UPDATES], joined[EXPONENT] = counters[:, UPDATES].max(), exponent
+        joined[NONFINITE] = broken.min() if broken.size else -1
+        self._ranges.assign(replayed(self._initial_ranges(), extremes, np.float32(self.decay)))
+        self._counters.assign(joined)
+        self._counts.assign(sum(binning.coarsen(n, int(exponent - c[EXPONENT]), self.signed) for c, n in tallies))
 
     def check(self) -> None:
         """Raises NonFiniteError, naming site and batch, if a batch so far held NaN or Inf."""

@@ -9,6 +9,7 @@ from calib import binning
 from calib.sampling import Cells, split
 
 # Elements of the integer state. The float state is minimum, maximum and their moving averages.
+# UPDATES is one more than the number of the last batch.
 COUNT, BATCHES, UPDATES, NONFINITE, EXPONENT = range(5)
 
 State = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
@@ -22,20 +23,23 @@ def updated(
     counters: tf.Tensor,
     counts: tf.Tensor,
     seed: tf.Tensor,
+    number: tf.Tensor | None = None,
     *,
     signed: bool,
     sample: int,
     decay: float,
-) -> State:
-    """State after one more batch.
+) -> tuple[State, tf.Tensor]:
+    """(state after one more batch, float32 [2] extremes of that batch: NaN if it changed nothing).
 
     Args:
         x: floating tensor of any shape.
         valid: bool, broadcastable to ``x``, or None.
         ranges: float32 [4]: minimum, maximum, moving averages of both.
-        counters: int64 [5]: elements, batches, updates, first update with NaN or Inf (-1: none), exponent of the span.
+        counters: int64 [5]: elements, batches, number of the next batch, first number with NaN or Inf (-1: none), exponent of
+            the span.
         counts: int64 [bins].
         seed: int64 scalar.
+        number: int64 scalar, the batch's number, which the random sample depends on; None: the one after the last.
         signed: whether the histogram keeps the signs.
         sample: most elements the histogram looks at.
         decay: of the moving averages.
@@ -47,21 +51,46 @@ def updated(
     filled = count > 0
     sound = tf.math.is_finite(smallest) & tf.math.is_finite(largest)
     use = sound & filled
-    elements, batches, updates, nonfinite, exponent = tf.unstack(counters)
+    elements, batches, following, nonfinite, exponent = tf.unstack(counters)
+    number = following if number is None else number
     spans = tf.maximum(exponent, _exponent(tf.where(use, tf.maximum(-smallest, largest), 0.0)))
-    added = _histogram(cells, spans, tf.stack([seed, updates]), counts.shape[0], signed, sample)
+    added = _histogram(cells, spans, tf.stack([seed, number]), counts.shape[0], signed, sample)
     step = tf.cast(use, tf.int64)
-    return (
+    state = (
         tf.where(use, _ranges(ranges, smallest, largest, tf.where(batches > 0, np.float32(decay), 0.0)), ranges),
         tf.stack([
             elements + step * count,
             batches + step,
-            updates + 1,
-            tf.where(filled & ~sound & (nonfinite < 0), updates, nonfinite),
+            number + 1,
+            tf.where(filled & ~sound & (nonfinite < 0), number, nonfinite),
             spans,
         ]),
         _coarsen(counts, spans - exponent, signed) + added * step,
     )
+    return state, tf.where(use, tf.stack([smallest, largest]), np.nan)
+
+
+@tf.function(autograph=False, input_signature=[tf.TensorSpec([4]), tf.TensorSpec([None, 2]), tf.TensorSpec([])])
+def replayed(ranges: tf.Tensor, extremes: tf.Tensor, decay: tf.Tensor) -> tf.Tensor:
+    """Ranges after batches of which only the extremes were kept.
+
+    The operations of `updated` on the same scalars, one batch after the other, not their like in NumPy: so also the last
+    bit and the sign of a zero are those of a run over the batches themselves.
+
+    Args:
+        ranges: float32 [4], of an observer that has seen nothing.
+        extremes: float32 [batches, 2], only of batches that changed something.
+        decay: float32 scalar, of the moving averages.
+    """
+
+    def step(index: tf.Tensor, ranges: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        smallest, largest = tf.unstack(extremes[index])
+        return index + 1, _ranges(ranges, smallest, largest, tf.where(index > 0, decay, 0.0))
+
+    def more(index: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
+        return index < tf.shape(extremes)[0]
+
+    return tf.while_loop(more, step, (tf.constant(0), ranges), parallel_iterations=1)[1]
 
 
 def _ranges(old: tf.Tensor, smallest: tf.Tensor, largest: tf.Tensor, decay: tf.Tensor) -> tf.Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import io
+import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sized
@@ -13,6 +15,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 import calib
+from tfquant.distributed import Group, Single
 from tfquant.engine import Engine
 from tfquant.graph.axes import TokenAxes, token_axes
 from tfquant.graph.roles import Edge
@@ -31,10 +34,14 @@ def calibrate(
     sample: int = 65536,
     seed: int = 0,
     progress: bool = True,
+    group: Group | None = None,
 ) -> calib.Calibration:
     """Sets the range of every site from data and switches the model to `quantized`.
 
     The float network runs on the batches, without dropout; statistics are collected inside its graph.
+
+  With a `group` of several processes each runs every n-th batch of n, and all end with the calibration that one process alone would
+  have found, bit for bit, as far as their devices and threads compute the same activations.
 
     Args:
       model: from `tfquant.quantize`.
@@ -45,21 +52,35 @@ def calibrate(
       bins: of the histograms.
       sample: most elements of a batch that a histogram counts one by one; extremes see all.
       seed: of that sample.
-      progress: show a bar.
+      progress: show a bar; rank 0 alone does.
+      group: the processes that share the work, from `tfquant.distributed`; every one must call this with the same weights,
+        arguments and sequence of batches. None: this process alone.
 
     Returns:
       The statistics and ranges; a file that can be saved, merged, plotted and estimated again by another method.
 
     Raises:
       ValueError: no batch, a batch that does not fit the model, NaN or infinity (`calib.NonFiniteError`, naming site and batch).
-        The model's ranges are as before then.
+        The model's ranges are as before then. An error on one rank is raised on all: that of the earliest batch.
       TypeError: `model` is not quantized.
+      RuntimeError: another rank failed in another way.
     """
     engine = engine_of(model)
+    group = group or Single()
     check_batches(batches)
     collector = Observation(engine, mask=mask, bins=bins, sample=sample, seed=seed)
-    entries = _weight_entries(engine)
-    collector.run(batches, progress)
+    entries: dict[str, calib.SiteCalibration] = {}
+    failure = None
+    try:
+        entries = _weight_entries(engine)
+        collector.run(batches, progress, group)
+    except Exception as error:  # whatever it is, the other ranks wait for this one
+        if group.size == 1:
+            raise
+        failure = error
+    if group.size > 1:
+        _agree(group, failure, collector.number)
+        collector.join(group)
     for site, observer in collector.observers:
         entries[site.address] = calib.SiteCalibration.estimate(
             observer.statistics(), site.spec.method, site.spec.grid, address=site.address
@@ -118,6 +139,31 @@ def check_batches(batches: Any) -> None:
         raise ValueError(f"calibration takes an iterable of batches, got {type(batches).__name__}")
 
 
+def _agree(group: Group, failure: Exception | None, batch: int) -> None:
+    """Raises, on all ranks alike, the failure of the earliest batch on any of them, if there is one.
+
+    Args:
+      group: the ranks.
+      failure: of this rank, or None.
+      batch: the number this rank came to.
+    """
+    own = None
+    if failure is not None:
+        own = {"batch": batch, "kind": type(failure).__name__, "text": str(failure)}
+    gathered = [json.loads(data) for data in group.gather(json.dumps(own).encode())]
+    failed = [rank for rank, entry in enumerate(gathered) if entry is not None]
+    if not failed:
+        return
+    first = min(failed, key=lambda rank: gathered[rank]["batch"])
+    if first == group.rank:
+        raise failure
+    kind, text = gathered[first]["kind"], gathered[first]["text"]
+    known = {c.__name__: c for c in (ValueError, TypeError, calib.CalibrationError, calib.NonFiniteError)}
+    if kind in known:
+        raise known[kind](text)
+    raise RuntimeError(f"rank {first} failed at calibration batch {gathered[first]['batch']}: {kind}: {' '.join(text.split())}")
+
+
 def _weight_entries(engine: Engine) -> dict[str, calib.SiteCalibration]:
     values = engine.parameter_values()
     return {s.address: weight_entry(s, values[s.address]) for s in engine.plan.sites if s.address in values}
@@ -152,6 +198,8 @@ class Observation:
         self.mask_index = _mask_index(engine, mask)
         self.axes = self._token_axes(mask)
         self.samples = 0
+        self.number = 0  # of the batch at hand; after the last, how many there were
+        self._extremes: dict[int, np.ndarray] = {}  # by batch, of this rank's; filled only where there are other ranks
 
     def _token_axes(self, mask: str | None) -> dict[str, TokenAxes]:
         if self.mask_index is None or not self.targets:
@@ -170,9 +218,10 @@ class Observation:
         """Made for the first batch that fits: a bad one shows at once."""
         trace = self.engine.inference
 
-        def observe(*flat):
+        def observe(number, *flat):
             tensors = trace.emit(list(flat), targets=[edge.tensor for _, edge in self.targets])
             validity: dict[TokenAxes, tf.Tensor | None] = {}
+            extremes = [tf.zeros([0, 2])]
             for (_, observer), (_, edge), tensor in zip(self.observers, self.targets, tensors, strict=True):
                 valid = None
                 axes = self.axes.get(edge.tensor.name)
@@ -180,24 +229,69 @@ class Observation:
                     if axes not in validity:
                         validity[axes] = axes.validity(flat[self.mask_index])
                     valid = validity[axes]
-                observer.update(tensor, valid)
+                extremes.append(observer.update(tensor, valid, number)[tf.newaxis])
+            return tf.concat(extremes, 0)
 
-        function = tf.function(observe, autograph=False, jit_compile=False, input_signature=trace.input_specs)
+        signature = [tf.TensorSpec([], tf.int64), *trace.input_specs]
+        function = tf.function(observe, autograph=False, jit_compile=False, input_signature=signature)
         return function.get_concrete_function()
 
-    def run(self, batches: Iterable[Any], progress: bool) -> None:
-        count, total = 0, _length(batches)
-        for count, batch in enumerate(tqdm(batches, "calibrating", total, unit="batch", disable=not progress), start=1):
-            try:
-                flat = self.engine.flatten_inputs(self._inputs_of(batch))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"calibration batch {count - 1}: {' '.join(str(error).split())}") from error
-            self.function(*flat)
-            self.samples += int(flat[0].shape[0]) if flat and flat[0].shape.rank else 1
-            for _, observer in self.observers:
-                observer.check()
-        if count == 0 and self.observers:
+    def run(self, batches: Iterable[Any], progress: bool, group: Group | None = None) -> None:
+        """Observes the batches that fall to this rank; with several ranks, `join` must follow."""
+        group = group or Single()
+        total, hidden = _length(batches), not progress or group.rank > 0
+        self.number = 0
+        for number, batch in enumerate(tqdm(batches, "calibrating", total, unit="batch", disable=hidden)):
+            if number % group.size == group.rank:
+                extremes = self._observe(batch)
+                if group.size > 1:
+                    self._extremes[number] = extremes.numpy()
+            self.number = number + 1
+        if self.number == 0 and self.observers:
             raise ValueError("no calibration batch was given: pass at least one")
+
+    def _observe(self, batch: Any) -> tf.Tensor:
+        """Observes the batch at hand; float32 [sites, 2], its extremes."""
+        try:
+            flat = self.engine.flatten_inputs(self._inputs_of(batch))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"calibration batch {self.number}: {' '.join(str(error).split())}") from error
+        extremes = self.function(tf.constant(self.number, tf.int64), *flat)
+        self.samples += int(flat[0].shape[0]) if flat and flat[0].shape.rank else 1
+        for _, observer in self.observers:
+            observer.check()
+        return extremes
+
+    def join(self, group: Group) -> None:
+        """Makes up, on every rank, the statistics of all batches from those that each rank has observed.
+
+        Raises:
+          ValueError: the ranks were given different numbers of batches or have different sites.
+        """
+        ranks = [_unpacked(data) for data in group.gather(self._packed())]
+        for what, found in (("batches", [int(r["total"]) for r in ranks]), ("sites", [len(r["counts"]) for r in ranks])):
+            if len(set(found)) > 1:
+                sizes = " and ".join(map(str, sorted(set(found))))
+                raise ValueError(f"ranks were given {sizes} {what}: calibrate all of them with the same model and batches")
+        order = np.argsort(np.concatenate([rank["numbers"] for rank in ranks]))
+        extremes = np.concatenate([rank["extremes"] for rank in ranks])[order]
+        for index, (_, observer) in enumerate(self.observers):
+            observer.join([(rank["counters"][index], rank["counts"][index]) for rank in ranks], extremes[:, index])
+        self.samples = sum(int(rank["samples"]) for rank in ranks)
+
+    def _packed(self) -> bytes:
+        tallies = [observer.tallies() for _, observer in self.observers]
+        file = io.BytesIO()
+        np.savez_compressed(
+            file,
+            counters=np.array([counters for counters, _ in tallies], np.int64),
+            counts=np.array([counts for _, counts in tallies], np.int64),
+            numbers=np.array(list(self._extremes), np.int64),
+            extremes=np.array(list(self._extremes.values()), np.float32).reshape(len(self._extremes), len(tallies), 2),
+            samples=np.int64(self.samples),
+            total=np.int64(self.number),
+        )
+        return file.getvalue()
 
     def _inputs_of(self, batch: Any) -> Any:
         """The inputs of (inputs, targets) pairs, and of a function's single argument."""
@@ -211,6 +305,11 @@ class Observation:
             if by_name or _fits(structure, batch[0]):
                 return batch[0]
         return batch
+
+
+def _unpacked(data: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _length(batches: Iterable[Any]) -> int | None:
