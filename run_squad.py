@@ -72,7 +72,7 @@ def run(settings: Settings) -> dict[str, Any]:
     model = build(config, settings)
     network, step, figures = None, 0, {}
     if settings.do_calib:
-        network, figures["calibration"] = calibrate(model, tokenizer, settings)
+        network, figures["calibration"] = calibrate(model, tokenizer, settings, group)
     elif settings.do_train:
         network, step, figures["training"] = train(model, config, tokenizer, settings, group)
     if group.rank:
@@ -187,7 +187,9 @@ def step_of(path: str) -> int:
 # --- Calibration --------------------------------------------------------------------------------------------------
 
 
-def calibrate(model: keras.Model, tokenizer: squad.Tokenizer, settings: Settings) -> tuple[Any, dict[str, Any]]:
+def calibrate(
+    model: keras.Model, tokenizer: squad.Tokenizer, settings: Settings, group: distributed.Single
+) -> tuple[Any, dict[str, Any]]:
     """Ranges for every site from the float network on part of the training data, saved with the weights."""
     source = settings.init_checkpoint or checkpoint.latest(settings.output_dir)
     if not source:
@@ -200,11 +202,12 @@ def calibrate(model: keras.Model, tokenizer: squad.Tokenizer, settings: Settings
     planned = time.perf_counter()
     if settings.verbose_logging:
         say(str(network.plan))
-    calibration = tfquant.calibrate(network, batches, mask="input_mask")
+    calibration = tfquant.calibrate(network, batches, mask="input_mask", group=group)
     seconds = time.perf_counter() - planned
-    calibration.save(os.path.join(settings.output_dir, settings.calibrator_file))
     prefix = os.path.join(settings.output_dir, "model.ckpt-calibrated")
-    tfquant.save(network, prefix)
+    if group.rank == 0:
+        calibration.save(os.path.join(settings.output_dir, settings.calibrator_file))
+        tfquant.save(network, prefix)
     windows = sum(len(batch["input_ids"]) for batch in batches)
     say(f"calibrated {len(calibration)} sites on {windows} windows; wrote {prefix}")
     return network, {

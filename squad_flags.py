@@ -96,8 +96,8 @@ class Settings:
 
     horovod: bool = _flag(
         False,
-        "Train in all processes that mpirun or horovodrun started: --train_batch_size is that of each, --learning_rate is "
-        "multiplied by their number. Rank 0 predicts.",
+        "Train or calibrate in all processes that mpirun or horovodrun started. Training takes --train_batch_size in each and "
+        "multiplies --learning_rate by their number; calibration deals the same batches out. Rank 0 predicts.",
     )
     horovod_compression: str = _flag("none", "What gradients are sent as: none, or fp16.")
 
@@ -222,8 +222,8 @@ def _contradictions(s: Settings) -> list[str]:
         problems.append(f"--percentile={s.percentile} says nothing to --calib_method={s.calib_method}: leave one out")
     if s.horovod_compression not in ("none", "fp16"):
         problems.append(f"--horovod_compression={s.horovod_compression}: must be none or fp16")
-    if s.horovod and not s.do_train:
-        problems.append("--horovod is for training: set --do_train as well, or leave it out and run one process")
+    if s.horovod and not (s.do_train or s.do_calib):
+        problems.append("--horovod is for training and calibration: set --do_train or --do_calib, or leave it out")
     if s.horovod and s.range_update == "moving_average":
         problems.append("--range_update=moving_average: each process would follow its own data; leave --horovod out")
     for name, known in (("range_update", UPDATES), ("ste", ("inclusive", "strict"))):

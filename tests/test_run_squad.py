@@ -430,7 +430,7 @@ BAD_FLAGS = {
     "--range_update=lsk: must be one of frozen, lsq": {"range_update": "lsk", "do_train": True, "if_quant": True},
     "--ste is about quantized training": {"ste": "strict"},
     "--range_decay is used with": {"range_decay": 0.9, "do_train": True, "if_quant": True},
-    "--horovod is for training": {"horovod": True},
+    "--horovod is for training and calibration": {"horovod": True},
     "--range_update=moving_average: each process": {"range_update": "moving_average", "horovod": True},
     "--horovod_compression=int8": {"horovod_compression": "int8"},
     "--output_dir=/proc/nowhere: cannot be written": {"output_dir": "/proc/nowhere"},
