@@ -1,34 +1,13 @@
 """Groups of processes: alone, faked by threads, and two real ones."""
 
-import json
-import pathlib
 import sys
-import threading
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.distributed.test_two_ranks import needs_ranks, two_ranks
+from tests.distributed.ranks import found_by_two_ranks, needs_ranks, on_each
 from tfquant.distributed import DivergedError, Group, Single, fake_groups, start
-
-
-def on_each(groups, function):
-    """What `function(group)` gives or raises, by rank."""
-    found = [None] * len(groups)
-
-    def run(group):
-        try:
-            found[group.rank] = function(group)
-        except Exception as error:  # of a thread, for the test to look at
-            found[group.rank] = error
-
-    threads = [threading.Thread(target=run, args=[group]) for group in groups]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
 
 
 def slices(rank, dtype=tf.float32):
@@ -106,9 +85,7 @@ def test_a_missing_horovod_says_both_ways_to_install_it(monkeypatch):
 
 @needs_ranks
 def test_two_processes_do_what_two_threads_do():
-    done = two_ranks(str(pathlib.Path(__file__).with_name("groups_worker.py")))
-    lines = [json.loads(line.partition("FOUND ")[2]) for line in done.stdout.splitlines() if "FOUND " in line]
-    assert len(lines) == 2, done.stderr[-2000:]
+    lines = found_by_two_ranks("groups_worker.py")
     for found in lines:
         assert found["dense"] == [0.5, 0.5] and found["half"] == ["bfloat16", 0.5] and found["total"] == [3, 3]
         assert found["table"] == found["table_bfloat16"] == [[0, 0], [1.5, 1.5], [0, 0], [1, 1]]

@@ -1,38 +1,18 @@
 """Two processes under mpirun."""
 
-import importlib.util
-import json
-import os
-import pathlib
-import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
 
+from tests.distributed.ranks import found_by_two_ranks, needs_ranks
 from tfquant.distributed import DivergedError, Horovod, Single
 from tfquant.training import BertAdamW, Trainer, TrainOptions
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-MPIRUN = pathlib.Path(sys.executable).parent / "mpirun"
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-needs_ranks = pytest.mark.skipif(
-    importlib.util.find_spec("horovod") is None or not MPIRUN.exists(), reason="needs Horovod and mpirun: make env"
-)
-
-
-def two_ranks(*arguments: str) -> subprocess.CompletedProcess:
-    command = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", "2", sys.executable, *arguments]
-    environment = os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow"}
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
 
 def found(kind: str, folder) -> list[dict]:
-    done = two_ranks(str(ROOT / "tests" / "distributed" / "worker.py"), str(folder), kind)
-    lines = [line.partition("FOUND ")[2] for line in done.stdout.splitlines() if "FOUND " in line]
-    assert len(lines) == 2, done.stderr[-2000:]
-    return sorted(map(json.loads, lines), key=lambda one: one["rank"])
+    return sorted(found_by_two_ranks("worker.py", folder, kind), key=lambda one: one["rank"])
 
 
 @needs_ranks

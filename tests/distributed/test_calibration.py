@@ -1,9 +1,6 @@
 """Calibration shared out to several ranks: the same as that of one process, to the last bit."""
 
-import importlib.util
-import os
 import pathlib
-import subprocess
 import sys
 import threading
 
@@ -16,11 +13,10 @@ import calib
 import modeling
 import tfquant
 import tfquant.calibration
-from tfquant.distributed import Horovod, fake_groups
+from tests.distributed.ranks import needs_ranks, on_ranks, two_ranks
+from tfquant.distributed import Horovod
 from tfquant.spec import QuantSpec, Recipe, Rule
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-MPIRUN = pathlib.Path(sys.executable).parent / "mpirun"
 SAMPLE = 1024
 METHODS = {"max": {}, "percentile": {"percentile": 99.0}, "mse": {}, "entropy": {}, "moving_average": {}}
 # An asymmetric site keeps both signs, a symmetric one magnitudes.
@@ -32,24 +28,6 @@ RECIPE = Recipe(
     ),
     name="ranks",
 )
-
-
-def on_ranks(size: int, work) -> list:
-    """What `work(group)` returned, or raised, on every rank; a rank that waits for one that gave up fails after a minute."""
-    results = [None] * size
-
-    def target(group):
-        try:
-            results[group.rank] = work(group)
-        except Exception as error:
-            results[group.rank] = error
-
-    threads = [threading.Thread(target=target, args=(group,)) for group in fake_groups(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 def make_model() -> keras.Model:
@@ -255,14 +233,9 @@ def worker(folder: str) -> None:
         path.with_suffix(".txt").write_text(str(error))
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("horovod") is None or not MPIRUN.exists(), reason="needs Horovod and mpirun: make env"
-)
+@needs_ranks
 def test_two_processes_under_mpirun(models, tmp_path):
-    command = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", "2", sys.executable]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, __file__, tmp_path], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    two_ranks(__file__, tmp_path)
     quantized = tfquant.quantize(models[0], RECIPE.with_method("moving_average"))
     alone = tfquant.calibrate(quantized, make_batches(), sample=SAMPLE, progress=False)
     for rank in "01":
