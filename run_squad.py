@@ -65,7 +65,7 @@ def run(settings: Settings) -> dict[str, Any]:
     squad_flags.check(settings)
     if settings.do_calib and settings.do_train:
         say("--do_calib given: this run only calibrates. Train in a second run, from its model.ckpt-calibrated")
-    group = distributed.Horovod(settings.horovod_compression) if settings.horovod else distributed.Single()
+    group = distributed.start(settings.horovod, settings.horovod_compression)
     keras.utils.set_random_seed(settings.seed)
     config = modeling.BertConfig.from_json_file(settings.bert_config_file)
     tokenizer = squad.Tokenizer(settings.vocab_file, lower_case=settings.do_lower_case)
@@ -188,7 +188,7 @@ def step_of(path: str) -> int:
 
 
 def calibrate(
-    model: keras.Model, tokenizer: squad.Tokenizer, settings: Settings, group: distributed.Single
+    model: keras.Model, tokenizer: squad.Tokenizer, settings: Settings, group: distributed.Group
 ) -> tuple[Any, dict[str, Any]]:
     """Ranges for every site from the float network on part of the training data, saved with the weights."""
     source = settings.init_checkpoint or checkpoint.latest(settings.output_dir)
@@ -243,7 +243,7 @@ def calibration_batches(tokenizer: squad.Tokenizer, settings: Settings) -> list[
 
 
 def train(
-    model: keras.Model, config: modeling.BertConfig, tokenizer: squad.Tokenizer, settings: Settings, group: distributed.Single
+    model: keras.Model, config: modeling.BertConfig, tokenizer: squad.Tokenizer, settings: Settings, group: distributed.Group
 ) -> tuple[Any, int, dict[str, Any]]:
     """Trains up to the last step, from the output folder's last checkpoint if there is one."""
     saved = checkpoint.steps(settings.output_dir)
@@ -300,7 +300,7 @@ def train(
 
 
 def training_batches(
-    features: squad.Features, settings: Settings, start: int, group: distributed.Single
+    features: squad.Features, settings: Settings, start: int, group: distributed.Group
 ) -> Iterator[dict[str, np.ndarray]]:
     """Epoch after epoch without end, from batch number `start` on; this rank's share of each batch of the whole group."""
     size, seed = settings.train_batch_size * group.size, settings.seed

@@ -16,7 +16,8 @@ import modeling
 import tfquant
 from tasks.wordpiece import read_vocab
 from tfquant import recipes
-from tfquant.spec import ROLES, UPDATES
+from tfquant.distributed import COMPRESSIONS
+from tfquant.spec import ROLES, STES, UPDATES
 
 MODES = ("ft1", "ft2", "ft3", "trt")
 TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
@@ -220,13 +221,13 @@ def _contradictions(s: Settings) -> list[str]:
         problems.append("--quant_another_add_input needs --quantize_residual: set both, or the second to false as well")
     if s.percentile is not None and s.calib_method in calib.methods.NAMES and s.calib_method != "percentile":
         problems.append(f"--percentile={s.percentile} says nothing to --calib_method={s.calib_method}: leave one out")
-    if s.horovod_compression not in ("none", "fp16"):
-        problems.append(f"--horovod_compression={s.horovod_compression}: must be none or fp16")
+    if s.horovod_compression not in COMPRESSIONS:
+        problems.append(f"--horovod_compression={s.horovod_compression}: must be {' or '.join(COMPRESSIONS)}")
     if s.horovod and not (s.do_train or s.do_calib):
         problems.append("--horovod is for training and calibration: set --do_train or --do_calib, or leave it out")
     if s.horovod and s.range_update == "moving_average":
         problems.append("--range_update=moving_average: each process would follow its own data; leave --horovod out")
-    for name, known in (("range_update", UPDATES), ("ste", ("inclusive", "strict"))):
+    for name, known in (("range_update", UPDATES), ("ste", STES)):
         if getattr(s, name) not in (None, *known):
             problems.append(f"--{name}={getattr(s, name)}: must be one of {', '.join(known)}")
     for name in ("range_update", "ste", "range_decay"):

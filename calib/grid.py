@@ -57,6 +57,11 @@ class Grid:
         """Codes available to the values a range method looks at: magnitudes when symmetric, all codes otherwise."""
         return self.qmax + 1 if self.symmetric else self.qmax - self.qmin + 1
 
+    @property
+    def steps(self) -> int:
+        """How many steps the width of a range has: amax when symmetric, upper - lower otherwise."""
+        return self.qmax if self.symmetric else self.qmax - self.qmin
+
     def interval(self, amax) -> tuple[np.ndarray, np.ndarray]:
         """(lower, upper) float32 of a symmetric range."""
         amax = np.asarray(amax, np.float32)

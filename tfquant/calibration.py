@@ -40,8 +40,8 @@ def calibrate(
 
     The float network runs on the batches, without dropout; statistics are collected inside its graph.
 
-  With a `group` of several processes each runs every n-th batch of n, and all end with the calibration that one process alone would
-  have found, bit for bit, as far as their devices and threads compute the same activations.
+    With a `group` of several processes each runs every n-th batch of n, and all end with the calibration that one process alone
+    would have found, bit for bit, as far as their devices and threads compute the same activations.
 
     Args:
       model: from `tfquant.quantize`.

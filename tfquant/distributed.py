@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfquant.variables import resource
+
+COMPRESSIONS = ("none", "fp16")
 Gradient = tf.Tensor | tf.IndexedSlices
 
 
@@ -111,8 +114,8 @@ class Horovod(Group):
                 f"Horovod is not installed ({error}): `make env` builds it into .venv, scripts/build_horovod.sh PYTHON into "
                 "another environment; or leave --horovod out to run one process"
             ) from error
-        if compression not in ("none", "fp16"):
-            raise ValueError(f"unknown compression {compression!r}; known: none, fp16")
+        if compression not in COMPRESSIONS:
+            raise ValueError(f"unknown compression {compression!r}; known: {', '.join(COMPRESSIONS)}")
         hvd.init()
         self._hvd, self._compression = hvd, getattr(hvd.Compression, compression)
         self._sparse_as_dense = sparse_as_dense
@@ -137,7 +140,7 @@ class Horovod(Group):
         return tf.cast(self._hvd.allreduce(_wide(tensor), op=self._hvd.Sum), tensor.dtype)
 
     def broadcast(self, variables: Sequence[Any]) -> None:
-        self._hvd.broadcast_variables([v if isinstance(v, tf.Variable) else v.value for v in variables], 0)
+        self._hvd.broadcast_variables([resource(v) for v in variables], 0)
 
     def gather(self, data: bytes) -> list[bytes]:
         sizes = self._hvd.allgather(tf.constant([len(data)], tf.int64), name="tfquant.gather.sizes").numpy()

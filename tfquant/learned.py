@@ -32,6 +32,7 @@ class Parametrization:
       name: of the trained variable; part of its name in checkpoints.
       gradient: `rounding` or `clipping`, see `qdq.quantize_dequantize`.
       of_width, to_width: (value, number of steps in the width) -> value; the second on tensors.
+      positive: whether the variable has to be, for the width to be.
       scaled: whether the gradient gets LSQ's scale.
     """
 
@@ -39,12 +40,15 @@ class Parametrization:
     gradient: str
     of_width: Callable[[np.ndarray, int], np.ndarray]
     to_width: Callable[[tf.Tensor, int], tf.Tensor]
+    positive: bool = True
     scaled: bool = False
 
 
 PARAMETRIZATIONS = {
     "lsq": Parametrization("step", "rounding", lambda w, steps: w / steps, lambda v, steps: v * float(steps), scaled=True),
-    "tqt": Parametrization("log2_threshold", "rounding", lambda w, _: np.log2(w), lambda v, _: tf.exp(v * math.log(2.0))),
+    "tqt": Parametrization(
+        "log2_threshold", "rounding", lambda w, _: np.log2(w), lambda v, _: tf.exp(v * math.log(2.0)), positive=False
+    ),
     "pact": Parametrization("clip", "clipping", lambda w, _: w, lambda v, _: v),
 }
 # Paths of the variables that hold them; such are no weights, and are not decayed.
@@ -54,11 +58,6 @@ PARAMETER_PATH = rf"^ranges/.*/({'|'.join([*(p.name for p in PARAMETRIZATIONS.va
 def parameter_path(address: str, name: str) -> str:
     """Path of the Keras variable that trains the range of a site."""
     return f"ranges/{address.replace(':', '/')}/{name}"
-
-
-def steps_in_width(grid: Grid) -> int:
-    """How many steps lie between the ends of the width."""
-    return grid.qmax if grid.symmetric else grid.qmax - grid.qmin
 
 
 class LearnedRange:
@@ -72,7 +71,7 @@ class LearnedRange:
 
     def __init__(self, update: str, grid: Grid, shape: tuple[int, ...], address: str):
         self.parametrization = PARAMETRIZATIONS[update]
-        self._grid, self._steps = grid, steps_in_width(grid)
+        self._grid, self._steps = grid, grid.steps
         unset = np.full(shape, np.nan, np.float32)
         self.value = tf.Variable(unset, trainable=True, name=f"{address}/{self.parametrization.name}")
         self.offset = None if grid.symmetric else tf.Variable(unset, trainable=True, name=f"{address}/{OFFSET}")
@@ -109,7 +108,7 @@ class LearnedRange:
     def constraints(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
         """What keeps each variable where it makes a range, by name: a width is positive, zero lies inside the range."""
         found: dict[str, Callable] = {}
-        if self.parametrization.name != "log2_threshold":
+        if self.parametrization.positive:
             smallest = self.parametrization.of_width(np.float32(qdq.SMALLEST_AMAX), self._steps)
             found[self.parametrization.name] = lambda v: tf.maximum(v, smallest)
         if self.offset is not None:

@@ -109,7 +109,7 @@ def _clip_straight_through(x: tf.Tensor, amax: tf.Tensor, scale: tf.Tensor, step
 
 
 def _round_with_plain_ops(x: tf.Tensor, amax: tf.Tensor, grid: Grid) -> tf.Tensor:
-    largest = float(grid.qmax if grid.symmetric else grid.qmax - grid.qmin)
+    largest = float(grid.steps)
     amax = tf.maximum(amax, SMALLEST_AMAX)
     step = amax / largest
     return _clip_straight_through(x, amax, largest / amax, step, float(grid.qmin) * step)

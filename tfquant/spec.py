@@ -30,6 +30,7 @@ ROLES = (
     "pooler", "logits", "model_output",
 )  # fmt: skip
 GRANULARITIES = ("per_tensor", "per_channel")
+STES = ("inclusive", "strict")
 UPDATES = ("frozen", "lsq", "tqt", "pact", "moving_average")
 
 
@@ -65,8 +66,8 @@ class QuantSpec:
         formats.get(self.format)
         if self.update not in UPDATES:
             raise ValueError(f"unknown update {self.update!r}; known: {', '.join(UPDATES)}")
-        if self.ste not in ("inclusive", "strict"):
-            raise ValueError(f"ste must be 'inclusive' or 'strict', got {self.ste!r}")
+        if self.ste not in STES:
+            raise ValueError(f"ste must be {' or '.join(map(repr, STES))}, got {self.ste!r}")
         if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0.0 <= self.decay < 1.0:
             raise ValueError(f"decay must be a number from 0 to below 1, got {self.decay!r}")
         if self.granularity not in GRANULARITIES:

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tfquant import checkpoint
+from tfquant.distributed import Single
 from tfquant.training import BertAdamW, NonFiniteLossError, Trainer, TrainOptions, WarmupLinearDecay
 
 WORDS, LENGTH = 11, 5
@@ -37,8 +38,8 @@ def batches(start: int, size: int = 4, count: int | None = None):
         yield {"ids": ids, "label": ids[:, 0] % 2}
 
 
-def make_trainer(directory, total_steps=6, *, model=None, rate=0.01, loss=loss, reduce=None, write=None, **options):
-    given = {name: value for name, value in (("reduce", reduce), ("write", write)) if value is not None}
+def make_trainer(directory, total_steps=6, *, model=None, rate=0.01, loss=loss, write=None, **options):
+    given = {} if write is None else {"write": write}
     options = {"checkpoint_every": 2, "keep_checkpoints": 0} | options
     return Trainer(
         model or make_model(),
@@ -120,7 +121,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path):
         np.testing.assert_allclose(one, two, atol=2e-6)
 
 
-def test_gradients_are_reduced_then_clipped_by_their_global_norm(tmp_path):
+def test_gradients_are_averaged_then_clipped_by_their_global_norm(tmp_path):
     applied = []
 
     class Recorder(BertAdamW):
@@ -131,13 +132,17 @@ def test_gradients_are_reduced_then_clipped_by_their_global_norm(tmp_path):
     model = make_model(dropout=0.0)
     seen = []
 
-    def reduce(gradients):
-        seen.append(gradients)
-        return [100.0 * g for g in gradients]
+    class Pair(Single):
+        size = 2
+
+        def average(self, tensors):
+            *gradients, scalars = tensors
+            seen.append(gradients)
+            return [100.0 * g for g in gradients] + [scalars]
 
     def run(clip_norm):
         options = TrainOptions(tmp_path, 1, clip_norm=clip_norm)
-        trainer = Trainer(model, loss, Recorder(0.0, weight_decay=0.0), options, reduce=reduce)
+        trainer = Trainer(model, loss, Recorder(0.0, weight_decay=0.0), options, group=Pair())
         batch = {k: tf.constant(v) for k, v in next(batches(0)).items()}
 
         @tf.function

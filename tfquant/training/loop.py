@@ -13,15 +13,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
 from tfquant import checkpoint
-from tfquant.distributed import Single
+from tfquant.distributed import Group, Single
 from tfquant.training.loss_scale import DynamicLossScale
 from tfquant.training.optimizer import BertAdamW
+from tfquant.variables import path_of, resource
 
 GLOBAL_STEP = "global_step"
 STATE = "tfquant/state/"
@@ -119,7 +119,6 @@ class Trainer:
         loss: `loss(model, batch)` -> scalar; calls the model itself, with `training=True`.
         optimizer: see `BertAdamW`; must not be shared with another trainer.
         options: see `TrainOptions`.
-        reduce: what is done to the gradients of a step before clipping; the place to average over processes.
         weights: what to save beside the state of training; `model.weights` when not given.
         seeds: states of random number generators; those that `model.variables` shows when not given.
         write: `write(prefix, tensors)` that saves a checkpoint; replace it to save more than the trainer knows of.
@@ -137,17 +136,16 @@ class Trainer:
         optimizer: BertAdamW,
         options: TrainOptions,
         *,
-        reduce: Callable[[Gradients], Gradients] = lambda gradients: gradients,
         weights: Sequence[Any] | None = None,
         seeds: Sequence[Any] | None = None,
         write: Callable[[str, Mapping[str, Any]], None] = checkpoint.write,
-        group: Single | None = None,
+        group: Group | None = None,
         before_step: Callable[[int], None] = lambda step: None,
         after_update: Callable[[], None] = lambda: None,
         state: Mapping[str, Any] | None = None,
     ):
         self.model, self.optimizer, self.options = model, optimizer, options
-        self._loss, self._reduce, self._write = loss, reduce, write
+        self._loss, self._write = loss, write
         self._group = group or Single()
         self._before_step, self._after_update = before_step, after_update
         self._scale = DynamicLossScale() if options.loss_scale else None
@@ -177,9 +175,9 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Checkpoint name -> variable, for everything that training changes."""
-        named = {_name(v): v for v in self._weights}
+        named = {path_of(v): v for v in self._weights}
         for variable, (m, v) in zip(self._variables, self.optimizer.slots(), strict=True):
-            named[_name(variable) + "/adam_m"], named[_name(variable) + "/adam_v"] = m, v
+            named[path_of(variable) + "/adam_m"], named[path_of(variable) + "/adam_v"] = m, v
         # Numbered, not named: Keras counts the names of seed generators per process.
         named |= {f"{STATE}seed_{i}": variable for i, variable in enumerate(self._seeds)}
         return named | self._further | {GLOBAL_STEP: self.optimizer.iterations}
@@ -191,7 +189,7 @@ class Trainer:
             tfquant.checkpoint.CheckpointError: it cannot be written; older ones stay.
         """
         step = self.step
-        self._group.check_equal({_name(v): v for v in self._weights}, f"at step {step}")
+        self._group.check_equal({path_of(v): v for v in self._weights}, f"at step {step}")
         prefix = str(pathlib.Path(self.options.directory) / f"model.ckpt-{step}")
         if self._group.rank:
             return prefix
@@ -311,7 +309,7 @@ class Trainer:
         if outcome == _FAILED:
             what = "loss"
             if np.isfinite(loss):
-                what = "gradient's norm" if bad < 0 else f"gradient of {_name(self._variables[self._reached[bad]])}"
+                what = "gradient's norm" if bad < 0 else f"gradient of {path_of(self._variables[self._reached[bad]])}"
             raise NonFiniteLossError(
                 f"training stopped at step {step}: its {what} is NaN or Inf. "
                 "Lower the learning rate or warm up for longer; the last checkpoint is from before that step"
@@ -347,7 +345,7 @@ class Trainer:
         with tf.GradientTape() as tape:
             loss = tf.cast(self._loss(self.model, batch), tf.float32)
             target = self._scale.scale(loss) if self._scale else loss
-        gradients = tape.gradient(target, [_tensorflow(v) for v in self._variables])
+        gradients = tape.gradient(target, [resource(v) for v in self._variables])
         self._reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
         if not self._reached:
             raise ValueError("the loss depends on no trainable variable: there is nothing to train")
@@ -370,7 +368,6 @@ class Trainer:
             loss, stop = scalars[0], scalars[1] > 0
         if self._scale:
             gradients = self._scale.unscale(gradients)
-        gradients = self._reduce(gradients)
         norm = tf.linalg.global_norm(gradients)
         limit = self.options.clip_norm
         factor = tf.constant(1.0) if limit is None else limit / tf.maximum(norm, limit)
@@ -389,7 +386,7 @@ class Trainer:
             if not self._scale:
                 return tf.constant(_FAILED), bad
             left = self._scale.bad()
-            iterations = _tensorflow(self.optimizer.iterations)
+            iterations = resource(self.optimizer.iterations)
             iterations.assign_add(tf.cast(left, iterations.dtype))
             return tf.where(left, _SKIPPED, _FAILED), bad
 
@@ -466,12 +463,3 @@ class _Meter:
             steady_examples_per_second=sum(self._examples[since:]) / sum(self._seconds[since:]),
             checkpoint=prefix,
         )
-
-
-def _tensorflow(variable: Any) -> tf.Variable:
-    return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def _name(variable: Any) -> str:
-    """A variable's path: Keras has it as `path`, TensorFlow as `name` with the output's number behind."""
-    return getattr(variable, "path", None) or variable.name.removesuffix(":0")

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
+
+from tfquant.variables import path_of, resource
 
 ENCODER_KERNELS = r"(^|/)(attention/self/(query|key|value)|attention/output/dense|intermediate/dense|output/dense)/kernel$"
 MASKS = "tfquant/masks/"
@@ -22,9 +23,9 @@ def encoder_kernels(variables: Iterable[Any], expression: str = ENCODER_KERNELS)
         ValueError: there is none.
     """
     variables = list(variables)
-    found = [v for v in variables if re.search(expression, _name(v))]
+    found = [v for v in variables if re.search(expression, path_of(v))]
     if not found:
-        some = ", ".join(_name(v) for v in variables[:3])
+        some = ", ".join(path_of(v) for v in variables[:3])
         raise ValueError(f"no variable's path matches {expression!r}; paths look like {some}: give another expression")
     return found
 
@@ -53,7 +54,7 @@ class StructuredSparsity:
         from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule
 
         self.zeros, self.block = parse_pattern(pattern)
-        self._kernels = {_name(v): _tensorflow(v) for v in variables}
+        self._kernels = {path_of(v): resource(v) for v in variables}
         if not self._kernels:
             raise ValueError("structured sparsity was given no kernels: choose some with encoder_kernels")
         for name, kernel in self._kernels.items():
@@ -138,11 +139,3 @@ def _check_shape(name: str, shape: Any, pattern: str) -> None:
         raise ValueError(
             f"kernel {name} has {shape[0]} inputs, no multiple of {block}; {pattern} sparsity cannot be had there: leave it out"
         )
-
-
-def _tensorflow(variable: Any) -> tf.Variable:
-    return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def _name(variable: Any) -> str:
-    return getattr(variable, "path", None) or variable.name.removesuffix(":0")

@@ -1,0 +1,16 @@
+"""One view of variables of Keras and of TensorFlow."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def resource(variable: Any) -> tf.Variable:
+    """The TensorFlow variable, which a Keras variable wraps."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def path_of(variable: Any) -> str:
+    """A variable's path: Keras has it as `path`, TensorFlow as `name` with the output's number behind."""
+    return getattr(variable, "path", None) or variable.name.removesuffix(":0")
