@@ -99,9 +99,9 @@ class Quantizer:
         if self.learned is None:
             lower, upper = self._moved(x) if training and spec.update == "moving_average" else (self.lower, self.upper)
             return qdq.quantize_dequantize(x, lower, upper, spec.grid, axes, strict=strict)
-        # A range of an activation sees one example after the other: its elements are those of one example.
-        per_example = tf.size(x) if axes else tf.size(x) // tf.maximum(tf.shape(x)[0], 1) if x.shape.rank else tf.size(x)
-        elements = per_example // int(np.prod(self.site.range_shape, dtype=int))
+        elements = tf.size(x) // int(np.prod(self.site.range_shape, dtype=int))
+        if not self.site.is_weight and x.shape.rank:  # the source counts an activation's elements in one example
+            elements //= tf.maximum(tf.shape(x)[0], 1)
         lower, upper = self.learned.ends(elements)
         gradient = self.learned.parametrization.gradient
         return qdq.quantize_dequantize(x, lower, upper, spec.grid, axes, strict=strict, range_gradient=gradient)

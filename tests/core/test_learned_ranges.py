@@ -212,3 +212,17 @@ def test_bad_settings_are_refused(changes, message):
         tfquant.QuantSpec(**changes)
 
 
+
+
+@pytest.mark.parametrize("weight", [True, False])
+def test_the_scale_of_a_steps_gradient_counts_a_whole_weight_but_one_example_of_an_activation(weight):
+    model = quantized("lsq")
+    address = "first:weight:kernel" if weight else "first:linear_input:input"
+    quantizer = model._engine.quantizers[address]
+    grid, amax = quantizer.site.spec.grid, np.float32(1.3)
+    quantizer.set_range(-amax, amax)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(quantizer(tf.constant(X)) * DY)
+    elements = X.size if weight else X.shape[1]
+    expected = symmetric_reference(X, DY, amax, grid, "rounding") * grid.qmax / np.sqrt(elements * grid.qmax)
+    np.testing.assert_allclose(tape.gradient(loss, quantizer.learned.value), expected, rtol=1e-3)
