@@ -349,9 +349,9 @@ class Trainer:
         self._reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
         if not self._reached:
             raise ValueError("the loss depends on no trainable variable: there is nothing to train")
-        # Dense, so that a word that occurs twice counts as the sum of its gradients in the norm.
-        dense = [tf.convert_to_tensor(gradients[i]) for i in self._reached]
-        return loss, dense
+        reached = [gradients[i] for i in self._reached]
+        # Those of embeddings stay sparse as long as they may: several ranks send each other only the rows that occur.
+        return loss, _dense(reached) if self._sums or self._group.size == 1 else reached
 
     def _apply(self, gradients: Gradients, loss: tf.Tensor, stop: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Averages, clips and applies.
@@ -365,6 +365,7 @@ class Trainer:
             # Compressed to float16 a large loss would look infinite.
             sent = tf.where(tf.math.is_finite(loss), tf.clip_by_value(loss, -6e4, 6e4), np.nan)
             *gradients, scalars = self._group.average([*gradients, tf.stack([sent, tf.cast(stop, tf.float32)])])
+            gradients = _dense(gradients)
             loss, stop = scalars[0], scalars[1] > 0
         if self._scale:
             gradients = self._scale.unscale(gradients)
@@ -400,6 +401,11 @@ class Trainer:
         tf.summary.scalar("train/examples_per_second", rate, step)
         if self._scale:
             tf.summary.scalar("train/loss_scale", float(self._scale.factor), step)
+
+
+def _dense(gradients: Sequence[tf.Tensor | tf.IndexedSlices]) -> Gradients:
+    """Dense ones, so that a word that occurs twice counts as the sum of its gradients in the norm."""
+    return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
 
 class _Terminate:
