@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -31,14 +32,17 @@ class Results:
             "machine": {"cores": os.cpu_count(), "processor": _processor()},
         }
         self.rows: dict[str, dict[str, Any]] = {}
+        self._writing = threading.Lock()  # rows may be computed in several threads
         if self.path.exists() and not fresh:
             self.rows = json.loads(self.path.read_text())["rows"]
 
     def row(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The figures of a row, computed and saved unless the file has them already; prints them as one JSON line."""
         if name not in self.rows:
-            self.rows[name] = compute()
-            self._write()
+            figures = compute()
+            with self._writing:
+                self.rows[name] = figures
+                self._write()
         print(json.dumps({"row": name, **self.rows[name]}), flush=True)
         return self.rows[name]
 

