@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -131,7 +132,16 @@ def compute(name: str, row: Row, squad: Squad, output: pathlib.Path, threads: in
     figures = json.loads((directory / "results.json").read_text())["figures"]
     scores = {key: figures["prediction"][key] for key in ("exact_match", "f1", "questions")}
     loss = learning_curve(directory) if row.epochs else []
-    return {**scores, "commands": [" ".join(["run_squad.py", *flags]) for _, flags in steps], "seed": row.seed, "loss": loss}
+    shown = [in_short([f"--output_dir={d}", *flags], squad, output) for d, flags in steps]
+    return {**scores, "commands": shown, "seed": row.seed, "loss": loss}
+
+
+def in_short(flags: Sequence[str], squad: Squad, output: pathlib.Path) -> str:
+    """A command without the folders of this machine."""
+    text = " ".join(["run_squad.py", *flags])
+    for folder, name in ((squad.folder, "SHARED"), (output, "OUTPUT")):
+        text = text.replace(str(folder), f"${name}")
+    return re.sub(rf"=\S*/{PRETRAINED}/", f"=${PRETRAINED.upper()}/", text)
 
 
 def learning_curve(directory: pathlib.Path) -> list[tuple[int, float]]:
