@@ -35,9 +35,9 @@ setup(
     version="0.1.0",
     description="Graph-level quantization of TensorFlow and Keras 3 models, made for BERT",
     python_requires=">=3.11",
-    packages=find_packages(include=["tfquant", "tfquant.*", "calib", "tasks", "tasks.*"]),
+    packages=find_packages(include=["tfquant", "tfquant.*", "calib", "tasks", "tasks.*", "squad_run"]),
     package_data={"tfquant.recipes": ["*.yaml"]},
-    py_modules=["modeling", "modeling_checkpoint", "squad_demo", "squad_evaluate", "squad_flags"],
+    py_modules=["modeling", "modeling_checkpoint", "squad_evaluate"],
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

@@ -16,10 +16,9 @@ from safetensors.numpy import save_file
 import calib
 import modeling
 import run_squad
-import squad_demo
-import squad_flags
 import tfquant
-from squad_flags import Settings
+from squad_run import calibration, data, demo, flags, losses, networks, training
+from squad_run.flags import Settings
 from tasks import squad
 from tasks.squad import synthetic
 from tfquant import checkpoint, store
@@ -93,7 +92,7 @@ def test_training_and_prediction_leave_everything_a_run_promises(files, trained)
     assert figures["training"]["last_step"] == 10 and figures["training"]["examples_per_second"] > 0
     assert figures["prediction"]["step"] == 10 and figures["prediction"]["questions"] == 20
     assert figures["prediction"]["latency_ms_50"] <= figures["prediction"]["latency_ms_100"]
-    weights = {v.path for v in run_squad.build(modeling.BertConfig.from_json_file(files["bert_config_file"]), Settings()).weights}
+    weights = {v.path for v in networks.build(modeling.BertConfig.from_json_file(files["bert_config_file"]), Settings()).weights}
     assert weights <= set(checkpoint.read(folder / "model.ckpt-10"))
 
 
@@ -116,12 +115,12 @@ def test_training_that_was_cut_off_goes_on_to_the_same_weights(files, trained, t
                 raise Cut
             yield batch
 
-    whole = run_squad.training_batches
-    monkeypatch.setattr(run_squad, "training_batches", cut)
+    whole = training.training_batches
+    monkeypatch.setattr(training, "training_batches", cut)
     with pytest.raises(Cut):
         run_squad.run(settings)
     assert [step for step, _ in checkpoint.steps(tmp_path)] == [6]
-    monkeypatch.setattr(run_squad, "training_batches", whole)
+    monkeypatch.setattr(training, "training_batches", whole)
     figures = run_squad.run(settings)["training"]
     assert (figures["first_step"], figures["last_step"]) == (6, 10)
     ours, theirs = tensors(tmp_path / "model.ckpt-10"), tensors(trained[0] / "model.ckpt-10")
@@ -140,12 +139,12 @@ def test_a_finished_training_is_not_repeated_silently(files, trained, capsys):
 def test_training_batches_can_start_anywhere_and_shuffle_anew_each_epoch(files):
     settings = Settings(**files)
     tokenizer = squad.Tokenizer(files["vocab_file"])
-    examples = run_squad.read_examples(files["train_file"], settings, training=True)
-    features = run_squad.to_features(examples, tokenizer, settings, training=True)
-    stream = run_squad.training_batches(features, settings, 0, Single())
+    examples = data.read_examples(files["train_file"], settings, training=True)
+    features = data.to_features(examples, tokenizer, settings, training=True)
+    stream = training.training_batches(features, settings, 0, Single())
     first = [next(stream) for _ in range(13)]
     for start in (0, 3, 5, 12):
-        later = next(run_squad.training_batches(features, settings, start, Single()))
+        later = next(training.training_batches(features, settings, start, Single()))
         assert all(np.array_equal(later[name], first[start][name]) for name in later)
     assert first[0].keys() == {"input_ids", "input_mask", "segment_ids", "start_positions", "end_positions"}
     assert not np.array_equal(first[0]["start_positions"], first[5]["start_positions"])
@@ -202,18 +201,18 @@ def test_calibration_alone_writes_no_predictions_and_starts_even_without_a_head(
 def test_calibration_sees_random_windows_of_the_training_file_the_same_each_time(files):
     settings = Settings(**files, calib_batch=3, train_batch_size=4)
     tokenizer = squad.Tokenizer(files["vocab_file"])
-    one, two = (run_squad.calibration_batches(tokenizer, settings) for _ in range(2))
-    other = run_squad.calibration_batches(tokenizer, dataclasses.replace(settings, seed=1))
+    one, two = (calibration.calibration_batches(tokenizer, settings) for _ in range(2))
+    other = calibration.calibration_batches(tokenizer, dataclasses.replace(settings, seed=1))
     assert [len(batch["input_ids"]) for batch in one] == [4, 4, 4]
     assert all(np.array_equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, two, strict=True))
     drawn, others = ({tuple(row[row > 0]) for b in batches for row in b["input_ids"]} for batches in (one, other))
     assert drawn != others
-    examples = run_squad.read_examples(files["train_file"], settings, training=True)
-    features = run_squad.to_features(examples, tokenizer, settings, training=True)
+    examples = data.read_examples(files["train_file"], settings, training=True)
+    features = data.to_features(examples, tokenizer, settings, training=True)
     known = {tuple(features.input_ids[features.window(row)]) for row in range(len(features))}
     assert drawn <= known
     with pytest.raises(ValueError, match="need 44 questions.* has 40"):
-        run_squad.calibration_batches(tokenizer, dataclasses.replace(settings, calib_batch=11))
+        calibration.calibration_batches(tokenizer, dataclasses.replace(settings, calib_batch=11))
 
 
 def test_calibration_with_training_only_calibrates_and_says_so(files, trained, tmp_path, capsys):
@@ -314,7 +313,7 @@ def test_version_2_writes_null_odds_and_both_scores(tmp_path):
 def test_data_can_come_from_tensorflow_datasets(files, monkeypatch):
     asked = []
     monkeypatch.setattr(squad, "from_tfds", lambda split, folder, **how: asked.append((split, folder, how)) or [])
-    run_squad.read_examples("tfds:train[:1%]", Settings(tfds_dir="somewhere"), training=True)
+    data.read_examples("tfds:train[:1%]", Settings(tfds_dir="somewhere"), training=True)
     assert asked == [("train[:1%]", "somewhere", {"training": True, "version_2": False})]
 
 
@@ -333,7 +332,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_both_ends_and_ignores_padding():
             "input_mask": (np.arange(7 + padding) < np.array(lengths)[:, None]).astype(np.int32),
             "start_positions": firsts, "end_positions": lasts,
         }  # fmt: skip
-        loss = run_squad.hard_loss({"start_logits": wider[0], "end_logits": wider[1]}, batch)
+        loss = losses.hard_loss({"start_logits": wider[0], "end_logits": wider[1]}, batch)
         assert float(loss) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
@@ -354,15 +353,15 @@ def test_distillation_adds_the_scaled_divergence_from_a_teacher_that_stays_as_it
     settings = Settings(**files, output_dir=str(tmp_path), do_train=True, num_train_epochs=0.6, distillation=True,
                         teacher=path, distillation_loss_scale=10.0)  # fmt: skip
     config = modeling.BertConfig.from_json_file(files["bert_config_file"])
-    teacher, student = run_squad.load_teacher(config, settings), run_squad.build(config, settings, dropout=False)
+    teacher, student = losses.load_teacher(config, settings), networks.build(config, settings, dropout=False)
     rng = np.random.default_rng(2)
     ids = rng.integers(5, 50, (2, 9)).astype(np.int32)
     batch = {"input_ids": ids, "input_mask": ids * 0 + 1, "segment_ids": ids * 0,
              "start_positions": ids[:, 0] % 9, "end_positions": ids[:, 0] % 9}  # fmt: skip
-    loss, hard = (float(f(student, batch)) for f in (run_squad.distillation_loss(teacher, 10.0), run_squad.squad_loss))
+    loss, hard = (float(f(student, batch)) for f in (losses.distillation_loss(teacher, 10.0), losses.squad_loss))
     soft = [
         {k: scipy.special.softmax(v.numpy().astype(np.float64) / 3, axis=-1) for k, v in network(
-            run_squad.only(batch, run_squad.INPUTS), training=False).items()}
+            data.only(batch, data.INPUTS), training=False).items()}
         for network in (student, teacher)
     ]  # fmt: skip
     expected = sum(np.mean(scipy.special.rel_entr(soft[0][k], soft[1][k]).sum(axis=-1)) for k in soft[0])
@@ -375,10 +374,10 @@ def test_distillation_adds_the_scaled_divergence_from_a_teacher_that_stays_as_it
 
 
 def test_the_example_ends_with_a_table_and_one_line_of_json(tmp_path, capsys):
-    training = dataclasses.replace(squad_demo.TRAINING, num_train_epochs=1, train_batch_size=8)
+    quick = dataclasses.replace(demo.TRAINING, num_train_epochs=1, train_batch_size=8)
     (tmp_path / "float").mkdir()
     checkpoint.write(tmp_path / "float" / "model.ckpt-99", {"of": "an earlier example"})
-    result = squad_demo.demo(run_squad.run, str(tmp_path), training, train_questions=64, dev_questions=12)
+    result = demo.demo(run_squad.run, str(tmp_path), quick, train_questions=64, dev_questions=12)
     lines = capsys.readouterr().out.strip().splitlines()
     assert json.loads(lines[-1]) == result
     assert {"float_f1", "ptq_f1", "ptq_residual_f1"} <= result.keys()
@@ -441,24 +440,24 @@ BAD_FLAGS = {
 def test_flags_that_cannot_be_followed_are_refused_by_name(message, files, tmp_path):
     output = tmp_path / "out"
     settings = Settings(**files | {"output_dir": str(output), "do_predict": True} | BAD_FLAGS[message])
-    with pytest.raises(squad_flags.FlagError, match=message):
-        squad_flags.check(settings)
+    with pytest.raises(flags.FlagError, match=message):
+        flags.check(settings)
     assert not output.exists()
 
 
 def test_all_bad_flags_are_listed_at_once_and_good_ones_pass(files, tmp_path):
     good = files | {"output_dir": str(tmp_path), "do_predict": True, "init_checkpoint": None}
-    squad_flags.check(Settings(**good))
-    with pytest.raises(squad_flags.FlagError) as caught:
-        squad_flags.check(Settings(**good | {"doc_stride": 0, "seed": -1, "quant_mode": "int8", "if_quant": True}))
+    flags.check(Settings(**good))
+    with pytest.raises(flags.FlagError) as caught:
+        flags.check(Settings(**good | {"doc_stride": 0, "seed": -1, "quant_mode": "int8", "if_quant": True}))
     assert [line.split("=")[0].strip() for line in str(caught.value).splitlines()] == ["--doc_stride", "--seed", "--quant_mode"]
 
 
 def test_a_vocabulary_larger_than_the_model_is_refused(files, tmp_path):
     larger = tmp_path / "vocab.txt"
     larger.write_text(pathlib.Path(files["vocab_file"]).read_text() + "onemore\n")
-    with pytest.raises(squad_flags.FlagError, match="pieces, the model of .* only"):
-        squad_flags.check(Settings(**files | {"vocab_file": str(larger)}, output_dir=str(tmp_path), do_predict=True))
+    with pytest.raises(flags.FlagError, match="pieces, the model of .* only"):
+        flags.check(Settings(**files | {"vocab_file": str(larger)}, output_dir=str(tmp_path), do_predict=True))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from squad_flags import Settings
+from squad_run.flags import Settings
 from tasks.squad import synthetic
 from tfquant import checkpoint
 

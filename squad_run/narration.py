@@ -1,0 +1,28 @@
+"""What a run tells the person who watches it; in several processes rank 0 alone speaks."""
+
+import logging
+import sys
+
+from tqdm import tqdm
+
+
+class _AroundBars(logging.Handler):
+    """Lines on stderr that do not tear progress bars apart."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(record.getMessage(), file=sys.stderr)
+
+
+_LOGGER = logging.getLogger("run_squad")
+_LOGGER.setLevel(logging.INFO)
+_LOGGER.propagate = False
+_LOGGER.addHandler(_AroundBars())
+
+
+def say(text: str) -> None:
+    _LOGGER.info("%s", text)
+
+
+def speak_for(rank: int) -> None:
+    """Silences all ranks but 0."""
+    _LOGGER.setLevel(logging.WARNING if rank else logging.INFO)

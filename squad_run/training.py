@@ -1,0 +1,89 @@
+"""Training of a float or quantized network on SQuAD, in one or several processes, resumed where it stopped."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+import modeling
+import tfquant
+from squad_run.data import INPUTS, LABELS, only, read_examples, to_features
+from squad_run.flags import Settings
+from squad_run.losses import distillation_loss, load_teacher, squad_loss
+from squad_run.narration import say
+from squad_run.networks import load_float, load_quantized
+from tasks import squad
+from tfquant import checkpoint, distributed
+from tfquant.training import BertAdamW, Trainer, TrainOptions, WarmupLinearDecay, seed_variables
+
+
+def train(
+    model: keras.Model, config: modeling.BertConfig, tokenizer: squad.Tokenizer, settings: Settings, group: distributed.Group
+) -> tuple[Any, int, dict[str, Any]]:
+    """Trains up to the last step, from the output folder's last checkpoint if there is one."""
+    saved = checkpoint.steps(settings.output_dir)
+    source = saved[-1][1] if saved else settings.init_checkpoint
+    network, write = model, checkpoint.write
+    if settings.if_quant:
+        if not source:
+            raise ValueError("--do_train with --if_quant starts from a calibrated checkpoint: give --init_checkpoint")
+        network = load_quantized(model, source, settings, training=True)
+
+        def write(prefix: str, tensors: Mapping[str, Any]) -> None:
+            tfquant.save(network, prefix, extra=tensors)
+
+    elif source and not saved:
+        load_float(model, source, settings, new_head=True)
+    elif not source:
+        say("no --init_checkpoint: training starts from random weights")
+    examples = read_examples(settings.train_file, settings, training=True)
+    features = to_features(examples, tokenizer, settings, training=True)
+    per_step = settings.train_batch_size * settings.num_accumulation_steps * group.size
+    total = int(len(examples) / per_step * settings.num_train_epochs)
+    if total < 1:
+        raise ValueError(
+            f"{len(examples)} questions for {settings.num_train_epochs} epochs do not make one step of {per_step}: "
+            "raise --num_train_epochs, or lower --train_batch_size or --num_accumulation_steps"
+        )
+    loss = squad_loss
+    if settings.distillation:
+        loss = distillation_loss(load_teacher(config, settings), settings.distillation_loss_scale)
+    group.broadcast(network.variables)
+    trainer = Trainer(
+        network,
+        loss,
+        BertAdamW(WarmupLinearDecay.from_proportion(settings.learning_rate * group.size, total, settings.warmup_proportion)),
+        TrainOptions(
+            settings.output_dir,
+            total,
+            accumulation=settings.num_accumulation_steps,
+            checkpoint_every=settings.save_checkpoints_steps,
+            keep_checkpoints=settings.keep_checkpoint_max,
+        ),
+        weights=model.weights,
+        seeds=seed_variables(model),
+        write=write,
+        group=group,
+    )
+    if saved:
+        say(f"going on from step {trainer.restore()} of {total} ({saved[-1][1]})")
+    summary = trainer.fit(lambda start: training_batches(features, settings, start, group))
+    if summary.first_step < summary.last_step:
+        say(f"trained {summary.last_step - summary.first_step} steps, {summary.examples_per_second:.1f} examples/s")
+    figures = dataclasses.asdict(summary)
+    return network, summary.last_step, {"source": source, **figures}
+
+
+def training_batches(
+    features: squad.Features, settings: Settings, start: int, group: distributed.Group
+) -> Iterator[dict[str, np.ndarray]]:
+    """Epoch after epoch without end, from batch number `start` on; this rank's share of each batch of the whole group."""
+    size, seed = settings.train_batch_size * group.size, settings.seed
+    epoch, skipped = divmod(start, len(squad.batches(features, size, training=True, seed=seed)))
+    while True:
+        whole = squad.batches(features, size, training=True, seed=seed, epoch=epoch, start=skipped)
+        for batch in whole.shard(group.rank, group.size):
+            yield only(batch, INPUTS + LABELS)
+        epoch, skipped = epoch + 1, 0
