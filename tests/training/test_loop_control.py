@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfquant import checkpoint
 from tfquant.distributed import Single
 from tfquant.training import BertAdamW, NonFiniteLossError, Trainer, TrainOptions
+from tfquant.training.hooks import Hook
 from tfquant.training.loop import TrainingInterrupted
 from tfquant.training.loss_scale import LARGEST, DynamicLossScale
 
@@ -151,7 +152,12 @@ def test_a_step_that_overflows_is_skipped_with_half_the_scale_and_a_resumed_run_
     seen = []
     whole = make(tmp_path / "whole", loss=half, loss_scale="dynamic", every=1)
     start = [w.numpy() for w in whole.model.weights]
-    whole._before_step = lambda step: seen.append((float(whole._scale.factor), whole.model.weights[0].numpy()))
+
+    class Watch(Hook):
+        def before_step(self, step):
+            seen.append((float(whole._scale.factor), whole.model.weights[0].numpy()))
+
+    whole._hooks.append(Watch())
     summary = whole.fit(batches)
     assert summary.last_step == whole.step == 6
     assert seen[0][0] == 2**15 and seen[1][0] == 2**14
@@ -205,39 +211,56 @@ def test_an_unknown_loss_scale_is_refused(tmp_path):
         make(tmp_path, loss_scale="static")
 
 
+class Masked(Hook):
+    """Multiplies the first weight with a mask, and counts."""
+
+    def __init__(self):
+        self.mask, self.count, self.steps, self.model = tf.Variable([1.0, 0.0]), tf.Variable(0), [], None
+
+    def state(self):
+        return {"mask": self.mask, "updates": self.count}
+
+    def before_step(self, step):
+        self.steps.append(step)
+
+    def after_update(self):
+        if self.model is not None:
+            self.model.weights[0].assign(self.model.weights[0] * self.mask)
+        self.count.assign_add(1)
+
+
+def masked(folder, steps):
+    hook = Masked()
+    trainer = make(folder, steps, hooks=[hook])
+    hook.model = trainer.model
+    return trainer, hook
+
+
 def test_hooks_run_before_each_step_and_after_each_update_and_their_state_is_resumed(tmp_path):
-    def masked(folder, steps):
-        mask, count = tf.Variable([1.0, 0.0]), tf.Variable(0)
-        trainer = make(folder, steps, before_step=done.append, state={"mask": mask, "updates": count})
-
-        def after_update():
-            trainer.model.weights[0].assign(trainer.model.weights[0] * mask)
-            count.assign_add(1)
-
-        trainer._after_update = after_update
-        return trainer, mask, count
-
-    done = []
-    trainer, mask, count = masked(tmp_path, 2)
+    trainer, hook = masked(tmp_path, 2)
     trainer.fit(batches)
-    assert done == [0, 1] and int(count) == 2
+    assert hook.steps == [0, 1] and int(hook.count) == 2
     first, second = trainer.model.weights[0].numpy()
     assert first != 0.5 and second == 0.0  # the mask came after the update
-    again, mask, count = masked(tmp_path, 4)
-    mask.assign([0.0, 0.0])
-    assert again.restore() == 2 and int(count) == 2 and mask.numpy().tolist() == [1.0, 0.0]
+    again, hook = masked(tmp_path, 4)
+    hook.mask.assign([0.0, 0.0])
+    assert again.restore() == 2 and int(hook.count) == 2 and hook.mask.numpy().tolist() == [1.0, 0.0]
     again.fit(batches)
-    assert done == [0, 1, 2, 3] and int(count) == 4
+    assert hook.steps == [2, 3] and int(hook.count) == 4
 
 
 def test_a_step_that_is_not_finite_runs_no_hook_after_it(tmp_path):
-    count = tf.Variable(0)
-    trainer = make(tmp_path, loss=lambda m, b: loss(m, b) * np.nan, after_update=lambda: count.assign_add(1))
+    hook = Masked()
+    trainer = make(tmp_path, loss=lambda m, b: loss(m, b) * np.nan, hooks=[hook])
     with pytest.raises(NonFiniteLossError):
         trainer.fit(batches)
-    assert int(count) == 0
+    assert int(hook.count) == 0
 
 
-def test_state_must_not_take_the_name_of_a_weight(tmp_path):
+def test_the_state_of_a_hook_must_not_take_the_name_of_a_weight(tmp_path):
+    class Taken(Hook):
+        def state(self):
+            return {"line/b": tf.Variable(0.0)}
+
     with pytest.raises(ValueError, match="already has: line/b"):
-        make(tmp_path, state={"line/b": tf.Variable(0.0)})
+        make(tmp_path, hooks=[Taken()])

@@ -24,10 +24,10 @@ def test_masks_keep_the_two_largest_of_four_along_the_inputs():
     variable = kernel(8, 6)  # 6 outputs: groups along the wrong axis would be refused or found wrong
     before = variable.numpy()
     sparsity = StructuredSparsity([variable])
-    (name, mask), *rest = sparsity.state.items()
+    (name, mask), *rest = sparsity.state().items()
     assert name == "tfquant/masks/layer_0/output/dense/kernel" and not rest
     np.testing.assert_array_equal(mask, 1.0)
-    assert sparsity.update(0)
+    assert sparsity.before_step(0)
     np.testing.assert_array_equal(mask, two_largest_of_four(before))
     np.testing.assert_array_equal(variable, before * two_largest_of_four(before))
     check({"k": variable.numpy()}, "2x4")
@@ -35,17 +35,17 @@ def test_masks_keep_the_two_largest_of_four_along_the_inputs():
 
 def test_masks_are_made_when_the_schedule_says_so():
     sparsity = StructuredSparsity([kernel()], begin_step=2, end_step=7, frequency=3)
-    assert [step for step in range(12) if sparsity.update(step)] == [2, 5]
+    assert [step for step in range(12) if sparsity.before_step(step)] == [2, 5]
     forever = StructuredSparsity([kernel()], begin_step=1, frequency=4)
-    assert [step for step in range(12) if forever.update(step)] == [1, 5, 9]
+    assert [step for step in range(12) if forever.before_step(step)] == [1, 5, 9]
 
 
 def test_nothing_is_dropped_before_the_begin():
     variable = kernel()
     before = variable.numpy()
     sparsity = StructuredSparsity([variable], begin_step=1)
-    assert not sparsity.update(0)
-    sparsity.apply()
+    assert not sparsity.before_step(0)
+    sparsity.after_update()
     np.testing.assert_array_equal(variable, before)
 
 
@@ -53,13 +53,13 @@ def test_nothing_is_dropped_before_the_begin():
 def test_apply_in_a_function_undoes_what_an_update_gives_to_dropped_weights(dtype):
     variable = tf.Variable(kernel().numpy().astype(dtype), name="k")
     sparsity = StructuredSparsity([variable])
-    sparsity.update(0)
+    sparsity.before_step(0)
     kept = two_largest_of_four(kernel().numpy())
 
     @tf.function(autograph=False)
     def step():
         variable.assign_add(tf.ones_like(variable))
-        sparsity.apply()
+        sparsity.after_update()
 
     expected = (variable.numpy() + 1) * kept.astype(dtype)
     step()
@@ -83,9 +83,7 @@ def train(folder, steps, stop=None):
         lambda m, b: tf.reduce_mean((m(b["x"], training=True) - 1.0) ** 2),
         BertAdamW(0.05),
         TrainOptions(directory=folder, total_steps=stop or steps),
-        before_step=sparsity.update,
-        after_update=sparsity.apply,
-        state=sparsity.state,
+        hooks=[sparsity],
     )
     trainer.restore()
     trainer.fit(lambda n: data[n:])

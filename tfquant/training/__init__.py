@@ -1,15 +1,20 @@
-"""Training: BERT's optimizer and schedule, and distillation, a loop that resumes exactly."""
+"""Training: BERT's optimizer and schedule, distillation, sparsity, and a loop that resumes exactly."""
 
 from tfquant.training.distillation import divergence
-from tfquant.training.loop import NonFiniteLossError, Trainer, TrainOptions, TrainSummary, seed_variables
+from tfquant.training.hooks import Hook
+from tfquant.training.interrupt import TrainingInterrupted
+from tfquant.training.loop import NonFiniteLossError, Trainer, TrainOptions, seed_variables
+from tfquant.training.meter import TrainSummary
 from tfquant.training.optimizer import BertAdamW, WarmupLinearDecay
 
 __all__ = [
     "BertAdamW",
+    "Hook",
     "NonFiniteLossError",
     "TrainOptions",
     "TrainSummary",
     "Trainer",
+    "TrainingInterrupted",
     "WarmupLinearDecay",
     "divergence",
     "seed_variables",

@@ -7,8 +7,6 @@ from a callable that can start at any batch, so a run that was cut off and resum
 import dataclasses
 import os
 import pathlib
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -19,7 +17,10 @@ from tqdm import tqdm
 
 from tfquant import checkpoint
 from tfquant.distributed import Group, Single
+from tfquant.training.hooks import Hook
+from tfquant.training.interrupt import Terminate, TrainingInterrupted
 from tfquant.training.loss_scale import DynamicLossScale
+from tfquant.training.meter import Meter, TrainSummary
 from tfquant.training.optimizer import BertAdamW
 from tfquant.variables import path_of, resource
 
@@ -33,19 +34,6 @@ Gradients = list[tf.Tensor]
 
 class NonFiniteLossError(ArithmeticError):
     """The loss or its gradient became NaN or Inf; the weights are those before that step."""
-
-
-class TrainingInterrupted(SystemExit):
-    """Training stopped after a SIGTERM; not caught, it ends the process with exit status 0.
-
-    Attributes:
-        step: steps made.
-        checkpoint: prefix of the checkpoint of that step.
-    """
-
-    def __init__(self, step: int, checkpoint: str):
-        super().__init__(0)
-        self.step, self.checkpoint = step, checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,28 +71,6 @@ class TrainOptions:
             raise ValueError(f"loss_scale is {self.loss_scale!r}; it must be None or 'dynamic'")
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainSummary:
-    """What a call of `Trainer.fit` did.
-
-    Attributes:
-        first_step, last_step: the model had made `first_step` steps before and `last_step` after.
-        loss: mean loss of the last `log_every` steps; None when there was nothing to do.
-        seconds: time spent, tracing and checkpoints included.
-        examples_per_second: over all of that time.
-        steady_examples_per_second: without the first step (tracing) and without writing checkpoints.
-        checkpoint: prefix of the last checkpoint.
-    """
-
-    first_step: int
-    last_step: int
-    loss: float | None
-    seconds: float
-    examples_per_second: float
-    steady_examples_per_second: float
-    checkpoint: str
-
-
 def seed_variables(*models: Any) -> list[Any]:
     """The states of all random number generators (dropout) of some models, each once, in the models' own order."""
     found = {id(v): v for model in models for v in model.variables if v.name.split("/")[-1] == "seed_generator_state"}
@@ -124,9 +90,7 @@ class Trainer:
         write: `write(prefix, tensors)` that saves a checkpoint; replace it to save more than the trainer knows of.
         group: the processes that train together: gradients are averaged over them, rank 0 alone writes and shows
             progress, and before a checkpoint all must hold the same weights.
-        before_step: called with the number of steps made, before each step.
-        after_update: called in the step's graph after the optimizer's update; steps that are skipped leave it out.
-        state: checkpoint name -> further variable to save and restore.
+        hooks: see `Hook`; their state is saved and restored.
     """
 
     def __init__(
@@ -140,14 +104,12 @@ class Trainer:
         seeds: Sequence[Any] | None = None,
         write: Callable[[str, Mapping[str, Any]], None] = checkpoint.write,
         group: Group | None = None,
-        before_step: Callable[[int], None] = lambda step: None,
-        after_update: Callable[[], None] = lambda: None,
-        state: Mapping[str, Any] | None = None,
+        hooks: Sequence[Hook] = (),
     ):
         self.model, self.optimizer, self.options = model, optimizer, options
         self._loss, self._write = loss, write
         self._group = group or Single()
-        self._before_step, self._after_update = before_step, after_update
+        self._hooks = list(hooks)
         self._scale = DynamicLossScale() if options.loss_scale else None
         self._variables = list(model.trainable_variables)
         if not self._variables:
@@ -160,13 +122,13 @@ class Trainer:
         self._steps: tuple[Callable, ...] = ()
         self._own_seeds()
         self._further: dict[str, Any] = {}
-        further = dict(state or {})
         if self._scale:
-            further |= {STATE + name: variable for name, variable in self._scale.state().items()}
-        taken = [name for name in further if name in self.state()]
-        if taken:
-            raise ValueError(f"state names what the checkpoint already has: {', '.join(taken)}; choose other names")
-        self._further = further
+            self._further = {STATE + name: variable for name, variable in self._scale.state().items()}
+        for hook in self._hooks:
+            taken = [name for name in hook.state() if name in self.state()]
+            if taken:
+                raise ValueError(f"a hook's state names what the checkpoint already has: {', '.join(taken)}; choose other names")
+            self._further |= hook.state()
 
     @property
     def step(self) -> int:
@@ -254,17 +216,18 @@ class Trainer:
             )
             return TrainSummary(first, first, None, 0.0, 0.0, 0.0, self._last_checkpoint())
         pathlib.Path(options.directory).mkdir(parents=True, exist_ok=True)
-        meter, prefix = _Meter(), ""
+        meter, prefix = Meter(), ""
         chief = self._group.rank == 0
         folder = os.path.join(options.directory, "tensorboard")
         writer = tf.summary.create_file_writer(folder) if chief else tf.summary.create_noop_writer()
         stream = iter(batches(first * options.accumulation))
         for total in self._sums:  # what a fit that was cut off may have left
             total.assign(tf.zeros_like(total))
-        with writer.as_default(), self._bar(first) as bar, _Terminate() as terminate:
+        with writer.as_default(), self._bar(first) as bar, Terminate() as terminate:
             for step in range(first + 1, options.total_steps + 1):
                 started = time.perf_counter()
-                self._before_step(step - 1)
+                for hook in self._hooks:
+                    hook.before_step(step - 1)
                 loss, norm, examples, stop = self._one_step(step, stream, terminate)
                 meter.add(loss, examples, time.perf_counter() - started)
                 bar.set_postfix_str(f"loss {loss:.4f}, {meter.rate():.1f} examples/s", refresh=False)
@@ -293,7 +256,7 @@ class Trainer:
         numbered = checkpoint.steps(self.options.directory)
         return numbered[-1][1] if numbered else ""
 
-    def _one_step(self, step: int, stream: Iterable[Batch], terminate: "_Terminate") -> tuple[float, float, int, bool]:
+    def _one_step(self, step: int, stream: Iterable[Batch], terminate: Terminate) -> tuple[float, float, int, bool]:
         """Mean loss, gradient norm before clipping, number of examples of one optimizer step, and whether to stop after it."""
         earlier, examples = tf.zeros(()), 0
         for index in range(self.options.accumulation):
@@ -376,7 +339,8 @@ class Trainer:
 
         def make() -> tuple[tf.Tensor, tf.Tensor]:
             self.optimizer.apply(clipped, [self._variables[i] for i in self._reached])
-            self._after_update()
+            for hook in self._hooks:
+                hook.after_update()
             if self._scale:
                 self._scale.good()
             return tf.constant(_MADE), tf.constant(-1)
@@ -406,66 +370,3 @@ class Trainer:
 def _dense(gradients: Sequence[tf.Tensor | tf.IndexedSlices]) -> Gradients:
     """Dense ones, so that a word that occurs twice counts as the sum of its gradients in the norm."""
     return [tf.convert_to_tensor(gradient) for gradient in gradients]
-
-
-class _Terminate:
-    """While entered, a SIGTERM only sets `asked`; one that nobody served is delivered on leaving without an error."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "_Terminate":
-        self._installed = threading.current_thread() is threading.main_thread()  # Python allows it nowhere else
-        if self._installed:
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
-
-    def served(self) -> None:
-        self.asked = False
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if not self._installed:
-            return
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._previous is None else self._previous)
-        if self.asked and kind is None:  # it came after the last step had looked
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-class _Meter:
-    """Losses and speed of the steps of one `fit`."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._losses: list[float] = []
-        self._examples: list[int] = []
-        self._seconds: list[float] = []
-
-    def add(self, loss: float, examples: int, seconds: float) -> None:
-        self._losses.append(loss)
-        self._examples.append(examples)
-        self._seconds.append(seconds)
-
-    def recent_loss(self, count: int) -> float:
-        finite = [loss for loss in self._losses[-count:] if np.isfinite(loss)]  # skipped steps may have others
-        return float(np.mean(finite)) if finite else float("nan")
-
-    def rate(self) -> float:
-        """Examples a second over the last steps; the first, which traces, counts only while it is alone."""
-        since = max(1, len(self._seconds) - 50) if len(self._seconds) > 1 else 0
-        return sum(self._examples[since:]) / sum(self._seconds[since:])
-
-    def summary(self, first: int, last: int, count: int, prefix: str) -> TrainSummary:
-        total = time.perf_counter() - self._started
-        since = 1 if len(self._seconds) > 1 else 0
-        return TrainSummary(
-            first_step=first,
-            last_step=last,
-            loss=self.recent_loss(count),
-            seconds=total,
-            examples_per_second=sum(self._examples) / total,
-            steady_examples_per_second=sum(self._examples[since:]) / sum(self._seconds[since:]),
-            checkpoint=prefix,
-        )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfquant.training.hooks import Hook
 from tfquant.variables import path_of, resource
 
 ENCODER_KERNELS = r"(^|/)(attention/self/(query|key|value)|attention/output/dense|intermediate/dense|output/dense)/kernel$"
@@ -30,10 +31,10 @@ def encoder_kernels(variables: Iterable[Any], expression: str = ENCODER_KERNELS)
     return found
 
 
-class StructuredSparsity:
+class StructuredSparsity(Hook):
     """Keeps kernels sparse while they are trained.
 
-    A mask is chosen by magnitude. As `apply` zeroes what a mask drops, later masks of the same weights differ only where
+    A mask is chosen by magnitude. As `after_update` zeroes what a mask drops, later masks of the same weights differ only where
     a weight that was kept has become zero itself; masks are recomputed to follow weights that were set from outside.
 
     Args:
@@ -64,12 +65,11 @@ class StructuredSparsity:
             name: tf.Variable(tf.ones_like(kernel), trainable=False, name="mask") for name, kernel in self._kernels.items()
         }
 
-    @property
     def state(self) -> dict[str, tf.Variable]:
         """Checkpoint name -> mask."""
         return {MASKS + name: mask for name, mask in self._masks.items()}
 
-    def update(self, step: int) -> bool:
+    def before_step(self, step: int) -> bool:
         """Recomputes and applies the masks if the schedule says so; to be called before each step, not in a graph.
 
         Args:
@@ -87,10 +87,10 @@ class StructuredSparsity:
             mask = pruning_utils.generate_m_by_n_mask(rows, (self.zeros, self.block))
             mask = pruning_utils.m_by_n_sparsity_mask_prepare(mask, kernel.shape)
             self._masks[name].assign(tf.cast(mask, kernel.dtype))
-        self.apply()
+        self.after_update()
         return True
 
-    def apply(self) -> None:
+    def after_update(self) -> None:
         """Zeroes what the masks drop; to be called after the optimizer's update, in its graph or eagerly."""
         for name, kernel in self._kernels.items():
             # Chosen rather than multiplied: a product would leave minus zero, and NaN where a weight is infinite.
