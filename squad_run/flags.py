@@ -94,6 +94,10 @@ class Settings:
         None, "Whether gradients reach values exactly on an end of a range: inclusive (if not given) or strict, as NVIDIA's do."
     )
     range_decay: float | None = _flag(None, "Decay of --range_update=moving_average in each step; 0.9999 if not given.")
+    range_learning_rate: float | None = _flag(None, "Highest learning rate of learned ranges; --learning_rate if not given.")
+    range_start_step: int = _flag(0, "Quantized training: steps before ranges move, learned or as moving averages.")
+    range_freeze_step: int | None = _flag(None, "Quantized training: steps after which ranges stay as they are.")
+    quant_start_step: int = _flag(0, "Quantized training: steps in float before quantization is switched on.")
 
     horovod: bool = _flag(
         False,
@@ -186,12 +190,14 @@ def _numbers(s: Settings) -> list[str]:
     problems = [f"--{name}={getattr(s, name)}: must be at least 1" for name in at_least_one if getattr(s, name) < 1]
     if s.num_eval_iterations is not None and s.num_eval_iterations < 1:
         problems.append(f"--num_eval_iterations={s.num_eval_iterations}: must be at least 1, or left out for all")
-    for name in ("keep_checkpoint_max", "seed"):
+    for name in ("keep_checkpoint_max", "seed", "range_start_step", "quant_start_step"):
         if getattr(s, name) < 0:
             problems.append(f"--{name}={getattr(s, name)}: must not be negative")
     for name in ("learning_rate", "num_train_epochs", "distillation_loss_scale"):
         if not 0.0 < getattr(s, name) < math.inf:
             problems.append(f"--{name}={getattr(s, name)}: must be above 0 and finite")
+    if s.range_learning_rate is not None and not 0.0 < s.range_learning_rate < math.inf:
+        problems.append(f"--range_learning_rate={s.range_learning_rate}: must be above 0 and finite")
     if not 0.0 <= s.warmup_proportion < 1.0:
         problems.append(f"--warmup_proportion={s.warmup_proportion}: must be at least 0 and below 1")
     if s.max_seq_length <= s.max_query_length + 3:
@@ -233,6 +239,11 @@ def _contradictions(s: Settings) -> list[str]:
     for name in ("range_update", "ste", "range_decay"):
         if getattr(s, name) is not None and not (s.do_train and s.if_quant):
             problems.append(f"--{name} is about quantized training: set --do_train and --if_quant as well, or leave it out")
+    for name in ("range_learning_rate", "range_start_step", "range_freeze_step", "quant_start_step"):
+        if getattr(s, name) and not (s.do_train and s.if_quant):
+            problems.append(f"--{name} is about quantized training: set --do_train and --if_quant as well, or leave it out")
+    if s.range_freeze_step is not None and s.range_freeze_step <= s.range_start_step:
+        problems.append(f"--range_freeze_step={s.range_freeze_step}: must be above --range_start_step ({s.range_start_step})")
     if s.range_decay is not None and s.range_update != "moving_average":
         problems.append("--range_decay is used with --range_update=moving_average only: set that, or leave it out")
     if s.range_decay is not None and not 0.0 <= s.range_decay < 1.0:

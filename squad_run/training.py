@@ -16,7 +16,7 @@ from squad_run.narration import say
 from squad_run.networks import load_float, load_quantized
 from tasks import squad
 from tfquant import checkpoint, distributed
-from tfquant.training import BertAdamW, Trainer, TrainOptions, WarmupLinearDecay, seed_variables
+from tfquant.training import BertAdamW, QuantizationSchedule, Trainer, TrainOptions, WarmupLinearDecay, seed_variables
 
 
 def train(
@@ -51,10 +51,13 @@ def train(
     if settings.distillation:
         loss = distillation_loss(load_teacher(config, settings), settings.distillation_loss_scale)
     group.broadcast(network.variables)
+    optimizer = BertAdamW(
+        WarmupLinearDecay.from_proportion(settings.learning_rate * group.size, total, settings.warmup_proportion)
+    )
     trainer = Trainer(
         network,
         loss,
-        BertAdamW(WarmupLinearDecay.from_proportion(settings.learning_rate * group.size, total, settings.warmup_proportion)),
+        optimizer,
         TrainOptions(
             settings.output_dir,
             total,
@@ -66,6 +69,7 @@ def train(
         seeds=seed_variables(model),
         write=write,
         group=group,
+        hooks=[schedule(network, optimizer, total, settings)] if settings.if_quant else [],
     )
     if saved:
         say(f"going on from step {trainer.restore()} of {total} ({saved[-1][1]})")
@@ -74,6 +78,22 @@ def train(
         say(f"trained {summary.last_step - summary.first_step} steps, {summary.examples_per_second:.1f} examples/s")
     figures = dataclasses.asdict(summary)
     return network, summary.last_step, {"source": source, **figures}
+
+
+def schedule(network: Any, optimizer: BertAdamW, total: int, settings: Settings) -> QuantizationSchedule:
+    """When quantization begins, and when and how fast ranges move, as the flags say."""
+    for name in ("quant_start_step", "range_start_step"):
+        if getattr(settings, name) >= total:
+            raise ValueError(f"--{name}={getattr(settings, name)} is never reached: this run has {total} steps; lower it")
+    rate = settings.range_learning_rate
+    return QuantizationSchedule(
+        network,
+        optimizer,
+        quant_start_step=settings.quant_start_step,
+        range_start_step=settings.range_start_step,
+        range_freeze_step=settings.range_freeze_step,
+        range_rate=1.0 if rate is None else rate / settings.learning_rate,
+    )
 
 
 def training_batches(

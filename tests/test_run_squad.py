@@ -222,12 +222,21 @@ def test_calibration_with_training_only_calibrates_and_says_so(files, trained, t
     assert "only calibrates" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("update", [None, "lsq", "tqt", "pact", "moving_average"])
-def test_quantization_aware_training_resumes_exactly_and_moves_ranges_only_when_told(calibrated, files, tmp_path, update):
+SCHEDULE = {"range_learning_rate": 1e-2, "range_start_step": 1, "range_freeze_step": 3, "quant_start_step": 1}
+
+
+@pytest.mark.parametrize(
+    "update, schedule",
+    [(None, {}), ("lsq", {}), ("tqt", {}), ("pact", {}), ("moving_average", {}), ("lsq", SCHEDULE)],
+)
+def test_quantization_aware_training_resumes_exactly_and_moves_ranges_only_when_told(
+    calibrated, files, tmp_path, update, schedule
+):
     start = {"init_checkpoint": str(calibrated[0] / "model.ckpt-calibrated")}
     settings = Settings(**files | start, output_dir=str(tmp_path), do_train=True, do_predict=True, if_quant=True,
                         num_train_epochs=0.8, save_checkpoints_steps=2, keep_checkpoint_max=0,
-                        range_update=update, range_decay=0.9 if update == "moving_average" else None)  # fmt: skip
+                        range_update=update, range_decay=0.9 if update == "moving_average" else None,
+                        **schedule)  # fmt: skip
     figures = run_squad.run(settings)
     assert figures["training"]["last_step"] == 4
     before, after = tensors(calibrated[0] / "model.ckpt-calibrated"), tensors(tmp_path / "model.ckpt-4")
@@ -249,9 +258,16 @@ def test_quantization_aware_training_resumes_exactly_and_moves_ranges_only_when_
     assert run_squad.run(settings)["training"]["first_step"] == 2
     again = tensors(resumed / "model.ckpt-4")
     assert again.keys() == after.keys() and all(np.array_equal(again[name], after[name]) for name in again)
-    only_predict = {"do_train": False, "do_predict": True, "range_update": None, "range_decay": None, "init_checkpoint": None}
-    run_squad.run(dataclasses.replace(settings, **only_predict))
+    only_predict = Settings(**files, output_dir=str(resumed), do_predict=True, if_quant=True)
+    run_squad.run(only_predict)
     assert answers(resumed) == nbest
+
+
+def test_a_start_step_that_is_never_reached_is_refused(calibrated, files, tmp_path):
+    start = {"init_checkpoint": str(calibrated[0] / "model.ckpt-calibrated"), "output_dir": str(tmp_path)}
+    settings = Settings(**files | start, do_train=True, if_quant=True, num_train_epochs=0.8, quant_start_step=4)
+    with pytest.raises(ValueError, match="--quant_start_step=4 is never reached: this run has 4 steps"):
+        run_squad.run(settings)
 
 
 def test_quantized_runs_refuse_a_checkpoint_without_ranges_and_say_how_to_get_them(files, trained, tmp_path):
@@ -428,6 +444,11 @@ BAD_FLAGS = {
     "--calibrator_file=a/b.npz": {"calibrator_file": "a/b.npz"},
     "--range_update=lsk: must be one of frozen, lsq": {"range_update": "lsk", "do_train": True, "if_quant": True},
     "--ste is about quantized training": {"ste": "strict"},
+    "--quant_start_step is about quantized training": {"quant_start_step": 2},
+    "--range_learning_rate=0.0: must be above 0": {"range_learning_rate": 0.0, "do_train": True, "if_quant": True},
+    "--range_freeze_step=2: must be above --range_start_step": {
+        "range_start_step": 2, "range_freeze_step": 2, "do_train": True, "if_quant": True,
+    },
     "--range_decay is used with": {"range_decay": 0.9, "do_train": True, "if_quant": True},
     "--horovod is for training and calibration": {"horovod": True},
     "--range_update=moving_average: each process": {"range_update": "moving_average", "horovod": True},

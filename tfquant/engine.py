@@ -34,17 +34,23 @@ class Engine:
       plan: the sites.
       quantizers: address of a site -> its state.
       calibration: what the ranges came from, None if they were loaded or not set.
+      latent: whether functions for training hold the float network as well, and run it while `quantizing` is false.
+      quantizing: see there.
+      range_rate: how fast ranges move in training as a multiple of the usual; at 0 moving averages stand still.
     """
 
     def __init__(self, source: Source, recipe: Recipe):
         self.source = source
         self.inference = trace(source)
         self.plan, roles = planning.make_plan(self.inference, recipe)
-        self.quantizers = {site.address: Quantizer(site) for site in self.plan.sites}
+        self.latent = False
+        self.quantizing = tf.Variable(True, trainable=False, name="quantizing")
+        self.range_rate = tf.Variable(1.0, trainable=False, name="range_rate")
+        self.quantizers = {site.address: Quantizer(site, self.range_rate) for site in self.plan.sites}
         self.calibration: calib.Calibration | None = None
         self._edges = {False: {e.address: e for e in roles.edges}}
         self._mode = "quantized"
-        self._functions: dict[tuple[str, bool], Any] = {}
+        self._functions: dict[tuple[str, bool, bool], Any] = {}
 
     @functools.cached_property
     def training(self) -> Trace:
@@ -81,19 +87,31 @@ class Engine:
 
     def function(self, mode: str, training: bool = False):
         """The concrete function of a mode: flat inputs -> flat outputs."""
-        key = (mode, bool(training) and self.source.modes)
+        latent = self.latent and bool(training) and mode == "quantized"
+        key = (mode, bool(training), latent)
         if key not in self._functions:
-            graph = self.training if key[1] else self.inference
-
-            def emit(*flat):
-                quantize = functools.partial(self._quantize_site, training=bool(training))
-                edits = self.edits(quantize, key[1]) if mode == "quantized" else Edits()
-                return graph.emit(list(flat), edits)
-
-            function = tf.function(emit, autograph=False, jit_compile=False, input_signature=graph.input_specs)
+            graph = self.training if training and self.source.modes else self.inference
+            emit = functools.partial(self._emit_either if latent else self._emit, graph, mode)
+            function = tf.function(
+                lambda *flat: emit(flat, bool(training)), autograph=False, jit_compile=False, input_signature=graph.input_specs
+            )
             with tf.init_scope():
                 self._functions[key] = function.get_concrete_function()
         return self._functions[key]
+
+    def _emit(self, graph: Trace, mode: str, flat, training: bool):
+        quantize = functools.partial(self._quantize_site, training=training)
+        edits = self.edits(quantize, training and self.source.modes) if mode == "quantized" else Edits()
+        return graph.emit(list(flat), edits)
+
+    def _emit_either(self, graph: Trace, mode: str, flat, training: bool):
+        """The quantized network or, while `quantizing` is false, the float one; one of them runs."""
+
+        def branch(mode: str):
+            # Copied into the branch: gradients of our own keep hold of their inputs, which have to be of the same graph.
+            return self._emit(graph, mode, [tf.identity(t) for t in flat], training)
+
+        return tf.cond(self.quantizing, lambda: branch(mode), lambda: branch("float"))
 
     def _quantize_site(self, site: Site, tensor: tf.Tensor, training: bool) -> tf.Tensor:
         return self.quantizers[site.address](tensor, training) if site.enabled else tensor

@@ -20,10 +20,15 @@ class Quantizer:
     Attributes:
       site: what is quantized and how.
       learned: the trainable variables of a range that is learned, else None.
+
+    Args:
+      site: see there.
+      rate: a moving average stands still while it is 0; None for never.
     """
 
-    def __init__(self, site: Site):
+    def __init__(self, site: Site, rate: tf.Variable | None = None):
         self.site = site
+        self._rate = rate
         spec = site.spec
         self.learned: LearnedRange | None = None
         self._ends: dict[str, tf.Variable] = {}
@@ -117,5 +122,8 @@ class Quantizer:
         decay = self.site.spec.decay
         for name, seen in ends.items():
             variable = self._ends[name]
-            ends[name] = variable.assign(decay * variable + (1.0 - decay) * seen, read_value=True)
+            moved = decay * variable + (1.0 - decay) * seen
+            if self._rate is not None:
+                moved = tf.where(self._rate > 0.0, moved, variable)
+            ends[name] = variable.assign(moved, read_value=True)
         return tf.convert_to_tensor(ends["lower"]), tf.convert_to_tensor(ends["upper"])

@@ -6,11 +6,14 @@ from tfquant.training.interrupt import TrainingInterrupted
 from tfquant.training.loop import NonFiniteLossError, Trainer, TrainOptions, seed_variables
 from tfquant.training.meter import TrainSummary
 from tfquant.training.optimizer import BertAdamW, WarmupLinearDecay
+from tfquant.training.schedule import QuantizationCallback, QuantizationSchedule
 
 __all__ = [
     "BertAdamW",
     "Hook",
     "NonFiniteLossError",
+    "QuantizationCallback",
+    "QuantizationSchedule",
     "TrainOptions",
     "TrainSummary",
     "Trainer",
