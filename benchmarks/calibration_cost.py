@@ -22,7 +22,7 @@ import tfquant
 from benchmarks import timing
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, Squad
-from tfquant.calibration import Observation
+from tfquant.observation import Observation
 
 WINDOWS = 256
 RECIPE = "int8_residual_both"

@@ -105,12 +105,15 @@ class Observer:
             valid = tf.convert_to_tensor(valid)
             sampling.check_mask(x, valid, self.name)
             valid = valid if valid.dtype == tf.bool else tf.not_equal(valid, tf.zeros([], valid.dtype))
+        ranges, counters, counts = (variable.read_value() for variable in self.variables)
+        number = counters[UPDATES] if batch is None else tf.cast(batch, tf.int64)
         state, extremes = updated(
             x,
             valid,
-            *(variable.read_value() for variable in self.variables),
-            tf.constant(self.seed, tf.int64),
-            None if batch is None else tf.cast(batch, tf.int64),
+            ranges,
+            counters,
+            counts,
+            tf.stack([tf.constant(self.seed, tf.int64), number]),
             signed=self.signed,
             sample=self.sample,
             decay=self.decay,

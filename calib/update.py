@@ -15,7 +15,8 @@ COUNT, BATCHES, UPDATES, NONFINITE, EXPONENT = range(5)
 State = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
-@tf.function(autograph=False)
+# Not inlined: the graph of all observers is then one small piece a site, and this body is optimized once for all of them.
+@tf.function(autograph=False, experimental_attributes={"_noinline": True})
 def updated(
     x: tf.Tensor,
     valid: tf.Tensor | None,
@@ -23,7 +24,6 @@ def updated(
     counters: tf.Tensor,
     counts: tf.Tensor,
     seed: tf.Tensor,
-    number: tf.Tensor | None = None,
     *,
     signed: bool,
     sample: int,
@@ -38,8 +38,8 @@ def updated(
         counters: int64 [5]: elements, batches, number of the next batch, first number with NaN or Inf (-1: none), exponent of
             the span.
         counts: int64 [bins].
-        seed: int64 scalar.
-        number: int64 scalar, the batch's number, which the random sample depends on; None: the one after the last.
+        seed: int64 [2]: the observer's seed and the batch's number, which the random sample depends on. Together, so that
+            it is no constant: TensorFlow would make, and optimize, a copy of this function for each.
         signed: whether the histogram keeps the signs.
         sample: most elements the histogram looks at.
         decay: of the moving averages.
@@ -51,10 +51,10 @@ def updated(
     filled = count > 0
     sound = tf.math.is_finite(smallest) & tf.math.is_finite(largest)
     use = sound & filled
-    elements, batches, following, nonfinite, exponent = tf.unstack(counters)
-    number = following if number is None else number
+    elements, batches, _, nonfinite, exponent = tf.unstack(counters)
+    number = seed[1]
     spans = tf.maximum(exponent, _exponent(tf.where(use, tf.maximum(-smallest, largest), 0.0)))
-    added = _histogram(cells, spans, tf.stack([seed, number]), counts.shape[0], signed, sample)
+    added = _histogram(cells, spans, seed, counts.shape[0], signed, sample)
     step = tf.cast(use, tf.int64)
     state = (
         tf.where(use, _ranges(ranges, smallest, largest, tf.where(batches > 0, np.float32(decay), 0.0)), ranges),

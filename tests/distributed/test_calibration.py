@@ -13,6 +13,7 @@ import calib
 import modeling
 import tfquant
 import tfquant.calibration
+import tfquant.observation
 from tests.distributed.ranks import needs_ranks, on_ranks, two_ranks
 from tfquant.distributed import Horovod
 from tfquant.spec import QuantSpec, Recipe, Rule
@@ -158,6 +159,33 @@ def test_another_failure_names_its_rank(models):
     assert type(second) is OSError
 
 
+def test_an_error_in_the_search_for_a_range_is_raised_on_all_ranks(models, monkeypatch):
+    original = calib.SiteCalibration.estimate
+
+    def estimate(*args, address):
+        if address.startswith("second"):
+            raise calib.EmptyStatisticsError(f"{address}: nothing to see")
+        return original(*args, address=address)
+
+    monkeypatch.setattr(calib.SiteCalibration, "estimate", estimate)
+    for error in failures(models, 2, lambda _: make_batches()):
+        assert type(error) is calib.EmptyStatisticsError and str(error) == "second:linear_input:input: nothing to see"
+
+
+def test_batches_made_beforehand_are_dealt_out_by_size(models):
+    batches = [np.full((rows, 6), rows, np.float32) for rows in (40, 3, 30, 2, 5)]
+    quantized = [tfquant.quantize(model, RECIPE) for model in models[:2]]
+    seen = on_ranks(2, lambda g: rows_observed(quantized[g.rank], batches, g))
+    assert sorted(seen) == [40, 40]
+    assert sorted(on_ranks(2, lambda g: rows_observed(quantized[g.rank], iter(batches), g))) == [5, 75]
+
+
+def rows_observed(quantized, batches, group) -> int:
+    observation = tfquant.observation.Observation(quantized._engine)
+    observation.run(batches, False, group)
+    return observation.samples
+
+
 def test_only_rank_0_shows_a_bar_and_one_process_keeps_nothing_of_its_batches(models, monkeypatch):
     shown, seen = [], []
 
@@ -171,7 +199,7 @@ def test_only_rank_0_shows_a_bar_and_one_process_keeps_nothing_of_its_batches(mo
         seen.append(original(*args, **options))
         return seen[-1]
 
-    monkeypatch.setattr(tfquant.calibration, "tqdm", bar)
+    monkeypatch.setattr(tfquant.observation, "tqdm", bar)
     monkeypatch.setattr(tfquant.calibration, "Observation", observation)
     quantized = [tfquant.quantize(model, RECIPE) for model in models[:3]]
     on_ranks(3, lambda g: tfquant.calibrate(quantized[g.rank], make_batches(), group=g))

@@ -1,0 +1,69 @@
+"""Work in several processes that meet again: an error on one rank is raised on all, so that none waits for another in vain."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from calib import errors
+from tfquant.distributed import Group
+
+# Raised as what they are on the other ranks too: their messages say all there is to say.
+_KNOWN = (
+    ValueError, TypeError, errors.CalibrationError, errors.NonFiniteError, errors.EmptyStatisticsError,
+    errors.MissingHistogramError,
+)  # fmt: skip
+
+
+def dealt(costs: Sequence[float], size: int) -> list[int]:
+    """Which of `size` ranks does each piece of work, so that all have about as much: the dearest first, to whoever has least.
+
+    Depends on its arguments alone: every rank finds the same.
+    """
+    loads, owners = np.zeros(size), [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        owners[index] = int(np.argmin(loads))
+        loads[owners[index]] += costs[index]
+    return owners
+
+
+@contextlib.contextmanager
+def together(group: Group, place: Callable[[], tuple[int, str]]) -> Iterator[None]:
+    """What every rank of `group` does inside is done by all of them, or an error is raised on all of them.
+
+    Args:
+      group: the ranks; each must enter this.
+      place: how far this rank has come, as (number, name); asked after an error. Of several ranks' errors that of the lowest
+        number is raised: the one that a process alone would have met first.
+
+    Raises:
+      Exception: what was raised on this rank, or on another: a RuntimeError with its name unless the kind is known here.
+    """
+    failure = None
+    try:
+        yield
+    except Exception as error:  # whatever it is, the other ranks wait for this one
+        if group.size == 1:
+            raise
+        failure = error
+    if group.size == 1:
+        return
+    own = None
+    if failure is not None:
+        number, name = place()
+        own = {"number": number, "name": name, "kind": type(failure).__name__, "text": str(failure)}
+    gathered = [json.loads(data) for data in group.gather(json.dumps(own).encode())]
+    failed = [rank for rank, entry in enumerate(gathered) if entry is not None]
+    if not failed:
+        return
+    first = min(failed, key=lambda rank: gathered[rank]["number"])
+    if first == group.rank:
+        raise failure
+    kind, text = gathered[first]["kind"], gathered[first]["text"]
+    known = {c.__name__: c for c in _KNOWN}
+    if kind in known:
+        raise known[kind](text)
+    raise RuntimeError(f"rank {first} failed at {gathered[first]['name']}: {kind}: {' '.join(text.split())}")

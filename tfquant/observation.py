@@ -1,0 +1,197 @@
+"""Observation: the float network run on batches, with an observer at every activation site, in one or several processes."""
+
+from __future__ import annotations
+
+import functools
+import io
+import zlib
+from collections.abc import Iterable, Mapping, Sized
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+import calib
+from tfquant.agreement import dealt
+from tfquant.distributed import Group, Single
+from tfquant.engine import Engine
+from tfquant.graph.axes import TokenAxes, token_axes
+from tfquant.graph.roles import Edge
+from tfquant.spec import Site
+
+MASK_NAMES = ("input_mask", "attention_mask", "padding_mask", "mask")
+
+
+class Observation:
+    """Observers of all activation sites and the function that feeds them."""
+
+    def __init__(self, engine: Engine, *, mask: str | None = "auto", bins: int = 2048, sample: int = 65536, seed: int = 0):
+        self.engine = engine
+        found: dict[str, tuple[Site, Edge]] = {}
+        for site, edge in engine.placements():
+            if not edge.parameter:
+                found.setdefault(site.address, (site, edge))
+        self.targets = list(found.values())
+        self.observers = [
+            (site, calib.Observer(
+                site.address, signed=site.spec.grid.two_sided, bins=bins, sample=sample,
+                seed=zlib.crc32(f"{seed}:{site.address}".encode()),
+            ))
+            for site, _ in self.targets
+        ]  # fmt: skip
+        self.mask_index = _mask_index(engine, mask)
+        self.axes = self._token_axes(mask)
+        self.samples = 0
+        self.number = 0  # of the batch at hand; after the last, how many there were
+        self._extremes: dict[int, np.ndarray] = {}  # by batch, of this rank's; filled only where there are other ranks
+
+    def _token_axes(self, mask: str | None) -> dict[str, TokenAxes]:
+        if self.mask_index is None or not self.targets:
+            return {}
+        trace = self.engine.inference
+        try:
+            return token_axes(trace, trace.inputs[self.mask_index], [edge.tensor for _, edge in self.targets])
+        except Exception as error:
+            raise ValueError(
+                f"cannot tell where padding lies in this model's tensors ({type(error).__name__}: {error}); calibrate with "
+                f"mask=None (mask was {mask!r})"
+            ) from error
+
+    @functools.cached_property
+    def function(self):
+        """Made for the first batch that fits: a bad one shows at once."""
+        trace = self.engine.inference
+
+        def observe(number, *flat):
+            tensors = trace.emit(list(flat), targets=[edge.tensor for _, edge in self.targets])
+            validity: dict[TokenAxes, tf.Tensor | None] = {}
+            extremes = [tf.zeros([0, 2])]
+            for (_, observer), (_, edge), tensor in zip(self.observers, self.targets, tensors, strict=True):
+                valid = None
+                axes = self.axes.get(edge.tensor.name)
+                if axes is not None:
+                    if axes not in validity:
+                        validity[axes] = axes.validity(flat[self.mask_index])
+                    valid = validity[axes]
+                extremes.append(observer.update(tensor, valid, number)[tf.newaxis])
+            return tf.concat(extremes, 0)
+
+        signature = [tf.TensorSpec([], tf.int64), *trace.input_specs]
+        function = tf.function(observe, autograph=False, jit_compile=False, input_signature=signature)
+        return function.get_concrete_function()
+
+    def run(self, batches: Iterable[Any], progress: bool, group: Group | None = None) -> None:
+        """Observes the batches that fall to this rank; with several ranks, `join` must follow."""
+        group = group or Single()
+        total, hidden = _length(batches), not progress or group.rank > 0
+        # What was made beforehand can be dealt out by size: batches of long texts take several times as long as those of short.
+        ready = isinstance(batches, (list, tuple)) and group.size > 1
+        owners = dealt([_elements(batch) for batch in batches], group.size) if ready else None
+        self.number = 0
+        for number, batch in enumerate(tqdm(batches, "calibrating", total, unit="batch", disable=hidden)):
+            if (number % group.size if owners is None else owners[number]) == group.rank:
+                extremes = self._observe(batch)
+                if group.size > 1:
+                    self._extremes[number] = extremes.numpy()
+            self.number = number + 1
+        if self.number == 0 and self.observers:
+            raise ValueError("no calibration batch was given: pass at least one")
+
+    def _observe(self, batch: Any) -> tf.Tensor:
+        """Observes the batch at hand; float32 [sites, 2], its extremes."""
+        try:
+            flat = self.engine.flatten_inputs(self._inputs_of(batch))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"calibration batch {self.number}: {' '.join(str(error).split())}") from error
+        extremes = self.function(tf.constant(self.number, tf.int64), *flat)
+        self.samples += int(flat[0].shape[0]) if flat and flat[0].shape.rank else 1
+        for _, observer in self.observers:
+            observer.check()
+        return extremes
+
+    def join(self, group: Group) -> None:
+        """Makes up, on every rank, the statistics of all batches from those that each rank has observed.
+
+        Raises:
+          ValueError: the ranks were given different numbers of batches or have different sites.
+        """
+        ranks = [_unpacked(data) for data in group.gather(self._packed())]
+        for what, found in (("batches", [int(r["total"]) for r in ranks]), ("sites", [len(r["counts"]) for r in ranks])):
+            if len(set(found)) > 1:
+                sizes = " and ".join(map(str, sorted(set(found))))
+                raise ValueError(f"ranks were given {sizes} {what}: calibrate all of them with the same model and batches")
+        order = np.argsort(np.concatenate([rank["numbers"] for rank in ranks]))
+        extremes = np.concatenate([rank["extremes"] for rank in ranks])[order]
+        for index, (_, observer) in enumerate(self.observers):
+            observer.join([(rank["counters"][index], rank["counts"][index]) for rank in ranks], extremes[:, index])
+        self.samples = sum(int(rank["samples"]) for rank in ranks)
+
+    def _packed(self) -> bytes:
+        tallies = [observer.tallies() for _, observer in self.observers]
+        file = io.BytesIO()
+        np.savez_compressed(
+            file,
+            counters=np.array([counters for counters, _ in tallies], np.int64),
+            counts=np.array([counts for _, counts in tallies], np.int64),
+            numbers=np.array(list(self._extremes), np.int64),
+            extremes=np.array(list(self._extremes.values()), np.float32).reshape(len(self._extremes), len(tallies), 2),
+            samples=np.int64(self.samples),
+            total=np.int64(self.number),
+        )
+        return file.getvalue()
+
+    def _inputs_of(self, batch: Any) -> Any:
+        """The inputs of (inputs, targets) pairs, and of a function's single argument."""
+        structure = self.engine.inference.input_structure
+        if _fits(structure, batch) or (isinstance(batch, Mapping) and self.engine.takes_names(batch)):
+            return batch
+        if self.engine.source.is_function:
+            return batch if isinstance(batch, tuple) else (batch,)
+        if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
+            by_name = isinstance(batch[0], Mapping) and self.engine.takes_names(batch[0])
+            if by_name or _fits(structure, batch[0]):
+                return batch[0]
+        return batch
+
+
+def _unpacked(data: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    try:
+        return len(batches) if isinstance(batches, Sized) else None
+    except TypeError:  # a tf.data.Dataset that does not know
+        return None
+
+
+def _elements(batch: Any) -> int:
+    return sum(int(np.size(leaf)) for leaf in tf.nest.flatten(batch))
+
+
+def _fits(structure: Any, value: Any) -> bool:
+    if isinstance(structure, Mapping):
+        return isinstance(value, Mapping)
+    try:
+        tf.nest.assert_same_structure(structure, value)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _mask_index(engine: Engine, mask: str | None) -> int | None:
+    names = engine.inference.input_names
+    if mask is None:
+        return None
+    if mask == "auto":
+        specs = engine.inference.input_specs
+        known = [n for n in MASK_NAMES if n in names and specs[names.index(n)].shape.rank == 2]
+        return names.index(known[0]) if known else None
+    if mask not in names:
+        raise ValueError(f"mask={mask!r} is no input of the model; it has {', '.join(names)}")
+    if engine.inference.input_specs[names.index(mask)].shape.rank != 2:
+        shape = list(engine.inference.input_specs[names.index(mask)].shape)
+        raise ValueError(f"mask={mask!r} must be [batch, tokens], its shape is {shape}")
+    return names.index(mask)
