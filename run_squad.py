@@ -36,12 +36,13 @@ from squad_run.training import train
 from tasks import squad
 from tasks.files import write_json
 from tfquant import distributed
+from tfquant.agreement import OtherRankError
 from tfquant.training import NonFiniteLossError
 
 # Shown without a trace.
 EXPECTED = (
     ValueError, OSError, ModuleNotFoundError,
-    NonFiniteLossError, tfquant.UncalibratedError, distributed.DivergedError,
+    NonFiniteLossError, tfquant.UncalibratedError, distributed.DivergedError, OtherRankError,
 )  # fmt: skip
 PACKAGES = ("tfquant", "tensorflow", "keras", "numpy", "tokenizers")
 
@@ -49,7 +50,7 @@ PACKAGES = ("tfquant", "tensorflow", "keras", "numpy", "tokenizers")
 def run(settings: Settings) -> dict[str, Any]:
     """One run as the settings say. Returns the figures that results.json holds."""
     flags.check(settings)
-    group = distributed.start(settings.horovod, settings.horovod_compression)
+    group = distributed.start(settings.horovod, settings.horovod_compression, settings.horovod_sparse_as_dense)
     speak_for(group.rank)
     if settings.do_calib and settings.do_train:
         say("--do_calib given: this run only calibrates. Train in a second run, from its model.ckpt-calibrated")
@@ -62,14 +63,13 @@ def run(settings: Settings) -> dict[str, Any]:
         network, figures["calibration"] = calibrate(model, tokenizer, settings, group)
     elif settings.do_train:
         network, step, figures["training"] = train(model, config, tokenizer, settings, group)
-    if group.rank:
-        return figures  # rank 0 predicts and writes
     if settings.do_predict:
         network, step = (network, step) if network is not None else load_for_prediction(model, settings)
         if not settings.if_quant:
             network = model  # the float network, whatever ranges there are
-        figures["prediction"] = predict(network, step, tokenizer, settings)
-    write_json(os.path.join(settings.output_dir, "results.json"), report(settings, figures))
+        figures["prediction"] = predict(network, step, tokenizer, settings, group)
+    if group.rank == 0:
+        write_json(os.path.join(settings.output_dir, "results.json"), report(settings, figures))
     return figures
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from squad_run.flags import TFDS, Settings
-from squad_run.narration import say
+from squad_run.narration import say, speaking
 from tasks import squad
 
 INPUTS = ("input_ids", "input_mask", "segment_ids")
@@ -29,6 +29,7 @@ def to_features(examples: list[squad.SquadExample], tokenizer: squad.Tokenizer, 
         max_seq_length=settings.max_seq_length,
         doc_stride=settings.doc_stride,
         max_query_length=settings.max_query_length,
+        progress=speaking(),
     )
     if settings.verbose_logging:
         for row in range(min(3, len(features))):

@@ -101,10 +101,13 @@ class Settings:
 
     horovod: bool = _flag(
         False,
-        "Train or calibrate in all processes that mpirun or horovodrun started. Training takes --train_batch_size in each and "
-        "multiplies --learning_rate by their number; calibration deals the same batches out. Rank 0 predicts.",
+        "Train, calibrate and predict in all processes that mpirun or horovodrun started. Training takes --train_batch_size in "
+        "each and multiplies --learning_rate by their number; calibration and prediction deal the same batches out.",
     )
     horovod_compression: str = _flag("none", "What gradients are sent as: none, or fp16.")
+    horovod_sparse_as_dense: bool = _flag(
+        True, "Send the gradients of embeddings as whole tables, else only the rows that occur in the batches."
+    )
 
     distillation: bool = _flag(False, "Train on the answers of --teacher as well.")
     teacher: str | None = _flag(None, "Checkpoint of the same size that teaches; runs in float.")
@@ -229,10 +232,6 @@ def _contradictions(s: Settings) -> list[str]:
         problems.append(f"--percentile={s.percentile} says nothing to --calib_method={s.calib_method}: leave one out")
     if s.horovod_compression not in COMPRESSIONS:
         problems.append(f"--horovod_compression={s.horovod_compression}: must be {' or '.join(COMPRESSIONS)}")
-    if s.horovod and not (s.do_train or s.do_calib):
-        problems.append("--horovod is for training and calibration: set --do_train or --do_calib, or leave it out")
-    if s.horovod and s.range_update == "moving_average":
-        problems.append("--range_update=moving_average: each process would follow its own data; leave --horovod out")
     for name, known in (("range_update", UPDATES), ("ste", STES)):
         if getattr(s, name) not in (None, *known):
             problems.append(f"--{name}={getattr(s, name)}: must be one of {', '.join(known)}")

@@ -23,6 +23,11 @@ def say(text: str) -> None:
     _LOGGER.info("%s", text)
 
 
+def speaking() -> bool:
+    """Whether this process shows anything."""
+    return _LOGGER.isEnabledFor(logging.INFO)
+
+
 def speak_for(rank: int) -> None:
     """Silences all ranks but 0."""
     _LOGGER.setLevel(logging.WARNING if rank else logging.INFO)

@@ -1,4 +1,4 @@
-"""Prediction: answers to the predict file, written and scored."""
+"""Prediction: answers to the predict file, written and scored; the windows are shared out to the processes there are."""
 
 import json
 import os
@@ -14,15 +14,35 @@ from squad_run.data import INPUTS, only, read_examples, to_features
 from squad_run.flags import Settings
 from squad_run.narration import say
 from tasks import squad
+from tfquant.agreement import together
+from tfquant.distributed import Group
 
 
-def predict(network: Any, step: int, tokenizer: squad.Tokenizer, settings: Settings) -> dict[str, Any]:
-    """Answers the predict file, writes the answers, and scores them where the truth is known."""
-    examples = read_examples(settings.predict_file, settings, training=False)
-    if settings.num_eval_iterations is not None:
-        examples = examples[: settings.num_eval_iterations * settings.predict_batch_size]
-    features = to_features(examples, tokenizer, settings, training=False)
-    scores, speed = window_logits(network, features, settings)
+def predict(network: Any, step: int, tokenizer: squad.Tokenizer, settings: Settings, group: Group) -> dict[str, Any]:
+    """Answers the predict file; rank 0 writes the answers and scores them where the truth is known.
+
+    Returns:
+        The figures; on other ranks only how many windows there are and how fast they were.
+    """
+    with together(group, lambda: (0, "prediction")):
+        examples = read_examples(settings.predict_file, settings, training=False)
+        if settings.num_eval_iterations is not None:
+            examples = examples[: settings.num_eval_iterations * settings.predict_batch_size]
+        features = to_features(examples, tokenizer, settings, training=False)
+        scores, seconds, sizes = window_logits(network, features, settings, group)
+    parts = group.gather(scores.packed()) if group.size > 1 else []
+    figures = {"questions": len(examples), "windows": len(features), "step": step} | speed(seconds, sizes, group)
+    with together(group, lambda: (0, "answers")):
+        if group.rank == 0:
+            for part in parts:
+                scores.join(part)
+            figures |= answer(examples, scores, settings)
+            log(figures, step, settings)
+    return figures
+
+
+def answer(examples: list[squad.SquadExample], scores: squad.RawScores, settings: Settings) -> dict[str, Any]:
+    """Writes the answers; their scores, if the questions came with the truth."""
     found = squad.decode(
         examples,
         scores,
@@ -32,29 +52,39 @@ def predict(network: Any, step: int, tokenizer: squad.Tokenizer, settings: Setti
         null_score_diff_threshold=settings.null_score_diff_threshold,
     )
     found.write(settings.output_dir)
-    figures = {"questions": len(examples), "windows": len(features), "step": step} | speed
-    if any(example.answers for example in examples):
-        version = "v2.0" if settings.version_2_with_negative else "1.1"
-        figures |= evaluate(squad.to_dataset(examples, version=version), found.answers)
-        say(json.dumps({name: figures[name] for name in figures if name.startswith(("exact", "f1"))}))
+    if not any(example.answers for example in examples):
+        return {}
+    version = "v2.0" if settings.version_2_with_negative else "1.1"
+    figures = evaluate(squad.to_dataset(examples, version=version), found.answers)
+    say(json.dumps({name: figures[name] for name in figures if name.startswith(("exact", "f1"))}))
+    return figures
+
+
+def log(figures: dict[str, Any], step: int, settings: Settings) -> None:
+    """Figures as TensorBoard scalars."""
     writer = tf.summary.create_file_writer(os.path.join(settings.output_dir, "tensorboard"))
     with writer.as_default(step=step):
         for name, value in figures.items():
             if name != "step":
                 tf.summary.scalar(f"predict/{name}", value)
     writer.close()
-    return figures
 
 
-def window_logits(network: Any, features: squad.Features, settings: Settings) -> tuple[squad.RawScores, dict[str, Any]]:
-    """Logits of all windows, and how long the batches took. The first two do not count, they trace the network."""
+def window_logits(
+    network: Any, features: squad.Features, settings: Settings, group: Group
+) -> tuple[squad.RawScores, list[float], list[int]]:
+    """Logits of this rank's share of the windows, and seconds and size of each batch.
+
+    All ranks together run the very batches that one process alone would, so that every number is the same.
+    """
     signature = {name: tf.TensorSpec([None, None], tf.int32) for name in INPUTS}
     forward = tf.function(
         lambda inputs: network(inputs, training=False), input_signature=[signature], autograph=False, jit_compile=False
     )
     scores, seconds, sizes = squad.RawScores(features), [], []
-    batches = squad.batches(features, settings.predict_batch_size, training=False)
-    with tqdm(total=len(features), desc="predict", unit=" examples") as bar:
+    batches = squad.batches(features, settings.predict_batch_size, training=False).dealt(group.rank, group.size)
+    hidden = {"disable": True} if group.rank else {}
+    with tqdm(total=batches.rows, desc="predict", unit=" examples", **hidden) as bar:
         for batch in batches:
             started = time.perf_counter()
             outputs = forward(only(batch, INPUTS))
@@ -63,9 +93,19 @@ def window_logits(network: Any, features: squad.Features, settings: Settings) ->
             sizes.append(len(start))
             scores.add(batch["unique_ids"], start, end)
             bar.update(len(start))
-    first = 2 if len(seconds) > 2 else 0
-    speed = {"predict_seconds": sum(seconds), "examples_per_second": sum(sizes[first:]) / sum(seconds[first:])}
-    speed["latency_ms_average"] = 1000 * float(np.mean(seconds[first:]))
+    return scores, seconds, sizes
+
+
+def speed(seconds: list[float], sizes: list[int], group: Group) -> dict[str, float]:
+    """How fast all ranks were. The first two batches of each do not count, they trace the network."""
+    ranks = [json.loads(data) for data in group.gather(json.dumps([seconds, sizes]).encode())]
+    rate, steady = 0.0, []
+    for seconds, sizes in ranks:
+        first = 2 if len(seconds) > 2 else 0
+        rate += sum(sizes[first:]) / sum(seconds[first:]) if seconds else 0.0
+        steady += seconds[first:]
+    figures = {"predict_seconds": max(sum(seconds) for seconds, _ in ranks), "examples_per_second": rate}
+    figures["latency_ms_average"] = 1000 * float(np.mean(steady))
     for percent in (50, 90, 95, 99, 100):
-        speed[f"latency_ms_{percent}"] = 1000 * float(np.percentile(seconds[first:], percent, method="higher"))
-    return scores, speed
+        figures[f"latency_ms_{percent}"] = 1000 * float(np.percentile(steady, percent, method="higher"))
+    return figures

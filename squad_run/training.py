@@ -16,7 +16,15 @@ from squad_run.narration import say
 from squad_run.networks import load_float, load_quantized
 from tasks import squad
 from tfquant import checkpoint, distributed
-from tfquant.training import BertAdamW, QuantizationSchedule, Trainer, TrainOptions, WarmupLinearDecay, seed_variables
+from tfquant.training import (
+    BertAdamW,
+    QuantizationSchedule,
+    Trainer,
+    TrainOptions,
+    TrainSummary,
+    WarmupLinearDecay,
+    seed_variables,
+)
 
 
 def train(
@@ -30,6 +38,7 @@ def train(
         if not source:
             raise ValueError("--do_train with --if_quant starts from a calibrated checkpoint: give --init_checkpoint")
         network = load_quantized(model, source, settings, training=True)
+        network.share_ranges(group)
 
         def write(prefix: str, tensors: Mapping[str, Any]) -> None:
             tfquant.save(network, prefix, extra=tensors)
@@ -75,9 +84,19 @@ def train(
         say(f"going on from step {trainer.restore()} of {total} ({saved[-1][1]})")
     summary = trainer.fit(lambda start: training_batches(features, settings, start, group))
     if summary.first_step < summary.last_step:
-        say(f"trained {summary.last_step - summary.first_step} steps, {summary.examples_per_second:.1f} examples/s")
+        say(closing_line(summary))
     figures = dataclasses.asdict(summary)
     return network, summary.last_step, {"source": source, **figures}
+
+
+def closing_line(summary: TrainSummary) -> str:
+    line = f"trained {summary.last_step - summary.first_step} steps, {summary.examples_per_second:.1f} examples/s"
+    if summary.ranks == 1:
+        return line
+    return (
+        f"{line} ({summary.total_examples_per_second:.1f} in all {summary.ranks} processes), "
+        f"{100 * summary.allreduce_share:.1f} % of the time in all-reduce"
+    )
 
 
 def schedule(network: Any, optimizer: BertAdamW, total: int, settings: Settings) -> QuantizationSchedule:

@@ -450,8 +450,6 @@ BAD_FLAGS = {
         "range_start_step": 2, "range_freeze_step": 2, "do_train": True, "if_quant": True,
     },
     "--range_decay is used with": {"range_decay": 0.9, "do_train": True, "if_quant": True},
-    "--horovod is for training and calibration": {"horovod": True},
-    "--range_update=moving_average: each process": {"range_update": "moving_average", "horovod": True},
     "--horovod_compression=int8": {"horovod_compression": "int8"},
     "--output_dir=/proc/nowhere: cannot be written": {"output_dir": "/proc/nowhere"},
 }

@@ -18,6 +18,10 @@ _KNOWN = (
 )  # fmt: skip
 
 
+class OtherRankError(RuntimeError):
+    """Another process of the group failed; the message has its number and error."""
+
+
 def dealt(costs: Sequence[float], size: int) -> list[int]:
     """Which of `size` ranks does each piece of work, so that all have about as much: the dearest first, to whoever has least.
 
@@ -40,7 +44,7 @@ def together(group: Group, place: Callable[[], tuple[int, str]]) -> Iterator[Non
         number is raised: the one that a process alone would have met first.
 
     Raises:
-      Exception: what was raised on this rank, or on another: a RuntimeError with its name unless the kind is known here.
+      Exception: what was raised on this rank, or on another: OtherRankError unless the kind is known here.
     """
     failure = None
     try:
@@ -66,4 +70,4 @@ def together(group: Group, place: Callable[[], tuple[int, str]]) -> Iterator[Non
     known = {c.__name__: c for c in _KNOWN}
     if kind in known:
         raise known[kind](text)
-    raise RuntimeError(f"rank {first} failed at {gathered[first]['name']}: {kind}: {' '.join(text.split())}")
+    raise OtherRankError(f"rank {first} failed at {gathered[first]['name']}: {kind}: {' '.join(text.split())}")

@@ -57,7 +57,7 @@ def calibrate(
       ValueError: no batch, a batch that does not fit the model, NaN or infinity (`calib.NonFiniteError`, naming site and batch).
         The model's ranges are as before then. An error on one rank is raised on all: that of the earliest batch.
       TypeError: `model` is not quantized.
-      RuntimeError: another rank failed in another way.
+      tfquant.agreement.OtherRankError: another rank failed in another way.
     """
     engine = engine_of(model)
     group = group or Single()

@@ -44,8 +44,8 @@ class Group(abc.ABC):
         """
 
     @abc.abstractmethod
-    def total(self, tensor: tf.Tensor) -> tf.Tensor:
-        """The sum of a tensor over the ranks, of its type."""
+    def extremes(self, lowest: tf.Tensor, highest: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The smallest of the one and the largest of the other over the ranks, element by element; of one shape, float32."""
 
     @abc.abstractmethod
     def broadcast(self, variables: Sequence[Any]) -> None:
@@ -84,8 +84,8 @@ class Single(Group):
     def average(self, tensors: Sequence[Gradient]) -> list[Gradient]:
         return list(tensors)
 
-    def total(self, tensor: tf.Tensor) -> tf.Tensor:
-        return tf.convert_to_tensor(tensor)
+    def extremes(self, lowest: tf.Tensor, highest: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return lowest, highest
 
     def broadcast(self, variables: Sequence[Any]) -> None:
         pass
@@ -120,9 +120,7 @@ class Horovod(Group):
         self._hvd, self._compression = hvd, getattr(hvd.Compression, compression)
         self._sparse_as_dense = sparse_as_dense
         self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
-        gpus = tf.config.list_physical_devices("GPU")
-        if gpus:
-            tf.config.set_visible_devices(gpus[self.local_rank % len(gpus)], "GPU")
+        _keep_one_gpu(self.local_rank)
 
     def average(self, tensors: Sequence[Gradient]) -> list[Gradient]:
         if self.size == 1:
@@ -135,9 +133,12 @@ class Horovod(Group):
         mean = [hvd.allreduce(t, op=hvd.Average) if isinstance(t, tf.IndexedSlices) else next(means) for t in sent]
         return [_cast(new, old.dtype) for new, old in zip(mean, tensors, strict=True)]
 
-    def total(self, tensor: tf.Tensor) -> tf.Tensor:
-        tensor = tf.convert_to_tensor(tensor)
-        return tf.cast(self._hvd.allreduce(_wide(tensor), op=self._hvd.Sum), tensor.dtype)
+    def extremes(self, lowest: tf.Tensor, highest: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        if self.size == 1:
+            return lowest, highest
+        # One exchange for both: the smallest is the largest of the negated.
+        lowest, highest = tf.unstack(self._hvd.allreduce(tf.stack([-lowest, highest]), op=self._hvd.Max))
+        return -lowest, highest
 
     def broadcast(self, variables: Sequence[Any]) -> None:
         self._hvd.broadcast_variables([resource(v) for v in variables], 0)
@@ -161,8 +162,9 @@ class _Fake(Group):
     def average(self, tensors: Sequence[Gradient]) -> list[Gradient]:
         return [_mean(one) for one in zip(*self._exchange(list(tensors)), strict=True)]
 
-    def total(self, tensor: tf.Tensor) -> tf.Tensor:
-        return _sum(self._exchange(tf.convert_to_tensor(tensor)))
+    def extremes(self, lowest: tf.Tensor, highest: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        lows, highs = zip(*self._exchange((lowest, highest)), strict=True)
+        return tf.reduce_min(tf.stack(lows), 0), tf.reduce_max(tf.stack(highs), 0)
 
     def broadcast(self, variables: Sequence[Any]) -> None:
         first = self._exchange([_numpy(v) for v in variables])[0]
@@ -185,6 +187,19 @@ class _Fake(Group):
         return values
 
 
+def timed_average(group: Group, tensors: Sequence[Gradient]) -> tuple[list[Gradient], tf.Tensor]:
+    """`group.average`, and the seconds from when this rank has all tensors to when it has all means: float64 scalar.
+
+    To be called in a `tf.function`. Waiting for the slowest rank is part of the time.
+    """
+    with tf.control_dependencies(tf.nest.flatten(list(tensors), expand_composites=True)):
+        before = tf.timestamp()
+    with tf.control_dependencies([before]):
+        means = group.average([tf.identity(t) for t in tensors])
+    with tf.control_dependencies(tf.nest.flatten(list(means), expand_composites=True)):
+        return means, tf.timestamp() - before
+
+
 def fake_groups(n: int, timeout: float = 60.0) -> list[Group]:
     """Groups for `n` threads of one process, one each: what several ranks do, without starting any.
 
@@ -196,8 +211,12 @@ def fake_groups(n: int, timeout: float = 60.0) -> list[Group]:
     return [_Fake(rank, slots, barrier) for rank in range(n)]
 
 
-def start(horovod: bool, compression: str = "none") -> Group:
+def start(horovod: bool, compression: str = "none", sparse_as_dense: bool = False) -> Group:
     """The group this process belongs to; with Horovod each process keeps the GPU of its local rank.
+
+    Args:
+      horovod: whether there are others, see `Horovod`; without it `Single`.
+      compression, sparse_as_dense: see `Horovod`.
 
     Call it before anything uses a GPU: TensorFlow fixes what is visible then.
 
@@ -205,7 +224,16 @@ def start(horovod: bool, compression: str = "none") -> Group:
       ModuleNotFoundError: Horovod is asked for and not installed.
       ValueError: unknown compression.
     """
-    return Horovod(compression) if horovod else Single()
+    return Horovod(compression, sparse_as_dense) if horovod else Single()
+
+
+def _keep_one_gpu(local_rank: int) -> None:
+    """Hides all GPUs but one; where there are fewer than processes some share one, and none takes all of its memory."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        own = gpus[local_rank % len(gpus)]
+        tf.config.set_visible_devices(own, "GPU")
+        tf.config.experimental.set_memory_growth(own, True)
 
 
 def _wide(tensor: Gradient) -> Gradient:
@@ -217,10 +245,6 @@ def _cast(tensor: Gradient, dtype: tf.DType) -> Gradient:
     if isinstance(tensor, tf.IndexedSlices):
         return tf.IndexedSlices(tf.cast(tensor.values, dtype), tensor.indices, tensor.dense_shape)
     return tf.cast(tensor, dtype)
-
-
-def _sum(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
-    return tf.cast(tf.add_n([_wide(t) for t in tensors]), tensors[0].dtype)
 
 
 def _mean(tensors: Sequence[Gradient]) -> Gradient:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import calib
+from tfquant.distributed import Group
 from tfquant.graph import plan as planning
 from tfquant.graph.replay import Edits
 from tfquant.graph.roles import Edge, find_roles
@@ -65,6 +66,12 @@ class Engine:
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
         self._mode = mode
+
+    def share_ranges(self, group: Group) -> None:
+        """Moving averages follow the batches of all ranks of `group` from now on."""
+        for quantizer in self.quantizers.values():
+            quantizer.group = group
+        self._functions = {key: made for key, made in self._functions.items() if not key[1]}
 
     def check_ready(self) -> None:
         """Raises UncalibratedError if the current mode quantizes and a site has no range."""

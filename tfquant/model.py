@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfquant.distributed import Group
 from tfquant.engine import Engine
 from tfquant.graph.plan import Plan
 from tfquant.graph.source import is_keras_model
@@ -42,6 +43,14 @@ class _State:
           ValueError: another mode.
         """
         self._engine.mode = mode
+
+    def share_ranges(self, group: Group) -> None:
+        """For training in several processes: ranges that are moving averages follow the batches of all of them together.
+
+        What each rank sees of a step counts as one batch: the extremes are taken over all ranks before they are averaged in, so
+        that N ranks have the ranges of one process with N times the batch. To be called on every rank, before training.
+        """
+        self._engine.share_ranges(group)
 
     @property
     def calibrated(self) -> bool:

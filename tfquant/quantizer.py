@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant import qdq
+from tfquant.distributed import Group, Single
 from tfquant.learned import PARAMETRIZATIONS, LearnedRange
 from tfquant.spec import Site
 
@@ -20,6 +21,7 @@ class Quantizer:
     Attributes:
       site: what is quantized and how.
       learned: the trainable variables of a range that is learned, else None.
+      group: the processes whose batches a moving average follows together.
 
     Args:
       site: see there.
@@ -28,6 +30,7 @@ class Quantizer:
 
     def __init__(self, site: Site, rate: tf.Variable | None = None):
         self.site = site
+        self.group: Group = Single()
         self._rate = rate
         spec = site.spec
         self.learned: LearnedRange | None = None
@@ -115,7 +118,10 @@ class Quantizer:
         """The ends after a step of the moving average towards the extremes of `x`."""
         x = tf.cast(tf.stop_gradient(x), tf.float32)
         axes = [axis for axis in range(x.shape.rank) if axis not in self.site.channel_axes]
-        ends = {"lower": tf.reduce_min(x, axes), "upper": tf.reduce_max(x, axes)}
+        lowest, highest = tf.reduce_min(x, axes), tf.reduce_max(x, axes)
+        if not self.site.is_weight:  # these are the same on all ranks
+            lowest, highest = self.group.extremes(lowest, highest)
+        ends = {"lower": lowest, "upper": highest}
         if self.site.spec.grid.symmetric:
             amax = tf.maximum(-ends["lower"], ends["upper"])
             ends = {"lower": -amax if self.site.spec.grid.qmin < 0 else tf.zeros_like(amax), "upper": amax}

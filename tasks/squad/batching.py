@@ -33,6 +33,10 @@ class Batches:
         plan = [rows[rank::size] for rows in self.plan]
         return Batches(self.features, plan, labels=self._labels, bucket_by_length=self._bucketed)
 
+    def dealt(self, rank: int, size: int) -> Batches:
+        """This pass with every `size`-th batch, from number `rank` on: whole batches, of the very shapes they had."""
+        return Batches(self.features, self.plan[rank::size], labels=self._labels, bucket_by_length=self._bucketed)
+
     def __len__(self) -> int:
         return len(self.plan)
 

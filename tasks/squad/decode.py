@@ -10,6 +10,7 @@ on how the windows were batched.
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -60,6 +61,31 @@ class RawScores:
             if not (np.isfinite(self.start[window]).all() and np.isfinite(self.end[window]).all()):
                 raise ValueError(f"NaN or infinity in the logits of window {int(row)}: the model or its ranges are bad")
         self._seen[rows] = True
+
+    def packed(self) -> bytes:
+        """What was added so far, for `join`."""
+        file = io.BytesIO()
+        positions = self._positions(self._seen)
+        np.savez(file, seen=self._seen, start=self.start[positions], end=self.end[positions])
+        return file.getvalue()
+
+    def join(self, packed: bytes) -> None:
+        """Adds what `packed` holds of windows of the same features, collected in another process.
+
+        Raises:
+            ValueError: it is of other features.
+        """
+        with np.load(io.BytesIO(packed), allow_pickle=False) as part:
+            seen, start, end = part["seen"], part["start"], part["end"]
+        positions = self._positions(seen) if len(seen) == len(self._seen) else np.zeros(0, bool)
+        if positions.sum() != len(start):
+            raise ValueError(f"logits of {len(seen)} other windows than these {len(self._seen)}: start all processes alike")
+        self.start[positions], self.end[positions] = start, end
+        self._seen |= seen
+
+    def _positions(self, windows: np.ndarray) -> np.ndarray:
+        """bool [positions]: those of some windows, which are bool [windows]."""
+        return np.repeat(windows, np.diff(self.features.bounds))
 
     def check_complete(self) -> None:
         """Raise ValueError when the logits of some window were never added."""

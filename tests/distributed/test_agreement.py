@@ -5,7 +5,7 @@ import pytest
 
 import calib
 from tests.distributed.ranks import on_ranks
-from tfquant.agreement import dealt, together
+from tfquant.agreement import OtherRankError, dealt, together
 from tfquant.distributed import Single
 
 
@@ -44,7 +44,7 @@ def test_an_error_of_an_unknown_kind_tells_its_rank_place_and_name():
         return "went on"
 
     first, second = on_ranks(2, work)
-    assert type(first) is RuntimeError and str(first) == "rank 1 failed at the second half: KeyError: 'weight'"
+    assert type(first) is OtherRankError and str(first) == "rank 1 failed at the second half: KeyError: 'weight'"
     assert type(second) is KeyError
 
 

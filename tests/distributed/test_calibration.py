@@ -15,6 +15,7 @@ import tfquant
 import tfquant.calibration
 import tfquant.observation
 from tests.distributed.ranks import needs_ranks, on_ranks, two_ranks
+from tfquant.agreement import OtherRankError
 from tfquant.distributed import Horovod
 from tfquant.spec import QuantSpec, Recipe, Rule
 
@@ -155,7 +156,7 @@ def test_another_failure_names_its_rank(models):
         yield from make_batches()[1:]
 
     first, second = failures(models, 2, batches_of)
-    assert type(first) is RuntimeError and str(first) == "rank 1 failed at calibration batch 1: OSError: the disk is gone"
+    assert type(first) is OtherRankError and str(first) == "rank 1 failed at calibration batch 1: OSError: the disk is gone"
     assert type(second) is OSError
 
 

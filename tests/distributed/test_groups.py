@@ -1,6 +1,7 @@
 """Groups of processes: alone, faked by threads, and two real ones."""
 
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -21,15 +22,16 @@ def test_one_process_alone_changes_nothing():
     assert isinstance(group, Single) and (group.rank, group.size, group.local_rank) == (0, 1, 0)
     dense, sparse = group.average([tf.constant([1.0]), slices(0)])
     assert dense.numpy() == [1.0] and isinstance(sparse, tf.IndexedSlices)
-    assert group.total(tf.constant(3)).numpy() == 3 and group.gather(b"a") == [b"a"]
+    assert group.extremes(3, 4) == (3, 4) and group.gather(b"a") == [b"a"]
 
 
-def test_every_thread_gets_the_mean_and_the_sum():
+def test_every_thread_gets_the_mean_and_the_extremes():
     def work(group):
         dense, half = group.average([tf.constant([2.0, 4.0]) * group.rank, tf.constant(group.rank, tf.bfloat16)])
-        return dense.numpy().tolist(), half.dtype, float(half), int(group.total(tf.constant(group.rank + 1)))
+        lowest, highest = group.extremes(tf.constant([-1.0, 1.0]) * group.rank, tf.constant([5.0, -5.0]) * group.rank)
+        return dense.numpy().tolist(), half.dtype, float(half), lowest.numpy().tolist(), highest.numpy().tolist()
 
-    assert on_each(fake_groups(3), work) == [([2.0, 4.0], tf.bfloat16, 1.0, 6)] * 3
+    assert on_each(fake_groups(3), work) == [([2.0, 4.0], tf.bfloat16, 1.0, [-2.0, 0.0], [10.0, 0.0])] * 3
 
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
@@ -69,7 +71,7 @@ def test_a_rank_that_fails_does_not_leave_the_others_waiting():
 
 def test_threads_refuse_a_graph():
     with pytest.raises(RuntimeError, match="work eagerly"):
-        tf.function(lambda: fake_groups(1)[0].total(tf.constant(1)))()
+        tf.function(lambda: fake_groups(1)[0].extremes(tf.constant(1.0), tf.constant(1.0)))()
 
 
 def test_an_incomplete_group_cannot_be_made():
@@ -87,9 +89,31 @@ def test_a_missing_horovod_says_both_ways_to_install_it(monkeypatch):
 def test_two_processes_do_what_two_threads_do():
     lines = found_by_two_ranks("groups_worker.py")
     for found in lines:
-        assert found["dense"] == [0.5, 0.5] and found["half"] == ["bfloat16", 0.5] and found["total"] == [3, 3]
+        assert found["dense"] == [0.5, 0.5] and found["half"] == ["bfloat16", 0.5]
         assert found["table"] == found["table_bfloat16"] == [[0, 0], [1.5, 1.5], [0, 0], [1, 1]]
+        assert found["extremes"] == [[0, 0], [2, 2]]
         assert found["sparse"] == [True, True, False] and found["table_dense"] == found["table"]
         assert found["compressed"] == [0.5, 0.5] and found["gathered"] == ["", "x"] and found["kernel"] == [0.0]
         assert "later the ranks hold different weights: kernel" in found["diverged"]
     assert sorted(found["ranks"] for found in lines) == [[0, 2, 0], [1, 2, 1]]
+
+
+def test_each_process_of_a_machine_keeps_a_gpu_of_its_own_and_shares_where_there_are_too_few(monkeypatch):
+    seen = []
+    for local_rank, gpus in ((0, "ab"), (1, "ab"), (2, "ab"), (1, "")):
+        monkeypatch.setitem(sys.modules, "horovod.tensorflow", faked_horovod(local_rank))
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind, gpus=gpus: list(gpus) if kind == "GPU" else ["cpu"])
+        monkeypatch.setattr(tf.config, "set_visible_devices", lambda device, kind: seen.append((device, kind)))
+        monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda device, on: seen.append((device, on)))
+        group = start(horovod=True)
+        assert (group.rank, group.local_rank, group.size) == (local_rank + 4, local_rank, 8)
+    assert seen == [("a", "GPU"), ("a", True), ("b", "GPU"), ("b", True), ("a", "GPU"), ("a", True)]
+
+
+def faked_horovod(local_rank: int) -> types.ModuleType:
+    """The second machine of two that run four processes each."""
+    module = types.ModuleType("horovod.tensorflow")
+    module.Compression = types.SimpleNamespace(none=None, fp16=None)
+    module.init = lambda: None
+    module.rank, module.size, module.local_rank = lambda: local_rank + 4, lambda: 8, lambda: local_rank
+    return module

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfquant import checkpoint
-from tfquant.distributed import Group, Single
+from tfquant.distributed import Group, Single, timed_average
 from tfquant.training.hooks import Hook
 from tfquant.training.interrupt import Terminate, TrainingInterrupted
 from tfquant.training.loss_scale import DynamicLossScale
@@ -144,6 +144,12 @@ class Trainer:
         named |= {f"{STATE}seed_{i}": variable for i, variable in enumerate(self._seeds)}
         return named | self._further | {GLOBAL_STEP: self.optimizer.iterations}
 
+    def _alike(self) -> dict[str, Any]:
+        """What all ranks must hold the same of: what is saved and what else the model has, but for the random states."""
+        own = {id(resource(v)) for v in self._seeds}
+        state = self.state() | {path_of(v): v for v in self.model.variables if path_of(v) not in self.state()}
+        return {name: v for name, v in state.items() if id(resource(v)) not in own}
+
     def save(self) -> str:
         """Writes `model.ckpt-<step>`, drops older checkpoints beyond those to keep, and returns its prefix.
 
@@ -151,7 +157,7 @@ class Trainer:
             tfquant.checkpoint.CheckpointError: it cannot be written; older ones stay.
         """
         step = self.step
-        self._group.check_equal({path_of(v): v for v in self._weights}, f"at step {step}")
+        self._group.check_equal(self._alike(), f"at step {step}")
         prefix = str(pathlib.Path(self.options.directory) / f"model.ckpt-{step}")
         if self._group.rank:
             return prefix
@@ -228,13 +234,13 @@ class Trainer:
                 started = time.perf_counter()
                 for hook in self._hooks:
                     hook.before_step(step - 1)
-                loss, norm, examples, stop = self._one_step(step, stream, terminate)
-                meter.add(loss, examples, time.perf_counter() - started)
+                loss, norm, examples, stop, reducing = self._one_step(step, stream, terminate)
+                meter.add(loss, examples, time.perf_counter() - started, reducing)
                 bar.set_postfix_str(f"loss {loss:.4f}, {meter.rate():.1f} examples/s", refresh=False)
                 bar.update()
                 last = step == options.total_steps or stop
                 if last or step % options.log_every == 0:
-                    self._log(step, meter.recent_loss(options.log_every), norm, meter.rate())
+                    self._log(step, meter.recent_loss(options.log_every), norm, meter)
                 if last or (options.checkpoint_every and step % options.checkpoint_every == 0):
                     writer.flush()
                     prefix = self.save()
@@ -246,7 +252,7 @@ class Trainer:
             if chief:
                 tqdm.write(f"stopped by SIGTERM after step {step} of {options.total_steps}, saved as {prefix}")
             raise TrainingInterrupted(step, prefix)
-        return meter.summary(first, self.step, options.log_every, prefix)
+        return meter.summary(first, self.step, options.log_every, prefix, self._group)
 
     def _bar(self, first: int) -> tqdm:
         hidden = {"disable": True} if self._group.rank else {}
@@ -256,8 +262,10 @@ class Trainer:
         numbered = checkpoint.steps(self.options.directory)
         return numbered[-1][1] if numbered else ""
 
-    def _one_step(self, step: int, stream: Iterable[Batch], terminate: Terminate) -> tuple[float, float, int, bool]:
-        """Mean loss, gradient norm before clipping, number of examples of one optimizer step, and whether to stop after it."""
+    def _one_step(self, step: int, stream: Iterable[Batch], terminate: Terminate) -> tuple[float, float, int, bool, float]:
+        """Mean loss, gradient norm before clipping, number of examples of one optimizer step, whether to stop after it, and
+        seconds of averaging over the ranks.
+        """
         earlier, examples = tf.zeros(()), 0
         for index in range(self.options.accumulation):
             batch = next(stream, None)
@@ -268,7 +276,8 @@ class Trainer:
             self._steps = self._steps or self._compiled(batch)
             if index + 1 < self.options.accumulation:
                 earlier += self._steps[0](batch)
-        loss, norm, stop, outcome, bad = (t.numpy() for t in self._steps[1](batch, earlier, tf.constant(terminate.asked)))
+        results = self._steps[1](batch, earlier, tf.constant(terminate.asked))
+        loss, norm, stop, outcome, bad, reducing = (t.numpy() for t in results)
         if outcome == _FAILED:
             what = "loss"
             if np.isfinite(loss):
@@ -277,7 +286,7 @@ class Trainer:
                 f"training stopped at step {step}: its {what} is NaN or Inf. "
                 "Lower the learning rate or warm up for longer; the last checkpoint is from before that step"
             )
-        return float(loss), float(norm), examples, bool(stop)
+        return float(loss), float(norm), examples, bool(stop), float(reducing)
 
     def _compiled(self, batch: Mapping[str, tf.Tensor]) -> tuple[Callable, Callable]:
         """(add a batch's gradient, add it and make the step), each traced once: every dimension is left open."""
@@ -322,12 +331,15 @@ class Trainer:
         Only what all ranks know is tested: a rank that gave up alone would leave the others waiting for its gradients.
 
         Returns:
-            Loss, norm, whether any rank wants to stop, outcome, and which gradient is the first that is not finite.
+            Loss, norm, whether any rank wants to stop, outcome, which gradient is the first that is not finite, and seconds of
+            averaging.
         """
+        reducing = tf.zeros((), tf.float64)
         if self._group.size > 1:
             # Compressed to float16 a large loss would look infinite.
             sent = tf.where(tf.math.is_finite(loss), tf.clip_by_value(loss, -6e4, 6e4), np.nan)
-            *gradients, scalars = self._group.average([*gradients, tf.stack([sent, tf.cast(stop, tf.float32)])])
+            sent = tf.stack([sent, tf.cast(stop, tf.float32)])
+            (*gradients, scalars), reducing = timed_average(self._group, [*gradients, sent])
             gradients = _dense(gradients)
             loss, stop = scalars[0], scalars[1] > 0
         if self._scale:
@@ -356,13 +368,15 @@ class Trainer:
             return tf.where(left, _SKIPPED, _FAILED), bad
 
         outcome, bad = tf.cond(tf.math.is_finite(loss) & tf.math.is_finite(norm), make, refuse)
-        return loss, norm, stop, outcome, bad
+        return loss, norm, stop, outcome, bad, reducing
 
-    def _log(self, step: int, loss: float, norm: float, rate: float) -> None:
+    def _log(self, step: int, loss: float, norm: float, meter: Meter) -> None:
         tf.summary.scalar("train/loss", loss, step)
         tf.summary.scalar("train/gradient_norm", norm, step)
         tf.summary.scalar("train/learning_rate", float(self.optimizer.learning_rate), step)
-        tf.summary.scalar("train/examples_per_second", rate, step)
+        tf.summary.scalar("train/examples_per_second", meter.rate() * self._group.size, step)
+        if self._group.size > 1:
+            tf.summary.scalar("train/allreduce_share", meter.allreduce_share(), step)
         if self._scale:
             tf.summary.scalar("train/loss_scale", float(self._scale.factor), step)
 

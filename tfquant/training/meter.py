@@ -5,6 +5,8 @@ import time
 
 import numpy as np
 
+from tfquant.distributed import Group
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainSummary:
@@ -14,9 +16,13 @@ class TrainSummary:
         first_step, last_step: the model had made `first_step` steps before and `last_step` after.
         loss: mean loss of the last `log_every` steps; None when there was nothing to do.
         seconds: time spent, tracing and checkpoints included.
-        examples_per_second: over all of that time.
+        examples_per_second: over all of that time, in this process.
         steady_examples_per_second: without the first step (tracing) and without writing checkpoints.
         checkpoint: prefix of the last checkpoint.
+        ranks: number of processes.
+        total_examples_per_second, total_steady_examples_per_second: the sums over all processes.
+        allreduce_share: part of the time of a step, from 0 to 1, in which gradients are averaged over the processes, waiting for
+            the slowest included, the first step left out; None for one process.
     """
 
     first_step: int
@@ -26,6 +32,10 @@ class TrainSummary:
     examples_per_second: float
     steady_examples_per_second: float
     checkpoint: str
+    ranks: int = 1
+    total_examples_per_second: float = 0.0
+    total_steady_examples_per_second: float = 0.0
+    allreduce_share: float | None = None
 
 
 class Meter:
@@ -36,11 +46,14 @@ class Meter:
         self._losses: list[float] = []
         self._examples: list[int] = []
         self._seconds: list[float] = []
+        self._reducing: list[float] = []
 
-    def add(self, loss: float, examples: int, seconds: float) -> None:
+    def add(self, loss: float, examples: int, seconds: float, reducing: float) -> None:
+        """Notes a step: mean loss, number of examples, seconds, and how many of these averaging over processes took."""
         self._losses.append(loss)
         self._examples.append(examples)
         self._seconds.append(seconds)
+        self._reducing.append(reducing)
 
     def recent_loss(self, count: int) -> float:
         finite = [loss for loss in self._losses[-count:] if np.isfinite(loss)]  # skipped steps may have others
@@ -48,18 +61,33 @@ class Meter:
 
     def rate(self) -> float:
         """Examples a second over the last steps; the first, which traces, counts only while it is alone."""
-        since = max(1, len(self._seconds) - 50) if len(self._seconds) > 1 else 0
+        since = self._since(50)
         return sum(self._examples[since:]) / sum(self._seconds[since:])
 
-    def summary(self, first: int, last: int, count: int, prefix: str) -> TrainSummary:
+    def allreduce_share(self, last: int = 50) -> float:
+        """Part of the time of the last steps in which gradients were averaged over processes."""
+        since = self._since(last)
+        return sum(self._reducing[since:]) / sum(self._seconds[since:])
+
+    def _since(self, last: int) -> int:
+        return max(1, len(self._seconds) - last) if len(self._seconds) > 1 else 0
+
+    def summary(self, first: int, last: int, count: int, prefix: str, group: Group) -> TrainSummary:
+        """To be called by all ranks of `group`: they tell each other how fast they were."""
         total = time.perf_counter() - self._started
-        since = 1 if len(self._seconds) > 1 else 0
+        since = self._since(len(self._seconds))
+        own = sum(self._examples) / total, sum(self._examples[since:]) / sum(self._seconds[since:])
+        rates = np.sum([np.frombuffer(data) for data in group.gather(np.array(own).tobytes())], 0).tolist()
         return TrainSummary(
             first_step=first,
             last_step=last,
             loss=self.recent_loss(count),
             seconds=total,
-            examples_per_second=sum(self._examples) / total,
-            steady_examples_per_second=sum(self._examples[since:]) / sum(self._seconds[since:]),
+            examples_per_second=own[0],
+            steady_examples_per_second=own[1],
             checkpoint=prefix,
+            ranks=group.size,
+            total_examples_per_second=rates[0],
+            total_steady_examples_per_second=rates[1],
+            allreduce_share=self.allreduce_share(len(self._seconds)) if group.size > 1 else None,
         )
