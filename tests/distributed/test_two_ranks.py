@@ -2,41 +2,52 @@
 
 import sys
 
-import keras
 import numpy as np
 import pytest
 
+from tests.distributed import worker
 from tests.distributed.ranks import found_by_two_ranks, needs_ranks
 from tfquant.distributed import DivergedError, Horovod, Single
-from tfquant.training import BertAdamW, Trainer, TrainOptions
 
 
-def found(kind: str, folder) -> list[dict]:
-    return sorted(found_by_two_ranks("worker.py", folder, kind), key=lambda one: one["rank"])
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
 
 
-@needs_ranks
-def test_two_ranks_end_with_the_weights_of_one_process_on_the_whole_batches(tmp_path):
-    first, second = found("averaged", tmp_path / "two")
-    assert first["weights"] == second["weights"] and not first["error"]
-    assert first["gathered"] == second["gathered"] == ["x", "xx"]
-
-    keras.utils.set_random_seed(0)  # what rank 0 starts with
-    model = keras.Sequential([keras.Input([4]), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(1)])
-    data = np.random.default_rng(0).normal(size=(10, 8, 4)).astype(np.float32)
-
-    def loss(model, batch):
-        return keras.ops.mean((model(batch["x"]) - keras.ops.sum(batch["x"], -1, keepdims=True)) ** 2)
-
-    Trainer(model, loss, BertAdamW(1e-2), TrainOptions(tmp_path / "one", 10)).fit(lambda start: ({"x": b} for b in data[start:]))
-    np.testing.assert_allclose(first["weights"], [np.abs(w).sum() for w in model.get_weights()], rtol=1e-5)
+@pytest.fixture(scope="module")
+def ranks(folder) -> list[dict]:
+    """What each rank found, case by case."""
+    return sorted(found_by_two_ranks("worker.py", folder), key=lambda one: one["rank"])
 
 
 @needs_ranks
-def test_gradients_that_are_not_averaged_stop_the_run_before_a_checkpoint_is_written(tmp_path):
-    for one in found("unreduced", tmp_path):
-        assert "at step 10 the ranks hold different weights" in one["error"]
-    assert not list(tmp_path.glob("model.ckpt*"))
+@pytest.mark.parametrize("case", ["averaged", "accumulated", "moving"])
+def test_two_ranks_end_where_one_process_with_the_whole_batches_does(ranks, tmp_path, case):
+    first, second = (found[case] for found in ranks)
+    assert not first["error"] and first["variables"] == second["variables"]
+    alone = worker.train(case, tmp_path, Single())["variables"]
+    assert alone.keys() == first["variables"].keys()
+    assert sum("linear_input" in path for path in alone) == (4 if case == "moving" else 0)
+    for path, value in alone.items():
+        np.testing.assert_allclose(first["variables"][path], value, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+@needs_ranks
+def test_speeds_are_added_up_and_the_share_of_all_reduce_is_measured(ranks):
+    first, second = (found["averaged"] for found in ranks)
+    assert first["total"] == second["total"] == pytest.approx(first["own"] + second["own"])
+    assert 0 < first["share"] < 1 and 0 < second["share"] < 1
+
+
+@needs_ranks
+@pytest.mark.parametrize(("case", "what"), [("unreduced", "first/kernel"), ("ranges apart", "linear_input")])
+def test_what_was_not_averaged_stops_the_run_before_a_checkpoint_is_written(ranks, folder, case, what):
+    for found in ranks:
+        error = found[case]["error"]
+        assert error.startswith("at step 10 the ranks hold different weights") and what in error
+    assert not list((folder / case).glob("model.ckpt*"))
+    assert list((folder / "averaged").glob("model.ckpt-10*"))
 
 
 def test_a_missing_horovod_is_one_line_that_says_how_to_install_it(monkeypatch):
