@@ -77,8 +77,9 @@ class RawScores:
         """
         with np.load(io.BytesIO(packed), allow_pickle=False) as part:
             seen, start, end = part["seen"], part["start"], part["end"]
-        positions = self._positions(seen) if len(seen) == len(self._seen) else np.zeros(0, bool)
-        if positions.sum() != len(start):
+        alike = len(seen) == len(self._seen)
+        positions = self._positions(seen) if alike else np.zeros(0, bool)
+        if not alike or positions.sum() != len(start):
             raise ValueError(f"logits of {len(seen)} other windows than these {len(self._seen)}: start all processes alike")
         self.start[positions], self.end[positions] = start, end
         self._seen |= seen
