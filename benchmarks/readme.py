@@ -1,0 +1,52 @@
+"""Tables of README.md, made from result files.
+
+    python -m benchmarks.readme            writes them into README.md
+
+A table stands between the lines `<!-- table NAME -->` and `<!-- end -->`; NAME is one of those below.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import cost_report, squad_qat_report, squad_report
+from benchmarks.results import FOLDER
+
+README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
+BLOCK = re.compile(r"(<!-- table (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def rows_of(name: str) -> dict[str, Any]:
+    """Row name -> figures of `results/<name>.json`."""
+    return json.loads((FOLDER / f"{name}.json").read_text())["rows"]
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "squad_ptq": lambda: squad_report.table(rows_of("squad_ptq")),
+    "squad_ptq_1200": lambda: squad_report.table(rows_of("squad_ptq_1200")),
+    "squad_qat": lambda: squad_qat_report.table(rows_of("squad_qat")),
+    "cost": lambda: cost_report.table(rows_of),
+}
+
+
+def filled(text: str) -> str:
+    """The text with every table made anew.
+
+    Raises:
+      KeyError: a table of another name.
+    """
+    return BLOCK.sub(lambda found: f"{found[1]}{TABLES[found['name']]()}\n{found[3]}", text)
+
+
+def main() -> None:
+    text = README.read_text()
+    README.write_text(filled(text))
+    print(f"{len(BLOCK.findall(text))} tables in {README.name}")
+
+
+if __name__ == "__main__":
+    main()
