@@ -51,7 +51,7 @@ class Engine:
         self.calibration: calib.Calibration | None = None
         self._edges = {False: {e.address: e for e in roles.edges}}
         self._mode = "quantized"
-        self._functions: dict[tuple[str, bool, bool], Any] = {}
+        self._functions: dict[tuple[str, bool, bool, tuple[str, ...]], Any] = {}
 
     @functools.cached_property
     def training(self) -> Trace:
@@ -92,31 +92,33 @@ class Engine:
         outputs = self.function(self._mode, training)(*flat)
         return self.pack_outputs(outputs, training)
 
-    def function(self, mode: str, training: bool = False):
-        """The concrete function of a mode: flat inputs -> flat outputs."""
+    def function(self, mode: str, training: bool = False, taps: tuple[str, ...] = ()):
+        """The concrete function of a mode: flat inputs -> flat outputs, then the tensors at the edges with the addresses `taps`."""
         latent = self.latent and bool(training) and mode == "quantized"
-        key = (mode, bool(training), latent)
+        key = (mode, bool(training), latent, taps)
         if key not in self._functions:
             graph = self.training if training and self.source.modes else self.inference
             emit = functools.partial(self._emit_either if latent else self._emit, graph, mode)
             function = tf.function(
-                lambda *flat: emit(flat, bool(training)), autograph=False, jit_compile=False, input_signature=graph.input_specs
-            )
+                lambda *flat: emit(flat, bool(training), taps),
+                autograph=False, jit_compile=False, input_signature=graph.input_specs,
+            )  # fmt: skip
             with tf.init_scope():
                 self._functions[key] = function.get_concrete_function()
         return self._functions[key]
 
-    def _emit(self, graph: Trace, mode: str, flat, training: bool):
+    def _emit(self, graph: Trace, mode: str, flat, training: bool, taps: tuple[str, ...]):
         quantize = functools.partial(self._quantize_site, training=training)
-        edits = self.edits(quantize, training and self.source.modes) if mode == "quantized" else Edits()
-        return graph.emit(list(flat), edits)
+        apart = training and self.source.modes
+        edits = self.edits(quantize, apart) if mode == "quantized" else Edits()
+        return graph.emit(list(flat), edits, taps=[self.edges(apart)[address].tensor for address in taps])
 
-    def _emit_either(self, graph: Trace, mode: str, flat, training: bool):
+    def _emit_either(self, graph: Trace, mode: str, flat, training: bool, taps: tuple[str, ...]):
         """The quantized network or, while `quantizing` is false, the float one; one of them runs."""
 
         def branch(mode: str):
             # Copied into the branch: gradients of our own keep hold of their inputs, which have to be of the same graph.
-            return self._emit(graph, mode, [tf.identity(t) for t in flat], training)
+            return self._emit(graph, mode, [tf.identity(t) for t in flat], training, taps)
 
         return tf.cond(self.quantizing, lambda: branch(mode), lambda: branch("float"))
 
@@ -148,11 +150,15 @@ class Engine:
             {key: functools.partial(_apply_all, sites, apply) for key, sites in tensors.items()},
         )
 
-    def placements(self, training: bool = False) -> list[tuple[Site, Edge]]:
-        """(site, edge) for every edge a site quantizes, in the inference or training trace."""
+    def edges(self, training: bool = False) -> dict[str, Edge]:
+        """Address -> edge, in the inference or training trace."""
         if training not in self._edges:
             self._edges[training] = {e.address: e for e in find_roles(self.training).edges}
-        edges = self._edges[training]
+        return self._edges[training]
+
+    def placements(self, training: bool = False) -> list[tuple[Site, Edge]]:
+        """(site, edge) for every edge a site quantizes, in the inference or training trace."""
+        edges = self.edges(training)
         pairs = []
         for site in self.plan.sites:
             for member in site.members:

@@ -67,6 +67,26 @@ class Roles:
     contraction_edges: dict[str, tuple[str, tuple[str, ...]]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One block of an encoder or decoder: an attention whose result is added to what went into it, and all up to the next one.
+
+    Attributes:
+      path: layer path of the attention.
+      probabilities: address of its probabilities, before dropout.
+      output: address of the hidden state that leaves the block; None where no edge carries it.
+    """
+
+    path: str
+    probabilities: str
+    output: str | None
+
+
+def find_blocks(trace: Trace) -> tuple[Block, ...]:
+    """The blocks of a trace in graph order."""
+    return tuple(_Structure(Dataflow(trace)).blocks())
+
+
 def find_roles(trace: Trace) -> Roles:
     """Finds every edge of a trace that a recipe can name."""
     structure = _Structure(Dataflow(trace))
@@ -115,6 +135,28 @@ class _Structure:
             yield self._on_tensor("layernorm_input", norm.path, "input", norm.input)
             yield self._on_tensor("layernorm_output", norm.path, "output", norm.output)
         yield from self._embeddings()
+
+    def blocks(self) -> list[Block]:
+        """A block ends with what the next one's attention is added to: a normed state or the bare sum, as the model has it."""
+        entries = [(a, entry) for a in self.attention if (entry := self._entry(a)) is not None]
+        states = {self.flow.root(r.op.outputs[0]).name: address("residual_sum", r.path, "output") for r in self.residuals}
+        states.update((self.flow.root(n.output).name, address("layernorm_output", n.path, "output")) for n in self.layernorms)
+        leaving = [self.flow.through_dropout(skip).name for _, skip in entries[1:]]
+        leaving += [self.flow.root(tensor).name for tensor, _ in self._block_ends()[-1:]]
+        return [
+            Block(a.path, address("softmax_output", a.path, "output"), states.get(state))
+            for (a, _), state in zip(entries, leaving, strict=True)
+        ]
+
+    def _entry(self, attention: Attention) -> tf.Tensor | None:
+        """What the result of an attention is added to; None where it is added to nothing."""
+        context = attention.context.op
+        after = downstream(self.flow, [context.outputs[0]]) | {context.name}
+        for residual in self.residuals:
+            skip, other = (residual.op.inputs[i] for i in (residual.skip_index, residual.other_index))
+            if other.op.name in after and skip.op.name not in after:
+                return skip
+        return None
 
     def inputs_of(self, contraction: Contraction) -> list[Edge]:
         """The two operands of a contraction."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -48,7 +49,11 @@ class Trace:
         return tf.nest.flatten(self.input_structure)
 
     def emit(
-        self, inputs: list[tf.Tensor], edits: replay.Edits = replay.NO_EDITS, targets: list[tf.Tensor] | None = None
+        self,
+        inputs: list[tf.Tensor],
+        edits: replay.Edits = replay.NO_EDITS,
+        targets: list[tf.Tensor] | None = None,
+        taps: Sequence[tf.Tensor] = (),
     ) -> list[tf.Tensor]:
         """Replays the graph in the current graph, which must be that of a `tf.function`.
 
@@ -57,6 +62,7 @@ class Trace:
           edits: edges to change.
           targets: old tensors to compute; only what they need is emitted then. By default all operations, side effects
             (dropout seeds, moving statistics) included, and the outputs are returned.
+          taps: more old tensors to return, behind the outputs; not with `targets`.
         """
         graph = tf.compat.v1.get_default_graph()
         known = {old.name: new for old, new in zip(self.inputs, inputs, strict=False)}
@@ -68,7 +74,7 @@ class Trace:
         for name, variable in self.variables.items():
             if variable.trainable and name in known:
                 graph.watch_variable(variable)
-        return replay.replay(operations, known, self.outputs if targets is None else targets, edits=edits)
+        return replay.replay(operations, known, [*self.outputs, *taps] if targets is None else targets, edits=edits)
 
     def ancestors(self, targets: list[tf.Tensor]) -> list[tf.Operation]:
         """Operations that `targets` need, in graph order."""
