@@ -14,10 +14,12 @@ from absl import flags
 import calib
 import modeling
 import tfquant
+from squad_run import teacher_flags
 from tasks.wordpiece import read_vocab
 from tfquant import recipes
 from tfquant.distributed import COMPRESSIONS
 from tfquant.spec import ROLES, STES, UPDATES
+from tfquant.training.distillation import DIRECTIONS, TEMPERATURE
 
 MODES = ("ft1", "ft2", "ft3", "trt")
 TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
@@ -110,8 +112,18 @@ class Settings:
     )
 
     distillation: bool = _flag(False, "Train on the answers of --teacher as well.")
-    teacher: str | None = _flag(None, "Checkpoint of the same size that teaches; runs in float.")
-    distillation_loss_scale: float = _flag(10000.0, "Weight of the teacher's part of the loss.")
+    teacher: str | None = _flag(None, "Checkpoint that teaches; runs in float.")
+    teacher_config_file: str | None = _flag(None, "Configuration of a --teacher of another size; the student's if not given.")
+    distillation_loss_scale: float = _flag(10000.0, "Weight of the divergence from the teacher's answers; 0 leaves it out.")
+    distillation_temperature: float = _flag(TEMPERATURE, "What both answers are divided by before they are compared.")
+    distillation_direction: str = _flag(
+        DIRECTIONS[0], "student_teacher is KL(student || teacher), as NVIDIA's; teacher_student is KL(teacher || student)."
+    )
+    distillation_hidden_scale: float = _flag(0.0, "Weight of the mean squared error from the teacher's hidden states.")
+    distillation_attention_scale: float = _flag(0.0, "Weight of the mean squared error from its attention probabilities.")
+    distillation_layers: str = _flag(
+        "", "For these two: layers of the student and of the teacher, counted from 0, such as 0:1,1:3; spread evenly if not given."
+    )
     verbose_logging: bool = _flag(False, "Show windows, loaded variables, the placement, and the trace of an error.")
 
     @property
@@ -196,7 +208,7 @@ def _numbers(s: Settings) -> list[str]:
     for name in ("keep_checkpoint_max", "seed", "range_start_step", "quant_start_step"):
         if getattr(s, name) < 0:
             problems.append(f"--{name}={getattr(s, name)}: must not be negative")
-    for name in ("learning_rate", "num_train_epochs", "distillation_loss_scale"):
+    for name in ("learning_rate", "num_train_epochs"):
         if not 0.0 < getattr(s, name) < math.inf:
             problems.append(f"--{name}={getattr(s, name)}: must be above 0 and finite")
     if s.range_learning_rate is not None and not 0.0 < s.range_learning_rate < math.inf:
@@ -247,15 +259,9 @@ def _contradictions(s: Settings) -> list[str]:
         problems.append("--range_decay is used with --range_update=moving_average only: set that, or leave it out")
     if s.range_decay is not None and not 0.0 <= s.range_decay < 1.0:
         problems.append(f"--range_decay={s.range_decay}: must be at least 0 and below 1")
-    if s.distillation and not s.teacher:
-        problems.append("--distillation needs --teacher: the checkpoint that teaches")
-    if s.teacher and not s.distillation:
-        problems.append("--teacher is used with --distillation only: set that, or leave the teacher out")
-    if s.distillation and not s.do_train:
-        problems.append("--distillation is a way to train: set --do_train as well")
     if os.path.basename(s.calibrator_file) != s.calibrator_file or not s.calibrator_file.endswith(".npz"):
         problems.append(f"--calibrator_file={s.calibrator_file}: must be the name of an .npz file, without a folder")
-    return problems
+    return problems + teacher_flags.contradictions(s)
 
 
 def _recipe(s: Settings) -> list[str]:
@@ -279,6 +285,7 @@ def _files(s: Settings) -> list[str]:
     used = ["bert_config_file", "vocab_file"]
     used += ["train_file"] if s.do_train or s.do_calib else []
     used += ["predict_file"] if s.do_predict else []
+    used += ["teacher_config_file"] if s.teacher_config_file else []
     for name in used:
         path = getattr(s, name)
         if path and not path.startswith(TFDS) and not os.path.isfile(path):
@@ -309,7 +316,9 @@ def _model(s: Settings) -> list[str]:
                 f"--vocab_file={s.vocab_file} has {pieces} pieces, the model of {s.bert_config_file} only "
                 f"{config.vocab_size}: give those that belong together"
             )
-        for name in ("vocab_file", "init_checkpoint"):
+        if s.distillation:
+            problems += teacher_flags.misfits(s, config)
+        for name in ("vocab_file", "init_checkpoint", "teacher"):
             path = getattr(s, name)
             found = modeling.detect_lower_case(path) if path else None
             if found not in (None, s.do_lower_case):

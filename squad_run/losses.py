@@ -1,6 +1,5 @@
 """What training minimises: cross-entropy of the positions, and what a teacher adds to it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -9,8 +8,10 @@ import tensorflow as tf
 import modeling
 from squad_run.data import INPUTS, Batch, only
 from squad_run.flags import Settings
+from squad_run.narration import say
 from squad_run.networks import build, load_float
-from tfquant.training import divergence
+from squad_run.teacher_flags import parse_layers
+from tfquant.training import Distillation, DistillationOptions
 
 
 def squad_loss(model: Any, batch: Batch) -> tf.Tensor:
@@ -32,19 +33,38 @@ def real_logits(outputs: Batch, end: str, batch: Batch) -> tf.Tensor:
     return tf.where(batch["input_mask"] > 0, tf.cast(outputs[f"{end}_logits"], tf.float32), -1e9)
 
 
-def distillation_loss(teacher: keras.Model, scale: float) -> Callable[[Any, Batch], tf.Tensor]:
-    """Adds `scale` times the divergence from the teacher's answers, start and end added up."""
-
-    def loss(model: Any, batch: Batch) -> tf.Tensor:
-        outputs = model(only(batch, INPUTS), training=True)
-        taught = teacher(only(batch, INPUTS), training=False)
-        soft = [divergence(*(real_logits(o, end, batch) for o in (outputs, taught))) for end in ("start", "end")]
-        return hard_loss(outputs, batch) + scale * tf.add_n(soft)
-
-    return loss
+def distillation(student: Any, config: modeling.BertConfig, settings: Settings) -> Distillation:
+    """`hard_loss` and what the flags say of a teacher."""
+    taught = Distillation(
+        student,
+        load_teacher(config, settings),
+        hard_loss,
+        inputs=lambda batch: only(batch, INPUTS),
+        options=DistillationOptions(
+            temperature=settings.distillation_temperature,
+            direction=settings.distillation_direction,
+            logits_scale=settings.distillation_loss_scale,
+            hidden_scale=settings.distillation_hidden_scale,
+            attention_scale=settings.distillation_attention_scale,
+            layers=parse_layers(settings.distillation_layers),
+            seed=settings.seed,
+        ),
+        logits=lambda outputs, batch: [real_logits(outputs, end, batch) for end in ("start", "end")],
+        mask=lambda batch: batch["input_mask"],
+    )
+    if taught.pairs:
+        pairs = ", ".join(f"{ours}:{theirs}" for ours, theirs in taught.pairs)
+        say(f"layers of the student learn from those of the teacher: {pairs}")
+    if taught.variables:
+        first = taught.variables[0]
+        say(f"{len(taught.variables)} projections {list(first.shape)} are trained beside the student, from {first.path} on")
+    return taught
 
 
 def load_teacher(config: modeling.BertConfig, settings: Settings) -> keras.Model:
+    """The teacher in float: as large as the student unless it has a configuration of its own."""
+    if settings.teacher_config_file:
+        config = modeling.BertConfig.from_json_file(settings.teacher_config_file)
     teacher = build(config, settings, dropout=False)
     teacher.trainable = False
     load_float(teacher, settings.teacher, settings)

@@ -11,7 +11,7 @@ import modeling
 import tfquant
 from squad_run.data import INPUTS, LABELS, only, read_examples, to_features
 from squad_run.flags import Settings
-from squad_run.losses import distillation_loss, load_teacher, squad_loss
+from squad_run.losses import distillation, squad_loss
 from squad_run.narration import say
 from squad_run.networks import load_float, load_quantized
 from tasks import squad
@@ -56,10 +56,11 @@ def train(
             f"{len(examples)} questions for {settings.num_train_epochs} epochs do not make one step of {per_step}: "
             "raise --num_train_epochs, or lower --train_batch_size or --num_accumulation_steps"
         )
-    loss = squad_loss
+    loss, projections = squad_loss, []
     if settings.distillation:
-        loss = distillation_loss(load_teacher(config, settings), settings.distillation_loss_scale)
-    group.broadcast(network.variables)
+        loss = distillation(network, config, settings)
+        projections = loss.variables
+    group.broadcast([*network.variables, *projections])
     optimizer = BertAdamW(
         WarmupLinearDecay.from_proportion(settings.learning_rate * group.size, total, settings.warmup_proportion)
     )
@@ -79,6 +80,7 @@ def train(
         write=write,
         group=group,
         hooks=[schedule(network, optimizer, total, settings)] if settings.if_quant else [],
+        loss_variables=projections,
     )
     if saved:
         say(f"going on from step {trainer.restore()} of {total} ({saved[-1][1]})")

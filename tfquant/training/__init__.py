@@ -7,9 +7,12 @@ from tfquant.training.loop import NonFiniteLossError, Trainer, TrainOptions, see
 from tfquant.training.meter import TrainSummary
 from tfquant.training.optimizer import BertAdamW, WarmupLinearDecay
 from tfquant.training.schedule import QuantizationCallback, QuantizationSchedule
+from tfquant.training.teaching import Distillation, DistillationOptions
 
 __all__ = [
     "BertAdamW",
+    "Distillation",
+    "DistillationOptions",
     "Hook",
     "NonFiniteLossError",
     "QuantizationCallback",

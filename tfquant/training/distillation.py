@@ -1,6 +1,6 @@
 """Knowledge distillation: how far a student's answers are from a teacher's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
@@ -47,9 +47,29 @@ def layer_mapping(student_layers: int, teacher_layers: int) -> list[int]:
     if student_layers > teacher_layers:
         raise ValueError(
             f"the student has {student_layers} layers and the teacher {teacher_layers}: a student's layer would have none to "
-            "learn from; take a deeper teacher or distill fewer layers"
+            "learn from; take a deeper teacher, or say which layer learns from which"
         )
     return [(layer + 1) * teacher_layers // student_layers - 1 for layer in range(student_layers)]
+
+
+def layer_pairs(student_layers: int, teacher_layers: int, layers: Mapping[int, int] | None = None) -> list[tuple[int, int]]:
+    """(layer of the student, layer of the teacher it learns from), counted from 0, by layer of the student.
+
+    Args:
+        layers: the same for those layers that learn; None is `layer_mapping` for all.
+
+    Raises:
+        ValueError: `layers` is empty or names a layer that does not exist; as for `layer_mapping`.
+    """
+    if layers is None:
+        return list(enumerate(layer_mapping(student_layers, teacher_layers)))
+    if not layers:
+        raise ValueError("no layer of the student learns from one of the teacher; name at least one pair")
+    for student, teacher in layers.items():
+        for whose, layer, count in (("student", student, student_layers), ("teacher", teacher, teacher_layers)):
+            if not 0 <= layer < count:
+                raise ValueError(f"{student}:{teacher} names layer {layer} of the {whose}, whose layers are 0 to {count - 1}")
+    return sorted(layers.items())
 
 
 def hidden_loss(

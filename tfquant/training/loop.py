@@ -91,6 +91,7 @@ class Trainer:
         group: the processes that train together: gradients are averaged over them, rank 0 alone writes and shows
             progress, and before a checkpoint all must hold the same weights.
         hooks: see `Hook`; their state is saved and restored.
+        loss_variables: what the loss has to train beside the model, such as `Distillation.variables`: trained and saved with it.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Trainer:
         write: Callable[[str, Mapping[str, Any]], None] = checkpoint.write,
         group: Group | None = None,
         hooks: Sequence[Hook] = (),
+        loss_variables: Sequence[Any] = (),
     ):
         self.model, self.optimizer, self.options = model, optimizer, options
         self._loss, self._write = loss, write
@@ -114,8 +116,9 @@ class Trainer:
         self._variables = list(model.trainable_variables)
         if not self._variables:
             raise ValueError("the model has no trainable variables: there is nothing to train")
+        self._variables += loss_variables
         optimizer.build(self._variables)
-        self._weights = list(model.weights if weights is None else weights)
+        self._weights = [*(model.weights if weights is None else weights), *loss_variables]
         self._seeds = list(seed_variables(model) if seeds is None else seeds)
         self._reached: list[int] = []  # which variables the loss depends on; known once the step is traced
         self._sums = [tf.Variable(tf.zeros_like(v)) for v in self._variables] if options.accumulation > 1 else []

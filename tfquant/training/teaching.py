@@ -1,0 +1,201 @@
+"""A teacher beside a student: the loss that a `Trainer` minimises when one model learns from another.
+
+    loss = Distillation(student, teacher, hard_loss, inputs=lambda batch: batch["x"], options=DistillationOptions(hidden_scale=1.0))
+    Trainer(student, loss, optimizer, options, loss_variables=loss.variables)
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfquant.taps import Tapped, tap
+from tfquant.training.distillation import DIRECTIONS, TEMPERATURE, attention_loss, divergence, hidden_loss, layer_pairs
+
+SCALE = 10000.0
+
+Batch = Mapping[str, tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationOptions:
+    """What a student learns from its teacher, beside what the labels say.
+
+    Attributes:
+        temperature, direction: of the divergence between the logits, see `divergence`.
+        logits_scale: weight of that divergence, added up over the logits; NVIDIA's by default.
+        hidden_scale: weight of the mean squared error between hidden states that leave blocks, see `hidden_loss`.
+        attention_scale: weight of the mean squared error between attention probabilities, see `attention_loss`.
+        layers: layer of the student -> layer of the teacher it learns from, counted from 0, for the last two; None spreads
+            the teacher's layers evenly.
+        seed: of the projections between hidden states of different widths.
+    """
+
+    temperature: float = TEMPERATURE
+    direction: str = DIRECTIONS[0]
+    logits_scale: float = SCALE
+    hidden_scale: float = 0.0
+    attention_scale: float = 0.0
+    layers: Mapping[int, int] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0 and finite")
+        if self.direction not in DIRECTIONS:
+            raise ValueError(f"direction is {self.direction!r}; it must be one of {', '.join(DIRECTIONS)}")
+        scales = {name: getattr(self, name) for name in ("logits_scale", "hidden_scale", "attention_scale")}
+        for name, scale in scales.items():
+            if not 0.0 <= scale < math.inf:
+                raise ValueError(f"{name} is {scale}; it must be at least 0 and finite")
+        if not any(scales.values()):
+            raise ValueError(f"{', '.join(scales)} are all 0: the teacher would teach nothing")
+        if self.layers is not None and not self.taps:
+            raise ValueError("layers are mapped, but hidden_scale and attention_scale are 0: no layer learns")
+
+    @property
+    def taps(self) -> bool:
+        """Whether the student learns from inside the teacher."""
+        return self.hidden_scale > 0 or self.attention_scale > 0
+
+
+class Distillation:
+    """A loss for `Trainer`: `hard` plus what the options say of a teacher; student and teacher run forward once each.
+
+    Both may be float or quantized, and of different size: where hidden states have different widths, the student's goes
+    through a trained projection (Jiao et al. 2020, arXiv:1909.10351), a kernel like any other to the optimizer. The teacher runs
+    as in inference, without dropout, and no gradient reaches it.
+
+    Args:
+        student, teacher: Keras models or what `tfquant.quantize` returned.
+        hard: (outputs of the student, batch) -> scalar; what the labels say.
+        inputs: batch -> inputs of both models.
+        options: see `DistillationOptions`.
+        logits: (outputs, batch) -> what the divergence compares, each [..., classes]; all outputs when not given.
+        mask: batch -> [B, S], not zero where a token is real; only these count in hidden states and attention. All do
+            when not given.
+
+    Attributes:
+        variables: the projections; `Trainer` needs them as `loss_variables`. They are no part of the student.
+        pairs: (layer of the student, layer of the teacher), counted from 0; empty if only logits are compared.
+
+    Raises:
+        ValueError: the models do not fit each other or the options; the message names the layer.
+    """
+
+    def __init__(
+        self,
+        student: Any,
+        teacher: Any,
+        hard: Callable[[Any, Batch], tf.Tensor],
+        *,
+        inputs: Callable[[Batch], Any],
+        options: DistillationOptions | None = None,
+        logits: Callable[[Any, Batch], Sequence[tf.Tensor]] = lambda outputs, batch: tf.nest.flatten(outputs),
+        mask: Callable[[Batch], tf.Tensor | None] = lambda batch: None,
+    ):
+        self.options = options or DistillationOptions()
+        self._model, self._hard, self._inputs, self._logits, self._mask = student, hard, inputs, logits, mask
+        self._student = _Side("student", tap(student), self.options)
+        self._teacher = _Side("teacher", tap(teacher, differentiable=False), self.options)
+        self.pairs: list[tuple[int, int]] = []
+        self._projections: list[keras.Variable | None] = []
+        if self.options.taps:
+            self.pairs = layer_pairs(self._student.depth, self._teacher.depth, self.options.layers)
+            self._student.choose([layer for layer, _ in self.pairs])
+            self._teacher.choose([layer for _, layer in self.pairs])
+        if self.options.hidden_scale:
+            widths = zip(self._student.widths(), self._teacher.widths(), strict=True)
+            self._projections = [self._projection(layer, *w) for (layer, _), w in zip(self.pairs, widths, strict=True)]
+        self.variables = [projection for projection in self._projections if projection is not None]
+
+    def __call__(self, model: Any, batch: Batch) -> tf.Tensor:
+        """The loss, a float32 scalar."""
+        if model is not self._model:
+            raise ValueError("this loss was made for another student: make one for each")
+        options, parts = self.options, self.parts(batch)
+        scales = {"hard": 1.0, "logits": options.logits_scale, "hidden": options.hidden_scale, "attention": options.attention_scale}
+        return tf.add_n([scales[name] * value for name, value in parts.items()])
+
+    def parts(self, batch: Batch, training: bool = True) -> dict[str, tf.Tensor]:
+        """The terms of the loss before they are scaled: `hard`, and `logits`, `hidden` and `attention` as far as they count."""
+        options, inputs, mask = self.options, self._inputs(batch), self._mask(batch)
+        outputs, *ours = self._student.run(inputs, training)
+        answers, *theirs = self._teacher.run(inputs, training=False)
+        parts = {"hard": tf.cast(self._hard(outputs, batch), tf.float32)}
+        if options.logits_scale:
+            compared = zip(self._logits(outputs, batch), self._logits(answers, batch), strict=True)
+            parts["logits"] = tf.add_n([divergence(s, t, options.temperature, options.direction) for s, t in compared])
+        if options.hidden_scale:
+            parts["hidden"] = hidden_loss(ours[0], theirs[0], self._projections, mask=mask)
+        if options.attention_scale:
+            parts["attention"] = attention_loss(ours[1], theirs[1], mask=mask)
+        return parts
+
+    def _projection(self, layer: int, student: int, teacher: int) -> keras.Variable | None:
+        """From the student's width to the teacher's where they differ; it starts by keeping lengths and angles as far as it can."""
+        if student == teacher:
+            return None
+        with keras.name_scope("distillation"):
+            initializer = keras.initializers.Orthogonal(seed=self.options.seed + layer)
+            return keras.Variable(initializer, (student, teacher), dtype="float32", name=f"projection_{layer}")
+
+
+class _Side:
+    """Student or teacher with the tensors that are compared, in the order of the pairs of layers."""
+
+    def __init__(self, name: str, tapped: Tapped, options: DistillationOptions):
+        self._name, self._tapped = name, tapped
+        self._hidden_counts, self._attention_counts = options.hidden_scale > 0, options.attention_scale > 0
+        self._hidden: list[str] = []
+        self._attention: list[str] = []
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        if not self._tapped.blocks:
+            raise ValueError(
+                f"the {self._name} has no attention whose result is added to what went into it, so no layers to compare: set "
+                "hidden_scale and attention_scale to 0"
+            )
+        return len(self._tapped.blocks)
+
+    def choose(self, layers: Sequence[int]) -> None:
+        """Settles what is compared; a layer of the teacher may teach several.
+
+        Raises:
+            ValueError: it is not there, or lacks the axes that the losses need.
+        """
+        blocks = [self._tapped.blocks[layer] for layer in layers]
+        if self._hidden_counts:
+            for layer, block in zip(layers, blocks, strict=True):
+                if block.output is None:
+                    raise ValueError(
+                        f"no hidden state was found that leaves the {self._name}'s layer {layer} ({block.path}): leave it out "
+                        "of the layers, or set hidden_scale to 0"
+                    )
+                self._hidden.append(self._with_axes(block.output, 3, "[batch, tokens, width]"))
+        if self._attention_counts:
+            self._attention = [self._with_axes(b.probabilities, 4, "[batch, heads, tokens, tokens]") for b in blocks]
+
+    def _with_axes(self, address: str, rank: int, axes: str) -> str:
+        shape = self._tapped.shape(address)
+        if len(shape) != rank:
+            raise ValueError(f"the {self._name}'s {address} has shape {list(shape)}; distillation needs {axes}")
+        return address
+
+    def widths(self) -> list[int]:
+        """Of the hidden states."""
+        found = [self._tapped.shape(address)[-1] for address in self._hidden]
+        if None in found:
+            raise ValueError(f"the {self._name}'s {self._hidden[found.index(None)]} has no known width: give the model one")
+        return found
+
+    def run(self, inputs: Any, training: bool) -> tuple[Any, list[tf.Tensor], list[tf.Tensor]]:
+        """Outputs, hidden states, attention probabilities."""
+        addresses = list(dict.fromkeys(self._hidden + self._attention))
+        outputs, found = self._tapped(inputs, addresses, training=training)
+        return outputs, [found[a] for a in self._hidden], [found[a] for a in self._attention]
