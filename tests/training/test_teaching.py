@@ -1,0 +1,252 @@
+"""Distillation as a loss of a Trainer: its terms, its gradients, students and teachers of any size, exact resume."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import modeling
+import tfquant
+from tests.graph import models
+from tfquant import checkpoint
+from tfquant.training import BertAdamW, Distillation, DistillationOptions, Trainer, TrainOptions, seed_variables
+
+INPUTS = ("input_ids", "input_mask", "segment_ids")
+
+
+def network(seed=0, layers=2, dropout=False, **changes):
+    return modeling.build_squad_model(models.bert_config(layers, **changes), dropout=dropout, seed=seed)
+
+
+def batch(index=0, rows=2, length=5):
+    rng = np.random.default_rng([7, index])
+    mask = (np.arange(length) < rng.integers(2, length + 1, (rows, 1))).astype(np.int32)
+    ids = rng.integers(0, models.VOCAB, (rows, length)).astype(np.int32) * mask
+    return {"input_ids": ids, "input_mask": mask, "segment_ids": 0 * ids, "label": ids[:, 0] % 2}
+
+
+def tensors(index=0):
+    return {name: tf.constant(value) for name, value in batch(index).items()}
+
+
+def hard(outputs, batch):
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], outputs["start_logits"]))
+
+
+def distil(student, teacher, mask=lambda batch: batch["input_mask"], **options):
+    options = {"logits_scale": 2.0, "hidden_scale": 3.0, "attention_scale": 5.0} | options
+    return Distillation(
+        student, teacher, hard, inputs=lambda batch: {n: batch[n] for n in INPUTS}, options=DistillationOptions(**options), mask=mask
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return network(seed=1, layers=4)
+
+
+def quantized(model, **changes):
+    return tfquant.quantize(model, tfquant.recipe("int8_residual").with_spec(
+        roles=("weight", "linear_input"), **changes), calibration=[{n: batch(i)[n] for n in INPUTS} for i in range(2)],
+        progress=False)  # fmt: skip
+
+
+def states(model, data, layers):
+    """Hidden states that leave the layers, from the layers themselves."""
+    bert = model.get_layer("bert")
+    mask = tf.cast((1 - data["input_mask"])[:, None, None, :], tf.float32) * -10000.0
+    found = [bert.embeddings(data["input_ids"], data["segment_ids"])]
+    for layer in bert.encoder.stack:
+        found.append(layer(found[-1], mask))
+    return [found[layer + 1].numpy() for layer in layers]
+
+
+def test_the_loss_is_the_scaled_sum_of_terms_that_follow_from_the_mapped_layers(teacher):
+    student, data = network(), tensors()
+    loss = distil(student, teacher)
+    assert loss.pairs == [(0, 1), (1, 3)] and not loss.variables
+    parts = {name: float(value) for name, value in loss.parts(data).items()}
+    assert float(loss(student, data)) == pytest.approx(
+        parts["hard"] + 2 * parts["logits"] + 3 * parts["hidden"] + 5 * parts["attention"], rel=1e-5
+    )
+    pairs = zip(states(student, data, (0, 1)), states(teacher, data, (1, 3)), strict=True)
+    real = batch()["input_mask"].astype(bool)
+    assert parts["hidden"] == pytest.approx(np.mean([((s - t)[real] ** 2).mean() for s, t in pairs]), rel=1e-4)
+    assert parts["hard"] == pytest.approx(float(hard(student({n: data[n] for n in INPUTS}), data)), rel=1e-4)
+    assert set(distil(student, teacher, hidden_scale=0.0, attention_scale=0.0).parts(data)) == {"hard", "logits"}
+    assert set(distil(student, teacher, logits_scale=0.0, hidden_scale=0.0).parts(data)) == {"hard", "attention"}
+
+
+def test_layers_may_be_mapped_by_hand_and_a_layer_may_teach_several(teacher):
+    student, data = network(layers=2), tensors()
+    loss = distil(student, teacher, layers={1: 0, 0: 0}, attention_scale=0.0)
+    assert loss.pairs == [(0, 0), (1, 0)]
+    pairs = zip(states(student, data, (0, 1)), states(teacher, data, (0, 0)), strict=True)
+    real = batch()["input_mask"].astype(bool)
+    expected = np.mean([((s - t)[real] ** 2).mean() for s, t in pairs])
+    assert float(loss.parts(data)["hidden"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_student_equal_to_its_teacher_has_nothing_to_learn():
+    student = network(seed=3)
+    parts = distil(student, network(seed=3)).parts(tensors())
+    assert max(abs(float(parts[name])) for name in ("logits", "hidden", "attention")) < 1e-9 < float(parts["hard"])
+
+
+def test_padding_has_no_share_in_what_is_learned_from_inside(teacher):
+    student, data = network(), tensors()
+    loss = distil(student, teacher)
+    padded = {n: tf.pad(v, [[0, 0], [0, 3]]) if n in INPUTS else v for n, v in data.items()}
+    parts, wider = loss.parts(data), loss.parts(padded)
+    for name in ("hidden", "attention"):
+        assert float(wider[name]) == pytest.approx(float(parts[name]), rel=1e-4)
+    unmasked = distil(student, teacher, mask=lambda batch: None).parts(padded)
+    assert float(unmasked["hidden"]) != pytest.approx(float(parts["hidden"]), rel=1e-2)
+
+
+@pytest.mark.parametrize("options", [
+    {"hidden_scale": 0.0, "attention_scale": 0.0, "direction": "teacher_student"},
+    {"logits_scale": 0.0, "attention_scale": 0.0},
+    {"logits_scale": 0.0, "hidden_scale": 0.0},
+    {},
+])  # fmt: skip
+def test_gradients_of_student_and_projections_agree_with_finite_differences(options):
+    student, data = network(), tensors()
+    loss = distil(student, network(seed=1, layers=2, hidden_size=24, num_attention_heads=3), **options)
+    variables = [v.value for v in [*student.trainable_variables, *loss.variables]]
+    run = tf.function(lambda: loss(student, data), autograph=False)
+    with tf.GradientTape() as tape:
+        value = run()
+    gradients = [None if g is None else tf.convert_to_tensor(g) for g in tape.gradient(value, variables)]
+    assert all(g is not None for g in gradients[len(student.trainable_variables) :])
+    moved = [(v, g) for v, g in zip(variables, gradients, strict=True) if g is not None]
+    norm = float(tf.linalg.global_norm([g for _, g in moved]))
+    ends = []
+    for sign in (1, -2, 1):  # to one side, to the other, and back
+        for variable, gradient in moved:
+            variable.assign_add(sign * 2e-3 / norm * gradient)
+        ends.append(float(run()))
+    assert ends[0] - ends[1] == pytest.approx(4e-3 * norm, rel=0.02)
+
+
+def test_no_gradient_reaches_the_teacher():
+    student, teacher = network(), network(seed=1)
+    loss = distil(student, teacher)
+    with tf.GradientTape() as tape:
+        value = loss(student, tensors())
+    assert all(g is None for g in tape.gradient(value, [v.value for v in teacher.trainable_variables]))
+
+
+def test_a_teacher_with_dropout_teaches_without_it():
+    teacher = network(seed=1, dropout=True, hidden_dropout_prob=0.5)
+    loss, seeds = distil(network(), teacher), seed_variables(teacher)
+    before = [v.numpy() for v in seeds]
+    first, second = (loss.parts(tensors()) for _ in range(2))
+    assert len(seeds) > 0 and all(np.array_equal(first[name], second[name]) for name in first)
+    np.testing.assert_array_equal(before, [v.numpy() for v in seeds])
+
+
+def wide_teacher():
+    return network(seed=1, layers=3, hidden_size=24, num_attention_heads=3)
+
+
+def trainer(folder, student, loss, steps=6):
+    # One moment of Adam's is not zero at the start of nothing: a high rate moves everything at once.
+    return Trainer(
+        student, loss, BertAdamW(1e-2), TrainOptions(folder, steps, checkpoint_every=2, keep_checkpoints=0),
+        loss_variables=loss.variables, seeds=seed_variables(student),
+        write=lambda prefix, state: tfquant.save(student, prefix, extra=state),
+    )  # fmt: skip
+
+
+def test_a_quantized_student_of_another_size_learns_and_resumes_bit_for_bit(tmp_path):
+    def made(folder):
+        student = quantized(network(dropout=True), update="lsq")
+        return trainer(folder, student, distil(student, wide_teacher()))
+
+    def data(start):
+        return (batch(index) for index in itertools.count(start))
+
+    whole = made(tmp_path)
+    first = whole._loss.variables[0].numpy()
+    before = {name: float(value) for name, value in whole._loss.parts(tensors(99), training=False).items()}
+    whole.fit(data)
+    after = {name: float(value) for name, value in whole._loss.parts(tensors(99), training=False).items()}
+    assert after["hidden"] < before["hidden"] and not np.array_equal(first, whole._loss.variables[0])
+    for prefix in tmp_path.glob("model.ckpt-[46].*"):
+        prefix.unlink()
+    written = whole.state()
+    expected = {name: variable.numpy() for name, variable in written.items()}
+    resumed = made(tmp_path)
+    assert resumed.restore() == 2
+    resumed.fit(data)
+    stored = checkpoint.read(tmp_path / "model.ckpt-6")
+    names = {"distillation/projection_0", "distillation/projection_1/adam_m", "distillation/projection_1/adam_v"}
+    assert names <= expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(stored[name], value, err_msg=name)
+
+    # Prediction knows nothing of the projections.
+    loaded = tfquant.load(tmp_path / "model.ckpt-6", network())
+    assert not any("projection" in v.path for v in loaded.variables)
+    inputs = {n: batch(5)[n] for n in INPUTS}
+    np.testing.assert_array_equal(loaded(inputs)["start_logits"], resumed.model(inputs)["start_logits"])
+
+
+def test_projections_keep_lengths_at_the_start_are_the_same_for_each_seed_and_decay_as_kernels_do():
+    student, teacher = network(), wide_teacher()
+    one, two, other = (distil(student, teacher, seed=seed).variables for seed in (0, 0, 1))
+    assert [v.path for v in one] == ["distillation/projection_0", "distillation/projection_1"]
+    for projection in one:
+        np.testing.assert_allclose(projection @ tf.transpose(projection), np.eye(models.WIDTH), atol=1e-5)
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True)) and not np.array_equal(one[0], other[0])
+    assert not np.array_equal(*one)
+    optimizer = BertAdamW(1e-2)
+    optimizer.build(one)
+    assert optimizer._use_weight_decay(one[0])
+
+
+def test_a_quantized_model_can_teach():
+    teacher = quantized(network(seed=1))
+    student, data = network(), tensors()
+    loss = distil(student, teacher)
+    found = float(loss.parts(data)["hidden"])
+    teacher.set_mode("float")
+    exact = float(loss.parts(data)["hidden"])
+    assert found != exact and found == pytest.approx(exact, rel=0.1)
+
+
+BAD = {
+    "student has 4 layers and the teacher 2.*say which layer learns from which": lambda: distil(network(layers=4), network()),
+    "2:1 names layer 2 of the student, whose layers are 0 to 1": lambda: distil(network(), network(), layers={2: 1}),
+    "1:2 names layer 2 of the teacher": lambda: distil(network(), network(), layers={1: 2}),
+    "no layer of the student learns": lambda: distil(network(), network(), layers={}),
+    "layers are mapped, but": lambda: DistillationOptions(layers={0: 0}),
+    "temperature is 0": lambda: DistillationOptions(temperature=0.0),
+    "direction is 'both'; it must be one of": lambda: DistillationOptions(direction="both"),
+    "hidden_scale is -1": lambda: DistillationOptions(hidden_scale=-1.0),
+    "logits_scale is nan": lambda: DistillationOptions(logits_scale=float("nan")),
+    "are all 0: the teacher would teach nothing": lambda: DistillationOptions(logits_scale=0.0),
+    "the teacher has no attention whose result": lambda: distil(network(), models.sequential().model),
+    "made for another student": lambda: distil(network(), network())(network(), tensors()),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_does_not_fit_is_refused(message):
+    with pytest.raises(ValueError, match=message):
+        BAD[message]()
+
+
+def test_a_student_deeper_than_its_teacher_learns_in_the_layers_that_are_mapped():
+    loss = distil(network(layers=3), network(layers=1), layers={2: 0})
+    assert np.isfinite(float(loss.parts(tensors())["attention"])) and loss.pairs == [(2, 0)]
+
+
+def test_a_state_without_an_address_is_named():
+    case = models.encoder_decoder()
+    student = keras.models.clone_model(case.model)
+    with pytest.raises(ValueError, match="no hidden state was found that leaves the student's layer 0 .*leave it out"):
+        Distillation(student, case.model, hard, inputs=lambda batch: batch, options=DistillationOptions(hidden_scale=1.0))
