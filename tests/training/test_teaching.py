@@ -11,7 +11,15 @@ import modeling
 import tfquant
 from tests.graph import models
 from tfquant import checkpoint
-from tfquant.training import BertAdamW, Distillation, DistillationOptions, Trainer, TrainOptions, seed_variables
+from tfquant.training import (
+    BertAdamW,
+    Distillation,
+    DistillationOptions,
+    QuantizationSchedule,
+    Trainer,
+    TrainOptions,
+    seed_variables,
+)
 
 INPUTS = ("input_ids", "input_mask", "segment_ids")
 
@@ -200,6 +208,22 @@ def test_projections_keep_lengths_at_the_start_are_the_same_for_each_seed_and_de
     optimizer = BertAdamW(1e-2)
     optimizer.build(one)
     assert optimizer._use_weight_decay(one[0])
+
+
+def test_a_student_that_starts_in_float_is_tapped_in_float_until_quantization_is_switched_on():
+    student = quantized(network(layers=1))
+    loss = distil(student, network(seed=1, layers=1), logits_scale=0.0)
+    schedule = QuantizationSchedule(student, BertAdamW(1e-2), quant_start_step=3)
+    hidden = []
+    for step in (0, 2, 3):
+        schedule.before_step(step)
+        with tf.GradientTape() as tape:
+            parts = loss.parts(tensors())
+        assert tape.gradient(parts["hidden"], student.trainable_variables[0].value) is not None
+        hidden.append(float(parts["hidden"]))
+    student.set_mode("float")
+    exact = float(loss.parts(tensors())["hidden"])
+    assert hidden[0] == hidden[1] == pytest.approx(exact, rel=1e-6) and hidden[2] != hidden[0]
 
 
 def test_a_quantized_model_can_teach():
