@@ -38,10 +38,11 @@ squad: $(READY)
 	$(BIN)/python -m benchmarks.squad_ptq --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.squad_ptq --shared=$(SHARED) --methods --questions=1200
 
-bench: $(READY)
+bench: env
 	$(BIN)/python -m benchmarks.planning
 	$(BIN)/python -m benchmarks.training_step --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.calibration_cost --shared=$(SHARED)
+	$(BIN)/python -m benchmarks.ranks --shared=$(SHARED)
 
 lint: $(READY)
 	$(BIN)/ruff check .

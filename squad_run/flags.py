@@ -108,7 +108,7 @@ class Settings:
     )
     horovod_compression: str = _flag("none", "What gradients are sent as: none, or fp16.")
     horovod_sparse_as_dense: bool = _flag(
-        True, "Send the gradients of embeddings as whole tables, else only the rows that occur in the batches."
+        False, "Send the gradients of embeddings as whole tables instead of the rows that occur in the batches."
     )
 
     distillation: bool = _flag(False, "Train on the answers of --teacher as well.")

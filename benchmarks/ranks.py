@@ -1,0 +1,159 @@
+"""Two processes with one thread each against one process with one thread: training and calibration of the 6-layer model.
+
+    python -m benchmarks.ranks --shared=../shared
+
+Training: `tfquant.training.Trainer` at batch 8 a process, all windows 384 long, steady examples/s of all processes and the share of
+a step that all-reduce takes. Calibration: `run_squad.py --do_calib --horovod` with mse, seconds of the calibration as the run
+reports them and of the whole command; the files must be equal. Both start under mpirun with -np 1 and -np 2, in turn; ratios are
+medians over rounds of the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from benchmarks.results import Results
+from benchmarks.squad_data import Squad
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+BATCH, LENGTH = 8, 384
+SIZES = (1, 2)
+LIMIT = 1.8
+
+
+def under_mpirun(size: int, *arguments: str) -> str:
+    """What `size` processes of one thread each wrote to stdout."""
+    mpirun = pathlib.Path(sys.executable).with_name("mpirun")
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "TF_NUM_INTEROP_THREADS": "1",
+        "TQDM_DISABLE": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "KERAS_BACKEND": "tensorflow",
+    }
+    command = [str(mpirun), "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(size), sys.executable]
+    done = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} failed in {size} processes:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def train(squad: Squad, steps: int) -> None:
+    """One rank: prints the figures of its training as one line of JSON."""
+    import tensorflow as tf
+
+    from squad_run.losses import squad_loss
+    from tfquant.distributed import Horovod
+    from tfquant.training import BertAdamW, Trainer, TrainOptions
+
+    group, model = Horovod(), squad.model(dropout=True)
+    group.broadcast(model.variables)
+
+    def batches(start: int):
+        while True:
+            rng = np.random.default_rng([start, group.rank])
+            ids, positions = rng.integers(1000, 30000, (BATCH, LENGTH)), rng.integers(0, LENGTH, (2, BATCH))
+            inputs = {"input_ids": ids, "input_mask": ids * 0 + 1, "segment_ids": ids * 0}
+            labels = {"start_positions": positions[0], "end_positions": positions[1]}
+            yield {name: tf.constant(value, tf.int32) for name, value in (inputs | labels).items()}
+            start += 1
+
+    with tempfile.TemporaryDirectory() as folder:
+        summary = Trainer(
+            model, squad_loss, BertAdamW(1e-6), TrainOptions(folder, steps, checkpoint_every=0), group=group
+        ).fit(batches)
+    if group.rank == 0:
+        found = {"examples per second": summary.total_steady_examples_per_second, "all-reduce share": summary.allreduce_share}
+        print("FOUND " + json.dumps(found), flush=True)
+
+
+def measure_training(squad: Squad, rounds: int, steps: int) -> dict:
+    found = {size: [] for size in SIZES}
+    arguments = ("-m", "benchmarks.ranks", f"--shared={squad.folder}", f"--steps={steps}", "--worker")
+    for _ in tqdm(range(rounds), "training", unit="round", leave=False):
+        for size in SIZES:
+            output = under_mpirun(size, *arguments)
+            found[size].append(json.loads(output.partition("FOUND ")[2].splitlines()[0]))
+    speeds = {size: [one["examples per second"] for one in found[size]] for size in SIZES}
+    return {
+        "examples per second": {f"{size} ranks": round(statistics.median(speeds[size]), 2) for size in SIZES},
+        "ratio": round(statistics.median(b / a for a, b in zip(*speeds.values(), strict=True)), 3),
+        "all-reduce share": round(statistics.median(one["all-reduce share"] for one in found[2]), 4),
+        "rounds": rounds,
+        "steps": steps,
+    }
+
+
+def measure_calibration(squad: Squad, rounds: int, windows: int) -> dict:
+    seconds = {what: {size: [] for size in SIZES} for what in ("calibration", "whole command")}
+    files = set()
+    for _ in tqdm(range(rounds), f"calibration on {windows} windows", unit="round", leave=False):
+        for size in SIZES:
+            with tempfile.TemporaryDirectory() as folder:
+                started = time.perf_counter()
+                under_mpirun(size, "run_squad.py", *calibration_flags(squad, windows), f"--output_dir={folder}")
+                seconds["whole command"][size].append(time.perf_counter() - started)
+                figures = json.loads(pathlib.Path(folder, "results.json").read_text())["figures"]["calibration"]
+                seconds["calibration"][size].append(figures["plan_seconds"] + figures["seconds"])
+                files.add(hashlib.sha256(pathlib.Path(folder, "calibrators.npz").read_bytes()).hexdigest())
+    return {
+        "seconds": {
+            what: {f"{size} ranks": round(statistics.median(taken[size]), 2) for size in SIZES} for what, taken in seconds.items()
+        },
+        "ratio": {
+            what: round(statistics.median(a / b for a, b in zip(*taken.values(), strict=True)), 3)
+            for what, taken in seconds.items()
+        },
+        "files are equal": len(files) == 1,
+        "rounds": rounds,
+    }
+
+
+def calibration_flags(squad: Squad, windows: int) -> list[str]:
+    return [
+        f"--bert_config_file={squad.model_dir / 'config.json'}",
+        f"--vocab_file={squad.model_dir / 'vocab.txt'}",
+        f"--init_checkpoint={squad.model_dir}",
+        f"--train_file={squad.train_file}",
+        "--do_calib",
+        "--calib_method=mse",
+        f"--train_batch_size={BATCH}",
+        f"--calib_batch={windows // BATCH}",
+        "--horovod",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
+    parser.add_argument("--rounds", type=int, default=3, help="of each number of processes")
+    parser.add_argument("--steps", type=int, default=12, help="of training in each round; the first does not count")
+    parser.add_argument("--windows", default="2048,256", help="sizes of calibration, separated by commas")
+    parser.add_argument("--worker", action="store_true", help="be one of the processes that train")
+    arguments = parser.parse_args()
+    squad = Squad(arguments.shared.resolve())
+    if arguments.worker:
+        train(squad, arguments.steps)
+        return
+    results = Results("ranks", seed=12345, fresh=True)
+    results.row("training", lambda: measure_training(squad, arguments.rounds, arguments.steps))
+    for windows in map(int, arguments.windows.split(",")):
+        results.row(f"calibration on {windows} windows", lambda n=windows: measure_calibration(squad, arguments.rounds, n))
+    print(json.dumps({"limit": {"training": LIMIT, "calibration": LIMIT}}))
+
+
+if __name__ == "__main__":
+    main()
