@@ -32,6 +32,7 @@ from squad_run.flags import Settings
 from squad_run.narration import say, speak_for
 from squad_run.networks import build, load_for_prediction
 from squad_run.prediction import predict
+from squad_run.stopping import end_on_signals
 from squad_run.training import train
 from tasks import squad
 from tasks.files import write_json
@@ -80,6 +81,7 @@ def report(settings: Settings, figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(_: list[str]) -> None:
+    end_on_signals()
     verbose = flags.from_flags().verbose_logging
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     try:

@@ -20,8 +20,10 @@ from tfquant import recipes
 from tfquant.distributed import COMPRESSIONS
 from tfquant.spec import ROLES, STES, UPDATES
 from tfquant.training.distillation import DIRECTIONS, TEMPERATURE
+from tfquant.training.sparsity import parse_pattern
 
 MODES = ("ft1", "ft2", "ft3", "trt")
+LOSS_SCALES = ("none", "dynamic")
 TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
 
 
@@ -29,28 +31,35 @@ class FlagError(ValueError):
     """Flags that cannot be followed; the message names every one of them."""
 
 
-def _flag(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help})
+# What a flag must do when training goes on from a checkpoint: be the same, name a file that holds the same, or nothing.
+SAME, CONTENT, FREE = "same", "content", "free"
+
+
+def _flag(default: Any, help: str, resume: str = SAME) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "resume": resume})
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a run is to do. Each field is a flag of the same name; its help says what it means."""
+    """What a run is to do. Each field is a flag of the same name; its help says what it means.
 
-    bert_config_file: str | None = _flag(None, "Google's bert_config.json or Hugging Face's config.json.")
-    vocab_file: str | None = _flag(None, "WordPiece vocabulary, one piece a line.")
-    output_dir: str | None = _flag(None, "Where everything is written.")
+    A flag that changes what training computes is `SAME` or `CONTENT` for resuming; see squad_run/resume.py.
+    """
+
+    bert_config_file: str | None = _flag(None, "Google's bert_config.json or Hugging Face's config.json.", CONTENT)
+    vocab_file: str | None = _flag(None, "WordPiece vocabulary, one piece a line.", CONTENT)
+    output_dir: str | None = _flag(None, "Where everything is written.", FREE)
     train_file: str | None = _flag(
-        None, "SQuAD JSON, or tfds:SPLIT for squad/plain_text of TensorFlow Datasets; for training and for calibration."
+        None, "SQuAD JSON, or tfds:SPLIT for squad/plain_text of TensorFlow Datasets; for training and for calibration.", CONTENT
     )
-    predict_file: str | None = _flag(None, "SQuAD JSON or tfds:SPLIT to answer; scored if it holds answers.")
-    tfds_dir: str | None = _flag(None, "Where TensorFlow Datasets keeps its data; its own default if not given.")
+    predict_file: str | None = _flag(None, "SQuAD JSON or tfds:SPLIT to answer; scored if it holds answers.", FREE)
+    tfds_dir: str | None = _flag(None, "Where TensorFlow Datasets keeps its data; its own default if not given.", FREE)
     init_checkpoint: str | None = _flag(
-        None, "Weights to start from: prefix of a TensorFlow checkpoint (Google's or ours) or a Hugging Face folder."
+        None, "Weights to start from: prefix of a TensorFlow checkpoint (Google's or ours) or a Hugging Face folder.", CONTENT
     )
-    do_train: bool = _flag(False, "Fine-tune; with --if_quant quantization-aware, from a calibrated checkpoint.")
-    do_predict: bool = _flag(False, "Answer --predict_file; with --if_quant by the quantized network.")
-    do_calib: bool = _flag(False, "Find the ranges of float weights on --train_file; writes model.ckpt-calibrated.")
+    do_train: bool = _flag(False, "Fine-tune; with --if_quant quantization-aware, from a calibrated checkpoint.", FREE)
+    do_predict: bool = _flag(False, "Answer --predict_file; with --if_quant by the quantized network.", FREE)
+    do_calib: bool = _flag(False, "Find the ranges of float weights on --train_file; writes model.ckpt-calibrated.", FREE)
     if_quant: bool = _flag(False, "Quantize in the forward pass of training and prediction.")
 
     do_lower_case: bool = _flag(True, "Lower-case the text; must be so for uncased and not for cased vocabularies.")
@@ -60,34 +69,37 @@ class Settings:
     version_2_with_negative: bool = _flag(False, "SQuAD 2.0: questions may have no answer.")
 
     train_batch_size: int = _flag(8, "Windows in a batch of training or calibration.")
-    predict_batch_size: int = _flag(8, "Windows in a batch of prediction.")
+    predict_batch_size: int = _flag(8, "Windows in a batch of prediction.", FREE)
     learning_rate: float = _flag(5e-6, "Highest learning rate.")
     num_train_epochs: float = _flag(3.0, "How often every question is seen.")
     warmup_proportion: float = _flag(0.1, "Part of the steps in which the learning rate rises.")
     num_accumulation_steps: int = _flag(1, "Batches whose gradients make one step.")
-    save_checkpoints_steps: int = _flag(1000, "Steps between checkpoints; training goes on from the last one there is.")
-    keep_checkpoint_max: int = _flag(1, "How many of them to keep; 0 keeps all.")
+    save_checkpoints_steps: int = _flag(1000, "Steps between checkpoints; training goes on from the last one there is.", FREE)
+    keep_checkpoint_max: int = _flag(1, "How many of them to keep; 0 keeps all.", FREE)
     use_bf16: bool = _flag(False, "Compute in bfloat16; weights, softmax, LayerNorm and quantization stay float32.")
     seed: int = _flag(12345, "Seed of initial weights, dropout, and order of the data.")
 
-    n_best_size: int = _flag(20, "Starts and ends that are combined, and answers that are listed for a question.")
-    max_answer_length: int = _flag(30, "Longest answer in word pieces.")
-    null_score_diff_threshold: float = _flag(0.0, "SQuAD 2.0: no answer wins if it is better by more than this.")
-    num_eval_iterations: int | None = _flag(None, "Answer only so many times --predict_batch_size questions.")
+    n_best_size: int = _flag(20, "Starts and ends that are combined, and answers that are listed for a question.", FREE)
+    max_answer_length: int = _flag(30, "Longest answer in word pieces.", FREE)
+    null_score_diff_threshold: float = _flag(0.0, "SQuAD 2.0: no answer wins if it is better by more than this.", FREE)
+    num_eval_iterations: int | None = _flag(None, "Answer only so many times --predict_batch_size questions.", FREE)
 
-    calib_batch: int = _flag(4, "Number of batches, of --train_batch_size windows each, to calibrate on.")
+    calib_batch: int = _flag(4, "Number of batches, of --train_batch_size windows each, to calibrate on.", FREE)
     calib_method: str | None = _flag(
         None,
         f"Range of activations: {', '.join(calib.methods.NAMES)}. If not given percentile, or what --quant_recipe says.",
+        FREE,
     )
-    percentile: float | None = _flag(None, "Percentile of --calib_method=percentile; 99.99 if not given.")
-    calibrator_file: str = _flag("calibrators.npz", "Name of the calibration file in --output_dir.")
+    percentile: float | None = _flag(None, "Percentile of --calib_method=percentile; 99.99 if not given.", FREE)
+    calibrator_file: str = _flag("calibrators.npz", "Name of the calibration file in --output_dir.", FREE)
     quantize_residual: bool | None = _flag(
-        None, "Quantize the skip operand of each Add before a LayerNorm; true if not given."
+        None, "Quantize the skip operand of each Add before a LayerNorm; true if not given.", FREE
     )
-    quant_another_add_input: bool = _flag(False, "Quantize the other operand as well.")
-    quant_mode: str = _flag("", f"NVIDIA's later placements instead of these two flags: {', '.join(MODES)}.")
-    quant_recipe: str = _flag("", f"Instead of all three: a recipe file (.yaml, .json) or one of {', '.join(recipes.names())}.")
+    quant_another_add_input: bool = _flag(False, "Quantize the other operand as well.", FREE)
+    quant_mode: str = _flag("", f"NVIDIA's later placements instead of these two flags: {', '.join(MODES)}.", FREE)
+    quant_recipe: str = _flag(
+        "", f"Instead of all three: a recipe file (.yaml, .json) or one of {', '.join(recipes.names())}.", FREE
+    )
 
     range_update: str | None = _flag(
         None, f"What quantized training does to ranges: {', '.join(UPDATES)}. If not given frozen, or what the recipe says."
@@ -101,19 +113,34 @@ class Settings:
     range_freeze_step: int | None = _flag(None, "Quantized training: steps after which ranges stay as they are.")
     quant_start_step: int = _flag(0, "Quantized training: steps in float before quantization is switched on.")
 
+    loss_scale: str = _flag(
+        "none",
+        "dynamic scales the loss so that gradients sent as float16 do not vanish, and skips a step whose loss or gradient is NaN "
+        "or Inf; none ends the run there.",
+    )
+    sparsity: str = _flag("", "Keep encoder kernels sparse: 2x4 has 2 zeros in every 4 consecutive weights along the inputs.")
+    sparsity_begin_step: int = _flag(0, "Steps made before the zeros of --sparsity are chosen.")
+    sparsity_end_step: int | None = _flag(
+        None, "Until this step they are chosen anew every --sparsity_frequency steps; -1 to the end. Once if not given."
+    )
+    sparsity_frequency: int = _flag(100, "Steps between two choices.")
+
     horovod: bool = _flag(
         False,
         "Train, calibrate and predict in all processes that mpirun or horovodrun started. Training takes --train_batch_size in "
         "each and multiplies --learning_rate by their number; calibration and prediction deal the same batches out.",
+        FREE,
     )
-    horovod_compression: str = _flag("none", "What gradients are sent as: none, or fp16.")
+    horovod_compression: str = _flag("none", "What gradients are sent as: none, or fp16.", FREE)
     horovod_sparse_as_dense: bool = _flag(
-        False, "Send the gradients of embeddings as whole tables instead of the rows that occur in the batches."
+        False, "Send the gradients of embeddings as whole tables instead of the rows that occur in the batches.", FREE
     )
 
     distillation: bool = _flag(False, "Train on the answers of --teacher as well.")
-    teacher: str | None = _flag(None, "Checkpoint that teaches; runs in float.")
-    teacher_config_file: str | None = _flag(None, "Configuration of a --teacher of another size; the student's if not given.")
+    teacher: str | None = _flag(None, "Checkpoint that teaches; runs in float.", CONTENT)
+    teacher_config_file: str | None = _flag(
+        None, "Configuration of a --teacher of another size; the student's if not given.", CONTENT
+    )
     distillation_loss_scale: float = _flag(10000.0, "Weight of the divergence from the teacher's answers; 0 leaves it out.")
     distillation_temperature: float = _flag(TEMPERATURE, "What both answers are divided by before they are compared.")
     distillation_direction: str = _flag(
@@ -124,7 +151,7 @@ class Settings:
     distillation_layers: str = _flag(
         "", "For these two: layers of the student and of the teacher, counted from 0, such as 0:1,1:3; spread evenly if not given."
     )
-    verbose_logging: bool = _flag(False, "Show windows, loaded variables, the placement, and the trace of an error.")
+    verbose_logging: bool = _flag(False, "Show windows, loaded variables, the placement, and the trace of an error.", FREE)
 
     @property
     def recipe(self) -> tfquant.Recipe:
@@ -188,7 +215,7 @@ def check(settings: Settings) -> None:
     Raises:
         FlagError: lists every problem with its flag and what to do.
     """
-    problems = _numbers(settings) + _recipe(settings) + _contradictions(settings) + _files(settings)
+    problems = _numbers(settings) + _recipe(settings) + _contradictions(settings) + _sparsity(settings) + _files(settings)
     if not problems:  # these read the files
         problems = _model(settings)
     if not problems:
@@ -259,9 +286,37 @@ def _contradictions(s: Settings) -> list[str]:
         problems.append("--range_decay is used with --range_update=moving_average only: set that, or leave it out")
     if s.range_decay is not None and not 0.0 <= s.range_decay < 1.0:
         problems.append(f"--range_decay={s.range_decay}: must be at least 0 and below 1")
+    if s.loss_scale not in LOSS_SCALES:
+        problems.append(f"--loss_scale={s.loss_scale}: must be {' or '.join(LOSS_SCALES)}")
+    if s.loss_scale != "none" and not s.do_train:
+        problems.append("--loss_scale is about training: set --do_train as well, or leave it out")
     if os.path.basename(s.calibrator_file) != s.calibrator_file or not s.calibrator_file.endswith(".npz"):
         problems.append(f"--calibrator_file={s.calibrator_file}: must be the name of an .npz file, without a folder")
     return problems + teacher_flags.contradictions(s)
+
+
+def _sparsity(s: Settings) -> list[str]:
+    if not s.sparsity:
+        defaults = Settings()
+        names = ("sparsity_begin_step", "sparsity_end_step", "sparsity_frequency")
+        given = [name for name in names if getattr(s, name) != getattr(defaults, name)]
+        return [f"--{name} is used with --sparsity only: set that, or leave it out" for name in given]
+    problems = []
+    try:
+        parse_pattern(s.sparsity)
+    except ValueError as error:
+        problems.append(f"--sparsity={s.sparsity}: {error}")
+    if not s.do_train:
+        problems.append("--sparsity is about training: set --do_train as well, or leave it out")
+    if s.sparsity_begin_step < 0:
+        problems.append(f"--sparsity_begin_step={s.sparsity_begin_step}: must not be negative")
+    if s.sparsity_frequency < 1:
+        problems.append(f"--sparsity_frequency={s.sparsity_frequency}: must be at least 1")
+    if s.sparsity_end_step is not None and s.sparsity_end_step != -1 and s.sparsity_end_step < s.sparsity_begin_step:
+        problems.append(
+            f"--sparsity_end_step={s.sparsity_end_step}: must be at least --sparsity_begin_step ({s.sparsity_begin_step}), or -1"
+        )
+    return problems
 
 
 def _recipe(s: Settings) -> list[str]:
@@ -310,6 +365,10 @@ def _model(s: Settings) -> list[str]:
                 f"--max_seq_length={s.max_seq_length}: the model of {s.bert_config_file} has only "
                 f"{config.max_position_embeddings} positions"
             )
+        block = parse_pattern(s.sparsity)[1] if s.sparsity else 1
+        for name in ("hidden_size", "intermediate_size"):
+            if getattr(config, name) % block:
+                problems.append(f"--sparsity={s.sparsity}: {name} {getattr(config, name)} is no multiple of {block}")
         pieces = len(read_vocab(s.vocab_file))
         if pieces > config.vocab_size:
             problems.append(

@@ -1,15 +1,17 @@
 """Training of a float or quantized network on SQuAD, in one or several processes, resumed where it stopped."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import modeling
 import tfquant
-from squad_run.data import INPUTS, LABELS, only, read_examples, to_features
+from squad_run import resume, sparsity
+from squad_run.data import INPUTS, LABELS, Batch, only, read_examples, to_features
 from squad_run.flags import Settings
 from squad_run.losses import distillation, squad_loss
 from squad_run.narration import say
@@ -26,6 +28,8 @@ from tfquant.training import (
     seed_variables,
 )
 
+SHARE = "share"  # windows of a part of a batch, divided by those of an average part
+
 
 def train(
     model: keras.Model, config: modeling.BertConfig, tokenizer: squad.Tokenizer, settings: Settings, group: distributed.Group
@@ -33,62 +37,80 @@ def train(
     """Trains up to the last step, from the output folder's last checkpoint if there is one."""
     saved = checkpoint.steps(settings.output_dir)
     source = saved[-1][1] if saved else settings.init_checkpoint
-    network, write = model, checkpoint.write
+    course = resume.going_on(source, settings, group.size) if saved else resume.started(settings, group.size)
+    network = model
     if settings.if_quant:
         if not source:
             raise ValueError("--do_train with --if_quant starts from a calibrated checkpoint: give --init_checkpoint")
         network = load_quantized(model, source, settings, training=True)
         network.share_ranges(group)
-
-        def write(prefix: str, tensors: Mapping[str, Any]) -> None:
-            tfquant.save(network, prefix, extra=tensors)
-
     elif source and not saved:
         load_float(model, source, settings, new_head=True)
     elif not source:
         say("no --init_checkpoint: training starts from random weights")
     examples = read_examples(settings.train_file, settings, training=True)
     features = to_features(examples, tokenizer, settings, training=True)
-    per_step = settings.train_batch_size * settings.num_accumulation_steps * group.size
-    total = int(len(examples) / per_step * settings.num_train_epochs)
-    if total < 1:
-        raise ValueError(
-            f"{len(examples)} questions for {settings.num_train_epochs} epochs do not make one step of {per_step}: "
-            "raise --num_train_epochs, or lower --train_batch_size or --num_accumulation_steps"
-        )
+    total = steps_of(len(examples), settings, course)
+    hooks = sparsity.hooks(model, settings, total)
     loss, projections = squad_loss, []
     if settings.distillation:
         loss = distillation(network, config, settings)
         projections = loss.variables
     group.broadcast([*network.variables, *projections])
-    optimizer = BertAdamW(
-        WarmupLinearDecay.from_proportion(settings.learning_rate * group.size, total, settings.warmup_proportion)
-    )
+    optimizer = BertAdamW(WarmupLinearDecay.from_proportion(course.learning_rate, total, settings.warmup_proportion))
+    if settings.if_quant:
+        hooks.insert(0, schedule(network, optimizer, total, settings, course))
     trainer = Trainer(
         network,
-        loss,
+        by_share(loss),
         optimizer,
         TrainOptions(
             settings.output_dir,
             total,
-            accumulation=settings.num_accumulation_steps,
+            accumulation=course.own,
             checkpoint_every=settings.save_checkpoints_steps,
             keep_checkpoints=settings.keep_checkpoint_max,
+            loss_scale=None if settings.loss_scale == "none" else settings.loss_scale,
         ),
         weights=model.weights,
         seeds=seed_variables(model),
-        write=write,
+        write=writer(model, network, course),
         group=group,
-        hooks=[schedule(network, optimizer, total, settings)] if settings.if_quant else [],
+        hooks=hooks,
         loss_variables=projections,
     )
     if saved:
         say(f"going on from step {trainer.restore()} of {total} ({saved[-1][1]})")
-    summary = trainer.fit(lambda start: training_batches(features, settings, start, group))
+    summary = trainer.fit(lambda start: training_batches(features, settings, start, group, course))
     if summary.first_step < summary.last_step:
         say(closing_line(summary))
-    figures = dataclasses.asdict(summary)
-    return network, summary.last_step, {"source": source, **figures}
+    figures = {"source": source, **dataclasses.asdict(summary)}
+    if settings.sparsity and group.rank == 0:
+        figures["sparsity"] = sparsity.verify(network, model, summary.checkpoint, settings)
+    return network, summary.last_step, figures
+
+
+def steps_of(questions: int, settings: Settings, course: resume.Course) -> int:
+    total = int(questions / course.windows * settings.num_train_epochs)
+    if total < 1:
+        raise ValueError(
+            f"{questions} questions for {settings.num_train_epochs} epochs do not make one step of {course.windows}: "
+            "raise --num_train_epochs, or lower --train_batch_size or --num_accumulation_steps"
+        )
+    return total
+
+
+def writer(model: keras.Model, network: Any, course: resume.Course) -> Callable[[str, Mapping[str, Any]], None]:
+    """What saves the tensors of training, with the record of the run and, of a quantized network, recipe and ranges."""
+
+    def write(prefix: str, tensors: Mapping[str, Any]) -> None:
+        tensors = {**tensors, resume.RUN: course.record}
+        if network is model:
+            checkpoint.write(prefix, tensors)
+        else:
+            tfquant.save(network, prefix, extra=tensors)
+
+    return write
 
 
 def closing_line(summary: TrainSummary) -> str:
@@ -101,7 +123,7 @@ def closing_line(summary: TrainSummary) -> str:
     )
 
 
-def schedule(network: Any, optimizer: BertAdamW, total: int, settings: Settings) -> QuantizationSchedule:
+def schedule(network: Any, optimizer: BertAdamW, total: int, settings: Settings, course: resume.Course) -> QuantizationSchedule:
     """When quantization begins, and when and how fast ranges move, as the flags say."""
     for name in ("quant_start_step", "range_start_step"):
         if getattr(settings, name) >= total:
@@ -113,18 +135,39 @@ def schedule(network: Any, optimizer: BertAdamW, total: int, settings: Settings)
         quant_start_step=settings.quant_start_step,
         range_start_step=settings.range_start_step,
         range_freeze_step=settings.range_freeze_step,
-        range_rate=1.0 if rate is None else rate / settings.learning_rate,
+        range_rate=1.0 if rate is None else rate * course.ranks / course.learning_rate,
     )
 
 
 def training_batches(
-    features: squad.Features, settings: Settings, start: int, group: distributed.Group
+    features: squad.Features, settings: Settings, start: int, group: distributed.Group, course: resume.Course
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Epoch after epoch without end, from batch number `start` on; this rank's share of each batch of the whole group."""
-    size, seed = settings.train_batch_size * group.size, settings.seed
-    epoch, skipped = divmod(start, len(squad.batches(features, size, training=True, seed=seed)))
+    """Epoch after epoch without end, from this rank's part number `start` on.
+
+    The parts of all planned batches are one sequence that the ranks take from in turn, so that it does not depend on their number.
+    """
+
+    def planned(epoch: int) -> squad.Batches:
+        return squad.batches(features, course.batch, training=True, seed=settings.seed, epoch=epoch)
+
+    number, of_epoch, epoch, shards = start * group.size + group.rank, len(planned(0)) * course.parts, -1, []
     while True:
-        whole = squad.batches(features, size, training=True, seed=seed, epoch=epoch, start=skipped)
-        for batch in whole.shard(group.rank, group.size):
-            yield only(batch, INPUTS + LABELS)
-        epoch, skipped = epoch + 1, 0
+        if number // of_epoch != epoch:
+            epoch = number // of_epoch
+            shards = [planned(epoch).shard(part, course.parts) for part in range(course.parts)]
+        row, part = divmod(number % of_epoch, course.parts)
+        batch = only(shards[part][row], INPUTS + LABELS)
+        if course.batch % course.parts:
+            batch[SHARE] = np.float32(len(batch[INPUTS[0]]) * course.parts / course.batch)
+        yield batch
+        number += group.size
+
+
+def by_share(loss: Callable[[Any, Batch], tf.Tensor]) -> Callable[[Any, Batch], tf.Tensor]:
+    """The loss with larger parts of a batch counting for more, so that the mean over unequal parts is that over the windows."""
+
+    def weighted(model: Any, batch: Batch) -> tf.Tensor:
+        value = loss(model, batch)
+        return value * batch[SHARE] if SHARE in batch else value
+
+    return weighted

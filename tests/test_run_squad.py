@@ -17,7 +17,7 @@ import calib
 import modeling
 import run_squad
 import tfquant
-from squad_run import calibration, data, demo, flags, losses, networks, training
+from squad_run import calibration, data, demo, flags, losses, networks, resume, training
 from squad_run.flags import Settings
 from tasks import squad
 from tasks.squad import synthetic
@@ -141,10 +141,11 @@ def test_training_batches_can_start_anywhere_and_shuffle_anew_each_epoch(files):
     tokenizer = squad.Tokenizer(files["vocab_file"])
     examples = data.read_examples(files["train_file"], settings, training=True)
     features = data.to_features(examples, tokenizer, settings, training=True)
-    stream = training.training_batches(features, settings, 0, Single())
+    course = resume.started(settings, 1)
+    stream = training.training_batches(features, settings, 0, Single(), course)
     first = [next(stream) for _ in range(13)]
     for start in (0, 3, 5, 12):
-        later = next(training.training_batches(features, settings, start, Single()))
+        later = next(training.training_batches(features, settings, start, Single(), course))
         assert all(np.array_equal(later[name], first[start][name]) for name in later)
     assert first[0].keys() == {"input_ids", "input_mask", "segment_ids", "start_positions", "end_positions"}
     assert not np.array_equal(first[0]["start_positions"], first[5]["start_positions"])
@@ -455,6 +456,17 @@ BAD_FLAGS = {
         "range_start_step": 2, "range_freeze_step": 2, "do_train": True, "if_quant": True,
     },
     "--range_decay is used with": {"range_decay": 0.9, "do_train": True, "if_quant": True},
+    "--loss_scale=static: must be none or dynamic": {"loss_scale": "static"},
+    "--loss_scale is about training": {"loss_scale": "dynamic"},
+    "--sparsity=4x2: .*fewer zeros": {"sparsity": "4x2", "do_train": True},
+    "--sparsity is about training": {"sparsity": "2x4"},
+    "--sparsity=2x5: hidden_size 16 is no multiple of 5": {"sparsity": "2x5", "do_train": True},
+    "--sparsity_begin_step is used with --sparsity": {"sparsity_begin_step": 1, "do_train": True},
+    "--sparsity_begin_step=-1": {"sparsity": "2x4", "sparsity_begin_step": -1, "do_train": True},
+    "--sparsity_frequency=0": {"sparsity": "2x4", "sparsity_frequency": 0, "do_train": True},
+    "--sparsity_end_step=1: .*begin_step \\(2\\), or -1": {
+        "sparsity": "2x4", "sparsity_begin_step": 2, "sparsity_end_step": 1, "do_train": True
+    },
     "--horovod_compression=int8": {"horovod_compression": "int8"},
     "--output_dir=/proc/nowhere: cannot be written": {"output_dir": "/proc/nowhere"},
 }

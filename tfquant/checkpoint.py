@@ -108,11 +108,12 @@ def write(prefix: str | os.PathLike, tensors: Mapping[str, Any]) -> None:
             _sync(target.parent)
             _tidy(target.parent)
     except (OSError, tf.errors.OpError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
         raise CheckpointError(
             f"cannot write checkpoint {target}: {_reason(error)}. Free some space or name another folder; "
             "a checkpoint that was there before still loads"
         ) from error
+    finally:  # also when a signal ends the process; once renamed it is not there any more
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def read(prefix: str | os.PathLike) -> Checkpoint:

@@ -68,7 +68,7 @@ def test_sigterm_finishes_the_step_and_saves_it_and_the_resumed_run_ends_the_sam
     assert signal.getsignal(signal.SIGTERM) is before
     assert (caught.value.code, caught.value.step) == (0, 3)
     assert caught.value.checkpoint == str(tmp_path / "cut" / "model.ckpt-3")
-    assert "SIGTERM after step 3 of 6" in capsys.readouterr().out
+    assert "stopped by a signal after step 3 of 6" in capsys.readouterr().out
     again = make(tmp_path / "cut", accumulation=accumulation)
     assert again.restore() == 3
     again.fit(batches)

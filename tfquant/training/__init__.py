@@ -3,10 +3,12 @@
 from tfquant.training.distillation import divergence
 from tfquant.training.hooks import Hook
 from tfquant.training.interrupt import TrainingInterrupted
-from tfquant.training.loop import NonFiniteLossError, Trainer, TrainOptions, seed_variables
+from tfquant.training.loop import NonFiniteLossError, Trainer, seed_variables
 from tfquant.training.meter import TrainSummary
 from tfquant.training.optimizer import BertAdamW, WarmupLinearDecay
+from tfquant.training.options import TrainOptions
 from tfquant.training.schedule import QuantizationCallback, QuantizationSchedule
+from tfquant.training.sparsity import StructuredSparsity, encoder_kernels
 from tfquant.training.teaching import Distillation, DistillationOptions
 
 __all__ = [
@@ -17,11 +19,13 @@ __all__ = [
     "NonFiniteLossError",
     "QuantizationCallback",
     "QuantizationSchedule",
+    "StructuredSparsity",
     "TrainOptions",
     "TrainSummary",
     "Trainer",
     "TrainingInterrupted",
     "WarmupLinearDecay",
     "divergence",
+    "encoder_kernels",
     "seed_variables",
 ]

@@ -1,13 +1,16 @@
-"""A SIGTERM during training: the step is finished and saved, then the process ends with exit status 0."""
+"""A signal to stop during training: the step is finished and saved, then the process ends with exit status 0."""
 
 import os
 import signal
 import threading
 from typing import Any
 
+# What schedulers and people send; mpirun hands SIGUSR1 on to its ranks, and kills them a moment after a SIGTERM.
+STOPPING = (signal.SIGTERM, signal.SIGUSR1)
+
 
 class TrainingInterrupted(SystemExit):
-    """Training stopped after a SIGTERM; not caught, it ends the process with exit status 0.
+    """Training stopped after a signal of `STOPPING`; not caught, it ends the process with exit status 0.
 
     Attributes:
         step: steps made.
@@ -20,26 +23,27 @@ class TrainingInterrupted(SystemExit):
 
 
 class Terminate:
-    """While entered, a SIGTERM only sets `asked`; one that nobody served is delivered on leaving without an error."""
+    """While entered, a signal to stop only sets `asked`; one that nobody served is delivered on leaving without an error."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked: signal.Signals | None = None
 
     def __enter__(self) -> "Terminate":
         self._installed = threading.current_thread() is threading.main_thread()  # Python allows it nowhere else
         if self._installed:
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+            self._previous = {number: signal.signal(number, self._ask) for number in STOPPING}
         return self
 
     def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
+        self.asked = signal.Signals(number)
 
     def served(self) -> None:
-        self.asked = False
+        self.asked = None
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if not self._installed:
             return
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._previous is None else self._previous)
+        for number, previous in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)
         if self.asked and kind is None:  # it came after the last step had looked
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.asked)

@@ -4,12 +4,11 @@ The state of a run is what its checkpoint holds: weights, optimizer slots, step,
 from a callable that can start at any batch, so a run that was cut off and resumed ends with the very same weights.
 """
 
-import dataclasses
 import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -22,11 +21,13 @@ from tfquant.training.interrupt import Terminate, TrainingInterrupted
 from tfquant.training.loss_scale import DynamicLossScale
 from tfquant.training.meter import Meter, TrainSummary
 from tfquant.training.optimizer import BertAdamW
+from tfquant.training.options import TrainOptions
 from tfquant.variables import path_of, resource
 
 GLOBAL_STEP = "global_step"
 STATE = "tfquant/state/"
 _MADE, _SKIPPED, _FAILED = 0, 1, 2  # what became of a step
+_REMEDY = "Lower the learning rate or warm up for longer"
 
 Batch = Mapping[str, np.ndarray]
 Gradients = list[tf.Tensor]
@@ -34,41 +35,6 @@ Gradients = list[tf.Tensor]
 
 class NonFiniteLossError(ArithmeticError):
     """The loss or its gradient became NaN or Inf; the weights are those before that step."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """How long to train and what to write.
-
-    Attributes:
-        directory: where checkpoints (`model.ckpt-<step>`) and TensorBoard's `tensorboard/` go.
-        total_steps: optimizer steps of the whole run, resumed ones included.
-        accumulation: batches whose gradients are averaged for one step.
-        clip_norm: largest global norm of a step's gradient; None does not clip.
-        checkpoint_every: steps between checkpoints; the last step is always saved. 0 saves only that.
-        keep_checkpoints: how many to keep; 0 keeps all.
-        log_every: steps between TensorBoard scalars.
-        loss_scale: "dynamic" scales the loss so that float16 gradients do not vanish; a step whose gradient overflows changes
-            no weight but counts, so that data and schedule stay where a resumed run expects them. See `DynamicLossScale`.
-    """
-
-    directory: str | os.PathLike
-    total_steps: int
-    accumulation: int = 1
-    clip_norm: float | None = 1.0
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 1
-    log_every: int = 10
-    loss_scale: Literal["dynamic"] | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("total_steps", 1), ("accumulation", 1), ("checkpoint_every", 0), ("log_every", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; it must be positive, or None for no clipping")
-        if self.loss_scale not in (None, "dynamic"):
-            raise ValueError(f"loss_scale is {self.loss_scale!r}; it must be None or 'dynamic'")
 
 
 def seed_variables(*models: Any) -> list[Any]:
@@ -158,9 +124,15 @@ class Trainer:
 
         Raises:
             tfquant.checkpoint.CheckpointError: it cannot be written; older ones stay.
+            NonFiniteLossError: a weight is NaN or Inf; older ones stay.
         """
         step = self.step
         self._group.check_equal(self._alike(), f"at step {step}")
+        for variable in self._variables:
+            if not np.isfinite(variable.numpy()).all():
+                raise NonFiniteLossError(
+                    f"step {step} made {path_of(variable)} NaN or Inf. {_REMEDY}; it was not saved, the checkpoint before is kept"
+                )
         prefix = str(pathlib.Path(self.options.directory) / f"model.ckpt-{step}")
         if self._group.rank:
             return prefix
@@ -214,14 +186,15 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: names the step and the first variable whose gradient is not finite.
-            TrainingInterrupted: a SIGTERM arrived; the step was finished, on every rank the same one, and saved.
+            TrainingInterrupted: a SIGTERM or SIGUSR1 arrived; the step was finished, on every rank the same one, and saved.
             ValueError: the batches end too early.
         """
         options, first = self.options, self.step
         if first >= options.total_steps:
             tqdm.write(
                 f"{options.directory} has already been trained for {first} steps of {options.total_steps}: nothing to "
-                "do. Raise the number of epochs to go on, or use a new folder to start again"
+                "do. To train for longer start from its last checkpoint in a new folder: there the learning rate rises and "
+                "falls anew"
             )
             return TrainSummary(first, first, None, 0.0, 0.0, 0.0, self._last_checkpoint())
         pathlib.Path(options.directory).mkdir(parents=True, exist_ok=True)
@@ -253,7 +226,7 @@ class Trainer:
         writer.close()
         if stop:
             if chief:
-                tqdm.write(f"stopped by SIGTERM after step {step} of {options.total_steps}, saved as {prefix}")
+                tqdm.write(f"stopped by a signal after step {step} of {options.total_steps}, saved as {prefix}")
             raise TrainingInterrupted(step, prefix)
         return meter.summary(first, self.step, options.log_every, prefix, self._group)
 
@@ -279,17 +252,25 @@ class Trainer:
             self._steps = self._steps or self._compiled(batch)
             if index + 1 < self.options.accumulation:
                 earlier += self._steps[0](batch)
-        results = self._steps[1](batch, earlier, tf.constant(terminate.asked))
+        results = self._steps[1](batch, earlier, tf.constant(bool(terminate.asked)))
         loss, norm, stop, outcome, bad, reducing = (t.numpy() for t in results)
-        if outcome == _FAILED:
-            what = "loss"
-            if np.isfinite(loss):
-                what = "gradient's norm" if bad < 0 else f"gradient of {path_of(self._variables[self._reached[bad]])}"
-            raise NonFiniteLossError(
-                f"training stopped at step {step}: its {what} is NaN or Inf. "
-                "Lower the learning rate or warm up for longer; the last checkpoint is from before that step"
-            )
+        if outcome != _MADE:
+            self._not_made(step, outcome, "loss" if not np.isfinite(loss) else self._gradient_name(bad))
         return float(loss), float(norm), examples, bool(stop), float(reducing)
+
+    def _not_made(self, step: int, outcome: int, what: str) -> None:
+        """Says why a step was skipped, or raises."""
+        if outcome == _FAILED:
+            raise NonFiniteLossError(
+                f"training stopped at step {step}: its {what} is NaN or Inf. {_REMEDY}; "
+                "the last checkpoint is from before that step"
+            )
+        if self._group.rank == 0:
+            factor = float(self._scale.factor)
+            tqdm.write(f"step {step} skipped: its {what} is NaN or Inf; loss scale halved to {factor:g}, weights unchanged")
+
+    def _gradient_name(self, index: int) -> str:
+        return "gradient's norm" if index < 0 else f"gradient of {path_of(self._variables[self._reached[index]])}"
 
     def _compiled(self, batch: Mapping[str, tf.Tensor]) -> tuple[Callable, Callable]:
         """(add a batch's gradient, add it and make the step), each traced once: every dimension is left open."""

@@ -1,0 +1,166 @@
+"""What a run must have in common with the one it goes on from, and how its data is dealt out to other processes than before.
+
+Every checkpoint of training holds the flags that decide what is computed, and the number of processes. A run that goes on with
+other flags is refused. One that goes on in another number of processes makes the same steps: the windows of a step, the learning
+rate and the order of the data are those the run was started with, and each process takes more or less of them.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+from typing import Any
+
+from squad_run.flags import CONTENT, FREE, SAME, FlagError, Settings
+from squad_run.narration import say
+from tfquant import checkpoint
+from tfquant.training.loop import STATE
+
+RUN = STATE + "run"  # name in a checkpoint
+BATCH = ("train_batch_size", "num_accumulation_steps")
+RATE = "learning_rate"
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """What decides which windows make a step, whoever computes it.
+
+    Attributes:
+        batch: windows that are planned together, and so have like lengths.
+        batches: how many of them make a step.
+        ranks: processes the run was started in.
+        learning_rate: its highest value, that of the flag for each of them.
+        parts: what a planned batch is cut into; the parts of a run are dealt out to its processes in turn.
+        own: parts of a step that each process computes.
+        record: JSON for the checkpoints of the run.
+    """
+
+    batch: int
+    batches: int
+    ranks: int
+    learning_rate: float
+    parts: int
+    own: int
+    record: str
+
+    @property
+    def windows(self) -> int:
+        """Windows of a step."""
+        return self.batch * self.batches
+
+
+def started(settings: Settings, ranks: int) -> Course:
+    """The course of a run that starts with these flags."""
+    return _course(record_of(settings, ranks), settings.train_batch_size, ranks)
+
+
+def going_on(prefix: str, settings: Settings, ranks: int) -> Course:
+    """The course of a run that goes on from a checkpoint, the one it was started on.
+
+    Raises:
+        FlagError: lists all flags that contradict those the run was started with.
+    """
+    found = checkpoint.read(prefix)
+    now = record_of(settings, ranks)
+    if RUN not in found:
+        say(f"{prefix} does not say with which flags it was trained (an earlier version wrote it): going on with those given")
+        return _course(now, settings.train_batch_size, ranks)
+    before = json.loads(found[RUN])
+    problems = _differences(before, now, prefix)
+    if problems:
+        raise FlagError(
+            "\n".join(f"  {problem}" for problem in problems)
+            + f"\n{prefix} is of a run that was started with other flags: give the same to go on, or another --output_dir"
+        )
+    course = _course(before, settings.train_batch_size, ranks)
+    if ranks != course.ranks or course.parts != course.ranks:
+        say(
+            f"started in {_processes(course.ranks)}, going on in {_processes(ranks)}: a step keeps its {course.windows} windows "
+            f"({course.own} x {-(-course.batch // course.parts)} in each process), the learning rate its highest value of "
+            f"{course.learning_rate:g}, and the data its order; dropout draws other numbers"
+            + (", and moving ranges follow other batches" if settings.range_update == "moving_average" else "")
+        )
+    return course
+
+
+def record_of(settings: Settings, ranks: int) -> dict[str, Any]:
+    """What a checkpoint keeps of a run: its number of processes, and each flag's value or what its file holds."""
+    flags = {}
+    for field in dataclasses.fields(Settings):
+        value = getattr(settings, field.name)
+        if field.metadata["resume"] == SAME:
+            flags[field.name] = value
+        elif field.metadata["resume"] == CONTENT:
+            flags[field.name] = {"path": value, "holds": content(value)} if value else None
+    return {"ranks": ranks, "flags": flags}
+
+
+def content(path: str) -> str:
+    """A hash of the file, checkpoint or Hugging Face folder of that name; for a name that is none of these, the name."""
+    place = pathlib.Path(path)
+    if os.path.isfile(path + checkpoint.INDEX):  # holds a checksum of every tensor
+        files = [pathlib.Path(path + checkpoint.INDEX)]
+    else:
+        files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place] if place.is_file() else []
+    total = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest() if files else path
+
+
+def _course(record: dict[str, Any], largest: int, ranks: int) -> Course:
+    """
+    Args:
+        record: of the run's start.
+        largest: windows that a process may compute at once.
+        ranks: processes there are now.
+    """
+    flags, before = record["flags"], record["ranks"]
+    batch, batches = flags["train_batch_size"] * before, flags["num_accumulation_steps"]
+    own, parts = next(
+        (own, own * ranks // batches)
+        for own in itertools.count(1)
+        if own * ranks % batches == 0 and -(-batch // (own * ranks // batches)) <= largest
+    )
+    if parts > batch:
+        raise ValueError(
+            f"{ranks} processes are too many to go on with: the run was started with batches of {batch} windows; start at most "
+            f"{batch}, or anew in another --output_dir"
+        )
+    return Course(batch, batches, before, flags[RATE] * before, parts, own, json.dumps(record))
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str) -> list[str]:
+    old, new = before["flags"], now["flags"]
+    # One process with twice the batch and the rate of two is the same run.
+    same_step = _windows(before) == _windows(now)
+    same_rate = old[RATE] * before["ranks"] == new[RATE] * now["ranks"]
+    problems = []
+    for field in dataclasses.fields(Settings):
+        name, kind = field.name, field.metadata["resume"]
+        if kind == FREE or (name in BATCH and same_step) or (name == RATE and same_rate):
+            continue
+        was = old.get(name, field.default)  # a flag younger than the checkpoint had no effect then
+        if kind == SAME and new[name] != was:
+            problems.append(f"--{name}={new[name]}: was {was} when the run was started")
+            if name == "num_train_epochs":
+                problems[-1] += (
+                    ", and the learning rate falls over all epochs. To train for longer start from "
+                    f"--init_checkpoint={prefix} in another --output_dir"
+                )
+        # A file that is not named is not read: what must be there is checked before.
+        if kind == CONTENT and new[name] and new[name]["holds"] != (was or {}).get("holds"):
+            then = f"holds something else than {was['path']} did" if was else "was not given"
+            problems.append(f"--{name}={new[name]['path']}: {then} when the run was started")
+    return problems
+
+
+def _windows(record: dict[str, Any]) -> int:
+    return record["flags"][BATCH[0]] * record["flags"][BATCH[1]] * record["ranks"]
+
+
+def _processes(number: int) -> str:
+    return "1 process" if number == 1 else f"{number} processes"

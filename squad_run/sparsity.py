@@ -1,0 +1,54 @@
+"""Sparse encoder kernels: kept so while they are trained, and verified in what was saved."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from squad_run.flags import Settings
+from squad_run.narration import say
+from tfquant import checkpoint
+from tfquant.calibration import engine_of
+from tfquant.training import Hook, StructuredSparsity, encoder_kernels
+from tfquant.training.sparsity import check
+from tfquant.variables import path_of
+
+
+def hooks(model: keras.Model, settings: Settings, total_steps: int) -> list[Hook]:
+    """What --sparsity adds to training.
+
+    Raises:
+        ValueError: training ends before the zeros are chosen.
+    """
+    if not settings.sparsity:
+        return []
+    begin, end = settings.sparsity_begin_step, settings.sparsity_end_step
+    if begin >= total_steps:
+        raise ValueError(f"--sparsity_begin_step={begin}: training has only {total_steps} steps; begin before the last one")
+    kernels = encoder_kernels(model.trainable_variables)
+    say(f"keeping {len(kernels)} encoder kernels {settings.sparsity} sparse from step {begin} on")
+    return [StructuredSparsity(kernels, settings.sparsity, begin, begin if end is None else end, settings.sparsity_frequency)]
+
+
+def verify(network: Any, model: keras.Model, prefix: str, settings: Settings) -> dict[str, Any]:
+    """Counts the zeros of the kernels in a checkpoint and, of a quantized network, of the kernels after quantization.
+
+    Raises:
+        ValueError: names a kernel that has too few.
+    """
+    saved = checkpoint.read(prefix)
+    names = [path_of(kernel) for kernel in encoder_kernels(model.trainable_variables)]
+    check({name: saved[name] for name in names}, settings.sparsity)
+    figures = {"pattern": settings.sparsity, "kernels": len(names), "quantized_kernels": 0}
+    if network is not model:
+        engine = engine_of(network)
+        wanted = {name.removesuffix("/kernel") for name in names}
+        sites = {a: q for a, q in engine.quantizers.items() if q.site.is_weight and q.site.enabled and q.site.path in wanted}
+        values = engine.parameter_values()
+        check({a: quantizer(tf.constant(values[a])).numpy() for a, quantizer in sites.items()}, settings.sparsity)
+        figures["quantized_kernels"] = len(sites)
+    say(
+        f"{settings.sparsity} sparsity verified on {len(names)} kernels of {prefix}"
+        + (f", and on {figures['quantized_kernels']} of them quantized" if network is not model else "")
+    )
+    return figures
