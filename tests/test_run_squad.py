@@ -465,8 +465,8 @@ BAD_FLAGS = {
     "--sparsity_begin_step=-1": {"sparsity": "2x4", "sparsity_begin_step": -1, "do_train": True},
     "--sparsity_frequency=0": {"sparsity": "2x4", "sparsity_frequency": 0, "do_train": True},
     "--sparsity_end_step=1: .*begin_step \\(2\\), or -1": {
-        "sparsity": "2x4", "sparsity_begin_step": 2, "sparsity_end_step": 1, "do_train": True
-    },
+        "sparsity": "2x4", "sparsity_begin_step": 2, "sparsity_end_step": 1, "do_train": True,
+    },  # fmt: skip
     "--horovod_compression=int8": {"horovod_compression": "int8"},
     "--output_dir=/proc/nowhere: cannot be written": {"output_dir": "/proc/nowhere"},
 }
