@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tfquant import checkpoint
-from tfquant.distributed import Single
+from tfquant.distributed import DivergedError, Single
 from tfquant.training import BertAdamW, NonFiniteLossError, Trainer, TrainOptions
 from tfquant.training.hooks import Hook
 from tfquant.training.loop import TrainingInterrupted
@@ -52,20 +52,20 @@ def assert_same(one, two):
         assert np.array_equal(one[name], two[name]), name
 
 
-def killing(number, start=0):
+def killing(number, start=0, by=signal.SIGTERM):
     for index, batch in enumerate(batches(start), start):
         if index == number:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), by)
         yield batch
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_sigterm_finishes_the_step_and_saves_it_and_the_resumed_run_ends_the_same(tmp_path, accumulation, capsys):
+@pytest.mark.parametrize(("accumulation", "by"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (1, signal.SIGUSR1)])
+def test_a_signal_to_stop_finishes_the_step_and_saves_it_and_the_resumed_run_ends_the_same(tmp_path, accumulation, by, capsys):
     make(tmp_path / "whole", accumulation=accumulation).fit(batches)
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(by)
     with pytest.raises(TrainingInterrupted) as caught:
-        make(tmp_path / "cut", accumulation=accumulation).fit(lambda start: killing(2 * accumulation, start))
-    assert signal.getsignal(signal.SIGTERM) is before
+        make(tmp_path / "cut", accumulation=accumulation).fit(lambda start: killing(2 * accumulation, start, by))
+    assert signal.getsignal(by) is before
     assert (caught.value.code, caught.value.step) == (0, 3)
     assert caught.value.checkpoint == str(tmp_path / "cut" / "model.ckpt-3")
     assert "stopped by a signal after step 3 of 6" in capsys.readouterr().out
@@ -120,6 +120,16 @@ def test_the_loss_shown_is_the_mean_over_ranks(tmp_path):
 def test_a_loss_not_finite_on_another_rank_stops_this_one_too(tmp_path):
     with pytest.raises(NonFiniteLossError, match="step 1: its loss"):
         make(tmp_path, group=Other(loss=np.nan)).fit(batches)
+
+
+def test_state_of_hooks_that_differs_between_ranks_stops_the_run_before_a_checkpoint(tmp_path):
+    class Differing(Single):
+        def gather(self, data):
+            return [data, data[:-4] + b"\0\0\0\0"]
+
+    with pytest.raises(DivergedError, match="at step 1 the ranks hold different weights: updates"):
+        make(tmp_path, 1, hooks=[Masked()], group=Differing()).fit(batches)
+    assert not list(tmp_path.glob("model.ckpt*"))
 
 
 def test_other_ranks_write_nothing(tmp_path, capsys):
