@@ -145,7 +145,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str) -> li
             continue
         was = old.get(name, field.default)  # a flag younger than the checkpoint had no effect then
         if kind == SAME and new[name] != was:
-            problems.append(f"--{name}={new[name]}: was {was} when the run was started")
+            then = "not given" if was in ("", None) else was
+            problems.append(f"--{name}={new[name]}: was {then} when the run was started")
             if name == "num_train_epochs":
                 problems[-1] += (
                     ", and the learning rate falls over all epochs. To train for longer start from "

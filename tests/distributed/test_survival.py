@@ -73,7 +73,7 @@ class Run:
     def send(self, number: signal.Signals, rank: int, after: int) -> None:
         """Sends a signal to a rank once there is a checkpoint of a later step."""
         folder = pathlib.Path(self.output).with_suffix("")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not any(step > after for step, _ in checkpoint.steps(folder)):
             assert self.process.poll() is None and time.monotonic() < deadline, self.text
             time.sleep(0.02)

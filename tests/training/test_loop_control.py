@@ -125,7 +125,7 @@ def test_a_loss_not_finite_on_another_rank_stops_this_one_too(tmp_path):
 def test_state_of_hooks_that_differs_between_ranks_stops_the_run_before_a_checkpoint(tmp_path):
     class Differing(Single):
         def gather(self, data):
-            return [data, data[:-4] + b"\0\0\0\0"]
+            return [data, data[:-8] + b"\0\0\0\0" + data[-4:]]  # the last is the step
 
     with pytest.raises(DivergedError, match="at step 1 the ranks hold different weights: updates"):
         make(tmp_path, 1, hooks=[Masked()], group=Differing()).fit(batches)
