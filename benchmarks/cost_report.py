@@ -1,0 +1,62 @@
+"""The table of costs that the README holds, from the results of `make bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Rows = Mapping[str, Any]
+STEP = ("training_step", "training_step", "ratio to float")
+# (what, where: file, row and keys, how it is written, goal)
+LINES = (
+    (
+        "training step, batch 8, length 384: replayed graph without sites / float",
+        (*STEP, "replayed, no site"), "{:.3f}", "at most 1.02",
+    ),
+    ("training step, `int8_residual_float` / float", (*STEP, "int8_residual_float"), "{:.3f}", "at most 1.15"),
+    ("training step, `int8_residual_both` / float", (*STEP, "int8_residual_both"), "{:.3f}", "at most 1.15"),
+    ("training step, `int8_residual`, all ranges learned (LSQ) / float", (*STEP, "int8_residual, lsq"), "{:.3f}", "at most 1.25"),
+    ("training step, `int8_residual`, moving averages / float", (*STEP, "int8_residual, moving_average"), "{:.3f}", ""),
+    (
+        "training step, `int8_residual`, learned ranges and a teacher of the same size / float",
+        (*STEP, "int8_residual, lsq, teacher"), "{:.3f}", "at most 1.6",
+    ),
+    (
+        "training in 2 processes of one thread / 1 process of one thread, examples/s",
+        ("ranks", "training", "ratio"), "{:.2f}", "at least 1.8",
+    ),
+    ("share of step time in all-reduce, 2 processes", ("ranks", "training", "all-reduce share"), "{:.1%}", ""),
+    (
+        "calibration of 2,048 windows in 2 processes / 1 process, same file, times as fast",
+        ("ranks", "calibration on 2048 windows", "ratio", "calibration"), "{:.2f}", "at least 1.8",
+    ),
+    (
+        "calibration of 256 windows in 2 processes / 1 process, times as fast",
+        ("ranks", "calibration on 256 windows", "ratio", "calibration"), "{:.2f}", "",
+    ),
+    (
+        "calibration of 256 windows, histograms at 61 sites / float forward",
+        ("calibration_cost", "time", "ratio"), "{:.3f}", "at most 1.5",
+    ),
+    (
+        "largest observer, bytes",
+        ("calibration_cost", "time", "observer bytes", "largest"), "{:,}", "at most 32,768",
+    ),
+    (
+        "peak memory of a calibrating / a predicting process",
+        ("calibration_cost", "memory", "ratio"), "{:.3f}", "at most 1.2",
+    ),
+    ("planning for 12 layers, 768 wide, seconds", ("planning", "bert-base", "plan seconds"), "{:.2f}", ""),
+    ("planning and inserting for it, seconds", ("planning", "bert-base", "quantize seconds"), "{:.2f}", "at most 10"),
+)  # fmt: skip
+
+
+def table(rows_of: Callable[[str], Rows]) -> str:
+    """Markdown: what was measured, and the goal; `rows_of` gives the rows of a result file."""
+    lines = ["| | measured | goal |", "|---|---|---|"]
+    for what, (file, *keys), form, goal in LINES:
+        value: Any = rows_of(file)
+        for key in keys:
+            value = value[key]
+        lines.append(f"| {what} | {form.format(value)} | {goal} |")
+    return "\n".join(lines)
