@@ -25,6 +25,10 @@ LINES = (
         "training in 2 processes of one thread / 1 process of one thread, examples/s",
         ("ranks", "training", "ratio"), "{:.2f}", "at least 1.8",
     ),
+    (
+        "two such trainings that know nothing of each other / 1, examples/s: what the machine has to give",
+        ("ranks", "training", "ratio of two apart"), "{:.2f}", "",
+    ),
     ("share of step time in all-reduce, 2 processes", ("ranks", "training", "all-reduce share"), "{:.1%}", ""),
     (
         "calibration of 2,048 windows in 2 processes / 1 process, same file, times as fast",

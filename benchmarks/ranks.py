@@ -3,7 +3,8 @@
     python -m benchmarks.ranks --shared=../shared
 
 Training: `tfquant.training.Trainer` at batch 8 a process, all windows 384 long, steady examples/s of all processes and the share of
-a step that all-reduce takes. Calibration: `run_squad.py --do_calib --horovod` with mse, seconds of the calibration as the run
+a step that all-reduce takes; beside it two trainings that know nothing of each other, which is all that the machine has to give.
+Calibration: `run_squad.py --do_calib --horovod` with mse, seconds of the calibration as the run
 reports them and of the whole command; the files must be equal. Both start under mpirun with -np 1 and -np 2, in turn; ratios are
 medians over rounds of the ratio within a round.
 """
@@ -35,6 +36,11 @@ LIMIT = 1.8
 
 def under_mpirun(size: int, *arguments: str) -> str:
     """What `size` processes of one thread each wrote to stdout."""
+    return finished(started(size, *arguments))
+
+
+def started(size: int, *arguments: str) -> subprocess.Popen:
+    """`size` processes of one thread each under mpirun."""
     mpirun = pathlib.Path(sys.executable).with_name("mpirun")
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -45,10 +51,17 @@ def under_mpirun(size: int, *arguments: str) -> str:
         "KERAS_BACKEND": "tensorflow",
     }
     command = [str(mpirun), "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(size), sys.executable]
-    done = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} failed in {size} processes:\n{done.stderr[-2000:]}")
-    return done.stdout
+    return subprocess.Popen(
+        [*command, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finished(process: subprocess.Popen) -> str:
+    """What a process wrote to stdout by its end."""
+    output, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(map(str, process.args))} failed:\n{errors[-2000:]}")
+    return output
 
 
 def train(squad: Squad, steps: int) -> None:
@@ -81,20 +94,29 @@ def train(squad: Squad, steps: int) -> None:
 
 
 def measure_training(squad: Squad, rounds: int, steps: int) -> dict:
-    found = {size: [] for size in SIZES}
+    found: dict[int, list] = {size: [] for size in SIZES}
+    apart = []
     arguments = ("-m", "benchmarks.ranks", f"--shared={squad.folder}", f"--steps={steps}", "--worker")
     for _ in tqdm(range(rounds), "training", unit="round", leave=False):
         for size in SIZES:
             output = under_mpirun(size, *arguments)
-            found[size].append(json.loads(output.partition("FOUND ")[2].splitlines()[0]))
+            found[size].append(figures_in(output))
+        both = [started(1, *arguments) for _ in range(2)]
+        apart.append(sum(figures_in(finished(one))["examples per second"] for one in both))
     speeds = {size: [one["examples per second"] for one in found[size]] for size in SIZES}
     return {
-        "examples per second": {f"{size} ranks": round(statistics.median(speeds[size]), 2) for size in SIZES},
+        "examples per second": {f"{size} ranks": round(statistics.median(speeds[size]), 2) for size in SIZES}
+        | {"2 apart": round(statistics.median(apart), 2)},
+        "ratio of two apart": round(statistics.median(b / a for a, b in zip(speeds[1], apart, strict=True)), 3),
         "ratio": round(statistics.median(b / a for a, b in zip(*speeds.values(), strict=True)), 3),
         "all-reduce share": round(statistics.median(one["all-reduce share"] for one in found[2]), 4),
         "rounds": rounds,
         "steps": steps,
     }
+
+
+def figures_in(output: str) -> dict:
+    return json.loads(output.partition("FOUND ")[2].splitlines()[0])
 
 
 def measure_calibration(squad: Squad, rounds: int, windows: int) -> dict:

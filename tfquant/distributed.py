@@ -7,6 +7,7 @@ inside a `tf.function` that is not compiled by XLA.
 from __future__ import annotations
 
 import abc
+import os
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,9 @@ import tensorflow as tf
 from tfquant.variables import resource
 
 COMPRESSIONS = ("none", "fp16")
+# How often Horovod's ranks ask each other what is ready. Its own 1 ms is for GPUs: on CPUs MPI waits by spinning and takes a fourth
+# of the cores from the computation (measured: 2.8 instead of 3.7 examples/s of the 6-layer model in 2 processes).
+CYCLE_MILLISECONDS = "50"
 Gradient = tf.Tensor | tf.IndexedSlices
 
 
@@ -116,6 +120,8 @@ class Horovod(Group):
             ) from error
         if compression not in COMPRESSIONS:
             raise ValueError(f"unknown compression {compression!r}; known: {', '.join(COMPRESSIONS)}")
+        if not tf.config.list_physical_devices("GPU"):
+            os.environ.setdefault("HOROVOD_CYCLE_TIME", CYCLE_MILLISECONDS)
         hvd.init()
         self._hvd, self._compression = hvd, getattr(hvd.Compression, compression)
         self._sparse_as_dense = sparse_as_dense

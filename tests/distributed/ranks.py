@@ -14,7 +14,7 @@ from tfquant.distributed import fake_groups
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MPIRUN = pathlib.Path(sys.executable).parent / "mpirun"
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+ONE_THREAD = {"HOROVOD_CYCLE_TIME": "1", "OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 needs_ranks = pytest.mark.skipif(
     importlib.util.find_spec("horovod") is None or not MPIRUN.exists(), reason="needs Horovod and mpirun: make env"
 )
