@@ -61,6 +61,6 @@ def table(rows_of: Callable[[str], Rows]) -> str:
     for what, (file, *keys), form, goal in LINES:
         value: Any = rows_of(file)
         for key in keys:
-            value = value[key]
-        lines.append(f"| {what} | {form.format(value)} | {goal} |")
+            value = None if value is None else value.get(key)
+        lines.append(f"| {what} | {'not measured' if value is None else form.format(value)} | {goal} |")
     return "\n".join(lines)
