@@ -237,8 +237,8 @@ def test_a_quantized_model_can_teach():
 
 
 BAD = {
-    "student has 4 layers and the teacher 2.*say which layer learns from which": lambda: distil(network(layers=4), network(layers=2)),
-    "2:1 names layer 2 of the student, whose layers are 0 to 1": lambda: distil(network(layers=2), network(layers=2), layers={2: 1}),
+    "student has 2 layers and the teacher 1.*say which layer learns from which": lambda: distil(network(layers=2), network()),
+    "1:0 names layer 1 of the student, whose layers are 0 to 0": lambda: distil(network(), network(), layers={1: 0}),
     "1:2 names layer 2 of the teacher": lambda: distil(network(layers=2), network(layers=2), layers={1: 2}),
     "no layer of the student learns": lambda: distil(network(), network(), layers={}),
     "layers are mapped, but": lambda: DistillationOptions(layers={0: 0}),
