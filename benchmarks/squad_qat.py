@@ -66,7 +66,7 @@ ROWS = {
     "int8_residual_asymmetric, distilled": Row(ASYMMETRIC, ("--distillation", "--distillation_loss_scale=30"), teacher="float"),
     "int8_residual": Row(MSE),
     "int8_residual, pre-trained encoder calibrated, 3 epochs": Row(MSE, epochs=3, pretrained=True),
-    "w4a8_residual, LSQ": Row(W4A8),
+    "w4a8_residual, TQT": Row(W4A8, ("--range_update=tqt", "--range_learning_rate=1e-3")),
     "int8_residual_asymmetric, not trained": Row(ASYMMETRIC, epochs=0),
     "w4a8_residual, not trained": Row(W4A8, epochs=0),
 }

@@ -36,7 +36,8 @@ NAMES = {
     "w4a8_qat": "4-bit weights, trained",
 }
 W4A8 = "w4a8_residual"
-QAT_EPOCHS, QAT_RATE = 1, 2e-4
+# Thresholds are trained as logarithms, so that one learning rate suits ranges of every size; it is higher than that of weights.
+TUNING = {"if_quant": True, "num_train_epochs": 2, "range_update": "tqt", "range_learning_rate": 3e-3}
 
 
 def demo(
@@ -75,8 +76,7 @@ def demo(
         runs[name] = run(dataclasses.replace(quantizing, output_dir=folders[name], quantize_residual=residual))
     runs["w4a8_ptq"] = run(dataclasses.replace(quantizing, output_dir=folders["w4a8_ptq"], quant_recipe=W4A8))
     common["init_checkpoint"] = runs["w4a8_ptq"]["calibration"]["checkpoint"]
-    tuning = {"if_quant": True, "num_train_epochs": QAT_EPOCHS, "learning_rate": QAT_RATE, "output_dir": folders["w4a8_qat"]}
-    runs["w4a8_qat"] = run(dataclasses.replace(training, **common | tuning))
+    runs["w4a8_qat"] = run(dataclasses.replace(training, **common, **TUNING, output_dir=folders["w4a8_qat"]))
     runs["w4a8_qat"]["calibration"] = runs["w4a8_ptq"]["calibration"]
     print_table(runs)
     result: dict[str, float] = {}

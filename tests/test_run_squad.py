@@ -398,11 +398,11 @@ def test_the_example_ends_with_a_table_and_one_line_of_json(tmp_path, capsys):
     result = demo.demo(run_squad.run, str(tmp_path), quick, train_questions=64, dev_questions=12)
     lines = capsys.readouterr().out.strip().splitlines()
     assert json.loads(lines[-1]) == result
-    assert {"float_f1", "ptq_f1", "ptq_residual_f1"} <= result.keys()
-    table = [line for line in lines if line.startswith(("float32", "int8"))]
-    for name, row in zip(("float_f1", "ptq_f1", "ptq_residual_f1"), table, strict=True):
-        assert f"{result[name]:.2f}" in row
-    assert {path.name for path in tmp_path.iterdir()} == {"data", "float", "ptq", "ptq_residual"}
+    assert {f"{name}_f1" for name in demo.NAMES} <= result.keys()
+    table = [line for line in lines if line.startswith(tuple(demo.NAMES.values()))]
+    for name, row in zip(demo.NAMES, table, strict=True):
+        assert f"{result[f'{name}_f1']:.2f}" in row
+    assert {path.name for path in tmp_path.iterdir()} == {"data", *demo.NAMES}
 
 
 def test_a_recipe_keeps_its_own_methods_unless_a_flag_names_one(tmp_path):
