@@ -75,7 +75,7 @@ class Settings:
     warmup_proportion: float = _flag(0.1, "Part of the steps in which the learning rate rises.")
     num_accumulation_steps: int = _flag(1, "Batches whose gradients make one step.")
     save_checkpoints_steps: int = _flag(1000, "Steps between checkpoints; training goes on from the last one there is.", FREE)
-    keep_checkpoint_max: int = _flag(1, "How many of them to keep; 0 keeps all.", FREE)
+    keep_checkpoint_max: int = _flag(1, "How many checkpoints to keep; 0 keeps all.", FREE)
     use_bf16: bool = _flag(False, "Compute in bfloat16; weights, softmax, LayerNorm and quantization stay float32.")
     seed: int = _flag(12345, "Seed of initial weights, dropout, and order of the data.")
 
@@ -95,10 +95,10 @@ class Settings:
     quantize_residual: bool | None = _flag(
         None, "Quantize the skip operand of each Add before a LayerNorm; true if not given.", FREE
     )
-    quant_another_add_input: bool = _flag(False, "Quantize the other operand as well.", FREE)
-    quant_mode: str = _flag("", f"NVIDIA's later placements instead of these two flags: {', '.join(MODES)}.", FREE)
+    quant_another_add_input: bool = _flag(False, "Quantize the other operand of these additions as well.", FREE)
+    quant_mode: str = _flag("", f"A later placement of NVIDIA's instead of --quantize_residual: {', '.join(MODES)}.", FREE)
     quant_recipe: str = _flag(
-        "", f"Instead of all three: a recipe file (.yaml, .json) or one of {', '.join(recipes.names())}.", FREE
+        "", f"Instead of the other placement flags: a recipe file (.yaml, .json) or one of {', '.join(recipes.names())}.", FREE
     )
 
     range_update: str | None = _flag(
@@ -147,9 +147,9 @@ class Settings:
         DIRECTIONS[0], "student_teacher is KL(student || teacher), as NVIDIA's; teacher_student is KL(teacher || student)."
     )
     distillation_hidden_scale: float = _flag(0.0, "Weight of the mean squared error from the teacher's hidden states.")
-    distillation_attention_scale: float = _flag(0.0, "Weight of the mean squared error from its attention probabilities.")
+    distillation_attention_scale: float = _flag(0.0, "Weight of the mean squared error from the teacher's attention.")
     distillation_layers: str = _flag(
-        "", "For these two: layers of the student and of the teacher, counted from 0, such as 0:1,1:3; spread evenly if not given."
+        "", "Hidden states and attention: layers of student:teacher, counted from 0, such as 0:1,1:3; spread evenly if not given."
     )
     verbose_logging: bool = _flag(False, "Show windows, loaded variables, the placement, and the trace of an error.", FREE)
 
@@ -271,6 +271,9 @@ def _contradictions(s: Settings) -> list[str]:
         problems.append(f"--percentile={s.percentile} says nothing to --calib_method={s.calib_method}: leave one out")
     if s.horovod_compression not in COMPRESSIONS:
         problems.append(f"--horovod_compression={s.horovod_compression}: must be {' or '.join(COMPRESSIONS)}")
+    for name in ("horovod_compression", "horovod_sparse_as_dense"):
+        if getattr(s, name) not in ("none", False) and not s.horovod:
+            problems.append(f"--{name} is used with --horovod only: set that, or leave it out")
     for name, known in (("range_update", UPDATES), ("ste", STES)):
         if getattr(s, name) not in (None, *known):
             problems.append(f"--{name}={getattr(s, name)}: must be one of {', '.join(known)}")

@@ -37,7 +37,7 @@ def load_quantized(model: keras.Model, path: str, settings: Settings, *, trainin
     if not holds_ranges(path):
         raise ValueError(
             f"--if_quant: {path} holds no ranges. Calibrate it first: run with --do_calib and start from the "
-            "model.ckpt-calibrated of that run, or give --do_calib here as well"
+            f"model.ckpt-calibrated of that run{'' if training else ', or give --do_calib here as well'}"
         )
     network = tfquant.load(path, model, change=settings.for_training if training else lambda recipe: recipe)
     if settings.asks_for_placement and network.recipe.name != settings.recipe.name:

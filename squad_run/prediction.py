@@ -84,7 +84,8 @@ def window_logits(
     scores, seconds, sizes = squad.RawScores(features), [], []
     batches = squad.batches(features, settings.predict_batch_size, training=False).dealt(group.rank, group.size)
     hidden = {"disable": True} if group.rank else {}
-    with tqdm(total=batches.rows, desc="predict", unit=" examples", **hidden) as bar:
+    share = "" if group.size == 1 else f" 1/{group.size}"
+    with tqdm(total=batches.rows, desc=f"predict{share}", unit="examples", **hidden) as bar:
         for batch in batches:
             started = time.perf_counter()
             outputs = forward(only(batch, INPUTS))

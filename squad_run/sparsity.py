@@ -27,7 +27,20 @@ def hooks(model: keras.Model, settings: Settings, total_steps: int) -> list[Hook
         raise ValueError(f"--sparsity_begin_step={begin}: training has only {total_steps} steps; begin before the last one")
     kernels = encoder_kernels(model.trainable_variables)
     say(f"keeping {len(kernels)} encoder kernels {settings.sparsity} sparse from step {begin} on")
+    if settings.if_quant and not _sparse(kernels, settings.sparsity):
+        say(
+            f"they are not {settings.sparsity} sparse yet, and their ranges were calibrated so: better train with --sparsity in "
+            "float first, calibrate that, then train it quantized"
+        )
     return [StructuredSparsity(kernels, settings.sparsity, begin, begin if end is None else end, settings.sparsity_frequency)]
+
+
+def _sparse(kernels: list[Any], pattern: str) -> bool:
+    try:
+        check({path_of(kernel): kernel.numpy() for kernel in kernels}, pattern)
+    except ValueError:
+        return False
+    return True
 
 
 def verify(network: Any, model: keras.Model, prefix: str, settings: Settings) -> dict[str, Any]:

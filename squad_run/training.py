@@ -1,5 +1,6 @@
 """Training of a float or quantized network on SQuAD, in one or several processes, resumed where it stopped."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -44,6 +45,7 @@ def train(
             raise ValueError("--do_train with --if_quant starts from a calibrated checkpoint: give --init_checkpoint")
         network = load_quantized(model, source, settings, training=True)
         network.share_ranges(group)
+        check_schedule(network, settings)
     elif source and not saved:
         load_float(model, source, settings, new_head=True)
     elif not source:
@@ -60,6 +62,7 @@ def train(
     optimizer = BertAdamW(WarmupLinearDecay.from_proportion(course.learning_rate, total, settings.warmup_proportion))
     if settings.if_quant:
         hooks.insert(0, schedule(network, optimizer, total, settings, course))
+        say(in_words(network, settings))
     trainer = Trainer(
         network,
         by_share(loss),
@@ -114,13 +117,48 @@ def writer(model: keras.Model, network: Any, course: resume.Course) -> Callable[
 
 
 def closing_line(summary: TrainSummary) -> str:
-    line = f"trained {summary.last_step - summary.first_step} steps, {summary.examples_per_second:.1f} examples/s"
+    """Speeds leave out the first step, in which the network is traced."""
+    steps = summary.last_step - summary.first_step
+    line = f"trained {steps} steps in {summary.seconds:.0f} s, {summary.steady_examples_per_second:.1f} examples/s after the first"
     if summary.ranks == 1:
         return line
     return (
-        f"{line} ({summary.total_examples_per_second:.1f} in all {summary.ranks} processes), "
-        f"{100 * summary.allreduce_share:.1f} % of the time in all-reduce"
+        f"{line} ({summary.total_steady_examples_per_second:.1f} in all {summary.ranks} processes), "
+        f"{100 * summary.allreduce_share:.1f} % of that time in all-reduce"
     )
+
+
+def check_schedule(network: Any, settings: Settings) -> None:
+    """Refuses flags about ranges that have no effect on what the checkpoint's recipe does to them.
+
+    Raises:
+        ValueError: names every such flag.
+    """
+    updates = {site.spec.update for site in network.plan.sites}
+    useless = []
+    if settings.range_learning_rate is not None and updates <= {"frozen", "moving_average"}:
+        useless.append("range_learning_rate")
+    if updates <= {"frozen"}:
+        useless += [name for name in ("range_start_step", "range_freeze_step") if getattr(settings, name)]
+    if useless:
+        raise ValueError(
+            f"{' and '.join(f'--{name}' for name in useless)} without effect: no range of this run is trained"
+            f"{'' if updates <= {'frozen'} else ', they follow the data'}. Set --range_update (lsq, tqt, pact) as well, or leave "
+            f"{'it' if len(useless) == 1 else 'them'} out"
+        )
+
+
+def in_words(network: Any, settings: Settings) -> str:
+    """What becomes of quantization and of the ranges while this run trains, in one line."""
+    counts = collections.Counter(site.spec.update for site in network.plan.sites)
+    text = "ranges: " + ", ".join(f"{count} {update}" for update, count in sorted(counts.items()))
+    if settings.range_start_step:
+        text += f"; they move from step {settings.range_start_step} on"
+    if settings.range_freeze_step is not None:
+        text += f"; they stay after step {settings.range_freeze_step}"
+    if settings.quant_start_step:
+        text += f"; the first {settings.quant_start_step} steps are in float"
+    return text
 
 
 def schedule(network: Any, optimizer: BertAdamW, total: int, settings: Settings, course: resume.Course) -> QuantizationSchedule:

@@ -264,6 +264,16 @@ def test_quantization_aware_training_resumes_exactly_and_moves_ranges_only_when_
     assert answers(resumed) == nbest
 
 
+def test_flags_about_ranges_that_no_range_of_the_checkpoint_follows_are_refused_by_name(calibrated, files, tmp_path):
+    start = {"init_checkpoint": str(calibrated[0] / "model.ckpt-calibrated"), "output_dir": str(tmp_path)}
+    settings = Settings(**files | start, do_train=True, if_quant=True, range_learning_rate=1e-4, range_freeze_step=3)
+    with pytest.raises(ValueError, match="--range_learning_rate and --range_freeze_step without effect.*--range_update"):
+        run_squad.run(settings)
+    moving = dataclasses.replace(settings, range_update="moving_average")
+    with pytest.raises(ValueError, match="--range_learning_rate without effect.*follow the data"):
+        run_squad.run(moving)
+
+
 def test_a_start_step_that_is_never_reached_is_refused(calibrated, files, tmp_path):
     start = {"init_checkpoint": str(calibrated[0] / "model.ckpt-calibrated"), "output_dir": str(tmp_path)}
     settings = Settings(**files | start, do_train=True, if_quant=True, num_train_epochs=0.8, quant_start_step=4)
@@ -450,6 +460,7 @@ BAD_FLAGS = {
     "--calibrator_file=a/b.npz": {"calibrator_file": "a/b.npz"},
     "--range_update=lsk: must be one of frozen, lsq": {"range_update": "lsk", "do_train": True, "if_quant": True},
     "--ste is about quantized training": {"ste": "strict"},
+    "--horovod_compression is used with --horovod only": {"horovod_compression": "fp16"},
     "--quant_start_step is about quantized training": {"quant_start_step": 2},
     "--range_learning_rate=0.0: must be above 0": {"range_learning_rate": 0.0, "do_train": True, "if_quant": True},
     "--range_freeze_step=2: must be above --range_start_step": {

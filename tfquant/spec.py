@@ -293,6 +293,8 @@ class Recipe:
     def with_spec(self, *, roles: Iterable[str], **changes: Any) -> Recipe:
         """The recipe with fields of the QuantSpec changed for some roles, for example `roles=["weight"], format="int4"`.
 
+        `roles=["*"]` changes them all.
+
         Raises:
           ValueError: unknown field, value or role, or no rule quantizes any of `roles`.
         """
@@ -307,6 +309,7 @@ class Recipe:
             wanted = set(ROLES) - {"weight", "embedding", "bias"}
         else:
             wanted = set(fields.sequence(roles, (str,), "roles must be a list of roles"))
+            wanted = set(ROLES) if "*" in wanted else wanted
         unknown = wanted - set(ROLES)
         if unknown:
             raise ValueError(f"unknown role {sorted(unknown)[0]!r}; known: {', '.join(ROLES)}")

@@ -473,3 +473,8 @@ def test_one_trace_serves_many_recipes(dense):
     graph = trace(source_of(dense))
     counts = {bits: make_plan(graph, Recipe((Rule(QuantSpec(f"int{bits}"), role="weight"),)))[0].count("weight") for bits in (2, 8)}
     assert counts == {2: 2, 8: 2}
+
+
+def test_a_star_changes_the_specs_of_all_roles():
+    recipe = tfquant.recipe("int8_residual").with_spec(roles=["*"], update="lsq")
+    assert {rule.spec.update for rule in recipe.rules} == {"lsq"}

@@ -91,10 +91,10 @@ def test_logits_of_other_windows_are_refused(files):
 
 def test_the_closing_line_of_training_tells_the_speed_of_all_and_the_share_of_all_reduce():
     one = TrainSummary(0, 5, 1.0, 2.0, 3.0, 4.0, "")
-    assert training.closing_line(one) == "trained 5 steps, 3.0 examples/s"
-    two = dataclasses.replace(one, ranks=2, total_examples_per_second=6.04, allreduce_share=0.1234)
-    speeds = "3.0 examples/s (6.0 in all 2 processes)"
-    assert training.closing_line(two) == f"trained 5 steps, {speeds}, 12.3 % of the time in all-reduce"
+    assert training.closing_line(one) == "trained 5 steps in 2 s, 4.0 examples/s after the first"
+    two = dataclasses.replace(one, ranks=2, total_steady_examples_per_second=8.04, allreduce_share=0.1234)
+    line = "trained 5 steps in 2 s, 4.0 examples/s after the first (8.0 in all 2 processes), 12.3 % of that time in all-reduce"
+    assert training.closing_line(two) == line
 
 
 # Real processes

@@ -225,3 +225,10 @@ def test_a_fast_range_stays_a_range():
     optimizer.apply([tf.ones_like(v) for v in variables], variables)
     for lower, upper in quantized.ranges().values():
         assert np.all(lower <= 0) and np.all(upper > 0)
+
+
+def test_a_fit_that_ends_before_quantization_begins_says_so():
+    _, quantized = network("lsq")
+    quantized.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.warns(UserWarning, match="quant_start_step=5 was not reached: all 4 steps were made in float"):
+        quantized.fit(X, Y, batch_size=16, verbose=0, callbacks=[QuantizationCallback(quant_start_step=5)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,8 +77,8 @@ class QuantizationSchedule(Hook):
 class QuantizationCallback(keras.callbacks.Callback):
     """`QuantizationSchedule` for `fit` of a quantized model: `model.fit(..., callbacks=[QuantizationCallback(...)])`.
 
-    Steps are those of the optimizer (`optimizer.iterations`); with `steps_per_execution` above 1 a change waits for the next
-    execution.
+    Steps are those of the optimizer (`optimizer.iterations`), counted over all calls of `fit`; with `steps_per_execution` above 1 a
+    change waits for the next execution.
 
     Args:
         **schedule: `quant_start_step`, `range_start_step`, `range_freeze_step`, `range_rate`, as for `QuantizationSchedule`.
@@ -96,6 +97,11 @@ class QuantizationCallback(keras.callbacks.Callback):
         if self._schedule is None:  # a second fit goes on with the same
             self._schedule = QuantizationSchedule(model, model.optimizer, **self._arguments)
             model.train_function = None
+
+    def on_train_end(self, logs: Any = None) -> None:
+        start, made = self._arguments.get("quant_start_step", 0), int(self.model.optimizer.iterations.numpy())
+        if made <= start and start:
+            warnings.warn(f"quant_start_step={start} was not reached: all {made} steps were made in float", stacklevel=2)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._schedule.before_step(int(self.model.optimizer.iterations.numpy()))
