@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -302,3 +303,36 @@ def test_a_tied_table_has_one_range_for_both_of_its_uses():
     case = models.tied_embeddings()
     site = tfquant.plan(case.model, recipe).site("embedding:embedding:embeddings")
     assert site.members == ("embedding/embeddings:weight:kernel", "embedding:embedding:embeddings")
+
+
+class Attending(keras.layers.Layer):
+    """softmax(x x^T) x with dropout of the probabilities, twice for the two ways dropout is written."""
+
+    def __init__(self, mask):
+        super().__init__(name="attending")
+        self.mask = mask
+
+    def build(self, shape):
+        self.value = self.add_weight(name="kernel", shape=(shape[-1], shape[-1]), initializer="identity")
+
+    def call(self, x, training=False):
+        p = tf.nn.softmax(tf.matmul(x, x, transpose_b=True) * 50.0)
+        if training:
+            mask = 2.0 * tf.cast(tf.random.uniform(tf.shape(p)) >= 0.5, p.dtype)
+            p = p * mask if self.mask else tf.nn.dropout(p, 0.5)
+        return tf.matmul(p, tf.matmul(x, self.value))
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_probabilities_are_quantized_before_dropout_scales_them_up(mask):
+    """Behind it the largest, which prediction sees as 1, would be clipped from 2 to 1 in training."""
+    x = keras.Input((4, 4))
+    model = keras.Model(x, Attending(mask)(x))
+    batch = np.eye(4, dtype=np.float32)[None].repeat(64, 0)  # each token attends to itself alone
+    quantized = tfquant.quantize(model, "int8_residual_float", calibration=[batch])
+    trained = quantized(batch, training=True).numpy()
+    kept = trained[:, np.arange(4), np.arange(4)]
+    np.testing.assert_allclose(np.unique(kept.round(2)), [0.0, 2.0])
+    edges = {site.address: edge for site, edge in quantized._engine.placements(True)}
+    (probabilities,) = [edge for address, edge in edges.items() if address.endswith(":probabilities")]
+    assert probabilities.tensor.op.type == "Softmax"

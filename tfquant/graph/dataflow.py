@@ -118,17 +118,20 @@ class Dataflow:
         """The tensor before views and dropout: before a selection against, or product with, what does not carry values."""
         while True:
             tensor = self.root(tensor)
-            op = tensor.op
-            if op.type in ("SelectV2", "Select") and self._is_random(op.inputs[0]):
-                tensor = op.inputs[1]
-            elif op.type == "Mul" and (kept := self._undropped(op)) is not None:
-                tensor = kept
-            else:
+            kept = self.undropped(tensor.op)
+            if kept is None:
                 return tensor
+            tensor = tensor.op.inputs[kept]
 
-    def _undropped(self, mul: tf.Operation) -> tf.Tensor | None:
+    def undropped(self, op: tf.Operation) -> int | None:
+        """Which input holds the values before dropout, if `op` is dropout or a part of it: mask, or scale of what is kept."""
+        if op.type in ("SelectV2", "Select") and self._is_random(op.inputs[0]):
+            return 1
+        return self._unmasked(op) if op.type == "Mul" else None
+
+    def _unmasked(self, mul: tf.Operation) -> int | None:
         """The operand of a product with a dropout mask or a dropout scale (a scalar constant above one)."""
-        for kept, other in ((mul.inputs[0], mul.inputs[1]), (mul.inputs[1], mul.inputs[0])):
+        for kept, other in ((0, mul.inputs[1]), (1, mul.inputs[0])):
             if self._is_random(other):
                 return kept
             if other.op.type == "Const" and other.shape.rank == 0:

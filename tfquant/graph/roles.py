@@ -338,14 +338,19 @@ class _Structure:
         )  # fmt: skip
 
     def _lift(self, op: tf.Operation, index: int) -> tuple[tf.Operation, int]:
-        """The edge into the first of the views before `op` that nothing else uses: consumers of one tensor then share one QDQ."""
+        """The edge into the first of the views and dropouts before `op` that nothing else uses.
+
+        Before views, so that consumers of one tensor share one QDQ. Before dropout, as it scales what it keeps up: behind it, a
+        range of the values that prediction sees would clip the largest of them.
+        """
         while True:
             source = op.inputs[index]
-            view = source.op
+            before = source.op
             alone = len(self.flow.value_consumers(source)) == 1 and source.name not in self.flow.output_names
-            if view.type not in VIEW_OPS or not alone or not view.inputs[0].dtype.is_floating:
+            kept = 0 if before.type in VIEW_OPS else self.flow.undropped(before)
+            if kept is None or not alone or not before.inputs[kept].dtype.is_floating:
                 return op, index
-            op, index = view, 0
+            op, index = before, kept
 
     def _on_tensor(
         self, role: str, path: str, port: str, tensor: tf.Tensor, nonnegative: bool = False, fusable: str = ""
