@@ -21,8 +21,9 @@ BLOCK = re.compile(r"(<!-- table (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTA
 
 
 def rows_of(name: str) -> dict[str, Any]:
-    """Row name -> figures of `results/<name>.json`."""
-    return json.loads((FOLDER / f"{name}.json").read_text())["rows"]
+    """Row name -> figures of `results/<name>.json`; none if nothing has been measured yet."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else {}
 
 
 TABLES: dict[str, Callable[[], str]] = {
