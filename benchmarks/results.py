@@ -26,7 +26,7 @@ class Results:
     def __init__(self, name: str, *, seed: int, fresh: bool = False):
         self.path = FOLDER / f"{name}.json"
         self.header = {
-            "command": " ".join(["python -m", f"benchmarks.{pathlib.Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+            "command": " ".join(["python -m", f"benchmarks.{pathlib.Path(sys.argv[0]).stem}", *map(_portable, sys.argv[1:])]),
             "seed": seed,
             "versions": {p: importlib.metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
             "machine": {"cores": os.cpu_count(), "processor": _processor()},
@@ -51,6 +51,12 @@ class Results:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps({**self.header, "rows": self.rows}, indent=1) + "\n")
         os.replace(temporary, self.path)
+
+
+def _portable(argument: str) -> str:
+    """An argument without the folders of this machine."""
+    flag, _, value = argument.partition("=")
+    return f"{flag}=../{pathlib.Path(value).name}" if os.path.isabs(value) else argument
 
 
 def _processor() -> str:
