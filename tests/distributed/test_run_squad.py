@@ -122,7 +122,7 @@ def test_horovodrun_trains_and_mpirun_predicts_what_one_process_does(files, tmp_
     trained = flags(output_dir=tmp_path / "trained", num_train_epochs=0.8, train_batch_size=4, horovod_compression="fp16")
     horovodrun = (str(MPIRUN.parent / "horovodrun"), "--gloo", "-np", "2", "-H", "localhost:2")
     output = start(*horovodrun, *common, *trained, "--do_train", "--do_predict", "--use_bf16")
-    assert "trained 4 steps" in output and "in all 2 processes" in output and "of the time in all-reduce" in output
+    assert "trained 4 steps" in output and "in all 2 processes" in output and "of that time in all-reduce" in output
     prefix = checkpoint.latest(tmp_path / "trained")
     assert prefix.endswith("model.ckpt-4")
     figures = json.loads((tmp_path / "trained" / "results.json").read_text())["figures"]["training"]
