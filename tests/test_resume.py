@@ -109,7 +109,7 @@ def test_a_checkpoint_is_known_by_its_tensors_and_a_folder_by_its_weights(tmp_pa
 
 
 def test_flags_that_change_no_weight_may_differ(begun, capsys):
-    free = {"save_checkpoints_steps": 1, "keep_checkpoint_max": 3, "horovod_compression": "fp16", "predict_batch_size": 2}
+    free = {"save_checkpoints_steps": 1, "keep_checkpoint_max": 3, "predict_batch_size": 2}
     figures = run_squad.run(dataclasses.replace(begun, **free))
     assert (figures["training"]["first_step"], figures["training"]["last_step"]) == (2, 2)
     assert "already been trained for 2 steps of 2" in capsys.readouterr().out
