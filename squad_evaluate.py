@@ -61,28 +61,41 @@ def evaluate(dataset: Mapping[str, Any], predictions: Mapping[str, str]) -> dict
     Raises:
         ValueError: the data set or the predictions do not have the expected form.
     """
+    questions = list(_questions(dataset))
+    version_2 = _is_version_2(dataset, questions)
+    scores = _scored(questions, version_2, predictions)
+    exact, f1 = [score for _, score, _ in scores], [score for _, _, score in scores]
+    if not version_2:
+        return {"exact_match": _percent(exact), "f1": _percent(f1)}
+    return _version_2_scores(questions, exact, f1)
+
+
+def score_questions(dataset: Mapping[str, Any], predictions: Mapping[str, str]) -> list[tuple[str, float, float]]:
+    """(id, exact match, F1), 0 to 1, of each question, in the order of the data set. See `evaluate`."""
+    questions = list(_questions(dataset))
+    return _scored(questions, _is_version_2(dataset, questions), predictions)
+
+
+def _scored(
+    questions: Sequence[Mapping[str, Any]], version_2: bool, predictions: Mapping[str, str]
+) -> list[tuple[str, float, float]]:
     if not isinstance(predictions, Mapping):
         raise ValueError(f"predictions must map question ids to answers, found {type(predictions).__name__}")
-    questions = list(_questions(dataset))
     if not questions:
         raise ValueError("the data set has no question")
-    version_2 = _is_version_2(dataset, questions)
-    exact, f1 = [], []
+    scores = []
     for question in questions:
         prediction = predictions.get(question["id"])
         if prediction is None:
             print(f"Unanswered question {question['id']} will receive score 0.", file=sys.stderr)
-            exact.append(0.0)
-            f1.append(0.0)
+            scores.append((question["id"], 0.0, 0.0))
             continue
         if not isinstance(prediction, str):
             raise ValueError(f"prediction of {question['id']} must be a string, found {type(prediction).__name__}")
         truths = _truths(question, version_2)
-        exact.append(_best(exact_match_score, prediction, truths))
-        f1.append(_best(f1_score if version_2 else _f1_version_1, prediction, truths))
-    if not version_2:
-        return {"exact_match": _percent(exact), "f1": _percent(f1)}
-    return _version_2_scores(questions, exact, f1)
+        f1 = _best(f1_score if version_2 else _f1_version_1, prediction, truths)
+        scores.append((question["id"], _best(exact_match_score, prediction, truths), f1))
+    return scores
 
 
 def _f1_version_1(prediction: str, truth: str) -> float:

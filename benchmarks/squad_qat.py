@@ -14,6 +14,7 @@ import concurrent.futures
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -21,12 +22,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.results import Results
 from benchmarks.squad_data import Squad
 from benchmarks.squad_qat_report import plot, table
+from squad_evaluate import score_questions
 from tfquant import checkpoint
 
 SEED = 12345
@@ -156,7 +159,18 @@ def compute(name: str, row: Row, squad: Squad, output: pathlib.Path, threads: in
     scores = {key: figures["prediction"][key] for key in ("exact_match", "f1", "questions")}
     loss = learning_curve(directory) if row.epochs else []
     shown = [in_short([f"--output_dir={d}", *flags], squad, output) for d, flags in steps]
-    return {**scores, "commands": shown, "seed": row.seed, "loss": loss}
+    return {**scores, **beside_float(directory, squad, output), "commands": shown, "seed": row.seed, "loss": loss}
+
+
+def beside_float(directory: pathlib.Path, squad: Squad, output: pathlib.Path) -> dict[str, float]:
+    """F1 minus that of float training, and its standard error over the questions, which both runs have answered."""
+    answers = [folder / "predictions.json" for folder in (directory, folder_of("float", output) / "trained")]
+    if directory == answers[1].parent or not answers[1].exists():
+        return {}
+    dataset = json.loads(squad.dev_file.read_text())
+    own, base = (np.array([f1 for _, _, f1 in score_questions(dataset, json.loads(file.read_text()))]) for file in answers)
+    difference = 100.0 * (own - base)
+    return {"to_float": difference.mean(), "to_float_error": difference.std(ddof=1) / math.sqrt(len(difference))}
 
 
 def in_short(flags: Sequence[str], squad: Squad, output: pathlib.Path) -> str:
@@ -195,8 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run: dict[str, concurrent.futures.Future] = {}
 
         def figures_of(name: str) -> dict:
-            if ROWS[name].teacher in run:
-                run[ROWS[name].teacher].result()
+            for needed in {"float", ROWS[name].teacher} & run.keys() - {name}:
+                run[needed].result()
             return compute(name, ROWS[name], squad, options.output, threads)
 
         for name in wanted:

@@ -23,11 +23,10 @@ SMOOTHED = 10  # logged points that make one of a curve
 
 
 def table(rows: Rows) -> str:
-    """Markdown: exact match, F1, and the difference of F1 to float training of the same length."""
-    base = rows.get("float", {}).get("f1")
+    """Markdown: exact match, F1, and the difference of F1 to float training, with its standard error over the questions."""
     lines = ["| training | exact match | F1 | to float |", "|---|---|---|---|"]
     for name, figures in rows.items():
-        difference = "" if base is None or name == "float" else f"{figures['f1'] - base:+.2f}"
+        difference = f"{figures['to_float']:+.2f} ± {figures['to_float_error']:.2f}" if "to_float" in figures else ""
         lines.append(f"| {name} | {figures['exact_match']:.2f} | {figures['f1']:.2f} | {difference} |")
     return "\n".join(lines)
 
