@@ -1,7 +1,7 @@
 """Accuracy of quantization-aware training on real data, beside float training of the same length.
 
     python -m benchmarks.squad_qat --shared=../shared
-    python -m benchmarks.squad_qat --shared=../shared --rows=float,int8_residual
+    python -m benchmarks.squad_qat --shared=../shared --rows="float;int8_residual_asymmetric"
 
 Every row is a chain of run_squad.py commands in a folder of its own below output/squad_qat. Rows that results/squad_qat.json has
 are not run again; a row that was cut off goes on from its last checkpoint. Two rows run at a time, with half of the cores each.
@@ -40,6 +40,8 @@ CALIBRATION = ("--do_calib", "--calib_batch=16")
 MSE = ("--calib_method=mse",)
 ASYMMETRIC = ("--quant_recipe=int8_residual_asymmetric",)
 W4A8 = ("--quant_recipe=w4a8_residual",)
+TQT = ("--range_update=tqt", "--range_learning_rate=1e-2")
+TAUGHT = ("--distillation", "--distillation_loss_scale=30")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +67,12 @@ class Row:
 ROWS = {
     "float": Row(),
     "int8_residual_asymmetric": Row(ASYMMETRIC),
-    "int8_residual_asymmetric, second seed": Row(ASYMMETRIC, seed=54321),
-    "int8_residual_asymmetric, distilled": Row(ASYMMETRIC, ("--distillation", "--distillation_loss_scale=30"), teacher="float"),
-    "int8_residual": Row(MSE),
+    "int8_residual_asymmetric, distilled": Row(ASYMMETRIC, TAUGHT, teacher="float"),
+    "int8_residual_asymmetric, TQT": Row(ASYMMETRIC, TQT),
+    "int8_residual_asymmetric, TQT, second seed": Row(ASYMMETRIC, TQT, seed=54321),
+    "int8_residual_asymmetric, TQT, distilled": Row(ASYMMETRIC, (*TQT, *TAUGHT), teacher="float"),
     "int8_residual, pre-trained encoder calibrated, 3 epochs": Row(MSE, epochs=3, pretrained=True),
-    "w4a8_residual, TQT": Row(W4A8, ("--range_update=tqt", "--range_learning_rate=1e-3")),
+    "w4a8_residual, TQT": Row(W4A8, TQT),
     "int8_residual_asymmetric, not trained": Row(ASYMMETRIC, epochs=0),
     "w4a8_residual, not trained": Row(W4A8, epochs=0),
 }

@@ -1,11 +1,12 @@
 """Ranges that training learns: what is trained in place of a range's ends, and how the ends follow from it.
 
 Every way trains one number for each range, from which its width follows (amax of a symmetric grid, upper - lower of another), and
-for asymmetric grids an offset, the lower end. Gradients of the width are those of `tfquant.qdq`.
+for asymmetric grids an offset, the lower end or its share of the width. Gradients of the width are those of `tfquant.qdq`.
 
 - `lsq`: the step between two codes, its gradient scaled by 1 / sqrt(elements * largest code). Esser et al. 2020, arXiv:1902.08153;
   with the offset Bhalgat et al. 2020, arXiv:2004.09576.
-- `tqt`: log2 of the width. Jain et al. 2020, arXiv:1903.08066, without its restriction of scales to powers of two.
+- `tqt`: log2 of the width. Jain et al. 2020, arXiv:1903.08066, without its restriction of scales to powers of two; and the offset
+  as a share of the width (ours, as the paper's grids are symmetric), so that one learning rate suits ranges of any magnitude.
 - `pact`: the width itself, with a gradient from clipped values alone. Choi et al. 2018, arXiv:1805.06085.
 """
 
@@ -21,7 +22,7 @@ import tensorflow as tf
 from calib.grid import Grid
 from tfquant import qdq
 
-OFFSET = "offset"
+OFFSET, RELATIVE_OFFSET = "offset", "relative_offset"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Parametrization:
       of_width, to_width: (value, number of steps in the width) -> value; the second on tensors.
       positive: whether the variable has to be, for the width to be.
       scaled: whether the gradient gets LSQ's scale.
+      offset: name of the variable for the lower end: `offset` for itself, `relative_offset` for its share of the width.
     """
 
     name: str
@@ -42,17 +44,23 @@ class Parametrization:
     to_width: Callable[[tf.Tensor, int], tf.Tensor]
     positive: bool = True
     scaled: bool = False
+    offset: str = OFFSET
 
 
 PARAMETRIZATIONS = {
     "lsq": Parametrization("step", "rounding", lambda w, steps: w / steps, lambda v, steps: v * float(steps), scaled=True),
     "tqt": Parametrization(
-        "log2_threshold", "rounding", lambda w, _: np.log2(w), lambda v, _: tf.exp(v * math.log(2.0)), positive=False
+        "log2_threshold",
+        "rounding",
+        lambda w, _: np.log2(w),
+        lambda v, _: tf.exp(v * math.log(2.0)),
+        positive=False,
+        offset=RELATIVE_OFFSET,
     ),
     "pact": Parametrization("clip", "clipping", lambda w, _: w, lambda v, _: v),
 }
 # Paths of the variables that hold them; such are no weights, and are not decayed.
-PARAMETER_PATH = rf"^ranges/.*/({'|'.join([*(p.name for p in PARAMETRIZATIONS.values()), OFFSET])})$"
+PARAMETER_PATH = rf"^ranges/.*/({'|'.join([*(p.name for p in PARAMETRIZATIONS.values()), OFFSET, RELATIVE_OFFSET])})$"
 
 
 def parameter_path(address: str, name: str) -> str:
@@ -66,7 +74,7 @@ class LearnedRange:
     Attributes:
       parametrization: see there.
       value: float32 variable of the range's shape, NaN until set.
-      offset: the lower end where the grid is asymmetric, else None.
+      offset: the lower end where the grid is asymmetric, or its share of the width, from -1 to 0; else None.
     """
 
     def __init__(self, update: str, grid: Grid, shape: tuple[int, ...], address: str):
@@ -74,12 +82,14 @@ class LearnedRange:
         self._grid, self._steps = grid, grid.steps
         unset = np.full(shape, np.nan, np.float32)
         self.value = tf.Variable(unset, trainable=True, name=f"{address}/{self.parametrization.name}")
-        self.offset = None if grid.symmetric else tf.Variable(unset, trainable=True, name=f"{address}/{OFFSET}")
+        self.offset = None
+        if not grid.symmetric:
+            self.offset = tf.Variable(unset, trainable=True, name=f"{address}/{self.parametrization.offset}")
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
         """By the last part of their names."""
-        return {self.parametrization.name: self.value} | ({} if self.offset is None else {OFFSET: self.offset})
+        return {self.parametrization.name: self.value} | ({} if self.offset is None else {self.parametrization.offset: self.offset})
 
     def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
         """Starts from a calibrated range."""
@@ -87,7 +97,8 @@ class LearnedRange:
         width = np.maximum(width, np.float32(qdq.SMALLEST_AMAX))
         self.value.assign(np.asarray(self.parametrization.of_width(width, self._steps), np.float32))
         if self.offset is not None:
-            self.offset.assign(np.minimum(lower, np.float32(0)))
+            lower = np.minimum(lower, np.float32(0))
+            self.offset.assign(lower / width if self.parametrization.offset == RELATIVE_OFFSET else lower)
 
     def ends(self, elements: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """(lower, upper), differentiable in the variables.
@@ -102,6 +113,8 @@ class LearnedRange:
         width = self.parametrization.to_width(value, self._steps)
         if self.offset is not None:
             lower = tf.convert_to_tensor(self.offset)
+            if self.parametrization.offset == RELATIVE_OFFSET:
+                lower = lower * width
             return lower, lower + width
         return (-width if self._grid.qmin < 0 else tf.zeros_like(width)), width
 
@@ -109,10 +122,11 @@ class LearnedRange:
         """What keeps each variable where it makes a range, by name: a width is positive, zero lies inside the range."""
         found: dict[str, Callable] = {}
         if self.parametrization.positive:
-            smallest = self.parametrization.of_width(np.float32(qdq.SMALLEST_AMAX), self._steps)
-            found[self.parametrization.name] = lambda v: tf.maximum(v, smallest)
+            narrowest = self.parametrization.of_width(np.float32(qdq.SMALLEST_AMAX), self._steps)
+            found[self.parametrization.name] = lambda v: tf.maximum(v, narrowest)
         if self.offset is not None:
-            found[OFFSET] = lambda v: tf.minimum(v, 0.0)
+            lowest = -1.0 if self.parametrization.offset == RELATIVE_OFFSET else -np.inf
+            found[self.parametrization.offset] = lambda v: tf.clip_by_value(v, lowest, 0.0)
         return found
 
 
