@@ -157,6 +157,8 @@ def compute(name: str, row: Row, squad: Squad, output: pathlib.Path, threads: in
             done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
         if done.returncode:
             raise SystemExit(f"row {name!r} failed with exit code {done.returncode}: see {log.name}")
+        if not (directory / "results.json").exists():
+            raise SystemExit(f"row {name!r} was stopped before its end: the same command goes on with it")
     directory = steps[-1][0]
     figures = json.loads((directory / "results.json").read_text())["figures"]
     scores = {key: figures["prediction"][key] for key in ("exact_match", "f1", "questions")}

@@ -78,18 +78,38 @@ def test_gradient_of_clipped_values_is_the_finite_difference():
     np.testing.assert_allclose([d_lower, d_upper], [3.5, -1.0], rtol=1e-5)
 
 
-def test_gradient_of_an_asymmetric_range_is_its_closed_form():
-    lower, upper = tf.Variable(-0.8), tf.Variable(1.6)  # 15 steps of 0.16: zero is code 5
-    with tf.GradientTape() as tape:
-        y = qdq.quantize_dequantize(tf.constant(X), lower, upper, ASYMMETRIC, range_gradient="rounding")
-        loss = tf.reduce_sum(y * DY)
-    d_lower, d_upper = tape.gradient(loss, [lower, upper])
+def asymmetric_reference() -> tuple[float, float]:
+    """dL/dlower and dL/dupper of L = sum(dy * y) for the range -0.8 to 1.6: 15 steps of 0.16, zero is code 5."""
     x, dy = X.astype(np.float64), DY.astype(np.float64)
     position = (x + 0.8) / 0.16
     error = (np.round(position) - position) / 15
     inside, above, below = (x >= -0.8) & (x <= 1.6), x > 1.6, x < -0.8
-    np.testing.assert_allclose(d_upper, (dy * np.where(inside, error, above)).sum(), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(d_lower, (dy * np.where(inside, -error, below)).sum(), rtol=1e-3, atol=1e-4)
+    return (dy * np.where(inside, -error, below)).sum(), (dy * np.where(inside, error, above)).sum()
+
+
+def test_gradient_of_an_asymmetric_range_is_its_closed_form():
+    lower, upper = tf.Variable(-0.8), tf.Variable(1.6)
+    with tf.GradientTape() as tape:
+        y = qdq.quantize_dequantize(tf.constant(X), lower, upper, ASYMMETRIC, range_gradient="rounding")
+        loss = tf.reduce_sum(y * DY)
+    np.testing.assert_allclose(tape.gradient(loss, [lower, upper]), asymmetric_reference(), rtol=1e-3, atol=1e-4)
+
+
+def test_gradient_of_a_relative_offset_is_that_of_both_ends_times_the_width():
+    learned = LearnedRange("tqt", ASYMMETRIC, (), "layer:linear_input:input")
+    learned.set_range(np.float32(-0.8), np.float32(1.6))
+    with tf.GradientTape() as tape:
+        y = qdq.quantize_dequantize(tf.constant(X), *learned.ends(), ASYMMETRIC, range_gradient="rounding")
+        loss = tf.reduce_sum(y * DY)
+    d_lower, d_upper = asymmetric_reference()
+    expected = [2.4 * (d_lower + d_upper), 2.4 * np.log(2.0) * (d_upper * 2 / 3 - d_lower / 3)]
+    np.testing.assert_allclose(tape.gradient(loss, [learned.offset, learned.value]), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_relative_offset_keeps_zero_inside_the_range():
+    learned = LearnedRange("tqt", ASYMMETRIC, (), "layer:linear_input:input")
+    keep = learned.constraints()["relative_offset"]
+    np.testing.assert_array_equal(keep(tf.constant([-1.5, -0.3, 0.2])), np.float32([-1, -0.3, 0]))
 
 
 def test_strict_keeps_the_gradient_from_values_on_an_end():
@@ -195,10 +215,11 @@ def test_frozen_ranges_of_a_checkpoint_can_be_loaded_as_learned_ones(tmp_path):
     np.testing.assert_allclose(again(DATA[0]), model(DATA[0]), rtol=1e-4, atol=1e-5)
 
 
-def test_weight_decay_leaves_learned_ranges_alone():
+@pytest.mark.parametrize("update", ["lsq", "tqt", "pact"])
+def test_weight_decay_leaves_learned_ranges_alone(update):
     import re
 
-    model = quantized("lsq", symmetric=False)
+    model = quantized(update, symmetric=False)
     paths = [v.path for v in model.trainable_variables if re.search(PARAMETER_PATH, v.path)]
     assert len(paths) == 2 * len(model.plan.sites)
 
