@@ -13,6 +13,8 @@ from tfquant.training import Hook, StructuredSparsity, encoder_kernels
 from tfquant.training.sparsity import check
 from tfquant.variables import path_of
 
+USUAL = "2x4"  # what sparse tensor cores run
+
 
 def hooks(model: keras.Model, settings: Settings, total_steps: int) -> list[Hook]:
     """What --sparsity adds to training.
@@ -21,6 +23,9 @@ def hooks(model: keras.Model, settings: Settings, total_steps: int) -> list[Hook
         ValueError: training ends before the zeros are chosen.
     """
     if not settings.sparsity:
+        kernels = encoder_kernels(model.trainable_variables)
+        if _sparse(kernels, USUAL):
+            say(f"the encoder's kernels are {USUAL} sparse; this training fills their zeros. To keep them: --sparsity={USUAL}")
         return []
     begin, end = settings.sparsity_begin_step, settings.sparsity_end_step
     if begin >= total_steps:

@@ -44,6 +44,12 @@ def kernels(prefix):
     return {name: value for name, value in tensors(prefix).items() if name.startswith("bert/encoder/") and name.endswith("/kernel")}
 
 
+def test_training_that_would_fill_the_zeros_of_a_sparse_network_says_so(files, sparse, tmp_path, capsys):
+    source = checkpoint.latest(sparse[0].output_dir)
+    run_squad.run(Settings(**files, init_checkpoint=source, do_train=True, num_train_epochs=0.2, output_dir=str(tmp_path)))
+    assert "kernels are 2x4 sparse; this training fills their zeros. To keep them: --sparsity=2x4" in capsys.readouterr().err
+
+
 def exploding(sparse, folder):
     """A checkpoint whose logits overflow."""
     found = tensors(checkpoint.latest(sparse[0].output_dir))
