@@ -40,7 +40,8 @@ CALIBRATION = ("--do_calib", "--calib_batch=16")
 MSE = ("--calib_method=mse",)
 ASYMMETRIC = ("--quant_recipe=int8_residual_asymmetric",)
 W4A8 = ("--quant_recipe=w4a8_residual",)
-TQT = ("--range_update=tqt", "--range_learning_rate=1e-2")
+TQT = ("--range_update=tqt", "--range_learning_rate=5e-3")
+ACTIVATIONS = ("--range_update_of=activations",)
 TAUGHT = ("--distillation", "--distillation_loss_scale=30")
 
 
@@ -68,9 +69,9 @@ ROWS = {
     "float": Row(),
     "int8_residual_asymmetric": Row(ASYMMETRIC),
     "int8_residual_asymmetric, distilled": Row(ASYMMETRIC, TAUGHT, teacher="float"),
-    "int8_residual_asymmetric, TQT": Row(ASYMMETRIC, TQT),
-    "int8_residual_asymmetric, TQT, second seed": Row(ASYMMETRIC, TQT, seed=54321),
-    "int8_residual_asymmetric, TQT, distilled": Row(ASYMMETRIC, (*TQT, *TAUGHT), teacher="float"),
+    "int8_residual_asymmetric, TQT": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS)),
+    "int8_residual_asymmetric, TQT, second seed": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS), seed=54321),
+    "int8_residual_asymmetric, TQT, distilled": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS, *TAUGHT), teacher="float"),
     "int8_residual, pre-trained encoder calibrated, 3 epochs": Row(MSE, epochs=3, pretrained=True),
     "w4a8_residual, TQT": Row(W4A8, TQT),
     "int8_residual_asymmetric, not trained": Row(ASYMMETRIC, epochs=0),

@@ -18,12 +18,13 @@ from squad_run import teacher_flags
 from tasks.wordpiece import read_vocab
 from tfquant import recipes
 from tfquant.distributed import COMPRESSIONS
-from tfquant.spec import ROLES, STES, UPDATES
+from tfquant.spec import PARAMETER_ROLES, ROLES, STES, UPDATES
 from tfquant.training.distillation import DIRECTIONS, TEMPERATURE
 from tfquant.training.sparsity import parse_pattern
 
 MODES = ("ft1", "ft2", "ft3", "trt")
 LOSS_SCALES = ("none", "dynamic")
+RANGES_OF = {"all": ROLES, "weights": PARAMETER_ROLES, "activations": tuple(r for r in ROLES if r not in PARAMETER_ROLES)}
 TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
 
 
@@ -104,6 +105,7 @@ class Settings:
     range_update: str | None = _flag(
         None, f"What quantized training does to ranges: {', '.join(UPDATES)}. If not given frozen, or what the recipe says."
     )
+    range_update_of: str = _flag("all", f"Which ranges --range_update is about: {', '.join(RANGES_OF)}.")
     ste: str | None = _flag(
         None, "Whether gradients reach values exactly on an end of a range: inclusive (if not given) or strict, as NVIDIA's do."
     )
@@ -180,9 +182,11 @@ class Settings:
 
     def for_training(self, recipe: tfquant.Recipe) -> tfquant.Recipe:
         """The recipe of a calibrated checkpoint with what the flags say about training it."""
-        flags = {"update": self.range_update, "ste": self.ste, "decay": self.range_decay}
-        changes = {name: value for name, value in flags.items() if value is not None}
-        return recipe.with_spec(roles=ROLES, **changes) if changes else recipe
+        of_ranges = {"update": self.range_update, "decay": self.range_decay}
+        for roles, wanted in ((RANGES_OF[self.range_update_of], of_ranges), (ROLES, {"ste": self.ste})):
+            changes = {name: value for name, value in wanted.items() if value is not None}
+            recipe = recipe.with_spec(roles=roles, **changes) if changes else recipe
+        return recipe
 
     @property
     def asks_for_placement(self) -> bool:
@@ -283,6 +287,10 @@ def _contradictions(s: Settings) -> list[str]:
     for name in ("range_learning_rate", "range_start_step", "range_freeze_step", "quant_start_step"):
         if getattr(s, name) and not (s.do_train and s.if_quant):
             problems.append(f"--{name} is about quantized training: set --do_train and --if_quant as well, or leave it out")
+    if s.range_update_of not in RANGES_OF:
+        problems.append(f"--range_update_of={s.range_update_of}: must be one of {', '.join(RANGES_OF)}")
+    if s.range_update_of != "all" and s.range_update is None:
+        problems.append("--range_update_of is used with --range_update only: set that, or leave it out")
     if s.range_freeze_step is not None and s.range_freeze_step <= s.range_start_step:
         problems.append(f"--range_freeze_step={s.range_freeze_step}: must be above --range_start_step ({s.range_start_step})")
     if s.range_decay is not None and s.range_update != "moving_average":

@@ -264,6 +264,15 @@ def test_quantization_aware_training_resumes_exactly_and_moves_ranges_only_when_
     assert answers(resumed) == nbest
 
 
+@pytest.mark.parametrize("of", ["weights", "activations"])
+def test_ranges_of_weights_or_activations_alone_can_be_learned(of):
+    settings = Settings(range_update="tqt", range_update_of=of, ste="strict")
+    rules = settings.for_training(tfquant.recipe("int8_residual")).rules
+    updates = {("weights" if rule.roles == ("weight",) else "activations", rule.spec.update) for rule in rules}
+    assert updates == {(of, "tqt"), ("weights" if of == "activations" else "activations", "frozen")}
+    assert {rule.spec.ste for rule in rules} == {"strict"}
+
+
 def test_flags_about_ranges_that_no_range_of_the_checkpoint_follows_are_refused_by_name(calibrated, files, tmp_path):
     start = {"init_checkpoint": str(calibrated[0] / "model.ckpt-calibrated"), "output_dir": str(tmp_path)}
     settings = Settings(**files | start, do_train=True, if_quant=True, range_learning_rate=1e-4, range_freeze_step=3)
@@ -459,6 +468,8 @@ BAD_FLAGS = {
     "--do_lower_case=False, but --vocab_file=.* is uncased: set --do_lower_case=True": {"do_lower_case": False},
     "--calibrator_file=a/b.npz": {"calibrator_file": "a/b.npz"},
     "--range_update=lsk: must be one of frozen, lsq": {"range_update": "lsk", "do_train": True, "if_quant": True},
+    "--range_update_of=inputs: must be one of all, weights, activations": {"range_update_of": "inputs"},
+    "--range_update_of is used with --range_update only": {"range_update_of": "weights", "do_train": True, "if_quant": True},
     "--ste is about quantized training": {"ste": "strict"},
     "--horovod_compression is used with --horovod only": {"horovod_compression": "fp16"},
     "--quant_start_step is about quantized training": {"quant_start_step": 2},

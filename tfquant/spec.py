@@ -30,6 +30,7 @@ ROLES = (
     "pooler", "logits", "model_output",
 )  # fmt: skip
 GRANULARITIES = ("per_tensor", "per_channel")
+PARAMETER_ROLES = ("weight", "embedding", "bias")
 STES = ("inclusive", "strict")
 UPDATES = ("frozen", "lsq", "tqt", "pact", "moving_average")
 
@@ -306,7 +307,7 @@ class Recipe:
 
     def _map_specs(self, roles: Iterable[str] | None, change: Callable[[QuantSpec], QuantSpec]) -> Recipe:
         if roles is None:
-            wanted = set(ROLES) - {"weight", "embedding", "bias"}
+            wanted = set(ROLES) - set(PARAMETER_ROLES)
         else:
             wanted = set(fields.sequence(roles, (str,), "roles must be a list of roles"))
             wanted = set(ROLES) if "*" in wanted else wanted
@@ -416,7 +417,7 @@ class Site:
 
     @property
     def is_weight(self) -> bool:
-        return self.role in ("weight", "embedding", "bias") or self.port in ("kernel", "table")
+        return self.role in PARAMETER_ROLES or self.port in ("kernel", "table")
 
     @property
     def range_shape(self) -> tuple[int, ...]:
