@@ -1,7 +1,7 @@
 """The embedded example of run_squad.py: from nothing to the accuracy of a quantized network in a few minutes.
 
-It makes a data set in SQuAD's format, trains a tiny BERT on it from scratch, quantizes that after training, without and
-with the residual connections, and then to weights of 4 bits, which takes training with quantization to give back what it costs.
+It makes a data set in SQuAD's format, trains a tiny BERT on it from scratch, quantizes that after training, without and with the
+residual connections, and to weights of 4 bits, and trains each of these with quantization: in two processes where Horovod is there.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from squad_run import two_ranks
 from squad_run.flags import Settings
 from tasks.squad import synthetic
 from tfquant import checkpoint
@@ -31,13 +32,20 @@ TRAINING = Settings(
 NAMES = {
     "float": "float32",
     "ptq": "int8, residual in float",
+    "qat": "the same, trained",
     "ptq_residual": "int8, residual quantized",
+    "qat_residual": "the same, trained",
     "w4a8_ptq": "4-bit weights",
-    "w4a8_qat": "4-bit weights, trained",
+    "w4a8_qat": "the same, trained",
 }
-W4A8 = "w4a8_residual"
+PLACEMENTS = {
+    "": {"quantize_residual": False},
+    "_residual": {"quantize_residual": True},
+    "w4a8_": {"quant_recipe": "w4a8_residual"},
+}
+TUNING = {"if_quant": True, "num_train_epochs": 2}
 # Thresholds are trained as logarithms, so that one learning rate suits ranges of every size; it is higher than that of weights.
-TUNING = {"if_quant": True, "num_train_epochs": 2, "range_update": "tqt", "range_learning_rate": 3e-3}
+TUNING_4_BITS = {"range_update": "tqt", "range_learning_rate": 3e-3}
 
 
 def demo(
@@ -72,12 +80,13 @@ def demo(
     runs: dict[str, dict[str, Any]] = {"float": run(dataclasses.replace(training, output_dir=folders["float"], **common))}
     common["init_checkpoint"] = checkpoint.latest(folders["float"])
     quantizing = dataclasses.replace(training, do_train=False, do_calib=True, if_quant=True, calib_batch=8, **common)
-    for name, residual in (("ptq", False), ("ptq_residual", True)):
-        runs[name] = run(dataclasses.replace(quantizing, output_dir=folders[name], quantize_residual=residual))
-    runs["w4a8_ptq"] = run(dataclasses.replace(quantizing, output_dir=folders["w4a8_ptq"], quant_recipe=W4A8))
-    common["init_checkpoint"] = runs["w4a8_ptq"]["calibration"]["checkpoint"]
-    runs["w4a8_qat"] = run(dataclasses.replace(training, **common, **TUNING, output_dir=folders["w4a8_qat"]))
-    runs["w4a8_qat"]["calibration"] = runs["w4a8_ptq"]["calibration"]
+    for key, placement in PLACEMENTS.items():
+        ptq, qat = (key + name if key.endswith("_") else name + key for name in ("ptq", "qat"))
+        runs[ptq] = run(dataclasses.replace(quantizing, output_dir=folders[ptq], **placement))
+        common["init_checkpoint"] = runs[ptq]["calibration"]["checkpoint"]
+        tuning = TUNING | (TUNING_4_BITS if key == "w4a8_" else {})
+        runs[qat] = tuned(run, dataclasses.replace(training, output_dir=folders[qat], **common, **tuning))
+        runs[qat]["calibration"] = runs[ptq]["calibration"]
     print_table(runs)
     result: dict[str, float] = {}
     for name, figures in runs.items():
@@ -86,6 +95,19 @@ def demo(
     result["seconds"] = round(time.perf_counter() - started, 1)
     print(json.dumps(result), flush=True)
     return result
+
+
+def tuned(run: Callable[[Settings], dict[str, Any]], settings: Settings) -> dict[str, Any]:
+    """Trains in two processes where that is possible, else in this one."""
+    start = two_ranks.launcher()
+    if start is None:
+        return run(settings)
+    try:
+        return two_ranks.run(start, settings)
+    except RuntimeError as error:
+        print(f"two processes do not work here ({error}): going on in one", file=sys.stderr)
+        shutil.rmtree(settings.output_dir, ignore_errors=True)
+        return run(settings)
 
 
 def print_table(runs: Mapping[str, Mapping[str, Any]]) -> None:

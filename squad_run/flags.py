@@ -213,6 +213,12 @@ def from_flags() -> Settings:
     return Settings(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Settings)})
 
 
+def arguments(settings: Settings) -> list[str]:
+    """The command line that asks for these settings."""
+    given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(Settings) if getattr(settings, f.name) != f.default}
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in given.items()]
+
+
 def check(settings: Settings) -> None:
     """Refuses what cannot work, before anything is read, computed or written.
 

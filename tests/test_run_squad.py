@@ -410,14 +410,15 @@ def test_distillation_adds_the_scaled_divergence_from_a_teacher_that_stays_as_it
     assert all(np.array_equal(v, before[k]) for k, v in tensors(path).items())
 
 
-def test_the_example_ends_with_a_table_and_one_line_of_json(tmp_path, capsys):
+def test_the_example_ends_with_a_table_and_one_line_of_json(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo.two_ranks, "launcher", lambda: None)
     quick = dataclasses.replace(demo.TRAINING, num_train_epochs=1, train_batch_size=8)
     (tmp_path / "float").mkdir()
     checkpoint.write(tmp_path / "float" / "model.ckpt-99", {"of": "an earlier example"})
     result = demo.demo(run_squad.run, str(tmp_path), quick, train_questions=64, dev_questions=12)
     lines = capsys.readouterr().out.strip().splitlines()
     assert json.loads(lines[-1]) == result
-    assert {f"{name}_f1" for name in demo.NAMES} <= result.keys()
+    assert {f"{name}_f1" for name in demo.NAMES} <= result.keys() and {"qat_f1", "qat_residual_f1"} <= result.keys()
     table = [line for line in lines if line.startswith(tuple(demo.NAMES.values()))]
     for name, row in zip(demo.NAMES, table, strict=True):
         assert f"{result[f'{name}_f1']:.2f}" in row

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 import run_squad
-from squad_run import prediction, training
-from squad_run.flags import Settings
+from squad_run import prediction, training, two_ranks
+from squad_run.flags import Settings, arguments
 from tasks import squad
 from tests.distributed.ranks import MPIRUN, ONE_THREAD, ROOT, needs_ranks, on_ranks
 from tests.test_run_squad import make_files
@@ -133,3 +133,24 @@ def test_horovodrun_trains_and_mpirun_predicts_what_one_process_does(files, tmp_
     run_squad.run(Settings(**files, output_dir=str(tmp_path / "alone"), init_checkpoint=prefix, do_predict=True))
     answers = [json.loads((tmp_path / folder / WRITTEN[0]).read_text()) for folder in ("predicted", "alone")]
     assert answers[0] == answers[1] and len(answers[0]) == 20
+
+
+@needs_ranks
+def test_the_example_trains_in_two_processes_what_it_trains_in_one(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(two_ranks.os, "cpu_count", lambda: 2)
+    settings = Settings(**files, do_train=True, do_predict=True, num_train_epochs=0.4, train_batch_size=8)
+    one = run_squad.run(dataclasses.replace(settings, output_dir=str(tmp_path / "one")))
+    two = two_ranks.run(two_ranks.launcher(), dataclasses.replace(settings, output_dir=str(tmp_path / "two")))
+    assert two["training"]["ranks"] == 2 and two["training"]["last_step"] == one["training"]["last_step"]
+    assert two["prediction"]["questions"] == one["prediction"]["questions"]
+
+
+def test_two_processes_that_fail_are_an_error(files, tmp_path):
+    with pytest.raises(RuntimeError, match="false ended with exit code 1"):
+        two_ranks.run(["false"], Settings(**files, output_dir=str(tmp_path)))
+
+
+def test_a_command_line_asks_for_the_settings_it_was_made_from():
+    settings = Settings(do_train=True, do_lower_case=False, range_learning_rate=1e-3, init_checkpoint="a b")
+    expected = ["--init_checkpoint=a b", "--do_train=true", "--do_lower_case=false", "--range_learning_rate=0.001"]
+    assert arguments(settings) == expected

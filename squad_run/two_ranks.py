@@ -1,0 +1,43 @@
+"""A run in two processes under mpirun, where Horovod and MPI are there; for the embedded example."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+from squad_run.flags import Settings, arguments
+
+SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "run_squad.py"
+RANKS = 2
+
+
+def launcher() -> list[str] | None:
+    """What starts two processes, None where Horovod or mpirun is missing or there is one core only."""
+    beside = pathlib.Path(sys.executable).with_name("mpirun")
+    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
+    if importlib.util.find_spec("horovod") is None or mpirun is None or (os.cpu_count() or 1) < RANKS:
+        return None
+    as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return [mpirun, *as_root, "--oversubscribe", "--bind-to", "none", "-np", str(RANKS), sys.executable, str(SCRIPT)]
+
+
+def run(start: list[str], settings: Settings) -> dict[str, Any]:
+    """What one process would do with `settings`: the same batches, halved, and the same learning rate; the figures of the run.
+
+    Raises:
+        RuntimeError: the processes failed; what they wrote has been passed through.
+    """
+    share = dataclasses.replace(
+        settings, horovod=True, train_batch_size=settings.train_batch_size // RANKS, learning_rate=settings.learning_rate / RANKS
+    )
+    threads = str(max(1, (os.cpu_count() or 1) // RANKS))
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": "1"}
+    done = subprocess.run([*start, *arguments(share)], env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{start[0]} ended with exit code {done.returncode}")
+    return json.loads((pathlib.Path(settings.output_dir) / "results.json").read_text())["figures"]
