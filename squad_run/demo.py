@@ -38,14 +38,15 @@ NAMES = {
     "w4a8_ptq": "4-bit weights",
     "w4a8_qat": "the same, trained",
 }
-PLACEMENTS = {
-    "": {"quantize_residual": False},
-    "_residual": {"quantize_residual": True},
-    "w4a8_": {"quant_recipe": "w4a8_residual"},
-}
 TUNING = {"if_quant": True, "num_train_epochs": 2}
 # Thresholds are trained as logarithms, so that one learning rate suits ranges of every size; it is higher than that of weights.
-TUNING_4_BITS = {"range_update": "tqt", "range_learning_rate": 3e-3}
+TUNING_4_BITS = {**TUNING, "range_update": "tqt", "range_learning_rate": 3e-3}
+# Names of calibration and training after it, what is quantized, and how that is trained.
+QUANTIZED = (
+    ("ptq", "qat", {"quantize_residual": False}, TUNING),
+    ("ptq_residual", "qat_residual", {"quantize_residual": True}, TUNING),
+    ("w4a8_ptq", "w4a8_qat", {"quant_recipe": "w4a8_residual"}, TUNING_4_BITS),
+)
 
 
 def demo(
@@ -80,11 +81,9 @@ def demo(
     runs: dict[str, dict[str, Any]] = {"float": run(dataclasses.replace(training, output_dir=folders["float"], **common))}
     common["init_checkpoint"] = checkpoint.latest(folders["float"])
     quantizing = dataclasses.replace(training, do_train=False, do_calib=True, if_quant=True, calib_batch=8, **common)
-    for key, placement in PLACEMENTS.items():
-        ptq, qat = (key + name if key.endswith("_") else name + key for name in ("ptq", "qat"))
+    for ptq, qat, placement, tuning in QUANTIZED:
         runs[ptq] = run(dataclasses.replace(quantizing, output_dir=folders[ptq], **placement))
         common["init_checkpoint"] = runs[ptq]["calibration"]["checkpoint"]
-        tuning = TUNING | (TUNING_4_BITS if key == "w4a8_" else {})
         runs[qat] = tuned(run, dataclasses.replace(training, output_dir=folders[qat], **common, **tuning))
         runs[qat]["calibration"] = runs[ptq]["calibration"]
     print_table(runs)
