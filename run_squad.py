@@ -38,6 +38,7 @@ from tasks import squad
 from tasks.files import write_json
 from tfquant import distributed
 from tfquant.agreement import OtherRankError
+from tfquant.host_memory import keep_freed_memory
 from tfquant.training import NonFiniteLossError
 
 # Shown without a trace.
@@ -82,6 +83,7 @@ def report(settings: Settings, figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def main(_: list[str]) -> None:
     end_on_signals()
+    keep_freed_memory()
     verbose = flags.from_flags().verbose_logging
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     try:

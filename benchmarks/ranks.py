@@ -70,8 +70,10 @@ def train(squad: Squad, steps: int) -> None:
 
     from squad_run.losses import squad_loss
     from tfquant.distributed import Horovod
+    from tfquant.host_memory import keep_freed_memory
     from tfquant.training import BertAdamW, Trainer, TrainOptions
 
+    keep_freed_memory()  # as run_squad.py does
     group, model = Horovod(), squad.model(dropout=True)
     group.broadcast(model.variables)
 

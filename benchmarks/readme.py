@@ -1,6 +1,6 @@
-"""Tables of README.md, made from result files.
+"""Tables of README.md and docs/, made from result files.
 
-    python -m benchmarks.readme            writes them into README.md
+    python -m benchmarks.readme            writes them
 
 A table stands between the lines `<!-- table NAME -->` and `<!-- end -->`; NAME is one of those below.
 """
@@ -13,10 +13,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import cost_report, squad_qat_report, squad_report
+from benchmarks import cost_report, squad_noise_report, squad_qat_report, squad_report
 from benchmarks.results import FOLDER
 
-README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "training.md")
 BLOCK = re.compile(r"(<!-- table (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -30,6 +31,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "squad_ptq": lambda: squad_report.table(rows_of("squad_ptq")),
     "squad_ptq_1200": lambda: squad_report.table(rows_of("squad_ptq_1200")),
     "squad_qat": lambda: squad_qat_report.table(rows_of("squad_qat")),
+    "squad_noise": lambda: squad_noise_report.table(rows_of("squad_noise")),
     "cost": lambda: cost_report.table(rows_of),
 }
 
@@ -44,9 +46,10 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    text = README.read_text()
-    README.write_text(filled(text))
-    print(f"{len(BLOCK.findall(text))} tables in {README.name}")
+    for document in DOCUMENTS:
+        text = document.read_text()
+        document.write_text(filled(text))
+        print(f"{len(BLOCK.findall(text))} tables in {document.name}")
 
 
 if __name__ == "__main__":
