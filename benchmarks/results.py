@@ -9,7 +9,7 @@ import pathlib
 import platform
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "results"
@@ -45,6 +45,13 @@ class Results:
                 self._write()
         print(json.dumps({"row": name, **self.rows[name]}), flush=True)
         return self.rows[name]
+
+    def add(self, figures: Mapping[str, Mapping[str, Any]]) -> None:
+        """Adds figures to rows that are there, by row name: such as come of several rows together."""
+        with self._writing:
+            for name in figures.keys() & self.rows.keys():
+                self.rows[name] |= figures[name]
+            self._write()
 
     def _write(self) -> None:
         self.path.parent.mkdir(exist_ok=True)

@@ -1,0 +1,50 @@
+"""F1 of every question in every row of a benchmark: rows are compared question by question, also when they ran weeks apart."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import threading
+
+import numpy as np
+
+from benchmarks.results import FOLDER
+from squad_evaluate import score_questions
+
+_writing = threading.Lock()  # rows are computed in several threads
+
+
+class QuestionScores:
+    """`results/<name>_f1.npz`: for each row float32 [questions], 0 to 100, in the order of the data set."""
+
+    def __init__(self, name: str):
+        self.path = FOLDER / f"{name}_f1.npz"
+
+    def read(self) -> dict[str, np.ndarray]:
+        """The scores of all rows."""
+        if not self.path.exists():
+            return {}
+        with np.load(self.path) as arrays:
+            return dict(arrays)
+
+    def keep(self, row: str, dataset: pathlib.Path, predictions: pathlib.Path) -> None:
+        """Scores a row's answers and adds them to the file."""
+        scored = score_questions(json.loads(dataset.read_text()), json.loads(predictions.read_text()))
+        with _writing:
+            temporary = self.path.with_suffix(".tmp.npz")
+            np.savez_compressed(temporary, **self.read() | {row: np.array([100.0 * f1 for _, _, f1 in scored], np.float32)})
+            os.replace(temporary, self.path)
+
+    def beside(self, base: str) -> dict[str, dict[str, float]]:
+        """Figures of all other rows: F1 minus that of `base`, and its standard error over the questions, which both answered."""
+        scores = self.read()
+        if base not in scores:
+            return {}
+        figures = {}
+        for name in scores.keys() - {base}:
+            difference = scores[name].astype(float) - scores[base]
+            error = difference.std(ddof=1) / math.sqrt(len(difference))
+            figures[name] = {f"to_{base}": float(difference.mean()), f"to_{base}_error": float(error)}
+        return figures
