@@ -49,7 +49,7 @@ bench: env
 	$(BIN)/python -m benchmarks.training_step --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.calibration_cost --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.host_memory --shared=$(SHARED)
-	$(BIN)/python -m benchmarks.ranks --shared=$(SHARED)
+	$(BIN)/python -m benchmarks.ranks --shared=$(SHARED) --fresh
 
 readme: $(READY)
 	$(BIN)/python -m benchmarks.readme

@@ -4,9 +4,9 @@
 
 Training: `tfquant.training.Trainer` at batch 8 a process, all windows 384 long, steady examples/s of all processes and the share of
 a step that all-reduce takes; beside it two trainings that know nothing of each other, which is all that the machine has to give.
-Calibration: `run_squad.py --do_calib --horovod` with mse, seconds of the calibration as the run
-reports them and of the whole command; the files must be equal. Both start under mpirun with -np 1 and -np 2, in turn; ratios are
-medians over rounds of the ratio within a round.
+Calibration: `run_squad.py --do_calib --horovod` with mse, beside two that know nothing of each other: seconds of the calibration as
+the run reports them and of the whole command; the files must be equal. All start under mpirun, in turn; ratios are medians over
+rounds of the ratio within a round. Rows that results/ranks.json has are not measured again without --fresh.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from benchmarks.results import Results
 from benchmarks.squad_data import Squad
+from squad_run.two_ranks import mpirun_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BATCH, LENGTH = 8, 384
@@ -41,7 +43,9 @@ def under_mpirun(size: int, *arguments: str) -> str:
 
 def started(size: int, *arguments: str) -> subprocess.Popen:
     """`size` processes of one thread each under mpirun."""
-    mpirun = pathlib.Path(sys.executable).with_name("mpirun")
+    mpirun = mpirun_command(size)
+    if mpirun is None:
+        raise SystemExit("there is no mpirun: make env builds Horovod and MPI")
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "TF_NUM_INTRAOP_THREADS": "1",
@@ -50,9 +54,8 @@ def started(size: int, *arguments: str) -> subprocess.Popen:
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "KERAS_BACKEND": "tensorflow",
     }
-    command = [str(mpirun), "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(size), sys.executable]
     return subprocess.Popen(
-        [*command, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*mpirun, sys.executable, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -122,28 +125,50 @@ def figures_in(output: str) -> dict:
 
 
 def measure_calibration(squad: Squad, rounds: int, windows: int) -> dict:
-    seconds = {what: {size: [] for size in SIZES} for what in ("calibration", "whole command")}
+    contenders = {"1 ranks": (1,), "2 ranks": (2,), "2 apart": (1, 1)}
+    taken: dict[str, dict[str, list[float]]] = {what: {} for what in ("calibration", "whole command")}
     files = set()
     for _ in tqdm(range(rounds), f"calibration on {windows} windows", unit="round", leave=False):
-        for size in SIZES:
-            with tempfile.TemporaryDirectory() as folder:
-                started = time.perf_counter()
-                under_mpirun(size, "run_squad.py", *calibration_flags(squad, windows), f"--output_dir={folder}")
-                seconds["whole command"][size].append(time.perf_counter() - started)
-                figures = json.loads(pathlib.Path(folder, "results.json").read_text())["figures"]["calibration"]
-                seconds["calibration"][size].append(figures["plan_seconds"] + figures["seconds"])
-                files.add(hashlib.sha256(pathlib.Path(folder, "calibrators.npz").read_bytes()).hexdigest())
+        for name, sizes in contenders.items():
+            found = calibrated_at_once(squad, windows, sizes)
+            for what, seconds in taken.items():
+                seconds.setdefault(name, []).append(statistics.mean(one[what] for one in found))
+            files |= {one["file"] for one in found}
+
+    def ratio(what: str, name: str, gain: float = 1.0) -> float:
+        pairs = zip(taken[what]["1 ranks"], taken[what][name], strict=True)
+        return round(statistics.median(gain * alone / together for alone, together in pairs), 3)
+
     return {
         "seconds": {
-            what: {f"{size} ranks": round(statistics.median(taken[size]), 2) for size in SIZES} for what, taken in seconds.items()
+            what: {name: round(statistics.median(values), 2) for name, values in seconds.items()} for what, seconds in taken.items()
         },
-        "ratio": {
-            what: round(statistics.median(a / b for a, b in zip(*taken.values(), strict=True)), 3)
-            for what, taken in seconds.items()
-        },
+        "ratio": {what: ratio(what, "2 ranks") for what in taken},
+        "ratio of two apart": ratio("calibration", "2 apart", gain=2.0),  # they calibrate twice as much
         "files are equal": len(files) == 1,
         "rounds": rounds,
     }
+
+
+def calibrated_at_once(squad: Squad, windows: int, sizes: Sequence[int]) -> list[dict]:
+    """Seconds of calibrations that run at the same time, each in so many processes, and the checksum of each one's file."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        outputs = [pathlib.Path(folder, str(number)) for number in range(len(sizes))]
+        flags = calibration_flags(squad, windows)
+        running = [started(n, "run_squad.py", *flags, f"--output_dir={o}") for n, o in zip(sizes, outputs, strict=True)]
+        for process in running:
+            finished(process)
+        whole = time.perf_counter() - began
+        found = []
+        for output in outputs:
+            figures = json.loads((output / "results.json").read_text())["figures"]["calibration"]
+            found.append({
+                "calibration": figures["plan_seconds"] + figures["seconds"],
+                "whole command": whole,
+                "file": hashlib.sha256((output / "calibrators.npz").read_bytes()).hexdigest(),
+            })
+        return found
 
 
 def calibration_flags(squad: Squad, windows: int) -> list[str]:
@@ -166,13 +191,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of each number of processes")
     parser.add_argument("--steps", type=int, default=12, help="of training in each round; the first does not count")
     parser.add_argument("--windows", default="2048,256", help="sizes of calibration, separated by commas")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier figures")
     parser.add_argument("--worker", action="store_true", help="be one of the processes that train")
     arguments = parser.parse_args()
     squad = Squad(arguments.shared.resolve())
     if arguments.worker:
         train(squad, arguments.steps)
         return
-    results = Results("ranks", seed=12345, fresh=True)
+    results = Results("ranks", seed=12345, fresh=arguments.fresh)
     results.row("training", lambda: measure_training(squad, arguments.rounds, arguments.steps))
     for windows in map(int, arguments.windows.split(",")):
         results.row(f"calibration on {windows} windows", lambda n=windows: measure_calibration(squad, arguments.rounds, n))

@@ -16,14 +16,22 @@ SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "run_squad.py"
 RANKS = 2
 
 
-def launcher() -> list[str] | None:
-    """What starts two processes, None where Horovod or mpirun is missing or there is one core only."""
+def mpirun_command(size: int) -> list[str] | None:
+    """What starts a program in `size` processes on this machine, as it stands before the program; None without MPI."""
     beside = pathlib.Path(sys.executable).with_name("mpirun")
     mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
-    if importlib.util.find_spec("horovod") is None or mpirun is None or (os.cpu_count() or 1) < RANKS:
+    if mpirun is None:
         return None
     as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    return [mpirun, *as_root, "--oversubscribe", "--bind-to", "none", "-np", str(RANKS), sys.executable, str(SCRIPT)]
+    return [mpirun, *as_root, "--oversubscribe", "--bind-to", "none", "-np", str(size)]
+
+
+def launcher() -> list[str] | None:
+    """What starts run_squad.py in two processes, None where Horovod or mpirun is missing or there is one core only."""
+    mpirun = mpirun_command(RANKS)
+    if importlib.util.find_spec("horovod") is None or mpirun is None or (os.cpu_count() or 1) < RANKS:
+        return None
+    return [*mpirun, sys.executable, str(SCRIPT)]
 
 
 def run(start: list[str], settings: Settings) -> dict[str, Any]:

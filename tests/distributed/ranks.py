@@ -10,6 +10,7 @@ import threading
 
 import pytest
 
+from squad_run.two_ranks import mpirun_command
 from tfquant.distributed import fake_groups
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -45,7 +46,7 @@ def on_ranks(size: int, work) -> list:
 
 def two_ranks(*arguments) -> subprocess.CompletedProcess:
     """A script run by two processes; fails with what they wrote if they did."""
-    command = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", "2", sys.executable, *arguments]
+    command = [*mpirun_command(2), sys.executable, *arguments]
     environment = os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -15,13 +15,14 @@ import pytest
 
 import run_squad
 from squad_run.flags import Settings
+from squad_run.two_ranks import mpirun_command
 from tests.distributed.ranks import MPIRUN, ONE_THREAD, ROOT, found_by_two_ranks, needs_ranks
 from tests.test_run_squad import make_files
 from tfquant import checkpoint
 
 STEPS = 80
 LAUNCHERS = {
-    "mpirun": [MPIRUN, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", "2"],
+    "mpirun": mpirun_command(2),
     "horovodrun": [MPIRUN.with_name("horovodrun"), "--gloo", "-np", "2"],
 }
 
