@@ -26,7 +26,7 @@ from absl import flags as absl_flags
 
 import modeling
 import tfquant
-from squad_run import demo, flags
+from squad_run import demo, flag_checks, flags
 from squad_run.calibration import calibrate
 from squad_run.flags import Settings
 from squad_run.narration import say, speak_for
@@ -51,7 +51,7 @@ PACKAGES = ("tfquant", "tensorflow", "keras", "numpy", "tokenizers")
 
 def run(settings: Settings) -> dict[str, Any]:
     """One run as the settings say. Returns the figures that results.json holds."""
-    flags.check(settings)
+    flag_checks.check(settings)
     group = distributed.start(settings.horovod, settings.horovod_compression, settings.horovod_sparse_as_dense)
     speak_for(group.rank)
     if settings.do_calib and settings.do_train:

@@ -17,7 +17,7 @@ import calib
 import modeling
 import run_squad
 import tfquant
-from squad_run import calibration, data, demo, flags, losses, networks, resume, training
+from squad_run import calibration, data, demo, flag_checks, flags, losses, networks, resume, training
 from squad_run.flags import Settings
 from tasks import squad
 from tasks.squad import synthetic
@@ -500,15 +500,15 @@ def test_flags_that_cannot_be_followed_are_refused_by_name(message, files, tmp_p
     output = tmp_path / "out"
     settings = Settings(**files | {"output_dir": str(output), "do_predict": True} | BAD_FLAGS[message])
     with pytest.raises(flags.FlagError, match=message):
-        flags.check(settings)
+        flag_checks.check(settings)
     assert not output.exists()
 
 
 def test_all_bad_flags_are_listed_at_once_and_good_ones_pass(files, tmp_path):
     good = files | {"output_dir": str(tmp_path), "do_predict": True, "init_checkpoint": None}
-    flags.check(Settings(**good))
+    flag_checks.check(Settings(**good))
     with pytest.raises(flags.FlagError) as caught:
-        flags.check(Settings(**good | {"doc_stride": 0, "seed": -1, "quant_mode": "int8", "if_quant": True}))
+        flag_checks.check(Settings(**good | {"doc_stride": 0, "seed": -1, "quant_mode": "int8", "if_quant": True}))
     assert [line.split("=")[0].strip() for line in str(caught.value).splitlines()] == ["--doc_stride", "--seed", "--quant_mode"]
 
 
@@ -516,7 +516,7 @@ def test_a_vocabulary_larger_than_the_model_is_refused(files, tmp_path):
     larger = tmp_path / "vocab.txt"
     larger.write_text(pathlib.Path(files["vocab_file"]).read_text() + "onemore\n")
     with pytest.raises(flags.FlagError, match="pieces, the model of .* only"):
-        flags.check(Settings(**files | {"vocab_file": str(larger)}, output_dir=str(tmp_path), do_predict=True))
+        flag_checks.check(Settings(**files | {"vocab_file": str(larger)}, output_dir=str(tmp_path), do_predict=True))
 
 
 @pytest.mark.parametrize(

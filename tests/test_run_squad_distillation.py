@@ -9,7 +9,7 @@ import pytest
 import modeling
 import run_squad
 import tfquant
-from squad_run import flags, losses, networks
+from squad_run import flag_checks, flags, losses, networks
 from squad_run.flags import Settings
 from tests.test_run_squad import make_files, tensors
 from tfquant import checkpoint
@@ -109,7 +109,7 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_flags_about_a_teacher_that_cannot_be_followed_are_refused_by_name(message, files, tmp_path):
     with pytest.raises(flags.FlagError, match=message) as caught:
-        flags.check(Settings(**files | {"output_dir": str(tmp_path / "out")} | BAD[message]))
+        flag_checks.check(Settings(**files | {"output_dir": str(tmp_path / "out")} | BAD[message]))
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -117,7 +117,7 @@ def misfit(files, tmp_path, changes, **more):
     config = json.loads(pathlib.Path(files["teacher_config_file"]).read_text())
     (tmp_path / "other.json").write_text(json.dumps(config | changes))
     more = {"distillation_hidden_scale": 1.0, "teacher_config_file": str(tmp_path / "other.json")} | more
-    flags.check(Settings(**files | {"output_dir": str(tmp_path / "out")} | more))
+    flag_checks.check(Settings(**files | {"output_dir": str(tmp_path / "out")} | more))
 
 
 @pytest.mark.parametrize(("message", "changes"), [

@@ -1,0 +1,227 @@
+"""The check of run_squad.py's settings before any work: every problem with its flag and what to do, in one message."""
+
+import math
+import os
+import tempfile
+
+import calib
+import modeling
+from squad_run import teacher_flags
+from squad_run.flags import LOSS_SCALES, MODES, RANGES_OF, TFDS, FlagError, Settings
+from tasks.wordpiece import read_vocab
+from tfquant.distributed import COMPRESSIONS
+from tfquant.spec import STES, UPDATES
+from tfquant.training.sparsity import parse_pattern
+
+
+def check(settings: Settings) -> None:
+    """Refuses what cannot work, before anything is read, computed or written.
+
+    Raises:
+        FlagError: lists every problem with its flag and what to do.
+    """
+    without_files = (_numbers, _recipe, _work, _placement, _ranges, teacher_flags.contradictions, _sparsity)
+    problems = [problem for look in (*without_files, _files) for problem in look(settings)]
+    if not problems:  # these read the files
+        problems = _model(settings)
+    if not problems:
+        problems = _output(settings)
+    if problems:
+        raise FlagError("\n".join(f"  {problem}" for problem in problems))
+
+
+def _numbers(s: Settings) -> list[str]:
+    at_least_one = (
+        "doc_stride", "max_query_length", "train_batch_size", "predict_batch_size", "num_accumulation_steps",
+        "save_checkpoints_steps", "n_best_size", "max_answer_length", "calib_batch",
+    )  # fmt: skip
+    problems = [f"--{name}={getattr(s, name)}: must be at least 1" for name in at_least_one if getattr(s, name) < 1]
+    if s.num_eval_iterations is not None and s.num_eval_iterations < 1:
+        problems.append(f"--num_eval_iterations={s.num_eval_iterations}: must be at least 1, or left out for all")
+    for name in ("keep_checkpoint_max", "seed", "range_start_step", "quant_start_step"):
+        if getattr(s, name) < 0:
+            problems.append(f"--{name}={getattr(s, name)}: must not be negative")
+    for name in ("learning_rate", "num_train_epochs"):
+        if not 0.0 < getattr(s, name) < math.inf:
+            problems.append(f"--{name}={getattr(s, name)}: must be above 0 and finite")
+    if s.range_learning_rate is not None and not 0.0 < s.range_learning_rate < math.inf:
+        problems.append(f"--range_learning_rate={s.range_learning_rate}: must be above 0 and finite")
+    if not 0.0 <= s.warmup_proportion < 1.0:
+        problems.append(f"--warmup_proportion={s.warmup_proportion}: must be at least 0 and below 1")
+    if s.max_seq_length <= s.max_query_length + 3:
+        problems.append(
+            f"--max_seq_length={s.max_seq_length}: must be above --max_query_length ({s.max_query_length}) + 3, or "
+            "there is no room for the paragraph"
+        )
+    return problems
+
+
+def _work(s: Settings) -> list[str]:
+    """What is to be done, in which processes."""
+    problems = []
+    if not (s.do_train or s.do_calib or s.do_predict):
+        problems.append("nothing to do: give at least one of --do_train, --do_calib, --do_predict")
+    if s.horovod_compression not in COMPRESSIONS:
+        problems.append(f"--horovod_compression={s.horovod_compression}: must be {' or '.join(COMPRESSIONS)}")
+    for name in ("horovod_compression", "horovod_sparse_as_dense"):
+        if getattr(s, name) not in ("none", False) and not s.horovod:
+            problems.append(f"--{name} is used with --horovod only: set that, or leave it out")
+    if s.loss_scale not in LOSS_SCALES:
+        problems.append(f"--loss_scale={s.loss_scale}: must be {' or '.join(LOSS_SCALES)}")
+    if s.loss_scale != "none" and not s.do_train:
+        problems.append("--loss_scale is about training: set --do_train as well, or leave it out")
+    return problems
+
+
+def _placement(s: Settings) -> list[str]:
+    """What is to be quantized, and how its ranges are found."""
+    problems = []
+    if s.quant_mode and s.quant_mode not in MODES:
+        problems.append(f"--quant_mode={s.quant_mode}: must be one of {', '.join(MODES)}, or empty")
+    if s.quant_mode and (s.quantize_residual is not None or s.quant_another_add_input):
+        problems.append("--quant_mode sets the placement: leave out --quantize_residual and --quant_another_add_input")
+    placement = [n for n in ("quant_recipe", "quant_mode", "quantize_residual", "quant_another_add_input") if getattr(s, n)]
+    if placement and not (s.if_quant or s.do_calib):
+        problems.append(f"--{placement[0]} has no effect on a float run: set --if_quant to quantize, or --do_calib to calibrate")
+    if s.quant_recipe and (s.quant_mode or s.quantize_residual is not None or s.quant_another_add_input):
+        problems.append(
+            "--quant_recipe sets the placement: leave out --quant_mode, --quantize_residual and --quant_another_add_input"
+        )
+    if s.quant_another_add_input and s.quantize_residual is False:
+        problems.append("--quant_another_add_input needs --quantize_residual: set both, or the second to false as well")
+    if s.percentile is not None and s.calib_method in calib.methods.NAMES and s.calib_method != "percentile":
+        problems.append(f"--percentile={s.percentile} says nothing to --calib_method={s.calib_method}: leave one out")
+    if os.path.basename(s.calibrator_file) != s.calibrator_file or not s.calibrator_file.endswith(".npz"):
+        problems.append(f"--calibrator_file={s.calibrator_file}: must be the name of an .npz file, without a folder")
+    return problems
+
+
+def _ranges(s: Settings) -> list[str]:
+    """What training does to ranges, and when."""
+    problems = []
+    for name, known in (("range_update", UPDATES), ("ste", STES)):
+        if getattr(s, name) not in (None, *known):
+            problems.append(f"--{name}={getattr(s, name)}: must be one of {', '.join(known)}")
+    for name in ("range_update", "ste", "range_decay"):
+        if getattr(s, name) is not None and not (s.do_train and s.if_quant):
+            problems.append(f"--{name} is about quantized training: set --do_train and --if_quant as well, or leave it out")
+    for name in ("range_learning_rate", "range_start_step", "range_freeze_step", "quant_start_step"):
+        if getattr(s, name) and not (s.do_train and s.if_quant):
+            problems.append(f"--{name} is about quantized training: set --do_train and --if_quant as well, or leave it out")
+    if s.range_update_of not in RANGES_OF:
+        problems.append(f"--range_update_of={s.range_update_of}: must be one of {', '.join(RANGES_OF)}")
+    if s.range_update_of != "all" and s.range_update is None:
+        problems.append("--range_update_of is used with --range_update only: set that, or leave it out")
+    if s.range_freeze_step is not None and s.range_freeze_step <= s.range_start_step:
+        problems.append(f"--range_freeze_step={s.range_freeze_step}: must be above --range_start_step ({s.range_start_step})")
+    if s.range_decay is not None and s.range_update != "moving_average":
+        problems.append("--range_decay is used with --range_update=moving_average only: set that, or leave it out")
+    if s.range_decay is not None and not 0.0 <= s.range_decay < 1.0:
+        problems.append(f"--range_decay={s.range_decay}: must be at least 0 and below 1")
+    return problems
+
+
+def _sparsity(s: Settings) -> list[str]:
+    if not s.sparsity:
+        defaults = Settings()
+        names = ("sparsity_begin_step", "sparsity_end_step", "sparsity_frequency")
+        given = [name for name in names if getattr(s, name) != getattr(defaults, name)]
+        return [f"--{name} is used with --sparsity only: set that, or leave it out" for name in given]
+    problems = []
+    try:
+        parse_pattern(s.sparsity)
+    except ValueError as error:
+        problems.append(f"--sparsity={s.sparsity}: {error}")
+    if not s.do_train:
+        problems.append("--sparsity is about training: set --do_train as well, or leave it out")
+    if s.sparsity_begin_step < 0:
+        problems.append(f"--sparsity_begin_step={s.sparsity_begin_step}: must not be negative")
+    if s.sparsity_frequency < 1:
+        problems.append(f"--sparsity_frequency={s.sparsity_frequency}: must be at least 1")
+    if s.sparsity_end_step is not None and s.sparsity_end_step != -1 and s.sparsity_end_step < s.sparsity_begin_step:
+        problems.append(
+            f"--sparsity_end_step={s.sparsity_end_step}: must be at least --sparsity_begin_step ({s.sparsity_begin_step}), or -1"
+        )
+    return problems
+
+
+def _recipe(s: Settings) -> list[str]:
+    if s.quant_mode and s.quant_mode not in MODES:
+        return []  # said already
+    try:
+        _ = s.recipe
+    except (ValueError, OSError) as error:
+        flag = "calib_method" if s.calib_method else "quant_recipe" if s.quant_recipe else "percentile"
+        return [f"--{flag}={getattr(s, flag)}: {error}"]
+    return []
+
+
+def _files(s: Settings) -> list[str]:
+    required = ("bert_config_file", "vocab_file", "output_dir")
+    problems = [f"--{name} is required" for name in required if not getattr(s, name)]
+    if (s.do_train or s.do_calib) and not s.train_file:
+        problems.append(f"--train_file is required for --{'do_train' if s.do_train else 'do_calib'}")
+    if s.do_predict and not s.predict_file:
+        problems.append("--predict_file is required for --do_predict")
+    used = ["bert_config_file", "vocab_file"]
+    used += ["train_file"] if s.do_train or s.do_calib else []
+    used += ["predict_file"] if s.do_predict else []
+    used += ["teacher_config_file"] if s.teacher_config_file else []
+    for name in used:
+        path = getattr(s, name)
+        if path and not path.startswith(TFDS) and not os.path.isfile(path):
+            problems.append(f"--{name}={path}: there is no such file")
+    for name in ("init_checkpoint", "teacher"):
+        path = getattr(s, name)
+        if path and not (os.path.isfile(path + ".index") or os.path.isdir(path) or path.endswith(".safetensors")):
+            problems.append(
+                f"--{name}={path}: there is no {path}.index and no such folder; give the prefix of a TensorFlow "
+                "checkpoint or a Hugging Face folder"
+            )
+    return problems
+
+
+def _model(s: Settings) -> list[str]:
+    """What configuration, vocabulary and checkpoint have to agree on."""
+    problems = []
+    try:
+        config = modeling.BertConfig.from_json_file(s.bert_config_file)
+        if s.max_seq_length > config.max_position_embeddings:
+            problems.append(
+                f"--max_seq_length={s.max_seq_length}: the model of {s.bert_config_file} has only "
+                f"{config.max_position_embeddings} positions"
+            )
+        block = parse_pattern(s.sparsity)[1] if s.sparsity else 1
+        for name in ("hidden_size", "intermediate_size"):
+            if getattr(config, name) % block:
+                problems.append(f"--sparsity={s.sparsity}: {name} {getattr(config, name)} is no multiple of {block}")
+        pieces = len(read_vocab(s.vocab_file))
+        if pieces > config.vocab_size:
+            problems.append(
+                f"--vocab_file={s.vocab_file} has {pieces} pieces, the model of {s.bert_config_file} only "
+                f"{config.vocab_size}: give those that belong together"
+            )
+        if s.distillation:
+            problems += teacher_flags.misfits(s, config)
+        for name in ("vocab_file", "init_checkpoint", "teacher"):
+            path = getattr(s, name)
+            found = modeling.detect_lower_case(path) if path else None
+            if found not in (None, s.do_lower_case):
+                problems.append(
+                    f"--do_lower_case={s.do_lower_case}, but --{name}={path} is {'uncased' if found else 'cased'}: "
+                    f"set --do_lower_case={found}"
+                )
+    except (ValueError, OSError) as error:
+        problems.append(str(error))
+    return problems
+
+
+def _output(s: Settings) -> list[str]:
+    """A trial file, removed at once: permissions alone do not tell."""
+    try:
+        os.makedirs(s.output_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=s.output_dir) as file:
+            file.write(b"x")
+    except OSError as error:
+        return [f"--output_dir={s.output_dir}: cannot be written ({error.strerror}); name another folder"]
+    return []
