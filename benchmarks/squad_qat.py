@@ -74,7 +74,7 @@ ROWS = {
     "int8_residual_asymmetric, TQT, second seed": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS), seed=54321),
     "int8_residual_asymmetric, TQT, distilled": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS, *TAUGHT), teacher="float"),
     "int8_residual, pre-trained encoder calibrated, 3 epochs": Row(MSE, epochs=3, pretrained=True),
-    "w4a8_residual, TQT, distilled": Row(W4A8, (*TQT, *GENTLE, *TAUGHT), teacher="float"),
+    "w4a8_residual, TQT": Row(W4A8, (*TQT, *GENTLE)),
     "int8_residual_asymmetric, not trained": Row(ASYMMETRIC, epochs=0),
     "w4a8_residual, not trained": Row(W4A8, epochs=0),
 }
