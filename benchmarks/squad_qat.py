@@ -28,7 +28,6 @@ from benchmarks.question_scores import QuestionScores
 from benchmarks.results import Results
 from benchmarks.squad_data import Squad
 from benchmarks.squad_qat_report import plot, table
-from tfquant import checkpoint
 
 NAME = "squad_qat"
 SEED = 12345
@@ -43,7 +42,7 @@ TQT = ("--range_update=tqt", "--range_learning_rate=5e-3")
 # 4-bit weights have further to go, their ranges less far.
 GENTLE = ("--learning_rate=5e-5", "--range_learning_rate=2e-3")
 ACTIVATIONS = ("--range_update_of=activations",)
-TAUGHT = ("--distillation", "--distillation_loss_scale=30")
+DISTILLED = ("--distillation", "--distillation_loss_scale=30")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,24 +54,24 @@ class Row:
       train: flags of the training beside those that all rows share.
       epochs: of training; 0 predicts with the calibrated network.
       pretrained: starts from the encoder before fine-tuning instead of the fine-tuned model.
-      teacher: name of the row whose network teaches; that row has to be run before.
+      distilled: the fine-tuned model that all rows but one start from teaches.
     """
 
     calibrate: tuple[str, ...] | None = None
     train: tuple[str, ...] = ()
     epochs: int = 1
     pretrained: bool = False
-    teacher: str = ""
+    distilled: bool = False
     seed: int = SEED
 
 
 ROWS = {
     "float": Row(),
     "int8_residual_asymmetric": Row(ASYMMETRIC),
-    "int8_residual_asymmetric, distilled": Row(ASYMMETRIC, TAUGHT, teacher="float"),
+    "int8_residual_asymmetric, distilled": Row(ASYMMETRIC, distilled=True),
     "int8_residual_asymmetric, TQT": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS)),
     "int8_residual_asymmetric, TQT, second seed": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS), seed=54321),
-    "int8_residual_asymmetric, TQT, distilled": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS, *TAUGHT), teacher="float"),
+    "int8_residual_asymmetric, TQT, distilled": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS), distilled=True),
     "int8_residual, pre-trained encoder calibrated, 3 epochs": Row(MSE, epochs=3, pretrained=True),
     "w4a8_residual, TQT": Row(W4A8, (*TQT, *GENTLE)),
     "int8_residual_asymmetric, not trained": Row(ASYMMETRIC, epochs=0),
@@ -116,22 +115,10 @@ def commands(row: Row, squad: Squad, folder: pathlib.Path) -> list[tuple[pathlib
         source = str(calibrated / "model.ckpt-calibrated")
     if row.epochs:
         train = [*TRAINING, "--do_predict", *quantized, *row.train, f"--num_train_epochs={row.epochs}"]
-        if row.teacher:
-            train.append(f"--teacher={teacher_of(row, folder.parent)}")
+        if row.distilled:
+            train += [*DISTILLED, f"--teacher={squad.model_dir}"]
         steps.append((folder / "trained", [*common, *train, f"--init_checkpoint={source}"]))
     return steps
-
-
-def teacher_of(row: Row, output: pathlib.Path) -> str:
-    """The checkpoint that the teaching row left.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
-    found = checkpoint.latest(folder_of(row.teacher, output) / "trained")
-    if found is None:
-        raise FileNotFoundError(f"row {row.teacher!r}, which teaches, has left no checkpoint in {output}: run it as well")
-    return found
 
 
 def folder_of(name: str, output: pathlib.Path) -> pathlib.Path:
@@ -203,17 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = Results(NAME, seed=SEED, fresh=options.fresh)
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        run: dict[str, concurrent.futures.Future] = {}
-
-        def figures_of(name: str) -> dict:
-            if ROWS[name].teacher in run:
-                run[ROWS[name].teacher].result()
-            return compute(name, ROWS[name], squad, options.output, threads)
-
-        for name in wanted:
-            run[name] = pool.submit(results.row, name, lambda n=name: figures_of(n))
-        for future in run.values():
-            future.result()
+        jobs = [lambda n=name: compute(n, ROWS[n], squad, options.output, threads) for name in wanted]
+        for _ in pool.map(results.row, wanted, jobs):
+            pass
     results.add(QuestionScores(NAME).beside("float"))
     rows = {name: results.rows[name] for name in ROWS if name in results.rows}
     print(table(rows))
