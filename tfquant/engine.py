@@ -75,7 +75,12 @@ class Engine:
 
     def check_ready(self) -> None:
         """Raises UncalibratedError if the current mode quantizes and a site has no range."""
-        if self._mode != "quantized" or all(q.calibrated for q in self.quantizers.values()):
+        if self._mode == "quantized":
+            self.check_calibrated()
+
+    def check_calibrated(self) -> None:
+        """Raises UncalibratedError if a site has no range."""
+        if all(q.calibrated for q in self.quantizers.values()):
             return
         missing = [a for a, q in self.quantizers.items() if not q.calibrated]
         raise UncalibratedError(
@@ -227,6 +232,19 @@ class Engine:
         names, specs = self.inference.input_names, self.inference.input_specs
         return [_fitted(value, spec, name) for value, spec, name in zip(flat, specs, names, strict=True)]
 
+    def inputs_of(self, batch: Any) -> Any:
+        """The inputs of a batch that may be an (inputs, targets) pair, or a function's single argument."""
+        structure = self.inference.input_structure
+        if _fits(structure, batch) or (isinstance(batch, Mapping) and self.takes_names(batch)):
+            return batch
+        if self.source.is_function:
+            return batch if isinstance(batch, tuple) else (batch,)
+        if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
+            by_name = isinstance(batch[0], Mapping) and self.takes_names(batch[0])
+            if by_name or _fits(structure, batch[0]):
+                return batch[0]
+        return batch
+
     def takes_names(self, inputs: Mapping) -> bool:
         """Whether the keys of `inputs` are names of inputs, at least one of them."""
         return any(name in inputs for name in self.inference.input_names)
@@ -303,6 +321,16 @@ def _fitted(value: Any, spec: tf.TensorSpec, name: str) -> tf.Tensor:
             raise ValueError(f"input {name!r} is {dtype.name}, the model takes {spec.dtype.name}")
         return tf.cast(value, spec.dtype)
     return tf.convert_to_tensor(value)
+
+
+def _fits(structure: Any, value: Any) -> bool:
+    if isinstance(structure, Mapping):
+        return isinstance(value, Mapping)
+    try:
+        tf.nest.assert_same_structure(structure, value)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def _without_lists(structure: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import zlib
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Sized
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ class Observation:
     def _observe(self, batch: Any) -> tf.Tensor:
         """Observes the batch at hand; float32 [sites, 2], its extremes."""
         try:
-            flat = self.engine.flatten_inputs(self._inputs_of(batch))
+            flat = self.engine.flatten_inputs(self.engine.inputs_of(batch))
         except (ValueError, TypeError) as error:
             raise ValueError(f"calibration batch {self.number}: {' '.join(str(error).split())}") from error
         extremes = self.function(tf.constant(self.number, tf.int64), *flat)
@@ -141,19 +141,6 @@ class Observation:
         )
         return file.getvalue()
 
-    def _inputs_of(self, batch: Any) -> Any:
-        """The inputs of (inputs, targets) pairs, and of a function's single argument."""
-        structure = self.engine.inference.input_structure
-        if _fits(structure, batch) or (isinstance(batch, Mapping) and self.engine.takes_names(batch)):
-            return batch
-        if self.engine.source.is_function:
-            return batch if isinstance(batch, tuple) else (batch,)
-        if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
-            by_name = isinstance(batch[0], Mapping) and self.engine.takes_names(batch[0])
-            if by_name or _fits(structure, batch[0]):
-                return batch[0]
-        return batch
-
 
 def _unpacked(data: bytes) -> dict[str, np.ndarray]:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -169,16 +156,6 @@ def _length(batches: Iterable[Any]) -> int | None:
 
 def _elements(batch: Any) -> int:
     return sum(int(np.size(leaf)) for leaf in tf.nest.flatten(batch))
-
-
-def _fits(structure: Any, value: Any) -> bool:
-    if isinstance(structure, Mapping):
-        return isinstance(value, Mapping)
-    try:
-        tf.nest.assert_same_structure(structure, value)
-    except (ValueError, TypeError):
-        return False
-    return True
 
 
 def _mask_index(engine: Engine, mask: str | None) -> int | None:

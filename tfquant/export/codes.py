@@ -1,0 +1,46 @@
+"""The integers of a site: scale, zero point and, for a parameter, its codes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from calib.grid import Grid
+from tfquant.quantizer import Quantizer
+from tfquant.spec import Site
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Affine:
+    """value = scale · (code - zero), codes from `grid.qmin` to `grid.qmax`.
+
+    Attributes:
+      scale: float32 of the site's range shape, above 0.
+      zero: int32 of that shape; 0 for symmetric grids.
+      grid: the codes in use.
+      axes: axes of the tensor that have a scale of their own.
+    """
+
+    scale: np.ndarray
+    zero: np.ndarray
+    grid: Grid
+    axes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, site: Site, quantizer: Quantizer) -> Affine:
+        """Of a site with its current range."""
+        grid = site.spec.grid
+        lower, upper = (np.asarray(end, np.float32) for end in (quantizer.lower, quantizer.upper))
+        width = np.maximum(np.abs(lower), np.abs(upper)) if grid.symmetric else upper - lower
+        scale = width / np.float32(grid.steps)
+        # An empty range holds nothing but zero: any scale does.
+        scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
+        zero = np.zeros_like(scale) if grid.symmetric else np.rint(grid.qmin - lower / scale)
+        return cls(scale, zero.astype(np.int32), grid, site.channel_axes)
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """int32 codes of `values`, rounded half to even."""
+        shape = [size if axis in self.axes else 1 for axis, size in enumerate(values.shape)]
+        scale, zero = self.scale.reshape(shape), self.zero.reshape(shape)
+        return np.clip(np.rint(values.astype(np.float32) / scale) + zero, self.grid.qmin, self.grid.qmax).astype(np.int32)

@@ -1,0 +1,59 @@
+"""A quantized network as an ONNX model, and that on the disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfquant.engine import Engine
+from tfquant.export.codes import Affine
+from tfquant.export.marked import MarkedNetwork
+from tfquant.export.onnx_float import ExportError, converted
+from tfquant.export.onnx_qdq import insert
+
+
+def build(engine: Engine, network: MarkedNetwork, opset: int) -> Any:
+    """The ONNX model of a marked network: QDQ at the activations, parameters as integers, open batch and length.
+
+    Raises:
+      ExportError: something of the model has no counterpart in ONNX, or what came out is no valid model.
+    """
+    import onnx
+
+    model = converted(network, opset)
+    affines = {address: Affine.of(site, engine.quantizers[address]) for address, site in network.sites.items()}
+    values = {address: value for address, value in engine.parameter_values().items() if address in network.sites}
+    tables = {site.address for site, edge in engine.placements() if edge.table is not None}
+    insert(
+        model,
+        affines,
+        parameters={address: value for address, value in values.items() if address not in tables},
+        tables={address: value for address, value in values.items() if address in tables},
+    )
+    _name_open_sizes(model)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"what came out is no valid ONNX model: {' '.join(str(error).split())[:500]}") from error
+    return model
+
+
+def save(model: Any, path: str) -> None:
+    """Writes the model; parameters of more than 2 GB would need files of their own, which is refused.
+
+    Raises:
+      ExportError: the model is too large for one file.
+    """
+    import onnx
+
+    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
+        raise ExportError(f"the model has {model.ByteSize() / 2**30:.1f} GiB, one ONNX file holds less than 2")
+    onnx.save(model, path)
+
+
+def _name_open_sizes(model: Any) -> None:
+    """Open sizes of inputs: `batch` for the first axis, then `length`; those of outputs may be anything."""
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, size in enumerate(value.type.tensor_type.shape.dim):
+            if size.HasField("dim_value"):
+                continue
+            size.dim_param = "batch" if axis == 0 else f"{value.name}_{axis}"

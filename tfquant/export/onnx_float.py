@@ -1,0 +1,87 @@
+"""Conversion of a marked network to ONNX by tf2onnx; markers arrive as nodes `Site` of our own domain."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from tfquant.export.marked import ATTRIBUTE, MARKER, MarkedNetwork
+
+DOMAIN, SITE, ADDRESS = "tfquant", "Site", "address"
+_CONVERTERS_LAST = 18  # the last opset that tf2onnx writes
+
+
+class ExportError(RuntimeError):
+    """A model cannot be written in the form asked for; the message names the place."""
+
+
+def converted(network: MarkedNetwork, opset: int) -> Any:
+    """An ONNX model with one node `Site` for each marker, its attribute `address` naming the site.
+
+    Raises:
+      ModuleNotFoundError: tf2onnx is not installed.
+      ExportError: an operation has no counterpart in ONNX.
+    """
+    try:
+        import tf2onnx
+        from tf2onnx import convert
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"export to ONNX needs {error.name}: pip install 'tfquant[export]'", name=error.name) from None
+
+    def carry(context: Any, node: Any, name: str, _: Any) -> None:
+        address, inputs, output = node.get_attr_value(ATTRIBUTE).decode(), list(node.input), node.output[0]
+        shapes, dtypes = [context.get_shape(output)], [context.get_dtype(output)]
+        context.remove_node(name)
+        context.make_node(
+            SITE, inputs, outputs=[output], name=name, shapes=shapes, dtypes=dtypes, attr={ADDRESS: address}, domain=DOMAIN
+        )
+
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # what it cannot convert is said below, in one line
+    try:
+        model, _ = convert.from_function(
+            network.function,
+            input_signature=network.signature,
+            opset=min(opset, _CONVERTERS_LAST),
+            custom_op_handlers={MARKER: (carry, []), "Erfc": (_written_with_erf, [])},
+            extra_opset=[tf2onnx.utils.make_opsetid(DOMAIN, 1)],
+        )
+    except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+        raise ExportError(f"tf2onnx cannot convert the model: {' '.join(str(error).split())[:500]}") from error
+    if opset > _CONVERTERS_LAST:
+        model = _raised(model, opset)
+    left = sorted({node.op_type for node in model.graph.node if node.domain != DOMAIN and not _is_known(node, opset)})
+    if left:
+        raise ExportError(f"operations without a counterpart in ONNX: {', '.join(left)}")
+    return model
+
+
+def _raised(model: Any, opset: int) -> Any:
+    """The model in a later opset."""
+    import onnx
+
+    try:
+        return onnx.version_converter.convert_version(model, opset)
+    except RuntimeError as error:
+        raise ExportError(f"the model cannot be brought to opset {opset}: {' '.join(str(error).split())[:500]}") from error
+
+
+def _is_known(node: Any, opset: int) -> bool:
+    from onnx import defs
+
+    try:
+        defs.get_schema(node.op_type, opset, node.domain)
+    except defs.SchemaError:
+        return False
+    return True
+
+
+def _written_with_erf(context: Any, node: Any, name: str, _: Any) -> None:
+    """Erfc, which ONNX lacks: Keras' exact GELU has it."""
+    import numpy as np
+
+    source, output = node.input[0], node.output[0]
+    shape, dtype = context.get_shape(output), context.get_dtype(output)
+    one = context.make_const(f"{name}/one", np.ones([], np.float32))
+    context.remove_node(name)
+    erf = context.make_node("Erf", [source], shapes=[shape], dtypes=[dtype])
+    context.make_node("Sub", [one.output[0], erf.output[0]], outputs=[output], name=name, shapes=[shape], dtypes=[dtype])

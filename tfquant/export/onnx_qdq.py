@@ -1,0 +1,185 @@
+"""Quantizers in an ONNX graph: nodes `Site` become QuantizeLinear and DequantizeLinear, parameters are stored as integers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tfquant.export.codes import Affine
+from tfquant.export.onnx_float import ADDRESS, DOMAIN, SITE, ExportError
+
+# First opset in which DequantizeLinear takes the type.
+_INT4_OPSET, _INT16_OPSET = 21, 21
+
+
+def insert(
+    model: Any, affines: Mapping[str, Affine], parameters: Mapping[str, np.ndarray], tables: Mapping[str, np.ndarray]
+) -> None:
+    """Replaces every node `Site` of `model`, in place.
+
+    Args:
+      model: from `onnx_float.converted`.
+      affines: site address -> its integers.
+      parameters: site address -> the values of a parameter, which are stored as codes behind a DequantizeLinear.
+      tables: site address -> the values of a table whose rows are looked up: stored as codes, dequantized row by row.
+
+    Raises:
+      ExportError: a site's format does not exist in the model's opset.
+    """
+    writer = _Writer(model)
+    nodes = list(model.graph.node)
+    makers = {output: node for node in nodes for output in node.output}
+    del model.graph.node[:]
+    for node in nodes:
+        if node.domain != DOMAIN or node.op_type != SITE:
+            model.graph.node.append(node)
+            continue
+        address = next(a.s.decode() for a in node.attribute if a.name == ADDRESS)
+        if address in parameters:
+            writer.stored(address, node.output[0], affines[address], parameters[address])
+        elif address in tables and (lookup := makers.get(node.input[0])) is not None and lookup.op_type == "Gather":
+            writer.looked_up(address, lookup, node.output[0], affines[address], tables[address])
+        else:
+            writer.rounded(address, node.input[0], node.output[0], affines[address])
+    kept = [entry for entry in model.opset_import if entry.domain != DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    prune(model)
+
+
+class _Writer:
+    """Adds nodes and initializers to a graph, each scale and each stored parameter once."""
+
+    def __init__(self, model: Any):
+        import onnx
+
+        self._onnx, self._graph = onnx, model.graph
+        self._opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+        self._known: set[str] = set()
+        self._names: dict[str, str] = {}
+        self._uses: dict[str, int] = {}
+
+    def rounded(self, address: str, source: str, target: str, affine: Affine) -> None:
+        """Q and DQ of an activation; codes that its integer type has but its grid has not are cut off before."""
+        name = self._unique(address)
+        kind = self._type(address, affine)
+        scale, zero = self._scale(address, affine, kind)
+        low, high = _limits(kind)
+        # One code more than a narrow grid has is let pass: cutting it off would cost a node at every site.
+        if affine.grid.qmax < high or affine.grid.qmin > low + 1:
+            ends = [
+                affine.scale * (code - affine.zero).astype(np.float32) for code in (affine.grid.qmin, affine.grid.qmax)
+            ]
+            limits = [self._initializer(f"{name}/{end}", value) for end, value in zip(("lower", "upper"), ends, strict=True)]
+            self._node("Clip", [source, *limits], f"{name}/clipped")
+            source = f"{name}/clipped"
+        self._node("QuantizeLinear", [source, scale, zero], f"{name}/codes")
+        self._node("DequantizeLinear", [f"{name}/codes", scale, zero], target, name=f"{name}/dequantized")
+
+    def stored(self, address: str, target: str, affine: Affine, values: np.ndarray) -> None:
+        """A parameter as codes and a DQ; several channel axes are one while it is scaled."""
+        kind, name = self._type(address, affine), self._unique(address)
+        codes, axis = affine.encode(values), affine.axes[0] if affine.axes else None
+        flat = len(affine.axes) > 1
+        if flat:
+            first, last = affine.axes[0], affine.axes[-1]
+            if affine.axes != tuple(range(first, last + 1)):
+                raise ExportError(f"site {address}: channel axes {affine.axes} do not lie beside each other")
+            codes = codes.reshape(*values.shape[:first], math.prod(values.shape[first : last + 1]), *values.shape[last + 1 :])
+        scale, zero = self._scale(address, affine, kind)
+        integers = self._initializer(f"{address}/codes", codes, kind)
+        dequantized = f"{name}/flat" if flat else target
+        attributes = {} if axis is None else {"axis": axis}
+        self._node("DequantizeLinear", [integers, scale, zero], dequantized, name=f"{name}/dequantized", **attributes)
+        if flat:
+            shape = self._initializer(f"{address}/shape", np.array(values.shape, np.int64))
+            self._node("Reshape", [dequantized, shape], target)
+
+    def looked_up(self, address: str, lookup: Any, target: str, affine: Affine, values: np.ndarray) -> None:
+        """Rows of a table of codes, and their DQ, in place of rows of the float table."""
+        kind, name = self._type(address, affine), self._unique(address)
+        scale, zero = self._scale(address, affine, kind)
+        table = self._initializer(f"{address}/codes", affine.encode(values), kind)
+        self._node("Gather", [table, lookup.input[1]], f"{name}/rows", axis=0)
+        self._node("DequantizeLinear", [f"{name}/rows", scale, zero], target, name=f"{name}/dequantized")
+
+    def _type(self, address: str, affine: Affine) -> int:
+        """The smallest ONNX type that holds the codes."""
+        tensor, grid = self._onnx.TensorProto, affine.grid
+        kinds = [tensor.INT8, tensor.UINT8, tensor.INT16, tensor.UINT16]
+        if self._opset >= _INT4_OPSET:
+            kinds = [tensor.INT4, tensor.UINT4, *kinds]
+        fitting = [kind for kind in kinds if _limits(kind)[0] <= grid.qmin and grid.qmax <= _limits(kind)[1]]
+        if not fitting or (fitting[0] in (tensor.INT16, tensor.UINT16) and self._opset < _INT16_OPSET):
+            raise ExportError(
+                f"site {address}: codes {grid.qmin}..{grid.qmax} have no integer type in opset {self._opset}: use a format of "
+                f"at most 8 bits (16 from opset {_INT16_OPSET} on)"
+            )
+        return fitting[0]
+
+    def _scale(self, address: str, affine: Affine, kind: int) -> tuple[str, str]:
+        shape = (-1,) if affine.axes else ()
+        scale = self._initializer(f"{address}/scale", affine.scale.reshape(shape))
+        return scale, self._initializer(f"{address}/zero", affine.zero.reshape(shape), kind)
+
+    def _initializer(self, name: str, values: np.ndarray, kind: int | None = None) -> str:
+        if name not in self._known:
+            self._known.add(name)
+            if kind is None:
+                self._graph.initializer.append(self._onnx.numpy_helper.from_array(np.asarray(values), name))
+            else:
+                self._graph.initializer.append(
+                    self._onnx.helper.make_tensor(name, kind, np.shape(values), np.asarray(values).ravel().tolist())
+                    if kind in (self._onnx.TensorProto.INT4, self._onnx.TensorProto.UINT4)
+                    else self._onnx.numpy_helper.from_array(
+                        np.asarray(values).astype(self._onnx.helper.tensor_dtype_to_np_dtype(kind)), name
+                    )
+                )
+        return name
+
+    def _node(self, kind: str, inputs: list[str], output: str, name: str = "", **attributes: Any) -> None:
+        self._graph.node.append(self._onnx.helper.make_node(kind, inputs, [output], name=name or output, **attributes))
+
+    def _unique(self, address: str) -> str:
+        """A site may stand at several tensors: one name a use."""
+        count = self._uses[address] = self._uses.get(address, 0) + 1
+        return address if count == 1 else f"{address}#{count}"
+
+
+def _limits(kind: int) -> tuple[int, int]:
+    """Smallest and largest value of an ONNX integer type."""
+    import onnx
+
+    tensor = onnx.TensorProto
+    bits = {tensor.INT4: 4, tensor.UINT4: 4, tensor.INT8: 8, tensor.UINT8: 8, tensor.INT16: 16, tensor.UINT16: 16}[kind]
+    if kind in (tensor.UINT4, tensor.UINT8, tensor.UINT16):
+        return 0, 2**bits - 1
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def prune(model: Any) -> None:
+    """Drops nodes and initializers that no output needs: float parameters that only sites used, and what was made of them."""
+    needed = {out.name for out in model.graph.output}
+    kept = []
+    for node in reversed(model.graph.node):  # in order of computation, so that consumers come first here
+        if any(name in needed for name in node.output):
+            kept.append(node)
+            needed |= set(_read_by(node))
+    kept.reverse()
+    initializers = [tensor for tensor in model.graph.initializer if tensor.name in needed]
+    for field, values in ((model.graph.node, kept), (model.graph.initializer, initializers)):
+        del field[:]
+        field.extend(values)
+
+
+def _read_by(node: Any) -> Iterator[str]:
+    """Tensors that a node reads, those that its bodies read included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            yield from (out.name for out in graph.output)
+            for inner in graph.node:
+                yield from _read_by(inner)
