@@ -9,6 +9,7 @@ from calib import Calibration
 from tfquant.api import plan, quantize
 from tfquant.calibration import apply, calibrate
 from tfquant.engine import UncalibratedError
+from tfquant.export import export
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.recipes import recipe
 from tfquant.spec import Fuse, QuantSpec, Recipe, Rule, Site
@@ -16,5 +17,5 @@ from tfquant.store import load, save
 
 __all__ = [
     "Calibration", "Fuse", "QuantSpec", "QuantizedFunction", "QuantizedModel", "Recipe", "Rule", "Site", "UncalibratedError",
-    "apply", "calibrate", "load", "plan", "quantize", "recipe", "save",
+    "apply", "calibrate", "export", "load", "plan", "quantize", "recipe", "save",
 ]  # fmt: skip

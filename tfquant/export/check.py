@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -78,20 +77,13 @@ def onnx_runner(path: str, names: Sequence[str], *, as_written: bool = False) ->
         how = "pip install 'tfquant[export]'"
         raise ModuleNotFoundError(f"checking an ONNX file needs {error.name}: {how}", name=error.name) from None
 
-    def started(precise: bool) -> Any:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        if precise:
-            options.add_session_config_entry("session.x64quantprecision", "1")
-        if as_written:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    try:
-        # Without it sums of unsigned times signed products overflow 16 bits on processors without VNNI.
-        session = started(precise=True)
-    except onnxruntime.capi.onnxruntime_pybind11_state.Fail:  # it cannot rewrite signed activations from opset 21 on
-        session = started(precise=False)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Without it sums of unsigned times signed products overflow 16 bits on processors without VNNI.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     known = {entry.name for entry in session.get_inputs()}  # an input that nothing depends on is left out of the graph
     outputs = [entry.name for entry in session.get_outputs()]
 

@@ -17,7 +17,7 @@ class Affine:
 
     Attributes:
       scale: float32 of the site's range shape, above 0.
-      zero: int32 of that shape; 0 for symmetric grids.
+      zero: int32 of that shape.
       grid: the codes in use.
       axes: axes of the tensor that have a scale of their own.
     """
@@ -38,6 +38,12 @@ class Affine:
         scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
         zero = np.zeros_like(scale) if grid.symmetric else np.rint(grid.qmin - lower / scale)
         return cls(scale, zero.astype(np.int32), grid, site.channel_axes)
+
+    def unsigned(self) -> Affine:
+        """The same values under codes from 0 on: signed integers are shifted by half of their type's range."""
+        half = self.grid.qmax + 1
+        grid = Grid(self.grid.qmin + half, self.grid.qmax + half, symmetric=False)
+        return dataclasses.replace(self, zero=self.zero + half, grid=grid)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """int32 codes of `values`, rounded half to even."""

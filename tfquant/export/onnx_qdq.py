@@ -63,8 +63,14 @@ class _Writer:
         self._uses: dict[str, int] = {}
 
     def rounded(self, address: str, source: str, target: str, affine: Affine) -> None:
-        """Q and DQ of an activation; codes that its integer type has but its grid has not are cut off before."""
+        """Q and DQ of an activation; codes that its integer type has but its grid has not are cut off before.
+
+        Signed bytes are written as unsigned ones, the same values: that is what ONNX Runtime's kernels multiply with signed weights
+        (and from opset 21 on it fails where it rewrites signed ones by itself).
+        """
         name = self._unique(address)
+        if affine.grid.qmin < 0 and affine.grid.qmax == 127:
+            affine = affine.unsigned()
         kind = self._type(address, affine)
         scale, zero = self._scale(address, affine, kind)
         low, high = _limits(kind)
