@@ -19,6 +19,8 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds; a bar in a file is a line at each
 
 import keras
 from absl import app
@@ -77,7 +79,9 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def report(settings: Settings, figures: Mapping[str, Any]) -> dict[str, Any]:
     """Everything it takes to know what a result is of."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    installed = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
+    packages = [*PACKAGES, *({"horovod"} & installed if settings.horovod else ())]
+    versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
     return {"flags": dataclasses.asdict(settings), "versions": versions, "figures": figures}
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pathlib
 import tempfile
 
 import calib
@@ -9,7 +10,8 @@ import modeling
 from squad_run import teacher_flags
 from squad_run.flags import LOSS_SCALES, MODES, RANGES_OF, TFDS, FlagError, Settings
 from tasks.wordpiece import read_vocab
-from tfquant.distributed import COMPRESSIONS
+from tfquant import checkpoint
+from tfquant.distributed import COMPRESSIONS, launched
 from tfquant.spec import STES, UPDATES
 from tfquant.training.sparsity import parse_pattern
 
@@ -61,6 +63,12 @@ def _work(s: Settings) -> list[str]:
     problems = []
     if not (s.do_train or s.do_calib or s.do_predict):
         problems.append("nothing to do: give at least one of --do_train, --do_calib, --do_predict")
+    processes = launched()
+    if processes > 1 and not s.horovod:
+        problems.append(
+            f"--horovod is missing, though this is one of {processes} processes: set it, or each works for itself and all write "
+            "the same files; or start one process, without mpirun or horovodrun"
+        )
     if s.horovod_compression not in COMPRESSIONS:
         problems.append(f"--horovod_compression={s.horovod_compression}: must be {' or '.join(COMPRESSIONS)}")
     for name in ("horovod_compression", "horovod_sparse_as_dense"):
@@ -173,7 +181,11 @@ def _files(s: Settings) -> list[str]:
             problems.append(f"--{name}={path}: there is no such file")
     for name in ("init_checkpoint", "teacher"):
         path = getattr(s, name)
-        if path and not (os.path.isfile(path + ".index") or os.path.isdir(path) or path.endswith(".safetensors")):
+        if path and os.path.isdir(path) and not list(pathlib.Path(path).glob("*.safetensors")):
+            prefix = checkpoint.latest(path)
+            what = f"give the prefix of a checkpoint, such as {prefix}" if prefix else "it holds no checkpoint and no .safetensors"
+            problems.append(f"--{name}={path}: is a folder: {what}")
+        elif path and not (os.path.isfile(path + ".index") or os.path.isdir(path) or path.endswith(".safetensors")):
             problems.append(
                 f"--{name}={path}: there is no {path}.index and no such folder; give the prefix of a TensorFlow "
                 "checkpoint or a Hugging Face folder"

@@ -9,9 +9,11 @@ import modeling
 from squad_run.data import INPUTS, Batch, only
 from squad_run.flags import Settings
 from squad_run.narration import say
-from squad_run.networks import build, load_float
+from squad_run.networks import build, holds_ranges, load_float
 from squad_run.teacher_flags import parse_layers
 from tfquant.training import Distillation, DistillationOptions
+
+SHOWN = 3  # of what does not fit; a wrong configuration is wrong in most variables
 
 
 def squad_loss(model: Any, batch: Batch) -> tf.Tensor:
@@ -62,10 +64,27 @@ def distillation(student: Any, config: modeling.BertConfig, settings: Settings) 
 
 
 def load_teacher(config: modeling.BertConfig, settings: Settings) -> keras.Model:
-    """The teacher in float: as large as the student unless it has a configuration of its own."""
+    """The teacher in float: as large as the student unless it has a configuration of its own.
+
+    Raises:
+        ValueError: its checkpoint does not fit the configuration.
+    """
     if settings.teacher_config_file:
         config = modeling.BertConfig.from_json_file(settings.teacher_config_file)
     teacher = build(config, settings, dropout=False)
     teacher.trainable = False
-    load_float(teacher, settings.teacher, settings)
+    try:
+        load_float(teacher, settings.teacher, settings, who="teacher: ")
+    except ValueError as error:
+        _, *problems = str(error).split("\n  ")
+        if not problems:
+            raise
+        shown = "; ".join(problems[:SHOWN]) + (f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else "")
+        config_flag = "teacher_config_file" if settings.teacher_config_file else "bert_config_file"
+        raise ValueError(
+            f"--teacher={settings.teacher} does not fit --{config_flag}={getattr(settings, config_flag)} ({shown}): give the "
+            "configuration of that checkpoint as --teacher_config_file"
+        ) from error
+    if holds_ranges(settings.teacher):
+        say("teacher: its ranges are not used, it answers in float")
     return teacher

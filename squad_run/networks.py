@@ -22,10 +22,10 @@ def holds_ranges(path: str) -> bool:
     return os.path.isfile(path + checkpoint.INDEX) and store.RECIPE in checkpoint.read(path)
 
 
-def load_float(model: keras.Model, path: str, settings: Settings, *, new_head: bool = False) -> None:
-    """Loads weights by name; the head may be new when it is about to be trained."""
+def load_float(model: keras.Model, path: str, settings: Settings, *, new_head: bool = False, who: str = "") -> None:
+    """Loads weights by name; the head may be new when it is about to be trained. `who` begins the line about it."""
     loaded = modeling.load_weights(model, path, allow_missing=("cls/squad/",) if new_head else ())
-    say(f"loaded {len(loaded.loaded)} variables from {path}")
+    say(f"{who}loaded {len(loaded.loaded)} variables from {path}")
     if loaded.missing:
         say(f"new, not in the checkpoint: {', '.join(loaded.missing)}")
     if settings.verbose_logging:

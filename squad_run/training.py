@@ -84,6 +84,11 @@ def train(
     )
     if saved:
         say(f"going on from step {trainer.restore()} of {total} ({saved[-1][1]})")
+    elif group.size > 1:
+        say(
+            f"{group.size} processes: {total} steps of {course.windows} windows, learning rate up to {course.learning_rate:g} "
+            f"({group.size} times --learning_rate)"
+        )
     summary = trainer.fit(lambda start: training_batches(features, settings, start, group, course))
     if summary.first_step < summary.last_step:
         say(closing_line(summary))

@@ -504,6 +504,25 @@ def test_flags_that_cannot_be_followed_are_refused_by_name(message, files, tmp_p
     assert not output.exists()
 
 
+def test_processes_that_would_not_know_of_each_other_are_refused(files, tmp_path, monkeypatch):
+    settings = Settings(**files | {"output_dir": str(tmp_path), "do_predict": True, "init_checkpoint": None})
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    flag_checks.check(settings)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(flags.FlagError, match="--horovod is missing, though this is one of 2 processes"):
+        flag_checks.check(settings)
+    flag_checks.check(dataclasses.replace(settings, horovod=True))
+
+
+def test_a_folder_in_place_of_a_prefix_is_refused_with_the_prefix(files, tmp_path):
+    settings = Settings(**files | {"output_dir": str(tmp_path / "out"), "do_predict": True, "init_checkpoint": str(tmp_path)})
+    with pytest.raises(flags.FlagError, match="--init_checkpoint=.*: is a folder: it holds no checkpoint"):
+        flag_checks.check(settings)
+    checkpoint.write(str(tmp_path / "model.ckpt-7"), {"weight": np.zeros(2)})
+    with pytest.raises(flags.FlagError, match="is a folder: give the prefix of a checkpoint, such as .*model.ckpt-7"):
+        flag_checks.check(settings)
+
+
 def test_all_bad_flags_are_listed_at_once_and_good_ones_pass(files, tmp_path):
     good = files | {"output_dir": str(tmp_path), "do_predict": True, "init_checkpoint": None}
     flag_checks.check(Settings(**good))

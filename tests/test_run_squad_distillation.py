@@ -129,6 +129,27 @@ def test_a_teacher_that_does_not_fit_is_refused(message, changes, files, tmp_pat
         misfit(files, tmp_path, changes)
 
 
+def test_a_checkpoint_that_does_not_fit_the_teachers_configuration_is_named_with_its_flag(files, tmp_path):
+    wider = json.loads(pathlib.Path(files["teacher_config_file"]).read_text())
+    wider["intermediate_size"] *= 2
+    (tmp_path / "wider.json").write_text(json.dumps(wider))
+    settings = Settings(**files | {"teacher_config_file": str(tmp_path / "wider.json"), "output_dir": str(tmp_path / "out")})
+    config = modeling.BertConfig.from_json_file(files["bert_config_file"])
+    message = r"--teacher=.* does not fit --teacher_config_file=.*wrong shape: .*; and \d+ more"
+    with pytest.raises(ValueError, match=message) as caught:
+        losses.load_teacher(config, settings)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_quantized_teacher_answers_in_float_and_says_so(files, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(losses, "say", said.append)
+    monkeypatch.setattr(losses, "holds_ranges", lambda path: True)
+    settings = Settings(**files | {"output_dir": str(tmp_path / "out")})
+    losses.load_teacher(modeling.BertConfig.from_json_file(files["bert_config_file"]), settings)
+    assert said == ["teacher: its ranges are not used, it answers in float"]
+
+
 def test_a_student_deeper_than_its_teacher_needs_a_mapping(files, tmp_path):
     deeper = json.loads(pathlib.Path(files["bert_config_file"]).read_text()) | {"num_hidden_layers": 3}
     (tmp_path / "deeper.json").write_text(json.dumps(deeper))

@@ -106,7 +106,7 @@ class Horovod(Group):
       sparse_as_dense: sparse gradients are made dense first, which sends less where most rows of a table occur.
 
     Raises:
-      ModuleNotFoundError: Horovod is not installed.
+      ModuleNotFoundError: Horovod is not installed, or cannot be loaded.
       ValueError: another compression.
     """
 
@@ -114,9 +114,10 @@ class Horovod(Group):
         try:
             import horovod.tensorflow as hvd
         except ImportError as error:
+            missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "horovod"
             raise ModuleNotFoundError(
-                f"Horovod is not installed ({error}): `make env` builds it into .venv, scripts/build_horovod.sh PYTHON into "
-                "another environment; or leave --horovod out to run one process"
+                f"Horovod {'is not installed' if missing else 'is installed but cannot be loaded'} ({error}): `make env` builds it "
+                "into .venv, scripts/build_horovod.sh PYTHON into another environment; or leave --horovod out to run one process"
             ) from error
         if compression not in COMPRESSIONS:
             raise ValueError(f"unknown compression {compression!r}; known: {', '.join(COMPRESSIONS)}")
@@ -231,6 +232,12 @@ def start(horovod: bool, compression: str = "none", sparse_as_dense: bool = Fals
       ValueError: unknown compression.
     """
     return Horovod(compression, sparse_as_dense) if horovod else Single()
+
+
+def launched() -> int:
+    """How many processes the launcher (Open MPI, MPICH, horovodrun) started together with this one; 1 without a launcher."""
+    sizes = (os.environ.get(name, "") for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE"))
+    return max((int(size) for size in sizes if size.isdigit()), default=1)
 
 
 def _keep_one_gpu(local_rank: int) -> None:

@@ -56,6 +56,17 @@ def test_a_missing_horovod_is_one_line_that_says_how_to_install_it(monkeypatch):
         Horovod()
 
 
+def test_a_horovod_that_lacks_a_library_is_not_called_missing(monkeypatch, tmp_path):
+    package = tmp_path / "horovod"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('libmpi.so.40: cannot open shared object file')")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "horovod"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModuleNotFoundError, match="Horovod is installed but cannot be loaded .libmpi.so.40.*make env"):
+        Horovod()
+
+
 def test_weights_of_another_rank_are_told_apart_by_name():
     class Other(Single):
         def gather(self, data):

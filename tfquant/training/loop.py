@@ -191,7 +191,7 @@ class Trainer:
         """
         options, first = self.options, self.step
         if first >= options.total_steps:
-            tqdm.write(
+            self._say(
                 f"{options.directory} has already been trained for {first} steps of {options.total_steps}: nothing to "
                 "do. To train for longer start from its last checkpoint in a new folder: there the learning rate rises and "
                 "falls anew"
@@ -225,10 +225,14 @@ class Trainer:
                     break
         writer.close()
         if stop:
-            if chief:
-                tqdm.write(f"stopped by a signal after step {step} of {options.total_steps}, saved as {prefix}")
+            self._say(f"stopped by a signal after step {step} of {options.total_steps}, saved as {prefix}")
             raise TrainingInterrupted(step, prefix)
         return meter.summary(first, self.step, options.log_every, prefix, self._group)
+
+    def _say(self, text: str) -> None:
+        """For all ranks, once."""
+        if self._group.rank == 0:
+            tqdm.write(text)
 
     def _bar(self, first: int) -> tqdm:
         hidden = {"disable": True} if self._group.rank else {}
