@@ -198,8 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         jobs = [lambda n=name: compute(n, ROWS[n], squad, output, threads, scores, options.bfloat16) for name in wanted]
         for _ in pool.map(results.row, wanted, jobs):
             pass
+    results.rows = rows = {name: results.rows[name] for name in ROWS if name in results.rows}
     results.add(scores.beside("float"))
-    rows = {name: results.rows[name] for name in ROWS if name in results.rows}
     print(table(rows))
     plot(rows, results.path.with_suffix(".png"))
     print(json.dumps({name: figures["f1"] for name, figures in rows.items()}))
