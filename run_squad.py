@@ -10,6 +10,7 @@ predictions.json, nbest_predictions.json (null_odds.json for SQuAD 2.0), results
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import platform
@@ -79,8 +80,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def report(settings: Settings, figures: Mapping[str, Any]) -> dict[str, Any]:
     """Everything it takes to know what a result is of."""
-    installed = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
-    packages = [*PACKAGES, *({"horovod"} & installed if settings.horovod else ())]
+    packages = [*PACKAGES, *(["horovod"] if settings.horovod and importlib.util.find_spec("horovod") else [])]
     versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
     return {"flags": dataclasses.asdict(settings), "versions": versions, "figures": figures}
 

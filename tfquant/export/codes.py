@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from calib.grid import Grid
+from tfquant import qdq
 from tfquant.quantizer import Quantizer
 from tfquant.spec import Site
 
@@ -31,11 +32,12 @@ class Affine:
     def of(cls, site: Site, quantizer: Quantizer) -> Affine:
         """Of a site with its current range."""
         grid = site.spec.grid
-        lower, upper = (np.asarray(end, np.float32) for end in (quantizer.lower, quantizer.upper))
-        width = np.maximum(np.abs(lower), np.abs(upper)) if grid.symmetric else upper - lower
-        scale = width / np.float32(grid.steps)
-        # An empty range holds nothing but zero: any scale does.
-        scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
+        if grid.symmetric:
+            lower, upper = (np.asarray(end, np.float32) for end in (quantizer.lower, quantizer.upper))
+            width = np.maximum(np.maximum(np.abs(lower), np.abs(upper)), np.float32(qdq.SMALLEST_AMAX))
+        else:  # the very range that the simulation uses
+            lower, width = (end.numpy() for end in qdq.zero_in_range(quantizer.lower, quantizer.upper, grid))
+        scale = (width / np.float32(grid.steps)).astype(np.float32)
         zero = np.zeros_like(scale) if grid.symmetric else np.rint(grid.qmin - lower / scale)
         return cls(scale, zero.astype(np.int32), grid, site.channel_axes)
 

@@ -59,7 +59,6 @@ class _Writer:
         self._onnx, self._graph = onnx, model.graph
         self._opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         self._known: set[str] = set()
-        self._names: dict[str, str] = {}
         self._uses: dict[str, int] = {}
 
     def rounded(self, address: str, source: str, target: str, affine: Affine) -> None:
