@@ -18,11 +18,14 @@ from tfquant.export import onnx_file
 from tfquant.export.check import Agreement, compared, onnx_runner
 from tfquant.export.marked import MarkedNetwork, marked
 from tfquant.export.onnx_float import ExportError
+from tfquant.export.onnx_regions import GELU_OPSET
+from tfquant.export.regions import find_regions
 from tfquant.model import QuantizedFunction, QuantizedModel
 
 __all__ = ["Agreement", "ExportError", "Exported", "MismatchError", "export"]
 
 TARGETS = ("onnx",)
+MODES = ("quantized", "float")
 
 
 class MismatchError(ExportError):
@@ -60,6 +63,7 @@ def export(
     path: str | os.PathLike,
     *,
     target: str = "onnx",
+    mode: str = "quantized",
     check_data: Iterable[Any] | None = None,
     opset: int = 17,
     tolerance: float = 0.01,
@@ -70,6 +74,7 @@ def export(
       model: from `tfquant.quantize` or `tfquant.load`, calibrated.
       path: of the file; it is there only if everything went well.
       target: `onnx`: QuantizeLinear and DequantizeLinear at every site, parameters stored as integers.
+      mode: `float` writes the network without any quantizer, as what the other is measured against.
       check_data: batches like those of calibration; both networks answer them. Without it nothing is checked.
       opset: of ONNX, from 17; from 21 on 4-bit parameters take half a byte and 16-bit sites are possible.
       tolerance: largest share of rows whose largest output may be at another place.
@@ -88,6 +93,8 @@ def export(
     engine = engine_of(model)
     if target not in TARGETS:
         raise ValueError(f"target={target!r}: must be one of {', '.join(TARGETS)}")
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
     if opset < 17:
         raise ValueError(f"opset={opset}: must be at least 17")
     if not 0.0 <= tolerance <= 1.0:
@@ -97,15 +104,18 @@ def export(
         raise ValueError(f"{path}: there is no folder {path.parent}")
     if check_data is not None:
         check_batches(check_data)
-    engine.check_calibrated()
-    network = marked(engine)
+    if mode == "quantized":
+        engine.check_calibrated()
+    # The approximate GELU has no form that runtimes recognise before it has an operation.
+    regions = [r for r in find_regions(engine, mode) if opset >= GELU_OPSET or r.attributes.get("approximate") != "tanh"]
+    network = marked(engine, regions, mode)
     model_proto = onnx_file.build(engine, network, opset)
     agreement = None
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         temporary = os.path.join(folder, path.name)
         onnx_file.save(model_proto, temporary)
         if check_data is not None:
-            agreement = _agreement(engine, network, temporary, check_data)
+            agreement = _agreement(engine, network, temporary, check_data, mode)
             if 1.0 - agreement.same > tolerance:
                 raise MismatchError(f"{path} was not written, as it answers otherwise than the simulation: {agreement}")
         os.replace(temporary, path)
@@ -114,9 +124,9 @@ def export(
     return Exported(str(path), path.stat().st_size, floats, (len(network.sites) - stored, stored), agreement)
 
 
-def _agreement(engine: Engine, network: MarkedNetwork, path: str, batches: Iterable[Any]) -> Agreement:
-    """Of the simulation and an ONNX file, on inputs or (inputs, targets) pairs."""
-    simulation = engine.function("quantized")
+def _agreement(engine: Engine, network: MarkedNetwork, path: str, batches: Iterable[Any], mode: str) -> Agreement:
+    """Of a mode of the simulation and an ONNX file, on inputs or (inputs, targets) pairs."""
+    simulation = engine.function(mode)
     run = onnx_runner(path, [spec.name for spec in network.signature])
 
     def simulated(flat: list[tf.Tensor]) -> dict[str, np.ndarray]:

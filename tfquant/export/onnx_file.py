@@ -9,6 +9,7 @@ from tfquant.export.codes import Affine
 from tfquant.export.marked import MarkedNetwork
 from tfquant.export.onnx_float import ExportError, converted
 from tfquant.export.onnx_qdq import insert
+from tfquant.export.onnx_regions import substitute
 
 
 def build(engine: Engine, network: MarkedNetwork, opset: int) -> Any:
@@ -20,6 +21,7 @@ def build(engine: Engine, network: MarkedNetwork, opset: int) -> Any:
     import onnx
 
     model = converted(network, opset)
+    substitute(model, network.regions)
     affines = {address: Affine.of(site, engine.quantizers[address]) for address, site in network.sites.items()}
     values = {address: value for address, value in engine.parameter_values().items() if address in network.sites}
     tables = {site.address for site, edge in engine.placements() if edge.table is not None}

@@ -15,6 +15,16 @@ class ExportError(RuntimeError):
     """A model cannot be written in the form asked for; the message names the place."""
 
 
+def is_site(node: Any) -> bool:
+    """Whether an ONNX node is a marker."""
+    return node.domain == DOMAIN and node.op_type == SITE
+
+
+def address_of(marker: Any) -> str:
+    """Its text: of a site the address."""
+    return next(attribute.s.decode() for attribute in marker.attribute if attribute.name == ADDRESS)
+
+
 def converted(network: MarkedNetwork, opset: int) -> Any:
     """An ONNX model with one node `Site` for each marker, its attribute `address` naming the site.
 
@@ -49,7 +59,7 @@ def converted(network: MarkedNetwork, opset: int) -> Any:
         raise ExportError(f"tf2onnx cannot convert the model: {' '.join(str(error).split())[:500]}") from error
     if opset > _CONVERTERS_LAST:
         model = _raised(model, opset)
-    left = sorted({node.op_type for node in model.graph.node if node.domain != DOMAIN and not _is_known(node, opset)})
+    left = sorted({node.op_type for node in model.graph.node if not is_site(node) and not _is_known(node, opset)})
     if left:
         raise ExportError(f"operations without a counterpart in ONNX: {', '.join(left)}")
     return model

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfquant.export.codes import Affine
-from tfquant.export.onnx_float import ADDRESS, DOMAIN, SITE, ExportError
+from tfquant.export.onnx_float import DOMAIN, ExportError, address_of, is_site
 
 # First opset in which DequantizeLinear takes the type.
 _INT4_OPSET, _INT16_OPSET = 21, 21
@@ -34,10 +34,10 @@ def insert(
     makers = {output: node for node in nodes for output in node.output}
     del model.graph.node[:]
     for node in nodes:
-        if node.domain != DOMAIN or node.op_type != SITE:
+        if not is_site(node):
             model.graph.node.append(node)
             continue
-        address = next(a.s.decode() for a in node.attribute if a.name == ADDRESS)
+        address = address_of(node)
         if address in parameters:
             writer.stored(address, node.output[0], affines[address], parameters[address])
         elif address in tables and (lookup := makers.get(node.input[0])) is not None and lookup.op_type == "Gather":
