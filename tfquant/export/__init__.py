@@ -16,8 +16,8 @@ from tfquant.calibration import check_batches, engine_of
 from tfquant.engine import Engine
 from tfquant.export import onnx_file
 from tfquant.export.check import Agreement, compared, onnx_runner
+from tfquant.export.errors import ExportError, MismatchError
 from tfquant.export.marked import MarkedNetwork, marked
-from tfquant.export.onnx_float import ExportError
 from tfquant.export.onnx_regions import GELU_OPSET
 from tfquant.export.regions import find_regions
 from tfquant.model import QuantizedFunction, QuantizedModel
@@ -26,10 +26,6 @@ __all__ = ["Agreement", "ExportError", "Exported", "MismatchError", "export"]
 
 TARGETS = ("onnx",)
 MODES = ("quantized", "float")
-
-
-class MismatchError(ExportError):
-    """The exported file answers otherwise than the simulation."""
 
 
 @dataclasses.dataclass(frozen=True)

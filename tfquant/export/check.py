@@ -78,7 +78,7 @@ def onnx_runner(path: str, names: Sequence[str], *, as_written: bool = False) ->
         raise ModuleNotFoundError(f"checking an ONNX file needs {error.name}: {how}", name=error.name) from None
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     # Without it sums of unsigned times signed products overflow 16 bits on processors without VNNI.
     options.add_session_config_entry("session.x64quantprecision", "1")
     if as_written:

@@ -9,8 +9,10 @@ from typing import Any
 import tensorflow as tf
 
 from tfquant.engine import Engine
+from tfquant.export.errors import ExportError
 from tfquant.export.regions import Region
 from tfquant.graph.replay import Edit, Edits
+from tfquant.graph.trace import Trace
 from tfquant.spec import Site
 
 # An identity with a text attribute. TensorFlow says of it that it has effects, so that nobody folds it, not even on a constant.
@@ -48,8 +50,13 @@ class MarkedNetwork:
 
 
 def marked(engine: Engine, regions: Iterable[Region] = (), mode: str = "quantized") -> MarkedNetwork:
-    """The float network with markers at the ends of `regions` and, in mode `quantized`, at every site that quantizes."""
+    """The float network with markers at the ends of `regions` and, in mode `quantized`, at every site that quantizes.
+
+    Raises:
+      ExportError: it computes in a type that runtimes do not.
+    """
     trace = engine.inference
+    _check_types(trace)
     sites = {site.address: site for site in engine.plan.sites if site.enabled and mode == "quantized"}
     named = tuple(
         MarkedRegion(region, f"region {index} entry", f"region {index} target", f"region {index} kernel" if region.kernel else "")
@@ -65,11 +72,22 @@ def marked(engine: Engine, regions: Iterable[Region] = (), mode: str = "quantize
     )
 
     def network(*flat: tf.Tensor) -> dict[str, tf.Tensor]:
+        for variable in trace.variables.values():  # a converter freezes what the graph watches
+            tf.compat.v1.get_default_graph().watch_variable(variable)
         edits = _with_regions(engine.edits(mark), named)
         return dict(zip(names, trace.emit(list(flat), edits), strict=True))
 
     function = tf.function(network, autograph=False, input_signature=signature)
     return MarkedNetwork(function, signature, names, sites, named)
+
+
+def _check_types(trace: Trace) -> None:
+    for op in trace.operations:
+        if any(t.dtype == tf.bfloat16 for t in op.outputs):
+            raise ExportError(
+                f"the network computes in bfloat16 (first at {op.name}), which ONNX runtimes on processors do not: build it in "
+                "float32, load the same checkpoint and export that"
+            )
 
 
 def _marker(text: str) -> Edit:

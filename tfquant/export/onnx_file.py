@@ -6,8 +6,9 @@ from typing import Any
 
 from tfquant.engine import Engine
 from tfquant.export.codes import Affine
+from tfquant.export.errors import ExportError
 from tfquant.export.marked import MarkedNetwork
-from tfquant.export.onnx_float import ExportError, converted
+from tfquant.export.onnx_float import converted
 from tfquant.export.onnx_qdq import insert
 from tfquant.export.onnx_regions import substitute
 

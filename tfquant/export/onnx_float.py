@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from tfquant.export.errors import ExportError
 from tfquant.export.marked import ATTRIBUTE, MARKER, MarkedNetwork
 
 DOMAIN, SITE, ADDRESS = "tfquant", "Site", "address"
 _CONVERTERS_LAST = 18  # the last opset that tf2onnx writes
-
-
-class ExportError(RuntimeError):
-    """A model cannot be written in the form asked for; the message names the place."""
 
 
 def is_site(node: Any) -> bool:

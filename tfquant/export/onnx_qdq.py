@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tfquant.export.codes import Affine
-from tfquant.export.onnx_float import DOMAIN, ExportError, address_of, is_site
+from tfquant.export.errors import ExportError
+from tfquant.export.onnx_float import DOMAIN, address_of, is_site
 
 # First opset in which DequantizeLinear takes the type.
 _INT4_OPSET, _INT16_OPSET = 21, 21
@@ -31,6 +33,7 @@ def insert(
     """
     writer = _Writer(model)
     nodes = list(model.graph.node)
+    uses = collections.Counter(name for node in nodes for name in node.input)
     makers = {output: node for node in nodes for output in node.output}
     del model.graph.node[:]
     for node in nodes:
@@ -39,7 +42,8 @@ def insert(
             continue
         address = address_of(node)
         if address in parameters:
-            writer.stored(address, node.output[0], affines[address], parameters[address])
+            shared = uses[node.output[0]] > 1
+            writer.stored(address, node.output[0], affines[address], parameters[address], shared)
         elif address in tables and (lookup := makers.get(node.input[0])) is not None and lookup.op_type == "Gather":
             writer.looked_up(address, lookup, node.output[0], affines[address], tables[address])
         else:
@@ -84,8 +88,14 @@ class _Writer:
         self._node("QuantizeLinear", [source, scale, zero], f"{name}/codes")
         self._node("DequantizeLinear", [f"{name}/codes", scale, zero], target, name=f"{name}/dequantized")
 
-    def stored(self, address: str, target: str, affine: Affine, values: np.ndarray) -> None:
-        """A parameter as codes and a DQ; several channel axes are one while it is scaled."""
+    def stored(self, address: str, target: str, affine: Affine, values: np.ndarray, shared: bool) -> None:
+        """A parameter as codes and a DQ; several channel axes are one while it is scaled.
+
+        Bytes that several products share are unsigned: ONNX Runtime 1.32 fails where it rewrites shared signed ones for processors
+        without VNNI.
+        """
+        if shared and affine.grid.qmin < 0 and affine.grid.qmax == 127:
+            affine = affine.unsigned()
         kind, name = self._type(address, affine), self._unique(address)
         codes, axis = affine.encode(values), affine.axes[0] if affine.axes else None
         flat = len(affine.axes) > 1

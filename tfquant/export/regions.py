@@ -209,11 +209,11 @@ def _is_open_reshape(flow: Dataflow, op: tf.Operation) -> bool:
 
 def _probed(flow: Dataflow, tensors: Sequence[tf.Tensor]) -> dict[str, list[tuple[int, ...]]] | None:
     """Tensor name -> its shape for two inputs of different sizes; None where the network takes no such inputs."""
+    trace, tensors = flow.trace, list({t.name: t for t in tensors}.values())
     if not tensors:
         return None
-    trace = flow.trace
     emit = tf.function(
-        lambda *flat: [tf.shape(t) for t in trace.emit(list(flat), targets=list(tensors))], autograph=False,
+        lambda *flat: [tf.shape(t) for t in trace.emit(list(flat), targets=tensors)], autograph=False,
         input_signature=trace.input_specs,
     ).get_concrete_function()
     found: dict[str, list[tuple[int, ...]]] = {t.name: [] for t in tensors}
@@ -229,8 +229,7 @@ def _probed(flow: Dataflow, tensors: Sequence[tf.Tensor]) -> dict[str, list[tupl
         except tf.errors.OpError:
             return None
         for tensor, shape in zip(tensors, answers, strict=True):
-            if len(found[tensor.name]) < 2:
-                found[tensor.name].append(tuple(shape.numpy().tolist()))
+            found[tensor.name].append(tuple(shape.numpy().tolist()))
     return found
 
 

@@ -1,0 +1,55 @@
+"""Codes in the file mean what the simulation rounds to, whatever the range."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfquant
+from tfquant import qdq
+from tfquant.calibration import engine_of
+from tfquant.export.codes import Affine
+
+
+def site_with(lower: float, upper: float, **spec):
+    """(site, quantizer) of an activation with a range."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4])])
+    def network(x):
+        return tf.matmul(x, tf.eye(4))
+
+    recipe = tfquant.recipe("int8_residual_float").with_spec(roles=["linear_input"], **spec)
+    batches = [(np.linspace(-1.0, 1.0, 8, dtype=np.float32).reshape(2, 4),)]
+    engine = engine_of(tfquant.quantize(network, recipe, calibration=batches, progress=False))
+    address = next(address for address in engine.quantizers if ":linear_input:" in address)
+    engine.quantizers[address].set_range(np.float32(lower), np.float32(upper))
+    return engine.quantizers[address].site, engine.quantizers[address]
+
+
+RANGES = [(-1.3, 0.7), (0.5, 2.0), (-3.0, -1.0), (0.0, 0.0), (1e-30, 2e-30), (0.0, 5.0)]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("lower", "upper"), RANGES)
+def test_decoded_codes_are_what_the_simulation_rounds_to(lower, upper, symmetric):
+    site, quantizer = site_with(lower, upper, symmetric=symmetric)
+    affine = Affine.of(site, quantizer)
+    values = np.random.default_rng(0).uniform(lower - 1.0, upper + 1.0, 4000).astype(np.float32)
+    simulated = quantizer(tf.constant(values), False).numpy()
+    step = float(affine.scale)
+    for written in (affine, affine.unsigned() if affine.grid.qmin < 0 else affine):
+        codes = written.encode(values)
+        assert written.grid.qmin <= codes.min() and codes.max() <= written.grid.qmax
+        assert written.grid.qmin <= written.zero <= written.grid.qmax, "zero has no code"
+        # A value on the border between two codes may fall to either.
+        error = np.abs(written.scale * (codes - written.zero) - simulated)
+        assert np.mean(error > 1e-5 * np.abs(simulated).max() + 1e-30) < 2e-3 and error.max() <= 1.01 * step
+
+
+def test_a_range_without_zero_is_widened_to_it():
+    affine = Affine.of(*site_with(0.5, 2.0, symmetric=False))
+    assert affine.zero == affine.grid.qmin and float(affine.scale) == pytest.approx(2.0 / 255)
+
+
+def test_an_empty_range_has_a_scale_above_zero():
+    affine = Affine.of(*site_with(0.0, 0.0, symmetric=False))
+    assert affine.scale >= qdq.SMALLEST_AMAX / 255 > 0

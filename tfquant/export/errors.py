@@ -1,0 +1,11 @@
+"""What export raises beside the errors of Python."""
+
+from __future__ import annotations
+
+
+class ExportError(RuntimeError):
+    """A model cannot be written in the form asked for; the message names the place."""
+
+
+class MismatchError(ExportError):
+    """The exported file answers otherwise than the simulation."""
