@@ -3,9 +3,9 @@
     python run_squad.py                       a small example from data to quantized accuracy, on data it makes itself
     python run_squad.py --help                all flags; README.md has the recipes
 
-A run does, in this order and as its flags say: calibration (--do_calib) or training (--do_train), then prediction
-(--do_predict). What it leaves in --output_dir: model.ckpt-<step>, model.ckpt-calibrated and the calibration file,
-predictions.json, nbest_predictions.json (null_odds.json for SQuAD 2.0), results.json, tensorboard/.
+A run does, in this order and as its flags say: calibration (--do_calib) or training (--do_train), export (--do_export), then
+prediction (--do_predict). What it leaves in --output_dir: model.ckpt-<step>, model.ckpt-calibrated and the calibration file,
+model.onnx, predictions.json, nbest_predictions.json (null_odds.json for SQuAD 2.0), results.json, tensorboard/.
 """
 
 import dataclasses
@@ -31,23 +31,25 @@ import modeling
 import tfquant
 from squad_run import demo, flag_checks, flags
 from squad_run.calibration import calibrate
+from squad_run.exporting import export, onnx_forward
 from squad_run.flags import Settings
 from squad_run.narration import say, speak_for
 from squad_run.networks import build, load_for_prediction
-from squad_run.prediction import predict
+from squad_run.prediction import forward_of, predict
 from squad_run.stopping import end_on_signals
 from squad_run.training import train
 from tasks import squad
 from tasks.files import write_json
 from tfquant import distributed
 from tfquant.agreement import OtherRankError
+from tfquant.export.errors import ExportError
 from tfquant.host_memory import keep_freed_memory
 from tfquant.training import NonFiniteLossError
 
 # Shown without a trace.
 EXPECTED = (
     ValueError, OSError, ModuleNotFoundError,
-    NonFiniteLossError, tfquant.UncalibratedError, distributed.DivergedError, OtherRankError,
+    NonFiniteLossError, tfquant.UncalibratedError, distributed.DivergedError, OtherRankError, ExportError,
 )  # fmt: skip
 PACKAGES = ("tfquant", "tensorflow", "keras", "numpy", "tokenizers")
 
@@ -68,11 +70,16 @@ def run(settings: Settings) -> dict[str, Any]:
         network, figures["calibration"] = calibrate(model, tokenizer, settings, group)
     elif settings.do_train:
         network, step, figures["training"] = train(model, config, tokenizer, settings, group)
+    in_this_process = settings.do_predict and settings.predict_with == "tensorflow"
+    if network is None and (settings.do_export or in_this_process):
+        network, step = load_for_prediction(model, settings)
+    if not settings.if_quant:
+        network = model  # the float network, whatever ranges there are
+    if settings.do_export:
+        figures["export"] = export(network, tokenizer, settings, group)
     if settings.do_predict:
-        network, step = (network, step) if network is not None else load_for_prediction(model, settings)
-        if not settings.if_quant:
-            network = model  # the float network, whatever ranges there are
-        figures["prediction"] = predict(network, step, tokenizer, settings, group)
+        forward = forward_of(network) if in_this_process else onnx_forward(settings.exported_file)
+        figures["prediction"] = predict(forward, step, tokenizer, settings, group)
     if group.rank == 0:
         write_json(os.path.join(settings.output_dir, "results.json"), report(settings, figures))
     return figures

@@ -2,9 +2,11 @@
 
 It makes a data set in SQuAD's format, trains a tiny BERT on it from scratch, quantizes that after training, without and with the
 residual connections, and to weights of 4 bits, and trains each of these with quantization: in two processes where Horovod is there.
+One of them and the float network are written as ONNX files, which answer in ONNX Runtime.
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -37,6 +39,8 @@ NAMES = {
     "qat_residual": "the same, trained",
     "w4a8_ptq": "4-bit weights",
     "w4a8_qat": "the same, trained",
+    "onnx_float": "float32, ONNX Runtime",
+    "onnx": "int8 trained, ONNX Runtime",
 }
 TUNING = {"if_quant": True, "num_train_epochs": 2}
 # Thresholds are trained as logarithms, so that one learning rate suits ranges of every size; it is higher than that of weights.
@@ -47,10 +51,15 @@ QUANTIZED = (
     ("ptq_residual", "qat_residual", {"quantize_residual": True}, TUNING),
     ("w4a8_ptq", "w4a8_qat", {"quant_recipe": "w4a8_residual"}, TUNING_4_BITS),
 )
+# Names of networks in ONNX Runtime and of those they are made from.
+EXPORTED = (("onnx_float", "float"), ("onnx", "qat"))
+
+Figures = dict[str, Any]
+Run = Callable[[Settings], Figures]
 
 
 def demo(
-    run: Callable[[Settings], dict[str, Any]],
+    run: Run,
     directory: str = os.path.join("output", "demo"),
     training: Settings = TRAINING,
     **sizes: int,
@@ -78,25 +87,60 @@ def demo(
     folders = {name: os.path.join(directory, name) for name in NAMES}
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)
-    runs: dict[str, dict[str, Any]] = {"float": run(dataclasses.replace(training, output_dir=folders["float"], **common))}
-    common["init_checkpoint"] = checkpoint.latest(folders["float"])
-    quantizing = dataclasses.replace(training, do_train=False, do_calib=True, if_quant=True, calib_batch=8, **common)
-    for ptq, qat, placement, tuning in QUANTIZED:
-        runs[ptq] = run(dataclasses.replace(quantizing, output_dir=folders[ptq], **placement))
-        common["init_checkpoint"] = runs[ptq]["calibration"]["checkpoint"]
-        runs[qat] = tuned(run, dataclasses.replace(training, output_dir=folders[qat], **common, **tuning))
-        runs[qat]["calibration"] = runs[ptq]["calibration"]
+    training = dataclasses.replace(training, **common)
+    runs = {"float": run(dataclasses.replace(training, output_dir=folders["float"]))}
+    runs |= quantized(run, training, folders)
+    runs |= exported(run, training, folders, runs)
     print_table(runs)
-    result: dict[str, float] = {}
-    for name, figures in runs.items():
-        result[f"{name}_f1"] = figures["prediction"]["f1"]
-        result[f"{name}_exact_match"] = figures["prediction"]["exact_match"]
-    result["seconds"] = round(time.perf_counter() - started, 1)
+    result = summary(runs) | {"seconds": round(time.perf_counter() - started, 1)}
     print(json.dumps(result), flush=True)
     return result
 
 
-def tuned(run: Callable[[Settings], dict[str, Any]], settings: Settings) -> dict[str, Any]:
+def quantized(run: Run, training: Settings, folders: Mapping[str, str]) -> dict[str, Figures]:
+    """Each placement of `QUANTIZED`, calibrated and then trained."""
+    runs: dict[str, Figures] = {}
+    calibrating = dataclasses.replace(
+        training, do_train=False, do_calib=True, if_quant=True, calib_batch=8, init_checkpoint=checkpoint.latest(folders["float"])
+    )
+    for ptq, qat, placement, tuning in QUANTIZED:
+        runs[ptq] = run(dataclasses.replace(calibrating, output_dir=folders[ptq], **placement))
+        start = runs[ptq]["calibration"]["checkpoint"]
+        runs[qat] = tuned(run, dataclasses.replace(training, output_dir=folders[qat], init_checkpoint=start, **tuning))
+        runs[qat]["calibration"] = runs[ptq]["calibration"]
+    return runs
+
+
+def exported(run: Run, training: Settings, folders: Mapping[str, str], sources: Mapping[str, Figures]) -> dict[str, Figures]:
+    """The networks of `EXPORTED` as ONNX files, scored in ONNX Runtime; none where that is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        print("ONNX Runtime is not installed, nothing is exported: pip install 'tfquant[export]'", file=sys.stderr)
+        return {}
+    runs: dict[str, Figures] = {}
+    exporting = dataclasses.replace(training, do_train=False, do_export=True, predict_with="onnxruntime")
+    for name, source in EXPORTED:
+        start = checkpoint.latest(folders[source])
+        own = {"init_checkpoint": start, "output_dir": folders[name], "if_quant": source != "float"}
+        runs[name] = run(dataclasses.replace(exporting, **own))
+        runs[name] |= {key: value for key, value in sources[source].items() if key == "calibration"}
+    return runs
+
+
+def summary(runs: Mapping[str, Figures]) -> dict[str, float]:
+    """Both scores of every network; of the exported ones how the quantized compares with the float one."""
+    result: dict[str, float] = {}
+    for name, figures in runs.items():
+        result[f"{name}_f1"] = figures["prediction"]["f1"]
+        result[f"{name}_exact_match"] = figures["prediction"]["exact_match"]
+    if "onnx" in runs:
+        ours, float32 = runs["onnx"], runs["onnx_float"]
+        speedup = ours["prediction"]["examples_per_second"] / float32["prediction"]["examples_per_second"]
+        result["onnx_speedup"] = round(speedup, 3)
+        result["onnx_size_ratio"] = round(ours["export"]["size"] / float32["export"]["size"], 3)
+    return result
+
+
+def tuned(run: Run, settings: Settings) -> Figures:
     """Trains in two processes where that is possible, else in this one."""
     start = two_ranks.launcher()
     if start is None:
@@ -109,7 +153,7 @@ def tuned(run: Callable[[Settings], dict[str, Any]], settings: Settings) -> dict
         return run(settings)
 
 
-def print_table(runs: Mapping[str, Mapping[str, Any]]) -> None:
+def print_table(runs: Mapping[str, Figures]) -> None:
     print(f"\n{'network':<28}{'quantized':>10}{'exact match':>14}{'F1':>9}{'loss of F1':>13}{'examples/s':>13}")
     reference = runs["float"]["prediction"]["f1"]
     for name, figures in runs.items():

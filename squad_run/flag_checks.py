@@ -1,5 +1,6 @@
 """The check of run_squad.py's settings before any work: every problem with its flag and what to do, in one message."""
 
+import importlib.util
 import math
 import os
 import pathlib
@@ -8,10 +9,11 @@ import tempfile
 import calib
 import modeling
 from squad_run import teacher_flags
-from squad_run.flags import LOSS_SCALES, MODES, RANGES_OF, TFDS, FlagError, Settings
+from squad_run.flags import LOSS_SCALES, MODES, RANGES_OF, RUNTIMES, TFDS, FlagError, Settings
 from tasks.wordpiece import read_vocab
 from tfquant import checkpoint
 from tfquant.distributed import COMPRESSIONS, launched
+from tfquant.export import TARGETS
 from tfquant.spec import STES, UPDATES
 from tfquant.training.sparsity import parse_pattern
 
@@ -22,7 +24,7 @@ def check(settings: Settings) -> None:
     Raises:
         FlagError: lists every problem with its flag and what to do.
     """
-    without_files = (_numbers, _recipe, _work, _placement, _ranges, teacher_flags.contradictions, _sparsity)
+    without_files = (_numbers, _recipe, _work, _placement, _ranges, _export, teacher_flags.contradictions, _sparsity)
     problems = [problem for look in (*without_files, _files) for problem in look(settings)]
     if not problems:  # these read the files
         problems = _model(settings)
@@ -61,8 +63,8 @@ def _numbers(s: Settings) -> list[str]:
 def _work(s: Settings) -> list[str]:
     """What is to be done, in which processes."""
     problems = []
-    if not (s.do_train or s.do_calib or s.do_predict):
-        problems.append("nothing to do: give at least one of --do_train, --do_calib, --do_predict")
+    if not (s.do_train or s.do_calib or s.do_predict or s.do_export):
+        problems.append("nothing to do: give at least one of --do_train, --do_calib, --do_export, --do_predict")
     processes = launched()
     if processes > 1 and not s.horovod:
         problems.append(
@@ -129,6 +131,30 @@ def _ranges(s: Settings) -> list[str]:
     return problems
 
 
+def _export(s: Settings) -> list[str]:
+    """What is written for another runtime, and what answers."""
+    problems = []
+    if s.predict_with not in RUNTIMES:
+        problems.append(f"--predict_with={s.predict_with}: must be one of {', '.join(RUNTIMES)}")
+    elif s.predict_with != "tensorflow" and not s.do_predict:
+        problems.append(f"--predict_with={s.predict_with} is about prediction: set --do_predict as well, or leave it out")
+    if s.export_target not in TARGETS:
+        problems.append(f"--export_target={s.export_target}: must be one of {', '.join(TARGETS)}")
+    if s.export_opset < 17:
+        problems.append(f"--export_opset={s.export_opset}: must be at least 17")
+    if not 0.0 <= s.export_tolerance <= 1.0:
+        problems.append(f"--export_tolerance={s.export_tolerance}: is a share of windows, from 0 to 1")
+    defaults = Settings()
+    for name in ("export_opset", "export_tolerance"):
+        if getattr(s, name) != getattr(defaults, name) and not s.do_export:
+            problems.append(f"--{name} is about export: set --do_export as well, or leave it out")
+    if (s.do_export or s.predict_with != "tensorflow") and s.use_bf16:
+        problems.append("--use_bf16: exported networks compute in float32: leave it out, the checkpoint is the same")
+    if (s.do_export or s.predict_with != "tensorflow") and importlib.util.find_spec("onnxruntime") is None:
+        problems.append("export and prediction with its file need ONNX: pip install 'tfquant[export]'")
+    return problems
+
+
 def _sparsity(s: Settings) -> list[str]:
     if not s.sparsity:
         defaults = Settings()
@@ -171,9 +197,11 @@ def _files(s: Settings) -> list[str]:
         problems.append(f"--train_file is required for --{'do_train' if s.do_train else 'do_calib'}")
     if s.do_predict and not s.predict_file:
         problems.append("--predict_file is required for --do_predict")
+    if s.do_export and not (s.predict_file or s.train_file):
+        problems.append("--predict_file or --train_file is required for --do_export: the file is compared with the network on it")
     used = ["bert_config_file", "vocab_file"]
-    used += ["train_file"] if s.do_train or s.do_calib else []
-    used += ["predict_file"] if s.do_predict else []
+    used += ["train_file"] if s.do_train or s.do_calib or s.do_export else []
+    used += ["predict_file"] if s.do_predict or s.do_export else []
     used += ["teacher_config_file"] if s.teacher_config_file else []
     for name in used:
         path = getattr(s, name)

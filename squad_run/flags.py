@@ -4,6 +4,7 @@ The names are those of NVIDIA's run_squad.py. Nothing here is read at import tim
 """
 
 import dataclasses
+import os
 from typing import Any
 
 from absl import flags
@@ -17,6 +18,7 @@ from tfquant.training.distillation import DIRECTIONS, TEMPERATURE
 MODES = ("ft1", "ft2", "ft3", "trt")
 LOSS_SCALES = ("none", "dynamic")
 RANGES_OF = {"all": ROLES, "weights": PARAMETER_ROLES, "activations": tuple(r for r in ROLES if r not in PARAMETER_ROLES)}
+RUNTIMES = ("tensorflow", "onnxruntime")
 TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
 
 
@@ -53,6 +55,7 @@ class Settings:
     do_train: bool = _flag(False, "Fine-tune; with --if_quant quantization-aware, from a calibrated checkpoint.", FREE)
     do_predict: bool = _flag(False, "Answer --predict_file; with --if_quant by the quantized network.", FREE)
     do_calib: bool = _flag(False, "Find the ranges of float weights on --train_file; writes model.ckpt-calibrated.", FREE)
+    do_export: bool = _flag(False, "Write the network, with --if_quant the quantized one, as a file for another runtime.", FREE)
     if_quant: bool = _flag(False, "Quantize in the forward pass of training and prediction.")
 
     do_lower_case: bool = _flag(True, "Lower-case the text; must be so for uncased and not for cased vocabularies.")
@@ -76,6 +79,15 @@ class Settings:
     max_answer_length: int = _flag(30, "Longest answer in word pieces.", FREE)
     null_score_diff_threshold: float = _flag(0.0, "SQuAD 2.0: no answer wins if it is better by more than this.", FREE)
     num_eval_iterations: int | None = _flag(None, "Answer only so many times --predict_batch_size questions.", FREE)
+
+    export_target: str = _flag("onnx", "What --do_export writes: onnx, as model.onnx in --output_dir.", FREE)
+    export_opset: int = _flag(17, "ONNX opset of the file, from 17; from 21 on 4-bit weights take half a byte.", FREE)
+    export_tolerance: float = _flag(
+        0.05, "--do_export compares the file with the network: largest share of windows with another start or end.", FREE
+    )
+    predict_with: str = _flag(
+        "tensorflow", f"What answers in --do_predict: {', '.join(RUNTIMES)}; the second with the exported file.", FREE
+    )
 
     calib_batch: int = _flag(4, "Number of batches, of --train_batch_size windows each, to calibrate on.", FREE)
     calib_method: str | None = _flag(
@@ -165,6 +177,11 @@ class Settings:
         return recipe.with_method(method, **options)
 
     @property
+    def exported_file(self) -> str:
+        """Where --do_export writes, and --predict_with=onnxruntime reads."""
+        return os.path.join(self.output_dir, "model.onnx")
+
+    @property
     def _placement(self) -> str:
         if self.quant_mode:
             return self.quant_mode
@@ -198,6 +215,7 @@ def define() -> None:
         kind = getattr(field.type, "__name__", str(field.type)).replace(" | None", "")
         makers[kind.split(" |")[0]](field.name, field.default, field.metadata["help"])
     flags.DEFINE_alias("use_fp16", "use_bf16")
+    flags.DEFINE_alias("target", "export_target")
 
 
 def from_flags() -> Settings:

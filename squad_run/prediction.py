@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ from tasks import squad
 from tfquant.agreement import together
 from tfquant.distributed import Group
 
+# A batch of windows -> (start logits, end logits), each of windows x positions.
+Forward = Callable[[dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
 
-def predict(network: Any, step: int, tokenizer: squad.Tokenizer, settings: Settings, group: Group) -> dict[str, Any]:
+
+def predict(forward: Forward, step: int, tokenizer: squad.Tokenizer, settings: Settings, group: Group) -> dict[str, Any]:
     """Answers the predict file; rank 0 writes the answers and scores them where the truth is known.
 
     Returns:
@@ -29,7 +33,7 @@ def predict(network: Any, step: int, tokenizer: squad.Tokenizer, settings: Setti
         if settings.num_eval_iterations is not None:
             examples = examples[: settings.num_eval_iterations * settings.predict_batch_size]
         features = to_features(examples, tokenizer, settings, training=False)
-        scores, seconds, sizes = window_logits(network, features, settings, group)
+        scores, seconds, sizes = window_logits(forward, features, settings, group)
     parts = group.gather(scores.packed()) if group.size > 1 else []
     figures = {"questions": len(examples), "windows": len(features), "step": step} | speed(seconds, sizes, group)
     with together(group, lambda: (0, "answers")):
@@ -70,17 +74,27 @@ def log(figures: dict[str, Any], step: int, settings: Settings) -> None:
     writer.close()
 
 
+def forward_of(network: Any) -> Forward:
+    """A network, float or quantized, as one graph for batches of every size."""
+    signature = {name: tf.TensorSpec([None, None], tf.int32) for name in INPUTS}
+    graph = tf.function(
+        lambda inputs: network(inputs, training=False), input_signature=[signature], autograph=False, jit_compile=False
+    )
+
+    def forward(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        outputs = graph(only(batch, INPUTS))
+        return outputs["start_logits"].numpy(), outputs["end_logits"].numpy()
+
+    return forward
+
+
 def window_logits(
-    network: Any, features: squad.Features, settings: Settings, group: Group
+    forward: Forward, features: squad.Features, settings: Settings, group: Group
 ) -> tuple[squad.RawScores, list[float], list[int]]:
     """Logits of this rank's share of the windows, and seconds and size of each batch.
 
     All ranks together run the very batches that one process alone would, so that every number is the same.
     """
-    signature = {name: tf.TensorSpec([None, None], tf.int32) for name in INPUTS}
-    forward = tf.function(
-        lambda inputs: network(inputs, training=False), input_signature=[signature], autograph=False, jit_compile=False
-    )
     scores, seconds, sizes = squad.RawScores(features), [], []
     batches = squad.batches(features, settings.predict_batch_size, training=False).dealt(group.rank, group.size)
     hidden = {"disable": True} if group.rank else {}
@@ -88,8 +102,7 @@ def window_logits(
     with tqdm(total=batches.rows, desc=f"predict{share}", unit="examples", **hidden) as bar:
         for batch in batches:
             started = time.perf_counter()
-            outputs = forward(only(batch, INPUTS))
-            start, end = outputs["start_logits"].numpy(), outputs["end_logits"].numpy()
+            start, end = forward(batch)
             seconds.append(time.perf_counter() - started)
             sizes.append(len(start))
             scores.add(batch["unique_ids"], start, end)

@@ -423,6 +423,14 @@ def test_the_example_ends_with_a_table_and_one_line_of_json(tmp_path, capsys, mo
     for name, row in zip(demo.NAMES, table, strict=True):
         assert f"{result[f'{name}_f1']:.2f}" in row
     assert {path.name for path in tmp_path.iterdir()} == {"data", *demo.NAMES}
+    assert result["onnx_speedup"] > 0 and 0 < result["onnx_size_ratio"] < 1
+    assert abs(result["onnx_float_f1"] - result["float_f1"]) < 1e-6
+
+
+def test_the_example_does_without_onnx(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    assert demo.exported(None, demo.TRAINING, {}, {}) == {}
+    assert "nothing is exported: pip install 'tfquant[export]'" in capsys.readouterr().err
 
 
 def test_a_recipe_keeps_its_own_methods_unless_a_flag_names_one(tmp_path):

@@ -43,7 +43,7 @@ def predictor(files, folder, network=network, **changes):
     def work(group):
         own = dataclasses.replace(settings, output_dir=str(folder / str(group.rank)))
         os.makedirs(own.output_dir)
-        return prediction.predict(network, 7, tokenizer, own, group)
+        return prediction.predict(prediction.forward_of(network), 7, tokenizer, own, group)
 
     return work
 

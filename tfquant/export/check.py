@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from tfquant.export.errors import ExportError
+
 Outputs = Mapping[str, np.ndarray]
 
 
@@ -70,6 +72,7 @@ def onnx_runner(path: str, names: Sequence[str], *, as_written: bool = False) ->
 
     Raises:
       ModuleNotFoundError: onnxruntime is not installed.
+      ExportError: it cannot read the file.
     """
     try:
         import onnxruntime
@@ -83,7 +86,10 @@ def onnx_runner(path: str, names: Sequence[str], *, as_written: bool = False) ->
     options.add_session_config_entry("session.x64quantprecision", "1")
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of many kinds, all of ONNX Runtime's own
+        raise ExportError(f"{path}: ONNX Runtime cannot read it: {' '.join(str(error).split())[:300]}") from error
     known = {entry.name for entry in session.get_inputs()}  # an input that nothing depends on is left out of the graph
     outputs = [entry.name for entry in session.get_outputs()]
 
