@@ -83,7 +83,7 @@ class Settings:
     export_target: str = _flag("onnx", "What --do_export writes: onnx, as model.onnx in --output_dir.", FREE)
     export_opset: int = _flag(17, "ONNX opset of the file, from 17; from 21 on 4-bit weights take half a byte.", FREE)
     export_tolerance: float = _flag(
-        0.05, "--do_export compares the file with the network: largest share of windows with another start or end.", FREE
+        0.1, "--do_export compares the file with the network: largest share of windows with another start or end.", FREE
     )
     predict_with: str = _flag(
         "tensorflow", f"What answers in --do_predict: {', '.join(RUNTIMES)}; the second with the exported file.", FREE

@@ -124,6 +124,20 @@ def test_a_reshape_that_mixes_open_sizes_is_left_alone():
     assert not [r for r in of_function(mixing, (None, None, 8)) if r.target.shape.rank == 4]
 
 
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+def test_products_over_several_axes_become_products_of_matrices(tmp_path, granularity):
+    case = models.functional()  # heads are axes of the kernels: abc,cde->abde and abcd,cde->abe
+    recipe = FLOAT.with_spec(roles=["weight"], granularity=granularity)
+    model, path = tfquant.quantize(case.model, recipe, calibration=case.batches, progress=False), tmp_path / "model.onnx"
+    assert export(model, path, check_data=case.batches).agreement.same == 1.0
+    graph = onnx.load(path).graph
+    stored = {t.name: list(t.dims) for t in graph.initializer}
+    assert stored["mha/query:weight:kernel/codes"] == [16, 16] and stored["mha/attention_output:weight:kernel/codes"] == [16, 16]
+    assert stored["mha/query:weight:kernel/scale"] == ([16] if granularity == "per_channel" else [])
+    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    assert sum(node.op_type == "MatMul" and node.input[1] in dequantized for node in graph.node) == 6
+
+
 @pytest.mark.parametrize(("opset", "gelus"), [(17, 0), (20, 1)])
 def test_single_operations_in_the_file(tmp_path, bert, opset, gelus):
     model, path = tfquant.quantize(bert.model, FLOAT, calibration=bert.batches, progress=False), tmp_path / "model.onnx"

@@ -8,6 +8,7 @@ import numpy as np
 
 from calib.grid import Grid
 from tfquant import qdq
+from tfquant.export.errors import ExportError
 from tfquant.quantizer import Quantizer
 from tfquant.spec import Site
 
@@ -46,6 +47,20 @@ class Affine:
         half = self.grid.qmax + 1
         grid = Grid(self.grid.qmin + half, self.grid.qmax + half, symmetric=False)
         return dataclasses.replace(self, zero=self.zero + half, grid=grid)
+
+    def of_matrix(self, shape: tuple[int, ...], matrix: tuple[int, int]) -> Affine:
+        """The same for a tensor of `shape` seen as a matrix: one scale for each column, or one for all.
+
+        Raises:
+          ExportError: scales differ within a column.
+        """
+        if not self.axes:
+            return self
+        ones = [size if axis in self.axes else 1 for axis, size in enumerate(shape)]
+        scale, zero = (np.broadcast_to(a.reshape(ones), shape).reshape(matrix) for a in (self.scale, self.zero))
+        if (scale != scale[0]).any() or (zero != zero[0]).any():
+            raise ExportError(f"a parameter of shape {list(shape)} has scales along axes {self.axes}, not one for each column")
+        return dataclasses.replace(self, scale=scale[0], zero=zero[0], axes=(1,))
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """int32 codes of `values`, rounded half to even."""

@@ -12,6 +12,7 @@ import numpy as np
 from tfquant.export.codes import Affine
 from tfquant.export.errors import ExportError
 from tfquant.export.onnx_float import DOMAIN, address_of, is_site
+from tfquant.export.onnx_regions import WANTED_SHAPE
 
 # First opset in which DequantizeLinear takes the type.
 _INT4_OPSET, _INT16_OPSET = 21, 21
@@ -43,11 +44,16 @@ def insert(
         address = address_of(node)
         if address in parameters:
             shared = uses[node.output[0]] > 1
-            writer.stored(address, node.output[0], affines[address], parameters[address], shared)
+            values, affine = parameters[address], affines[address]
+            wanted = next((tuple(a.ints) for a in node.attribute if a.name == WANTED_SHAPE), None)
+            if wanted is not None:
+                values, affine = values.reshape(wanted), affine.of_matrix(values.shape, wanted)
+            writer.stored(address, node.output[0], affine, values, shared)
         elif address in tables and (lookup := makers.get(node.input[0])) is not None and lookup.op_type == "Gather":
             writer.looked_up(address, lookup, node.output[0], affines[address], tables[address])
         else:
             writer.rounded(address, node.input[0], node.output[0], affines[address])
+    del model.graph.value_info[:]  # shapes that the converter saw, of tensors that may have others now
     kept = [entry for entry in model.opset_import if entry.domain != DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(kept)

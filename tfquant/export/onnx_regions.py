@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import numpy as np
 from tfquant.export.marked import MarkedRegion
 from tfquant.export.onnx_float import address_of, is_site
 
-# First opset that has the operation.
-GELU_OPSET = 20
+GELU_OPSET = 20  # the first that has the operation
+# Attribute of a marker on a parameter: the shape in which it is wanted.
+WANTED_SHAPE = "wanted_shape"
 
 
 def substitute(model: Any, regions: Iterable[MarkedRegion]) -> None:
@@ -20,70 +22,107 @@ def substitute(model: Any, regions: Iterable[MarkedRegion]) -> None:
 
     What lay between is left behind without a consumer, for `onnx_qdq.prune` to remove.
     """
-    import onnx
-
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    markers = {text: node for node in model.graph.node if is_site(node) for text in [address_of(node)]}
-    makers = {"LayerNormalization": _layernorm, "Gelu": _gelu, "MatMul": _matmul, "Reshape": _reshape}
-    made: dict[str, list[Any]] = {}  # name of a marker -> what replaces it
-    alias: dict[str, str] = {}  # output of a dropped marker -> what it marked
+    substitution = _Substitution(model)
     for entry in regions:
+        substitution.replace(entry)
+    substitution.finish()
+
+
+class _Substitution:
+    """New nodes are collected first; the graph is changed once, at the end."""
+
+    def __init__(self, model: Any):
+        import onnx
+
+        self._onnx, self._graph = onnx, model.graph
+        self._opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+        self._markers = {address_of(node): node for node in model.graph.node if is_site(node)}
+        self._makers = {output: node for node in model.graph.node for output in node.output}
+        self._uses = collections.Counter(name for node in model.graph.node for name in node.input)
+        self._initializers = {tensor.name for tensor in model.graph.initializer}
+        self._made: dict[str, list[Any]] = {}  # name of a marker -> what replaces it
+        self._alias: dict[str, str] = {}  # output of a dropped marker -> what it marked
+
+    def replace(self, entry: MarkedRegion) -> None:
         ends = [text for text in (entry.entry, entry.kernel) if text]
-        present = [markers[text] for text in (*ends, entry.target) if text in markers]
+        present = [self._markers[text] for text in (*ends, entry.target) if text in self._markers]
         for marker in present:
-            alias[marker.output[0]] = marker.input[0]
-            made[marker.name] = []
-        if len(present) == len(ends) + 1:  # else no output depends on it
-            *inputs, target = present
-            del alias[target.output[0]]
-            made[target.name] = makers[entry.region.kind](
-                onnx, model.graph, entry, [marker.output[0] for marker in inputs], target.output[0], opset
-            )
-    nodes = [new for node in model.graph.node for new in made.get(node.name, [node])]
-    for node in nodes:
-        for index, name in enumerate(node.input):
-            while name in alias:
-                name = alias[name]
-            node.input[index] = name
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+            self._alias[marker.output[0]] = marker.input[0]
+            self._made[marker.name] = []
+        if len(present) < len(ends) + 1:
+            return  # no output depends on it
+        *sources, target = present
+        inputs, output = [marker.output[0] for marker in sources], target.output[0]
+        del self._alias[output]
+        build = {"LayerNormalization": self._layernorm, "Gelu": self._gelu, "MatMul": self._matmul, "Reshape": self._reshape}
+        self._made[target.name] = build[entry.region.kind](entry, inputs, output)
 
+    def finish(self) -> None:
+        nodes = [new for node in self._graph.node for new in self._made.get(node.name, [node])]
+        for node in nodes:
+            for index, name in enumerate(node.input):
+                while name in self._alias:
+                    name = self._alias[name]
+                node.input[index] = name
+        del self._graph.node[:]
+        self._graph.node.extend(nodes)
 
-def _layernorm(onnx: Any, graph: Any, entry: MarkedRegion, inputs: list[str], output: str, _: int) -> list[Any]:
-    parameters = [_initializer(onnx, graph, f"{entry.target}/{name}", entry.region.parameters[name]) for name in ("scale", "bias")]
-    name, attributes = entry.region.target.op.name, entry.region.attributes
-    return [onnx.helper.make_node("LayerNormalization", [*inputs, *parameters], [output], name=name, **attributes)]
+    def _layernorm(self, entry: MarkedRegion, inputs: list[str], output: str) -> list[Any]:
+        names = ("scale", "bias")
+        parameters = [self._initializer(f"{entry.target}/{name}", entry.region.parameters[name]) for name in names]
+        return [self._node("LayerNormalization", [*inputs, *parameters], output, entry, **entry.region.attributes)]
 
+    def _gelu(self, entry: MarkedRegion, inputs: list[str], output: str) -> list[Any]:
+        if self._opset >= GELU_OPSET:
+            return [self._node("Gelu", inputs, output, entry, **entry.region.attributes)]
+        # The form that runtimes recognise: x / sqrt(2), Erf, + 1, * x, * 0.5.
+        values = {"sqrt_2": math.sqrt(2.0), "one": 1.0, "half": 0.5}
+        root, one, half = (self._initializer(f"gelu/{name}", np.float32(value)) for name, value in values.items())
+        return [
+            self._node("Div", [inputs[0], root], f"{output}/Div"),
+            self._node("Erf", [f"{output}/Div"], f"{output}/Erf"),
+            self._node("Add", [f"{output}/Erf", one], f"{output}/Add"),
+            self._node("Mul", [inputs[0], f"{output}/Add"], f"{output}/Mul"),
+            self._node("Mul", [f"{output}/Mul", half], output, entry),
+        ]
 
-def _gelu(onnx: Any, graph: Any, entry: MarkedRegion, inputs: list[str], output: str, opset: int) -> list[Any]:
-    if opset >= GELU_OPSET:
-        return [onnx.helper.make_node("Gelu", inputs, [output], name=entry.region.target.op.name, **entry.region.attributes)]
-    # The form that runtimes recognise: x / sqrt(2), Erf, + 1, * x, * 0.5.
-    root, one, half = (
-        _initializer(onnx, graph, f"gelu/{name}", np.float32(value))
-        for name, value in (("sqrt_2", math.sqrt(2.0)), ("one", 1.0), ("half", 0.5))
-    )
-    steps = [
-        ("Div", [inputs[0], root]),
-        ("Erf", [f"{output}/Div"]),
-        ("Add", [f"{output}/Erf", one]),
-        ("Mul", [inputs[0], f"{output}/Add"]),
-    ]
-    nodes = [onnx.helper.make_node(kind, names, [f"{output}/{kind}"], name=f"{output}/{kind}") for kind, names in steps]
-    return [*nodes, onnx.helper.make_node("Mul", [f"{output}/Mul", half], [output], name=entry.region.target.op.name)]
+    def _matmul(self, entry: MarkedRegion, inputs: list[str], output: str) -> list[Any]:
+        """With more than one axis summed or made, the product of matrices between reshapes."""
+        (source, kernel), shapes, nodes = inputs, entry.region.parameters, []
+        if "source" in shapes:
+            nodes.append(self._reshaped(source, shapes["source"], f"{output}/source"))
+            source = f"{output}/source"
+        if "kernel" in shapes and not self._ask_for_shape(kernel, shapes["kernel"]):
+            nodes.append(self._reshaped(kernel, shapes["kernel"], f"{output}/kernel"))
+            kernel = f"{output}/kernel"
+        if "target" not in shapes:
+            return [*nodes, self._node("MatMul", [source, kernel], output, entry)]
+        nodes.append(self._node("MatMul", [source, kernel], f"{output}/product", entry))
+        return [*nodes, self._reshaped(f"{output}/product", shapes["target"], output)]
 
+    def _ask_for_shape(self, kernel: str, shape: np.ndarray) -> bool:
+        """Tells the marker of a parameter that nobody else reads in which shape it is wanted; False where there is none."""
+        marked = self._alias.get(kernel, kernel)
+        marker = self._makers.get(marked)
+        if marker is None or not is_site(marker) or self._uses[marked] != 1 or marker.name in self._made:
+            return False
+        marker.attribute.append(self._onnx.helper.make_attribute(WANTED_SHAPE, [int(size) for size in shape]))
+        return True
 
-def _matmul(onnx: Any, graph: Any, entry: MarkedRegion, inputs: list[str], output: str, _: int) -> list[Any]:
-    return [onnx.helper.make_node("MatMul", inputs, [output], name=entry.region.target.op.name)]
+    def _reshape(self, entry: MarkedRegion, inputs: list[str], output: str) -> list[Any]:
+        return [self._reshaped(inputs[0], entry.region.parameters["shape"], output)]
 
+    def _reshaped(self, source: str, shape: Sequence[int], output: str) -> Any:
+        name = self._initializer("shape/" + "_".join(map(str, shape)), np.asarray(shape, np.int64))
+        return self._node("Reshape", [source, name], output)
 
-def _reshape(onnx: Any, graph: Any, entry: MarkedRegion, inputs: list[str], output: str, _: int) -> list[Any]:
-    sizes = entry.region.parameters["shape"]
-    shape = _initializer(onnx, graph, "reshape/" + "_".join(map(str, sizes)), sizes)
-    return [onnx.helper.make_node("Reshape", [*inputs, shape], [output], name=entry.region.target.op.name)]
+    def _node(self, kind: str, inputs: list[str], output: str, entry: MarkedRegion | None = None, **attributes: Any) -> Any:
+        """Named like the operation that it stands for, else like its output."""
+        name = entry.region.target.op.name if entry else output
+        return self._onnx.helper.make_node(kind, inputs, [output], name=name, **attributes)
 
-
-def _initializer(onnx: Any, graph: Any, name: str, values: np.ndarray) -> str:
-    if all(tensor.name != name for tensor in graph.initializer):
-        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), name))
-    return name
+    def _initializer(self, name: str, values: np.ndarray) -> str:
+        if name not in self._initializers:
+            self._initializers.add(name)
+            self._graph.initializer.append(self._onnx.numpy_helper.from_array(np.asarray(values), name))
+        return name

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant.engine import Engine
+from tfquant.graph.contractions import equation, find_contractions
 from tfquant.graph.dataflow import ELEMENTWISE_OPS, Dataflow
 from tfquant.graph.layernorm import find_layernorms
 from tfquant.graph.part import Part
@@ -34,7 +35,7 @@ class Region:
       entry: edge on which the input comes in; every other one carries the same values.
       target: the output.
       kernel: edge with the second operand of a MatMul.
-      parameters: further operands by their name in ONNX.
+      parameters: further operands by their name in ONNX; of a MatMul the shapes to give `source`, `kernel` and `target`, if any.
       attributes: of the operation.
     """
 
@@ -50,7 +51,7 @@ def find_regions(engine: Engine, mode: str = "quantized") -> list[Region]:
     """Regions of the inference network without a site inside; in mode `float` there is none."""
     flow = Dataflow(engine.inference)
     sites = _Sites(engine if mode == "quantized" else None)
-    return [*_layernorms(flow, sites), *_gelus(flow, sites), *_linears_and_reshapes(flow, sites)]
+    return [*_layernorms(flow, sites), *_gelus(flow, sites), *_linears_and_reshapes(flow, sites), *_einsums(flow)]
 
 
 class _Sites:
@@ -250,6 +251,26 @@ def _linear(flow: Dataflow, sites: _Sites, product: tf.Operation, shapes: Mappin
         if taken[-1] != inner or given != (*taken[:-1], outer):
             return None
     return Region("MatMul", (before.name, 0), target, (product.name, 1))
+
+
+def _einsums(flow: Dataflow) -> Iterator[Region]:
+    """Products with a parameter that sum over the last axes of the input and put new ones in their place."""
+    for contraction in find_contractions(flow)[0]:
+        op = contraction.op
+        if op.type != "Einsum" or contraction.weight_index != 1 or op.outputs[0].dtype != tf.float32:
+            continue
+        (taken, kernel), result = equation(op)
+        sizes = dict(zip(kernel, op.inputs[1].shape, strict=True))
+        summed = "".join(label for label in kernel if label not in result)
+        kept, made = taken.removesuffix(summed), kernel.removeprefix(summed)
+        if not summed or taken != kept + summed or kernel != summed + made or result != kept + made or None in sizes.values():
+            continue
+        inner, outer, open_sizes = math.prod(map(sizes.get, summed)), math.prod(map(sizes.get, made)), [0] * len(kept)
+        shapes = {"kernel": [inner, outer]} if len(kernel) > 2 else {}
+        shapes |= {"source": [*open_sizes, inner]} if len(summed) > 1 else {}
+        shapes |= {"target": [*open_sizes, *(sizes[c] for c in made)]} if len(made) != 1 else {}
+        parameters = {name: np.array(shape, np.int64) for name, shape in shapes.items()}
+        yield Region("MatMul", (op.name, 0), op.outputs[0], (op.name, 1), parameters)
 
 
 def _onnx_shape(source: tf.Tensor, target: tf.Tensor, shapes: Mapping[str, list[tuple[int, ...]]]) -> list[int] | None:
