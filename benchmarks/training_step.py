@@ -19,6 +19,7 @@ import tfquant
 from benchmarks import timing
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, Squad
+from squad_run.flags import RANGES_OF
 from tfquant.spec import ROLES
 from tfquant.training import Distillation
 
@@ -80,6 +81,9 @@ def measure(squad: Squad, rounds: int) -> dict:
         contenders[f"int8_residual, {update}"] = make_step(quantized)
     # The last one, with all ranges learned, once more beside a teacher of the same size.
     contenders["int8_residual, lsq, teacher"] = make_step(quantized, squad.model())
+    # What benchmarks/squad_qat.py trains.
+    recipe = tfquant.recipe("int8_residual_asymmetric").with_spec(roles=RANGES_OF["activations"], update="tqt")
+    contenders["int8_residual_asymmetric, tqt"] = make_step(tfquant.quantize(model, recipe, calibration=batches, progress=False))
     seconds = timing.interleaved(contenders, rounds=rounds, label="training steps")
     ratios = {name: round(timing.ratio(seconds, name, "float"), 3) for name in contenders}
     return {"seconds": timing.medians(seconds), "ratio to float": ratios, "rounds": rounds}

@@ -147,18 +147,16 @@ class _Writer:
         return scale, self._initializer(f"{address}/zero", affine.zero.reshape(shape), kind)
 
     def _initializer(self, name: str, values: np.ndarray, kind: int | None = None) -> str:
-        if name not in self._known:
-            self._known.add(name)
-            if kind is None:
-                self._graph.initializer.append(self._onnx.numpy_helper.from_array(np.asarray(values), name))
-            else:
-                self._graph.initializer.append(
-                    self._onnx.helper.make_tensor(name, kind, np.shape(values), np.asarray(values).ravel().tolist())
-                    if kind in (self._onnx.TensorProto.INT4, self._onnx.TensorProto.UINT4)
-                    else self._onnx.numpy_helper.from_array(
-                        np.asarray(values).astype(self._onnx.helper.tensor_dtype_to_np_dtype(kind)), name
-                    )
-                )
+        if name in self._known:
+            return name
+        self._known.add(name)
+        values, onnx = np.asarray(values), self._onnx
+        if kind in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):  # NumPy has no such type
+            tensor = onnx.helper.make_tensor(name, kind, values.shape, values.ravel().tolist())
+        else:
+            dtype = values.dtype if kind is None else onnx.helper.tensor_dtype_to_np_dtype(kind)
+            tensor = onnx.numpy_helper.from_array(values.astype(dtype), name)
+        self._graph.initializer.append(tensor)
         return name
 
     def _node(self, kind: str, inputs: list[str], output: str, name: str = "", **attributes: Any) -> None:
