@@ -9,7 +9,7 @@ from tfquant.export.codes import Affine
 from tfquant.export.errors import ExportError
 from tfquant.export.marked import MarkedNetwork
 from tfquant.export.onnx_float import converted
-from tfquant.export.onnx_qdq import insert
+from tfquant.export.onnx_qdq import insert, prune
 from tfquant.export.onnx_regions import substitute
 
 
@@ -23,6 +23,7 @@ def build(engine: Engine, network: MarkedNetwork, opset: int) -> Any:
 
     model = converted(network, opset)
     substitute(model, network.regions)
+    prune(model)  # what the regions were made of reads parameters too
     affines = {address: Affine.of(site, engine.quantizers[address]) for address, site in network.sites.items()}
     values = {address: value for address, value in engine.parameter_values().items() if address in network.sites}
     tables = {site.address for site, edge in engine.placements() if edge.table is not None}
