@@ -47,6 +47,12 @@ def make_files(folder, **changes):
     }
 
 
+def train_float(files, folder):
+    """(folder, figures) of a float run: 10 steps in two epochs, then prediction."""
+    settings = Settings(**files, output_dir=str(folder), do_train=True, do_predict=True, num_train_epochs=2.0)
+    return folder, run_squad.run(settings)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     return make_files(tmp_path_factory.mktemp("data"))
@@ -54,10 +60,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(files, tmp_path_factory):
-    """(folder, figures) of a float run: 10 steps in two epochs, then prediction."""
-    folder = tmp_path_factory.mktemp("trained")
-    settings = Settings(**files, output_dir=str(folder), do_train=True, do_predict=True, num_train_epochs=2.0)
-    return folder, run_squad.run(settings)
+    return train_float(files, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 import run_squad
 from squad_run.flags import FlagError, Settings
-from tests.test_run_squad import make_files, ptq
+from tests.test_run_squad import make_files, ptq, train_float
 from tfquant.export.errors import ExportError
 
 
@@ -17,10 +17,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(files, tmp_path_factory):
-    """(folder, figures) of a float run of 10 steps."""
-    folder = tmp_path_factory.mktemp("trained")
-    settings = Settings(**files, output_dir=str(folder), do_train=True, do_predict=True, num_train_epochs=2.0)
-    return folder, run_squad.run(settings)
+    return train_float(files, tmp_path_factory.mktemp("trained"))
 
 
 def settings_for(files, trained, folder, **changes):

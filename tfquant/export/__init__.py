@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant.calibration import check_batches, engine_of
-from tfquant.engine import Engine
+from tfquant.engine import MODES, Engine
 from tfquant.export import onnx_file
 from tfquant.export.check import Agreement, compared, onnx_runner
 from tfquant.export.errors import ExportError, MismatchError
@@ -25,7 +25,6 @@ from tfquant.model import QuantizedFunction, QuantizedModel
 __all__ = ["Agreement", "ExportError", "Exported", "MismatchError", "export"]
 
 TARGETS = ("onnx",)
-MODES = ("quantized", "float")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -106,7 +106,7 @@ def _with_regions(edits: Edits, regions: Iterable[MarkedRegion]) -> Edits:
     return Edits(edges, tensors)
 
 
-def _then(first: Edit | None, second: Edit | None) -> Callable[[tf.Tensor], tf.Tensor]:
+def _then(first: Edit | None, second: Edit | None) -> Edit:
     present = [edit for edit in (first, second) if edit is not None]
 
     def apply(tensor: tf.Tensor) -> tf.Tensor:
