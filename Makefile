@@ -8,7 +8,7 @@ SHARED ?= ../shared
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: env demo test test-shared squad squad-qat bench readme lint clean
+.PHONY: env demo test test-shared squad squad-qat bench bench-int8 readme lint clean
 
 env: $(READY) $(HOROVOD)
 
@@ -50,6 +50,11 @@ bench: env
 	$(BIN)/python -m benchmarks.calibration_cost --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.host_memory --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.ranks --shared=$(SHARED) --fresh
+
+# Exported files beside those of other tools; NNCF is one of them and nothing else needs it.
+bench-int8: $(READY)
+	$(BIN)/python -m pip install -q nncf
+	$(BIN)/python -m benchmarks.int8_peers --shared=$(SHARED)
 
 readme: $(READY)
 	$(BIN)/python -m benchmarks.readme

@@ -5,7 +5,8 @@
 
 A run does, in this order and as its flags say: calibration (--do_calib) or training (--do_train), export (--do_export), then
 prediction (--do_predict). What it leaves in --output_dir: model.ckpt-<step>, model.ckpt-calibrated and the calibration file,
-model.onnx, predictions.json, nbest_predictions.json (null_odds.json for SQuAD 2.0), results.json, tensorboard/.
+model.onnx or another exported file, predictions.json, nbest_predictions.json (null_odds.json for SQuAD 2.0), results.json,
+tensorboard/.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ import modeling
 import tfquant
 from squad_run import demo, flag_checks, flags
 from squad_run.calibration import calibrate
-from squad_run.exporting import export, onnx_forward
+from squad_run.exporting import export, file_forward
 from squad_run.flags import Settings
 from squad_run.narration import say, speak_for
 from squad_run.networks import build, load_for_prediction
@@ -44,12 +45,13 @@ from tfquant import distributed
 from tfquant.agreement import OtherRankError
 from tfquant.export.errors import ExportError
 from tfquant.host_memory import keep_freed_memory
+from tfquant.runtimes import RuntimeFileError
 from tfquant.training import NonFiniteLossError
 
 # Shown without a trace.
 EXPECTED = (
     ValueError, OSError, ModuleNotFoundError,
-    NonFiniteLossError, tfquant.UncalibratedError, distributed.DivergedError, OtherRankError, ExportError,
+    NonFiniteLossError, tfquant.UncalibratedError, distributed.DivergedError, OtherRankError, ExportError, RuntimeFileError,
 )  # fmt: skip
 PACKAGES = ("tfquant", "tensorflow", "keras", "numpy", "tokenizers")
 
@@ -78,7 +80,7 @@ def run(settings: Settings) -> dict[str, Any]:
     if settings.do_export:
         figures["export"] = export(network, tokenizer, settings, group)
     if settings.do_predict:
-        forward = forward_of(network) if in_this_process else onnx_forward(settings.exported_file)
+        forward = forward_of(network) if in_this_process else file_forward(settings.exported_file, settings.predict_with)
         figures["prediction"] = predict(forward, step, tokenizer, settings, group)
     if group.rank == 0:
         write_json(os.path.join(settings.output_dir, "results.json"), report(settings, figures))

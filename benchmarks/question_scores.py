@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import threading
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -37,14 +38,18 @@ class QuestionScores:
             np.savez_compressed(temporary, **self.read() | {row: np.array([100.0 * f1 for _, _, f1 in scored], np.float32)})
             os.replace(temporary, self.path)
 
-    def beside(self, base: str) -> dict[str, dict[str, float]]:
-        """Figures of all other rows: F1 minus that of `base`, and its standard error over the questions, which both answered."""
+    def beside(self, bases: Mapping[str, str]) -> dict[str, dict[str, float]]:
+        """F1 of rows minus that of others, and its standard error over the questions, which both answered.
+
+        Args:
+          bases: row -> the row that it is compared with; such as are not there, or are the same, are left out.
+        """
         scores = self.read()
-        if base not in scores:
-            return {}
         figures = {}
-        for name in scores.keys() - {base}:
+        for name, base in bases.items():
+            if name == base or name not in scores or base not in scores:
+                continue
             difference = scores[name].astype(float) - scores[base]
             error = difference.std(ddof=1) / math.sqrt(len(difference))
-            figures[name] = {f"to_{base}": float(difference.mean()), f"to_{base}_error": float(error)}
+            figures[name] = {"to_float": float(difference.mean()), "to_float_error": float(error)}
         return figures

@@ -20,6 +20,7 @@ from benchmarks import timing
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, Squad
 from squad_run.flags import RANGES_OF
+from tfquant.host_memory import keep_freed_memory
 from tfquant.spec import ROLES
 from tfquant.training import Distillation
 
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as run_squad.py does
     results = Results("training_step", seed=0, fresh=True)
     results.row("training_step", lambda: measure(Squad(arguments.shared), arguments.rounds))
     limits = {"quantized": 1.15, "replayed, no site": 1.02, "lsq": 1.25, "lsq, teacher": 1.6}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,15 @@ import tfquant
 from squad_run.data import INPUTS, only, read_examples, to_features
 from squad_run.flags import Settings
 from squad_run.narration import say
-from squad_run.prediction import Forward
+from squad_run.prediction import Forward, decoded, scored
 from tasks import squad
 from tfquant.agreement import together
 from tfquant.distributed import Group
-from tfquant.export.check import onnx_runner
+from tfquant.export.check import Score
+from tfquant.export.targets import TARGETS
+from tfquant.runtimes import open_file
 
-CHECKED_WINDOWS = 64
+CHECKED_QUESTIONS = 64
 
 
 def export(network: Any, tokenizer: squad.Tokenizer, settings: Settings, group: Group) -> dict[str, Any]:
@@ -29,47 +32,57 @@ def export(network: Any, tokenizer: squad.Tokenizer, settings: Settings, group: 
     with together(group, lambda: (0, "export")):
         if group.rank == 0:
             quantized = network if settings.if_quant else tfquant.quantize(network)
+            windows, f1 = check_windows(tokenizer, settings) if TARGETS[settings.target].readers else (None, None)
             written = tfquant.export(
                 quantized,
                 settings.exported_file,
-                target=settings.export_target,
+                target=settings.target,
                 mode="quantized" if settings.if_quant else "float",
-                check_data=check_windows(tokenizer, settings),
+                check_data=windows,
+                score=f1,
                 opset=settings.export_opset,
                 tolerance=settings.export_tolerance,
             )
             say(f"exported {written}")
-            figures = dataclasses.asdict(written) | {"same_answers": written.agreement.same}
+            figures = dataclasses.asdict(written)
+            figures |= {"same_answers": written.agreement.same} if written.agreement else {}
     return figures
 
 
-def check_windows(tokenizer: squad.Tokenizer, settings: Settings) -> list[dict[str, np.ndarray]]:
-    """Batches of the first windows of the predict file or, without one, of the training file; no answer is looked at."""
+def check_windows(tokenizer: squad.Tokenizer, settings: Settings) -> tuple[list[dict[str, np.ndarray]], Score | None]:
+    """Windows of the first questions of the predict file or, without one, of the training file.
+
+    Returns:
+        Batches, and F1 of what answers them; None where the truth is not known.
+    """
     file = settings.predict_file or settings.train_file
-    examples = read_examples(file, settings, training=False)[:CHECKED_WINDOWS]
+    examples = read_examples(file, settings, training=False)[:CHECKED_QUESTIONS]
     features = to_features(examples, tokenizer, settings, training=False)
-    batches, windows = [], 0
-    for batch in squad.batches(features, settings.predict_batch_size, training=False):
-        batches.append(only(batch, INPUTS))
-        windows += len(batch["input_ids"])
-        if windows >= CHECKED_WINDOWS:
-            break
-    return batches
+    batches = list(squad.batches(features, settings.predict_batch_size, training=False))
+
+    def f1(outputs: Sequence[Mapping[str, np.ndarray]]) -> float:
+        scores = squad.RawScores(features)
+        for batch, answers in zip(batches, outputs, strict=True):
+            scores.add(batch["unique_ids"], answers["start_logits"], answers["end_logits"])
+        return scored(examples, decoded(examples, scores, settings), settings)["f1"]
+
+    known = any(example.answers for example in examples)
+    return [only(batch, INPUTS) for batch in batches], f1 if known else None
 
 
-def onnx_forward(path: str) -> Forward:
+def file_forward(path: str, runtime: str) -> Forward:
     """An exported file as what prediction asks for logits.
 
     Raises:
         FileNotFoundError: it was not exported.
-        ExportError: ONNX Runtime cannot read it.
+        RuntimeFileError: the runtime cannot read it.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"--predict_with=onnxruntime: there is no {path}: give --do_export as well, or run with it before")
-    run = onnx_runner(path, INPUTS)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"--predict_with={runtime}: there is no {path}: give --do_export as well, or run with it before")
+    session = open_file(path, runtime)
 
     def forward(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        outputs = run([batch[name] for name in INPUTS])
+        outputs = session(batch)
         return outputs["start_logits"], outputs["end_logits"]
 
     return forward

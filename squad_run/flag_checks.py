@@ -9,7 +9,7 @@ import tempfile
 import calib
 import modeling
 from squad_run import teacher_flags
-from squad_run.flags import LOSS_SCALES, MODES, RANGES_OF, RUNTIMES, TFDS, FlagError, Settings
+from squad_run.flags import LOSS_SCALES, MODES, RANGES_OF, RUNTIMES, TARGET_OF, TFDS, FlagError, Settings
 from tasks.wordpiece import read_vocab
 from tfquant import checkpoint
 from tfquant.distributed import COMPRESSIONS, launched
@@ -138,8 +138,12 @@ def _export(s: Settings) -> list[str]:
         problems.append(f"--predict_with={s.predict_with}: must be one of {', '.join(RUNTIMES)}")
     elif s.predict_with != "tensorflow" and not s.do_predict:
         problems.append(f"--predict_with={s.predict_with} is about prediction: set --do_predict as well, or leave it out")
-    if s.export_target not in TARGETS:
+    if s.export_target is not None and s.export_target not in TARGETS:
         problems.append(f"--export_target={s.export_target}: must be one of {', '.join(TARGETS)}")
+    elif s.predict_with in TARGET_OF and s.predict_with not in TARGETS[s.target].readers:
+        problems.append(f"--export_target={s.target}: --predict_with={s.predict_with} cannot answer with what it writes")
+    if s.do_export and s.export_target == "packed" and not s.if_quant:
+        problems.append("--export_target=packed stores quantized weights: give --if_quant as well")
     if s.export_opset < 17:
         problems.append(f"--export_opset={s.export_opset}: must be at least 17")
     if not 0.0 <= s.export_tolerance <= 1.0:
@@ -150,8 +154,11 @@ def _export(s: Settings) -> list[str]:
             problems.append(f"--{name} is about export: set --do_export as well, or leave it out")
     if (s.do_export or s.predict_with != "tensorflow") and s.use_bf16:
         problems.append("--use_bf16: exported networks compute in float32: leave it out, the checkpoint is the same")
-    if (s.do_export or s.predict_with != "tensorflow") and importlib.util.find_spec("onnxruntime") is None:
-        problems.append("export and prediction with its file need ONNX: pip install 'tfquant[export]'")
+    needed = [s.predict_with] if s.predict_with in TARGET_OF else []
+    needed += TARGETS[s.target].readers[:1] if s.do_export and s.target in TARGETS else []
+    missing = [name for name in dict.fromkeys(needed) if importlib.util.find_spec(name) is None]
+    if missing:
+        problems.append(f"export and prediction with its file need {', '.join(missing)}: pip install 'tfquant[export]'")
     return problems
 
 

@@ -12,13 +12,16 @@ from absl import flags
 import calib
 import tfquant
 from tfquant import recipes
+from tfquant.export.targets import TARGETS
 from tfquant.spec import PARAMETER_ROLES, ROLES, UPDATES
 from tfquant.training.distillation import DIRECTIONS, TEMPERATURE
 
 MODES = ("ft1", "ft2", "ft3", "trt")
 LOSS_SCALES = ("none", "dynamic")
 RANGES_OF = {"all": ROLES, "weights": PARAMETER_ROLES, "activations": tuple(r for r in ROLES if r not in PARAMETER_ROLES)}
-RUNTIMES = ("tensorflow", "onnxruntime")
+# What else than TensorFlow answers in prediction -> what --do_export writes for it if --export_target does not say.
+TARGET_OF = {"onnxruntime": "onnx", "openvino": "openvino"}
+RUNTIMES = ("tensorflow", *TARGET_OF)
 TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
 
 
@@ -80,13 +83,15 @@ class Settings:
     null_score_diff_threshold: float = _flag(0.0, "SQuAD 2.0: no answer wins if it is better by more than this.", FREE)
     num_eval_iterations: int | None = _flag(None, "Answer only so many times --predict_batch_size questions.", FREE)
 
-    export_target: str = _flag("onnx", "What --do_export writes: onnx, as model.onnx in --output_dir.", FREE)
+    export_target: str | None = _flag(
+        None, f"What --do_export writes to --output_dir: {', '.join(TARGETS)}; if not given, what --predict_with reads best.", FREE
+    )
     export_opset: int = _flag(17, "ONNX opset of the file, from 17; from 21 on 4-bit weights take half a byte.", FREE)
     export_tolerance: float = _flag(
         0.1, "--do_export compares the file with the network: largest share of windows with another start or end.", FREE
     )
     predict_with: str = _flag(
-        "tensorflow", f"What answers in --do_predict: {', '.join(RUNTIMES)}; the second with the exported file.", FREE
+        "tensorflow", f"What answers in --do_predict: {', '.join(RUNTIMES)}; all but the first with the exported file.", FREE
     )
 
     calib_batch: int = _flag(4, "Number of batches, of --train_batch_size windows each, to calibrate on.", FREE)
@@ -177,9 +182,18 @@ class Settings:
         return recipe.with_method(method, **options)
 
     @property
+    def target(self) -> str:
+        """What --do_export writes."""
+        return self.export_target or TARGET_OF.get(self.predict_with, "onnx")
+
+    @property
     def exported_file(self) -> str:
-        """Where --do_export writes, and --predict_with=onnxruntime reads."""
-        return os.path.join(self.output_dir, "model.onnx")
+        """Where --do_export writes, and --predict_with other than tensorflow reads: `model` and the suffix of the target."""
+        suffix = TARGETS[self.target].suffix
+        first = next(name for name, target in TARGETS.items() if target.suffix == suffix)
+        # What has the suffix of another target, or none, is called after its own.
+        name = "model" if suffix and self.target == first else self.target
+        return os.path.join(self.output_dir, name + suffix)
 
     @property
     def _placement(self) -> str:

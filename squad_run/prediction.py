@@ -47,7 +47,18 @@ def predict(forward: Forward, step: int, tokenizer: squad.Tokenizer, settings: S
 
 def answer(examples: list[squad.SquadExample], scores: squad.RawScores, settings: Settings) -> dict[str, Any]:
     """Writes the answers; their scores, if the questions came with the truth."""
-    found = squad.decode(
+    found = decoded(examples, scores, settings)
+    found.write(settings.output_dir)
+    if not any(example.answers for example in examples):
+        return {}
+    figures = scored(examples, found, settings)
+    say(json.dumps({name: figures[name] for name in figures if name.startswith(("exact", "f1"))}))
+    return figures
+
+
+def decoded(examples: list[squad.SquadExample], scores: squad.RawScores, settings: Settings) -> squad.Predictions:
+    """The answers that the flags ask for."""
+    return squad.decode(
         examples,
         scores,
         n_best_size=settings.n_best_size,
@@ -55,13 +66,12 @@ def answer(examples: list[squad.SquadExample], scores: squad.RawScores, settings
         version_2=settings.version_2_with_negative,
         null_score_diff_threshold=settings.null_score_diff_threshold,
     )
-    found.write(settings.output_dir)
-    if not any(example.answers for example in examples):
-        return {}
+
+
+def scored(examples: list[squad.SquadExample], found: squad.Predictions, settings: Settings) -> dict[str, Any]:
+    """What SQuAD's script says of them."""
     version = "v2.0" if settings.version_2_with_negative else "1.1"
-    figures = evaluate(squad.to_dataset(examples, version=version), found.answers)
-    say(json.dumps({name: figures[name] for name in figures if name.startswith(("exact", "f1"))}))
-    return figures
+    return evaluate(squad.to_dataset(examples, version=version), found.answers)
 
 
 def log(figures: dict[str, Any], step: int, settings: Settings) -> None:

@@ -29,7 +29,8 @@ def test_the_difference_is_that_of_the_means_and_its_error_that_of_pairs(scores)
     keep("float", a="wrong")
     keep("same", a="wrong")
     keep("other", b="wrong", c="wrong")
-    beside = found.beside("float")
+    beside = found.beside({"float": "float", "same": "float", "other": "float"})
+    assert "float" not in beside
     assert beside["same"] == {"to_float": 0.0, "to_float_error": 0.0}
     # +100, -100, -100, 0: mean -25, standard deviation of a sample 95.74, over the root of 4
     assert beside["other"] == pytest.approx({"to_float": -25.0, "to_float_error": 47.871}, abs=1e-3)
@@ -41,11 +42,11 @@ def test_a_row_that_is_kept_again_is_replaced_and_others_stay(scores):
     keep("other")
     keep("float")
     assert set(found.read()) == {"float", "other"}
-    assert found.beside("float")["other"]["to_float"] == 0.0
+    assert found.beside({"other": "float"})["other"]["to_float"] == 0.0
 
 
 def test_without_the_base_there_is_nothing_to_compare(scores):
     found, keep = scores
-    assert found.beside("float") == {}
+    assert found.beside({"other": "float"}) == {}
     keep("other")
-    assert found.beside("float") == {}
+    assert found.beside({"other": "float"}) == {}

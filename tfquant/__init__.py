@@ -9,7 +9,9 @@ from calib import Calibration
 from tfquant.api import plan, quantize
 from tfquant.calibration import apply, calibrate
 from tfquant.engine import UncalibratedError
-from tfquant.export import export
+from tfquant.export import compare, export
+from tfquant.export.packed import load as load_packed
+from tfquant.export.packed import size_report
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.recipes import recipe
 from tfquant.spec import Fuse, QuantSpec, Recipe, Rule, Site
@@ -17,5 +19,5 @@ from tfquant.store import load, save
 
 __all__ = [
     "Calibration", "Fuse", "QuantSpec", "QuantizedFunction", "QuantizedModel", "Recipe", "Rule", "Site", "UncalibratedError",
-    "apply", "calibrate", "export", "load", "plan", "quantize", "recipe", "save",
+    "apply", "calibrate", "compare", "export", "load", "load_packed", "plan", "quantize", "recipe", "save", "size_report",
 ]  # fmt: skip

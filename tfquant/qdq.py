@@ -68,7 +68,7 @@ def quantize_dequantize(
         y = rounding(x, tf.maximum(tf.abs(lower), tf.abs(upper)), grid)
     else:
         lower, width = zero_in_range(lower, upper, grid)
-        y = rounding(x - lower, width, grid) + lower
+        y = rounding(_minus(x, lower), width, grid) + lower
     return tf.cast(y, dtype)
 
 
@@ -79,6 +79,12 @@ def zero_in_range(lower: tf.Tensor, upper: tf.Tensor, grid: Grid) -> tuple[tf.Te
     step = width / float(grid.qmax - grid.qmin)
     # Straight through: an offset that is learned moves freely, its use is rounded to a code.
     return lower + tf.stop_gradient(-tf.round(-lower / step) * step - lower), width
+
+
+@tf.custom_gradient
+def _minus(x: tf.Tensor, lower: tf.Tensor):
+    """x - lower. TensorFlow's own gradient of `lower` sums a negated copy of the whole tensor."""
+    return x - lower, lambda dy: (dy, -_sum(dy, lower))
 
 
 def _round_with_native_op(x: tf.Tensor, amax: tf.Tensor, grid: Grid) -> tf.Tensor:
@@ -162,5 +168,11 @@ def _dot(a: tf.Tensor, b: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
         shape = tf.shape(a)
         count, length = tf.reduce_prod(shape[:-2]), tf.reduce_prod(shape[-2:])
         return tf.reduce_sum(tf.matmul(tf.reshape(a, [count, 1, length]), tf.reshape(b, [count, length, 1])))
-    axes = [axis for axis, size in enumerate(like.shape) if size == 1]
-    return tf.reduce_sum(a * b, axes, keepdims=True)
+    return _sum(a * b, like)
+
+
+def _sum(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Over all axes along which `like` does not vary, in the shape of `like`."""
+    if like.shape.rank == 0:
+        return tf.reduce_sum(x)
+    return tf.reduce_sum(x, [axis for axis, size in enumerate(like.shape) if size == 1], keepdims=True)

@@ -48,12 +48,12 @@ def named_tensors(model: QuantizedModel | QuantizedFunction) -> dict[str, Any]:
     weights = _weights(model)
     tensors: dict[str, Any] = {**weights, WEIGHTS: json.dumps(list(weights))}
     for address, quantizer in engine.quantizers.items():
-        tensors[_range_name(address, "lower")] = quantizer.lower
-        tensors[_range_name(address, "upper")] = quantizer.upper
+        tensors[range_name(address, "lower")] = quantizer.lower
+        tensors[range_name(address, "upper")] = quantizer.upper
         # What is learned as well: the ends do not give it back to the last bit.
-        tensors |= {_range_name(address, name): variable for name, variable in quantizer.variables.items()}
+        tensors |= {range_name(address, name): variable for name, variable in quantizer.variables.items()}
     tensors[RECIPE] = engine.plan.recipe.to_json()
-    tensors[SITES] = json.dumps([_fingerprint(site) for site in engine.plan.sites])
+    tensors[SITES] = json.dumps([fingerprint(site) for site in engine.plan.sites])
     return tensors
 
 
@@ -86,22 +86,22 @@ def load(
         raise ValueError(f"{prefix}: holds weights but no recipe: it was not written by tfquant.save")
     recipe = change(Recipe.from_json(saved[RECIPE]))
     quantized = wrap(model, Engine(source_of(model, inputs, signature), recipe))
-    renamed = _renamed_sites(quantized, json.loads(saved[SITES]), str(prefix))
+    renamed = renamed_sites(quantized, json.loads(saved[SITES]), str(prefix))
     weights = _weights(quantized)
-    values = _matching_weights(weights, saved, str(prefix))
+    values = matching_weights(weights, saved, str(prefix))
     for name, variable in weights.items():
         variable.assign(values[name])
     for address, quantizer in quantized._engine.quantizers.items():
-        lower, upper = (saved[_range_name(renamed[address], end)] for end in ("lower", "upper"))
+        lower, upper = (saved[range_name(renamed[address], end)] for end in ("lower", "upper"))
         if np.isfinite(lower).all() and np.isfinite(upper).all():
             quantizer.set_range(lower, upper)
-        if all(_range_name(renamed[address], name) in saved for name in quantizer.variables):
+        if all(range_name(renamed[address], name) in saved for name in quantizer.variables):
             for name, variable in quantizer.variables.items():
-                variable.assign(saved[_range_name(renamed[address], name)])
+                variable.assign(saved[range_name(renamed[address], name)])
     return quantized
 
 
-def _range_name(address: str, end: str) -> str:
+def range_name(address: str, end: str) -> str:
     return f"{PREFIX}ranges/{address}/{end}"
 
 
@@ -129,7 +129,7 @@ def _is_random_state(variable: keras.Variable) -> bool:
     return variable.path.rpartition("/")[2] == "seed_generator_state"
 
 
-def _fingerprint(site: Site) -> list:
+def fingerprint(site: Site) -> list:
     return [site.address, list(site.range_shape)]
 
 
@@ -151,7 +151,7 @@ def _pairs(own: list[str], saved: list[str]) -> dict[str, str] | None:
     return None
 
 
-def _renamed_sites(model: QuantizedModel | QuantizedFunction, saved: list[list], prefix: str) -> dict[str, str]:
+def renamed_sites(model: QuantizedModel | QuantizedFunction, saved: list[list], prefix: str) -> dict[str, str]:
     """Address in the model -> address in the file."""
     own = {site.address: list(site.range_shape) for site in model.plan.sites}
     stored = {address: shape for address, shape in saved}
@@ -164,7 +164,7 @@ def _renamed_sites(model: QuantizedModel | QuantizedFunction, saved: list[list],
     return pairs
 
 
-def _matching_weights(weights: dict[str, tf.Variable], saved: checkpoint.Checkpoint, prefix: str) -> dict[str, np.ndarray]:
+def matching_weights(weights: dict[str, tf.Variable], saved: checkpoint.Checkpoint, prefix: str) -> dict[str, np.ndarray]:
     """Value of every variable, by its name in the model."""
     stored = json.loads(saved[WEIGHTS])
     pairs = _pairs(list(weights), stored)

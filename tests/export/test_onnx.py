@@ -1,7 +1,6 @@
 """ONNX files hold integers, and answer as the simulation does, node by node and fused."""
 
 import dataclasses
-import importlib
 
 import numpy as np
 import onnx
@@ -9,12 +8,11 @@ import pytest
 import tensorflow as tf
 
 import tfquant
+from tests.export.agreement import agreement_with
 from tests.graph import models
 from tfquant import export
-from tfquant.calibration import engine_of
 from tfquant.export import ExportError, MismatchError
-from tfquant.export.check import compared, onnx_runner
-from tfquant.export.marked import marked
+from tfquant.runtimes import onnxruntime
 
 
 def quantized(case: models.Case, recipe, **options):
@@ -23,13 +21,7 @@ def quantized(case: models.Case, recipe, **options):
 
 def as_written(model, path, batches):
     """How far the file, run node by node, is from the simulation."""
-    engine = engine_of(model)
-    network, simulation = marked(engine), engine.function("quantized")
-    return compared(
-        lambda flat: dict(zip(network.outputs, (out.numpy() for out in simulation(*flat)), strict=True)),
-        onnx_runner(str(path), [spec.name for spec in network.signature], as_written=True),
-        [engine.flatten_inputs(engine.inputs_of(batch)) for batch in batches],
-    )
+    return agreement_with(model, onnxruntime.open_file(str(path), as_written=True), batches)
 
 
 def nodes(path) -> list:
@@ -153,12 +145,10 @@ def test_a_file_that_answers_otherwise_is_not_written(tmp_path, bert, model, mon
     path = tmp_path / "model.onnx"
     path.write_text("the old one")
 
-    def other(path, names, **_):
-        run = onnx_runner(path, names)
-        return lambda flat: {name: -value for name, value in run(flat).items()}
-
-    # By its module: the name tfquant.export is the function.
-    monkeypatch.setattr(importlib.import_module("tfquant.export"), "onnx_runner", other)
+    answer = onnxruntime.OnnxSession.__call__
+    monkeypatch.setattr(
+        onnxruntime.OnnxSession, "__call__", lambda self, feed: {name: -value for name, value in answer(self, feed).items()}
+    )
     with pytest.raises(MismatchError, match="was not written, as it answers otherwise.*same answer in"):
         export(model, path, check_data=bert.batches)
     assert path.read_text() == "the old one" and list(tmp_path.iterdir()) == [path]

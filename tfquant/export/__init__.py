@@ -10,21 +10,18 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfquant.calibration import check_batches, engine_of
-from tfquant.engine import MODES, Engine
-from tfquant.export import onnx_file
-from tfquant.export.check import Agreement, compared, onnx_runner
+from tfquant.engine import MODES
+from tfquant.export import check, parting
+from tfquant.export.check import Agreement
 from tfquant.export.errors import ExportError, MismatchError
-from tfquant.export.marked import MarkedNetwork, marked
-from tfquant.export.onnx_regions import GELU_OPSET
-from tfquant.export.regions import find_regions
+from tfquant.export.order import Order
+from tfquant.export.targets import TARGETS, publish, size_of
 from tfquant.model import QuantizedFunction, QuantizedModel
+from tfquant.runtimes import Contractions, open_file, openvino, runtime_of
 
-__all__ = ["Agreement", "ExportError", "Exported", "MismatchError", "export"]
-
-TARGETS = ("onnx",)
+__all__ = ["TARGETS", "Agreement", "ExportError", "Exported", "MismatchError", "compare", "export"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +34,7 @@ class Exported:
       parameters: bytes of all parameters in float32.
       sites: how many activations are rounded and how many parameters are stored as integers.
       agreement: with the simulation; None where there was nothing to compare on.
+      contractions: which products the runtime computes in integers on this machine; None like `agreement`.
     """
 
     path: str
@@ -44,9 +42,10 @@ class Exported:
     parameters: int
     sites: tuple[int, int]
     agreement: Agreement | None
+    contractions: Contractions | None
 
     def __str__(self) -> str:
-        checked = str(self.agreement) if self.agreement else "not checked: no check_data"
+        checked = f"{self.contractions}; {self.agreement}" if self.agreement else "not checked: no check_data"
         return (
             f"{self.path}: {self.size / 2**20:.2f} MiB (parameters in float32 {self.parameters / 2**20:.2f} MiB), "
             f"{self.sites[0]} activations and {self.sites[1]} parameters in integers; {checked}"
@@ -60,6 +59,7 @@ def export(
     target: str = "onnx",
     mode: str = "quantized",
     check_data: Iterable[Any] | None = None,
+    score: check.Score | None = None,
     opset: int = 17,
     tolerance: float = 0.01,
 ) -> Exported:
@@ -68,9 +68,12 @@ def export(
     Args:
       model: from `tfquant.quantize` or `tfquant.load`, calibrated.
       path: of the file; it is there only if everything went well.
-      target: `onnx`: QuantizeLinear and DequantizeLinear at every site, parameters stored as integers.
+      target: `onnx`: QuantizeLinear and DequantizeLinear at every site, parameters stored as integers. `tensorrt`: the same by
+        TensorRT's rules, which are proven. `openvino`: its own pair of files, of which `path` names the one that ends in `.xml`.
+        `saved_model`: a folder for TensorFlow, quantizers simulated. `packed`: weights as packed bits, for `tfquant.load_packed`.
       mode: `float` writes the network without any quantizer, as what the other is measured against.
       check_data: batches like those of calibration; both networks answer them. Without it nothing is checked.
+      score: outputs by name of every batch of `check_data`, in order -> how good they are, for example F1; reported for both.
       opset: of ONNX, from 17; from 21 on 4-bit parameters take half a byte and 16-bit sites are possible.
       tolerance: largest share of rows whose largest output may be at another place.
 
@@ -81,7 +84,8 @@ def export(
       UncalibratedError: a site has no range.
       MismatchError: more rows differ than `tolerance` allows. Nothing is written then.
       ExportError: something of the model has no counterpart in the target; the message names it.
-      ValueError: unknown target or opset, or a batch that does not fit.
+      RuntimeFileError: the runtime cannot read what was written.
+      ValueError: unknown target or opset, a path that does not suit the target, or a batch that does not fit.
       TypeError: `model` is not quantized.
       ModuleNotFoundError: a package that export needs is missing; the message says how to install it.
     """
@@ -94,37 +98,74 @@ def export(
         raise ValueError(f"opset={opset}: must be at least 17")
     if not 0.0 <= tolerance <= 1.0:
         raise ValueError(f"tolerance={tolerance}: is a share of rows, from 0 to 1")
-    path = pathlib.Path(path)
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}")
+    path, form, order = pathlib.Path(path), TARGETS[target], Order(engine, mode, opset)
+    form.check_path(path)
     if check_data is not None:
+        if not form.readers:
+            raise ValueError(f"check_data: no runtime answers what target={target!r} writes, leave it out")
         check_batches(check_data)
+        check_data = list(check_data)
     if mode == "quantized":
         engine.check_calibrated()
-    # The approximate GELU has no form that runtimes recognise before it has an operation.
-    regions = [r for r in find_regions(engine, mode) if opset >= GELU_OPSET or r.attributes.get("approximate") != "tanh"]
-    network = marked(engine, regions, mode)
-    model_proto = onnx_file.build(engine, network, opset)
-    agreement = None
+    agreement = contractions = None
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        temporary = os.path.join(folder, path.name)
-        onnx_file.save(model_proto, temporary)
+        written = pathlib.Path(folder, path.name)
+        form.write(order, str(written))
+        size = sum(map(size_of, pathlib.Path(folder).iterdir()))
         if check_data is not None:
-            agreement = _agreement(engine, network, temporary, check_data, mode)
-            if 1.0 - agreement.same > tolerance:
-                raise MismatchError(f"{path} was not written, as it answers otherwise than the simulation: {agreement}")
-        os.replace(temporary, path)
-    stored = sum(1 for site in network.sites.values() if site.is_weight)
+            session = form.open(written)
+            agreement, contractions = check.agreement(order, session, check_data, score), form.contractions_of(written, session)
+            check_tolerance(order, agreement, tolerance, form.readers[0], check_data[0], f"{path} was not written, as it")
+        publish(written, path)
+    sites = order.sites()
+    stored = sum(1 for site in sites if site.is_weight)
     floats = sum(int(np.prod(v.shape)) * 4 for v in engine.inference.variables.values())
-    return Exported(str(path), path.stat().st_size, floats, (len(network.sites) - stored, stored), agreement)
+    return Exported(str(path), size, floats, (len(sites) - stored, stored), agreement, contractions)
 
 
-def _agreement(engine: Engine, network: MarkedNetwork, path: str, batches: Iterable[Any], mode: str) -> Agreement:
-    """Of a mode of the simulation and an ONNX file, on inputs or (inputs, targets) pairs."""
-    simulation = engine.function(mode)
-    run = onnx_runner(path, [spec.name for spec in network.signature])
+def compare(
+    model: QuantizedModel | QuantizedFunction,
+    path: str | os.PathLike,
+    check_data: Iterable[Any],
+    *,
+    mode: str = "quantized",
+    runtime: str | None = None,
+    score: check.Score | None = None,
+    tolerance: float = 0.01,
+) -> Agreement:
+    """Compares an exported file with the model that it was made from, as `export` does before it writes.
 
-    def simulated(flat: list[tf.Tensor]) -> dict[str, np.ndarray]:
-        return dict(zip(network.outputs, (out.numpy() for out in simulation(*flat)), strict=True))
+    Args:
+      model: from `tfquant.quantize` or `tfquant.load`, calibrated.
+      path: of the file.
+      check_data: batches like those of calibration.
+      mode: in which the file was written.
+      runtime: one of `tfquant.runtimes.RUNTIMES`; if not given, the one that such files are made for.
+      score: as for `export`.
+      tolerance: largest share of rows whose largest output may be at another place.
 
-    return compared(simulated, run, (engine.flatten_inputs(engine.inputs_of(batch)) for batch in batches))
+    Raises:
+      MismatchError: more rows differ; the message names the first site that is reached by other values.
+      UncalibratedError: a site has no range.
+      FileNotFoundError: there is no such file.
+      RuntimeFileError: the runtime cannot read it, or none is known for its suffix.
+      ValueError: unknown mode, or a batch that does not fit.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+    engine = engine_of(model)
+    if mode == "quantized":
+        engine.check_calibrated()
+    check_batches(check_data)
+    order, batches, runtime = Order(engine, mode, opset=17), list(check_data), runtime or runtime_of(path)
+    found = check.agreement(order, open_file(path, runtime), batches, score)
+    check_tolerance(order, found, tolerance, runtime, batches[0], f"{path}")
+    return found
+
+
+def check_tolerance(order: Order, found: Agreement, tolerance: float, runtime: str, batch: Any, subject: str) -> None:
+    """Raises MismatchError if more rows differ than are allowed to."""
+    if 1.0 - found.same > tolerance:
+        where = parting.where(order, runtime, batch)
+        hint = openvino.hint() if runtime == "openvino" and order.mode == "quantized" else ""
+        raise MismatchError(f"{subject} answers otherwise than the simulation: {found}{where}{hint}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
-from tfquant.export.errors import ExportError
+from tfquant.export.order import Order
+from tfquant.runtimes.session import Outputs, Session
 
-Outputs = Mapping[str, np.ndarray]
+Score = Callable[[Sequence[Outputs]], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Agreement:
       same: share of rows (all axes but the last) whose largest element is at the same place.
       spread: mean absolute value of the simulation's outputs about their mean, what the differences are to be seen against.
       batches: how many were compared.
+      scores: what the caller's score gave the simulation and the file; None without one.
     """
 
     largest: float
@@ -28,26 +32,37 @@ class Agreement:
     same: float
     spread: float
     batches: int
+    scores: tuple[float, float] | None = None
 
     def __str__(self) -> str:
+        scores = "" if self.scores is None else f", score {self.scores[0]:.2f}, of the file {self.scores[1]:.2f}"
         return (
             f"largest difference {self.largest:.3g}, mean {self.mean:.3g} (outputs vary by {self.spread:.3g}), "
-            f"same answer in {100 * self.same:.2f} % of rows, {self.batches} batches"
+            f"same answer in {100 * self.same:.2f} % of rows, {self.batches} batches{scores}"
         )
 
 
-def compared(simulated: Callable[[object], Outputs], exported: Callable[[object], Outputs], batches: Iterable[object]) -> Agreement:
+def compared(
+    simulated: Callable[[object], Outputs],
+    exported: Callable[[object], Outputs],
+    batches: Iterable[object],
+    score: Score | None = None,
+) -> Agreement:
     """Runs both on every batch.
 
     Raises:
       ValueError: there is no batch, or the outputs differ in name or shape.
     """
     largest, sums, variation, sizes, same, count = 0.0, 0.0, 0.0, 0, [], 0
+    answers: tuple[list[Outputs], list[Outputs]] = ([], [])
     for batch in batches:
         count += 1
         expected, found = simulated(batch), exported(batch)
         if expected.keys() != found.keys():
             raise ValueError(f"outputs differ: {sorted(expected)} in the simulation, {sorted(found)} in the exported file")
+        if score is not None:
+            answers[0].append(expected)
+            answers[1].append(found)
         for name, one in expected.items():
             if one.shape != found[name].shape:
                 raise ValueError(f"output {name!r} has shape {list(one.shape)}, in the exported file {list(found[name].shape)}")
@@ -59,42 +74,29 @@ def compared(simulated: Callable[[object], Outputs], exported: Callable[[object]
     if count == 0:
         raise ValueError("no batch was given to compare on: pass at least one as check_data")
     share = float(np.concatenate(same).mean()) if same else 1.0
-    return Agreement(largest, sums / max(sizes, 1), share, variation / max(sizes, 1), count)
+    scores = None if score is None else (float(score(answers[0])), float(score(answers[1])))
+    return Agreement(largest, sums / max(sizes, 1), share, variation / max(sizes, 1), count, scores)
 
 
-def onnx_runner(path: str, names: Sequence[str], *, as_written: bool = False) -> Callable[[Sequence[np.ndarray]], Outputs]:
-    """Runs an ONNX file in ONNX Runtime on flat inputs in the order of `names`.
+def agreement(order: Order, session: Session, batches: Iterable[Any], score: Score | None = None) -> Agreement:
+    """Of the simulation and an opened file.
 
     Args:
-      path: of the file.
-      names: of the inputs.
-      as_written: node by node, nothing fused into integer kernels.
+      order: what the file was made from.
+      session: the file.
+      batches: of inputs, or of (inputs, targets).
+      score: the outputs of all batches, in order -> how good they are.
 
     Raises:
-      ModuleNotFoundError: onnxruntime is not installed.
-      ExportError: it cannot read the file.
+      ValueError: there is no batch, or it does not fit.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        how = "pip install 'tfquant[export]'"
-        raise ModuleNotFoundError(f"checking an ONNX file needs {error.name}: {how}", name=error.name) from None
+    engine, interface = order.engine, order.interface
+    simulation = engine.function(order.mode)
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    # Without it sums of unsigned times signed products overflow 16 bits on processors without VNNI.
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    if as_written:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of many kinds, all of ONNX Runtime's own
-        raise ExportError(f"{path}: ONNX Runtime cannot read it: {' '.join(str(error).split())[:300]}") from error
-    known = {entry.name for entry in session.get_inputs()}  # an input that nothing depends on is left out of the graph
-    outputs = [entry.name for entry in session.get_outputs()]
+    def simulated(flat: list[tf.Tensor]) -> Outputs:
+        return interface.named_outputs([out.numpy() for out in tf.nest.flatten(simulation(*flat))])
 
-    def run(flat: Sequence[np.ndarray]) -> Outputs:
-        feed = {name: np.asarray(value) for name, value in zip(names, flat, strict=True) if name in known}
-        return dict(zip(outputs, session.run(outputs, feed), strict=True))
+    def exported(flat: list[tf.Tensor]) -> Outputs:
+        return session(interface.named_inputs([value.numpy() for value in flat]))
 
-    return run
+    return compared(simulated, exported, (engine.flatten_inputs(engine.inputs_of(batch)) for batch in batches), score)

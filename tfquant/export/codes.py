@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
+import tensorflow as tf
 
 from calib.grid import Grid
 from tfquant import qdq
@@ -36,8 +38,8 @@ class Affine:
         if grid.symmetric:
             lower, upper = (np.asarray(end, np.float32) for end in (quantizer.lower, quantizer.upper))
             width = np.maximum(np.maximum(np.abs(lower), np.abs(upper)), np.float32(qdq.SMALLEST_AMAX))
-        else:  # the very range that the simulation uses
-            lower, width = (end.numpy() for end in qdq.zero_in_range(quantizer.lower, quantizer.upper, grid))
+        else:
+            lower, width = _zero_in_range(quantizer, grid)
         scale = (width / np.float32(grid.steps)).astype(np.float32)
         zero = np.zeros_like(scale) if grid.symmetric else np.rint(grid.qmin - lower / scale)
         return cls(scale, zero.astype(np.int32), grid, site.channel_axes)
@@ -67,3 +69,18 @@ class Affine:
         shape = [size if axis in self.axes else 1 for axis, size in enumerate(values.shape)]
         scale, zero = self.scale.reshape(shape), self.zero.reshape(shape)
         return np.clip(np.rint(values.astype(np.float32) / scale) + zero, self.grid.qmin, self.grid.qmax).astype(np.int32)
+
+
+def _zero_in_range(quantizer: Quantizer, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Lower end and width of the very range that the simulation uses.
+
+    In a graph, as there a division by a constant becomes a product with its reciprocal: the step differs in its last bit, and with
+    a range that mirrors itself the zero point by one.
+    """
+    shape = np.shape(quantizer.lower)
+    spec = tf.TensorSpec(shape, tf.float32)
+    move = functools.partial(qdq.zero_in_range, grid=grid)
+    function = tf.function(move, autograph=False, input_signature=[spec, spec])
+    ends = (tf.convert_to_tensor(end) for end in (quantizer.lower, quantizer.upper))
+    lower, width = function.get_concrete_function()(*ends)
+    return lower.numpy(), width.numpy()

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfquant.engine import Engine
 from tfquant.export.errors import ExportError
+from tfquant.export.interface import Interface
 from tfquant.export.regions import Region
 from tfquant.graph.replay import Edit, Edits
 from tfquant.graph.trace import Trace
@@ -36,15 +37,13 @@ class MarkedNetwork:
 
     Attributes:
       function: flat inputs -> mapping of output names to tensors.
-      signature: of the inputs, named.
-      outputs: names of the outputs, in the order of `tf.nest.flatten`.
+      interface: names of both.
       sites: text of a marker -> the site it stands for.
       regions: what single operations can stand for.
     """
 
     function: Any
-    signature: tuple[tf.TensorSpec, ...]
-    outputs: tuple[str, ...]
+    interface: Interface
     sites: Mapping[str, Site]
     regions: tuple[MarkedRegion, ...]
 
@@ -66,19 +65,16 @@ def marked(engine: Engine, regions: Iterable[Region] = (), mode: str = "quantize
     def mark(site: Site, tensor: tf.Tensor) -> tf.Tensor:
         return _marker(site.address)(tensor) if site.address in sites else tensor
 
-    names = _output_names(trace.output_structure)
-    signature = tuple(
-        tf.TensorSpec(spec.shape, spec.dtype, name=name) for spec, name in zip(trace.input_specs, trace.input_names, strict=True)
-    )
+    interface = Interface.of(trace)
 
     def network(*flat: tf.Tensor) -> dict[str, tf.Tensor]:
         for variable in trace.variables.values():  # a converter freezes what the graph watches
             tf.compat.v1.get_default_graph().watch_variable(variable)
         edits = _with_regions(engine.edits(mark), named)
-        return dict(zip(names, trace.emit(list(flat), edits), strict=True))
+        return interface.named_outputs(trace.emit(list(flat), edits))
 
-    function = tf.function(network, autograph=False, input_signature=signature)
-    return MarkedNetwork(function, signature, names, sites, named)
+    function = tf.function(network, autograph=False, input_signature=interface.inputs)
+    return MarkedNetwork(function, interface, sites, named)
 
 
 def _check_types(trace: Trace) -> None:
@@ -115,11 +111,3 @@ def _then(first: Edit | None, second: Edit | None) -> Edit:
         return tensor
 
     return apply
-
-
-def _output_names(structure: Any) -> tuple[str, ...]:
-    """Keys of a mapping; else `output`, or `output_0` and so on."""
-    if isinstance(structure, Mapping) and all(isinstance(leaf, tf.TensorSpec) for leaf in structure.values()):
-        return tuple(sorted(structure))  # the order of tf.nest.flatten
-    leaves = [leaf for leaf in tf.nest.flatten(structure) if isinstance(leaf, tf.TensorSpec)]
-    return ("output",) if len(leaves) == 1 else tuple(f"output_{index}" for index in range(len(leaves)))

@@ -4,24 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfquant.engine import Engine
 from tfquant.export.codes import Affine
 from tfquant.export.errors import ExportError
-from tfquant.export.marked import MarkedNetwork
+from tfquant.export.marked import marked
 from tfquant.export.onnx_float import converted
 from tfquant.export.onnx_qdq import insert, prune
-from tfquant.export.onnx_regions import substitute
+from tfquant.export.onnx_regions import GELU_OPSET, substitute
+from tfquant.export.order import Order
+from tfquant.export.regions import find_regions
 
 
-def build(engine: Engine, network: MarkedNetwork, opset: int) -> Any:
-    """The ONNX model of a marked network: QDQ at the activations, parameters as integers, open batch and length.
+def write(order: Order, path: str) -> None:
+    """Writes an ONNX file, activations with unsigned bytes."""
+    save(build(order), path)
+
+
+def build(order: Order, *, signed: bool = False) -> Any:
+    """The ONNX model of a network: QDQ at the activations, parameters as integers, open batch and length.
+
+    Args:
+      order: what to write.
+      signed: keep the signed bytes of symmetric sites; unsigned ones suit ONNX Runtime and OpenVINO on processors.
 
     Raises:
       ExportError: something of the model has no counterpart in ONNX, or what came out is no valid model.
     """
     import onnx
 
-    model = converted(network, opset)
+    engine = order.engine
+    # The approximate GELU has no form that runtimes recognise before it has an operation.
+    exact_only = order.opset < GELU_OPSET
+    regions = [r for r in find_regions(engine, order.mode) if not (exact_only and r.attributes.get("approximate") == "tanh")]
+    network = marked(engine, regions, order.mode)
+    model = converted(network, order.opset)
     substitute(model, network.regions)
     prune(model)  # what the regions were made of reads parameters too
     affines = {address: Affine.of(site, engine.quantizers[address]) for address, site in network.sites.items()}
@@ -32,6 +47,7 @@ def build(engine: Engine, network: MarkedNetwork, opset: int) -> Any:
         affines,
         parameters={address: value for address, value in values.items() if address not in tables},
         tables={address: value for address, value in values.items() if address in tables},
+        signed=signed,
     )
     _name_open_sizes(model)
     try:

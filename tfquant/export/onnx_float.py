@@ -47,7 +47,7 @@ def converted(network: MarkedNetwork, opset: int) -> Any:
     try:
         model, _ = convert.from_function(
             network.function,
-            input_signature=network.signature,
+            input_signature=network.interface.inputs,
             opset=min(opset, _CONVERTERS_LAST),
             custom_op_handlers={MARKER: (carry, []), "Erfc": (_written_with_erf, [])},
             extra_opset=[tf2onnx.utils.make_opsetid(DOMAIN, 1)],

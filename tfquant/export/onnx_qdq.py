@@ -19,7 +19,12 @@ _INT4_OPSET, _INT16_OPSET = 21, 21
 
 
 def insert(
-    model: Any, affines: Mapping[str, Affine], parameters: Mapping[str, np.ndarray], tables: Mapping[str, np.ndarray]
+    model: Any,
+    affines: Mapping[str, Affine],
+    parameters: Mapping[str, np.ndarray],
+    tables: Mapping[str, np.ndarray],
+    *,
+    signed: bool = False,
 ) -> None:
     """Replaces every node `Site` of `model`, in place.
 
@@ -28,11 +33,12 @@ def insert(
       affines: site address -> its integers.
       parameters: site address -> the values of a parameter, which are stored as codes behind a DequantizeLinear.
       tables: site address -> the values of a table whose rows are looked up: stored as codes, dequantized row by row.
+      signed: keep signed bytes where they would be written as unsigned ones, the same values.
 
     Raises:
       ExportError: a site's format does not exist in the model's opset.
     """
-    writer = _Writer(model)
+    writer = _Writer(model, signed)
     nodes = list(model.graph.node)
     uses = collections.Counter(name for node in nodes for name in node.input)
     makers = {output: node for node in nodes for output in node.output}
@@ -63,10 +69,10 @@ def insert(
 class _Writer:
     """Adds nodes and initializers to a graph, each scale and each stored parameter once."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, signed: bool):
         import onnx
 
-        self._onnx, self._graph = onnx, model.graph
+        self._onnx, self._graph, self._signed = onnx, model.graph, signed
         self._opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         self._known: set[str] = set()
         self._uses: dict[str, int] = {}
@@ -78,8 +84,7 @@ class _Writer:
         (and from opset 21 on it fails where it rewrites signed ones by itself).
         """
         name = self._unique(address)
-        if affine.grid.qmin < 0 and affine.grid.qmax == 127:
-            affine = affine.unsigned()
+        affine = self._in_bytes(affine)
         kind = self._type(address, affine)
         scale, zero = self._scale(address, affine, kind)
         low, high = _limits(kind)
@@ -100,8 +105,8 @@ class _Writer:
         Bytes that several products share are unsigned: ONNX Runtime 1.32 fails where it rewrites shared signed ones for processors
         without VNNI.
         """
-        if shared and affine.grid.qmin < 0 and affine.grid.qmax == 127:
-            affine = affine.unsigned()
+        if shared:
+            affine = self._in_bytes(affine)
         kind, name = self._type(address, affine), self._unique(address)
         codes, axis = affine.encode(values), affine.axes[0] if affine.axes else None
         flat = len(affine.axes) > 1
@@ -126,6 +131,10 @@ class _Writer:
         table = self._initializer(f"{address}/codes", affine.encode(values), kind)
         self._node("Gather", [table, lookup.input[1]], f"{name}/rows", axis=0)
         self._node("DequantizeLinear", [f"{name}/rows", scale, zero], target, name=f"{name}/dequantized")
+
+    def _in_bytes(self, affine: Affine) -> Affine:
+        """Signed bytes as unsigned ones, unless they are to stay."""
+        return affine.unsigned() if affine.grid.qmin < 0 and affine.grid.qmax == 127 and not self._signed else affine
 
     def _type(self, address: str, affine: Affine) -> int:
         """The smallest ONNX type that holds the codes."""
@@ -202,3 +211,16 @@ def _read_by(node: Any) -> Iterator[str]:
             yield from (out.name for out in graph.output)
             for inner in graph.node:
                 yield from _read_by(inner)
+
+
+def site_inputs(model: Any) -> dict[str, str]:
+    """Address of a site -> name of the tensor that it rounds; the first one where it stands at several."""
+    found: dict[str, str] = {}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        address = node.output[0].removesuffix("/codes")
+        if node.op_type == "QuantizeLinear" and address != node.output[0]:
+            source = makers.get(node.input[0])
+            clipped = source is not None and source.output[0] == f"{address}/clipped"
+            found.setdefault(address.partition("#")[0], source.input[0] if clipped else node.input[0])
+    return found

@@ -1,0 +1,9 @@
+"""How far an opened file is from the simulation, found out as `export` does."""
+
+from tfquant.calibration import engine_of
+from tfquant.export.check import Agreement, agreement
+from tfquant.export.order import Order
+
+
+def agreement_with(model, session, batches, mode: str = "quantized") -> Agreement:
+    return agreement(Order(engine_of(model), mode, 17), session, batches)

@@ -1,0 +1,134 @@
+"""Every target answers as the simulation and appears whole or not at all."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfquant
+from tests.export.agreement import agreement_with
+from tests.graph import models
+from tfquant import export
+from tfquant.export import MismatchError
+from tfquant.export.targets import TARGETS, publish
+from tfquant.runtimes import RuntimeFileError, open_file, openvino
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return models.own_bert()
+
+
+def quantized(case, recipe):
+    return tfquant.quantize(case.model, recipe, calibration=case.batches, progress=False)
+
+
+@pytest.fixture(scope="module")
+def model(bert):
+    return quantized(bert, "cpu_openvino")
+
+
+@pytest.mark.parametrize("recipe", ["cpu_openvino", "int8_residual_both_asymmetric", "w4a8_residual"])
+@pytest.mark.parametrize("mode", ["quantized", "float"])
+def test_a_saved_model_answers_like_the_simulation_to_the_last_digits(tmp_path, bert, recipe, mode):
+    model, path = quantized(bert, recipe), tmp_path / "served"
+    export(model, path, target="saved_model", mode=mode, check_data=bert.batches)
+    found = agreement_with(model, open_file(path), bert.batches, mode)
+    assert found.largest < 1e-5 and found.same == 1.0
+
+
+def test_a_saved_model_of_a_function_is_served_under_its_names(tmp_path):
+    kernel = tf.Variable(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), name="kernel")
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], name="features")])
+    def score(features):
+        return {"scores": tf.matmul(features, kernel)}
+
+    batches = [(np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32),)]
+    model = tfquant.quantize(score, "int8_residual_float", calibration=batches, progress=False)
+    export(model, tmp_path / "served", target="saved_model")
+    signature = tf.saved_model.load(str(tmp_path / "served")).signatures["serving_default"]
+    answer = signature(features=tf.constant(batches[0][0]))
+    np.testing.assert_allclose(answer["scores"], model(batches[0][0])["scores"], atol=1e-6)
+
+
+def test_a_saved_model_replaces_another_and_nothing_else(tmp_path, model):
+    path = tmp_path / "served"
+    path.mkdir()
+    (path / "thesis.txt").write_text("the only copy")
+    with pytest.raises(ValueError, match="served: is there and is no SavedModel"):
+        export(model, path, target="saved_model")
+    assert (path / "thesis.txt").read_text() == "the only copy"
+    (path / "thesis.txt").unlink()
+    path.rmdir()
+    for _ in range(2):
+        export(model, path, target="saved_model")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["served"] and (path / "saved_model.pb").exists()
+
+
+@pytest.mark.parametrize("recipe", ["cpu_openvino", "int8_residual_float", "w4a8_residual"])
+def test_openvino_answers_like_the_simulation(tmp_path, bert, recipe):
+    # On processors without VNNI its sums of two products of 8 bits overflow, with 7-bit weights they do not.
+    recipe = tfquant.recipe(recipe)
+    recipe = recipe if recipe.name == "w4a8_residual" else recipe.with_spec(roles=["weight"], format="int7")
+    model, path = quantized(bert, recipe), tmp_path / "model.xml"
+    found = export(model, path, target="openvino", check_data=bert.batches, tolerance=0.1)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+    assert found.size == path.stat().st_size + (tmp_path / "model.bin").stat().st_size
+    assert found.agreement.mean < 0.02 * found.agreement.spread
+
+
+@pytest.mark.parametrize("flags", ["fpu avx2 fma", "fpu avx2 avx512_vnni"])
+def test_where_openvino_overflows_the_error_says_what_to_do(tmp_path, bert, model, monkeypatch, flags):
+    monkeypatch.setattr(openvino, "_processor_flags", lambda: set(flags.split()))
+    answer = openvino.OpenVinoSession.__call__
+    monkeypatch.setattr(
+        openvino.OpenVinoSession, "__call__", lambda self, feed: {name: -value for name, value in answer(self, feed).items()}
+    )
+    with pytest.raises(MismatchError) as caught:
+        export(model, tmp_path / "model.xml", target="openvino", check_data=bert.batches)
+    assert ("int7" in str(caught.value)) == ("vnni" not in flags)
+
+
+def test_openvino_computes_linear_layers_in_integers(tmp_path, bert, model):
+    found = export(model, tmp_path / "model.xml", target="openvino", check_data=bert.batches, tolerance=1.0)
+    float_too = export(model, tmp_path / "float.xml", target="openvino", mode="float", check_data=bert.batches, tolerance=1.0)
+    assert len(found.contractions.integer) == 6 and not float_too.contractions.integer
+    assert float_too.agreement.largest < 1e-4
+
+
+def test_onnxruntime_computes_linear_layers_in_integers(tmp_path, bert, model):
+    found = export(model, tmp_path / "model.onnx", check_data=bert.batches, tolerance=1.0)
+    assert len(found.contractions.integer) == 6 and str(found).count("of 9 products in integers") == 1
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_wants_its_suffix_and_a_folder_that_is_there(tmp_path, model, target):
+    with pytest.raises(ValueError, match="there is no folder"):
+        export(model, tmp_path / "nowhere" / f"model{TARGETS[target].suffix}", target=target)
+    if TARGETS[target].suffix:
+        with pytest.raises(ValueError, match=f"model.bin: must end in {TARGETS[target].suffix}"):
+            export(model, tmp_path / "model.bin", target=target)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_belong_together_are_moved_with_the_one_that_names_them_last(tmp_path, monkeypatch):
+    (tmp_path / "new").mkdir()
+    for name in ("model.xml", "model.bin"):
+        (tmp_path / name).write_text("old")
+        (tmp_path / "new" / name).write_text("new")
+    publish(tmp_path / "new" / "model.xml", tmp_path / "model.xml")
+    assert [(tmp_path / name).read_text() for name in ("model.xml", "model.bin")] == ["new", "new"]
+
+
+def test_check_data_is_refused_where_nothing_answers(tmp_path, bert, model):
+    with pytest.raises(ValueError, match="check_data: no runtime answers what target='packed' writes"):
+        export(model, tmp_path / "model.safetensors", target="packed", check_data=bert.batches)
+    found = export(model, tmp_path / "model.safetensors", target="packed")
+    assert found.agreement is None and found.size == (tmp_path / "model.safetensors").stat().st_size
+
+
+def test_a_broken_saved_model_is_named(tmp_path):
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "saved_model.pb").write_bytes(b"nonsense")
+    with pytest.raises(RuntimeFileError, match="served: TensorFlow cannot read it"):
+        open_file(tmp_path / "served")

@@ -1,0 +1,189 @@
+"""Integer arrays as bits: codes of 1 to 16 bits one right behind the other, the values they stand for, and files of them.
+
+What a file means is its writer's business; here it is tensors and texts by name, with a checksum over both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from calib.grid import Grid
+from tfquant.checkpoint import CheckpointError
+
+MAX_BITS = 16
+CHECKSUM = "sha256"
+# Codes that are spread to bits at once: memory stays small, and every chunk but the last ends with a byte.
+_CHUNK = 1 << 20
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes of `count` codes of `bits` bits."""
+    return (count * bits + 7) // 8
+
+
+def pack(codes: Any, bits: int) -> np.ndarray:
+    """Writes codes behind each other, in row-major order.
+
+    The lowest bit of a code comes first, into the lowest bit of a byte that is free; what is left of the last byte is 0.
+
+    Args:
+      codes: integers from 0 to 2**bits - 1, of any shape.
+      bits: of one code, 1 to 16.
+
+    Returns:
+      uint8 of shape [packed_size].
+
+    Raises:
+      ValueError: a code does not fit, `codes` are no integers, or there is no such number of bits.
+    """
+    _check_bits(bits)
+    flat = np.asarray(codes).reshape(-1)
+    if flat.dtype.kind not in "iu":
+        raise ValueError(f"codes are {flat.dtype.name}, must be integers")
+    if flat.size and (flat.min() < 0 or flat.max() >= 2**bits):
+        raise ValueError(f"codes {flat.min()}..{flat.max()} do not fit into {bits} bits: must lie in 0..{2**bits - 1}")
+    packed = np.empty(packed_size(flat.size, bits), np.uint8)
+    for start in range(0, flat.size, _CHUNK):
+        chunk = np.ascontiguousarray(flat[start : start + _CHUNK], "<u2").view(np.uint8).reshape(-1, 2)
+        spread = np.unpackbits(chunk, axis=1, bitorder="little")[:, :bits]
+        first = start * bits // 8
+        packed[first : first + packed_size(len(chunk), bits)] = np.packbits(spread, bitorder="little")
+    return packed
+
+
+def unpack(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The codes that `pack` wrote, uint16 of `shape`.
+
+    Raises:
+      ValueError: `packed` are not the bytes of so many codes.
+    """
+    _check_bits(bits)
+    count = math.prod(shape)
+    packed = np.asarray(packed)
+    if packed.dtype != np.uint8 or packed.shape != (packed_size(count, bits),):
+        raise ValueError(
+            f"{count} codes of {bits} bits are uint8 of shape [{packed_size(count, bits)}], got {packed.dtype.name} of shape "
+            f"{list(packed.shape)}"
+        )
+    codes = np.empty(count, np.uint16)
+    for start in range(0, count, _CHUNK):
+        size, first = min(_CHUNK, count - start), start * bits // 8
+        chunk = packed[first : first + packed_size(size, bits)]
+        spread = np.zeros((size, MAX_BITS), np.uint8)
+        spread[:, :bits] = np.unpackbits(chunk, count=size * bits, bitorder="little").reshape(size, bits)
+        codes[start : start + size] = np.packbits(spread, axis=1, bitorder="little").view("<u2")[:, 0]
+    return codes.reshape(shape)
+
+
+def _check_bits(bits: int) -> None:
+    if not 1 <= bits <= MAX_BITS:
+        raise ValueError(f"codes of {bits} bits: must be 1 to {MAX_BITS}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedArray:
+    """An array as packed codes: value = scale · (code - zero).
+
+    Attributes:
+      codes: what `pack` made of code - qmin.
+      scale: float32, one value, or one for each combination of indices along `axes`.
+      zero: integers like `scale`; None where it is 0.
+      shape: of the array.
+      bits: of one code.
+      qmin: smallest code.
+      axes: axes that have a scale of their own.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray | None
+    shape: tuple[int, ...]
+    bits: int
+    qmin: int
+    axes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray, grid: Grid, axes: tuple[int, ...]) -> PackedArray:
+        """From codes of `grid`; the zero points of a symmetric one are 0 and left out."""
+        bits = (grid.qmax - grid.qmin).bit_length()
+        packed = pack(codes - grid.qmin, bits)
+        stored = None if grid.symmetric else zero.astype(np.uint8 if bits <= 8 else np.uint16)
+        return cls(packed, scale, stored, codes.shape, bits, grid.qmin, axes)
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What has to be stored, by name."""
+        return {"codes": self.codes, "scale": self.scale} | ({} if self.zero is None else {"zero": self.zero})
+
+    def values(self) -> np.ndarray:
+        """float32 of `shape`."""
+        aligned = [size if axis in self.axes else 1 for axis, size in enumerate(self.shape)]
+        codes = unpack(self.codes, self.bits, self.shape).astype(np.int32) + self.qmin
+        if self.zero is not None:
+            codes -= self.zero.astype(np.int32).reshape(aligned)
+        return self.scale.reshape(aligned) * codes.astype(np.float32)
+
+
+def write_file(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
+    """Writes a safetensors file whose metadata are `texts` and a checksum.
+
+    Raises:
+      CheckpointError: it could not be written.
+    """
+    dense = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    try:
+        save_file(dense, path, {**texts, CHECKSUM: _checksum(dense, texts)})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {_one_line(error)}") from error
+
+
+def read_file(path: str | os.PathLike, marks: Mapping[str, str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and texts of a file of `write_file`.
+
+    Args:
+      path: of the file.
+      marks: texts that it must have.
+
+    Raises:
+      FileNotFoundError: no such file.
+      CheckpointError: it is damaged.
+      ValueError: it has not the marks.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="np") as file:
+            texts = file.metadata() or {}
+            for name, mark in marks.items():
+                if texts.get(name) != mark:
+                    raise ValueError(f"{path}: {name} is {texts.get(name)!r}, not {mark!r}: another program or version wrote it")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged, or no safetensors file: {_one_line(error)}") from error
+    if texts.pop(CHECKSUM, None) != _checksum(tensors, texts):
+        raise CheckpointError(f"{path} is damaged: its contents do not have its checksum. Restore the file or write it again")
+    return tensors, texts
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> str:
+    """SHA-256 of a line `<name> <type> <shape>` and the bytes of each tensor, then a line `<name> <text>` of each text, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype.name} {list(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].tobytes())
+    for name in sorted(texts):
+        digest.update(f"{name} {texts[name]}\n".encode())
+    return digest.hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

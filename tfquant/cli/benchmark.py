@@ -1,0 +1,70 @@
+"""`python -m tfquant benchmark`: latency and throughput of exported files, in turn on the same inputs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+from tfquant.cli import arrays
+from tfquant.latency import Measured, Workload, measure
+from tfquant.runtimes import RUNTIMES, open_file
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "benchmark",
+        help="time exported files",
+        description="Times exported files in turn on the same inputs; ratios are to the first file.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help=".onnx, OpenVINO's .xml, or another exported file")
+    parser.add_argument("--runtime", choices=list(RUNTIMES), help="for all files; by their suffix if not given")
+    parser.add_argument("--batch", default="1,8", help="rows of a call, separated by commas (default %(default)s)")
+    parser.add_argument(
+        "--length", default="128,384",
+        help="of all open axes beside the rows, separated by commas; with --data also `real`: each call as long as its longest row "
+        "(default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of one call (default: all cores, %(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each file, batch and length (default %(default)s)")
+    parser.add_argument("--data", help=".npz with one array for each input, rows first; without it inputs are zeros and masks ones")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line in place of the table")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints a line for each file, batch and length."""
+    rows = arrays.read(options.data) if options.data else None
+    lengths = [length if length == "real" else _positive("--length", length) for length in options.length.split(",")]
+    if "real" in lengths and rows is None:
+        raise ValueError("--length=real: needs --data")
+    if options.seconds <= 0:
+        raise ValueError(f"--seconds={options.seconds}: must be positive")
+    batches = [_positive("--batch", size) for size in options.batch.split(",")]
+    sessions = {path: open_file(path, options.runtime, threads=options.threads) for path in options.files}
+    if not options.json:
+        print(f"{'file':<40}{'batch':>6}{'length':>8}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'rows/s':>9}{'speed':>8}")
+    for batch in batches:
+        for length in lengths:
+            workload = Workload.of(next(iter(sessions.values())).inputs, batch, length, rows)
+            found = measure(sessions, workload, options.seconds)
+            first = next(iter(found.values()))
+            for path, measured in found.items():
+                _show(path, batch, length, measured, measured.rows_per_second / first.rows_per_second, options.json)
+
+
+def _show(path: str, batch: int, length: int | str, measured: Measured, speed: float, as_json: bool) -> None:
+    if as_json:
+        figures = {"file": path, "batch": batch, "length": length, **measured.figures(), "speed": round(speed, 3)}
+        print(json.dumps(figures), flush=True)
+        return
+    times = "".join(f"{value:>9.2f}" for value in (measured.p50, measured.p95, measured.p99))
+    name = path if len(path) < 40 else "..." + path[-36:]
+    print(f"{name:<40}{batch:>6}{length:>8}{times}{measured.rows_per_second:>9.1f}{speed:>8.2f}", flush=True)
+
+
+def _positive(flag: str, text: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise ValueError(f"{flag}: {text!r} is no positive number")
+    return int(text)

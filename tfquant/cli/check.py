@@ -1,0 +1,40 @@
+"""`python -m tfquant check`: an exported file against the checkpoint that it was made from, on real batches."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tfquant.cli import arrays, models
+from tfquant.engine import MODES
+from tfquant.runtimes import RUNTIMES
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="compare an exported file with its checkpoint",
+        description="Compares an exported file with its checkpoint; ends with 1 if more rows differ than --tolerance allows.",
+    )
+    models.add(parser)
+    parser.add_argument("path", help="the exported file")
+    parser.add_argument("--check_data", required=True, help=".npz with one array for each input, rows first")
+    parser.add_argument("--mode", default="quantized", choices=MODES, help="in which the file was written (default %(default)s)")
+    parser.add_argument("--runtime", choices=list(RUNTIMES), help="that answers; by the file's suffix if not given")
+    parser.add_argument("--batch_size", type=int, default=8, help="rows at a time (default %(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.01, help="largest share of rows with another answer (default %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints how far both agree."""
+    import tfquant
+
+    rows = arrays.read(options.check_data)
+    batches = list(arrays.batches(rows, options.batch_size))
+    found = tfquant.compare(
+        models.load(options, rows), options.path, batches, mode=options.mode, runtime=options.runtime, tolerance=options.tolerance
+    )
+    print(f"{options.path}: {found}")

@@ -1,0 +1,46 @@
+"""`python -m tfquant export`: a checkpoint of `tfquant.save` as a file for another runtime."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tfquant.cli import arrays, models
+from tfquant.engine import MODES
+from tfquant.export.targets import TARGETS
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write a calibrated or trained checkpoint for another runtime",
+        description="Writes a checkpoint of tfquant.save for another runtime and compares both on real batches.",
+    )
+    models.add(parser)
+    parser.add_argument("path", help="what to write")
+    parser.add_argument("--target", default="onnx", choices=list(TARGETS))
+    parser.add_argument("--mode", default="quantized", choices=MODES, help="float writes the network without quantizers")
+    parser.add_argument("--opset", type=int, default=17, help="of ONNX (default %(default)s)")
+    parser.add_argument("--check_data", help=".npz with one array for each input, rows first; without it nothing is compared")
+    parser.add_argument("--batch_size", type=int, default=8, help="rows of --check_data at a time (default %(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.01, help="largest share of rows with another answer (default %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints what was written."""
+    import tfquant
+
+    rows = arrays.read(options.check_data) if options.check_data else None
+    written = tfquant.export(
+        models.load(options, rows),
+        options.path,
+        target=options.target,
+        mode=options.mode,
+        opset=options.opset,
+        tolerance=options.tolerance,
+        check_data=None if rows is None else list(arrays.batches(rows, options.batch_size)),
+    )
+    print(written)

@@ -1,0 +1,43 @@
+"""What the world sees of an exported network: names, types and order of its inputs and outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfquant.graph.trace import Trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Interface:
+    """Of a network as a function of flat inputs.
+
+    Attributes:
+      inputs: signature, named, in the order of `tf.nest.flatten`.
+      outputs: names, in that order too.
+    """
+
+    inputs: tuple[tf.TensorSpec, ...]
+    outputs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, trace: Trace) -> Interface:
+        specs = zip(trace.input_specs, trace.input_names, strict=True)
+        return cls(tuple(tf.TensorSpec(spec.shape, spec.dtype, name=name) for spec, name in specs), _names(trace.output_structure))
+
+    def named_inputs(self, flat: Sequence[Any]) -> dict[str, Any]:
+        return {spec.name: value for spec, value in zip(self.inputs, flat, strict=True)}
+
+    def named_outputs(self, flat: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(self.outputs, flat, strict=True))
+
+
+def _names(structure: Any) -> tuple[str, ...]:
+    """Keys of a mapping; else `output`, or `output_0` and so on."""
+    if isinstance(structure, Mapping) and all(isinstance(leaf, tf.TensorSpec) for leaf in structure.values()):
+        return tuple(sorted(structure))  # the order of tf.nest.flatten
+    leaves = [leaf for leaf in tf.nest.flatten(structure) if isinstance(leaf, tf.TensorSpec)]
+    return ("output",) if len(leaves) == 1 else tuple(f"output_{index}" for index in range(len(leaves)))

@@ -1,0 +1,29 @@
+"""OpenVINO's own files: its reader takes QDQ of ONNX over into quantized operations."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+from tfquant.export import onnx_file
+from tfquant.export.order import Order
+from tfquant.runtimes.session import missing_package, read
+
+
+def write(order: Order, path: str) -> None:
+    """Writes `path` and, beside it, a file of the same name that ends in `.bin`.
+
+    Raises:
+      ModuleNotFoundError: OpenVINO is not installed.
+      ExportError: something of the model has no counterpart in ONNX, from which OpenVINO reads it.
+    """
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "export to OpenVINO") from None
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = os.path.join(folder, "model.onnx")
+        onnx_file.write(order, source)
+        model = read(source, "OpenVINO", lambda: openvino.Core().read_model(source))
+        openvino.save_model(model, path, compress_to_fp16=False)

@@ -1,0 +1,299 @@
+"""Packed storage: a quantized network in one safetensors file, parameters as codes of 2 to 16 bits.
+
+What is in the file, for readers without tfquant. Its metadata, all of them texts:
+
+    format     `tfquant.packed`
+    version    `1`
+    variables  JSON, in the order of the model: [{"path", "shape", "dtype"}, ...]; with "bits", "qmin" and "axes" where packed
+    recipe     JSON, see `tfquant.Recipe`
+    sites      JSON: [[address, shape of its range], ...]
+    sha256     of all tensors and texts, see `tfquant.bitpacking`
+
+A variable without "bits" is the tensor `<path>`, in its own type (bfloat16 as float32, which holds it). A packed one is
+
+    <path>/codes  uint8 of one axis: code - qmin of every value in row-major order, "bits" bits each, one right behind the other;
+                  the lowest bit of a code comes first, into the lowest free bit of a byte; the rest of the last byte is 0
+    <path>/scale  float32, one value, or one for each index along "axes": the shape of the variable without its other axes
+    <path>/zero   integers like scale; missing where it is 0
+
+and holds scale · (code - zero), a product of two float32. In NumPy, with n values of b bits:
+
+    bits = np.unpackbits(codes, count=n * b, bitorder="little").reshape(n, b)
+    codes = (bits @ (1 << np.arange(b)) + qmin).reshape(shape)
+
+Ranges are `tfquant/ranges/<site address>/<name>`: `lower` (missing where it is -upper) and `upper`, or what is learned in place of
+them.
+
+A variable is packed if sites alone read it, and if their simulation makes of the values above, bit for bit, what it makes of the
+variable (the sign of zeros aside). This is tried out for every one; what fails stays in float, and the report says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfquant import qdq
+from tfquant.bitpacking import PackedArray, read_file, write_file
+from tfquant.calibration import engine_of
+from tfquant.engine import Engine
+from tfquant.export.errors import ExportError
+from tfquant.export.order import Order
+from tfquant.graph.dataflow import Dataflow
+from tfquant.graph.source import source_of
+from tfquant.model import QuantizedFunction, QuantizedModel, wrap
+from tfquant.quantizer import Quantizer
+from tfquant.sizes import SizeReport, VariableSize
+from tfquant.spec import Recipe
+from tfquant.store import WEIGHTS, fingerprint, matching_weights, range_name, renamed_sites
+
+MARKS = {"format": "tfquant.packed", "version": "1"}
+_COPIES = ("ReadVariableOp", "Identity", "StopGradient")
+_LOOKUPS = ("ResourceGather", "GatherV2", "Gather")
+
+
+def write(order: Order, path: str) -> None:
+    """Writes a network as one file.
+
+    Raises:
+      ExportError: the order is for the float network, or two tensors would have one name (ValueError: two variables).
+      UncalibratedError: a site has no range.
+      CheckpointError: the file could not be written.
+    """
+    engine = order.engine
+    if order.mode != "quantized":
+        raise ExportError(f"a packed file holds codes, of which mode {order.mode!r} has none: export with mode 'quantized'")
+    engine.check_calibrated()
+    stored = _stored(engine)
+    pairs = [pair for variable in stored for pair in variable.tensors.items()] + list(_ranges(engine).items())
+    if len(dict(pairs)) != len(pairs):
+        raise ExportError("two tensors would have one name: give the layers of the model other names")
+    texts = {
+        "variables": [variable.entry for variable in stored],
+        "recipe": engine.plan.recipe.to_dict(),
+        "sites": [fingerprint(site) for site in engine.plan.sites],
+    }
+    write_file(path, dict(pairs), {**MARKS, **{name: json.dumps(value, separators=(",", ":")) for name, value in texts.items()}})
+
+
+def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: Any = None) -> QuantizedModel | QuantizedFunction:
+    """Reads a packed file into a fresh model.
+
+    Args:
+      path: of the file.
+      model: built like the packed one; its weights are overwritten, those that were packed with the values of their codes.
+      inputs, signature: as for `tfquant.quantize`.
+
+    Returns:
+      The quantized model, which computes what the packed one did.
+
+    Raises:
+      FileNotFoundError: no such file.
+      CheckpointError: it is damaged.
+      ValueError: it is no packed file, or weights or sites differ from those of `model`; all differences are listed. The weights of
+        `model` are as before then.
+    """
+    file = _File(path)
+    engine = Engine(source_of(model, inputs, signature), file.recipe)
+    quantized = wrap(model, engine)
+    renamed = renamed_sites(quantized, file.sites, str(path))
+    variables = _variables(engine)
+    values = matching_weights(variables, file, str(path))
+    types = [(name, values[name].dtype.name, variable.dtype.name) for name, variable in variables.items()]
+    wrong = [f"{name}: {saved} in the file, {own} in the model" for name, saved, own in types if saved != own]
+    if wrong:
+        raise ValueError(f"{path}: types differ from the model's: {'; '.join(wrong)}")
+    for address, quantizer in engine.quantizers.items():  # not yet the user's
+        saved = {name: file.tensors.get(range_name(renamed[address], name)) for name in quantizer.variables}
+        if quantizer.learned is None:
+            quantizer.set_range(-saved["upper"] if saved["lower"] is None else saved["lower"], saved["upper"])
+        else:
+            for name, variable in quantizer.variables.items():
+                variable.assign(saved[name])
+    for name, variable in variables.items():
+        variable.assign(values[name])
+    return quantized
+
+
+def size_report(model: QuantizedModel | QuantizedFunction, path: str | os.PathLike | None = None) -> SizeReport:
+    """How large the variables of a calibrated model are, and what packing makes of them.
+
+    Args:
+      model: from `tfquant.quantize` or `tfquant.load`.
+      path: of the file that was written of it, to have its size in the report.
+
+    Raises:
+      UncalibratedError: a site has no range.
+    """
+    engine = engine_of(model)
+    engine.check_calibrated()
+    sizes = []
+    for variable in _stored(engine):
+        value, used = variable.value, sum(tensor.nbytes for tensor in variable.tensors.values())
+        bits = value.itemsize * 8 if variable.packed is None else variable.packed.bits
+        sizes.append(VariableSize(variable.path, value.shape, bits, value.nbytes, used, variable.note))
+    ranges = sum(value.nbytes for value in _ranges(engine).values())
+    return SizeReport(tuple(sizes), ranges, None if path is None else os.path.getsize(path))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Stored:
+    """A variable as it is in the file; `value` in float, `note` as in `VariableSize`."""
+
+    path: str
+    dtype: str
+    value: np.ndarray
+    packed: PackedArray | None
+    note: str
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        if self.packed is None:
+            return {self.path: self.value}
+        return {f"{self.path}/{name}": value for name, value in self.packed.tensors.items()}
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        entry = {"path": self.path, "shape": self.value.shape, "dtype": self.dtype}
+        return entry if self.packed is None else entry | {n: getattr(self.packed, n) for n in ("bits", "qmin", "axes")}
+
+
+def _stored(engine: Engine) -> list[_Stored]:
+    """All variables, in the order of the model."""
+    flow = Dataflow(engine.inference)
+    readers = _readers(engine, flow)
+    behind = {edge.table or flow.variable_behind(edge.tensor) for _, edge in engine.placements() if edge.parameter}
+    sited = {id(variable) for handle, variable in engine.inference.variables.items() if handle in behind}
+    found = []
+    for path, variable in _variables(engine).items():
+        value, packed, note = np.asarray(variable.numpy()), None, ""
+        sites, other = readers.get(id(variable), ([], ""))
+        if sites and not other:
+            packed = _packed(value, [engine.quantizers[address] for address in sites])
+            reason = "its sites have different ranges" if len(sites) > 1 else f"site {sites[0]} rounds its codes to other values"
+            note = "" if packed else reason
+        elif sites or id(variable) in sited:
+            note = f"{other} reads it in float"
+        value = value.astype(np.float32) if variable.dtype == tf.bfloat16 else value
+        found.append(_Stored(path, variable.dtype.name, value, packed, note))
+    return found
+
+
+def _variables(engine: Engine) -> dict[str, tf.Variable]:
+    """Path -> variable, without the ranges. Random states of dropout are no weights."""
+    trace = engine.inference
+    traced = {id(variable): trace.paths[handle] for handle, variable in trace.variables.items()}
+    pairs = [(traced.get(id(variable), path), variable) for variable, path in engine.source.named_variables]
+    pairs += [(traced[id(variable)], variable) for variable in trace.variables.values()]
+    named: dict[str, tf.Variable] = {}
+    for path, variable in pairs:
+        if path.rpartition("/")[2] == "seed_generator_state":
+            continue
+        if named.setdefault(path, variable) is not variable:
+            raise ValueError(f"two variables are called {path!r}: give the layers of the model different names to pack it")
+    return named
+
+
+def _readers(engine: Engine, flow: Dataflow) -> dict[int, tuple[list[str], str]]:
+    """id of a variable -> addresses of the sites that quantize its plain values, and an operation that takes them in float."""
+    edges: dict[tuple[str, int], list[str]] = {}
+    tensors: dict[str, list[str]] = {}
+    for site, edge in engine.placements():
+        if site.enabled and edge.consumer is None:
+            tensors.setdefault(edge.tensor.name, []).append(site.address)
+        elif site.enabled:
+            edges.setdefault(edge.consumer, []).append(site.address)
+    found: dict[int, tuple[list[str], str]] = {}
+    for handle, variable in engine.inference.variables.items():
+        sites, other = found.get(id(variable), ([], ""))
+        pending = list(flow.consumers.get(handle, ()))
+        while pending:
+            op, index = pending.pop()
+            result = op.outputs[0].name if op.outputs else ""
+            if (op.name, index) in edges:
+                sites += edges[op.name, index]
+            elif result in tensors and (op.type in _COPIES or (op.type in _LOOKUPS and index == 0)):
+                sites += tensors[result]  # before all consumers
+            elif op.type in _COPIES and result not in flow.output_names:
+                pending += flow.value_consumers(op.outputs[0])
+            else:
+                other = other or op.name
+        found[id(variable)] = (list(dict.fromkeys(sites)), other)
+    return found
+
+
+def _packed(value: np.ndarray, quantizers: list[Quantizer]) -> PackedArray | None:
+    """`value` as codes; None if one of its quantizers would make something else of them."""
+    if not np.isfinite(value).all():
+        return None
+    site, simulations = quantizers[0].site, [_simulation(quantizer, value) for quantizer in quantizers]
+    grid, before = site.spec.grid, [simulation(value) for simulation in simulations]
+    rounded, lower, width = before[0]
+    scale = np.asarray(width / np.float32(grid.steps), np.float32)
+    zero = np.zeros_like(scale) if grid.symmetric else np.rint(-lower / scale) + grid.qmin
+    ones = [size if axis in site.channel_axes else 1 for axis, size in enumerate(value.shape)]
+    codes = (np.rint(rounded / scale.reshape(ones)) + zero.reshape(ones)).astype(np.int32)
+    if (codes < grid.qmin).any() or (codes > grid.qmax).any():
+        return None
+    packed = PackedArray.of(codes, scale, zero, grid, site.channel_axes)
+    after = [simulation(packed.values().astype(value.dtype)) for simulation in simulations]
+    return packed if all(np.array_equal(old[0], new[0]) for old, new in zip(before, after, strict=True)) else None
+
+
+def _simulation(quantizer: Quantizer, value: np.ndarray) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """Values -> what the network makes of them, lower end and width of the range; float32.
+
+    In a graph: there TensorFlow divides by constants through a product with their reciprocal, which moves a step by its last bit,
+    and the zero point that follows from it by one where it lies between two codes.
+    """
+    grid = quantizer.site.spec.grid
+
+    def simulate(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        lower, upper = quantizer.lower, quantizer.upper
+        if grid.symmetric:
+            width = tf.maximum(tf.maximum(tf.abs(lower), tf.abs(upper)), qdq.SMALLEST_AMAX)
+        else:
+            lower, width = qdq.zero_in_range(lower, upper, grid)
+        return tf.cast(quantizer(x), tf.float32), tf.convert_to_tensor(lower), width
+
+    spec = tf.TensorSpec(value.shape, tf.as_dtype(value.dtype))
+    function = tf.function(simulate, autograph=False, input_signature=[spec]).get_concrete_function()
+    return lambda x: [result.numpy() for result in function(tf.constant(x))]
+
+
+def _ranges(engine: Engine) -> dict[str, np.ndarray]:
+    """Name -> the state of every site, as in checkpoints."""
+    found = {}
+    for address, quantizer in engine.quantizers.items():
+        values = {name: np.asarray(variable.numpy()) for name, variable in quantizer.variables.items()}
+        if quantizer.learned is None and np.array_equal(values["lower"], -values["upper"]):
+            del values["lower"]
+        found |= {range_name(address, name): value for name, value in values.items()}
+    return found
+
+
+class _File:
+    """A packed file; variables and their shapes by name, as `store` takes them of a checkpoint."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.tensors, texts = read_file(path, MARKS)
+        self.recipe, self.sites = Recipe.from_json(texts["recipe"]), json.loads(texts["sites"])
+        self._entries = {entry["path"]: entry for entry in json.loads(texts["variables"])}
+        self.shapes = {name: tuple(entry["shape"]) for name, entry in self._entries.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray | str:
+        """The values of a variable in its own type."""
+        if name == WEIGHTS:
+            return json.dumps(list(self._entries))
+        entry, value = self._entries[name], self.tensors.get(name)
+        if "bits" in entry:
+            codes, scale, zero = (self.tensors.get(f"{name}/{part}") for part in ("codes", "scale", "zero"))
+            shape, axes = self.shapes[name], tuple(entry["axes"])
+            value = PackedArray(codes, scale, zero, shape, entry["bits"], entry["qmin"], axes).values()
+        return value.astype(tf.as_dtype(entry["dtype"]).as_numpy_dtype)

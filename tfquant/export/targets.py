@@ -1,0 +1,81 @@
+"""Targets: what can be written for which runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+
+from tfquant.export import onnx_file, openvino, packed, saved_model, tensorrt
+from tfquant.export.order import Order
+from tfquant.runtimes import Contractions, Session, onnxruntime, open_file
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A form in which a network can be written.
+
+    Attributes:
+      write: writes an order to a path.
+      suffix: of the file; a folder has none.
+      readers: which of `tfquant.runtimes.RUNTIMES` answer it here; the first one checks it. A file without a
+        reader is for tfquant itself.
+      as_written: checked node by node: what ONNX Runtime makes of signed bytes it cannot always run.
+      contractions: file -> which products are computed in integers; the reader is asked if not given.
+    """
+
+    write: Callable[[Order, str], None]
+    suffix: str
+    readers: tuple[str, ...] = ()
+    as_written: bool = False
+    contractions: Callable[[str], Contractions] | None = None
+
+    def open(self, path: pathlib.Path) -> Session:
+        """The written file in its first reader."""
+        if self.as_written:
+            return onnxruntime.open_file(str(path), as_written=True)
+        return open_file(path, self.readers[0])
+
+    def contractions_of(self, path: pathlib.Path, session: Session) -> Contractions:
+        """How the products of a written file are computed."""
+        return session.contractions() if self.contractions is None else self.contractions(str(path))
+
+    def check_path(self, path: pathlib.Path) -> None:
+        """Raises ValueError if the target cannot be written to `path`."""
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: there is no folder {path.parent}")
+        if self.suffix and path.suffix != self.suffix:
+            raise ValueError(f"{path}: must end in {self.suffix}")
+        if self.suffix and path.is_dir():
+            raise ValueError(f"{path}: is a folder")
+        if not self.suffix and path.exists() and not saved_model.is_saved_model(path):
+            raise ValueError(f"{path}: is there and is no SavedModel: name another folder")
+
+
+TARGETS = {
+    "onnx": Target(onnx_file.write, ".onnx", ("onnxruntime", "openvino")),
+    "tensorrt": Target(tensorrt.write, ".onnx", ("onnxruntime", "openvino"), as_written=True, contractions=tensorrt.contractions),
+    "openvino": Target(openvino.write, ".xml", ("openvino",)),
+    "packed": Target(packed.write, ".safetensors"),
+    "saved_model": Target(saved_model.write, "", ("tensorflow",)),
+}
+
+
+def publish(written: pathlib.Path, path: pathlib.Path) -> None:
+    """Moves what was written, and the files that belong to it, to its place; what was there before is replaced."""
+    if written.is_dir():
+        if path.exists():
+            os.replace(path, written.parent / "replaced")
+        os.replace(written, path)
+        return
+    for other in sorted(written.parent.iterdir()):
+        if other != written:
+            os.replace(other, path.parent / other.name)
+    os.replace(written, path)  # the last one, as it names the others
+
+
+def size_of(path: pathlib.Path) -> int:
+    """Bytes of everything at `path`."""
+    files = [entry for entry in path.rglob("*") if entry.is_file()] if path.is_dir() else [path]
+    return sum(entry.stat().st_size for entry in files)

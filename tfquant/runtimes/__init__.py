@@ -1,0 +1,54 @@
+"""Runtimes: how an exported file is run, for checks, predictions and timings."""
+
+from __future__ import annotations
+
+import os
+
+from tfquant.runtimes import onnxruntime, openvino, saved_model
+from tfquant.runtimes.session import Contractions, Input, RuntimeFileError, Session
+
+__all__ = ["RUNTIMES", "Contractions", "Input", "RuntimeFileError", "Session", "open_file", "runtime_of"]
+
+# Name -> what opens a file in it.
+RUNTIMES = {"onnxruntime": onnxruntime.open_file, "openvino": openvino.open_file, "tensorflow": saved_model.open_file}
+_BY_SUFFIX = {".onnx": "onnxruntime", ".xml": "openvino", "": "tensorflow"}
+
+
+def runtime_of(path: str | os.PathLike) -> str:
+    """The runtime that a file is made for, by its suffix.
+
+    Raises:
+      RuntimeFileError: no runtime has such files.
+    """
+    suffix = os.path.splitext(path)[1]
+    if os.path.isdir(path):
+        return "tensorflow"
+    if suffix not in _BY_SUFFIX:
+        known = ", ".join(f"{ending or 'a folder (SavedModel)'}: {name}" for ending, name in _BY_SUFFIX.items())
+        raise RuntimeFileError(f"{path}: no runtime for files that end in {suffix!r}; known: {known}")
+    return _BY_SUFFIX[suffix]
+
+
+def open_file(path: str | os.PathLike, runtime: str | None = None, *, threads: int | None = None) -> Session:
+    """Opens an exported file for running.
+
+    Args:
+      path: of an `.onnx` file, an OpenVINO `.xml` file or a SavedModel folder.
+      runtime: one of `RUNTIMES`; if not given, the one that such files are made for. OpenVINO reads ONNX files as well.
+      threads: for one call; the runtime's own choice if not given.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ModuleNotFoundError: the runtime is not installed; the message says how.
+      RuntimeFileError: the runtime cannot read the file.
+      ValueError: unknown runtime, or `threads` is not positive.
+    """
+    path = os.fspath(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no file {path}")
+    runtime = runtime_of(path) if runtime is None else runtime
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtime {runtime!r}: must be one of {', '.join(RUNTIMES)}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads={threads}: must be at least 1")
+    return RUNTIMES[runtime](path, threads=threads)

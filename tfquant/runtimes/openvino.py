@@ -1,0 +1,85 @@
+"""OpenVINO's own files, and ONNX files, in OpenVINO, on the processor."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfquant.runtimes.session import Contractions, Input, Outputs, fed, missing_package, read
+
+# Operations of a compiled network, as the plugin calls them.
+_PRODUCTS = {"FullyConnected", "MatMul", "Convolution", "ScaledDotProductAttention", "MHA", "Subgraph_MHA"}
+_INTEGER_TYPES = {"u8", "i8", "u4", "i4"}
+
+
+class OpenVinoSession:
+    """See `tfquant.runtimes.Session`."""
+
+    def __init__(self, compiled: Any):
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+        self.inputs = tuple(
+            Input(port.get_any_name(), np.dtype(port.get_element_type().to_dtype()), _sizes(port)) for port in compiled.inputs
+        )
+        self._outputs = [port.get_any_name() for port in compiled.outputs]
+
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> Outputs:
+        answers = self._request.infer(fed(self.inputs, feed), share_inputs=True)
+        return {name: np.array(answers[index]) for index, name in enumerate(self._outputs)}  # the request keeps its own buffers
+
+    def contractions(self) -> Contractions:
+        found: tuple[list[str], list[str]] = ([], [])
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            entries = node.get_rt_info()
+            if str(entries["layerType"].astype(str)) in _PRODUCTS:
+                kind = str(entries["runtimePrecision"].astype(str))
+                found[kind not in _INTEGER_TYPES].append(node.get_friendly_name())
+        return Contractions(tuple(found[0]), tuple(found[1]))
+
+
+def open_file(path: str, *, threads: int | None = None, bfloat16: bool = False) -> OpenVinoSession:
+    """Opens an `.xml` or ONNX file.
+
+    Args:
+      path: of the file.
+      threads: for one call; OpenVINO's choice if not given.
+      bfloat16: whether what is left in floating point may be computed in bfloat16. OpenVINO does so by itself on processors that
+        have it, and answers change.
+    """
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "running a file in OpenVINO") from None
+
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    core = openvino.Core()
+    return OpenVinoSession(read(path, "OpenVINO", lambda: core.compile_model(core.read_model(path), "CPU", options)))
+
+
+def hint() -> str:
+    """What may be wrong on this machine if answers differ; empty where nothing is known."""
+    flags = _processor_flags()
+    if "avx2" not in flags or any("vnni" in flag or flag.startswith("amx_int8") for flag in flags):
+        return ""
+    return (
+        "; this processor has no VNNI, where OpenVINO's sums of two 8-bit products overflow 16 bits: for such processors quantize "
+        "weights with 7 bits, recipe.with_spec(roles=['weight'], format='int7')"
+    )
+
+
+def _processor_flags() -> set[str]:
+    """As Linux lists them; none on other systems."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
+def _sizes(port: Any) -> tuple[int | None, ...]:
+    return tuple(None if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
