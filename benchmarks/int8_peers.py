@@ -12,11 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import tempfile
+import time
 
 import numpy as np
 
 import modeling
-from benchmarks.int8_pipelines import PIPELINES, Source
+import tfquant
+from benchmarks.int8_pipelines import PIPELINES, Source, with_7_bit_weights
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, DevSet, Squad
 from tfquant.export.targets import size_of
@@ -24,6 +27,11 @@ from tfquant.latency import Workload, measure
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SEED, WINDOWS = 12345, 256
+# Files of ours whose answers are held against the simulation.
+OURS = {
+    "tfquant cpu_onnxruntime": "cpu_onnxruntime",
+    "tfquant cpu_openvino with 7-bit weights, OpenVINO": with_7_bit_weights("cpu_openvino"),
+}
 SHAPES = ((1, 128), (1, 384), (8, 128), (8, 384))
 
 
@@ -72,6 +80,42 @@ def scored(source: Source, name: str, dev: DevSet, threads: int) -> dict:
     }
 
 
+def parity(source: Source, name: str, recipe: str | tfquant.Recipe, dev: DevSet, threads: int) -> dict:
+    """Answers of one of our files beside those of the simulation it was made from."""
+    pipeline = PIPELINES[name]
+    session = pipeline.open(str(pipeline.write(source)), threads)
+    simulation = tfquant.quantize(source.model, recipe, calibration=source.calibration)
+    found = dev.answers(lambda batch: session({key: np.asarray(batch[key], np.int32) for key in INPUTS}), name)
+    simulated = dev.answers(simulation, "simulation")
+    return {
+        "same answers": round(100.0 * sum(found[i] == simulated[i] for i in found) / len(found), 2),
+        "f1 of the file": dev.scores_of(found)["f1"],
+        "f1 of the simulation": dev.scores_of(simulated)["f1"],
+        "questions": len(found),
+    }
+
+
+def cost_of_export(source: Source) -> dict:
+    """Seconds, and memory at the peak beyond what the process held before, as a multiple of the float parameters."""
+    model = tfquant.quantize(source.model, "cpu_onnxruntime", calibration=source.calibration)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before, began = _memory("VmRSS"), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        written = tfquant.export(model, pathlib.Path(folder, "model.onnx"))
+    seconds = time.perf_counter() - began
+    return {
+        "seconds": round(seconds, 1),
+        "memory": round((_memory("VmHWM") - before) / written.parameters, 2),
+        "parameters": written.parameters,
+    }
+
+
+def _memory(what: str) -> int:
+    """Bytes, as Linux counts them."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{what}:")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
@@ -86,8 +130,13 @@ def main() -> None:
     mini, dev = minilm(squad, options.output / "MiniLM"), DevSet(squad, options.questions)
     for name in usable:
         results.row(f"MiniLM, {name}", lambda n=name: scored(mini, n, dev, options.threads))
+    for name, recipe in OURS.items():
+        results.row(f"MiniLM, parity of {name}", lambda n=name, r=recipe: parity(mini, n, r, dev, options.threads))
     measure_latency(results, "MiniLM", mini, options)
-    measure_latency(results, "BERT-base", bert_base(squad, options.output / "BERT-base"), options)
+    base = bert_base(squad, options.output / "BERT-base")
+    measure_latency(results, "BERT-base", base, options)
+    for model, source in (("MiniLM", mini), ("BERT-base", base)):
+        results.row(f"{model}, export", lambda s=source: cost_of_export(s))
     missing = {name: pipeline.missing for name, pipeline in PIPELINES.items() if pipeline.missing}
     if missing:
         print(json.dumps({"not measured, packages are missing": missing}))

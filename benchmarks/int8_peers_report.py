@@ -34,3 +34,28 @@ def accuracy_table(rows: Rows, model: str) -> str:
             f"{figures['integer']} of {figures['products']} | {figures['f1']:.2f} | {figures['f1'] - base['f1']:+.2f} |"
         )
     return "\n".join(lines)
+
+
+def parity_table(rows: Rows) -> str:
+    """Markdown: answers of our files beside those of the simulation."""
+    start = "MiniLM, parity of "
+    found = {name.removeprefix(start): figures for name, figures in rows.items() if name.startswith(start)}
+    if not found:
+        return "Not measured yet."
+    lines = ["| file | questions | same answers | F1 of the file | of the simulation |", "|---|---|---|---|---|"]
+    for name, figures in found.items():
+        lines.append(
+            f"| {name} | {figures['questions']} | {figures['same answers']:.1f} % | {figures['f1 of the file']:.2f} | "
+            f"{figures['f1 of the simulation']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def export_cost(rows: Rows) -> str:
+    """One sentence a model: what exporting it takes."""
+    found = {name.removesuffix(", export"): figures for name, figures in rows.items() if name.endswith(", export")}
+    return "\n".join(
+        f"Exporting the {model} took {figures['seconds']:.0f} s and {figures['memory']:.1f} times the memory of its "
+        f"{figures['parameters'] / 2**20:.0f} MiB of float parameters."
+        for model, figures in found.items()
+    ) or "Not measured yet."

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 import tfquant
 from tfquant.runtimes import Session, onnxruntime, open_file, openvino
@@ -76,7 +77,7 @@ class Pipeline:
         return [name for name in self.packages if importlib.util.find_spec(name) is None]
 
 
-def ours(recipe: str, file: str, target: str) -> Callable[[Source], pathlib.Path]:
+def ours(recipe: str | tfquant.Recipe, file: str, target: str) -> Callable[[Source], pathlib.Path]:
     """Post-training quantization with a recipe, exported."""
 
     def write(source: Source) -> pathlib.Path:
@@ -144,6 +145,23 @@ def nncf(source: Source) -> pathlib.Path:
     return path
 
 
+def litert_dynamic(source: Source) -> pathlib.Path:
+    """TensorFlow's converter with its default optimizations: weights in int8, activations rounded batch by batch."""
+    path = source.folder / "dynamic.tflite"
+    if not path.exists():
+        signature = [{name: tf.TensorSpec([None, None], tf.int32, name=name) for name in source.calibration[0]}]
+        network = tf.function(lambda inputs: source.model(inputs, training=False), autograph=False, input_signature=signature)
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()], source.model)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        path.write_bytes(converter.convert())
+    return path
+
+
+def with_7_bit_weights(recipe: str) -> tfquant.Recipe:
+    """For OpenVINO on processors without VNNI, where sums of two products of 8 bits overflow."""
+    return tfquant.recipe(recipe).with_spec(roles=["weight"], format="int7")
+
+
 def float_file(source: Source) -> pathlib.Path:
     return source.float_onnx
 
@@ -162,8 +180,13 @@ PIPELINES = {
     "ONNX Runtime quantize_static": Pipeline(ort_static(optimized=False)),
     "ONNX Runtime optimizer + quantize_static": Pipeline(ort_static(optimized=True)),
     "NNCF, OpenVINO": Pipeline(nncf, in_openvino(), packages=("nncf",)),
+    "LiteRT dynamic range": Pipeline(litert_dynamic),
+    "tfquant litert, LiteRT": Pipeline(ours("litert", "ours.tflite", "litert")),
     "tfquant cpu_onnxruntime": Pipeline(ours("cpu_onnxruntime", "ours.onnx", "onnx")),
     "tfquant cpu_onnxruntime_embeddings": Pipeline(ours("cpu_onnxruntime_embeddings", "ours_embeddings.onnx", "onnx")),
+    "tfquant cpu_openvino with 7-bit weights, OpenVINO": Pipeline(
+        ours(with_7_bit_weights("cpu_openvino"), "ours_int7.xml", "openvino"), in_openvino()
+    ),
     "tfquant cpu_openvino, OpenVINO": Pipeline(ours("cpu_openvino", "ours.xml", "openvino"), in_openvino()),
     "tfquant cpu_openvino, OpenVINO bfloat16": Pipeline(ours("cpu_openvino", "ours.xml", "openvino"), in_openvino(bfloat16=True)),
 }

@@ -36,6 +36,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "int8_minilm": lambda: int8_peers_report.latency_table(rows_of("int8_peers"), "MiniLM"),
     "int8_bert_base": lambda: int8_peers_report.latency_table(rows_of("int8_peers"), "BERT-base"),
     "int8_accuracy": lambda: int8_peers_report.accuracy_table(rows_of("int8_peers"), "MiniLM"),
+    "int8_parity": lambda: int8_peers_report.parity_table(rows_of("int8_peers")),
+    "int8_export": lambda: int8_peers_report.export_cost(rows_of("int8_peers")),
     "cost": lambda: cost_report.table(rows_of),
 }
 

@@ -76,13 +76,20 @@ class DevSet:
         self.features: Features = convert(self.examples, squad.tokenizer(), training=False, progress=False)
         self.batches = batches(self.features, batch_size, training=False)
 
-    def score(self, predict, label: str = "predicting") -> dict[str, float]:
-        """`exact_match` and `f1`, in percent, of `predict`: model inputs -> `start_logits` and `end_logits`."""
+    def answers(self, predict, label: str = "predicting") -> dict[str, str]:
+        """Question id -> answer of `predict`: model inputs -> `start_logits` and `end_logits`."""
         scores = RawScores(self.features)
         for batch in tqdm(self.batches, label, unit="batch", leave=False):
             logits = predict({name: batch[name] for name in INPUTS})
             scores.add(batch["unique_ids"], logits["start_logits"], logits["end_logits"])
-        answers = decode(self.examples, scores).answers
+        return decode(self.examples, scores).answers
+
+    def score(self, predict, label: str = "predicting") -> dict[str, float]:
+        """`exact_match` and `f1`, in percent."""
+        return self.scores_of(self.answers(predict, label))
+
+    def scores_of(self, answers: dict[str, str]) -> dict[str, float]:
+        """`exact_match` and `f1` of answers, in percent."""
         return squad_evaluate.evaluate(self.dataset, answers)
 
 

@@ -114,7 +114,7 @@ def quantized(run: Run, training: Settings, folders: Mapping[str, str]) -> dict[
 def exported(run: Run, training: Settings, folders: Mapping[str, str], sources: Mapping[str, Figures]) -> dict[str, Figures]:
     """The networks of `EXPORTED` as ONNX files, scored in ONNX Runtime; none where that is not installed."""
     if importlib.util.find_spec("onnxruntime") is None:
-        print("ONNX Runtime is not installed, nothing is exported: pip install 'tfquant[export]'", file=sys.stderr)
+        print("ONNX Runtime is not installed, nothing is exported: pip install -e '.[export]'", file=sys.stderr)
         return {}
     runs: dict[str, Figures] = {}
     exporting = dataclasses.replace(training, do_train=False, do_export=True, predict_with="onnxruntime")

@@ -14,6 +14,7 @@ from tasks.wordpiece import read_vocab
 from tfquant import checkpoint
 from tfquant.distributed import COMPRESSIONS, launched
 from tfquant.export import TARGETS
+from tfquant.runtimes import PACKAGES
 from tfquant.spec import STES, UPDATES
 from tfquant.training.sparsity import parse_pattern
 
@@ -156,9 +157,9 @@ def _export(s: Settings) -> list[str]:
         problems.append("--use_bf16: exported networks compute in float32: leave it out, the checkpoint is the same")
     needed = [s.predict_with] if s.predict_with in TARGET_OF else []
     needed += TARGETS[s.target].readers[:1] if s.do_export and s.target in TARGETS else []
-    missing = [name for name in dict.fromkeys(needed) if importlib.util.find_spec(name) is None]
+    missing = [name for name in dict.fromkeys(needed) if importlib.util.find_spec(PACKAGES[name]) is None]
     if missing:
-        problems.append(f"export and prediction with its file need {', '.join(missing)}: pip install 'tfquant[export]'")
+        problems.append(f"export and prediction with its file need {', '.join(missing)}: pip install -e '.[export]'")
     return problems
 
 

@@ -20,7 +20,7 @@ MODES = ("ft1", "ft2", "ft3", "trt")
 LOSS_SCALES = ("none", "dynamic")
 RANGES_OF = {"all": ROLES, "weights": PARAMETER_ROLES, "activations": tuple(r for r in ROLES if r not in PARAMETER_ROLES)}
 # What else than TensorFlow answers in prediction -> what --do_export writes for it if --export_target does not say.
-TARGET_OF = {"onnxruntime": "onnx", "openvino": "openvino"}
+TARGET_OF = {"onnxruntime": "onnx", "openvino": "openvino", "litert": "litert"}
 RUNTIMES = ("tensorflow", *TARGET_OF)
 TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
 

@@ -433,7 +433,7 @@ def test_the_example_ends_with_a_table_and_one_line_of_json(tmp_path, capsys, mo
 def test_the_example_does_without_onnx(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
     assert demo.exported(None, demo.TRAINING, {}, {}) == {}
-    assert "nothing is exported: pip install 'tfquant[export]'" in capsys.readouterr().err
+    assert "nothing is exported: pip install -e '.[export]'" in capsys.readouterr().err
 
 
 def test_a_recipe_keeps_its_own_methods_unless_a_flag_names_one(tmp_path):

@@ -127,12 +127,12 @@ def engine_of(model: QuantizedModel | QuantizedFunction) -> Engine:
     return model._engine
 
 
-def check_batches(batches: Any) -> None:
-    """Raises ValueError if `batches` are one batch, or nothing that could be."""
+def check_batches(batches: Any, what: str = "calibration") -> None:
+    """Raises ValueError if `batches` are one batch, or nothing that could be; `what` takes them."""
     if isinstance(batches, (Mapping, np.ndarray)) or tf.is_tensor(batches):
-        raise ValueError("calibration takes an iterable of batches, got one batch: put it into a list")
+        raise ValueError(f"{what} takes an iterable of batches, got one batch: put it into a list")
     if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes)):
-        raise ValueError(f"calibration takes an iterable of batches, got {type(batches).__name__}")
+        raise ValueError(f"{what} takes an iterable of batches, got {type(batches).__name__}")
 
 
 def _weight_entries(engine: Engine, group: Group) -> dict[str, calib.SiteCalibration]:

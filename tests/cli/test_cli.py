@@ -17,6 +17,9 @@ import keras
 def build():
     x = keras.Input([6], name="features")
     return keras.Model(x, keras.layers.Dense(3, name="scores")(x))
+
+def broken():
+    raise RuntimeError("no such thing")
 """
 
 
@@ -25,6 +28,8 @@ def folder(tmp_path, monkeypatch):
     """A calibrated checkpoint, the function that builds its model, and rows."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "factory_of_this_test.py").write_text(FACTORY)
+    (tmp_path / "broken_module.py").write_text("undefined")
+    (tmp_path / "empty.keras").touch()
     names: dict = {}
     exec(FACTORY, names)
     rows = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
@@ -52,6 +57,9 @@ def test_the_command_runs_from_a_shell_and_files_are_timed(folder):
         done = shell("export", "model.ckpt", f"{mode}.onnx", "--model=factory_of_this_test:build", f"--mode={mode}")
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"{mode}.onnx: ")
+    assert shell("export", "model.ckpt", "served", "--model=model.keras", "--target=saved_model").returncode == 0
+    timed = shell("benchmark", "served", "--batch=2", "--length=1", "--seconds=0.01", "--threads=1", "--json")
+    assert json.loads(timed.stdout.splitlines()[-1])["file"] == "served", timed.stderr
     timed = shell("benchmark", "float.onnx", "quantized.onnx", "--batch=1,4", "--length=1", "--seconds=0.01", "--json")
     lines = [json.loads(line) for line in timed.stdout.splitlines()]
     assert [(line["file"], line["batch"]) for line in lines] == [
@@ -93,6 +101,12 @@ def test_a_file_is_checked_against_its_checkpoint(folder, capsys):
             ["export", "model.ckpt", "m.onnx", "--model=factory_of_this_test:other"],
             "--model=factory_of_this_test:other: factory_of_this_test has no function other",
         ),
+        (
+            ["export", "model.ckpt", "m.onnx", "--model=factory_of_this_test:broken"],
+            "--model=factory_of_this_test:broken: raised RuntimeError: no such thing",
+        ),
+        (["export", "model.ckpt", "m.onnx", "--model=broken_module:build"], "importing broken_module raised NameError"),
+        (["export", "model.ckpt", "m.onnx", "--model=empty.keras"], "--model=empty.keras: Keras cannot load it"),
         (["export", "model.ckpt", "m.txt", "--model=model.keras"], "m.txt: must end in .onnx"),
         (["export", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=no.npz"], "there is no file no.npz"),
         (["export", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=model.keras"], "model.keras: is no .npz file"),

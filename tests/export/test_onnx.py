@@ -14,6 +14,8 @@ from tfquant import export
 from tfquant.export import ExportError, MismatchError
 from tfquant.runtimes import onnxruntime
 
+NAMES = ("input_ids", "input_mask", "segment_ids")
+
 
 def quantized(case: models.Case, recipe, **options):
     return tfquant.quantize(case.model, recipe, calibration=case.batches, progress=False, **options)
@@ -136,7 +138,7 @@ def model(bert):
 
 
 def test_a_model_without_ranges_is_refused_and_leaves_nothing_behind(tmp_path, bert):
-    with pytest.raises(tfquant.UncalibratedError, match="has no range"):
+    with pytest.raises(tfquant.UncalibratedError, match="has no range.*export the float network with mode='float'"):
         export(tfquant.quantize(bert.model), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -161,7 +163,17 @@ def test_a_file_that_answers_otherwise_is_not_written(tmp_path, bert, model, mon
         ({"opset": 13}, "opset=13: must be at least 17"),
         ({"tolerance": 5}, "tolerance=5: is a share of rows"),
         ({"check_data": {}}, "takes an iterable of batches, got one batch"),
-        ({"check_data": []}, "no batch was given to compare on"),
+        ({"check_data": []}, "check_data: no batch was given to compare on"),
+        ({"check_data": [{"input_ids": np.ones((2, 4), np.int32)}]}, "check_data, batch 0: input 'input_mask' is missing"),
+        (
+            {"check_data": [dict(zip(NAMES, (np.ones((n, 4), np.int32) for n in (2, 2, 3)), strict=True))]},
+            "check_data, batch 0: the network cannot answer it: ",
+        ),
+        ({"check_data": [{name: np.ones((0, 4), np.int32) for name in NAMES}]}, "check_data, batch 0: has no rows"),
+        (
+            {"check_data": [{name: np.full((2, 4), 10**6, np.int32) for name in NAMES}]},
+            "check_data, batch 0: the network cannot answer it: ",
+        ),
     ],
 )
 def test_arguments_that_cannot_work_are_named(tmp_path, model, options, message):
@@ -190,6 +202,11 @@ def test_operations_that_onnx_lacks_are_named(tmp_path):
     with pytest.raises(ExportError, match="operations without a counterpart in ONNX: BesselI0e"):
         export(model, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_opset_of_the_future_is_named(tmp_path, model):
+    with pytest.raises(ExportError, match="opset=99: onnx .* knows opsets up to"):
+        export(model, tmp_path / "model.onnx", opset=99)
 
 
 def test_formats_that_the_opset_lacks_are_named_with_their_site(tmp_path, bert):

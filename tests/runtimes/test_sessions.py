@@ -20,12 +20,12 @@ def files(case, tmp_path_factory):
     # 7-bit weights: with 8 bits OpenVINO's sums overflow on processors without VNNI.
     recipe = tfquant.recipe("cpu_onnxruntime").with_spec(roles=["weight"], format="int7")
     model = tfquant.quantize(case.model, recipe, calibration=case.batches, progress=False)
-    for target, name in (("onnx", "model.onnx"), ("openvino", "model.xml"), ("saved_model", "served")):
+    for target, name in (("onnx", "model.onnx"), ("openvino", "model.xml"), ("litert", "model.tflite"), ("saved_model", "served")):
         tfquant.export(model, folder / name, target=target)
     return folder
 
 
-NAMES = ("model.onnx", "model.xml", "served")
+NAMES = ("model.onnx", "model.xml", "model.tflite", "served")
 
 
 @pytest.mark.parametrize("name", NAMES)

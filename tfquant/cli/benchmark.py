@@ -9,7 +9,7 @@ from typing import Any
 
 from tfquant.cli import arrays
 from tfquant.latency import Measured, Workload, measure
-from tfquant.runtimes import RUNTIMES, open_file
+from tfquant.runtimes import RUNTIMES, Session, open_file, runtime_of
 
 
 def add(commands: Any) -> None:
@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         help="of all open axes beside the rows, separated by commas; with --data also `real`: each call as long as its longest row "
         "(default %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of one call (default: all cores, %(default)s)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a call (default: all cores, %(default)s)")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each file, batch and length (default %(default)s)")
     parser.add_argument("--data", help=".npz with one array for each input, rows first; without it inputs are zeros and masks ones")
     parser.add_argument("--json", action="store_true", help="one JSON object a line in place of the table")
@@ -42,16 +42,30 @@ def run(options: argparse.Namespace) -> None:
     if options.seconds <= 0:
         raise ValueError(f"--seconds={options.seconds}: must be positive")
     batches = [_positive("--batch", size) for size in options.batch.split(",")]
-    sessions = {path: open_file(path, options.runtime, threads=options.threads) for path in options.files}
+    sessions = {path: _opened(path, options) for path in options.files}
     if not options.json:
         print(f"{'file':<40}{'batch':>6}{'length':>8}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'rows/s':>9}{'speed':>8}")
     for batch in batches:
         for length in lengths:
             workload = Workload.of(next(iter(sessions.values())).inputs, batch, length, rows)
-            found = measure(sessions, workload, options.seconds)
+            try:
+                found = measure(sessions, workload, options.seconds)
+            except Exception as error:  # of many kinds, each runtime's own
+                reason = " ".join(str(error).split())[:300]
+                raise ValueError(f"--batch={batch} --length={length}: a file cannot take such inputs: {reason}") from error
             first = next(iter(found.values()))
             for path, measured in found.items():
                 _show(path, batch, length, measured, measured.rows_per_second / first.rows_per_second, options.json)
+
+
+def _opened(path: str, options: argparse.Namespace) -> Session:
+    runtime = options.runtime or runtime_of(path)
+    if runtime != "tensorflow":
+        return open_file(path, runtime, threads=options.threads)
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)  # of the process: TensorFlow has none for a file
+    return open_file(path, runtime)
 
 
 def _show(path: str, batch: int, length: int | str, measured: Measured, speed: float, as_json: bool) -> None:

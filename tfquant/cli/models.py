@@ -7,7 +7,7 @@ import importlib
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def built(source: str) -> Any:
     """
     module, _, function = source.partition(":")
     if function:
-        return _imported(module, function)()
+        return _called(source, _imported(module, function))
     if os.path.isdir(source):
         import tensorflow as tf
 
@@ -50,7 +50,18 @@ def built(source: str) -> Any:
         raise ValueError(f"--model={source}: must be module:function, a .keras file or a SavedModel folder")
     import keras
 
-    return keras.models.load_model(source, compile=False)
+    try:
+        return keras.models.load_model(source, compile=False)
+    except (TypeError, ValueError, OSError) as error:  # Keras fills paragraphs with the layer's configuration
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"--model={source}: Keras cannot load it, use module:function for layers of your own: {reason}") from error
+
+
+def _called(source: str, build: Callable[[], Any]) -> Any:
+    try:
+        return build()
+    except Exception as error:
+        raise ValueError(f"--model={source}: raised {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _imported(module: str, function: str) -> Any:
@@ -59,6 +70,8 @@ def _imported(module: str, function: str) -> Any:
         found = getattr(importlib.import_module(module), function, None)
     except ModuleNotFoundError as error:
         raise FileNotFoundError(f"--model={module}:{function}: cannot import {error.name}") from error
+    except Exception as error:
+        raise ValueError(f"--model={module}:{function}: importing {module} raised {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
     if not callable(found):

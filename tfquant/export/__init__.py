@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from tfquant.calibration import check_batches, engine_of
-from tfquant.engine import MODES
-from tfquant.export import check, parting
+from tfquant.engine import MODES, Engine, UncalibratedError
+from tfquant.export import check, overflow, parting
 from tfquant.export.check import Agreement
 from tfquant.export.errors import ExportError, MismatchError
 from tfquant.export.order import Order
 from tfquant.export.targets import TARGETS, publish, size_of
 from tfquant.model import QuantizedFunction, QuantizedModel
-from tfquant.runtimes import Contractions, open_file, openvino, runtime_of
+from tfquant.runtimes import Contractions, open_file, runtime_of
 
 __all__ = ["TARGETS", "Agreement", "ExportError", "Exported", "MismatchError", "compare", "export"]
 
@@ -32,9 +32,11 @@ class Exported:
       path: of the file.
       size: its bytes.
       parameters: bytes of all parameters in float32.
-      sites: how many activations are rounded and how many parameters are stored as integers.
+      sites: how many activations and how many parameters are quantized.
       agreement: with the simulation; None where there was nothing to compare on.
       contractions: which products the runtime computes in integers on this machine; None like `agreement`.
+      proven: what is known of the file without a check; empty for most targets.
+      note: what to mind where the file is run on a processor like this one; empty for most.
     """
 
     path: str
@@ -43,12 +45,15 @@ class Exported:
     sites: tuple[int, int]
     agreement: Agreement | None
     contractions: Contractions | None
+    proven: str = ""
+    note: str = ""
 
     def __str__(self) -> str:
-        checked = f"{self.contractions}; {self.agreement}" if self.agreement else "not checked: no check_data"
+        checked = f"{self.contractions}; {self.agreement}" if self.agreement else self.proven or "not checked: no check_data"
         return (
             f"{self.path}: {self.size / 2**20:.2f} MiB (parameters in float32 {self.parameters / 2**20:.2f} MiB), "
-            f"{self.sites[0]} activations and {self.sites[1]} parameters in integers; {checked}"
+            f"{self.sites[0]} activations and {self.sites[1]} parameters quantized; {checked}"
+            f"{'; ' if self.note else ''}{self.note}"
         )
 
 
@@ -70,9 +75,10 @@ def export(
       path: of the file; it is there only if everything went well.
       target: `onnx`: QuantizeLinear and DequantizeLinear at every site, parameters stored as integers. `tensorrt`: the same by
         TensorRT's rules, which are proven. `openvino`: its own pair of files, of which `path` names the one that ends in `.xml`.
-        `saved_model`: a folder for TensorFlow, quantizers simulated. `packed`: weights as packed bits, for `tfquant.load_packed`.
+        `litert`: a `.tflite` file. `saved_model`: a folder for TensorFlow, quantizers simulated. `packed`: weights as packed
+        bits, for `tfquant.load_packed`.
       mode: `float` writes the network without any quantizer, as what the other is measured against.
-      check_data: batches like those of calibration; both networks answer them. Without it nothing is checked.
+      check_data: batches like those of calibration; both networks answer them. Without it nothing is checked. `packed` needs none.
       score: outputs by name of every batch of `check_data`, in order -> how good they are, for example F1; reported for both.
       opset: of ONNX, from 17; from 21 on 4-bit parameters take half a byte and 16-bit sites are possible.
       tolerance: largest share of rows whose largest output may be at another place.
@@ -101,18 +107,15 @@ def export(
     path, form, order = pathlib.Path(path), TARGETS[target], Order(engine, mode, opset)
     form.check_path(path)
     if check_data is not None:
-        if not form.readers:
-            raise ValueError(f"check_data: no runtime answers what target={target!r} writes, leave it out")
-        check_batches(check_data)
-        check_data = list(check_data)
+        check_data = checked_batches(engine, check_data)
     if mode == "quantized":
-        engine.check_calibrated()
+        check_calibrated(engine)
     agreement = contractions = None
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         written = pathlib.Path(folder, path.name)
         form.write(order, str(written))
         size = sum(map(size_of, pathlib.Path(folder).iterdir()))
-        if check_data is not None:
+        if check_data is not None and form.readers:
             session = form.open(written)
             agreement, contractions = check.agreement(order, session, check_data, score), form.contractions_of(written, session)
             check_tolerance(order, agreement, tolerance, form.readers[0], check_data[0], f"{path} was not written, as it")
@@ -120,7 +123,37 @@ def export(
     sites = order.sites()
     stored = sum(1 for site in sites if site.is_weight)
     floats = sum(int(np.prod(v.shape)) * 4 for v in engine.inference.variables.values())
-    return Exported(str(path), size, floats, (len(sites) - stored, stored), agreement, contractions)
+    note = overflow.note(order, form.readers[0]) if form.readers and not form.as_written else ""
+    return Exported(str(path), size, floats, (len(sites) - stored, stored), agreement, contractions, form.proven, note)
+
+
+def checked_batches(engine: Engine, batches: Iterable[Any]) -> list[Any]:
+    """All of them, before anything slow is done.
+
+    Raises:
+      ValueError: there is none, or one does not fit; the message says which.
+    """
+    check_batches(batches, "check_data")
+    batches = list(batches)
+    if not batches:
+        raise ValueError("check_data: no batch was given to compare on, pass at least one")
+    for number, batch in enumerate(batches):
+        try:
+            flat = engine.flatten_inputs(engine.inputs_of(batch))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"check_data, batch {number}: {error}") from error
+        if any(tensor.shape.rank and tensor.shape[0] == 0 for tensor in flat):
+            raise ValueError(f"check_data, batch {number}: has no rows")
+    return batches
+
+
+def check_calibrated(engine: Engine) -> None:
+    """Raises UncalibratedError if a site has no range."""
+    try:
+        engine.check_calibrated()
+    except UncalibratedError as error:
+        mend = "export the float network with mode='float'"
+        raise UncalibratedError(str(error).replace("model.set_mode('float')", mend)) from None
 
 
 def compare(
@@ -155,9 +188,9 @@ def compare(
         raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
     engine = engine_of(model)
     if mode == "quantized":
-        engine.check_calibrated()
-    check_batches(check_data)
-    order, batches, runtime = Order(engine, mode, opset=17), list(check_data), runtime or runtime_of(path)
+        check_calibrated(engine)
+    batches = checked_batches(engine, check_data)
+    order, runtime = Order(engine, mode, opset=17), runtime or runtime_of(path)
     found = check.agreement(order, open_file(path, runtime), batches, score)
     check_tolerance(order, found, tolerance, runtime, batches[0], f"{path}")
     return found
@@ -167,5 +200,5 @@ def check_tolerance(order: Order, found: Agreement, tolerance: float, runtime: s
     """Raises MismatchError if more rows differ than are allowed to."""
     if 1.0 - found.same > tolerance:
         where = parting.where(order, runtime, batch)
-        hint = openvino.hint() if runtime == "openvino" and order.mode == "quantized" else ""
-        raise MismatchError(f"{subject} answers otherwise than the simulation: {found}{where}{hint}")
+        note = overflow.note(order, runtime)
+        raise MismatchError(f"{subject} answers otherwise than the simulation: {found}{where}{'; ' if note else ''}{note}")

@@ -57,7 +57,8 @@ def compared(
     answers: tuple[list[Outputs], list[Outputs]] = ([], [])
     for batch in batches:
         count += 1
-        expected, found = simulated(batch), exported(batch)
+        expected = _answer(simulated, batch, f"check_data, batch {count - 1}: the network cannot answer it")
+        found = _answer(exported, batch, f"check_data, batch {count - 1}: the exported file cannot answer it")
         if expected.keys() != found.keys():
             raise ValueError(f"outputs differ: {sorted(expected)} in the simulation, {sorted(found)} in the exported file")
         if score is not None:
@@ -76,6 +77,15 @@ def compared(
     share = float(np.concatenate(same).mean()) if same else 1.0
     scores = None if score is None else (float(score(answers[0])), float(score(answers[1])))
     return Agreement(largest, sums / max(sizes, 1), share, variation / max(sizes, 1), count, scores)
+
+
+def _answer(network: Callable[[object], Outputs], batch: object, otherwise: str) -> Outputs:
+    try:
+        return network(batch)
+    except KeyError:
+        raise
+    except Exception as error:  # TensorFlow's and the runtimes' own, many lines about nodes
+        raise ValueError(f"{otherwise}: {' '.join(str(error).split())[:300]}") from error
 
 
 def agreement(order: Order, session: Session, batches: Iterable[Any], score: Score | None = None) -> Agreement:

@@ -33,7 +33,12 @@ def converted(network: MarkedNetwork, opset: int) -> Any:
         import tf2onnx
         from tf2onnx import convert
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"export to ONNX needs {error.name}: pip install 'tfquant[export]'", name=error.name) from None
+        raise ModuleNotFoundError(f"export to ONNX needs {error.name}: pip install -e '.[export]'", name=error.name) from None
+
+    import onnx
+
+    if opset > onnx.defs.onnx_opset_version():
+        raise ExportError(f"opset={opset}: onnx {onnx.__version__} knows opsets up to {onnx.defs.onnx_opset_version()}")
 
     def carry(context: Any, node: Any, name: str, _: Any) -> None:
         address, inputs, output = node.get_attr_value(ATTRIBUTE).decode(), list(node.input), node.output[0]

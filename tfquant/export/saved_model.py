@@ -45,5 +45,6 @@ def _ends(quantizer: Quantizer) -> tuple[tuple[str, tf.Variable | tf.Tensor], ..
     return ("lower", quantizer.lower), ("upper", quantizer.upper)
 
 
-def is_saved_model(path: pathlib.Path) -> bool:
-    return (path / "saved_model.pb").is_file()
+def may_be_replaced(path: pathlib.Path) -> bool:
+    """Whether it is a SavedModel or an empty folder."""
+    return (path / "saved_model.pb").is_file() or (path.is_dir() and not any(path.iterdir()))

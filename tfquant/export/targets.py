@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from tfquant.export import onnx_file, openvino, packed, saved_model, tensorrt
+from tfquant.export import litert, onnx_file, openvino, packed, saved_model, tensorrt
 from tfquant.export.order import Order
 from tfquant.runtimes import Contractions, Session, onnxruntime, open_file
 
@@ -22,6 +22,7 @@ class Target:
       readers: which of `tfquant.runtimes.RUNTIMES` answer it here; the first one checks it. A file without a
         reader is for tfquant itself.
       as_written: checked node by node: what ONNX Runtime makes of signed bytes it cannot always run.
+      proven: what is known of every file that `write` did not refuse.
       contractions: file -> which products are computed in integers; the reader is asked if not given.
     """
 
@@ -29,6 +30,7 @@ class Target:
     suffix: str
     readers: tuple[str, ...] = ()
     as_written: bool = False
+    proven: str = ""
     contractions: Callable[[str], Contractions] | None = None
 
     def open(self, path: pathlib.Path) -> Session:
@@ -46,10 +48,12 @@ class Target:
         if not path.parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.parent}")
         if self.suffix and path.suffix != self.suffix:
-            raise ValueError(f"{path}: must end in {self.suffix}")
+            others = [f"target={name!r}" for name, target in TARGETS.items() if target.suffix == path.suffix and path.suffix]
+            hint = f", or give {' or '.join(others)}" if others else ""
+            raise ValueError(f"{path}: must end in {self.suffix}{hint}")
         if self.suffix and path.is_dir():
             raise ValueError(f"{path}: is a folder")
-        if not self.suffix and path.exists() and not saved_model.is_saved_model(path):
+        if not self.suffix and path.exists() and not saved_model.may_be_replaced(path):
             raise ValueError(f"{path}: is there and is no SavedModel: name another folder")
 
 
@@ -57,7 +61,8 @@ TARGETS = {
     "onnx": Target(onnx_file.write, ".onnx", ("onnxruntime", "openvino")),
     "tensorrt": Target(tensorrt.write, ".onnx", ("onnxruntime", "openvino"), as_written=True, contractions=tensorrt.contractions),
     "openvino": Target(openvino.write, ".xml", ("openvino",)),
-    "packed": Target(packed.write, ".safetensors"),
+    "litert": Target(litert.write, ".tflite", ("litert",)),
+    "packed": Target(packed.write, ".safetensors", proven="bit for bit the simulation, tried out for every parameter"),
     "saved_model": Target(saved_model.write, "", ("tensorflow",)),
 }
 

@@ -29,6 +29,7 @@ from tfquant.runtimes.session import Contractions
 from tfquant.spec import ROLES
 
 _LISTED = 10  # violations in a message
+_KEEPING = ("int8_residual", "int8_residual_both", "trt")
 # Sites that layers in float may read: NVIDIA rounds what leaves the encoder and keeps the kernel of the head in float.
 _HIDDEN_STATES = ("model_output", "layernorm_output", "residual_sum")
 
@@ -46,6 +47,7 @@ class PlacementError(ExportError):
         lines += violations[1:_LISTED]
         if count > _LISTED:
             lines.append(f"and {count - _LISTED} more, see `violations`")
+        lines.append(f"recipes that keep all rules: {', '.join(_KEEPING)}; after a change calibrate again")
         super().__init__("\n  ".join(lines))
         self.violations = violations
 

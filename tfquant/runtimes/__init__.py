@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 
-from tfquant.runtimes import onnxruntime, openvino, saved_model
+from tfquant.runtimes import litert, onnxruntime, openvino, saved_model
 from tfquant.runtimes.session import Contractions, Input, RuntimeFileError, Session
 
-__all__ = ["RUNTIMES", "Contractions", "Input", "RuntimeFileError", "Session", "open_file", "runtime_of"]
+__all__ = ["PACKAGES", "RUNTIMES", "Contractions", "Input", "RuntimeFileError", "Session", "open_file", "runtime_of"]
 
 # Name -> what opens a file in it.
-RUNTIMES = {"onnxruntime": onnxruntime.open_file, "openvino": openvino.open_file, "tensorflow": saved_model.open_file}
-_BY_SUFFIX = {".onnx": "onnxruntime", ".xml": "openvino", "": "tensorflow"}
+RUNTIMES = {
+    "onnxruntime": onnxruntime.open_file,
+    "openvino": openvino.open_file,
+    "litert": litert.open_file,
+    "tensorflow": saved_model.open_file,
+}
+# Name -> the package it needs.
+PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert", "tensorflow": "tensorflow"}
+_BY_SUFFIX = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert", "": "tensorflow"}
 
 
 def runtime_of(path: str | os.PathLike) -> str:
@@ -33,7 +40,7 @@ def open_file(path: str | os.PathLike, runtime: str | None = None, *, threads: i
     """Opens an exported file for running.
 
     Args:
-      path: of an `.onnx` file, an OpenVINO `.xml` file or a SavedModel folder.
+      path: of an `.onnx` file, an OpenVINO `.xml` file, a `.tflite` file or a SavedModel folder.
       runtime: one of `RUNTIMES`; if not given, the one that such files are made for. OpenVINO reads ONNX files as well.
       threads: for one call; the runtime's own choice if not given.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,26 +58,6 @@ def open_file(path: str, *, threads: int | None = None, bfloat16: bool = False) 
         options["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
     return OpenVinoSession(read(path, "OpenVINO", lambda: core.compile_model(core.read_model(path), "CPU", options)))
-
-
-def hint() -> str:
-    """What may be wrong on this machine if answers differ; empty where nothing is known."""
-    flags = _processor_flags()
-    if "avx2" not in flags or any("vnni" in flag or flag.startswith("amx_int8") for flag in flags):
-        return ""
-    return (
-        "; this processor has no VNNI, where OpenVINO's sums of two 8-bit products overflow 16 bits: for such processors quantize "
-        "weights with 7 bits, recipe.with_spec(roles=['weight'], format='int7')"
-    )
-
-
-def _processor_flags() -> set[str]:
-    """As Linux lists them; none on other systems."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
 def _sizes(port: Any) -> tuple[int | None, ...]:

@@ -89,4 +89,4 @@ def read(path: str, runtime: str, load: Callable[[], object]) -> object:
 
 def missing_package(error: ModuleNotFoundError, what: str) -> ModuleNotFoundError:
     """The same with a hint how to install it."""
-    return ModuleNotFoundError(f"{what} needs {error.name}: pip install 'tfquant[export]'", name=error.name)
+    return ModuleNotFoundError(f"{what} needs {error.name}: pip install -e '.[export]'", name=error.name)
