@@ -19,6 +19,7 @@ import numpy as np
 
 import modeling
 import tfquant
+from benchmarks.int8_peers_report import accuracy_table, export_cost, latency_table, parity_table
 from benchmarks.int8_pipelines import PIPELINES, Source, with_7_bit_weights
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, DevSet, Squad
@@ -137,6 +138,9 @@ def main() -> None:
     measure_latency(results, "BERT-base", base, options)
     for model, source in (("MiniLM", mini), ("BERT-base", base)):
         results.row(f"{model}, export", lambda s=source: cost_of_export(s))
+    rows = results.rows
+    tables = [latency_table(rows, "MiniLM"), latency_table(rows, "BERT-base"), accuracy_table(rows, "MiniLM"), parity_table(rows)]
+    print("\n\n".join([*tables, export_cost(rows)]))
     missing = {name: pipeline.missing for name, pipeline in PIPELINES.items() if pipeline.missing}
     if missing:
         print(json.dumps({"not measured, packages are missing": missing}))

@@ -26,7 +26,7 @@ class OpenVinoSession:
         self._outputs = [port.get_any_name() for port in compiled.outputs]
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> Outputs:
-        answers = self._request.infer(fed(self.inputs, feed), share_inputs=True)
+        answers = self._request.infer(fed(self.inputs, feed))  # copies: what is shared must outlive the call
         return {name: np.array(answers[index]) for index, name in enumerate(self._outputs)}  # the request keeps its own buffers
 
     def contractions(self) -> Contractions:
