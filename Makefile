@@ -52,9 +52,9 @@ bench: env
 	$(BIN)/python -m benchmarks.host_memory --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.ranks --shared=$(SHARED) --fresh
 
-# Exported files beside those of other tools; NNCF is one of them and nothing else needs it.
+# Exported files beside those of other tools, of which NNCF is one and ONNX Runtime's optimizer of transformers wants SymPy.
 bench-int8: $(READY)
-	$(BIN)/python -m pip install -q nncf
+	$(BIN)/python -m pip install -q nncf sympy
 	$(BIN)/python -m benchmarks.int8_peers --shared=$(SHARED)
 
 readme: $(READY)

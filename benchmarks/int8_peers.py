@@ -10,6 +10,7 @@ accuracy of one pipeline; rows that are there are not measured again without --f
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pathlib
 import tempfile
@@ -51,11 +52,24 @@ def _source(model, config: modeling.BertConfig, folder: pathlib.Path, squad: Squ
     return Source(model, batches, folder, config.num_attention_heads, config.hidden_size)
 
 
+@functools.cache
+def usable(source: Source) -> tuple[str, ...]:
+    """Pipelines that are installed and do not fail on this model; the others are named."""
+    found = []
+    for name, pipeline in PIPELINES.items():
+        try:
+            if pipeline.missing:
+                raise ModuleNotFoundError(f"needs {', '.join(pipeline.missing)}")
+            pipeline.write(source)
+            found.append(name)
+        except Exception as error:  # of many kinds, each tool's own
+            print(json.dumps({"not measured": name, "error": " ".join(str(error).split())[:300]}), flush=True)
+    return tuple(found)
+
+
 def timed(source: Source, batch: int, length: int, threads: int, seconds: float) -> dict:
     """p50 in milliseconds of every pipeline, and how many times as fast as the first one it is."""
-    sessions = {
-        name: pipeline.open(str(pipeline.write(source)), threads) for name, pipeline in PIPELINES.items() if not pipeline.missing
-    }
+    sessions = {name: PIPELINES[name].open(str(PIPELINES[name].write(source)), threads) for name in usable(source)}
     workload = Workload.of(next(iter(sessions.values())).inputs, batch, length)
     found = measure(sessions, workload, seconds)
     first = next(iter(found.values())).p50
@@ -127,9 +141,8 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     options = parser.parse_args()
     squad, results = Squad(options.shared.resolve()), Results("int8_peers", seed=SEED, fresh=options.fresh)
-    usable = [name for name, pipeline in PIPELINES.items() if not pipeline.missing]
     mini, dev = minilm(squad, options.output / "MiniLM"), DevSet(squad, options.questions)
-    for name in usable:
+    for name in usable(mini):
         results.row(f"MiniLM, {name}", lambda n=name: scored(mini, n, dev, options.threads))
     for name, recipe in OURS.items():
         results.row(f"MiniLM, parity of {name}", lambda n=name, r=recipe: parity(mini, n, r, dev, options.threads))
@@ -141,9 +154,6 @@ def main() -> None:
     rows = results.rows
     tables = [latency_table(rows, "MiniLM"), latency_table(rows, "BERT-base"), accuracy_table(rows, "MiniLM"), parity_table(rows)]
     print("\n\n".join([*tables, export_cost(rows)]))
-    missing = {name: pipeline.missing for name, pipeline in PIPELINES.items() if pipeline.missing}
-    if missing:
-        print(json.dumps({"not measured, packages are missing": missing}))
 
 
 def measure_latency(results: Results, model: str, source: Source, options: argparse.Namespace) -> None:
