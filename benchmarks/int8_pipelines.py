@@ -156,7 +156,9 @@ def litert_dynamic(source: Source) -> pathlib.Path:
     if not path.exists():
         signature = [{name: tf.TensorSpec([None, None], tf.int32, name=name) for name in source.calibration[0]}]
         network = tf.function(lambda inputs: source.model(inputs, training=False), autograph=False, input_signature=signature)
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()], source.model)
+        owner = tf.Module()
+        owner.weights = [variable.value for variable in source.model.variables]  # the converter does not know Keras' own
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()], owner)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         path.write_bytes(converter.convert())
     return path
