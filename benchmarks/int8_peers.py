@@ -26,6 +26,7 @@ from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, DevSet, Squad
 from tfquant.export.targets import size_of
 from tfquant.latency import Workload, measure
+from tfquant.messages import one_line
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SEED, WINDOWS = 12345, 256
@@ -63,7 +64,7 @@ def usable(source: Source) -> tuple[str, ...]:
             pipeline.write(source)
             found.append(name)
         except Exception as error:  # of many kinds, each tool's own
-            print(json.dumps({"not measured": name, "error": " ".join(str(error).split())[:300]}), flush=True)
+            print(json.dumps({"not measured": name, "error": one_line(error, 300)}), flush=True)
     return tuple(found)
 
 

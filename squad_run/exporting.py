@@ -41,6 +41,7 @@ def export(network: Any, tokenizer: squad.Tokenizer, settings: Settings, group: 
                 check_data=windows,
                 score=f1,
                 opset=settings.export_opset,
+                sm=settings.export_sm,
                 tolerance=settings.export_tolerance,
             )
             say(f"exported {written}")

@@ -14,6 +14,7 @@ from tasks.wordpiece import read_vocab
 from tfquant import checkpoint
 from tfquant.distributed import COMPRESSIONS, launched
 from tfquant.export import TARGETS
+from tfquant.export.fastertransformer import SMALLEST_SM
 from tfquant.runtimes import PACKAGES
 from tfquant.spec import STES, UPDATES
 from tfquant.training.sparsity import parse_pattern
@@ -143,14 +144,16 @@ def _export(s: Settings) -> list[str]:
         problems.append(f"--export_target={s.export_target}: must be one of {', '.join(TARGETS)}")
     elif s.predict_with in TARGET_OF and s.predict_with not in TARGETS[s.target].readers:
         problems.append(f"--export_target={s.target}: --predict_with={s.predict_with} cannot answer with what it writes")
-    if s.do_export and s.export_target == "packed" and not s.if_quant:
-        problems.append("--export_target=packed stores quantized weights: give --if_quant as well")
+    if s.do_export and s.export_target in ("packed", "fastertransformer") and not s.if_quant:
+        problems.append(f"--export_target={s.export_target} stores quantized weights: give --if_quant as well")
+    if s.export_sm < SMALLEST_SM:
+        problems.append(f"--export_sm={s.export_sm}: must be at least {SMALLEST_SM}")
     if s.export_opset < 17:
         problems.append(f"--export_opset={s.export_opset}: must be at least 17")
     if not 0.0 <= s.export_tolerance <= 1.0:
         problems.append(f"--export_tolerance={s.export_tolerance}: is a share of windows, from 0 to 1")
     defaults = Settings()
-    for name in ("export_opset", "export_tolerance"):
+    for name in ("export_opset", "export_sm", "export_tolerance"):
         if getattr(s, name) != getattr(defaults, name) and not s.do_export:
             problems.append(f"--{name} is about export: set --do_export as well, or leave it out")
     if (s.do_export or s.predict_with != "tensorflow") and s.use_bf16:

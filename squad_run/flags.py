@@ -87,6 +87,7 @@ class Settings:
         None, f"What --do_export writes to --output_dir: {', '.join(TARGETS)}; if not given, what --predict_with reads best.", FREE
     )
     export_opset: int = _flag(17, "ONNX opset of the file, from 17; from 21 on 4-bit weights take half a byte.", FREE)
+    export_sm: int = _flag(80, "GPU that --export_target=fastertransformer is for: 75 (Turing) or from 80 on.", FREE)
     export_tolerance: float = _flag(
         0.1, "--do_export compares the file with the network: largest share of windows with another start or end.", FREE
     )

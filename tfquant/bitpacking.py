@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from calib.grid import Grid
 from tfquant.checkpoint import CheckpointError
+from tfquant.messages import one_line
 
 MAX_BITS = 16
 CHECKSUM = "sha256"
@@ -143,7 +144,7 @@ def write_file(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], texts
     try:
         save_file(dense, path, {**texts, CHECKSUM: _checksum(dense, texts)})
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {path}: {_one_line(error)}") from error
+        raise CheckpointError(f"cannot write {path}: {one_line(error)}") from error
 
 
 def read_file(path: str | os.PathLike, marks: Mapping[str, str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -168,7 +169,7 @@ def read_file(path: str | os.PathLike, marks: Mapping[str, str]) -> tuple[dict[s
                     raise ValueError(f"{path}: {name} is {texts.get(name)!r}, not {mark!r}: another program or version wrote it")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged, or no safetensors file: {_one_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged, or no safetensors file: {one_line(error)}") from error
     if texts.pop(CHECKSUM, None) != _checksum(tensors, texts):
         raise CheckpointError(f"{path} is damaged: its contents do not have its checksum. Restore the file or write it again")
     return tensors, texts
@@ -183,7 +184,3 @@ def _checksum(tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> st
     for name in sorted(texts):
         digest.update(f"{name} {texts[name]}\n".encode())
     return digest.hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -175,6 +175,24 @@ class Engine:
                 pairs.append((site, edges[member]))
         return pairs
 
+    def weights(self) -> dict[str, tf.Variable]:
+        """Path -> variable, without the ranges, in the order of the model. Random states of dropout are no weights.
+
+        Raises:
+          ValueError: two variables have one path.
+        """
+        # The trace tells layers of one name apart: `dense`, `dense_1` in the order data flows.
+        traced = {id(variable): self.inference.paths[handle] for handle, variable in self.inference.variables.items()}
+        pairs = [(traced.get(id(variable), path), variable) for variable, path in self.source.named_variables]
+        pairs += [(traced[id(variable)], variable) for variable in self.inference.variables.values()]
+        named: dict[str, tf.Variable] = {}
+        for path, variable in pairs:
+            if path.rpartition("/")[2] == "seed_generator_state":
+                continue
+            if named.setdefault(path, variable) is not variable:
+                raise ValueError(f"two variables are called {path!r}: give the layers of the model different names to save it")
+        return named
+
     def parameter_values(self) -> dict[str, np.ndarray]:
         """Current values of what the parameter sites quantize, as they reach the site.
 

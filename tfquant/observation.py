@@ -18,6 +18,7 @@ from tfquant.distributed import Group, Single
 from tfquant.engine import Engine
 from tfquant.graph.axes import TokenAxes, token_axes
 from tfquant.graph.roles import Edge
+from tfquant.messages import one_line
 from tfquant.spec import Site
 
 MASK_NAMES = ("input_mask", "attention_mask", "padding_mask", "mask")
@@ -103,7 +104,7 @@ class Observation:
         try:
             flat = self.engine.flatten_inputs(self.engine.inputs_of(batch))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"calibration batch {self.number}: {' '.join(str(error).split())}") from error
+            raise ValueError(f"calibration batch {self.number}: {one_line(error)}") from error
         extremes = self.function(tf.constant(self.number, tf.int64), *flat)
         self.samples += int(flat[0].shape[0]) if flat and flat[0].shape.rank else 1
         for _, observer in self.observers:

@@ -19,6 +19,7 @@ import yaml
 import calib
 from calib.grid import Grid
 from tfquant import fields, formats
+from tfquant.messages import one_line
 
 # What an edge of the graph can be. `weight` ... `model_output` are found by structure (tfquant.graph.roles).
 ROLES = (
@@ -382,7 +383,7 @@ class Recipe:
         try:
             return (cls.from_json if path.suffix == ".json" else cls.from_yaml)(path.read_text())
         except (yaml.YAMLError, ValueError) as error:  # json's and Unicode's errors are ValueErrors
-            raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{path}: {one_line(error)}") from error
 
 
 @dataclasses.dataclass(frozen=True)

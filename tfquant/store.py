@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -45,7 +44,7 @@ def save(model: QuantizedModel | QuantizedFunction, prefix: str | os.PathLike, e
 def named_tensors(model: QuantizedModel | QuantizedFunction) -> dict[str, Any]:
     """Everything `save` writes, by name."""
     engine = engine_of(model)
-    weights = _weights(model)
+    weights = engine.weights()
     tensors: dict[str, Any] = {**weights, WEIGHTS: json.dumps(list(weights))}
     for address, quantizer in engine.quantizers.items():
         tensors[range_name(address, "lower")] = quantizer.lower
@@ -87,7 +86,7 @@ def load(
     recipe = change(Recipe.from_json(saved[RECIPE]))
     quantized = wrap(model, Engine(source_of(model, inputs, signature), recipe))
     renamed = renamed_sites(quantized, json.loads(saved[SITES]), str(prefix))
-    weights = _weights(quantized)
+    weights = quantized._engine.weights()
     values = matching_weights(weights, saved, str(prefix))
     for name, variable in weights.items():
         variable.assign(values[name])
@@ -103,30 +102,6 @@ def load(
 
 def range_name(address: str, end: str) -> str:
     return f"{PREFIX}ranges/{address}/{end}"
-
-
-def _weights(model: QuantizedModel | QuantizedFunction) -> dict[str, tf.Variable]:
-    """Name -> variable, without the ranges. Random states of dropout are no weights."""
-    engine = model._engine
-    ranges = {id(v) for q in engine.quantizers.values() for v in q.variables.values()}
-    if isinstance(model, QuantizedModel):
-        # The trace tells layers of one name apart: `dense`, `dense_1` in the order data flows.
-        unique = {id(v): engine.inference.paths[n] for n, v in engine.inference.variables.items()}
-        pairs = [(unique.get(id(v.value), v.path), v.value) for v in model.variables if not _is_random_state(v)]
-    else:
-        pairs = [(engine.inference.paths[n], v) for n, v in engine.inference.variables.items()]
-    named: dict[str, tf.Variable] = {}
-    for path, variable in pairs:
-        if id(variable) in ranges:
-            continue
-        if path in named:
-            raise ValueError(f"two variables are called {path!r}: give the layers of the model different names to save it")
-        named[path] = variable
-    return named
-
-
-def _is_random_state(variable: keras.Variable) -> bool:
-    return variable.path.rpartition("/")[2] == "seed_generator_state"
 
 
 def fingerprint(site: Site) -> list:

@@ -16,6 +16,7 @@ import tensorflow as tf
 import modeling
 import modeling_checkpoint
 import tfquant
+from tests.graph import models
 from tfquant import checkpoint
 from tfquant.spec import QuantSpec, Recipe, Rule
 
@@ -363,18 +364,9 @@ def test_model_without_quantizers_is_not_saved(make_two_dense, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-class TwoOfAName(keras.Model):
-    def __init__(self):
-        super().__init__(name="twins")
-        self.left, self.right = (keras.layers.Dense(6, name="dense") for _ in range(2))
-
-    def call(self, x):
-        return self.right(self.left(x))
-
-
 def test_layers_of_one_name_are_told_apart_by_the_order_of_data(tmp_path):
-    quantized = tfquant.quantize(TwoOfAName(), BOTH, [ROWS], progress=False)
+    quantized = tfquant.quantize(models.TwoOfAName(), BOTH, [ROWS], progress=False)
     tfquant.save(quantized, tmp_path / "model")
-    fresh = tfquant.load(tmp_path / "model", TwoOfAName(), inputs=ROWS)
+    fresh = tfquant.load(tmp_path / "model", models.TwoOfAName(), inputs=ROWS)
     assert np.array_equal(fresh(ROWS), quantized(ROWS))
     assert {"twins/dense/kernel", "twins/dense_1/kernel"} <= set(checkpoint.read(tmp_path / "model"))

@@ -11,8 +11,8 @@ import tfquant
 from tests.export.agreement import agreement_with
 from tests.graph import models
 from tfquant import export
-from tfquant.export import ExportError, MismatchError
-from tfquant.runtimes import onnxruntime
+from tfquant.export import ExportError, MismatchError, onnx_values
+from tfquant.runtimes import RuntimeFileError, onnxruntime
 
 NAMES = ("input_ids", "input_mask", "segment_ids")
 
@@ -221,3 +221,22 @@ def test_a_deeper_model_keeps_its_answers_when_the_runtime_fuses(tmp_path):
     model = quantized(case, "int8_residual_asymmetric")
     found = export(model, tmp_path / "model.onnx", check_data=case.batches, tolerance=1.0)
     assert found.agreement.mean < 0.05 * found.agreement.spread
+
+
+@pytest.mark.parametrize(("opset", "mode"), [(17, "quantized"), (21, "quantized"), (20, "float")])
+def test_beyond_two_gigabytes_parameters_are_in_a_file_beside_it(tmp_path, monkeypatch, opset, mode):
+    case = models.own_bert()
+    model = tfquant.quantize(case.model, "cpu_onnxruntime", calibration=case.batches, progress=False)
+    whole = export(model, tmp_path / "whole.onnx", opset=opset, mode=mode, check_data=case.batches)
+    monkeypatch.setattr(onnx_values, "LIMIT", 3000)
+    found = export(model, tmp_path / "model.onnx", opset=opset, mode=mode, check_data=case.batches)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data", "whole.onnx"]
+    assert found.contractions == whole.contractions and found.agreement == whole.agreement
+    assert found.size == sum((tmp_path / f"model.onnx{end}").stat().st_size for end in ("", ".data"))
+    one, two = (onnx.load(tmp_path / f"{name}.onnx").graph for name in ("whole", "model"))
+    values = [{t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer} for graph in (one, two)]
+    large = [sorted(v.tobytes() for v in found.values() if v.nbytes > 1024) for found in values]
+    assert large[0] == large[1] and len(large[0]) > 0
+    (tmp_path / "model.onnx.data").unlink()
+    with pytest.raises(RuntimeFileError, match="model.onnx"):
+        tfquant.compare(model, tmp_path / "model.onnx", case.batches, mode=mode)

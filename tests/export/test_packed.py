@@ -229,19 +229,10 @@ def test_layers_numbered_otherwise_are_matched_by_their_order(tmp_path, made_bef
     np.testing.assert_array_equal(packed.load(path, build())(ROWS), saved(ROWS))
 
 
-class Twins(keras.Model):
-    def __init__(self):
-        super().__init__(name="twins")
-        self.left, self.right = (keras.layers.Dense(6, name="dense") for _ in range(2))
-
-    def call(self, x):
-        return self.right(self.left(x))
-
-
 def test_layers_of_one_name_are_told_apart_by_the_order_of_data(tmp_path):
-    saved = quantized(Twins(), FOUR_BITS, [ROWS])
+    saved = quantized(models.TwoOfAName(), FOUR_BITS, [ROWS])
     assert {"twins/dense/kernel", "twins/dense_1/kernel"} <= sizes(saved).keys()
-    loaded = packed.load(written(saved, tmp_path / "model.safetensors"), Twins(), inputs=ROWS)
+    loaded = packed.load(written(saved, tmp_path / "model.safetensors"), models.TwoOfAName(), inputs=ROWS)
     np.testing.assert_array_equal(loaded(ROWS), saved(ROWS))
 
 

@@ -49,6 +49,17 @@ class Case:
         return [getattr(v, "value", v) if isinstance(v, keras.Variable) else v for v in self.model.trainable_variables]
 
 
+class TwoOfAName(keras.Model):
+    """Two layers of one name."""
+
+    def __init__(self):
+        super().__init__(name="twins")
+        self.left, self.right = (keras.layers.Dense(6, name="dense") for _ in range(2))
+
+    def call(self, x):
+        return self.right(self.left(x))
+
+
 def random(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import zipfile
 from collections.abc import Iterator
 
 import numpy as np
+
+
+def add(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """The flags of a comparison with an exported file."""
+    otherwise = "" if required else "; without it nothing is compared"
+    parser.add_argument(
+        "--check_data", required=required, help=f".npz with one array for each input, rows first{otherwise}"
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="rows of --check_data at a time (default %(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.01, help="largest share of rows with another answer (default %(default)s)"
+    )
 
 
 def read(path: str) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tfquant.cli import arrays
 from tfquant.latency import Measured, Workload, measure
+from tfquant.messages import one_line
 from tfquant.runtimes import RUNTIMES, Session, open_file, runtime_of
 
 
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
             try:
                 found = measure(sessions, workload, options.seconds)
             except Exception as error:  # of many kinds, each runtime's own
-                reason = " ".join(str(error).split())[:300]
+                reason = one_line(error, 300)
                 raise ValueError(f"--batch={batch} --length={length}: a file cannot take such inputs: {reason}") from error
             first = next(iter(found.values()))
             for path, measured in found.items():

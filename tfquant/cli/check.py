@@ -18,13 +18,9 @@ def add(commands: Any) -> None:
     )
     models.add(parser)
     parser.add_argument("path", help="the exported file")
-    parser.add_argument("--check_data", required=True, help=".npz with one array for each input, rows first")
+    arrays.add(parser, required=True)
     parser.add_argument("--mode", default="quantized", choices=MODES, help="in which the file was written (default %(default)s)")
     parser.add_argument("--runtime", choices=list(RUNTIMES), help="that answers; by the file's suffix if not given")
-    parser.add_argument("--batch_size", type=int, default=8, help="rows at a time (default %(default)s)")
-    parser.add_argument(
-        "--tolerance", type=float, default=0.01, help="largest share of rows with another answer (default %(default)s)"
-    )
     parser.set_defaults(run=run)
 
 

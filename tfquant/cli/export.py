@@ -21,11 +21,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--target", default="onnx", choices=list(TARGETS))
     parser.add_argument("--mode", default="quantized", choices=MODES, help="float writes the network without quantizers")
     parser.add_argument("--opset", type=int, default=17, help="of ONNX (default %(default)s)")
-    parser.add_argument("--check_data", help=".npz with one array for each input, rows first; without it nothing is compared")
-    parser.add_argument("--batch_size", type=int, default=8, help="rows of --check_data at a time (default %(default)s)")
-    parser.add_argument(
-        "--tolerance", type=float, default=0.01, help="largest share of rows with another answer (default %(default)s)"
-    )
+    parser.add_argument("--sm", type=int, default=80, help="of fastertransformer: 75 (Turing) or from 80 on (default %(default)s)")
+    arrays.add(parser, required=False)
     parser.set_defaults(run=run)
 
 
@@ -40,6 +37,7 @@ def run(options: argparse.Namespace) -> None:
         target=options.target,
         mode=options.mode,
         opset=options.opset,
+        sm=options.sm,
         tolerance=options.tolerance,
         check_data=None if rows is None else list(arrays.batches(rows, options.batch_size)),
     )

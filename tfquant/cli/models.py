@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from tfquant.messages import one_line
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The flags."""
@@ -53,7 +55,7 @@ def built(source: str) -> Any:
     try:
         return keras.models.load_model(source, compile=False)
     except (TypeError, ValueError, OSError) as error:  # Keras fills paragraphs with the layer's configuration
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ValueError(f"--model={source}: Keras cannot load it, use module:function for layers of your own: {reason}") from error
 
 
@@ -61,7 +63,7 @@ def _called(source: str, build: Callable[[], Any]) -> Any:
     try:
         return build()
     except Exception as error:
-        raise ValueError(f"--model={source}: raised {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"--model={source}: raised {type(error).__name__}: {one_line(error, 300)}") from error
 
 
 def _imported(module: str, function: str) -> Any:

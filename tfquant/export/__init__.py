@@ -16,6 +16,7 @@ from tfquant.engine import MODES, Engine, UncalibratedError
 from tfquant.export import check, overflow, parting
 from tfquant.export.check import Agreement
 from tfquant.export.errors import ExportError, MismatchError
+from tfquant.export.fastertransformer import SMALLEST_SM
 from tfquant.export.order import Order
 from tfquant.export.targets import TARGETS, publish, size_of
 from tfquant.model import QuantizedFunction, QuantizedModel
@@ -66,6 +67,7 @@ def export(
     check_data: Iterable[Any] | None = None,
     score: check.Score | None = None,
     opset: int = 17,
+    sm: int = 80,
     tolerance: float = 0.01,
 ) -> Exported:
     """Writes a quantized model as a file and compares what the file answers with the simulation.
@@ -76,11 +78,13 @@ def export(
       target: `onnx`: QuantizeLinear and DequantizeLinear at every site, parameters stored as integers. `tensorrt`: the same by
         TensorRT's rules, which are proven. `openvino`: its own pair of files, of which `path` names the one that ends in `.xml`.
         `litert`: a `.tflite` file. `saved_model`: a folder for TensorFlow, quantizers simulated. `packed`: weights as packed
-        bits, for `tfquant.load_packed`.
+        bits, for `tfquant.load_packed`. `fastertransformer`: a folder with a checkpoint for NVIDIA's INT8 encoder.
       mode: `float` writes the network without any quantizer, as what the other is measured against.
-      check_data: batches like those of calibration; both networks answer them. Without it nothing is checked. `packed` needs none.
+      check_data: batches like those of calibration; both networks answer them. Without it nothing is checked.
+        `packed` needs none, and nothing here runs a `fastertransformer` checkpoint.
       score: outputs by name of every batch of `check_data`, in order -> how good they are, for example F1; reported for both.
       opset: of ONNX, from 17; from 21 on 4-bit parameters take half a byte and 16-bit sites are possible.
+      sm: of `fastertransformer`: compute capability of the GPU times ten, 75 (Turing) or from 80 on; tiles differ.
       tolerance: largest share of rows whose largest output may be at another place.
 
     Returns:
@@ -102,9 +106,11 @@ def export(
         raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
     if opset < 17:
         raise ValueError(f"opset={opset}: must be at least 17")
+    if sm < SMALLEST_SM:
+        raise ValueError(f"sm={sm}: FasterTransformer's INT8 kernels want at least {SMALLEST_SM}")
     if not 0.0 <= tolerance <= 1.0:
         raise ValueError(f"tolerance={tolerance}: is a share of rows, from 0 to 1")
-    path, form, order = pathlib.Path(path), TARGETS[target], Order(engine, mode, opset)
+    path, form, order = pathlib.Path(path), TARGETS[target], Order(engine, mode, opset, sm)
     form.check_path(path)
     if check_data is not None:
         check_data = checked_batches(engine, check_data)
@@ -190,7 +196,7 @@ def compare(
     if mode == "quantized":
         check_calibrated(engine)
     batches = checked_batches(engine, check_data)
-    order, runtime = Order(engine, mode, opset=17), runtime or runtime_of(path)
+    order, runtime = Order(engine, mode), runtime or runtime_of(path)
     found = check.agreement(order, open_file(path, runtime), batches, score)
     check_tolerance(order, found, tolerance, runtime, batches[0], f"{path}")
     return found

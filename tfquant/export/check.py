@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant.export.order import Order
+from tfquant.messages import one_line
 from tfquant.runtimes.session import Outputs, Session
 
 Score = Callable[[Sequence[Outputs]], float]
@@ -85,7 +86,7 @@ def _answer(network: Callable[[object], Outputs], batch: object, otherwise: str)
     except KeyError:
         raise
     except Exception as error:  # TensorFlow's and the runtimes' own, many lines about nodes
-        raise ValueError(f"{otherwise}: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"{otherwise}: {one_line(error, 300)}") from error
 
 
 def agreement(order: Order, session: Session, batches: Iterable[Any], score: Score | None = None) -> Agreement:

@@ -21,7 +21,6 @@ from tfquant.export.litert_graph import Rewriting, hiding_one
 from tfquant.export.order import Order
 from tfquant.graph.dataflow import VIEW_OPS
 from tfquant.graph.replay import NO_EDITS
-from tfquant.graph.trace import Trace
 from tfquant.spec import Site
 
 _STEPS = 255  # between the codes of eight bits
@@ -36,7 +35,7 @@ def write(order: Order, path: str) -> None:
       ExportError: a site has a format without kernels, or an operation no counterpart in LiteRT.
     """
     engine, interface = order.engine, order.interface
-    _check_types(engine.inference)
+    order.check_types("LiteRT does not")
     sites = order.sites()
     quantizers, rewriting = _Quantizers(engine, sites), Rewriting(engine, order.mode)
     module = tf.Module()
@@ -52,15 +51,6 @@ def write(order: Order, path: str) -> None:
     content = repaired(_converted(network.get_concrete_function(), module, quantized=bool(sites)))
     with open(path, "wb") as file:
         file.write(content)
-
-
-def _check_types(trace: Trace) -> None:
-    for op in trace.operations:
-        if any(t.dtype == tf.bfloat16 for t in op.outputs):
-            raise ExportError(
-                f"the network computes in bfloat16 (first at {op.name}), which LiteRT does not: build it in float32, load the same "
-                "checkpoint and export that"
-            )
 
 
 def _converted(function: Any, module: tf.Module, quantized: bool) -> bytes:

@@ -9,11 +9,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfquant.engine import Engine
-from tfquant.export.errors import ExportError
 from tfquant.export.interface import Interface
 from tfquant.export.regions import Region
 from tfquant.graph.replay import Edit, Edits
-from tfquant.graph.trace import Trace
 from tfquant.spec import Site
 
 # An identity with a text attribute. TensorFlow says of it that it has effects, so that nobody folds it, not even on a constant.
@@ -49,13 +47,8 @@ class MarkedNetwork:
 
 
 def marked(engine: Engine, regions: Iterable[Region] = (), mode: str = "quantized") -> MarkedNetwork:
-    """The float network with markers at the ends of `regions` and, in mode `quantized`, at every site that quantizes.
-
-    Raises:
-      ExportError: it computes in a type that runtimes do not.
-    """
+    """The float network with markers at the ends of `regions` and, in mode `quantized`, at every site that quantizes."""
     trace = engine.inference
-    _check_types(trace)
     sites = {site.address: site for site in engine.plan.sites if site.enabled and mode == "quantized"}
     named = tuple(
         MarkedRegion(region, f"region {index} entry", f"region {index} target", f"region {index} kernel" if region.kernel else "")
@@ -75,15 +68,6 @@ def marked(engine: Engine, regions: Iterable[Region] = (), mode: str = "quantize
 
     function = tf.function(network, autograph=False, input_signature=interface.inputs)
     return MarkedNetwork(function, interface, sites, named)
-
-
-def _check_types(trace: Trace) -> None:
-    for op in trace.operations:
-        if any(t.dtype == tf.bfloat16 for t in op.outputs):
-            raise ExportError(
-                f"the network computes in bfloat16 (first at {op.name}), which ONNX runtimes on processors do not: build it in "
-                "float32, load the same checkpoint and export that"
-            )
 
 
 def _marker(text: str) -> Edit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tfquant.export import onnx_values
 from tfquant.export.codes import Affine
 from tfquant.export.errors import ExportError
 from tfquant.export.marked import marked
@@ -12,11 +13,12 @@ from tfquant.export.onnx_qdq import insert, prune
 from tfquant.export.onnx_regions import GELU_OPSET, substitute
 from tfquant.export.order import Order
 from tfquant.export.regions import find_regions
+from tfquant.messages import one_line
 
 
 def write(order: Order, path: str) -> None:
-    """Writes an ONNX file, activations with unsigned bytes."""
-    save(build(order), path)
+    """Writes an ONNX file, activations with unsigned bytes; what is beyond 2 GB goes to a file beside it."""
+    onnx_values.save(build(order), path)
 
 
 def build(order: Order, *, signed: bool = False) -> Any:
@@ -32,11 +34,13 @@ def build(order: Order, *, signed: bool = False) -> Any:
     import onnx
 
     engine = order.engine
+    order.check_types("ONNX runtimes on processors do not")
     # The approximate GELU has no form that runtimes recognise before it has an operation.
     exact_only = order.opset < GELU_OPSET
     regions = [r for r in find_regions(engine, order.mode) if not (exact_only and r.attributes.get("approximate") == "tanh")]
     network = marked(engine, regions, order.mode)
-    model = converted(network, order.opset)
+    parameters = sum(v.shape.num_elements() * v.dtype.size for v in engine.inference.variables.values())
+    model = converted(network, order.opset, large=parameters > onnx_values.LIMIT)
     substitute(model, network.regions)
     prune(model)  # what the regions were made of reads parameters too
     affines = {address: Affine.of(site, engine.quantizers[address]) for address, site in network.sites.items()}
@@ -51,23 +55,11 @@ def build(order: Order, *, signed: bool = False) -> Any:
     )
     _name_open_sizes(model)
     try:
-        onnx.checker.check_model(model, full_check=True)
+        checked = model if onnx_values.size(model) <= onnx_values.LIMIT else onnx_values.without_values(model)[0]
+        onnx.checker.check_model(checked, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"what came out is no valid ONNX model: {' '.join(str(error).split())[:500]}") from error
+        raise ExportError(f"what came out is no valid ONNX model: {one_line(error, 500)}") from error
     return model
-
-
-def save(model: Any, path: str) -> None:
-    """Writes the model; parameters of more than 2 GB would need files of their own, which is refused.
-
-    Raises:
-      ExportError: the model is too large for one file.
-    """
-    import onnx
-
-    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
-        raise ExportError(f"the model has {model.ByteSize() / 2**30:.1f} GiB, one ONNX file holds less than 2")
-    onnx.save(model, path)
 
 
 def _name_open_sizes(model: Any) -> None:

@@ -127,12 +127,17 @@ def attribute(node: Any, name: str, default: Any) -> Any:
     return next((onnx.helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name), default)
 
 
+def bodies(node: Any) -> Iterator[Any]:
+    """Graphs of a loop or branch."""
+    for attribute in node.attribute:
+        yield from (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else []))
+
+
 def _inside(node: Any) -> Iterator[Any]:
     """Operations in the bodies of a loop or branch."""
-    for attribute in node.attribute:
-        for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            for inner in body.node:
-                yield from (inner, *_inside(inner))
+    for body in bodies(node):
+        for inner in body.node:
+            yield from (inner, *_inside(inner))
 
 
 def _read_by(node: Any) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from tfquant.export.codes import Affine
 from tfquant.export.errors import ExportError
 from tfquant.export.onnx_float import DOMAIN, address_of, is_site
+from tfquant.export.onnx_graph import bodies
 from tfquant.export.onnx_regions import WANTED_SHAPE
 
 # First opset in which DequantizeLinear takes the type.
@@ -206,11 +207,10 @@ def prune(model: Any) -> None:
 def _read_by(node: Any) -> Iterator[str]:
     """Tensors that a node reads, those that its bodies read included."""
     yield from node.input
-    for attribute in node.attribute:
-        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            yield from (out.name for out in graph.output)
-            for inner in graph.node:
-                yield from _read_by(inner)
+    for body in bodies(node):
+        yield from (out.name for out in body.output)
+        for inner in body.node:
+            yield from _read_by(inner)
 
 
 def site_inputs(model: Any) -> dict[str, str]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import tensorflow as tf
+
 from tfquant.engine import Engine
+from tfquant.export.errors import ExportError
 from tfquant.export.interface import Interface
+from tfquant.spec import Site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,16 +21,27 @@ class Order:
       engine: calibrated if `mode` is `quantized`.
       mode: of `tfquant.engine.MODES`.
       opset: of ONNX, for targets that are made of it.
+      sm: compute capability of the GPU times ten, for targets whose layout depends on it.
     """
 
     engine: Engine
     mode: str
-    opset: int
+    opset: int = 17
+    sm: int = 80
 
     @functools.cached_property
     def interface(self) -> Interface:
         return Interface.of(self.engine.inference)
 
-    def sites(self) -> list:
+    def check_types(self, lacking: str) -> None:
+        """Raises ExportError if the network computes in bfloat16, for runtimes of which `lacking` says that they do not."""
+        for op in self.engine.inference.operations:
+            if any(t.dtype == tf.bfloat16 for t in op.outputs):
+                raise ExportError(
+                    f"the network computes in bfloat16 (first at {op.name}), which {lacking}: build it in float32, load the same "
+                    "checkpoint and export that"
+                )
+
+    def sites(self) -> list[Site]:
         """Enabled sites; none in mode `float`."""
         return [site for site in self.engine.plan.sites if site.enabled and self.mode == "quantized"]

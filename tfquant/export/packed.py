@@ -103,7 +103,7 @@ def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: 
     engine = Engine(source_of(model, inputs, signature), file.recipe)
     quantized = wrap(model, engine)
     renamed = renamed_sites(quantized, file.sites, str(path))
-    variables = _variables(engine)
+    variables = engine.weights()
     values = matching_weights(variables, file, str(path))
     types = [(name, values[name].dtype.name, variable.dtype.name) for name, variable in variables.items()]
     wrong = [f"{name}: {saved} in the file, {own} in the model" for name, saved, own in types if saved != own]
@@ -171,7 +171,7 @@ def _stored(engine: Engine) -> list[_Stored]:
     behind = {edge.table or flow.variable_behind(edge.tensor) for _, edge in engine.placements() if edge.parameter}
     sited = {id(variable) for handle, variable in engine.inference.variables.items() if handle in behind}
     found = []
-    for path, variable in _variables(engine).items():
+    for path, variable in engine.weights().items():
         value, packed, note = np.asarray(variable.numpy()), None, ""
         sites, other = readers.get(id(variable), ([], ""))
         if sites and not other:
@@ -183,21 +183,6 @@ def _stored(engine: Engine) -> list[_Stored]:
         value = value.astype(np.float32) if variable.dtype == tf.bfloat16 else value
         found.append(_Stored(path, variable.dtype.name, value, packed, note))
     return found
-
-
-def _variables(engine: Engine) -> dict[str, tf.Variable]:
-    """Path -> variable, without the ranges. Random states of dropout are no weights."""
-    trace = engine.inference
-    traced = {id(variable): trace.paths[handle] for handle, variable in trace.variables.items()}
-    pairs = [(traced.get(id(variable), path), variable) for variable, path in engine.source.named_variables]
-    pairs += [(traced[id(variable)], variable) for variable in trace.variables.values()]
-    named: dict[str, tf.Variable] = {}
-    for path, variable in pairs:
-        if path.rpartition("/")[2] == "seed_generator_state":
-            continue
-        if named.setdefault(path, variable) is not variable:
-            raise ValueError(f"two variables are called {path!r}: give the layers of the model different names to pack it")
-    return named
 
 
 def _readers(engine: Engine, flow: Dataflow) -> dict[int, tuple[list[str], str]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfquant.export import onnx_file
+from tfquant.export import onnx_file, onnx_values
 from tfquant.export.onnx_qdq import site_inputs
 from tfquant.export.order import Order
 from tfquant.runtimes import open_file
@@ -59,7 +59,7 @@ def differences(order: Order, runtime: str, batch: Any) -> list[Difference]:
     model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in added)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.onnx")
-        onnx_file.save(model, path)
+        onnx_values.save(model, path)
         found = open_file(path, runtime)(order.interface.named_inputs([value.numpy() for value in flat]))
     simulated = _simulated(order, flat, [site.members[0] for site in sites])
     return [

@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from tfquant.export import litert, onnx_file, openvino, packed, saved_model, tensorrt
+from tfquant.export import fastertransformer, litert, onnx_file, openvino, packed, saved_model, tensorrt
 from tfquant.export.order import Order
 from tfquant.runtimes import Contractions, Session, onnxruntime, open_file
 
@@ -23,6 +23,8 @@ class Target:
         reader is for tfquant itself.
       as_written: checked node by node: what ONNX Runtime makes of signed bytes it cannot always run.
       proven: what is known of every file that `write` did not refuse.
+      may_replace: whether a folder that is there may be replaced.
+      name: what such a folder is called.
       contractions: file -> which products are computed in integers; the reader is asked if not given.
     """
 
@@ -31,6 +33,8 @@ class Target:
     readers: tuple[str, ...] = ()
     as_written: bool = False
     proven: str = ""
+    may_replace: Callable[[pathlib.Path], bool] | None = None
+    name: str = ""
     contractions: Callable[[str], Contractions] | None = None
 
     def open(self, path: pathlib.Path) -> Session:
@@ -53,8 +57,8 @@ class Target:
             raise ValueError(f"{path}: must end in {self.suffix}{hint}")
         if self.suffix and path.is_dir():
             raise ValueError(f"{path}: is a folder")
-        if not self.suffix and path.exists() and not saved_model.may_be_replaced(path):
-            raise ValueError(f"{path}: is there and is no SavedModel: name another folder")
+        if self.may_replace is not None and path.exists() and not self.may_replace(path):
+            raise ValueError(f"{path}: is there and is no {self.name}: name another folder")
 
 
 TARGETS = {
@@ -63,7 +67,11 @@ TARGETS = {
     "openvino": Target(openvino.write, ".xml", ("openvino",)),
     "litert": Target(litert.write, ".tflite", ("litert",)),
     "packed": Target(packed.write, ".safetensors", proven="bit for bit the simulation, tried out for every parameter"),
-    "saved_model": Target(saved_model.write, "", ("tensorflow",)),
+    "saved_model": Target(saved_model.write, "", ("tensorflow",), may_replace=saved_model.may_be_replaced, name="SavedModel"),
+    "fastertransformer": Target(
+        fastertransformer.write, "", proven="codes are the simulation's, no engine has run them",
+        may_replace=fastertransformer.may_be_replaced, name="FasterTransformer checkpoint",
+    ),
 }
 
 

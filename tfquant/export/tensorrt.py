@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfquant.export import onnx_file
+from tfquant.export import onnx_file, onnx_values
 from tfquant.export.errors import ExportError
 from tfquant.export.onnx_graph import (
     DEQUANTIZE,
@@ -61,7 +61,7 @@ def write(order: Order, path: str) -> None:
     model = onnx_file.build(order, signed=True)
     if order.mode == "quantized":
         validate(model)
-    onnx_file.save(model, path)
+    onnx_values.save(model, path)
 
 
 def validate(model: Any) -> tuple[str, ...]:

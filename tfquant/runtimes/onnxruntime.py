@@ -25,8 +25,8 @@ _TYPES = {
 class OnnxSession:
     """See `tfquant.runtimes.Session`."""
 
-    def __init__(self, session: Any, optimized: str | None):
-        self._session, self._optimized = session, optimized
+    def __init__(self, session: Any, path: str):
+        self._session, self._path = session, path
         self.inputs = tuple(
             Input(
                 entry.name,
@@ -45,8 +45,8 @@ class OnnxSession:
 
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "optimized.onnx")
-            opened(self._optimized, None, written=path)
-            nodes = list(onnx.load(path).graph.node)
+            opened(self._path, None, written=path)
+            nodes = list(onnx.load(path, load_external_data=False).graph.node)
         return Contractions(
             tuple(node.name for node in nodes if node.op_type in _INTEGER),
             tuple(node.name for node in nodes if node.op_type in _FLOATING),
@@ -81,5 +81,8 @@ def opened(path: str, threads: int | None, *, as_written: bool = False, written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if written is not None:
         options.optimized_model_filepath = written
+        # Parameters apart, as one file holds less than 2 GB.
+        entry = "session.optimized_model_external_initializers_file_name"
+        options.add_session_config_entry(entry, os.path.basename(written) + ".data")
     load = lambda: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])  # noqa: E731
     return read(path, "ONNX Runtime", load)

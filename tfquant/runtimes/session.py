@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from tfquant.messages import one_line
+
 Outputs = Mapping[str, np.ndarray]
 
 
@@ -83,7 +85,7 @@ def read(path: str, runtime: str, load: Callable[[], object]) -> object:
     try:
         return load()
     except Exception as error:  # runtimes have exceptions of their own without a common base
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise RuntimeFileError(f"{path}: {runtime} cannot read it: {reason}") from error
 
 
