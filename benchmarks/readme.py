@@ -13,11 +13,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import cost_report, squad_noise_report, squad_qat_report, squad_report
+from benchmarks import cost_report, int8_peers_report, squad_noise_report, squad_qat_report, squad_report
 from benchmarks.results import FOLDER
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "training.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "training.md", ROOT / "docs" / "export.md")
 BLOCK = re.compile(r"(<!-- table (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -33,6 +33,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "squad_qat": lambda: squad_qat_report.table(rows_of("squad_qat")),
     "squad_qat_bfloat16": lambda: squad_qat_report.table(rows_of("squad_qat_bfloat16")),
     "squad_noise": lambda: squad_noise_report.table(rows_of("squad_noise")),
+    "int8_minilm": lambda: int8_peers_report.latency_table(rows_of("int8_peers"), "MiniLM"),
+    "int8_bert_base": lambda: int8_peers_report.latency_table(rows_of("int8_peers"), "BERT-base"),
+    "int8_accuracy": lambda: int8_peers_report.accuracy_table(rows_of("int8_peers"), "MiniLM"),
+    "int8_parity": lambda: int8_peers_report.parity_table(rows_of("int8_peers")),
+    "int8_export": lambda: int8_peers_report.export_cost(rows_of("int8_peers")),
     "cost": lambda: cost_report.table(rows_of),
 }
 

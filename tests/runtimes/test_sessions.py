@@ -1,5 +1,8 @@
 """Opened files: what they take, what they answer, and what is wrong with those that cannot be opened."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -47,6 +50,26 @@ def test_inputs_are_taken_by_name_in_any_integer_type_and_others_passed_over(fil
         np.testing.assert_array_equal(again[output], expected[output])
     with pytest.raises(KeyError, match="input 'input_mask' is missing; the file takes input_ids"):
         session({"input_ids": batch["input_ids"]})
+
+
+SIGNAL = """
+import faulthandler, os, signal, sys
+from tfquant.runtimes import open_file
+faulthandler.enable()
+got = []
+signal.signal(signal.SIGUSR1, lambda *_: got.append(True))
+one = open_file(sys.argv[1])
+two = open_file(sys.argv[1])
+del one
+del two
+os.kill(os.getpid(), signal.SIGUSR1)
+print(got)
+"""
+
+
+def test_signals_arrive_after_openvino_has_gone(files):
+    done = subprocess.run([sys.executable, "-c", SIGNAL, str(files / "model.xml")], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "[True]\n"), done.stderr
 
 
 def test_openvino_reads_onnx_files_as_well(files, case):

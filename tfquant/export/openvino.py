@@ -7,6 +7,7 @@ import tempfile
 
 from tfquant.export import onnx_file
 from tfquant.export.order import Order
+from tfquant.runtimes import openvino as runtime
 from tfquant.runtimes.session import missing_package, read
 
 
@@ -19,11 +20,13 @@ def write(order: Order, path: str) -> None:
     """
     try:
         import openvino
+
+        core = runtime.core()
     except ModuleNotFoundError as error:
         raise missing_package(error, "export to OpenVINO") from None
 
     with tempfile.TemporaryDirectory() as folder:
         source = os.path.join(folder, "model.onnx")
         onnx_file.write(order, source)
-        model = read(source, "OpenVINO", lambda: openvino.Core().read_model(source))
+        model = read(source, "OpenVINO", lambda: core.read_model(source))
         openvino.save_model(model, path, compress_to_fp16=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,15 +50,29 @@ def open_file(path: str, *, threads: int | None = None, bfloat16: bool = False) 
         have it, and answers change.
     """
     try:
-        import openvino
+        plugin = core()
     except ModuleNotFoundError as error:
         raise missing_package(error, "running a file in OpenVINO") from None
-
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    core = openvino.Core()
-    return OpenVinoSession(read(path, "OpenVINO", lambda: core.compile_model(core.read_model(path), "CPU", options)))
+    return OpenVinoSession(read(path, "OpenVINO", lambda: plugin.compile_model(plugin.read_model(path), "CPU", options)))
+
+
+@functools.cache
+def core() -> Any:
+    """OpenVINO's one `Core` in this process.
+
+    Its plugin for processors gives the main thread another stack for signals and takes that away when it goes (SigAltStackSetup of
+    intel_cpu). Of two that do not go in reverse order the second puts back the stack of the first, which is no memory any more:
+    the next signal ends the process.
+
+    Raises:
+      ModuleNotFoundError: OpenVINO is not installed.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _sizes(port: Any) -> tuple[int | None, ...]:
