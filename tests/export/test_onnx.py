@@ -11,7 +11,7 @@ import tfquant
 from tests.export.agreement import agreement_with
 from tests.graph import models
 from tfquant import export
-from tfquant.export import ExportError, MismatchError, onnx_values
+from tfquant.export import ExportError, MismatchError, marked, onnx_values
 from tfquant.runtimes import RuntimeFileError, onnxruntime
 
 NAMES = ("input_ids", "input_mask", "segment_ids")
@@ -240,3 +240,19 @@ def test_beyond_two_gigabytes_parameters_are_in_a_file_beside_it(tmp_path, monke
     (tmp_path / "model.onnx.data").unlink()
     with pytest.raises(RuntimeFileError, match="model.onnx"):
         tfquant.compare(model, tmp_path / "model.onnx", case.batches, mode=mode)
+
+
+@pytest.mark.parametrize("name", sorted({*models.KERAS, *models.FUNCTIONS, *models.SAVED} - {"mixed_bfloat16"}))
+def test_models_of_every_kind_answer_alike_with_parameters_kept_out_of_the_conversion(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(marked, "_LARGE", 0)
+    case = models.build(name, str(tmp_path / "saved"))
+    model = tfquant.quantize(case.model, "int8_residual_float", calibration=case.batches, progress=False)
+    for mode in ("quantized", "float"):
+        path = tmp_path / f"{mode}.onnx"
+        export(model, path, mode=mode)
+        found = agreement_with(model, onnxruntime.open_file(str(path), as_written=True), case.batches, mode)
+        assert found.mean < 2e-3 * found.spread, mode
+    stored = {tensor.name for tensor in onnx.load(path).graph.initializer}
+    kept_out = marked.marked(model._engine, mode="float").parameters
+    matrices = {path for path, variable in kept_out.items() if len(variable.shape) > 1}  # vectors may be part of a normalisation
+    assert len(matrices) > 0 and stored >= matrices

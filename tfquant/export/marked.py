@@ -1,9 +1,14 @@
-"""The network as a function in which sites and regions are marker operations that a converter carries over like any other."""
+"""The network as a function in which sites and regions are marker operations that a converter carries over like any other.
+
+Large parameters are inputs of it: a converter that has them as constants copies them with every pass over its graph.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -12,11 +17,14 @@ from tfquant.engine import Engine
 from tfquant.export.interface import Interface
 from tfquant.export.regions import Region
 from tfquant.graph.replay import Edit, Edits
+from tfquant.graph.trace import Trace
 from tfquant.spec import Site
 
 # An identity with a text attribute. TensorFlow says of it that it has effects, so that nobody folds it, not even on a constant.
 MARKER = "CheckNumericsV2"
 ATTRIBUTE = "message"
+_LARGE = 2**16  # bytes
+_READS = ("ReadVariableOp", "ResourceGather")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,14 +42,16 @@ class MarkedNetwork:
     """The inference network of a quantized model, with markers in place of its quantizers.
 
     Attributes:
-      function: flat inputs -> mapping of output names to tensors.
-      interface: names of both.
+      function: flat inputs, then large parameters -> mapping of output names to tensors.
+      interface: names of both, without the parameters.
+      parameters: name of an input -> the variable it stands for.
       sites: text of a marker -> the site it stands for.
       regions: what single operations can stand for.
     """
 
     function: Any
     interface: Interface
+    parameters: Mapping[str, tf.Variable]
     sites: Mapping[str, Site]
     regions: tuple[MarkedRegion, ...]
 
@@ -49,6 +59,7 @@ class MarkedNetwork:
 def marked(engine: Engine, regions: Iterable[Region] = (), mode: str = "quantized") -> MarkedNetwork:
     """The float network with markers at the ends of `regions` and, in mode `quantized`, at every site that quantizes."""
     trace = engine.inference
+    apart = _large_parameters(trace)
     sites = {site.address: site for site in engine.plan.sites if site.enabled and mode == "quantized"}
     named = tuple(
         MarkedRegion(region, f"region {index} entry", f"region {index} target", f"region {index} kernel" if region.kernel else "")
@@ -61,13 +72,52 @@ def marked(engine: Engine, regions: Iterable[Region] = (), mode: str = "quantize
     interface = Interface.of(trace)
 
     def network(*flat: tf.Tensor) -> dict[str, tf.Tensor]:
-        for variable in trace.variables.values():  # a converter freezes what the graph watches
-            tf.compat.v1.get_default_graph().watch_variable(variable)
-        edits = _with_regions(engine.edits(mark), named)
-        return interface.named_outputs(trace.emit(list(flat), edits))
+        inputs, given = flat[: len(interface.inputs)], dict(zip(apart, flat[len(interface.inputs) :], strict=True))
+        for handle, variable in trace.variables.items():  # a converter freezes what the graph watches
+            if handle not in given:
+                tf.compat.v1.get_default_graph().watch_variable(variable)
+        edits = dataclasses.replace(_with_regions(engine.edits(mark), named), operations=_reads(trace, given))
+        return interface.named_outputs(trace.emit(list(inputs), edits))
 
-    function = tf.function(network, autograph=False, input_signature=interface.inputs)
-    return MarkedNetwork(function, interface, sites, named)
+    parameters = dict(zip(_names(trace, apart, interface), (trace.variables[handle] for handle in apart), strict=True))
+    specs = [tf.TensorSpec(variable.shape, variable.dtype, name=name) for name, variable in parameters.items()]
+    function = tf.function(network, autograph=False, input_signature=[*interface.inputs, *specs])
+    return MarkedNetwork(function, interface, parameters, sites, named)
+
+
+def _large_parameters(trace: Trace) -> list[str]:
+    """Handles of large variables that are read in plain sight, in no loop or branch."""
+    return [
+        handle
+        for handle, variable in trace.variables.items()
+        if variable.shape.num_elements() * variable.dtype.size >= _LARGE
+        and all(op.type in _READS for op in trace.graph.get_tensor_by_name(handle).consumers())
+    ]
+
+
+def _reads(trace: Trace, given: Mapping[str, tf.Tensor]) -> dict[str, Callable[[list[tf.Tensor]], tf.Tensor]]:
+    """Operations that read a parameter -> what they become where the parameter is an input."""
+    found = {}
+    for handle, value in given.items():
+        for op in trace.graph.get_tensor_by_name(handle).consumers():
+            found[op.name] = functools.partial(_read, op, value)
+    return found
+
+
+def _read(op: tf.Operation, value: tf.Tensor, inputs: list[tf.Tensor]) -> tf.Tensor:
+    return value if op.type == "ReadVariableOp" else tf.gather(value, inputs[1], batch_dims=op.get_attr("batch_dims"))
+
+
+def _names(trace: Trace, handles: Iterable[str], interface: Interface) -> list[str]:
+    """Names of inputs for variables: their paths, as far as TensorFlow takes them."""
+    taken, names = {spec.name for spec in interface.inputs} | set(interface.outputs), []
+    for handle in handles:
+        name = re.sub(r"[^A-Za-z0-9_./-]", "_", trace.paths[handle]).lstrip("_/-") or "parameter"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 def _marker(text: str) -> Edit:

@@ -39,8 +39,7 @@ def build(order: Order, *, signed: bool = False) -> Any:
     exact_only = order.opset < GELU_OPSET
     regions = [r for r in find_regions(engine, order.mode) if not (exact_only and r.attributes.get("approximate") == "tanh")]
     network = marked(engine, regions, order.mode)
-    parameters = sum(v.shape.num_elements() * v.dtype.size for v in engine.inference.variables.values())
-    model = converted(network, order.opset, large=parameters > onnx_values.LIMIT)
+    model = converted(network, order.opset)
     substitute(model, network.regions)
     prune(model)  # what the regions were made of reads parameters too
     affines = {address: Affine.of(site, engine.quantizers[address]) for address, site in network.sites.items()}
@@ -53,10 +52,10 @@ def build(order: Order, *, signed: bool = False) -> Any:
         tables={address: value for address, value in values.items() if address in tables},
         signed=signed,
     )
+    onnx_values.fill(model, network.parameters)
     _name_open_sizes(model)
     try:
-        checked = model if onnx_values.size(model) <= onnx_values.LIMIT else onnx_values.without_values(model)[0]
-        onnx.checker.check_model(checked, full_check=True)
+        onnx.checker.check_model(onnx_values.without_values(model), full_check=True)  # it serializes and parses what it is given
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"what came out is no valid ONNX model: {one_line(error, 500)}") from error
     return model

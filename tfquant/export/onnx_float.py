@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from tfquant.export import onnx_values
 from tfquant.export.errors import ExportError
 from tfquant.export.marked import ATTRIBUTE, MARKER, MarkedNetwork
 from tfquant.messages import one_line
@@ -28,13 +25,8 @@ def address_of(marker: Any) -> str:
     return next(attribute.s.decode() for attribute in marker.attribute if attribute.name == ADDRESS)
 
 
-def converted(network: MarkedNetwork, opset: int, *, large: bool = False) -> Any:
-    """An ONNX model with one node `Site` for each marker, its attribute `address` naming the site.
-
-    Args:
-      network: what to convert.
-      opset: of the model.
-      large: the parameters are too many to be serialized at once.
+def converted(network: MarkedNetwork, opset: int) -> Any:
+    """An ONNX model with one node `Site` for each marker, its attribute `address` naming the site; large parameters are inputs.
 
     Raises:
       ModuleNotFoundError: tf2onnx is not installed.
@@ -61,40 +53,21 @@ def converted(network: MarkedNetwork, opset: int, *, large: bool = False) -> Any
 
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # what it cannot convert is said below, in one line
     try:
-        with _numpy_1():
-            model, data = convert.from_function(
-                network.function,
-                input_signature=network.interface.inputs,
-                opset=min(opset, _CONVERTERS_LAST),
-                custom_op_handlers={MARKER: (carry, []), "Erfc": (_written_with_erf, [])},
-                extra_opset=[tf2onnx.utils.make_opsetid(DOMAIN, 1)],
-                large_model=large,
-            )
+        model, _ = convert.from_function(
+            network.function,
+            input_signature=network.function.input_signature,
+            opset=min(opset, _CONVERTERS_LAST),
+            custom_op_handlers={MARKER: (carry, []), "Erfc": (_written_with_erf, [])},
+            extra_opset=[tf2onnx.utils.make_opsetid(DOMAIN, 1)],
+        )
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise ExportError(f"tf2onnx cannot convert the model: {one_line(error, 500)}") from error
-    if large:
-        model, apart = onnx_values.without_values(model)
     if opset > _CONVERTERS_LAST:
         model = _raised(model, opset)
-    if large:
-        onnx_values.put_back(onnx_values.with_values(model, apart), data.name_to_tensor_data)
     left = sorted({node.op_type for node in model.graph.node if not is_site(node) and not _is_known(node, opset)})
     if left:
         raise ExportError(f"operations without a counterpart in ONNX: {', '.join(left)}")
     return model
-
-
-@contextlib.contextmanager
-def _numpy_1() -> Iterator[None]:
-    """What tf2onnx 1.17 calls for large models and NumPy 2 has under another name alone."""
-    if hasattr(np, "product"):
-        yield
-        return
-    np.product = np.prod
-    try:
-        yield
-    finally:
-        del np.product
 
 
 def _raised(model: Any, opset: int) -> Any:

@@ -38,7 +38,7 @@ class Graph:
         self.readers: dict[str, list[Any]] = collections.defaultdict(list)
         self.constants = set(self._initializers)
         for node in self.nodes:
-            inputs = _read_by(node)
+            inputs = list(dict.fromkeys(read_by(node)))
             for name in inputs if node.op_type not in ("Shape", "Size") else ():  # which need no values
                 self.readers[name].append(node)
             if node.op_type == "Constant" or (inputs and self.constants.issuperset(inputs)):
@@ -111,7 +111,7 @@ class Graph:
         """Whether an operation computes from a tensor."""
         seen, left = set(), [node]
         while left:
-            new = set(_read_by(left.pop())) - seen
+            new = set(read_by(left.pop())) - seen
             seen |= new
             left += [self.makers[tensor] for tensor in new if tensor in self.makers]
         return name in seen
@@ -133,16 +133,20 @@ def bodies(node: Any) -> Iterator[Any]:
         yield from (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else []))
 
 
+def read_by(node: Any) -> Iterator[str]:
+    """Tensors that a node reads, those that its bodies read or return included."""
+    yield from filter(None, node.input)
+    for body in bodies(node):
+        yield from (out.name for out in body.output)
+        for inner in body.node:
+            yield from read_by(inner)
+
+
 def _inside(node: Any) -> Iterator[Any]:
     """Operations in the bodies of a loop or branch."""
     for body in bodies(node):
         for inner in body.node:
             yield from (inner, *_inside(inner))
-
-
-def _read_by(node: Any) -> list[str]:
-    """Tensors that an operation or its bodies read, each once."""
-    return list(dict.fromkeys(name for one in (node, *_inside(node)) for name in one.input if name))
 
 
 def type_of_codes(graph: Graph, node: Any) -> str:

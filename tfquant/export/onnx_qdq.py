@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from tfquant.export.codes import Affine
 from tfquant.export.errors import ExportError
 from tfquant.export.onnx_float import DOMAIN, address_of, is_site
-from tfquant.export.onnx_graph import bodies
+from tfquant.export.onnx_graph import read_by
 from tfquant.export.onnx_regions import WANTED_SHAPE
 
 # First opset in which DequantizeLinear takes the type.
@@ -196,21 +196,12 @@ def prune(model: Any) -> None:
     for node in reversed(model.graph.node):  # in order of computation, so that consumers come first here
         if any(name in needed for name in node.output):
             kept.append(node)
-            needed |= set(_read_by(node))
+            needed |= set(read_by(node))
     kept.reverse()
     initializers = [tensor for tensor in model.graph.initializer if tensor.name in needed]
     for field, values in ((model.graph.node, kept), (model.graph.initializer, initializers)):
         del field[:]
         field.extend(values)
-
-
-def _read_by(node: Any) -> Iterator[str]:
-    """Tensors that a node reads, those that its bodies read included."""
-    yield from node.input
-    for body in bodies(node):
-        yield from (out.name for out in body.output)
-        for inner in body.node:
-            yield from _read_by(inner)
 
 
 def site_inputs(model: Any) -> dict[str, str]:

@@ -31,10 +31,12 @@ class Edits:
     Attributes:
       edges: (operation name, input index) -> callable applied to the tensor on that edge alone.
       tensors: tensor name -> callable applied to the tensor for all its consumers and the outputs.
+      operations: operation name -> callable that makes its one output from its new inputs, in place of the operation.
     """
 
     edges: Mapping[tuple[str, int], Edit] = dataclasses.field(default_factory=dict)
     tensors: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
+    operations: Mapping[str, Callable[[list[tf.Tensor]], tf.Tensor]] = dataclasses.field(default_factory=dict)
 
 
 NO_EDITS = Edits()
@@ -85,6 +87,9 @@ def _replay_operation(state: _State, op: tf.Operation) -> None:
             outputs, effects = _inline_call(state, op, inputs)
             # What waited for a call without effects waits for what the call waited for.
             state.controls[op.name] = effects or controls
+        elif op.name in state.edits.operations:
+            outputs = [state.edits.operations[op.name](inputs)]
+            state.controls[op.name] = controls
         else:
             new = _create(state.graph, op, inputs)
             outputs, state.controls[op.name] = new.outputs, [new]

@@ -70,9 +70,10 @@ class Trace:
         needed = {op.name for op in operations}
         for outside, inside in self.captures:
             if inside.op.name in needed:
-                known[inside.name] = graph.capture(outside)
+                read = any(op.name not in edits.operations for op in inside.consumers())
+                known[inside.name] = graph.capture(outside) if read else inside  # which nobody asks for then
         for name, variable in self.variables.items():
-            if variable.trainable and name in known:
+            if variable.trainable and name in known and known[name].graph is graph:
                 graph.watch_variable(variable)
         return replay.replay(operations, known, [*self.outputs, *taps] if targets is None else targets, edits=edits)
 
