@@ -1,5 +1,6 @@
 """run_squad.py writes a network for another runtime, and answers with what it wrote."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import run_squad
 from squad_run.flags import FlagError, Settings
 from tests.test_run_squad import make_files, ptq, train_float
+from tfquant.export import ExportError
 from tfquant.runtimes import RuntimeFileError
 
 
@@ -46,6 +48,9 @@ def test_a_quantized_network_is_calibrated_exported_and_scored_in_one_run(files,
     packed = Settings(**files, output_dir=str(tmp_path), do_export=True, if_quant=True, export_target="packed",
                       init_checkpoint=str(tmp_path / "model.ckpt-calibrated"))  # fmt: skip
     assert run_squad.run(packed)["export"]["size"] == (tmp_path / "model.safetensors").stat().st_size
+    engine = {"export_target": "fastertransformer", "export_sm": 75}  # this network is narrower than its tiles
+    with pytest.raises(ExportError, match="query/kernel: has shape .* multiples of 32"):
+        run_squad.run(dataclasses.replace(packed, **engine))
     # A later run answers with the file alone, and alike; no checkpoint is asked for.
     again = Settings(**files, output_dir=str(tmp_path), do_predict=True, if_quant=True, predict_with="onnxruntime")
     assert run_squad.run(again)["prediction"]["f1"] == figures["prediction"]["f1"]

@@ -67,8 +67,10 @@ class Affine:
     def encode(self, values: np.ndarray) -> np.ndarray:
         """int32 codes of `values`, rounded half to even."""
         shape = [size if axis in self.axes else 1 for axis, size in enumerate(values.shape)]
-        scale, zero = self.scale.reshape(shape), self.zero.reshape(shape)
-        return np.clip(np.rint(values.astype(np.float32) / scale) + zero, self.grid.qmin, self.grid.qmax).astype(np.int32)
+        codes = np.asarray(values, np.float32) / self.scale.reshape(shape)
+        np.rint(codes, out=codes)  # in place, as tables of gigabytes come by
+        codes += self.zero.reshape(shape).astype(np.float32)
+        return np.clip(codes, self.grid.qmin, self.grid.qmax, out=codes).astype(np.int32)
 
 
 def _zero_in_range(quantizer: Quantizer, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
