@@ -39,6 +39,7 @@ MSE = ("--calib_method=mse",)
 ASYMMETRIC = ("--quant_recipe=int8_residual_asymmetric",)
 W4A8 = ("--quant_recipe=w4a8_residual",)
 TQT = ("--range_update=tqt", "--range_learning_rate=5e-3")
+SLOW = ("--range_update=tqt", "--range_learning_rate=2e-3")
 # 4-bit weights have further to go, their ranges less far.
 GENTLE = ("--learning_rate=5e-5", "--range_learning_rate=2e-3")
 ACTIVATIONS = ("--range_update_of=activations",)
@@ -72,6 +73,7 @@ ROWS = {
     "int8_residual_asymmetric, distilled": Row(ASYMMETRIC, distilled=True),
     "int8_residual_asymmetric, TQT": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS)),
     "int8_residual_asymmetric, TQT, second seed": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS), seed=SECOND),
+    "int8_residual_asymmetric, TQT slower, second seed": Row(ASYMMETRIC, (*SLOW, *ACTIVATIONS), seed=SECOND),
     "int8_residual_asymmetric, TQT, distilled": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS), distilled=True),
     "int8_residual, pre-trained encoder calibrated, 3 epochs": Row(MSE, epochs=3, pretrained=True),
     "w4a8_residual, TQT": Row(W4A8, (*TQT, *GENTLE)),
