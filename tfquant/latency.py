@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +14,8 @@ from tfquant.runtimes.session import Input, Session
 
 WARM_UP = 3
 FEWEST = 10  # calls of each file, however long they take
-TURN = 5  # calls one after another, behind one that is not timed
+# A turn: calls one after another, behind one that is not timed; more where they are short.
+TURN, TURN_S, LONGEST_TURN = 5, 0.05, 200
 # Before each turn: idle threads of a runtime go on spinning for a while, at the cost of who comes next.
 PAUSE_S = 0.1
 
@@ -84,13 +86,17 @@ class Workload:
 
 
 def measure(sessions: Mapping[str, Session], workload: Workload, seconds: float) -> dict[str, Measured]:
-    """Times every file for about `seconds`, a few calls of each in turn."""
+    """Times every file for about `seconds`, pauses included, some calls of each in turn."""
     taken: dict[str, list[float]] = {name: [] for name in sessions}
     feeds = itertools.cycle(workload.feeds)
     for feed, session in itertools.product(itertools.islice(feeds, WARM_UP), sessions.values()):
+        began = time.perf_counter()
         session(feed)
-    while len(min(taken.values(), key=len)) < FEWEST or sum(map(sum, taken.values())) < seconds * len(sessions):
-        untimed, *timed = itertools.islice(feeds, 1 + TURN)
+        last = time.perf_counter() - began
+    turn = min(max(TURN, math.ceil(TURN_S / last)), LONGEST_TURN)
+    began = time.perf_counter()
+    while len(min(taken.values(), key=len)) < FEWEST or time.perf_counter() - began < seconds * len(sessions):
+        untimed, *timed = itertools.islice(feeds, 1 + turn)
         for name, session in sessions.items():
             time.sleep(PAUSE_S)
             session(untimed)

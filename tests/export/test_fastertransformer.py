@@ -151,7 +151,7 @@ def test_what_the_engine_computes_from_it_is_what_the_simulation_computes(tmp_pa
     assert sorted(path.name for path in (tmp_path / "ft").iterdir()) == [
         "checkpoint", "model.ckpt.data-00000-of-00001", "model.ckpt.index"
     ]  # fmt: skip
-    assert "no engine has run them" in str(found)
+    assert "nothing here runs them" in str(found)
     engine = Engine(tmp_path / "ft", RECIPES[recipe], turing_tiles if sm == 75 else ampere_tiles)
     answers = engine(batches[0], residual_rounded=recipe == "int8_residual")
     simulated = scores(model, batches[0])
@@ -239,10 +239,11 @@ def without(role):
     ("recipe", "match"),
     [
         ("int8_residual_asymmetric", "key:linear_input:input: FasterTransformer has symmetric codes up to 127, this site has int8"),
+        ("int8_residual_both", "dense:residual_other:other: is quantized, while FasterTransformer leaves it in float"),
         (without("matmul_input"), "wants a range of bert/encoder/layer_0/attention/self:matmul_input:q, which is no site"),
         (tfquant.recipe("ft1").with_spec(roles=["weight"], format="int4"), "query:weight:kernel: .* up to 127, this site has int4"),
     ],
-    ids=["asymmetric", "no operands", "4 bits"],
+    ids=["asymmetric", "too much", "no operands", "4 bits"],
 )
 def test_what_the_engine_cannot_compute_is_refused_by_the_name_of_the_site(tmp_path, batches, recipe, match):
     refused(tfquant.quantize(bert(), recipe, calibration=batches, progress=False), tmp_path / "ft", match, sm=75)
@@ -264,9 +265,9 @@ def test_a_disabled_site_the_engine_quantizes_is_named(tmp_path, batches):
 
 def test_other_refusals(tmp_path, batches, quantized):
     model = quantized("int8_residual")
-    refused(model, tmp_path / "ft", "FasterTransformer 3.0, which ends before sm=80: pass sm=75")
+    refused(model, tmp_path / "ft", "recipe 'int8_residual' has the sites of FasterTransformer 3.0, .*: pass sm=75")
     refused(model, tmp_path / "ft", "of which mode 'float' has none", mode="float")
-    with pytest.raises(ValueError, match="sm=70: FasterTransformer's INT8 kernels want at least 75"):
+    with pytest.raises(ValueError, match="sm=70: must be an integer, for FasterTransformer's INT8 kernels at least 75"):
         export(model, tmp_path / "ft", target="fastertransformer", sm=70)
     odd = tfquant.quantize(bert(intermediate_size=80), "ft1", calibration=batches, progress=False)
     refused(odd, tmp_path / "ft", r"layer_0/intermediate/dense/kernel: has shape \[64, 80\].*multiples of 32")

@@ -3,13 +3,14 @@
 import itertools
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
 import tfquant
 from tests.graph import models
-from tfquant.latency import FEWEST, TURN, WARM_UP, Workload, measure
+from tfquant.latency import FEWEST, LONGEST_TURN, TURN, WARM_UP, Workload, measure
 from tfquant.runtimes import Input, RuntimeFileError, open_file
 
 
@@ -151,8 +152,21 @@ def test_files_are_called_in_turn_and_equally_often():
         def __call__(self, feed):
             calls.append(self.name)
 
-    found = measure({"a": Recorded("a"), "b": Recorded("b")}, Workload.of(INPUTS, 2, 5), seconds=0.001)
+    found = measure({"a": Recorded("a"), "b": Recorded("b")}, Workload.of(INPUTS, 2, 5), seconds=0.5)
     assert calls.count("a") == calls.count("b")
     turns = [(name, len(list(group))) for name, group in itertools.groupby(calls[2 * WARM_UP :])]
-    assert turns[:4] == [("a", 1 + TURN), ("b", 1 + TURN)] * 2
+    assert [name for name, _ in turns[:4]] == ["a", "b"] * 2 and len({count for _, count in turns}) == 1
+    assert TURN < turns[0][1] <= 1 + LONGEST_TURN
     assert found["a"].calls >= FEWEST and found["a"].p50 <= found["a"].p95 <= found["a"].p99 and found["b"].rows_per_second > 0
+
+
+def test_calls_of_no_time_end_with_the_time_that_was_given():
+    class Instant:
+        inputs = INPUTS
+
+        def __call__(self, feed):
+            pass
+
+    began = time.perf_counter()
+    measure({"a": Instant(), "b": Instant()}, Workload.of(INPUTS, 2, 5), seconds=0.3)
+    assert time.perf_counter() - began < 10.0

@@ -106,8 +106,8 @@ def export(
         raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
     if opset < 17:
         raise ValueError(f"opset={opset}: must be at least 17")
-    if sm < SMALLEST_SM:
-        raise ValueError(f"sm={sm}: FasterTransformer's INT8 kernels want at least {SMALLEST_SM}")
+    if not isinstance(sm, int) or sm < SMALLEST_SM:
+        raise ValueError(f"sm={sm!r}: must be an integer, for FasterTransformer's INT8 kernels at least {SMALLEST_SM}")
     if not 0.0 <= tolerance <= 1.0:
         raise ValueError(f"tolerance={tolerance}: is a share of rows, from 0 to 1")
     path, form, order = pathlib.Path(path), TARGETS[target], Order(engine, mode, opset, sm)

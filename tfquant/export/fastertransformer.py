@@ -31,6 +31,7 @@ _KERNELS = (
     "intermediate/dense",
     "output/dense",
 )
+_KERNEL_SITES = frozenset(f"{dense}:weight:kernel" for dense in _KERNELS)
 _INPUT = "attention/self/query:linear_input:input"
 _OPERANDS = tuple(f"attention/self:matmul_input:{port}" for port in ("q", "k", "v", "probabilities"))
 _Q, _K, _V, _PROBABILITIES = _OPERANDS
@@ -87,7 +88,7 @@ def write(order: Order, path: str) -> None:
     layout = QUANTIZED if any(_SCORES in layer.sites for layer in layers) else ROUNDED
     if layout is ROUNDED and order.sm >= AMPERE:
         raise ExportError(
-            f"without ranges of the scores this is a checkpoint for FasterTransformer 3.0, which ends before sm={order.sm}: "
+            f"recipe {order.engine.plan.recipe.name!r} has the sites of FasterTransformer 3.0, which ends before sm={order.sm}: "
             "pass sm=75, or quantize with recipe 'ft1', 'ft2' or 'ft3'"
         )
     tensors = {name: np.asarray(variable.numpy()) for name, variable in order.engine.weights().items()}
@@ -123,9 +124,13 @@ class _Layer:
                     f"sites {scope}/{address} and {scope}/{other}: FasterTransformer has one range for both, theirs end at {one:g} "
                     f"and {two:g}; train with ranges frozen, or with a recipe that shares them"
                 )
-        for address in (*ROUNDED.activations, *(f"{dense}:weight:kernel" for dense in _KERNELS)):
+        for address in (*ROUNDED.activations, *sorted(_KERNEL_SITES)):
             if not self._site(address).site.enabled:
                 raise ExportError(f"site {scope}/{address}: is disabled, while FasterTransformer quantizes it; {_MEND}")
+        for address in sorted(sites.keys() - set(QUANTIZED.activations) - set(one_range) - _KERNEL_SITES):
+            site = sites[address].site
+            if site.enabled and site.role != "model_output":
+                raise ExportError(f"site {scope}/{address}: is quantized, while FasterTransformer leaves it in float; {_MEND}")
 
     def amax(self, address: str) -> np.float32:
         """The larger end of the one range of a tensor.

@@ -8,7 +8,7 @@ from tfquant.export.order import Order
 from tfquant.spec import Site
 
 _NOTES = {
-    "onnxruntime": "open it with the session option session.x64quantprecision=1, as the check has done, or other answers come out",
+    "onnxruntime": "open it with the session option session.x64quantprecision=1 or other answers come out",
     "openvino": "quantize weights with 7 bits for such processors: recipe.with_spec(roles=['weight'], format='int7')",
 }
 

@@ -69,7 +69,7 @@ TARGETS = {
     "packed": Target(packed.write, ".safetensors", proven="bit for bit the simulation, tried out for every parameter"),
     "saved_model": Target(saved_model.write, "", ("tensorflow",), may_replace=saved_model.may_be_replaced, name="SavedModel"),
     "fastertransformer": Target(
-        fastertransformer.write, "", proven="codes are the simulation's, no engine has run them",
+        fastertransformer.write, "", proven="codes are the simulation's; nothing here runs them, so nothing was compared",
         may_replace=fastertransformer.may_be_replaced, name="FasterTransformer checkpoint",
     ),
 }

@@ -28,6 +28,8 @@ def runtime_of(path: str | os.PathLike) -> str:
       RuntimeFileError: no runtime has such files.
     """
     suffix = os.path.splitext(path)[1]
+    if os.path.isfile(os.path.join(path, "model.ckpt.index")):
+        raise RuntimeFileError(f"{path}: holds a checkpoint, which no runtime here answers with")
     if os.path.isdir(path):
         return "tensorflow"
     if suffix not in _BY_SUFFIX:
