@@ -89,22 +89,23 @@ def measure(sessions: Mapping[str, Session], workload: Workload, seconds: float)
     """Times every file for about `seconds`, pauses included, some calls of each in turn."""
     taken: dict[str, list[float]] = {name: [] for name in sessions}
     feeds = itertools.cycle(workload.feeds)
-    for feed, session in itertools.product(itertools.islice(feeds, WARM_UP), sessions.values()):
-        began = time.perf_counter()
-        session(feed)
-        last = time.perf_counter() - began
-    turn = min(max(TURN, math.ceil(TURN_S / last)), LONGEST_TURN)
+    for feed in itertools.islice(feeds, WARM_UP):
+        slowest = max([_seconds(session, feed) for session in sessions.values()])
+    turn = min(max(TURN, math.ceil(TURN_S / slowest)), LONGEST_TURN)
     began = time.perf_counter()
     while len(min(taken.values(), key=len)) < FEWEST or time.perf_counter() - began < seconds * len(sessions):
         untimed, *timed = itertools.islice(feeds, 1 + turn)
         for name, session in sessions.items():
             time.sleep(PAUSE_S)
             session(untimed)
-            for feed in timed:
-                start = time.perf_counter()
-                session(feed)
-                taken[name].append(time.perf_counter() - start)
+            taken[name] += [_seconds(session, feed) for feed in timed]
     return {name: _measured(times, workload.batch) for name, times in taken.items()}
+
+
+def _seconds(session: Session, feed: Mapping[str, np.ndarray]) -> float:
+    start = time.perf_counter()
+    session(feed)
+    return time.perf_counter() - start
 
 
 def _measured(times: list[float], batch: int) -> Measured:

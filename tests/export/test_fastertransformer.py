@@ -15,6 +15,7 @@ from tests.graph import models
 from tfquant import export
 from tfquant.export import ExportError
 from tfquant.export.fastertransformer import ampere_tiles, in_float_buffer, turing_tiles
+from tfquant.runtimes import RuntimeFileError
 
 WIDTH, INNER, HEADS, LAYERS = 64, 96, 2, 2
 KERNELS = ("attention/self/query", "attention/self/key", "attention/self/value", "attention/output/dense", "intermediate/dense",
@@ -274,6 +275,12 @@ def test_other_refusals(tmp_path, batches, quantized):
     case = models.hub_bert()
     hub = tfquant.quantize(case.model, "int8_residual", calibration=case.batches, progress=False)
     refused(hub, tmp_path / "ft", "finds BERT's layers by their names", sm=75)
+
+
+def test_no_runtime_answers_with_it_and_the_error_says_so(tmp_path, batches, quantized):
+    export(quantized("ft1"), tmp_path / "ft", target="fastertransformer")
+    with pytest.raises(RuntimeFileError, match="ft: holds a checkpoint, which no runtime here answers with"):
+        tfquant.compare(quantized("ft1"), tmp_path / "ft", batches)
 
 
 def test_it_replaces_another_and_nothing_else(tmp_path, quantized):

@@ -160,6 +160,23 @@ def test_files_are_called_in_turn_and_equally_often():
     assert found["a"].calls >= FEWEST and found["a"].p50 <= found["a"].p95 <= found["a"].p99 and found["b"].rows_per_second > 0
 
 
+def test_turns_are_as_long_as_the_slowest_file_wants_them():
+    calls = []
+
+    class Taking:
+        inputs = INPUTS
+
+        def __init__(self, name, seconds):
+            self.name, self.seconds = name, seconds
+
+        def __call__(self, feed):
+            calls.append(self.name)
+            time.sleep(self.seconds)
+
+    measure({"slow": Taking("slow", 0.02), "fast": Taking("fast", 0.0)}, Workload.of(INPUTS, 2, 5), seconds=0.01)
+    assert next(len(list(group)) for _, group in itertools.groupby(calls[2 * WARM_UP :])) == 1 + TURN
+
+
 def test_calls_of_no_time_end_with_the_time_that_was_given():
     class Instant:
         inputs = INPUTS

@@ -70,8 +70,9 @@ class Trace:
         needed = {op.name for op in operations}
         for outside, inside in self.captures:
             if inside.op.name in needed:
-                read = any(op.name not in edits.operations for op in inside.consumers())
-                known[inside.name] = graph.capture(outside) if read else inside  # which nobody asks for then
+                readers = inside.consumers()
+                replaced = readers and all(op.name in edits.operations for op in readers)
+                known[inside.name] = inside if replaced else graph.capture(outside)  # the old one is never asked for
         for name, variable in self.variables.items():
             if variable.trainable and name in known and known[name].graph is graph:
                 graph.watch_variable(variable)
