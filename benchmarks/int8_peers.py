@@ -10,6 +10,7 @@ accuracy of one pipeline; rows that are there are not measured again without --f
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import pathlib
@@ -23,19 +24,21 @@ import numpy as np
 import modeling
 import tfquant
 from benchmarks.int8_peers_report import accuracy_table, export_cost, latency_table, parity_table
-from benchmarks.int8_pipelines import PIPELINES, Source, with_7_bit_weights
+from benchmarks.int8_pipelines import PIPELINES, Pipeline, Source, with_7_bit_weights
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, DevSet, Squad
 from tfquant.export.targets import size_of
 from tfquant.latency import Workload, measure
 from tfquant.messages import one_line
+from tfquant.runtimes import onnxruntime
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SEED, WINDOWS = 12345, 256
-# Files of ours whose answers are held against the simulation.
+# Files of ours whose answers are held against the simulation: name of the pipeline, recipe.
 OURS = {
     "tfquant cpu_onnxruntime": "cpu_onnxruntime",
     "tfquant cpu_openvino with 7-bit weights, OpenVINO": with_7_bit_weights("cpu_openvino"),
+    "tfquant litert, LiteRT": "litert",
 }
 SHAPES = ((1, 128), (1, 384), (8, 128), (8, 384))
 
@@ -98,12 +101,18 @@ def scored(source: Source, name: str, dev: DevSet, threads: int) -> dict:
     }
 
 
-def parity(source: Source, name: str, recipe: str | tfquant.Recipe, dev: DevSet, threads: int) -> dict:
+def node_by_node(name: str) -> Pipeline:
+    """The same file with nothing fused into integer kernels."""
+    return dataclasses.replace(
+        PIPELINES[name], open=lambda path, threads: onnxruntime.open_file(path, threads=threads, as_written=True)
+    )
+
+
+def parity(source: Source, pipeline: Pipeline, recipe: str | tfquant.Recipe, dev: DevSet, threads: int) -> dict:
     """Answers of one of our files beside those of the simulation it was made from."""
-    pipeline = PIPELINES[name]
     session = pipeline.open(str(pipeline.write(source)), threads)
     simulation = tfquant.quantize(source.model, recipe, calibration=source.calibration)
-    found = dev.answers(lambda batch: session({key: np.asarray(batch[key], np.int32) for key in INPUTS}), name)
+    found = dev.answers(lambda batch: session({key: np.asarray(batch[key], np.int32) for key in INPUTS}), "the file")
     return compared(found, dev.answers(simulation, "simulation"), dev)
 
 
@@ -185,7 +194,11 @@ def main() -> None:
     for name in usable(mini):
         results.row(f"MiniLM, {name}", lambda n=name: scored(mini, n, dev, options.threads))
     for name, recipe in OURS.items():
-        results.row(f"MiniLM, parity of {name}", lambda n=name, r=recipe: parity(mini, n, r, dev, options.threads))
+        results.row(f"MiniLM, parity of {name}", lambda n=name, r=recipe: parity(mini, PIPELINES[n], r, dev, options.threads))
+    results.row(
+        "MiniLM, parity of tfquant cpu_onnxruntime, in float node by node",
+        lambda: parity(mini, node_by_node("tfquant cpu_onnxruntime"), "cpu_onnxruntime", dev, options.threads),
+    )
     for what, move in MOVES.items():
         row = f"MiniLM, parity of the simulation, {what}"
         results.row(row, lambda m=move: parity_with_itself(mini, "cpu_onnxruntime", dev, m))
