@@ -29,9 +29,11 @@ ROLES = (
     "residual", "residual_other", "residual_sum",
     "layernorm_input", "layernorm_output", "activation_output",
     "pooler", "logits", "model_output",
+    # Tensors where they are produced (tfquant.graph.produced).
+    "layer_output", "attention_output", "embedding_sum", "layernorm_weight", "position_embedding",
 )  # fmt: skip
 GRANULARITIES = ("per_tensor", "per_channel")
-PARAMETER_ROLES = ("weight", "embedding", "bias")
+PARAMETER_ROLES = ("weight", "embedding", "bias", "layernorm_weight", "position_embedding")
 STES = ("inclusive", "strict")
 UPDATES = ("frozen", "lsq", "tqt", "pact", "moving_average")
 

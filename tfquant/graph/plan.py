@@ -98,16 +98,18 @@ def make_plan(trace: Trace, recipe: Recipe) -> tuple[Plan, Roles]:
       RecipeError: a rule that is not optional matches nothing, or sites that shall have one range differ.
     """
     roles = find_roles(trace)
-    decided = [(edge, rule) for edge in roles.edges if (rule := _deciding_rule(recipe, edge)) is not None]
+    decided = [(edge, rule) for edge in roles.edges if (rule := deciding_rule(recipe, edge)) is not None]
     matches = _count_matches(recipe, roles.edges)
     chosen = [(edge, rule) for edge, rule in decided if rule.spec is not None]
-    sites = _sites(Dataflow(trace), recipe, chosen)
+    flow = Dataflow(trace)
+    sites = _sites(flow, recipe, chosen)
     _check_groups(recipe, sites)
-    skipped = (*roles.skipped, *_unquantized(roles, decided, sites))
+    skipped = (*roles.skipped, *_unquantized(flow, roles, decided, sites))
     return Plan(recipe, tuple(sites), skipped, matches), roles
 
 
-def _deciding_rule(recipe: Recipe, edge: Edge) -> Rule | None:
+def deciding_rule(recipe: Recipe, edge: Edge) -> Rule | None:
+    """The last rule that matches an edge."""
     for rule in reversed(recipe.rules):
         if rule.matches(edge.role, edge.path, edge.port, edge.shape):
             return rule
@@ -207,14 +209,16 @@ def _check_groups(recipe: Recipe, sites: list[Site]) -> None:
             )
 
 
-def _unquantized(roles: Roles, decided: list[tuple[Edge, Rule]], sites: list[Site]) -> list[Skipped]:
-    """Contractions none of whose operands is quantized, and why."""
+def _unquantized(flow: Dataflow, roles: Roles, decided: list[tuple[Edge, Rule]], sites: list[Site]) -> list[Skipped]:
+    """Contractions none of whose operands is quantized, there or where it is produced, and why."""
     by_address = {edge.address: (edge, rule) for edge, rule in decided}
     quantized = {member for site in sites if site.enabled for member in site.members}
     disabled = {member for site in sites if not site.enabled for member in site.members}
+    edges = {edge.address: edge for edge in roles.edges}
+    at_source = {_value_key(flow, edges[a]) for a in quantized if edges[a].consumer is None}
     found = []
     for op, (path, addresses) in roles.contraction_edges.items():
-        if any(a in quantized for a in addresses):
+        if any(a in quantized or (edges[a].role == "matmul_input" and _value_key(flow, edges[a]) in at_source) for a in addresses):
             continue
         names = " and ".join(sorted({a.split(":")[-2] for a in addresses}))
         excepted = [by_address[a][1].name for a in addresses if a in by_address and by_address[a][1].spec is None]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import tensorflow as tf
 
+from tfquant.graph import produced
 from tfquant.graph.attention import Attention, find_attention, projection
 from tfquant.graph.contractions import Contraction, Skipped, find_contractions
 from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, common_parent, parent
@@ -84,12 +86,12 @@ class Block:
 
 def find_blocks(trace: Trace) -> tuple[Block, ...]:
     """The blocks of a trace in graph order."""
-    return tuple(_Structure(Dataflow(trace)).blocks())
+    return tuple(Structure(Dataflow(trace)).blocks())
 
 
 def find_roles(trace: Trace) -> Roles:
     """Finds every edge of a trace that a recipe can name."""
-    structure = _Structure(Dataflow(trace))
+    structure = Structure(Dataflow(trace))
     edges: dict[str, Edge] = {}
     for edge in structure.edges():
         edges.setdefault(edge.address, edge)
@@ -102,7 +104,7 @@ def find_roles(trace: Trace) -> Roles:
     return Roles(tuple(ordered), tuple(structure.skipped), by_contraction)
 
 
-class _Structure:
+class Structure:
     """The patterns of one graph and the edges that follow from them."""
 
     def __init__(self, flow: Dataflow):
@@ -117,6 +119,7 @@ class _Structure:
         )
         self.layernorms: list[LayerNorm] = find_layernorms(flow)
         self.zones = self._zones()
+        self.head_paths = {self.paths[name]: zone for name, zone in self.zones.items()}
         self.projections = {p: (a.path, port) for a in self.attention for port, p in a.projections.items()}
 
     def edges(self) -> Iterator[Edge]:
@@ -134,11 +137,12 @@ class _Structure:
         for norm in self.layernorms:
             yield self._on_tensor("layernorm_input", norm.path, "input", norm.input)
             yield self._on_tensor("layernorm_output", norm.path, "output", norm.output)
-        yield from self._embeddings()
+        yield from self._produced()
+        yield from self.edges_of_embeddings()
 
     def blocks(self) -> list[Block]:
         """A block ends with what the next one's attention is added to: a normed state or the bare sum, as the model has it."""
-        entries = [(a, entry) for a in self.attention if (entry := self._entry(a)) is not None]
+        entries = self.entries
         states = {self.flow.root(r.op.outputs[0]).name: address("residual_sum", r.path, "output") for r in self.residuals}
         states.update((self.flow.root(n.output).name, address("layernorm_output", n.path, "output")) for n in self.layernorms)
         leaving = [self.flow.through_dropout(skip).name for _, skip in entries[1:]]
@@ -147,6 +151,11 @@ class _Structure:
             Block(a.path, address("softmax_output", a.path, "output"), states.get(state))
             for (a, _), state in zip(entries, leaving, strict=True)
         ]
+
+    @functools.cached_property
+    def entries(self) -> list[tuple[Attention, tf.Tensor]]:
+        """Every attention that begins a block, and what its result is added to."""
+        return [(a, entry) for a in self.attention if (entry := self._entry(a)) is not None]
 
     def _entry(self, attention: Attention) -> tf.Tensor | None:
         """What the result of an attention is added to; None where it is added to nothing."""
@@ -256,7 +265,18 @@ class _Structure:
         after = self.flow.walk_forward(contraction.op.outputs, lambda o: o.type in VIEW_OPS or o.type in ("BiasAdd", "AddV2"))
         return any(o.type in _SELECTING_OPS for o in before) and any(o.type == "Tanh" for o in after)
 
-    def _embeddings(self) -> Iterator[Edge]:
+    def edges_of_embeddings(self) -> Iterator[Edge]:
+        """Rows of tables, and their sums."""
+        rows = list(self._looked_up())
+        yield from rows
+        biases = [bias[0] for c in self.contractions if c.kind == "linear" and (bias := self._bias_after(c.op.outputs[0]))]
+        sums = produced.embedding_sums(self.flow, [edge.tensor for edge in rows], biases)
+        for path, name, op, index in produced.tables_of(self.flow, sums):
+            yield self._on_parameter("position_embedding", path, name, op, index, channel_axes=())
+        for number, op in enumerate(sums, start=1):
+            yield self._on_tensor("embedding_sum", rows[0].path, "output" if number == 1 else f"output#{number}", op.outputs[0])
+
+    def _looked_up(self) -> Iterator[Edge]:
         """Rows gathered from a table. The rows are quantized, the range is that of the table."""
         for op in self.flow.operations:
             if op.type in _GATHER_OPS and op.outputs[0].dtype.is_floating and self.flow.is_dynamic(op.outputs[0]):
@@ -280,6 +300,31 @@ class _Structure:
         leaf = variable_path.rpartition("/")[2]
         shape = _shape(self.flow.trace.variables[handle])
         return Edge("embedding", parent(variable_path), leaf, rows, None, shape, table=handle, parameter=True)
+
+    def _produced(self) -> Iterator[Edge]:
+        """Where tensors are produced, see `tfquant.graph.produced`."""
+        for path, tensor in self.layer_outputs.items():
+            yield self._on_tensor("layer_output", path, "output", tensor)
+        for attention in self.attention:
+            yield self._on_tensor("attention_output", attention.path, "output", produced.merged_context(self.flow, attention))
+        for norm in self.layernorms:
+            scale = produced.layernorm_scale(self.flow, norm)
+            if scale is not None:
+                yield self._on_parameter("layernorm_weight", norm.path, "scale", *scale, channel_axes=())
+
+    @functools.cached_property
+    def layer_outputs(self) -> dict[str, tf.Tensor]:
+        """Layer path of each linear -> what leaves it: behind bias and activation function, where it has them."""
+        found: dict[str, tf.Tensor] = {}
+        for contraction in self.contractions:
+            if contraction.kind == "linear":
+                bias = self._bias_after(contraction.op.outputs[0])
+                found[self.paths[contraction.op.name]] = (bias[0] if bias else contraction.op).outputs[0]
+        for contraction in self.contractions:
+            activation = self._activation_before(contraction) if contraction.kind == "linear" else None
+            if activation is not None:
+                found[activation[0]] = activation[1]
+        return found
 
     def _is_one_hot_lookup(self, contraction: Contraction) -> bool:
         """A product with one-hot rows only selects rows of the parameter."""

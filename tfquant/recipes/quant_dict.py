@@ -1,0 +1,154 @@
+"""Changes of a recipe by letters, as `--quant-dict` of Bondarenko et al. (2021) has them: `{'x': 16, 'y3': 'fp32', 'Et': 2}`."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import calib
+from tfquant.graph.letters import OF_BLOCK, OF_MODEL, find_letters
+from tfquant.graph.plan import RecipeError, deciding_rule
+from tfquant.graph.roles import Edge, find_roles
+from tfquant.graph.source import source_of
+from tfquant.graph.trace import trace
+from tfquant.spec import PARAMETER_ROLES, QuantSpec, Recipe, Rule
+
+_GROUPS = re.compile(r"ng(p?)(\d+)")
+# Beside the letters: hidden states, [batch, tokens, embedding], of the whole model.
+HIDDEN = "hidden"
+_HIDDEN_ROLES = ("layer_output", "attention_output", "embedding_sum", "residual_sum", "layernorm_output")
+
+Change = Callable[[QuantSpec], QuantSpec | None]
+
+
+def parse_quant_dict(text: str) -> dict[str, Any]:
+    """The mapping that a command line spells as a Python literal.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"quant dict {text!r} is not a Python literal such as {{'x': 16, 'y3': 'fp32'}}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"quant dict {text!r}: a mapping from letters to values is wanted, got {type(found).__name__}")
+    return found
+
+
+def with_quant_dict(
+    model: Any, recipe: Recipe, choices: Mapping[str, Any], *, shared_order: bool = False, inputs: Any = None, signature: Any = None
+) -> Recipe:
+    """The recipe with other specs for tensors that are named by letters (see `tfquant.graph.letters`).
+
+    Where several letters name one tensor all of them take effect, the more general first: all blocks (`L`), a letter in all of
+    them (`x`), one block (`L3`), a letter in one (`x3`).
+
+    Args:
+      model: what will be quantized; `inputs` and `signature` as for `tfquant.plan`.
+      recipe: decides what is not said here.
+      choices: letter -> number of bits, 'fp32' to leave the tensor in float, or for activations 'per_embd' (a range for each
+        embedding dimension), 'ng<K>' (for each of K groups of neighbouring ones) or 'ngp<K>' (of such as have like ranges). Beside
+        the letters `hidden` names all hidden states.
+      shared_order: 'ngp<K>' groups dimensions alike in a whole block, by the ranges of `h`.
+
+    Raises:
+      RecipeError: a letter or value that is not known, or names what the model does not have or the recipe does not quantize.
+    """
+    graph = trace(source_of(model, inputs, signature))
+    edges = {edge.address: edge for edge in find_roles(graph).edges}
+    letters = find_letters(graph) | {HIDDEN: tuple(_hidden(edges.values()))}
+    base = {address: _base(recipe, edge) for address, edge in edges.items()}
+    specs: dict[str, QuantSpec | None] = {}
+    for letter in sorted(choices, key=_specificity):
+        value = choices[letter]
+        for address in _named(letters, letter):
+            before = specs[address] if address in specs else base[address]
+            if before is None:
+                why = "was left in float by another letter" if address in specs else f"is not quantized by recipe {recipe.name!r}"
+                if value == "fp32":
+                    continue
+                raise RecipeError(f"quant dict, {letter!r}: {address} {why}: leave the letter out")
+            specs[address] = _changed(letter, value, edges[address], shared_order)(before)
+    return recipe.with_rules(*_rules(specs, edges), name=f"{recipe.name} + {dict(choices)}") if specs else recipe
+
+
+def _specificity(letter: str) -> tuple[int, str]:
+    numbered = letter[-1:].isdigit()
+    return 2 * numbered + (letter.rstrip("0123456789") not in ("L", HIDDEN)), letter
+
+
+def _named(letters: Mapping[str, tuple[str, ...]], letter: str) -> list[str]:
+    """Addresses that a letter stands for."""
+    known = (*OF_MODEL, *OF_BLOCK, HIDDEN)
+    stem = letter.rstrip("0123456789")
+    if letter not in known and stem not in OF_BLOCK:
+        raise RecipeError(f"quant dict: unknown letter {letter!r}; known: {', '.join(known)}, x0, x1, ...")
+    numbered = [name for name in letters if name.rstrip("0123456789") == letter]
+    found = [address for name in numbered for address in letters[name]]
+    if letter in letters and letter not in numbered:
+        found += letters[letter]
+    if not found:
+        there = sorted({name.rstrip("0123456789") for name in letters if letters[name]})
+        blocks = len([name for name in letters if re.fullmatch(r"L\d+", name)])
+        raise RecipeError(f"quant dict: {letter!r} is nothing in this model of {blocks} blocks; there are {', '.join(there)}")
+    return list(dict.fromkeys(found))
+
+
+def _base(recipe: Recipe, edge: Edge) -> QuantSpec | None:
+    rule = deciding_rule(recipe, edge)
+    return None if rule is None else rule.spec
+
+
+def _changed(letter: str, value: Any, edge: Edge, shared_order: bool) -> Change:
+    """What a value does to a spec."""
+    where = f"quant dict, {letter!r}: {value!r}"
+    if value == "fp32":
+        return lambda spec: None
+    if isinstance(value, int) and not isinstance(value, bool):
+        changes: dict[str, Any] = {"format": f"int{value}"}
+        if letter == "Et":  # few bits cannot hold a whole range
+            changes["method"] = calib.Method.parse("mse")
+    elif isinstance(value, str) and edge.role not in PARAMETER_ROLES and edge.port not in ("kernel", "table"):
+        groups = _GROUPS.fullmatch(value)
+        if value != "per_embd" and not groups:
+            raise RecipeError(f"{where} must be a number of bits, 'fp32', 'per_embd', 'ng<K>' or 'ngp<K>'")
+        changes = {"granularity": "per_embedding"}
+        if groups:
+            order = ("shared" if shared_order else "own") if groups[1] else "none"
+            changes = {"granularity": "per_embedding_group", "groups": int(groups[2]), "permute": order}
+    else:
+        raise RecipeError(f"{where} must be a number of bits or 'fp32'")
+
+    def change(spec: QuantSpec) -> QuantSpec:
+        try:
+            return dataclasses.replace(spec, **changes)
+        except ValueError as error:
+            raise RecipeError(f"{where}: {error}") from error
+
+    return change
+
+
+def _hidden(edges: Iterable[Edge]) -> list[str]:
+    """Addresses of the activations that are as wide as what residual connections carry."""
+    edges = list(edges)
+    width = next((edge.shape[-1] for edge in edges if edge.role == "residual_sum" and edge.shape), None)
+    return [e.address for e in edges if e.role in _HIDDEN_ROLES and len(e.shape) > 2 and e.shape[-1] == width]
+
+
+def _rules(specs: Mapping[str, QuantSpec | None], edges: Mapping[str, Edge]) -> list[Rule]:
+    """One rule for all edges of a role and port that get one spec."""
+    alike: dict[tuple, list[str]] = {}
+    for address, spec in specs.items():
+        edge = edges[address]
+        alike.setdefault((edge.role, edge.port, spec), []).append(edge.path)
+    return [
+        Rule(
+            spec, role=role, port=port, path=f"re:^({'|'.join(re.escape(path) for path in paths)})$",
+            name=f"quant dict {number}: {'float' if spec is None else spec.describe()}",
+        )
+        for number, ((role, port, spec), paths) in enumerate(alike.items(), start=1)
+    ]  # fmt: skip
