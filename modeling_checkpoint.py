@@ -1,6 +1,6 @@
-"""Reads BERT weights into a Keras model by variable name: TensorFlow bundles and Hugging Face safetensors.
+"""Reads weights into a Keras model by variable name: TensorFlow bundles and Hugging Face safetensors.
 
-Whatever the file, its tensors are first given Google's names (`bert/encoder/layer_0/attention/self/query/kernel`), then
+Whatever the file, its tensors are first given the model's names (`bert/encoder/layer_0/attention/self/query/kernel`), then
 compared with the model's variables; nothing is assigned unless the whole comparison is clean.
 """
 
@@ -15,30 +15,34 @@ import numpy as np
 import tensorflow as tf
 from safetensors import SafetensorError, safe_open
 
+from modeling_names import architecture_of, variable_name
+from modeling_names import google_name as google_name
+
 # Never weights of a model: optimizer state (Google's, NVIDIA's and ours) and the state of this project's training.
 _IGNORED = re.compile(
     r"^tfquant/|^(global_step|loss_scale|good_steps|beta[12]_power|save_counter)$"
     r"|/(adam_[mv]|Adam(_1)?|AdamWeightDecayOptimizer(_1)?|LAMB(Optimizer)?(_1)?)$|(^|\.)position_ids$"
 )
 
-# Weights which many checkpoints of a BERT hold and many models have no use for. Left over, they are reported, not
-# refused: pre-training heads, the pooler (absent from our SQuAD model), ranges of NVIDIA's quantized checkpoints.
-_TOLERATED = re.compile(r"^cls/(predictions|seq_relationship)/|^bert/pooler/|_quantizer(_\d+)?/quant_(min|max)$")
+# Weights which many checkpoints hold and many models have no use for. Left over, they are reported, not refused:
+# pre-training heads, the pooler (absent from our SQuAD models), ranges of NVIDIA's quantized checkpoints, and what
+# Hugging Face's MobileBERT stores without reading it.
+_TOLERATED = re.compile(
+    r"^cls/(predictions|seq_relationship)/|^(bert|roberta|mobilebert)/pooler/|_quantizer(_\d+)?/quant_(min|max)$"
+    r"|^lm_head\.|^vocab_(transform|layer_norm|projector)\."
+    r"|^mobilebert/(embeddings/embedding_transformation|encoder/layer_\d+/bottleneck/attention)/"
+)
+
+# PyTorch's pickles could run code when read; the others are Keras 2's and Flax'.
+_OTHER_FORMATS = (".bin", ".pt", ".pth", ".h5", ".msgpack")
 
 # TensorFlow's reader lets the errors of its C++ half through as they come: a short data file is an IndexError.
 _READER_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
 
-_HEADS = {
-    "qa_outputs.weight": "cls/squad/output_weights",
-    "qa_outputs.bias": "cls/squad/output_bias",
-    "classifier.weight": "output_weights",
-    "classifier.bias": "output_bias",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did, in Google's variable names, sorted.
+    """What `load_weights` did, in the model's variable names, sorted.
 
     `loaded` were assigned; `missing` are in the model but not in the checkpoint (allowed; they keep their initial
     values); `unexpected` are in the checkpoint but not in the model.
@@ -66,19 +70,19 @@ def load_weights(
     allow_missing: str | Iterable[str] = (),
     allow_unexpected: str | Iterable[str] = (),
 ) -> LoadReport:
-    """Loads a checkpoint into the weights of `model`, matching Google's variable names exactly.
+    """Loads a checkpoint into the weights of `model`, matching variable names exactly.
 
     Half-precision and double values become the dtype of the variable. Optimizer slots, counters and names below
-    `tfquant/` are ignored. Left-over pre-training heads (`cls/predictions/`, `cls/seq_relationship/`), a left-over
-    pooler and left-over ranges of quantizers are only reported. Anything else has to fit, and nothing is assigned
-    unless all does.
+    `tfquant/` are ignored. Left-over pre-training heads (`cls/predictions/`, `cls/seq_relationship/`, `lm_head.`,
+    `vocab_projector.` and the like), a left-over pooler and left-over ranges of quantizers are only reported. Anything
+    else has to fit, and nothing is assigned unless all does.
 
     Args:
-        model: a model whose variable paths are Google's names, such as those of `modeling`.
+        model: a model of `modeling`, or one whose variable paths are Google's names.
         path: the prefix of a name-based TensorFlow checkpoint (`bert_model.ckpt`, `model.ckpt-100`), or a
             `.safetensors` file, or a directory with `model.safetensors` (or with shards of it and their index) in
-            Hugging Face names, with the prefix `bert.` or without.
-        allow_missing: beginnings of names that the checkpoint may lack, such as "cls/" for a fresh head.
+            Hugging Face names, with the prefix `bert.` (`roberta.`, ...) or without.
+        allow_missing: beginnings of names that the checkpoint may lack, such as `modeling.HEAD_NAMES` for a fresh head.
         allow_unexpected: beginnings of names that may be left over beside those named above.
 
     Returns:
@@ -90,8 +94,11 @@ def load_weights(
             (all of them listed); or values are not finite.
     """
     path = os.fspath(path)
-    stored = _open_safetensors(path) if os.path.isdir(path) or path.endswith(".safetensors") else _open_bundle(path)
     variables = {variable.path: variable for variable in model.weights}
+    if os.path.isdir(path) or path.endswith(".safetensors"):
+        stored = _open_safetensors(path, architecture_of(variables))
+    else:
+        stored = _open_bundle(path)
     missing = sorted(variables.keys() - stored.keys())
     unexpected = sorted(stored.keys() - variables.keys())
     matched = sorted(variables.keys() & stored.keys())
@@ -170,6 +177,8 @@ def _hint(prefix: str) -> str:
     if bare != prefix and os.path.isfile(bare + ".index"):
         return f"that is one of its files, give the prefix {bare!r}"
     if os.path.isfile(prefix):
+        if prefix.endswith(_OTHER_FORMATS):
+            return "its format is not read, convert it to model.safetensors"
         return "this file is neither a .safetensors file nor the prefix of a TensorFlow checkpoint (PREFIX.index)"
     folder = os.path.dirname(prefix) or "."
     return f"{prefix}.index is not there; found in {folder}: {_candidates(folder)}"
@@ -181,13 +190,13 @@ def _candidates(folder: str) -> str:
     found = [name.removesuffix(".index") for name in names if name.endswith((".index", ".safetensors"))]
     if found:
         return ", ".join(found[:10])
-    if any(name.endswith((".bin", ".h5", ".msgpack")) for name in names):
+    if any(name.endswith(_OTHER_FORMATS) for name in names):
         return "only weights in another format (convert them to model.safetensors)"
     return "no checkpoint" if os.path.isdir(folder) else "no such folder"
 
 
-def _open_safetensors(path: str) -> dict[str, _Stored]:
-    """The tensors of a safetensors file, or of a directory's, under Google's names, less what is ignored."""
+def _open_safetensors(path: str, architecture: str) -> dict[str, _Stored]:
+    """The tensors of a safetensors file, or of a directory's, under the model's names, less what is ignored."""
     found: dict[str, _Stored] = {}
     for file in _safetensors_files(path):
         try:
@@ -199,7 +208,7 @@ def _open_safetensors(path: str) -> dict[str, _Stored]:
         for name, (shape, dtype) in shapes.items():
             if _IGNORED.search(name):
                 continue
-            target, transposed = google_name(name)
+            target, transposed = variable_name(name, architecture)
             if target in found:
                 raise ValueError(f"{path} holds {target} twice, as {found[target].name} and as {name}")
             dtype = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}.get(dtype, dtype)
@@ -239,32 +248,6 @@ def _safetensors_files(path: str) -> list[str]:
     if absent:
         raise FileNotFoundError(f"{index} names shards that are not there: {', '.join(absent)}")
     return [os.path.join(path, shard) for shard in shards]
-
-
-def google_name(name: str) -> tuple[str, bool]:
-    """Google's name of a Hugging Face BERT weight, and whether its matrix has to be transposed.
-
-    Linear layers are stored [out, in] there and [in, out] here; embeddings and the heads' matrices are alike.
-    A name outside BERT comes back as it is, to be listed as left over.
-    """
-    if name in _HEADS:
-        return _HEADS[name], False
-    if name.startswith("cls."):
-        return name.replace(".", "/"), False
-    bare = name.removeprefix("bert.")
-    if table := re.fullmatch(r"embeddings\.(word|token_type|position)_embeddings\.weight", bare):
-        return f"bert/embeddings/{table[1]}_embeddings", False
-    if norm := re.fullmatch(r"(embeddings|encoder\..*)\.LayerNorm\.(weight|gamma|bias|beta)", bare):
-        scope, parameter = norm[1], "gamma" if norm[2] in ("weight", "gamma") else "beta"
-        return f"bert/{_scope(scope)}/LayerNorm/{parameter}", False
-    if dense := re.fullmatch(r"(encoder\.layer\.\d+\..*|pooler\.dense)\.(weight|bias)", bare):
-        kernel = dense[2] == "weight"
-        return f"bert/{_scope(dense[1])}/{'kernel' if kernel else 'bias'}", kernel
-    return name, False
-
-
-def _scope(dotted: str) -> str:
-    return re.sub(r"^encoder\.layer\.(\d+)", r"encoder.layer_\1", dotted).replace(".", "/")
 
 
 def detect_lower_case(path: str | os.PathLike) -> bool | None:

@@ -37,7 +37,10 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["tfquant", "tfquant.*", "calib", "tasks", "tasks.*", "squad_run"]),
     package_data={"tfquant.recipes": ["*.yaml"]},
-    py_modules=["modeling", "modeling_checkpoint", "squad_evaluate"],
+    py_modules=[
+        "modeling", "modeling_backbone", "modeling_bert", "modeling_checkpoint", "modeling_config", "modeling_distilbert",
+        "modeling_heads", "modeling_layers", "modeling_mobilebert", "modeling_names", "modeling_roberta", "squad_evaluate",
+    ],
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )
