@@ -17,6 +17,7 @@ REQUIRES = [
     "tqdm",
     "matplotlib",
     "tokenizers",
+    "scikit-learn",
     "safetensors",
     "tensorboard",
 ]

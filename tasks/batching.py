@@ -1,12 +1,50 @@
-"""Which rows go into which batch: seeded shuffling and bucketing by length, computable for any epoch at once."""
+"""Rows to batches: which go into which (seeded shuffling and bucketing by length, computable for any epoch at once)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 # Rows are shuffled over the whole epoch, then sorted by length inside runs of this many batches: batches stay
 # random while rows of like length meet.
 BATCHES_PER_RUN = 50
+
+
+class Batches:
+    """One pass over rows, batch by batch; can be iterated again and again with the same result.
+
+    Args:
+        plan: row numbers of each batch, from the first one to be yielded on.
+        make: returns the arrays of a batch of these rows.
+
+    Attributes:
+        plan: as given.
+        rows: how many rows a full iteration yields.
+    """
+
+    def __init__(self, plan: list[np.ndarray], make: Callable[[np.ndarray], dict[str, np.ndarray]]):
+        self.plan = plan
+        self.rows = sum(len(rows) for rows in plan)
+        self._make = make
+
+    def shard(self, rank: int, size: int) -> Batches:
+        """This pass with every `size`-th row of each batch, from row `rank` on: together the shards are the pass."""
+        return Batches([rows[rank::size] for rows in self.plan], self._make)
+
+    def dealt(self, rank: int, size: int) -> Batches:
+        """This pass with every `size`-th batch, from number `rank` on: whole batches, of the very shapes they had."""
+        return Batches(self.plan[rank::size], self._make)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return (self[number] for number in range(len(self.plan)))
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        """Return batch `number` of the plan."""
+        return self._make(self.plan[number])
 
 
 def plan_batches(
@@ -52,6 +90,53 @@ def plan_batches(
     for run in _cut(rows, batch_size * BATCHES_PER_RUN):
         plan += _cut(run[np.argsort(lengths[run], kind="stable")], batch_size)
     return [plan[index] for index in rng.permutation(len(plan))]
+
+
+def plan_pass(
+    lengths: np.ndarray,
+    batch_size: int,
+    *,
+    start: int,
+    what: str,
+    **how,
+) -> list[np.ndarray]:
+    """Plan a pass (`how`: see `plan_batches`) from batch `start` on; without any batch it is an error.
+
+    Raises:
+        ValueError: fewer rows than one batch, of things called `what`, or `start` outside the pass.
+    """
+    plan = plan_batches(lengths, batch_size, **how)
+    if not plan:
+        raise ValueError(f"{len(lengths)} {what} do not fill one batch of {batch_size}: lower the batch size")
+    if not 0 <= start <= len(plan):
+        raise ValueError(f"start {start} is outside the pass of {len(plan)} batches")
+    return plan[start:]
+
+
+def model_inputs(
+    input_ids: np.ndarray, bounds: np.ndarray, second_offset: np.ndarray, *, width: int, pad_id: int
+) -> dict[str, np.ndarray]:
+    """Gather sequences out of a flat column into BERT's inputs.
+
+    Args:
+        input_ids: int32 [positions], all sequences one behind the other.
+        bounds: int64 [B, 2], first position of each sequence and the one behind its last.
+        second_offset: int [B], where in a sequence the second segment begins.
+        width: S, at least the longest.
+        pad_id: what fills up.
+
+    Returns:
+        int32 [B, S] `input_ids`, `input_mask` (1 where there is a piece) and `segment_ids`.
+    """
+    # [B, S]: which positions are real, and where each one is in the flat column.
+    column = np.arange(width)
+    mask = column < np.diff(bounds)
+    flat = np.where(mask, bounds[:, :1] + column, 0)
+    return {
+        "input_ids": np.where(mask, input_ids[flat], pad_id).astype(np.int32),
+        "input_mask": mask.astype(np.int32),
+        "segment_ids": (mask & (column >= second_offset[:, None])).astype(np.int32),
+    }
 
 
 def padded_length(longest: int, limit: int, multiple: int) -> int:

@@ -2,67 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 
 import numpy as np
 
-from tasks.batching import padded_length, plan_batches
+from tasks.batching import Batches, model_inputs, padded_length, plan_pass
 from tasks.squad.features import Features
 
 LENGTH_MULTIPLE = 32
-
-
-class Batches:
-    """One pass over the windows, batch by batch; can be iterated again and again with the same result.
-
-    Attributes:
-        features: the windows.
-        plan: row numbers of each batch, from the first one to be yielded on.
-        rows: how many windows a full iteration yields.
-    """
-
-    def __init__(self, features: Features, plan: list[np.ndarray], *, labels: bool, bucket_by_length: bool):
-        self.features = features
-        self.plan = plan
-        self.rows = sum(len(rows) for rows in plan)
-        self._labels = labels
-        self._bucketed = bucket_by_length
-
-    def shard(self, rank: int, size: int) -> Batches:
-        """This pass with every `size`-th row of each batch, from row `rank` on: together the shards are the pass."""
-        plan = [rows[rank::size] for rows in self.plan]
-        return Batches(self.features, plan, labels=self._labels, bucket_by_length=self._bucketed)
-
-    def dealt(self, rank: int, size: int) -> Batches:
-        """This pass with every `size`-th batch, from number `rank` on: whole batches, of the very shapes they had."""
-        return Batches(self.features, self.plan[rank::size], labels=self._labels, bucket_by_length=self._bucketed)
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return (self[number] for number in range(len(self.plan)))
-
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        """Return batch `number` of the plan: int32 arrays, [B, S] inputs and [B] ids and labels."""
-        rows = self.plan[number]
-        features = self.features
-        limit = features.max_seq_length
-        width = padded_length(int(features.lengths[rows].max()), limit, LENGTH_MULTIPLE) if self._bucketed else limit
-        # [B, S]: which positions are real, and where each one is in the flat columns.
-        column = np.arange(width)
-        mask = column < features.lengths[rows, None]
-        flat = np.where(mask, features.bounds[rows, None] + column, 0)
-        batch = {
-            "unique_ids": features.unique_ids[rows],
-            "input_ids": np.where(mask, features.input_ids[flat], features.pad_id).astype(np.int32),
-            "input_mask": mask.astype(np.int32),
-            "segment_ids": (mask & (column >= features.context_offset[rows, None])).astype(np.int32),
-        }
-        if self._labels:
-            batch["start_positions"] = features.start_positions[rows]
-            batch["end_positions"] = features.end_positions[rows]
-        return batch
 
 
 def batches(
@@ -101,17 +48,28 @@ def batches(
     """
     if training and features.start_positions is None:
         raise ValueError("these windows have no labels: convert the questions with training=True")
-    plan = plan_batches(
+    plan = plan_pass(
         features.lengths,
         batch_size,
+        start=start,
+        what="windows",
         shuffle=training,
         seed=seed,
         epoch=epoch,
         bucket_by_length=bucket_by_length,
         drop_remainder=training if drop_remainder is None else drop_remainder,
     )
-    if not plan:
-        raise ValueError(f"{len(features)} windows do not fill one batch of {batch_size}: lower the batch size")
-    if not 0 <= start <= len(plan):
-        raise ValueError(f"start {start} is outside the pass of {len(plan)} batches")
-    return Batches(features, plan[start:], labels=training, bucket_by_length=bucket_by_length)
+    return Batches(plan, functools.partial(_batch, features, labels=training, bucketed=bucket_by_length))
+
+
+def _batch(features: Features, rows: np.ndarray, *, labels: bool, bucketed: bool) -> dict[str, np.ndarray]:
+    """Return these windows: int32 arrays, [B, S] inputs and [B] ids and labels."""
+    limit = features.max_seq_length
+    width = padded_length(int(features.lengths[rows].max()), limit, LENGTH_MULTIPLE) if bucketed else limit
+    bounds = np.stack([features.bounds[rows], features.bounds[rows + 1]], axis=1)
+    batch = {"unique_ids": features.unique_ids[rows]}
+    batch |= model_inputs(features.input_ids, bounds, features.context_offset[rows], width=width, pad_id=features.pad_id)
+    if labels:
+        batch["start_positions"] = features.start_positions[rows]
+        batch["end_positions"] = features.end_positions[rows]
+    return batch

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from tasks.tfds_builder import tfds_builder
+
 logger = logging.getLogger(__name__)
 
 # What SQuAD processing counts as white space (reference 7): the last one is the narrow no-break space.
@@ -116,34 +118,12 @@ def from_tfds(
     """
     import tensorflow_datasets as tfds
 
-    builder = _tfds_builder(("squad/v2.0",) if version_2 else ("squad/plain_text", "squad/v1.1"), data_dir)
+    names = ("squad/v2.0",) if version_2 else ("squad/plain_text", "squad/v1.1")
+    builder = tfds_builder(names, data_dir, instead="a SQuAD JSON file")
     rows = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
     if training is None:
         training = split.startswith("train")
     return _collect(_parse_tfds(rows), f"{builder.info.full_name}:{split}", training)
-
-
-def _tfds_builder(names: Sequence[str], data_dir: str | os.PathLike[str] | None) -> Any:
-    """Return the first of these TFDS data sets that is prepared, or prepare the last one."""
-    import tensorflow_datasets as tfds
-
-    where = None if data_dir is None else os.fspath(data_dir)
-    for name in names:
-        try:
-            builder = tfds.builder(name, data_dir=where)
-        except (ValueError, tfds.core.DatasetNotFoundError):
-            continue  # An old name, and nothing on disk under it.
-        if builder.info.splits:
-            return builder
-    try:
-        builder = tfds.builder(names[-1], data_dir=where)
-        builder.download_and_prepare()
-    except Exception as error:  # TFDS passes on whatever its parts raise: network, disk, checksums, imports.
-        raise FileNotFoundError(
-            f"{' or '.join(names)} is not prepared in {where or 'the default folder of TFDS'} and cannot be had "
-            f"({type(error).__name__}: {error}); give a SQuAD JSON file instead, or the folder of prepared data"
-        ) from error
-    return builder
 
 
 def to_dataset(examples: Iterable[SquadExample], *, version: str = "1.1") -> dict[str, Any]:

@@ -1,0 +1,32 @@
+"""GLUE: the nine tasks, reading, features, batches, scores, and a generated data set of the same form."""
+
+from tasks.batching import Batches
+from tasks.glue.batching import batches
+from tasks.glue.examples import Examples, GlueFormatError, from_rows
+from tasks.glue.features import Features, convert
+from tasks.glue.metrics import averages, clamp_similarity, final_score, predictions, score
+from tasks.glue.prepared import from_tfds
+from tasks.glue.task import TASKS, Task, task_named
+from tasks.glue.tsv import read
+from tasks.tokenizer import load_tokenizer
+
+__all__ = [
+    "TASKS",
+    "Batches",
+    "Examples",
+    "Features",
+    "GlueFormatError",
+    "Task",
+    "averages",
+    "batches",
+    "clamp_similarity",
+    "convert",
+    "final_score",
+    "from_rows",
+    "from_tfds",
+    "load_tokenizer",
+    "predictions",
+    "read",
+    "score",
+    "task_named",
+]
