@@ -30,14 +30,14 @@ from absl import flags as absl_flags
 
 import modeling
 import tfquant
+from runs.narration import say, speak_for
+from runs.stopping import end_on_signals
 from squad_run import demo, flag_checks, flags
 from squad_run.calibration import calibrate
 from squad_run.exporting import export, file_forward
 from squad_run.flags import Settings
-from squad_run.narration import say, speak_for
 from squad_run.networks import build, load_for_prediction
 from squad_run.prediction import forward_of, predict
-from squad_run.stopping import end_on_signals
 from squad_run.training import train
 from tasks import squad
 from tasks.files import write_json

@@ -36,7 +36,7 @@ setup(
     version="0.1.0",
     description="Graph-level quantization of TensorFlow and Keras 3 models, made for BERT",
     python_requires=">=3.11",
-    packages=find_packages(include=["tfquant", "tfquant.*", "calib", "tasks", "tasks.*", "squad_run"]),
+    packages=find_packages(include=["tfquant", "tfquant.*", "calib", "tasks", "tasks.*", "runs", "squad_run", "glue_run"]),
     package_data={"tfquant.recipes": ["*.yaml"]},
     py_modules=[
         "modeling", "modeling_backbone", "modeling_bert", "modeling_checkpoint", "modeling_config", "modeling_distilbert",

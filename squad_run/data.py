@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from runs.narration import say, speaking
 from squad_run.flags import TFDS, Settings
-from squad_run.narration import say, speaking
 from tasks import squad
 
 INPUTS = ("input_ids", "input_mask", "segment_ids")

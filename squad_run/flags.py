@@ -5,12 +5,14 @@ The names are those of NVIDIA's run_squad.py. Nothing here is read at import tim
 
 import dataclasses
 import os
-from typing import Any
+from typing import ClassVar
 
 from absl import flags
 
 import calib
 import tfquant
+from runs.settings import CONTENT, FREE, StepNames, flag
+from runs.settings import FlagError as FlagError
 from tfquant import recipes
 from tfquant.export.targets import TARGETS
 from tfquant.spec import PARAMETER_ROLES, ROLES, UPDATES
@@ -25,145 +27,135 @@ RUNTIMES = ("tensorflow", *TARGET_OF)
 TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
 
 
-class FlagError(ValueError):
-    """Flags that cannot be followed; the message names every one of them."""
-
-
-# What a flag must do when training goes on from a checkpoint: be the same, name a file that holds the same, or nothing.
-SAME, CONTENT, FREE = "same", "content", "free"
-
-
-def _flag(default: Any, help: str, resume: str = SAME) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "resume": resume})
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a run is to do. Each field is a flag of the same name; its help says what it means.
 
-    A flag that changes what training computes is `SAME` or `CONTENT` for resuming; see squad_run/resume.py.
+    A flag that changes what training computes is `SAME` or `CONTENT` for resuming; see runs/resume.py.
     """
 
-    bert_config_file: str | None = _flag(None, "Google's bert_config.json or Hugging Face's config.json.", CONTENT)
-    vocab_file: str | None = _flag(None, "WordPiece vocabulary, one piece a line.", CONTENT)
-    output_dir: str | None = _flag(None, "Where everything is written.", FREE)
-    train_file: str | None = _flag(
+    STEPS: ClassVar = StepNames("train_batch_size", "num_accumulation_steps", "learning_rate", "num_train_epochs", unit="windows")
+
+    bert_config_file: str | None = flag(None, "Google's bert_config.json or Hugging Face's config.json.", CONTENT)
+    vocab_file: str | None = flag(None, "WordPiece vocabulary, one piece a line.", CONTENT)
+    output_dir: str | None = flag(None, "Where everything is written.", FREE)
+    train_file: str | None = flag(
         None, "SQuAD JSON, or tfds:SPLIT for squad/plain_text of TensorFlow Datasets; for training and for calibration.", CONTENT
     )
-    predict_file: str | None = _flag(None, "SQuAD JSON or tfds:SPLIT to answer; scored if it holds answers.", FREE)
-    tfds_dir: str | None = _flag(None, "Where TensorFlow Datasets keeps its data; its own default if not given.", FREE)
-    init_checkpoint: str | None = _flag(
+    predict_file: str | None = flag(None, "SQuAD JSON or tfds:SPLIT to answer; scored if it holds answers.", FREE)
+    tfds_dir: str | None = flag(None, "Where TensorFlow Datasets keeps its data; its own default if not given.", FREE)
+    init_checkpoint: str | None = flag(
         None, "Weights to start from: prefix of a TensorFlow checkpoint (Google's or ours) or a Hugging Face folder.", CONTENT
     )
-    do_train: bool = _flag(False, "Fine-tune; with --if_quant quantization-aware, from a calibrated checkpoint.", FREE)
-    do_predict: bool = _flag(False, "Answer --predict_file; with --if_quant by the quantized network.", FREE)
-    do_calib: bool = _flag(False, "Find the ranges of float weights on --train_file; writes model.ckpt-calibrated.", FREE)
-    do_export: bool = _flag(False, "Write the network, with --if_quant the quantized one, as a file for another runtime.", FREE)
-    if_quant: bool = _flag(False, "Quantize in the forward pass of training and prediction.")
+    do_train: bool = flag(False, "Fine-tune; with --if_quant quantization-aware, from a calibrated checkpoint.", FREE)
+    do_predict: bool = flag(False, "Answer --predict_file; with --if_quant by the quantized network.", FREE)
+    do_calib: bool = flag(False, "Find the ranges of float weights on --train_file; writes model.ckpt-calibrated.", FREE)
+    do_export: bool = flag(False, "Write the network, with --if_quant the quantized one, as a file for another runtime.", FREE)
+    if_quant: bool = flag(False, "Quantize in the forward pass of training and prediction.")
 
-    do_lower_case: bool = _flag(True, "Lower-case the text; must be so for uncased and not for cased vocabularies.")
-    max_seq_length: int = _flag(384, "Longest window in word pieces: question, paragraph and three special ones.")
-    doc_stride: int = _flag(128, "Word pieces from one window over a long paragraph to the next.")
-    max_query_length: int = _flag(64, "Longer questions are cut.")
-    version_2_with_negative: bool = _flag(False, "SQuAD 2.0: questions may have no answer.")
+    do_lower_case: bool = flag(True, "Lower-case the text; must be so for uncased and not for cased vocabularies.")
+    max_seq_length: int = flag(384, "Longest window in word pieces: question, paragraph and three special ones.")
+    doc_stride: int = flag(128, "Word pieces from one window over a long paragraph to the next.")
+    max_query_length: int = flag(64, "Longer questions are cut.")
+    version_2_with_negative: bool = flag(False, "SQuAD 2.0: questions may have no answer.")
 
-    train_batch_size: int = _flag(8, "Windows in a batch of training or calibration.")
-    predict_batch_size: int = _flag(8, "Windows in a batch of prediction.", FREE)
-    learning_rate: float = _flag(5e-6, "Highest learning rate.")
-    num_train_epochs: float = _flag(3.0, "How often every question is seen.")
-    warmup_proportion: float = _flag(0.1, "Part of the steps in which the learning rate rises.")
-    num_accumulation_steps: int = _flag(1, "Batches whose gradients make one step.")
-    save_checkpoints_steps: int = _flag(1000, "Steps between checkpoints; training goes on from the last one there is.", FREE)
-    keep_checkpoint_max: int = _flag(1, "How many checkpoints to keep; 0 keeps all.", FREE)
-    use_bf16: bool = _flag(False, "Compute in bfloat16; weights, softmax, LayerNorm and quantization stay float32.")
-    seed: int = _flag(12345, "Seed of initial weights, dropout, and order of the data.")
+    train_batch_size: int = flag(8, "Windows in a batch of training or calibration.")
+    predict_batch_size: int = flag(8, "Windows in a batch of prediction.", FREE)
+    learning_rate: float = flag(5e-6, "Highest learning rate.")
+    num_train_epochs: float = flag(3.0, "How often every question is seen.")
+    warmup_proportion: float = flag(0.1, "Part of the steps in which the learning rate rises.")
+    num_accumulation_steps: int = flag(1, "Batches whose gradients make one step.")
+    save_checkpoints_steps: int = flag(1000, "Steps between checkpoints; training goes on from the last one there is.", FREE)
+    keep_checkpoint_max: int = flag(1, "How many checkpoints to keep; 0 keeps all.", FREE)
+    use_bf16: bool = flag(False, "Compute in bfloat16; weights, softmax, LayerNorm and quantization stay float32.")
+    seed: int = flag(12345, "Seed of initial weights, dropout, and order of the data.")
 
-    n_best_size: int = _flag(20, "Starts and ends that are combined, and answers that are listed for a question.", FREE)
-    max_answer_length: int = _flag(30, "Longest answer in word pieces.", FREE)
-    null_score_diff_threshold: float = _flag(0.0, "SQuAD 2.0: no answer wins if it is better by more than this.", FREE)
-    num_eval_iterations: int | None = _flag(None, "Answer only so many times --predict_batch_size questions.", FREE)
+    n_best_size: int = flag(20, "Starts and ends that are combined, and answers that are listed for a question.", FREE)
+    max_answer_length: int = flag(30, "Longest answer in word pieces.", FREE)
+    null_score_diff_threshold: float = flag(0.0, "SQuAD 2.0: no answer wins if it is better by more than this.", FREE)
+    num_eval_iterations: int | None = flag(None, "Answer only so many times --predict_batch_size questions.", FREE)
 
-    export_target: str | None = _flag(
+    export_target: str | None = flag(
         None, f"What --do_export writes to --output_dir: {', '.join(TARGETS)}; if not given, what --predict_with reads best.", FREE
     )
-    export_opset: int = _flag(17, "ONNX opset of the file, from 17; from 21 on 4-bit weights take half a byte.", FREE)
-    export_sm: int = _flag(80, "GPU that --export_target=fastertransformer is for: 75 (Turing) or from 80 on.", FREE)
-    export_tolerance: float = _flag(
+    export_opset: int = flag(17, "ONNX opset of the file, from 17; from 21 on 4-bit weights take half a byte.", FREE)
+    export_sm: int = flag(80, "GPU that --export_target=fastertransformer is for: 75 (Turing) or from 80 on.", FREE)
+    export_tolerance: float = flag(
         0.1, "--do_export compares the file with the network: largest share of windows with another start or end.", FREE
     )
-    predict_with: str = _flag(
+    predict_with: str = flag(
         "tensorflow", f"What answers in --do_predict: {', '.join(RUNTIMES)}; all but the first with the exported file.", FREE
     )
 
-    calib_batch: int = _flag(4, "Number of batches, of --train_batch_size windows each, to calibrate on.", FREE)
-    calib_method: str | None = _flag(
+    calib_batch: int = flag(4, "Number of batches, of --train_batch_size windows each, to calibrate on.", FREE)
+    calib_method: str | None = flag(
         None,
         f"Range of activations: {', '.join(calib.methods.NAMES)}. If not given percentile, or what --quant_recipe says.",
         FREE,
     )
-    percentile: float | None = _flag(None, "Percentile of --calib_method=percentile; 99.99 if not given.", FREE)
-    calibrator_file: str = _flag("calibrators.npz", "Name of the calibration file in --output_dir.", FREE)
-    quantize_residual: bool | None = _flag(
+    percentile: float | None = flag(None, "Percentile of --calib_method=percentile; 99.99 if not given.", FREE)
+    calibrator_file: str = flag("calibrators.npz", "Name of the calibration file in --output_dir.", FREE)
+    quantize_residual: bool | None = flag(
         None, "Quantize the skip operand of each Add before a LayerNorm; true if not given.", FREE
     )
-    quant_another_add_input: bool = _flag(False, "Quantize the other operand of these additions as well.", FREE)
-    quant_mode: str = _flag("", f"A later placement of NVIDIA's instead of --quantize_residual: {', '.join(MODES)}.", FREE)
-    quant_recipe: str = _flag(
+    quant_another_add_input: bool = flag(False, "Quantize the other operand of these additions as well.", FREE)
+    quant_mode: str = flag("", f"A later placement of NVIDIA's instead of --quantize_residual: {', '.join(MODES)}.", FREE)
+    quant_recipe: str = flag(
         "", f"Instead of the other placement flags: a recipe file (.yaml, .json) or one of {', '.join(recipes.names())}.", FREE
     )
 
-    range_update: str | None = _flag(
+    range_update: str | None = flag(
         None, f"What quantized training does to ranges: {', '.join(UPDATES)}. If not given frozen, or what the recipe says."
     )
-    range_update_of: str = _flag("all", f"Which ranges --range_update is about: {', '.join(RANGES_OF)}.")
-    ste: str | None = _flag(
+    range_update_of: str = flag("all", f"Which ranges --range_update is about: {', '.join(RANGES_OF)}.")
+    ste: str | None = flag(
         None, "Whether gradients reach values exactly on an end of a range: inclusive (if not given) or strict, as NVIDIA's do."
     )
-    range_decay: float | None = _flag(None, "Decay of --range_update=moving_average in each step; 0.9999 if not given.")
-    range_learning_rate: float | None = _flag(None, "Highest learning rate of learned ranges; --learning_rate if not given.")
-    range_start_step: int = _flag(0, "Quantized training: steps before ranges move, learned or as moving averages.")
-    range_freeze_step: int | None = _flag(None, "Quantized training: steps after which ranges stay as they are.")
-    quant_start_step: int = _flag(0, "Quantized training: steps in float before quantization is switched on.")
+    range_decay: float | None = flag(None, "Decay of --range_update=moving_average in each step; 0.9999 if not given.")
+    range_learning_rate: float | None = flag(None, "Highest learning rate of learned ranges; --learning_rate if not given.")
+    range_start_step: int = flag(0, "Quantized training: steps before ranges move, learned or as moving averages.")
+    range_freeze_step: int | None = flag(None, "Quantized training: steps after which ranges stay as they are.")
+    quant_start_step: int = flag(0, "Quantized training: steps in float before quantization is switched on.")
 
-    loss_scale: str = _flag(
+    loss_scale: str = flag(
         "none",
         "dynamic scales the loss so that gradients sent as float16 do not vanish, and skips a step whose loss or gradient is NaN "
         "or Inf; none ends the run there.",
     )
-    sparsity: str = _flag("", "Keep encoder kernels sparse: 2x4 has 2 zeros in every 4 consecutive weights along the inputs.")
-    sparsity_begin_step: int = _flag(0, "Steps made before the zeros of --sparsity are chosen.")
-    sparsity_end_step: int | None = _flag(
+    sparsity: str = flag("", "Keep encoder kernels sparse: 2x4 has 2 zeros in every 4 consecutive weights along the inputs.")
+    sparsity_begin_step: int = flag(0, "Steps made before the zeros of --sparsity are chosen.")
+    sparsity_end_step: int | None = flag(
         None, "Until this step they are chosen anew every --sparsity_frequency steps; -1 to the end. Once if not given."
     )
-    sparsity_frequency: int = _flag(100, "Steps between two choices.")
+    sparsity_frequency: int = flag(100, "Steps between two choices.")
 
-    horovod: bool = _flag(
+    horovod: bool = flag(
         False,
         "Train, calibrate and predict in all processes that mpirun or horovodrun started. Training takes --train_batch_size in "
         "each and multiplies --learning_rate by their number; calibration and prediction deal the same batches out.",
         FREE,
     )
-    horovod_compression: str = _flag("none", "What gradients are sent as: none, or fp16.", FREE)
-    horovod_sparse_as_dense: bool = _flag(
+    horovod_compression: str = flag("none", "What gradients are sent as: none, or fp16.", FREE)
+    horovod_sparse_as_dense: bool = flag(
         False, "Send the gradients of embeddings as whole tables instead of the rows that occur in the batches.", FREE
     )
 
-    distillation: bool = _flag(False, "Train on the answers of --teacher as well.")
-    teacher: str | None = _flag(None, "Checkpoint that teaches; runs in float.", CONTENT)
-    teacher_config_file: str | None = _flag(
+    distillation: bool = flag(False, "Train on the answers of --teacher as well.")
+    teacher: str | None = flag(None, "Checkpoint that teaches; runs in float.", CONTENT)
+    teacher_config_file: str | None = flag(
         None, "Configuration of a --teacher of another size; the student's if not given.", CONTENT
     )
-    distillation_loss_scale: float = _flag(10000.0, "Weight of the divergence from the teacher's answers; 0 leaves it out.")
-    distillation_temperature: float = _flag(TEMPERATURE, "What both answers are divided by before they are compared.")
-    distillation_direction: str = _flag(
+    distillation_loss_scale: float = flag(10000.0, "Weight of the divergence from the teacher's answers; 0 leaves it out.")
+    distillation_temperature: float = flag(TEMPERATURE, "What both answers are divided by before they are compared.")
+    distillation_direction: str = flag(
         DIRECTIONS[0], "student_teacher is KL(student || teacher), as NVIDIA's; teacher_student is KL(teacher || student)."
     )
-    distillation_hidden_scale: float = _flag(0.0, "Weight of the mean squared error from the teacher's hidden states.")
-    distillation_attention_scale: float = _flag(0.0, "Weight of the mean squared error from the teacher's attention.")
-    distillation_layers: str = _flag(
+    distillation_hidden_scale: float = flag(0.0, "Weight of the mean squared error from the teacher's hidden states.")
+    distillation_attention_scale: float = flag(0.0, "Weight of the mean squared error from the teacher's attention.")
+    distillation_layers: str = flag(
         "", "Hidden states and attention: layers of student:teacher, counted from 0, such as 0:1,1:3; spread evenly if not given."
     )
-    verbose_logging: bool = _flag(False, "Show windows, loaded variables, the placement, and the trace of an error.", FREE)
+    verbose_logging: bool = flag(False, "Show windows, loaded variables, the placement, and the trace of an error.", FREE)
 
     @property
     def recipe(self) -> tfquant.Recipe:

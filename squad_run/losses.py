@@ -6,9 +6,9 @@ import keras
 import tensorflow as tf
 
 import modeling
+from runs.narration import say
 from squad_run.data import INPUTS, Batch, only
 from squad_run.flags import Settings
-from squad_run.narration import say
 from squad_run.networks import build, holds_ranges, load_float
 from squad_run.teacher_flags import parse_layers
 from tfquant.training import Distillation, DistillationOptions

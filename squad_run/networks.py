@@ -7,8 +7,8 @@ import keras
 
 import modeling
 import tfquant
+from runs.narration import say
 from squad_run.flags import Settings
-from squad_run.narration import say
 from tfquant import checkpoint, store
 
 

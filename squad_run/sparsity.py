@@ -5,8 +5,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from runs.narration import say
 from squad_run.flags import Settings
-from squad_run.narration import say
 from tfquant import checkpoint
 from tfquant.calibration import engine_of
 from tfquant.training import Hook, StructuredSparsity, encoder_kernels

@@ -2,20 +2,21 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import modeling
-import tfquant
-from squad_run import resume, sparsity
-from squad_run.data import INPUTS, LABELS, Batch, only, read_examples, to_features
+from runs import resume
+from runs.narration import say
+from runs.training import by_share, closing_line, writer
+from runs.training import training_batches as dealt_batches
+from squad_run import sparsity
+from squad_run.data import INPUTS, LABELS, read_examples, to_features
 from squad_run.flags import Settings
 from squad_run.losses import distillation, squad_loss
-from squad_run.narration import say
 from squad_run.networks import load_float, load_quantized
 from tasks import squad
 from tfquant import checkpoint, distributed
@@ -24,12 +25,9 @@ from tfquant.training import (
     QuantizationSchedule,
     Trainer,
     TrainOptions,
-    TrainSummary,
     WarmupLinearDecay,
     seed_variables,
 )
-
-SHARE = "share"  # windows of a part of a batch, divided by those of an average part
 
 
 def train(
@@ -86,7 +84,7 @@ def train(
         say(f"going on from step {trainer.restore()} of {total} ({saved[-1][1]})")
     elif group.size > 1:
         say(
-            f"{group.size} processes: {total} steps of {course.windows} windows, learning rate up to {course.learning_rate:g} "
+            f"{group.size} processes: {total} steps of {course.examples} windows, learning rate up to {course.learning_rate:g} "
             f"({group.size} times --learning_rate)"
         )
     summary = trainer.fit(lambda start: training_batches(features, settings, start, group, course))
@@ -99,38 +97,13 @@ def train(
 
 
 def steps_of(questions: int, settings: Settings, course: resume.Course) -> int:
-    total = int(questions / course.windows * settings.num_train_epochs)
+    total = int(questions / course.examples * settings.num_train_epochs)
     if total < 1:
         raise ValueError(
-            f"{questions} questions for {settings.num_train_epochs} epochs do not make one step of {course.windows}: "
+            f"{questions} questions for {settings.num_train_epochs} epochs do not make one step of {course.examples}: "
             "raise --num_train_epochs, or lower --train_batch_size or --num_accumulation_steps"
         )
     return total
-
-
-def writer(model: keras.Model, network: Any, course: resume.Course) -> Callable[[str, Mapping[str, Any]], None]:
-    """What saves the tensors of training, with the record of the run and, of a quantized network, recipe and ranges."""
-
-    def write(prefix: str, tensors: Mapping[str, Any]) -> None:
-        tensors = {**tensors, resume.RUN: course.record}
-        if network is model:
-            checkpoint.write(prefix, tensors)
-        else:
-            tfquant.save(network, prefix, extra=tensors)
-
-    return write
-
-
-def closing_line(summary: TrainSummary) -> str:
-    """Speeds leave out the first step, in which the network is traced."""
-    steps = summary.last_step - summary.first_step
-    line = f"trained {steps} steps in {summary.seconds:.0f} s, {summary.steady_examples_per_second:.1f} examples/s after the first"
-    if summary.ranks == 1:
-        return line
-    return (
-        f"{line} ({summary.total_steady_examples_per_second:.1f} in all {summary.ranks} processes), "
-        f"{100 * summary.allreduce_share:.1f} % of that time in all-reduce"
-    )
 
 
 def check_schedule(network: Any, settings: Settings) -> None:
@@ -185,32 +158,9 @@ def schedule(network: Any, optimizer: BertAdamW, total: int, settings: Settings,
 def training_batches(
     features: squad.Features, settings: Settings, start: int, group: distributed.Group, course: resume.Course
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Epoch after epoch without end, from this rank's part number `start` on.
-
-    The parts of all planned batches are one sequence that the ranks take from in turn, so that it does not depend on their number.
-    """
+    """This rank's windows, from its part number `start` on."""
 
     def planned(epoch: int) -> squad.Batches:
         return squad.batches(features, course.batch, training=True, seed=settings.seed, epoch=epoch)
 
-    number, of_epoch, epoch, shards = start * group.size + group.rank, len(planned(0)) * course.parts, -1, []
-    while True:
-        if number // of_epoch != epoch:
-            epoch = number // of_epoch
-            shards = [planned(epoch).shard(part, course.parts) for part in range(course.parts)]
-        row, part = divmod(number % of_epoch, course.parts)
-        batch = only(shards[part][row], INPUTS + LABELS)
-        if course.batch % course.parts:
-            batch[SHARE] = np.float32(len(batch[INPUTS[0]]) * course.parts / course.batch)
-        yield batch
-        number += group.size
-
-
-def by_share(loss: Callable[[Any, Batch], tf.Tensor]) -> Callable[[Any, Batch], tf.Tensor]:
-    """The loss with larger parts of a batch counting for more, so that the mean over unequal parts is that over the windows."""
-
-    def weighted(model: Any, batch: Batch) -> tf.Tensor:
-        value = loss(model, batch)
-        return value * batch[SHARE] if SHARE in batch else value
-
-    return weighted
+    return dealt_batches(planned, INPUTS + LABELS, start, group, course)

@@ -10,7 +10,10 @@ import pytest
 import tensorflow as tf
 
 import run_squad
-from squad_run import data, flags, resume, training
+from runs import resume
+from runs.settings import CONTENT, FREE, SAME
+from runs.training import SHARE
+from squad_run import data, flags, training
 from squad_run.flags import Settings
 from tasks import squad
 from tests.test_run_squad import make_files
@@ -58,14 +61,14 @@ def test_each_flag_that_decides_what_is_computed_is_refused_with_another_value(f
     before = Settings()
     after = dataclasses.replace(before, **{field.name: other(getattr(before, field.name))})
     records = [json.loads(json.dumps(resume.record_of(settings, 2))) for settings in (before, after)]
-    (problem,) = resume._differences(*records, "model.ckpt-3")
+    (problem,) = resume._differences(*records, before, "model.ckpt-3")
     assert problem.startswith(f"--{field.name}={getattr(after, field.name)}: ") and "when the run was started" in problem
-    assert not resume._differences(records[0], records[0], "model.ckpt-3")
+    assert not resume._differences(records[0], records[0], before, "model.ckpt-3")
 
 
 def test_every_flag_says_what_it_must_do_when_a_run_goes_on():
     kinds = {field.name: field.metadata["resume"] for field in dataclasses.fields(Settings)}
-    assert set(kinds.values()) == {flags.SAME, flags.CONTENT, flags.FREE}
+    assert set(kinds.values()) == {SAME, CONTENT, FREE}
     assert kinds["seed"] == "same" and kinds["train_file"] == "content" and kinds["output_dir"] == "free"
 
 
@@ -136,11 +139,11 @@ class Rank(Single):
 
 def dealt(features, settings, start, ranks, now, steps, first=0):
     """Per step: (rows of each part, its share), over all ranks; rows are known by their first 20 pieces."""
-    course = resume._course(resume.record_of(start, ranks), settings.train_batch_size, now)
+    course = resume._course(resume.record_of(start, ranks), settings, now)
     streams = [training.training_batches(features, settings, first * course.own, Rank(r, now), course) for r in range(now)]
     return [
         [
-            (sorted(row[:20].tobytes() for row in batch["input_ids"]), float(batch.get(training.SHARE, 1.0)))
+            (sorted(row[:20].tobytes() for row in batch["input_ids"]), float(batch.get(SHARE, 1.0)))
             for stream in streams
             for batch in (next(stream) for _ in range(course.own))
         ]
@@ -171,14 +174,14 @@ def test_another_number_of_processes_makes_each_step_of_the_same_windows(files, 
 
 def test_more_processes_than_windows_in_a_batch_are_refused(files):
     with pytest.raises(ValueError, match="3 processes are too many.* batches of 2 windows"):
-        resume._course(resume.record_of(Settings(train_batch_size=2), 1), 2, 3)
+        resume._course(resume.record_of(Settings(train_batch_size=2), 1), Settings(train_batch_size=2), 3)
 
 
 def test_parts_of_unequal_size_count_by_their_windows():
     losses = tf.random.stateless_uniform([16], seed=[1, 2])
     weighted = training.by_share(lambda _, batch: tf.reduce_mean(batch["x"]))
     parts = [losses[part::3] for part in range(3)]
-    mean = np.mean([float(weighted(None, {"x": p, training.SHARE: len(p) * 3 / 16})) for p in parts])
+    mean = np.mean([float(weighted(None, {"x": p, SHARE: len(p) * 3 / 16})) for p in parts])
     assert mean == pytest.approx(float(tf.reduce_mean(losses)), rel=1e-6)
     assert float(weighted(None, {"x": losses})) == float(tf.reduce_mean(losses))
 

@@ -17,7 +17,8 @@ import calib
 import modeling
 import run_squad
 import tfquant
-from squad_run import calibration, data, demo, flag_checks, flags, losses, networks, resume, training
+from runs import resume
+from squad_run import calibration, data, demo, flag_checks, flags, losses, networks, training
 from squad_run.flags import Settings
 from tasks import squad
 from tasks.squad import synthetic

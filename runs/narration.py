@@ -13,7 +13,7 @@ class _AroundBars(logging.Handler):
         tqdm.write(record.getMessage(), file=sys.stderr)
 
 
-_LOGGER = logging.getLogger("run_squad")
+_LOGGER = logging.getLogger("runs")
 _LOGGER.setLevel(logging.INFO)
 _LOGGER.propagate = False
 _LOGGER.addHandler(_AroundBars())

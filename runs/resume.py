@@ -1,7 +1,7 @@
 """What a run must have in common with the one it goes on from, and how its data is dealt out to other processes than before.
 
 Every checkpoint of training holds the flags that decide what is computed, and the number of processes. A run that goes on with
-other flags is refused. One that goes on in another number of processes makes the same steps: the windows of a step, the learning
+other flags is refused. One that goes on in another number of processes makes the same steps: the examples of a step, the learning
 rate and the order of the data are those the run was started with, and each process takes more or less of them.
 """
 
@@ -13,22 +13,20 @@ import os
 import pathlib
 from typing import Any
 
-from squad_run.flags import CONTENT, FREE, SAME, FlagError, Settings
-from squad_run.narration import say
+from runs.narration import say
+from runs.settings import CONTENT, FREE, SAME, FlagError, StepNames
 from tfquant import checkpoint
 from tfquant.training.loop import STATE
 
 RUN = STATE + "run"  # name in a checkpoint
-BATCH = ("train_batch_size", "num_accumulation_steps")
-RATE = "learning_rate"
 
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """What decides which windows make a step, whoever computes it.
+    """What decides which examples make a step, whoever computes it.
 
     Attributes:
-        batch: windows that are planned together, and so have like lengths.
+        batch: examples that are planned together, and so have like lengths.
         batches: how many of them make a step.
         ranks: processes the run was started in.
         learning_rate: its highest value, that of the flag for each of them.
@@ -46,17 +44,17 @@ class Course:
     record: str
 
     @property
-    def windows(self) -> int:
+    def examples(self) -> int:
         """Windows of a step."""
         return self.batch * self.batches
 
 
-def started(settings: Settings, ranks: int) -> Course:
-    """The course of a run that starts with these flags."""
-    return _course(record_of(settings, ranks), settings.train_batch_size, ranks)
+def started(settings: Any, ranks: int) -> Course:
+    """The course of a run that starts with these flags; the settings name their own steps (`StepNames`)."""
+    return _course(record_of(settings, ranks), settings, ranks)
 
 
-def going_on(prefix: str, settings: Settings, ranks: int) -> Course:
+def going_on(prefix: str, settings: Any, ranks: int) -> Course:
     """The course of a run that goes on from a checkpoint, the one it was started on.
 
     Raises:
@@ -66,29 +64,30 @@ def going_on(prefix: str, settings: Settings, ranks: int) -> Course:
     now = record_of(settings, ranks)
     if RUN not in found:
         say(f"{prefix} does not say with which flags it was trained (an earlier version wrote it): going on with those given")
-        return _course(now, settings.train_batch_size, ranks)
+        return _course(now, settings, ranks)
     before = json.loads(found[RUN])
-    problems = _differences(before, now, prefix)
+    problems = _differences(before, now, settings, prefix)
     if problems:
         raise FlagError(
             "\n".join(f"  {problem}" for problem in problems)
             + f"\n{prefix} is of a run that was started with other flags: give the same to go on, or another --output_dir"
         )
-    course = _course(before, settings.train_batch_size, ranks)
+    course = _course(before, settings, ranks)
     if ranks != course.ranks or course.parts != course.ranks:
         say(
-            f"started in {_processes(course.ranks)}, going on in {_processes(ranks)}: a step keeps its {course.windows} windows "
+            f"started in {_processes(course.ranks)}, going on in {_processes(ranks)}: a step keeps its {course.examples} "
+            f"{settings.STEPS.unit} "
             f"({course.own} x {-(-course.batch // course.parts)} in each process), the learning rate its highest value of "
             f"{course.learning_rate:g}, and the data its order; dropout draws other numbers"
-            + (", and moving ranges follow other batches" if settings.range_update == "moving_average" else "")
+            + (", and moving ranges follow other batches" if getattr(settings, "range_update", None) == "moving_average" else "")
         )
     return course
 
 
-def record_of(settings: Settings, ranks: int) -> dict[str, Any]:
+def record_of(settings: Any, ranks: int) -> dict[str, Any]:
     """What a checkpoint keeps of a run: its number of processes, and each flag's value or what its file holds."""
     flags = {}
-    for field in dataclasses.fields(Settings):
+    for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if field.metadata["resume"] == SAME:
             flags[field.name] = value
@@ -111,15 +110,15 @@ def content(path: str) -> str:
     return total.hexdigest() if files else path
 
 
-def _course(record: dict[str, Any], largest: int, ranks: int) -> Course:
+def _course(record: dict[str, Any], settings: Any, ranks: int) -> Course:
     """
     Args:
         record: of the run's start.
-        largest: windows that a process may compute at once.
+        settings: a process may compute as many examples at once as they say.
         ranks: processes there are now.
     """
-    flags, before = record["flags"], record["ranks"]
-    batch, batches = flags["train_batch_size"] * before, flags["num_accumulation_steps"]
+    flags, before, names = record["flags"], record["ranks"], settings.STEPS
+    batch, batches, largest = flags[names.batch] * before, flags[names.batches], getattr(settings, names.batch)
     own, parts = next(
         (own, own * ranks // batches)
         for own in itertools.count(1)
@@ -127,27 +126,27 @@ def _course(record: dict[str, Any], largest: int, ranks: int) -> Course:
     )
     if parts > batch:
         raise ValueError(
-            f"{ranks} processes are too many to go on with: the run was started with batches of {batch} windows; start at most "
-            f"{batch}, or anew in another --output_dir"
+            f"{ranks} processes are too many to go on with: the run was started with batches of {batch} {names.unit}; start at "
+            f"most {batch}, or anew in another --output_dir"
         )
-    return Course(batch, batches, before, flags[RATE] * before, parts, own, json.dumps(record))
+    return Course(batch, batches, before, flags[names.rate] * before, parts, own, json.dumps(record))
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str) -> list[str]:
-    old, new = before["flags"], now["flags"]
+def _differences(before: dict[str, Any], now: dict[str, Any], settings: Any, prefix: str) -> list[str]:
+    old, new, names = before["flags"], now["flags"], settings.STEPS
     # One process with twice the batch and the rate of two is the same run.
-    same_step = _windows(before) == _windows(now)
-    same_rate = old[RATE] * before["ranks"] == new[RATE] * now["ranks"]
+    same_step = _examples(before, names) == _examples(now, names)
+    same_rate = old[names.rate] * before["ranks"] == new[names.rate] * now["ranks"]
     problems = []
-    for field in dataclasses.fields(Settings):
+    for field in dataclasses.fields(settings):
         name, kind = field.name, field.metadata["resume"]
-        if kind == FREE or (name in BATCH and same_step) or (name == RATE and same_rate):
+        if kind == FREE or (name in (names.batch, names.batches) and same_step) or (name == names.rate and same_rate):
             continue
         was = old.get(name, field.default)  # a flag younger than the checkpoint had no effect then
         if kind == SAME and new[name] != was:
             then = "not given" if was in ("", None) else was
             problems.append(f"--{name}={new[name]}: was {then} when the run was started")
-            if name == "num_train_epochs":
+            if name == names.epochs:
                 problems[-1] += (
                     ", and the learning rate falls over all epochs. To train for longer start from "
                     f"--init_checkpoint={prefix} in another --output_dir"
@@ -159,8 +158,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str) -> li
     return problems
 
 
-def _windows(record: dict[str, Any]) -> int:
-    return record["flags"][BATCH[0]] * record["flags"][BATCH[1]] * record["ranks"]
+def _examples(record: dict[str, Any], names: StepNames) -> int:
+    return record["flags"][names.batch] * record["flags"][names.batches] * record["ranks"]
 
 
 def _processes(number: int) -> str:

@@ -3,6 +3,7 @@
 `tfquant.training` does it better while it trains: it finishes the step and saves.
 """
 
+import os
 import signal
 import sys
 from typing import Any
@@ -18,8 +19,8 @@ def end_on_signals() -> None:
 
 def _end(number: int, frame: Any) -> None:
     print(
-        f"run_squad.py: stopped by {signal.Signals(number).name} outside of training: the same command starts again, training "
-        "from its last checkpoint",
+        f"{os.path.basename(sys.argv[0])}: stopped by {signal.Signals(number).name} outside of training: the same command starts "
+        "again, training from its last checkpoint",
         file=sys.stderr,
         flush=True,
     )

@@ -1,0 +1,1 @@
+"""What run_squad.py and run_glue.py share: settings, narration, resuming, and how batches are dealt out."""
