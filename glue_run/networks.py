@@ -1,0 +1,106 @@
+"""Networks of a run: the folder they come from, built, and loaded, float or quantized."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import keras
+
+import modeling
+import tfquant
+from glue_run.settings import HUB, Settings
+from runs.narration import say
+from tasks import glue
+from tfquant import checkpoint, store
+
+OUT, NAME = "out", "model.ckpt"
+# What a model's folder holds beside its weights.
+COMPANIONS = ("config.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
+
+
+def folder_of(task: glue.Task, settings: Settings) -> str:
+    """The folder that holds the model for a task.
+
+    Raises:
+        ValueError: none is named, or there is none or more than one for the task.
+    """
+    path = settings.model_path
+    if path is None:
+        if settings.model_name is None:
+            raise ValueError("no model: give --model-path (a folder with config.json, vocabulary and weights) or --model-name")
+        return from_hub(settings)
+    if not os.path.isdir(path):
+        raise FileNotFoundError(f"--model-path={path}: there is no such folder")
+    if os.path.isfile(os.path.join(path, "config.json")):
+        return path
+    found = [str(p) for p in sorted(pathlib.Path(path, task.name).glob(f"**/{OUT}")) if (p / "config.json").is_file()]
+    if settings.trains or len(found) != 1:
+        what = "none" if not found else f"{len(found)} ({', '.join(found)})"
+        wanted = "a model's folder, with config.json" if settings.trains else f"config.json, or one {task.name}/**/{OUT} with it"
+        raise ValueError(f"--model-path={path}: holds no {wanted}{'' if settings.trains else f'; there is {what}'}")
+    return found[0]
+
+
+def from_hub(settings: Settings) -> str:
+    """Files of --model-name, downloaded or kept from before."""
+    import huggingface_hub  # which the tokenizers bring along
+
+    name = HUB[settings.model_name]
+    try:
+        return huggingface_hub.snapshot_download(
+            name, cache_dir=settings.cache_dir, allow_patterns=["*.json", "*.txt", "*.safetensors"]
+        )
+    except Exception as error:  # of many kinds: network, names, disk
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OSError(f"--model-name={settings.model_name}: cannot get {name} ({reason}); give --model-path instead") from error
+
+
+def build(folder: str, task: glue.Task, settings: Settings, seed: int) -> keras.Model:
+    """The network of a folder's configuration, with a head for the task and random weights."""
+    config = modeling.config_from_file(os.path.join(folder, "config.json"))
+    changes = {"attention_probs_dropout_prob": settings.attn_dropout, "hidden_dropout_prob": settings.hidden_dropout}
+    config = dataclasses.replace(config, **{name: rate for name, rate in changes.items() if rate is not None})
+    dtype = "mixed_bfloat16" if settings.amp else "float32"
+    return modeling.build_classifier(config, task.num_labels, seed=seed, dtype=dtype)
+
+
+def weights_of(folder: str) -> str:
+    """What to load: our checkpoint, or the folder with its safetensors."""
+    prefix = os.path.join(folder, NAME)
+    return prefix if os.path.isfile(prefix + checkpoint.INDEX) else folder
+
+
+def load_float(model: keras.Model, folder: str, *, new_head: bool) -> None:
+    path = weights_of(folder)
+    loaded = modeling.load_weights(model, path, allow_missing=modeling.HEAD_NAMES if new_head else ())
+    say(f"loaded {len(loaded.loaded)} variables from {path}")
+    if loaded.missing:
+        say(f"new, not there: {', '.join(loaded.missing)}")
+
+
+def holds_ranges(folder: str) -> bool:
+    """Whether the model in a folder is a quantized one."""
+    prefix = os.path.join(folder, NAME)
+    return os.path.isfile(prefix + checkpoint.INDEX) and store.RECIPE in checkpoint.read(prefix)
+
+
+def save(model: keras.Model, network: Any, source: str, directory: str) -> str:
+    """Leaves the model in out/: configuration, vocabulary and weights, with recipe and ranges if it is quantized."""
+    out = os.path.join(directory, OUT)
+    os.makedirs(out, exist_ok=True)
+    for name in COMPANIONS:
+        if os.path.isfile(os.path.join(source, name)) and not _same(os.path.join(source, name), os.path.join(out, name)):
+            shutil.copyfile(os.path.join(source, name), os.path.join(out, name))
+    prefix = os.path.join(out, NAME)
+    if network is model:
+        checkpoint.write(prefix, {variable.path: variable for variable in model.weights})
+    else:
+        tfquant.save(network, prefix)
+    say(f"saved the model in {out}")
+    return prefix
+
+
+def _same(one: str, other: str) -> bool:
+    return os.path.exists(other) and os.path.samefile(one, other)

@@ -1,0 +1,171 @@
+"""Settings of run_glue.py: one frozen object; the names are those of Bondarenko et al.'s `main.py`. Nothing is read at import time."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from runs.settings import CONTENT, FREE, StepNames, flag
+from tasks import glue
+
+MODES = ("train-baseline", "validate-baseline", "train-quantized", "validate-quantized")
+TRAINING, QUANTIZING = ("train-baseline", "train-quantized"), ("train-quantized", "validate-quantized")
+ALL = "all"
+# Names of `--model-name` -> repository of Hugging Face's hub, where the weights are taken from if --model-path is not given.
+HUB = {
+    "bert_base_uncased": "bert-base-uncased",
+    "bert_base_cased": "bert-base-cased",
+    "bert_large_uncased": "bert-large-uncased",
+    "roberta_base": "roberta-base",
+    "distilroberta_base": "distilroberta-base",
+    "distilbert_base_uncased": "distilbert-base-uncased",
+    "mobilebert_uncased": "google/mobilebert-uncased",
+}
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+SYMMETRIC, ASYMMETRIC = "symmetric_uniform", "asymmetric_uniform"
+ESTIMATORS = ("current_minmax", "allminmax", "running_minmax", "MSE", "cross_entropy")
+SEARCHES = ("grid", "golden_section")
+SETUPS = ("all", "FP_logits", "MSE_logits")
+ORDERS = ("sequential", "parallel")
+
+
+def _of(modes: tuple[str, ...], default: Any, help: str, resume: str = FREE, **how: Any) -> Any:
+    return flag(default, help, resume, modes=modes, **how)
+
+
+def _any(default: Any, help: str, resume: str = FREE, **how: Any) -> Any:
+    return _of(MODES, default, help, resume, **how)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a run is to do. Each field is an option of the same name, with hyphens or underscores; its help says what it means.
+
+    Options that change what training computes are not `FREE`; see runs/resume.py.
+    """
+
+    STEPS: ClassVar = StepNames("batch_size", "gradient_accumulation_steps", "learning_rate", "num_epochs")
+
+    mode: str = _any("train-baseline", "What to do.", choices=MODES, positional=True)
+    task: tuple[str, ...] = _any(("mrpc",), f"One of {', '.join(glue.TASKS)}, or {ALL}; may be given more than once.")
+    data_dir: str = _any("~/.glue_data", "Folder with the tasks' folders (RTE/train.tsv, ...), tfds, or tfds:FOLDER.")
+    seed: tuple[int, ...] = _any((1000,), "Of initial weights, dropout, order of the data; several give the median and the spread.")
+    output_dir: str | None = _any(None, "Where everything is written; training wants it.")
+    overwrite_output: bool = _of(TRAINING, False, "Train anew where the folder holds an earlier run, which is gone then.")
+    cuda: bool = _any(True, "Use GPUs, if there are any.")
+
+    max_seq_length: int = _any(128, "Longest sequence in pieces; longer ones are cut.", "same")
+    pad_to_max_length: bool = _any(True, "Pad every sequence to --max-seq-length, instead of to the longest of its batch.", "same")
+    num_train_samples: int | None = _any(None, "Use only the first rows of the training data.", "same")
+    num_val_samples: int | None = _any(None, "Use only the first rows of the data that are scored; of MNLI the matched ones alone.")
+
+    model_name: str | None = _any(None, f"Instead of --model-path: {', '.join(HUB)}, from Hugging Face's hub.", choices=tuple(HUB))
+    model_path: str | None = _any(
+        None,
+        "Folder of a model (config.json, vocabulary, weights). Validation also takes a folder of runs and finds "
+        "<task>/**/out in it.",
+        CONTENT,
+    )
+    cache_dir: str | None = _any(None, "Where files of the hub are kept; its own default if not given.")
+    attn_dropout: float | None = _any(None, "Dropout of attention probabilities; if not given that of the model.", "same")
+    hidden_dropout: float | None = _any(None, "Dropout of hidden states; if not given that of the model.", "same")
+
+    do_eval: bool = _of(TRAINING, True, "Score the validation data at the end.")
+    batch_size: int = _any(8, "Rows in a batch of training.", "same")
+    eval_batch_size: int | None = _any(None, "Rows in a batch of validation; --batch-size if not given.")
+    learning_rate: float = _of(TRAINING, 5e-5, "Highest learning rate.", "same")
+    lr_scheduler_type: str = _of(TRAINING, "linear", "How the learning rate goes on after the warm-up.", "same", choices=SCHEDULES)
+    weight_decay: float = _of(TRAINING, 0.0, "Of AdamW; biases and layer norms are left out.", "same")
+    max_grad_norm: float | None = _of(TRAINING, None, "Largest norm of a step's gradient; 0 or not given does not clip.", "same")
+    num_epochs: float = _of(TRAINING, 3.0, "How often every row is seen.", "same")
+    max_steps: int = _of(TRAINING, 0, "Steps of training, whatever --num-epochs says; 0 for that.", "same")
+    warmup_steps: int = _of(TRAINING, 0, "Steps in which the learning rate rises.", "same")
+    gradient_accumulation_steps: int = _of(TRAINING, 1, "Batches whose gradients make one step.", "same")
+    amp: bool = _any(False, "Compute in bfloat16; weights, softmax, layer norms and quantization stay float32.", "same")
+    logging_steps: int = _of(TRAINING, 500, "Steps between TensorBoard scalars.")
+    logging_first_step: bool = _of(TRAINING, False, "Scalars of the first step as well.")
+    save_steps: int = _of(TRAINING, 0, "Steps between checkpoints, from which training goes on; 0 saves at the end alone.")
+    save_total_limit: int | None = _of(TRAINING, None, "How many checkpoints to keep; if not given all.")
+    save_model: bool = _any(False, "Leave the model in out/ at the end.")
+    tb_logging_dir: str | None = _of(TRAINING, None, "TensorBoard's folder; if not given tb_logs in the output folder.")
+    tqdm: bool = _any(True, "Show progress.")
+    horovod: bool = _any(
+        False,
+        "Work in all processes that mpirun or horovodrun started. Training takes --batch-size in each and multiplies "
+        "--learning-rate by their number; calibration and validation deal the same batches out.",
+    )
+    horovod_compression: str = _any("none", "What gradients are sent as.", choices=("none", "fp16"))
+
+    qmethod: str | None = _of(QUANTIZING, None, "Grid of weights.", "same", choices=(SYMMETRIC, ASYMMETRIC))
+    qmethod_act: str | None = _of(
+        QUANTIZING, None, "Grid of activations; --qmethod if not given.", "same", choices=(SYMMETRIC, ASYMMETRIC)
+    )
+    weight_quant: bool = _of(QUANTIZING, True, "Quantize weights.", "same")
+    act_quant: bool = _of(QUANTIZING, True, "Quantize activations.", "same")
+    n_bits: int = _of(QUANTIZING, 8, "Bits of weights, 2 to 16.", "same")
+    n_bits_act: int | None = _of(QUANTIZING, None, "Bits of activations; --n-bits if not given.", "same")
+    per_channel: bool = _of(QUANTIZING, False, "A range for each output channel of a kernel.", "same")
+    weight_quant_method: str = _of(QUANTIZING, "current_minmax", "Range of weights.", "same", choices=ESTIMATORS[:4])
+    weight_opt_method: str = _of(QUANTIZING, "grid", "Search of --weight-quant-method=MSE.", "same", choices=SEARCHES)
+    num_candidates: int | None = _of(QUANTIZING, None, "Points of that grid; 100 if not given.", "same")
+    percentile: float | None = _of(
+        QUANTIZING, None, "Part of the values, in per cent, that a range of current_minmax spans: 99.99 cuts 0.005 at both ends.", "same"
+    )
+    act_quant_method: str = _of(QUANTIZING, "running_minmax", "Range of activations.", "same", choices=ESTIMATORS)
+    act_opt_method: str = _of(QUANTIZING, "grid", "Search of --act-quant-method=MSE or cross_entropy.", "same", choices=SEARCHES)
+    act_num_candidates: int | None = _of(QUANTIZING, None, "Points of that grid; 100 if not given.", "same")
+    act_momentum: float | None = _of(QUANTIZING, None, "Weight of the past in running_minmax; 0.9 if not given.", "same")
+    quant_setup: str = _of(
+        QUANTIZING, "all", "Logits: as other activations, in float, or by the error of the values.", "same", choices=SETUPS
+    )
+    num_est_batches: int = _of(QUANTIZING, 1, "Batches to estimate ranges on.")
+    est_ranges_batch_size: int | None = _of(QUANTIZING, None, "Rows in such a batch; --batch-size if not given.")
+    est_ranges_pad: bool | None = _of(
+        QUANTIZING, None, "Pad them to --max-seq-length; as --pad-to-max-length says if not given. Padding never counts.",
+        negative="est-ranges-no-pad",
+    )  # fmt: skip
+    est_ranges_order: str = _of(
+        QUANTIZING, "parallel", "Ranges from the float network, or of each tensor after those before it are quantized.", choices=ORDERS
+    )
+    quant_dict: str | None = _of(
+        QUANTIZING, None, "Other choices for some tensors, such as \"{'y': 16, 'x3': 'fp32', 'h': 'ngp6', 'Et': 2}\".", "same"
+    )
+    per_embd: bool = _of(QUANTIZING, False, "A range for each embedding dimension of hidden states.", "same")
+    per_groups: int | None = _of(QUANTIZING, None, "A range for each of so many groups of embedding dimensions.", "same")
+    per_groups_permute: bool = _of(QUANTIZING, False, "Group dimensions of like ranges.", "same")
+    per_groups_permute_shared_h: bool = _of(
+        QUANTIZING, False, "Group them alike in a whole block, by the output of its feed-forward network.", "same"
+    )
+
+    learn_ranges: bool = _of(("train-quantized",), False, "Train the ranges.", "same")
+    range_update: str = _of(("train-quantized",), "tqt", "How --learn-ranges does it.", "same", choices=("tqt", "lsq", "pact"))
+    range_learning_rate: float | None = _of(
+        ("train-quantized",), None, "Highest learning rate of --learn-ranges; --learning-rate if not given.", "same"
+    )
+    fix_act_ranges: bool = _of(
+        ("train-quantized",), False, "Without --learn-ranges: ranges of activations stay; else they follow the batches.", "same"
+    )
+    fix_weight_ranges: bool = _of(
+        ("train-quantized",), False, "Without --learn-ranges: ranges of weights stay; else they follow the weights.", "same"
+    )
+    export: str | None = _of(QUANTIZING, None, "Write the quantized model to out/ for another runtime.")
+    export_opset: int = _of(QUANTIZING, 17, "ONNX opset of that file.")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks in the order in which they are run."""
+        return tuple(glue.TASKS) if ALL in self.task else tuple(name for name in glue.TASKS if name in self.task)
+
+    @property
+    def trains(self) -> bool:
+        return self.mode in TRAINING
+
+    @property
+    def quantizes(self) -> bool:
+        return self.mode in QUANTIZING
+
+    @property
+    def validation_batch(self) -> int:
+        return self.eval_batch_size or self.batch_size
+
+    @property
+    def estimation_pads(self) -> bool:
+        return self.pad_to_max_length if self.est_ranges_pad is None else self.est_ranges_pad
