@@ -3,7 +3,7 @@
 Knows nothing of models or recipes. `Observer` is the only part that uses TensorFlow.
 """
 
-from calib import methods
+from calib import methods, rows
 from calib.calibration import Calibration, SiteCalibration
 from calib.errors import (
     CalibrationError,
@@ -34,5 +34,6 @@ __all__ = [
     "merge",
     "methods",
     "per_channel_range",
+    "rows",
     "weight_statistics",
 ]

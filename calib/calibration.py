@@ -57,7 +57,7 @@ class SiteCalibration:
 
     def can_use(self, method: Method) -> bool:
         """Whether ``method`` can be applied to what was kept."""
-        return self.statistics.histogram is not None or not method.needs_histogram
+        return method.can_use(self.statistics)
 
     def equals(self, other: "SiteCalibration") -> bool:
         """Bit-for-bit equality."""
@@ -156,18 +156,23 @@ class Calibration(Mapping[str, SiteCalibration]):
 
         ``options`` are those of a method given by name, such as ``percentile=99.9``.
 
-        Sites whose statistics cannot serve the method (per-channel weights keep no histogram) keep their range; it is
-        an error only when none of the matching sites can be served.
+        Sites whose statistics cannot serve the method (per-channel weights keep no histogram, moving averages have one decay)
+        keep their range; it is an error only when none of the matching sites can be served.
 
         Raises:
-            CalibrationError: no site matches.
-            MissingHistogramError: no matching site can be re-estimated.
+            CalibrationError: no site matches, or no matching site kept what the method reads.
+            MissingHistogramError: that is a histogram.
         """
         method = Method(method, options) if isinstance(method, str) else method
         matching = [address for address in self if fnmatch.fnmatchcase(address, address_glob)]
         if not matching:
             raise CalibrationError(f"no site matches {address_glob!r}; {self._known()}")
         able = [address for address in matching if self[address].can_use(method)]
+        if not able and not method.needs_histogram:
+            raise CalibrationError(
+                f"method {str(method)!r} reads what none of the {len(matching)} sites matching {address_glob!r} keeps: calibrate "
+                "with this method in the recipe"
+            )
         if not able:
             raise MissingHistogramError(
                 f"method {method.name!r} needs a histogram and none of the {len(matching)} sites matching "

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from calib import binning, sampling
 from calib.errors import NonFiniteError
-from calib.statistics import Histogram, Statistics
+from calib.statistics import DECAY, Histogram, Statistics
 from calib.update import BATCHES, COUNT, EXPONENT, NONFINITE, UPDATES, replayed, updated
 
 
@@ -34,7 +34,7 @@ class Observer:
         signed: bool,
         bins: int = 2048,
         sample: int = 65536,
-        decay: float = 0.99,
+        decay: float = DECAY,
         seed: int,
     ):
         """Creates an empty observer.
@@ -166,7 +166,11 @@ class Observer:
     def statistics(self) -> Statistics:
         """What was collected so far; NonFiniteError if a batch held NaN or Inf."""
         self.check()
-        ranges, counters, counts = (variable.numpy() for variable in self.variables)
+        return self.statistics_of([variable.numpy() for variable in self.variables])
+
+    def statistics_of(self, state: Sequence[np.ndarray]) -> Statistics:
+        """What was collected when the `variables` had these values."""
+        ranges, counters, counts = state
         seen = counters[BATCHES] > 0
         minimum, maximum, ema_minimum, ema_maximum = ranges
         return Statistics(
@@ -179,6 +183,7 @@ class Observer:
             ),
             ema_minimum=ema_minimum if seen else None,
             ema_maximum=ema_maximum if seen else None,
+            ema_decay=self.decay,
         )
 
     def reset(self) -> None:

@@ -6,6 +6,8 @@ import numpy as np
 
 from calib import binning
 
+DECAY = 0.99  # of moving averages, where a method says nothing else
+
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
@@ -99,6 +101,8 @@ class Statistics:
         ema_minimum: exponential moving average of the batch minima, or None.
         ema_maximum: exponential moving average of the batch maxima, or None.
         constant: the tensor is the same in every batch (a weight); merging it with itself changes nothing.
+        ema_decay: weight of the old value in the moving averages; with 0 they are the last batch's extremes.
+        rows: the first values as they are, float32 [rows, last axis], where a method reads them (of logits); or None.
     """
 
     minimum: np.ndarray
@@ -109,6 +113,8 @@ class Statistics:
     ema_minimum: np.ndarray | None = None
     ema_maximum: np.ndarray | None = None
     constant: bool = False
+    ema_decay: float = DECAY
+    rows: np.ndarray | None = None
 
     def __post_init__(self):
         for name in ("minimum", "maximum", "ema_minimum", "ema_maximum"):
@@ -121,6 +127,8 @@ class Statistics:
             object.__setattr__(self, name, value)
         if (self.ema_minimum is None) != (self.ema_maximum is None):
             raise ValueError("statistics: ema_minimum and ema_maximum go together")
+        if self.rows is not None and (self.rows.ndim != 2 or self.rows.dtype != np.float32):
+            raise ValueError(f"statistics: rows must be float32 [rows, size], got {self.rows.dtype} {list(self.rows.shape)}")
         if self.count < 0 or self.batches < 0:
             raise ValueError("statistics: count and batches must not be negative")
 
@@ -136,9 +144,10 @@ class Statistics:
         """Bit-for-bit equality."""
         return (
             (self.count, self.batches, self.constant) == (other.count, other.batches, other.constant)
+            and self.ema_decay == other.ema_decay
             and all(
                 _same(getattr(self, name), getattr(other, name))
-                for name in ("minimum", "maximum", "ema_minimum", "ema_maximum")
+                for name in ("minimum", "maximum", "ema_minimum", "ema_maximum", "rows")
             )
             and (self.histogram is None) == (other.histogram is None)
             and (self.histogram is None or self.histogram.equals(other.histogram))
@@ -149,10 +158,11 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     """Statistics of both sets of batches.
 
     Extremes, counts and histogram are exact: equal bit for bit to a single pass over all batches. The moving averages,
-    which depend on the order of batches by nature, become the mean weighted by the number of batches.
+    which depend on the order of batches by nature, become the mean weighted by the number of batches; with a decay of 0 they are
+    those of ``b``, whose batches come last.
 
     Raises:
-        ValueError: when the shapes, bins or signs of the two differ, or a constant tensor is not the same in both.
+        ValueError: when the shapes, bins, signs or decays of the two differ, or a constant tensor is not the same in both.
     """
     if a.minimum.shape != b.minimum.shape:
         raise ValueError(f"cannot merge: {_shape(a)} and {_shape(b)} statistics")
@@ -162,14 +172,19 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
         return a
     if a.empty or b.empty:
         return b if a.empty else a
+    if a.ema_decay != b.ema_decay:
+        raise ValueError(f"cannot merge: moving averages have decays of {a.ema_decay:g} and {b.ema_decay:g}")
+    weight = a.batches if a.ema_decay else 0
     return Statistics(
         minimum=np.minimum(a.minimum, b.minimum),
         maximum=np.maximum(a.maximum, b.maximum),
         count=a.count + b.count,
         batches=a.batches + b.batches,
         histogram=_merge_histograms(a.histogram, b.histogram),
-        ema_minimum=_weighted(a.ema_minimum, a.batches, b.ema_minimum, b.batches),
-        ema_maximum=_weighted(a.ema_maximum, a.batches, b.ema_maximum, b.batches),
+        ema_minimum=_weighted(a.ema_minimum, weight, b.ema_minimum, b.batches),
+        ema_maximum=_weighted(a.ema_maximum, weight, b.ema_maximum, b.batches),
+        ema_decay=a.ema_decay,
+        rows=_merge_rows(a.rows, b.rows),
     )
 
 
@@ -184,6 +199,14 @@ def _merge_histograms(a: Histogram | None, b: Histogram | None) -> Histogram | N
     exponent = max(a.exponent, b.exponent)
     a, b = a.coarsened(exponent), b.coarsened(exponent)
     return Histogram(a.counts + b.counts, a.bin_width, a.signed)
+
+
+def _merge_rows(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+    if a is None and b is None:
+        return None
+    if a is None or b is None or a.shape[1] != b.shape[1]:
+        raise ValueError("cannot merge: rows of values were kept of only one of the two, or are of another size")
+    return np.concatenate([a, b])
 
 
 def _weighted(a: np.ndarray | None, weight_a: int, b: np.ndarray | None, weight_b: int) -> np.ndarray | None:

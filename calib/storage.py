@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from calib.errors import CalibrationFileError
-from calib.statistics import Histogram, Statistics
+from calib.statistics import DECAY, Histogram, Statistics
 
 KIND = "tfquant calibration"
 VERSION = 1
-_OPTIONAL = ("ema_minimum", "ema_maximum")
+_OPTIONAL = ("ema_minimum", "ema_maximum", "rows")
 _PARSER_ERRORS = (
     ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zlib.error, zipfile.BadZipFile,
     NotImplementedError,
@@ -35,6 +35,7 @@ def pack(sites: Mapping[str, object], samples: int) -> bytes:
             "count": stats.count,
             "batches": stats.batches,
             "constant": stats.constant,
+            "ema_decay": stats.ema_decay,
         }
         named = {"lower": site.lower, "upper": site.upper, "minimum": stats.minimum, "maximum": stats.maximum}
         named |= {name: getattr(stats, name) for name in _OPTIONAL if getattr(stats, name) is not None}
@@ -77,6 +78,7 @@ def read_statistics(entry: Mapping, arrays: Mapping[str, np.ndarray], index: int
         batches=entry["batches"],
         histogram=histogram,
         constant=entry["constant"],
+        ema_decay=entry.get("ema_decay", DECAY),  # files of before it could be chosen
         **{name: arrays.get(f"{index}/{name}") for name in _OPTIONAL},
     )
 

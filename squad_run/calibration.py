@@ -32,7 +32,7 @@ def calibrate(
     planned = time.perf_counter()
     if settings.verbose_logging:
         say(str(network.plan))
-    calibration = tfquant.calibrate(network, batches, mask="input_mask", group=group)
+    calibration = tfquant.calibrate(network, batches, order=settings.calib_order, mask="input_mask", group=group)
     seconds = time.perf_counter() - planned
     prefix = os.path.join(settings.output_dir, "model.ckpt-calibrated")
     if group.rank == 0:

@@ -12,6 +12,7 @@ from squad_run import teacher_flags
 from squad_run.flags import LOSS_SCALES, MODES, RANGES_OF, RUNTIMES, TARGET_OF, TFDS, FlagError, Settings
 from tasks.wordpiece import read_vocab
 from tfquant import checkpoint
+from tfquant.calibration import ORDERS
 from tfquant.distributed import COMPRESSIONS, launched
 from tfquant.export import TARGETS
 from tfquant.export.fastertransformer import SMALLEST_SM
@@ -103,6 +104,12 @@ def _placement(s: Settings) -> list[str]:
         problems.append("--quant_another_add_input needs --quantize_residual: set both, or the second to false as well")
     if s.percentile is not None and s.calib_method in calib.methods.NAMES and s.calib_method != "percentile":
         problems.append(f"--percentile={s.percentile} says nothing to --calib_method={s.calib_method}: leave one out")
+    if s.calib_method in set(calib.methods.NAMES) - set(calib.methods.GENERAL):
+        problems.append(f"--calib_method={s.calib_method}: is for logits alone; name it in a rule of --quant_recipe")
+    if s.calib_order not in ORDERS:
+        problems.append(f"--calib_order={s.calib_order}: must be one of {', '.join(ORDERS)}")
+    if s.calib_order == "sequential" and not s.do_calib:
+        problems.append("--calib_order is about calibration: set --do_calib as well, or leave it out")
     if os.path.basename(s.calibrator_file) != s.calibrator_file or not s.calibrator_file.endswith(".npz"):
         problems.append(f"--calibrator_file={s.calibrator_file}: must be the name of an .npz file, without a folder")
     return problems

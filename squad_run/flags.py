@@ -90,8 +90,11 @@ class Settings:
     calib_batch: int = flag(4, "Number of batches, of --train_batch_size windows each, to calibrate on.", FREE)
     calib_method: str | None = flag(
         None,
-        f"Range of activations: {', '.join(calib.methods.NAMES)}. If not given percentile, or what --quant_recipe says.",
+        f"Range of activations: {', '.join(calib.methods.GENERAL)}. If not given percentile, or what --quant_recipe says.",
         FREE,
+    )
+    calib_order: str = flag(
+        "parallel", "Ranges from the float network (parallel), or from the one quantized so far (sequential).", FREE
     )
     percentile: float | None = flag(None, "Percentile of --calib_method=percentile; 99.99 if not given.", FREE)
     calibrator_file: str = flag("calibrators.npz", "Name of the calibration file in --output_dir.", FREE)

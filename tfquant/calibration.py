@@ -15,13 +15,17 @@ from tfquant.distributed import Group, Single
 from tfquant.engine import Engine
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.observation import Observation
+from tfquant.sequential import SequentialObservation
 from tfquant.spec import Site
+
+ORDERS = {"parallel": Observation, "sequential": SequentialObservation}
 
 
 def calibrate(
     model: QuantizedModel | QuantizedFunction,
     batches: Iterable[Any],
     *,
+    order: str = "parallel",
     mask: str | None = "auto",
     bins: int = 2048,
     sample: int = 65536,
@@ -31,7 +35,7 @@ def calibrate(
 ) -> calib.Calibration:
     """Sets the range of every site from data and switches the model to `quantized`.
 
-    The float network runs on the batches, without dropout; statistics are collected inside its graph.
+    The network runs on the batches, without dropout; statistics are collected inside its graph.
 
     With a `group` of several processes each runs some of the batches and searches the ranges of some of the sites, and all end
     with the calibration that one process alone would have found, bit for bit, as far as their devices and threads compute the
@@ -40,6 +44,10 @@ def calibrate(
     Args:
       model: from `tfquant.quantize`.
       batches: inputs of the model, or (inputs, targets) pairs of which the inputs are taken; sizes and lengths may differ.
+      order: which network runs. `parallel`: the float one, so that no range depends on another; any range can then be estimated
+        anew without data. `sequential`: the one quantized so far, see `tfquant.sequential`: what a site sees has the errors of the
+        quantizers before it. One pass over the batches either way; sequentially a range is searched once a site and batch
+        instead of once a site, and in that of a first batch, of which later sites see the effect, is no other batch.
       mask: name of the input that marks real tokens with nonzero values, [batch, tokens]: padding then stays out of the
         statistics. `auto` takes the first of `input_mask`, `attention_mask`, `padding_mask`, `mask` that the model has; None
         counts padding as well.
@@ -62,9 +70,14 @@ def calibrate(
     engine = engine_of(model)
     group = group or Single()
     check_batches(batches)
-    collector = Observation(engine, mask=mask, bins=bins, sample=sample, seed=seed)
+    if order not in ORDERS:
+        raise ValueError(f"unknown order {order!r} of calibration; known: {', '.join(ORDERS)}")
+    collector = ORDERS[order](engine, mask=mask, bins=bins, sample=sample, seed=seed)
+    sequential = isinstance(collector, SequentialObservation)
     with together(group, lambda: (0, "the ranges of weights")):
-        entries = _weight_entries(engine, group)
+        entries = _weight_entries(engine, Single() if sequential else group)
+        if sequential:
+            collector.set_weights(entries)
     with together(group, lambda: (collector.number, f"calibration batch {collector.number}")):
         collector.run(batches, progress, group)
     if group.size > 1:
@@ -76,7 +89,7 @@ def calibrate(
             if owner == group.rank:
                 address = site.address
                 entries[address] = calib.SiteCalibration.estimate(
-                    observer.statistics(), site.spec.method, site.spec.grid, address=address
+                    collector.statistics(site, observer), site.spec.method, site.spec.grid, address=address
                 )
     if group.size > 1:
         shares = group.gather(calib.Calibration(entries).to_bytes())

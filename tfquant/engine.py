@@ -295,7 +295,7 @@ class Engine:
                     f"site {address}: the calibration has {entry.lower.size} ranges, the site needs {list(shape)}; calibrate again"
                 )
             ranges[address] = (entry.lower.reshape(shape), entry.upper.reshape(shape))
-        ranges = _fused(self.plan.sites, ranges)
+        ranges = fused_ranges(self.plan.sites, ranges)
         before = [(v, v.numpy()) for q in self.quantizers.values() for v in q.variables.values()]
         try:
             for address, quantizer in self.quantizers.items():
@@ -313,7 +313,7 @@ def _apply_all(sites: list[Site], apply: SiteEdit, tensor: tf.Tensor) -> tf.Tens
     return tensor
 
 
-def _fused(sites, ranges: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def fused_ranges(sites, ranges: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Gives the sites of one group the smallest lower and largest upper end among them."""
     groups: dict[str, list[str]] = {}
     for site in sites:

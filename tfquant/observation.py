@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import zlib
@@ -29,23 +30,30 @@ class Observation:
 
     def __init__(self, engine: Engine, *, mask: str | None = "auto", bins: int = 2048, sample: int = 65536, seed: int = 0):
         self.engine = engine
-        found: dict[str, tuple[Site, Edge]] = {}
-        for site, edge in engine.placements():
-            if not edge.parameter:
-                found.setdefault(site.address, (site, edge))
-        self.targets = list(found.values())
+        self.targets = self.find_targets()
         self.observers = [
             (site, calib.Observer(
-                site.address, signed=site.spec.grid.two_sided, bins=bins, sample=sample,
+                site.address, signed=site.spec.grid.two_sided, bins=bins, sample=sample, decay=site.spec.method.decay,
                 seed=zlib.crc32(f"{seed}:{site.address}".encode()),
             ))
             for site, _ in self.targets
         ]  # fmt: skip
+        limits = {site.address: site.spec.method.rows for site, _ in self.targets}
+        self.rows = {address: calib.rows.RowSample(limit) for address, limit in limits.items() if limit}
         self.mask_index = _mask_index(engine, mask)
         self.axes = self._token_axes(mask)
         self.samples = 0
         self.number = 0  # of the batch at hand; after the last, how many there were
         self._extremes: dict[int, np.ndarray] = {}  # by batch, of this rank's; filled only where there are other ranks
+
+    def find_targets(self) -> list[tuple[Site, Edge]]:
+        """Every activation site with the edge that is observed."""
+        found: dict[str, tuple[Site, Edge]] = {}
+        for site, edge in self.engine.placements():
+            if not edge.parameter:
+                _check_method(site)
+                found.setdefault(site.address, (site, edge))
+        return list(found.values())
 
     def _token_axes(self, mask: str | None) -> dict[str, TokenAxes]:
         if self.mask_index is None or not self.targets:
@@ -67,20 +75,31 @@ class Observation:
         def observe(number, *flat):
             tensors = trace.emit(list(flat), targets=[edge.tensor for _, edge in self.targets])
             validity: dict[TokenAxes, tf.Tensor | None] = {}
-            extremes = [tf.zeros([0, 2])]
-            for (_, observer), (_, edge), tensor in zip(self.observers, self.targets, tensors, strict=True):
-                valid = None
-                axes = self.axes.get(edge.tensor.name)
-                if axes is not None:
-                    if axes not in validity:
-                        validity[axes] = axes.validity(flat[self.mask_index])
-                    valid = validity[axes]
+            extremes, rows = [tf.zeros([0, 2])], []
+            for (site, observer), (_, edge), tensor in zip(self.observers, self.targets, tensors, strict=True):
+                valid = self.valid_elements(edge, flat, validity)
                 extremes.append(observer.update(tensor, valid, number)[tf.newaxis])
-            return tf.concat(extremes, 0)
+                if site.address in self.rows:
+                    rows.append(calib.rows.rows_of(tensor, valid, self.rows[site.address].limit))
+            return tf.concat(extremes, 0), rows
 
         signature = [tf.TensorSpec([], tf.int64), *trace.input_specs]
         function = tf.function(observe, autograph=False, jit_compile=False, input_signature=signature)
         return function.get_concrete_function()
+
+    def valid_elements(self, edge: Edge, flat, known: dict[TokenAxes, tf.Tensor | None]) -> tf.Tensor | None:
+        """What of an edge's tensor is no padding, from the inputs `flat`; made once for all tensors alike and kept in `known`."""
+        axes = self.axes.get(edge.tensor.name)
+        if axes is None:
+            return None
+        if axes not in known:
+            known[axes] = axes.validity(flat[self.mask_index])
+        return known[axes]
+
+    def statistics(self, site: Site, observer: calib.Observer) -> calib.Statistics:
+        """What was collected at a site; NonFiniteError if a batch held NaN or Inf."""
+        found = observer.statistics()
+        return dataclasses.replace(found, rows=self.rows[site.address].values) if site.address in self.rows else found
 
     def run(self, batches: Iterable[Any], progress: bool, group: Group | None = None) -> None:
         """Observes the batches that fall to this rank; with several ranks, `join` must follow."""
@@ -105,10 +124,12 @@ class Observation:
             flat = self.engine.flatten_inputs(self.engine.inputs_of(batch))
         except (ValueError, TypeError) as error:
             raise ValueError(f"calibration batch {self.number}: {one_line(error)}") from error
-        extremes = self.function(tf.constant(self.number, tf.int64), *flat)
+        extremes, rows = self.function(tf.constant(self.number, tf.int64), *flat)
         self.samples += int(flat[0].shape[0]) if flat and flat[0].shape.rank else 1
         for _, observer in self.observers:
             observer.check()
+        for sample, found in zip(self.rows.values(), rows, strict=True):
+            sample.add(self.number, found.numpy())
         return extremes
 
     def join(self, group: Group) -> None:
@@ -126,10 +147,14 @@ class Observation:
         extremes = np.concatenate([rank["extremes"] for rank in ranks])[order]
         for index, (_, observer) in enumerate(self.observers):
             observer.join([(rank["counters"][index], rank["counts"][index]) for rank in ranks], extremes[:, index])
+        for index, sample in enumerate(self.rows.values()):
+            sample.join([(rank[f"rows_{index}"], rank[f"row_numbers_{index}"]) for rank in ranks])
         self.samples = sum(int(rank["samples"]) for rank in ranks)
 
     def _packed(self) -> bytes:
         tallies = [observer.tallies() for _, observer in self.observers]
+        rows = {f"rows_{index}": sample.values for index, sample in enumerate(self.rows.values())}
+        rows |= {f"row_numbers_{index}": sample.numbers for index, sample in enumerate(self.rows.values())}
         file = io.BytesIO()
         np.savez_compressed(
             file,
@@ -139,8 +164,18 @@ class Observation:
             extremes=np.array(list(self._extremes.values()), np.float32).reshape(len(self._extremes), len(tallies), 2),
             samples=np.int64(self.samples),
             total=np.int64(self.number),
+            **rows,
         )
         return file.getvalue()
+
+
+def _check_method(site: Site) -> None:
+    """Raises ValueError if the method is for the logits of a classifier and the site is something else."""
+    if site.spec.method.rows and (site.role, site.port) != ("logits", "output"):
+        raise ValueError(
+            f"site {site.address}: method {site.spec.method.name!r} is for role logits, port output (the answer of a classifier); "
+            f"give this site another: {', '.join(calib.methods.GENERAL)}"
+        )
 
 
 def _unpacked(data: bytes) -> dict[str, np.ndarray]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from calib.errors import CalibrationError
 from calib.grid import Grid
-from calib.methods import entropy, maximum, moving_average, mse, percentile
-from calib.statistics import Statistics
+from calib.methods import cross_entropy, current_minmax, entropy, maximum, moving_average, mse, percentile
+from calib.statistics import DECAY, Statistics
 
 Estimate = Callable[..., tuple[np.ndarray, np.ndarray]]
 
@@ -23,8 +23,12 @@ _MODULES = {
     "mse": mse,
     "entropy": entropy,
     "moving_average": moving_average,
+    "current_minmax": current_minmax,
+    "cross_entropy": cross_entropy,
 }
 NAMES = tuple(_MODULES)
+# Those that work on any tensor; the others are for logits.
+GENERAL = tuple(name for name in NAMES if name != "cross_entropy")
 
 
 def get(name: str) -> Estimate:
@@ -82,6 +86,23 @@ class Method:
     @property
     def needs_histogram(self) -> bool:
         return _MODULES[self.name].NEEDS_HISTOGRAM
+
+    @property
+    def decay(self) -> float:
+        """Of the moving averages that an observer has to keep for it."""
+        return self.options.get("decay", getattr(_MODULES[self.name], "DECAY", DECAY))
+
+    @property
+    def rows(self) -> int:
+        """How many rows of values as they are a calibration has to keep for it; 0 for none."""
+        return self.options.get("rows", 0)
+
+    def can_use(self, stats: Statistics) -> bool:
+        """Whether the statistics hold what it reads."""
+        if self.needs_histogram:
+            return stats.histogram is not None
+        able = getattr(_MODULES[self.name], "can_use", None)
+        return able is None or able(stats, **self.options)
 
     def estimate(self, stats: Statistics, grid: Grid, *, site: str = "") -> tuple[np.ndarray, np.ndarray]:
         """(lower, upper) for ``stats`` on ``grid``; errors start with ``site``."""

@@ -1,26 +1,47 @@
-"""Exponential moving average of the batches' extremes."""
+"""Exponential moving average of the batches' extremes (`running_minmax` of Qualcomm's transformer-quantization)."""
 
 import numpy as np
 
-from calib.errors import EmptyStatisticsError
+from calib.errors import CalibrationError, EmptyStatisticsError
 from calib.grid import Grid
 from calib.methods._common import Range, asymmetric, require_data, symmetric
-from calib.statistics import Statistics
+from calib.statistics import DECAY, Statistics
 
 NEEDS_HISTOGRAM = False
 
 
-def estimate(stats: Statistics, grid: Grid) -> Range:
+def check_options(decay: float) -> None:
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
+        raise ValueError(f"range method 'moving_average': decay must be a number from 0 to below 1, got {decay!r}")
+
+
+def can_use(stats: Statistics, decay: float) -> bool:
+    """Whether averages of this decay were kept; over a single batch all are the same."""
+    return stats.constant or (stats.ema_minimum is not None and (stats.ema_decay == decay or stats.batches <= 1))
+
+
+def estimate(stats: Statistics, grid: Grid, *, decay: float = DECAY) -> Range:
     """Range of the averaged batch minimum and maximum; a constant tensor (a weight) has its own extremes.
 
-    The decay is the observer's; the average starts at the first batch's extremes.
+    The average starts at the first batch's extremes.
+
+    Args:
+        stats: with moving averages of this decay.
+        grid: the integer grid.
+        decay: weight of the old value in every step, 0 to below 1. Qualcomm's `running_minmax` has 0.9 (`--act-momentum`).
     """
+    check_options(decay)
     require_data(stats)
     lower, upper = stats.ema_minimum, stats.ema_maximum
     if lower is None or upper is None:
         if not stats.constant:
             raise EmptyStatisticsError("no moving average was kept; observe the site again or use method 'max'")
         lower, upper = stats.minimum, stats.maximum
+    elif not can_use(stats, decay):
+        raise CalibrationError(
+            f"moving averages were kept with a decay of {stats.ema_decay:g}, not {decay:g}; calibrate with this method in "
+            "the recipe"
+        )
     if grid.two_sided:
         return asymmetric(lower, upper, stats)
     amax = np.maximum(upper, 0) if grid.unsigned else np.maximum(np.abs(lower), np.abs(upper))

@@ -2,33 +2,68 @@
 
 import numpy as np
 
+from calib import losses, range_search
 from calib.grid import Grid
 from calib.methods._common import Range, asymmetric, check_search, require_histogram, symmetric, used
 from calib.statistics import Histogram, Statistics
 
 NEEDS_HISTOGRAM = True
+SEARCHES = ("bins", *range_search.SEARCHES)
 _CHUNK = 32  # candidates scored at once: their errors, 32 x 2048 doubles, stay in the cache
 _ROUNDS = 4
 
 
-def check_options(start_bin: int, stride: int) -> None:
+def check_options(start_bin: int, stride: int, search: str, candidates: int, margin: float) -> None:
     check_search("mse", start_bin, stride)
+    if search not in SEARCHES:
+        raise ValueError(f"range method 'mse': search must be one of {', '.join(SEARCHES)}, got {search!r}")
+    range_search.check_options("mse", candidates, margin)
+    for option, value, default, of in (
+        ("start_bin", start_bin, 128, ("bins",)),
+        ("stride", stride, 1, ("bins",)),
+        ("candidates", candidates, 100, ("grid",)),
+        ("margin", margin, 0.0, range_search.SEARCHES),
+    ):
+        if value != default and search not in of:
+            raise ValueError(f"range method 'mse': {option} says nothing to search {search!r}, only to {' and '.join(of)}")
 
 
-def estimate(stats: Statistics, grid: Grid, *, start_bin: int = 128, stride: int = 1) -> Range:
-    """Tries bin centres as the end of the range and keeps the one with the least squared error, the first on ties.
+def estimate(
+    stats: Statistics,
+    grid: Grid,
+    *,
+    start_bin: int = 128,
+    stride: int = 1,
+    search: str = "bins",
+    candidates: int = 100,
+    margin: float = 0.0,
+) -> Range:
+    """Keeps the range with the least squared error among those that the search tries.
 
-    Each bin's values are taken to sit at its centre. On an asymmetric grid both ends are searched: first shrunk
-    together, then in turn until neither moves.
+    Each bin's values are taken to sit at its centre. `bins` tries the centres of bins as the end of the range, the first of
+    the best wins; on an asymmetric grid both ends are searched: first shrunk together, then in turn until neither moves. `grid`
+    and `golden_section` are those of Qualcomm's transformer-quantization (`--act-opt-method`, `--weight-opt-method`), over
+    the values of all batches, see `calib.range_search`; a margin of 0.5 is what it has. `bins` and `grid` find good ranges for any
+    number of bits; golden section is the fastest with two ends, and can be far off below 4 bits.
 
     Args:
         stats: with a histogram.
         grid: the integer grid.
-        start_bin: first bin tried, counted from zero; lowered to an eighth of the bins in use if those are few.
-        stride: step between the bins tried.
+        start_bin: of `bins`: first bin tried, counted from zero; lowered to an eighth of the bins in use if those are few.
+        stride: of `bins`: step between the bins tried.
+        search: `bins`, `grid` or `golden_section`.
+        candidates: of `grid`: how many widths are tried.
+        margin: of `grid` and `golden_section`: how far beyond the data a range may reach, in the unit of the data.
     """
-    check_options(start_bin, stride)
+    check_options(start_bin, stride, search, candidates, margin)
     histogram = require_histogram(stats, grid, "mse")
+    if search != "bins":
+        filled = np.flatnonzero(histogram.counts)
+        loss = losses.squared_error(histogram.centers[filled], histogram.counts[filled], grid)
+        ends = range_search.least_loss(
+            loss, stats.minimum, stats.maximum, grid, search=search, candidates=candidates, margin=margin
+        )
+        return np.asarray(ends[0], np.float32), np.asarray(ends[1], np.float32)
     if not grid.two_sided:
         _, last = used(histogram.counts)
         amax = histogram.centers[_candidates(last, start_bin, stride)]

@@ -77,7 +77,7 @@ def test_weight_statistics_hold_the_extremes_of_every_channel(axis, others):
     assert statistics.count == 120 and statistics.histogram is None and statistics.constant
 
 
-@pytest.mark.parametrize("name", methods.NAMES)
+@pytest.mark.parametrize("name", methods.GENERAL)
 @pytest.mark.parametrize("grid", [NARROW, Grid(0, 255), ASYMMETRIC, Grid(-2, 1, symmetric=False)])
 def test_per_channel_ranges_equal_those_of_each_channel_alone(name, grid):
     array = weights()
@@ -121,7 +121,7 @@ def test_per_channel_mse_comes_near_the_best_of_many_ranges(grid):
     assert (found <= 1.1 * best).all() and (found < error(*per_channel_range(array, 1, "max", grid))).any()
 
 
-@pytest.mark.parametrize("name", methods.NAMES)
+@pytest.mark.parametrize("name", methods.GENERAL)
 def test_a_dead_channel_gets_an_empty_range(name):
     array = weights()
     array[:, 2] = 0

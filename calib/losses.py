@@ -1,0 +1,89 @@
+"""What a candidate range costs: the squared error of quantized values, the cross-entropy of quantized logits."""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import special
+
+from calib.grid import Grid
+
+# (lower, upper), float64 [candidates] each -> float64 [candidates].
+Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+_CHUNK = 1 << 16  # values quantized at once: a few of their copies stay in the cache
+# Looking one edge up among sorted values takes about as long as quantizing so many values.
+_LOOKUP = 4
+
+
+def squared_error(values: np.ndarray, counts: np.ndarray | None, grid: Grid) -> Loss:
+    """Sum of (x - Q(x))^2, up to a constant where there are many more values than codes.
+
+    Args:
+        values: [n], any order.
+        counts: how often each occurs, [n]; None: once.
+        grid: the integer grid of Q.
+    """
+    values = np.asarray(values, np.float64).reshape(-1)
+    weights = np.ones_like(values) if counts is None else np.asarray(counts, np.float64)
+    if values.size > _LOOKUP * (grid.qmax - grid.qmin + 1):
+        return _from_sums(values, weights, grid)
+
+    def error(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+        return np.square(grid.fake_quantize(values, lower[:, np.newaxis], upper[:, np.newaxis]) - values) @ weights
+
+    return _chunked(error, values.size)
+
+
+def _from_sums(values: np.ndarray, weights: np.ndarray, grid: Grid) -> Loss:
+    """Squared error less the sum of x^2, from sums over sorted values: a candidate costs a look-up a code, not a pass over all."""
+    order = np.argsort(values)
+    values, weights = values[order], weights[order]
+    zeros = [0.0]
+    counts, sums = (np.concatenate([zeros, np.cumsum(terms)]) for terms in (weights, weights * values))
+    codes = np.arange(grid.qmin, grid.qmax + 1)
+
+    def error(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+        step, zero = _step_and_zero(grid, lower, upper)
+        levels = (codes - zero[:, np.newaxis]) * step[:, np.newaxis]
+        inner = np.searchsorted(values, (levels[:, :-1] + levels[:, 1:]) / 2)
+        edges = np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (0, values.size)))
+        return (np.square(levels) * np.diff(counts[edges]) - 2 * levels * np.diff(sums[edges])).sum(1)
+
+    return _chunked(error, codes.size)
+
+
+def _step_and_zero(grid: Grid, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Step and zero point of candidate ranges, as `Grid.fake_quantize` has them."""
+    if grid.symmetric:
+        return np.maximum(np.abs(lower), np.abs(upper)) / grid.qmax, np.zeros_like(lower)
+    step = (upper - lower) / (grid.qmax - grid.qmin)
+    return step, np.rint(grid.qmin - lower / np.where(step > 0, step, 1))
+
+
+def cross_entropy(rows: np.ndarray, grid: Grid) -> Loss:
+    """Sum over rows of -softmax(x) . log softmax(Q(x)).
+
+    Args:
+        rows: logits, [n, classes].
+        grid: the integer grid of Q.
+    """
+    rows = np.asarray(rows, np.float64)
+    shares = special.softmax(rows, -1)
+
+    def loss(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+        quantized = grid.fake_quantize(rows, lower[:, np.newaxis, np.newaxis], upper[:, np.newaxis, np.newaxis])
+        return -np.einsum("crk,rk->c", special.log_softmax(quantized, -1), shares)
+
+    return _chunked(loss, rows.size)
+
+
+def _chunked(loss: Loss, size: int) -> Loss:
+    """``loss`` on as many candidates at a time as fit the cache at ``size`` numbers each."""
+    count = max(1, _CHUNK // size)
+
+    def whole(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+        lower, upper = np.atleast_1d(lower).astype(np.float64), np.atleast_1d(upper).astype(np.float64)
+        parts = [slice(start, start + count) for start in range(0, lower.size, count)]
+        return np.concatenate([loss(lower[part], upper[part]) for part in parts])
+
+    return whole
