@@ -56,6 +56,7 @@ def plan_batches(
     epoch: int = 0,
     bucket_by_length: bool = True,
     drop_remainder: bool = False,
+    start: int = 0,
 ) -> list[np.ndarray]:
     """Plan one pass over rows of the given lengths.
 
@@ -69,48 +70,39 @@ def plan_batches(
         seed, epoch: together choose the order; not negative.
         bucket_by_length: put rows of like length together.
         drop_remainder: leave out the rows that do not fill a batch (random ones when shuffling).
+        start: number of batches to leave out at the front.
 
     Returns:
         One int64 array of row numbers per batch.
+
+    Raises:
+        ValueError: batch_size below 1, fewer rows than one batch, or `start` outside the pass.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     lengths = np.asarray(lengths)
-    rows = np.arange(len(lengths), dtype=np.int64)
     rng = np.random.default_rng([seed, epoch])
+    rows = np.arange(len(lengths), dtype=np.int64)
     if shuffle:
         rng.shuffle(rows)
     if drop_remainder:
         rows = rows[: len(rows) // batch_size * batch_size]
-    if not bucket_by_length:
-        return _cut(rows, batch_size)
+    if not len(rows):
+        raise ValueError(f"{len(lengths)} rows do not fill one batch of {batch_size}: lower the batch size")
+    plan = _bucket(rows, lengths, batch_size, shuffle, rng) if bucket_by_length else _cut(rows, batch_size)
+    if not 0 <= start <= len(plan):
+        raise ValueError(f"start {start} is outside the pass of {len(plan)} batches")
+    return plan[start:]
+
+
+def _bucket(rows: np.ndarray, lengths: np.ndarray, batch_size: int, shuffle: bool, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return batches of rows of like length: longest first, or in random order."""
     if not shuffle:
         return _cut(rows[np.argsort(-lengths[rows], kind="stable")], batch_size)
     plan = []
     for run in _cut(rows, batch_size * BATCHES_PER_RUN):
         plan += _cut(run[np.argsort(lengths[run], kind="stable")], batch_size)
     return [plan[index] for index in rng.permutation(len(plan))]
-
-
-def plan_pass(
-    lengths: np.ndarray,
-    batch_size: int,
-    *,
-    start: int,
-    what: str,
-    **how,
-) -> list[np.ndarray]:
-    """Plan a pass (`how`: see `plan_batches`) from batch `start` on; without any batch it is an error.
-
-    Raises:
-        ValueError: fewer rows than one batch, of things called `what`, or `start` outside the pass.
-    """
-    plan = plan_batches(lengths, batch_size, **how)
-    if not plan:
-        raise ValueError(f"{len(lengths)} {what} do not fill one batch of {batch_size}: lower the batch size")
-    if not 0 <= start <= len(plan):
-        raise ValueError(f"start {start} is outside the pass of {len(plan)} batches")
-    return plan[start:]
 
 
 def model_inputs(

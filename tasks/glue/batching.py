@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from tasks.batching import Batches, model_inputs, padded_length, plan_pass
+from tasks.batching import Batches, model_inputs, padded_length, plan_batches
 from tasks.glue.features import Features
 
 
@@ -52,16 +52,15 @@ def batches(
         raise ValueError("these rows have no labels to train on: read the train split")
     if length_multiple < 1:
         raise ValueError(f"length_multiple is {length_multiple}; it must be at least 1")
-    plan = plan_pass(
+    plan = plan_batches(
         features.lengths,
         batch_size,
-        start=start,
-        what="rows",
         shuffle=training,
         seed=seed,
         epoch=epoch,
         bucket_by_length=bucket_by_length,
         drop_remainder=training if drop_remainder is None else drop_remainder,
+        start=start,
     )
     return Batches(plan, functools.partial(_batch, features, multiple=None if pad_to_max_length else length_multiple))
 

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from tasks.batching import Batches, model_inputs, padded_length, plan_pass
+from tasks.batching import Batches, model_inputs, padded_length, plan_batches
 from tasks.squad.features import Features
 
 LENGTH_MULTIPLE = 32
@@ -48,16 +48,15 @@ def batches(
     """
     if training and features.start_positions is None:
         raise ValueError("these windows have no labels: convert the questions with training=True")
-    plan = plan_pass(
+    plan = plan_batches(
         features.lengths,
         batch_size,
-        start=start,
-        what="windows",
         shuffle=training,
         seed=seed,
         epoch=epoch,
         bucket_by_length=bucket_by_length,
         drop_remainder=training if drop_remainder is None else drop_remainder,
+        start=start,
     )
     return Batches(plan, functools.partial(_batch, features, labels=training, bucketed=bucket_by_length))
 

@@ -7,125 +7,24 @@ words can answer. So every question needs the paragraph and every paragraph need
 about the others are distractors. Names, values and sentences are drawn at random, so there is nothing to memorise.
 
 What needs to relate neighbouring words ("who of the three was born in Marlow?") is left out: a network with learned
-absolute positions learns that only from far more data. All text is our own.
+absolute positions learns that only from far more data.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import random
-import re
-import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tasks.files import write_json, write_text
-
-PEOPLE = (
-    "Anna Boris Carla David Elena Felix Greta Henry Irene Jonas Karin Louis Maria Nils Olga Peter Quinn Rosa Simon "
-    "Tanja Ulrich Vera Walter Zoe"
-).split()
-TOWNS = "Aldford Castleton Dunmere Fernley Glenrock Harwick Lakeside Marlow Oakham Riverton Stonefield Thornbury".split()
-JOBS = "baker carpenter dentist farmer gardener judge librarian mechanic nurse pilot singer translator".split()
-PETS = tuple(
-    " ".join(pair)
-    for pair in itertools.product(
-        "black brown golden grey spotted striped white young".split(),
-        "cat dog donkey goat hamster horse parrot tortoise".split(),
-    )
-)
-DISHES = (
-    "apple pie|fish soup|fried rice|lentil stew|mushroom risotto|onion tart|potato salad|roast chicken|"
-    "vegetable curry|cheese noodles"
-).split("|")
-INSTRUMENTS = "accordion banjo cello clarinet drums flute guitar harp piano trumpet violin".split()
-YEARS = tuple(str(year) for year in range(1978, 1990))
-
-
-@dataclasses.dataclass(frozen=True)
-class Relation:
-    """What can be said and asked of a person.
-
-    Attributes:
-        values: what it can be.
-        statements: sentences with {name} and {value}.
-        questions: open questions with {name}.
-        choices: questions with {name} and the options {first} and {second}.
-    """
-
-    values: Sequence[str]
-    statements: Sequence[str]
-    questions: Sequence[str]
-    choices: Sequence[str]
-
-
-RELATIONS = (
-    Relation(
-        TOWNS,
-        ("{name} was born in {value}.", "{name} comes from the town of {value}."),
-        ("Where was {name} born?", "Which town does {name} come from?"),
-        ("Was {name} born in {first} or in {second}?", "Does {name} come from {first} or {second}?"),
-    ),
-    Relation(
-        JOBS,
-        ("{name} works as a {value}.", "{name} earns a living as a {value}."),
-        ("What is the job of {name}?", "What does {name} work as?"),
-        ("Is {name} a {first} or a {second}?", "Does {name} work as a {first} or a {second}?"),
-    ),
-    Relation(
-        PETS,
-        ("{name} owns a {value}.", "{name} lives with a {value}."),
-        ("Which animal does {name} own?", "What kind of pet does {name} have?"),
-        ("Does {name} own a {first} or a {second}?", "Is the pet of {name} a {first} or a {second}?"),
-    ),
-    Relation(
-        DISHES,
-        ("{name} likes {value} best.", "{name} often cooks {value} at home."),
-        ("Which dish does {name} like?", "What does {name} like to eat?"),
-        ("Does {name} like {first} or {second}?", "Does {name} rather cook {first} or {second}?"),
-    ),
-    Relation(
-        INSTRUMENTS,
-        ("{name} plays the {value}.", "{name} has learned to play the {value}."),
-        ("Which instrument does {name} play?", "What has {name} learned to play?"),
-        ("Does {name} play the {first} or the {second}?", "Has {name} learned the {first} or the {second}?"),
-    ),
-    Relation(
-        YEARS,
-        ("{name} left school in {value}.", "{name} finished school in {value}."),
-        ("When did {name} leave school?", "In which year did {name} finish school?"),
-        ("Did {name} leave school in {first} or {second}?", "Was it in {first} or {second} that {name} left school?"),
-    ),
-)
-FILLERS = (
-    "It rained all week.",
-    "They meet every Sunday.",
-    "The house near the river is old.",
-    "Nobody knows more about that.",
-)
+from tasks.small_world import CONFIG, FILLERS, PEOPLE, RELATIONS, Relation, all_texts, make_vocab
 
 PEOPLE_PER_PARAGRAPH = 3
 OPEN_RELATIONS = 3
 QUESTIONS_PER_PARAGRAPH = 2
 IMPOSSIBLE_SHARE = 1 / 3
-# Longer words are spelled with two pieces, so that answers of several pieces occur too.
-LONGEST_WHOLE_WORD = 7
-
-# Wide initial weights and no dropout: that is what makes so small a network find the matching words soon.
-CONFIG = {
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "initializer_range": 0.1,
-}
 
 
 def make_dataset(questions: int, *, seed: int = 0, version_2: bool = False, prefix: str = "q") -> dict[str, Any]:
@@ -224,30 +123,6 @@ def _ask(rng: random.Random, fact: _Fact, other: str | None) -> str:
     return rng.choice(fact.relation.choices).format(name=fact.person, first=first, second=second)
 
 
-def make_vocab(texts: Iterable[str]) -> list[str]:
-    """Return a lower-case WordPiece vocabulary that spells these texts without [UNK].
-
-    It holds the special tokens, every character by itself and as a continuation (so that other plain text can be
-    spelled too), short words as they are, and long words as two pieces.
-    """
-    words: set[str] = set()
-    letters = set(string.ascii_lowercase + string.digits + string.punctuation)
-    for text in texts:
-        words.update(re.findall(r"\w+", text.lower()))
-        letters.update(character for character in text.lower() if not character.isspace())
-    pieces: set[str] = set()
-    for word in words:
-        if len(word) > LONGEST_WHOLE_WORD:
-            middle = len(word) // 2
-            pieces.update((word[:middle], "##" + word[middle:]))
-        else:
-            pieces.add(word)
-    pieces -= letters
-    alphabet = sorted(letters)
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    return [*special, *alphabet, *("##" + letter for letter in alphabet if letter.isalnum()), *sorted(pieces)]
-
-
 @dataclasses.dataclass(frozen=True)
 class SyntheticFiles:
     """Paths of what `write_dataset` wrote."""
@@ -283,7 +158,7 @@ def write_dataset(
     """
     train = make_dataset(train_questions, seed=2 * seed, version_2=version_2, prefix="train")
     dev = make_dataset(dev_questions, seed=2 * seed + 1, version_2=version_2, prefix="dev")
-    vocab = make_vocab(_all_texts())
+    vocab = make_vocab(all_texts())
     names = ("train.json", "dev.json", "vocab.txt", "bert_config.json")
     files = SyntheticFiles(*(os.path.join(directory, name) for name in names))
     write_json(files.train_file, train, indent=None)
@@ -291,11 +166,3 @@ def write_dataset(
     write_text(files.vocab_file, "\n".join(vocab) + "\n")
     write_json(files.config_file, {"vocab_size": len(vocab), **CONFIG}, indent=2)
     return files
-
-
-def _all_texts() -> list[str]:
-    """Return all that a generated data set can say: the vocabulary must not depend on what was drawn."""
-    texts = [*PEOPLE, *FILLERS]
-    for relation in RELATIONS:
-        texts += [*relation.values, *relation.statements, *relation.questions, *relation.choices]
-    return [re.sub(r"{\w+}", "", text) for text in texts]
