@@ -14,7 +14,8 @@ from tasks import glue
 def parse(arguments: Sequence[str], description: str) -> Settings:
     """Settings from the words behind the program's name; ends the process with a line where they are wrong."""
     arguments = _mode_first(arguments)
-    parser = argparse.ArgumentParser(prog="run_glue.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="run_glue.py", description=description, formatter_class=plain)
     modes = parser.add_subparsers(dest="mode", required=True, metavar="MODE", help=f"one of {', '.join(MODES)}")
     for mode in MODES:
         one = modes.add_parser(

@@ -1,4 +1,4 @@
-"""Settings of run_glue.py: one frozen object; the names are those of Bondarenko et al.'s `main.py`. Nothing is read at import time."""
+"""Settings of run_glue.py: one frozen object. The names are those of Bondarenko et al.'s `main.py`."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ HUB = {
 }
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 SYMMETRIC, ASYMMETRIC = "symmetric_uniform", "asymmetric_uniform"
-ESTIMATORS = ("current_minmax", "allminmax", "running_minmax", "MSE", "cross_entropy")
+ESTIMATORS = ("current_minmax", "allminmax", "running_minmax", "MSE")
 SEARCHES = ("grid", "golden_section")
 SETUPS = ("all", "FP_logits", "MSE_logits")
 ORDERS = ("sequential", "parallel")
@@ -103,16 +103,19 @@ class Settings:
     n_bits: int = _of(QUANTIZING, 8, "Bits of weights, 2 to 16.", "same")
     n_bits_act: int | None = _of(QUANTIZING, None, "Bits of activations; --n-bits if not given.", "same")
     per_channel: bool = _of(QUANTIZING, False, "A range for each output channel of a kernel.", "same")
-    weight_quant_method: str = _of(QUANTIZING, "current_minmax", "Range of weights.", "same", choices=ESTIMATORS[:4])
+    weight_quant_method: str = _of(QUANTIZING, "current_minmax", "Range of weights.", "same", choices=ESTIMATORS)
     weight_opt_method: str = _of(QUANTIZING, "grid", "Search of --weight-quant-method=MSE.", "same", choices=SEARCHES)
     num_candidates: int | None = _of(QUANTIZING, None, "Points of that grid; 100 if not given.", "same")
     percentile: float | None = _of(
-        QUANTIZING, None, "Part of the values, in per cent, that a range of current_minmax spans: 99.99 cuts 0.005 at both ends.", "same"
+        QUANTIZING, None, "Per cent of the values that a range of current_minmax spans, such as 99.99.", "same"
     )
     act_quant_method: str = _of(QUANTIZING, "running_minmax", "Range of activations.", "same", choices=ESTIMATORS)
     act_opt_method: str = _of(QUANTIZING, "grid", "Search of --act-quant-method=MSE or cross_entropy.", "same", choices=SEARCHES)
     act_num_candidates: int | None = _of(QUANTIZING, None, "Points of that grid; 100 if not given.", "same")
     act_momentum: float | None = _of(QUANTIZING, None, "Weight of the past in running_minmax; 0.9 if not given.", "same")
+    cross_entropy_layer: str | None = _of(
+        QUANTIZING, None, "Path of a layer behind the encoder whose range shall keep its softmax, such as classifier.", "same"
+    )
     quant_setup: str = _of(
         QUANTIZING, "all", "Logits: as other activations, in float, or by the error of the values.", "same", choices=SETUPS
     )
@@ -123,7 +126,7 @@ class Settings:
         negative="est-ranges-no-pad",
     )  # fmt: skip
     est_ranges_order: str = _of(
-        QUANTIZING, "parallel", "Ranges from the float network, or of each tensor after those before it are quantized.", choices=ORDERS
+        QUANTIZING, "parallel", "Ranges from the float network, or from what is quantized so far.", choices=ORDERS
     )
     quant_dict: str | None = _of(
         QUANTIZING, None, "Other choices for some tensors, such as \"{'y': 16, 'x3': 'fp32', 'h': 'ngp6', 'Et': 2}\".", "same"

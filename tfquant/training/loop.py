@@ -200,7 +200,7 @@ class Trainer:
         pathlib.Path(options.directory).mkdir(parents=True, exist_ok=True)
         meter, prefix = Meter(), ""
         chief = self._group.rank == 0
-        folder = os.path.join(options.directory, "tensorboard")
+        folder = os.path.join(options.directory, options.tensorboard)
         writer = tf.summary.create_file_writer(folder) if chief else tf.summary.create_noop_writer()
         stream = iter(batches(first * options.accumulation))
         for total in self._sums:  # what a fit that was cut off may have left
@@ -215,7 +215,7 @@ class Trainer:
                 bar.set_postfix_str(f"loss {loss:.4f}, {meter.rate():.1f} examples/s", refresh=False)
                 bar.update()
                 last = step == options.total_steps or stop
-                if last or step % options.log_every == 0:
+                if last or step % options.log_every == 0 or (options.log_first and step == first + 1):
                     self._log(step, meter.recent_loss(options.log_every), norm, meter)
                 if last or (options.checkpoint_every and step % options.checkpoint_every == 0):
                     writer.flush()

@@ -10,13 +10,15 @@ class TrainOptions:
     """How long to train and what to write.
 
     Attributes:
-        directory: where checkpoints (`model.ckpt-<step>`) and TensorBoard's `tensorboard/` go.
+        directory: where checkpoints (`model.ckpt-<step>`) go.
         total_steps: optimizer steps of the whole run, resumed ones included.
         accumulation: batches whose gradients are averaged for one step.
         clip_norm: largest global norm of a step's gradient; None does not clip.
         checkpoint_every: steps between checkpoints; the last step is always saved. 0 saves only that.
         keep_checkpoints: how many to keep; 0 keeps all.
         log_every: steps between TensorBoard scalars.
+        log_first: those of the first step as well.
+        tensorboard: folder of these; below `directory` unless it is absolute.
         loss_scale: "dynamic" scales the loss so that float16 gradients do not vanish; a step whose gradient overflows changes
             no weight but counts, so that data and schedule stay where a resumed run expects them. See `DynamicLossScale`.
     """
@@ -28,6 +30,8 @@ class TrainOptions:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 1
     log_every: int = 10
+    log_first: bool = False
+    tensorboard: str | os.PathLike = "tensorboard"
     loss_scale: Literal["dynamic"] | None = None
 
     def __post_init__(self) -> None:

@@ -1,0 +1,150 @@
+"""Quantization as the settings say: the recipe their options amount to, ranges, and what training does to them."""
+
+import dataclasses
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+import calib
+import tfquant
+from glue_run.data import estimation_batches
+from glue_run.settings import SYMMETRIC, Settings
+from runs.narration import say
+from tasks import glue
+from tfquant.distributed import Group
+from tfquant.graph.letters import find_letters
+from tfquant.graph.source import source_of
+from tfquant.graph.trace import trace
+from tfquant.recipes.quant_dict import parse_quant_dict, with_quant_dict
+from tfquant.spec import PARAMETER_ROLES, ROLES, address
+
+BASE = "int8_outputs"
+WEIGHTS = tuple(role for role in ROLES if role in (*PARAMETER_ROLES, "pooler", "logits") and role != "bias")
+ACTIVATIONS = (
+    "layer_output", "embedding_sum", "attention_scores", "softmax_output", "attention_output", "residual_sum", "layernorm_output",
+)  # fmt: skip
+MOMENTUM = 0.9  # of running_minmax, where no other is given
+
+
+def recipe_of(model: keras.Model, settings: Settings) -> tfquant.Recipe:
+    """The recipe that the options describe, for this model.
+
+    Raises:
+        RecipeError, ValueError: they contradict each other or the model; the message names what.
+    """
+    recipe = tfquant.recipe(BASE)
+    recipe = recipe.with_spec(
+        roles=WEIGHTS, format=f"int{settings.n_bits}", symmetric=settings.qmethod == SYMMETRIC, method=weight_method(settings)
+    )
+    if settings.per_channel:
+        recipe = recipe.with_spec(roles=("weight", "pooler", "logits"), granularity="per_channel")
+    recipe = recipe.with_spec(
+        roles=ACTIVATIONS,
+        format=f"int{settings.n_bits_act or settings.n_bits}",
+        symmetric=(settings.qmethod_act or settings.qmethod) == SYMMETRIC,
+        narrow_range=False,
+        unsigned="auto",
+        method=activation_method(settings),
+    )
+    recipe = with_quant_dict(model, recipe, choices_of(settings), shared_order=settings.per_groups_permute_shared_h)
+    if settings.quant_setup == "MSE_logits":
+        recipe = _with_method(model, recipe, find_letters(trace(source_of(model)))["C"], _searching("mse", "golden_section", None))
+    if settings.cross_entropy_layer:
+        wanted = address("layer_output", settings.cross_entropy_layer, "output")
+        method = _searching("cross_entropy", settings.act_opt_method, settings.act_num_candidates)
+        recipe = _with_method(model, recipe, (wanted,), method)
+    off = [roles for roles, on in ((WEIGHTS, settings.weight_quant), (ACTIVATIONS, settings.act_quant)) if not on]
+    return recipe.with_rules(*(tfquant.Rule(None, role=roles, optional=True, name=f"no {roles[0]} and the like") for roles in off))
+
+
+def weight_method(settings: Settings) -> calib.Method:
+    """All estimators of extremes are one for values that do not change."""
+    if settings.weight_quant_method == "MSE":
+        return _searching("mse", settings.weight_opt_method, settings.num_candidates)
+    if settings.percentile is not None and settings.weight_quant_method == "current_minmax":
+        return calib.Method.parse("percentile", percentile=settings.percentile)
+    return calib.Method.parse("max")
+
+
+def activation_method(settings: Settings) -> calib.Method:
+    name = settings.act_quant_method
+    if name == "MSE":
+        return _searching("mse", settings.act_opt_method, settings.act_num_candidates)
+    if name == "running_minmax":
+        return calib.Method.parse("moving_average", decay=momentum(settings))
+    if name == "current_minmax" and settings.percentile is not None:
+        return calib.Method.parse("percentile", percentile=settings.percentile)
+    return calib.Method.parse("current_minmax" if name == "current_minmax" else "max")
+
+
+def momentum(settings: Settings) -> float:
+    return MOMENTUM if settings.act_momentum is None else settings.act_momentum
+
+
+def _searching(name: str, search: str, candidates: int | None) -> calib.Method:
+    return calib.Method.parse(name, search=search, **({} if candidates is None else {"candidates": candidates}))
+
+
+def choices_of(settings: Settings) -> dict[str, Any]:
+    """Letters and what is chosen for them; --quant-dict has the last word."""
+    choices: dict[str, Any] = {}
+    if settings.per_groups is not None:
+        order = "p" if settings.per_groups_permute or settings.per_groups_permute_shared_h else ""
+        choices["hidden"] = f"ng{order}{settings.per_groups}"
+    elif settings.per_embd:
+        choices["hidden"] = "per_embd"
+    if settings.quant_setup == "FP_logits":
+        choices["C"] = "fp32"
+    return choices | (parse_quant_dict(settings.quant_dict) if settings.quant_dict else {})
+
+
+def _with_method(model: keras.Model, recipe: tfquant.Recipe, addresses: Iterable[str], method: calib.Method) -> tfquant.Recipe:
+    """The recipe with another range method for some sites.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    sites = {site.address: site for site in tfquant.plan(model, recipe).sites}
+    for wanted in addresses:
+        if wanted not in sites:
+            heads = ", ".join(s.path for s in sites.values() if s.role == "layer_output" and len(s.shape) == 2)
+            raise ValueError(f"{wanted} is not quantized, so that there is no range to find; outputs behind the encoder: {heads}")
+        site = sites[wanted]
+        spec = dataclasses.replace(site.spec, method=method)
+        rule = tfquant.Rule(spec, role=site.role, path=site.path, port=site.port, name=f"{method} at {site.path}")
+        recipe = recipe.with_rules(rule)
+    return recipe
+
+
+def trained(recipe: tfquant.Recipe, settings: Settings) -> tfquant.Recipe:
+    """The recipe with what training does to ranges."""
+    if settings.learn_ranges:
+        return recipe.with_spec(roles=["*"], update=settings.range_update)
+    if not settings.fix_weight_ranges and settings.weight_quant:
+        recipe = recipe.with_spec(roles=WEIGHTS, update="moving_average", decay=0.0)
+    if not settings.fix_act_ranges and settings.act_quant:
+        recipe = recipe.with_spec(roles=ACTIVATIONS, update="moving_average", decay=momentum(settings))
+    return recipe
+
+
+def quantized(
+    model: keras.Model, recipe: tfquant.Recipe, features: glue.Features, settings: Settings, group: Group, seed: int
+) -> tuple[Any, dict[str, Any]]:
+    """The network with ranges from training rows, and figures about that."""
+    started = time.perf_counter()
+    network = tfquant.quantize(model, recipe)
+    batches = estimation_batches(features, settings, seed)
+    calibration = tfquant.calibrate(
+        network, batches, mask="input_mask", order=settings.est_ranges_order, group=group, progress=settings.tqdm
+    )
+    weights = sum(site.is_weight for site in network.plan.sites)
+    say(
+        f"ranges of {weights} weights and {len(calibration) - weights} activations from {len(batches)} batches of "
+        f"{len(batches[0]['input_ids'])} rows"
+    )
+    return network, {
+        "recipe": recipe.to_dict(), "weights": weights, "activations": len(calibration) - weights,
+        "seconds": time.perf_counter() - started,
+    }  # fmt: skip

@@ -1,0 +1,151 @@
+"""The check of run_glue.py's settings before any work: every problem with its option and what to do, in one message."""
+
+import dataclasses
+import math
+
+from glue_run.settings import QUANTIZING, Settings
+from runs.settings import FlagError
+from tfquant.distributed import launched
+from tfquant.export import TARGETS
+from tfquant.formats.integer import MAX_BITS, MIN_BITS
+from tfquant.recipes.quant_dict import parse_quant_dict
+
+
+def check(settings: Settings) -> None:
+    """Refuses what cannot work, before anything is read, computed or written.
+
+    Raises:
+        FlagError: lists every problem with its option and what to do.
+    """
+    problems = [problem for look in (_numbers, _work, _quantization, _training_of_ranges, _groups) for problem in look(settings)]
+    if problems:
+        raise FlagError("\n".join(f"  {problem}" for problem in problems))
+
+
+def option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _numbers(s: Settings) -> list[str]:
+    at_least_one = ("batch_size", "eval_batch_size", "num_train_samples", "num_val_samples", "gradient_accumulation_steps",
+                    "logging_steps", "num_candidates", "act_num_candidates", "num_est_batches", "est_ranges_batch_size",
+                    "per_groups", "save_total_limit")  # fmt: skip
+    problems = [
+        f"{option(name)} {value}: must be at least 1"
+        for name in at_least_one
+        if (value := getattr(s, name)) is not None and value < 1
+    ]
+    for name in ("max_steps", "warmup_steps", "save_steps", "weight_decay", "max_grad_norm"):
+        if (getattr(s, name) or 0) < 0:
+            problems.append(f"{option(name)} {getattr(s, name)}: must not be negative")
+    for name in ("learning_rate", "num_epochs", "range_learning_rate"):
+        value = getattr(s, name)
+        if value is not None and not 0.0 < value < math.inf:
+            problems.append(f"{option(name)} {value}: must be above 0 and finite")
+    for name in ("attn_dropout", "hidden_dropout", "act_momentum"):
+        value = getattr(s, name)
+        if value is not None and not 0.0 <= value < 1.0:
+            problems.append(f"{option(name)} {value}: must be at least 0 and below 1")
+    if any(seed < 0 for seed in s.seed):
+        problems.append(f"--seed {min(s.seed)}: must not be negative")
+    for name in ("n_bits", "n_bits_act"):
+        value = getattr(s, name)
+        if value is not None and not MIN_BITS <= value <= MAX_BITS:
+            problems.append(f"{option(name)} {value}: must be from {MIN_BITS} to {MAX_BITS}")
+    if s.percentile is not None and not 50.0 < s.percentile <= 100.0:
+        problems.append(f"--percentile {s.percentile}: is the part of the values that the range spans, above 50 and at most 100")
+    return problems
+
+
+def _work(s: Settings) -> list[str]:
+    problems = []
+    if s.trains and not s.output_dir:
+        problems.append(f"{s.mode} wants --output-dir")
+    if s.model_path and s.model_name:
+        problems.append("--model-path and --model-name: give one of them")
+    if s.save_model and not s.output_dir:
+        problems.append("--save-model: give --output-dir as well")
+    if s.export and not s.output_dir:
+        problems.append("--export: give --output-dir as well")
+    if s.export and s.export not in TARGETS:
+        problems.append(f"--export {s.export}: must be one of {', '.join(TARGETS)}")
+    processes = launched()
+    if processes > 1 and not s.horovod:
+        problems.append(f"--horovod is missing, though this is one of {processes} processes: set it, or start one process")
+    return problems
+
+
+def _quantization(s: Settings) -> list[str]:
+    """What is quantized, and how ranges are found."""
+    if not s.quantizes:
+        return []
+    problems = []
+    if s.qmethod is None:
+        problems.append("--qmethod is missing: symmetric_uniform or asymmetric_uniform")
+    if not (s.weight_quant or s.act_quant):
+        problems.append("--no-weight-quant and --no-act-quant leave nothing to quantize: take a -baseline mode")
+    if s.num_candidates is not None and (s.weight_quant_method, s.weight_opt_method) != ("MSE", "grid"):
+        problems.append("--num-candidates is about --weight-quant-method MSE and --weight-opt-method grid: set these")
+    searched = s.act_quant_method == "MSE" or s.cross_entropy_layer
+    if s.act_num_candidates is not None and not (searched and s.act_opt_method == "grid"):
+        problems.append("--act-num-candidates is about --act-quant-method MSE and --act-opt-method grid: set these")
+    if s.act_momentum is not None and s.act_quant_method != "running_minmax":
+        problems.append("--act-momentum is about --act-quant-method running_minmax: set that, or leave it out")
+    if s.percentile is not None and "current_minmax" not in (s.weight_quant_method, s.act_quant_method):
+        problems.append("--percentile is about current_minmax: set that as --weight-quant-method or --act-quant-method")
+    if s.per_channel and not s.weight_quant:
+        problems.append("--per-channel is about weights: leave it or --no-weight-quant out")
+    if s.quant_dict:
+        try:
+            parse_quant_dict(s.quant_dict)
+        except ValueError as error:
+            problems.append(f"--quant-dict: {error}")
+    return problems
+
+
+def _training_of_ranges(s: Settings) -> list[str]:
+    if s.mode != "train-quantized":
+        return []
+    problems = []
+    if s.learn_ranges and (s.fix_act_ranges or s.fix_weight_ranges):
+        problems.append("--learn-ranges trains them, --fix-act-ranges and --fix-weight-ranges do not: give one or the other")
+    if s.range_learning_rate is not None and not s.learn_ranges:
+        problems.append("--range-learning-rate is about --learn-ranges: set that, or leave it out")
+    if s.weight_quant and s.weight_quant_method == "MSE" and not (s.learn_ranges or s.fix_weight_ranges):
+        problems.append(
+            "--weight-quant-method MSE: ranges follow weights by extremes alone: give --learn-ranges or --fix-weight-ranges"
+        )
+    return problems
+
+
+def _groups(s: Settings) -> list[str]:
+    problems = []
+    if s.per_groups is None and (s.per_groups_permute or (s.per_groups_permute_shared_h and "ngp" not in (s.quant_dict or ""))):
+        problems.append("--per-groups-permute: give --per-groups K, or 'ngp<K>' in --quant-dict with --per-groups-permute-shared-h")
+    if s.per_groups is not None and s.per_embd:
+        problems.append("--per-embd and --per-groups: give one of them")
+    if (s.per_groups is not None or s.per_embd) and not s.act_quant:
+        problems.append("--per-embd and --per-groups are about activations: leave --no-act-quant out")
+    return problems
+
+
+def refuse_quantization_options(settings: Settings, source: str) -> None:
+    """A model that was saved with its ranges says itself how it is quantized.
+
+    Raises:
+        FlagError: an option says otherwise.
+    """
+    free = ("export", "export_opset", "qmethod")
+    given = [
+        field.name
+        for field in dataclasses.fields(Settings)
+        if field.metadata["modes"] in (QUANTIZING, ("train-quantized",)) and field.name not in free
+        and getattr(settings, field.name) != field.default
+    ]  # fmt: skip
+    if given:
+        raise FlagError(
+            f"  {', '.join(map(option, given))}: the model in {source} was saved with its ranges and is taken as it is; leave "
+            f"{'it' if len(given) == 1 else 'them'} out, or start from the float model"
+        )
+
+

@@ -1,0 +1,98 @@
+"""Training of a float or quantized network on one task, in one or several processes, resumed where it stopped."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from glue_run.data import INPUTS, LABELS, only, training_plan
+from glue_run.schedules import schedule
+from glue_run.settings import Settings
+from runs import resume
+from runs.narration import say
+from runs.training import Loss, by_share, closing_line, training_batches, writer
+from tasks import glue
+from tfquant import checkpoint, distributed
+from tfquant.training import BertAdamW, QuantizationSchedule, Trainer, TrainOptions, seed_variables
+
+
+def loss_of(task: glue.Task) -> Loss:
+    """Mean squared error of a regression, cross-entropy of classes."""
+
+    def loss(model: Any, batch: Any) -> tf.Tensor:
+        logits = tf.cast(model(only(batch), training=True)["logits"], tf.float32)
+        if task.regression:
+            return tf.reduce_mean(tf.square(logits[:, 0] - batch["labels"]))
+        return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch["labels"], logits))
+
+    return loss
+
+
+def train(
+    model: keras.Model,
+    network: Any,
+    features: glue.Features,
+    task: glue.Task,
+    settings: Settings,
+    group: distributed.Group,
+    *,
+    directory: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Trains up to the last step, from the folder's last checkpoint if there is one; figures of the training.
+
+    Args:
+        model: the float model; its weights are trained.
+        network: the model itself, or what it was quantized to.
+    """
+    saved = checkpoint.steps(directory)
+    course = resume.going_on(saved[-1][1], settings, group.size) if saved else resume.started(settings, group.size)
+    total = settings.max_steps or int(len(features) / course.examples * settings.num_epochs)
+    if total < 1:
+        raise ValueError(
+            f"{len(features)} rows for {settings.num_epochs} epochs do not make one step of {course.examples}: raise --num-epochs, "
+            "or lower --batch-size"
+        )
+    group.broadcast(network.variables)
+    rate = schedule(settings.lr_scheduler_type, course.learning_rate, total, settings.warmup_steps)
+    optimizer = BertAdamW(rate, weight_decay=settings.weight_decay)
+    hooks = []
+    if network is not model:
+        network.share_ranges(group)
+        faster = settings.range_learning_rate
+        relative = 1.0 if faster is None else faster * course.ranks / course.learning_rate
+        hooks.append(QuantizationSchedule(network, optimizer, range_rate=relative))
+    trainer = Trainer(
+        network,
+        by_share(loss_of(task)),
+        optimizer,
+        TrainOptions(
+            directory,
+            total,
+            accumulation=course.own,
+            clip_norm=settings.max_grad_norm or None,
+            checkpoint_every=settings.save_steps,
+            keep_checkpoints=settings.save_total_limit or 0,
+            log_every=settings.logging_steps,
+            log_first=settings.logging_first_step,
+            tensorboard=settings.tb_logging_dir or "tb_logs",
+        ),
+        weights=model.weights,
+        seeds=seed_variables(model),
+        write=writer(model, network, course),
+        group=group,
+        hooks=hooks,
+    )
+    if saved:
+        say(f"going on from step {trainer.restore()} of {total} ({saved[-1][1]})")
+    planned = functools.partial(_planned, features, course.batch, settings, seed)
+    summary = trainer.fit(lambda start: training_batches(planned, INPUTS + LABELS, start, group, course))
+    if summary.first_step < summary.last_step:
+        say(closing_line(summary))
+    return dataclasses.asdict(summary)
+
+
+def _planned(features: glue.Features, batch: int, settings: Settings, seed: int, epoch: int) -> glue.Batches:
+    return training_plan(features, batch, settings, epoch, seed)

@@ -1,0 +1,146 @@
+"""Fine-tunes, quantizes and scores BERT, RoBERTa, DistilBERT or MobileBERT on GLUE.
+
+    python run_glue.py train-baseline --task rte --model-path bert-base-uncased --output-dir output/rte
+    python run_glue.py validate-quantized --task rte --model-path output/rte/out --qmethod symmetric_uniform
+    python run_glue.py MODE --help            all options of a mode; README.md has worked examples
+
+Training leaves in --output-dir: config.out, model.ckpt-<step>, out/ (the model), tb_logs/, eval_results_<task>.txt, final_score.txt
+and results.json; with several tasks or seeds each in a folder of its own.
+"""
+
+import os
+import shutil
+import sys
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds; a bar in a file is a line at each
+
+import keras
+import tensorflow as tf
+
+import tfquant
+from glue_run import command_line, networks, setting_checks
+from glue_run.data import features_of
+from glue_run.evaluation import validate
+from glue_run.outputs import summary_of, tell, write_config, write_results, write_scores
+from glue_run.quantizing import quantized, recipe_of, trained
+from glue_run.settings import Settings
+from glue_run.training import train
+from runs.narration import speak_for
+from runs.settings import FlagError
+from runs.stopping import end_on_signals
+from tasks import glue
+from tfquant import checkpoint, distributed
+from tfquant.agreement import OtherRankError
+from tfquant.export.errors import ExportError
+from tfquant.host_memory import keep_freed_memory
+from tfquant.training import NonFiniteLossError
+
+# Shown without a trace.
+EXPECTED = (
+    ValueError, OSError, ModuleNotFoundError,
+    NonFiniteLossError, tfquant.UncalibratedError, distributed.DivergedError, OtherRankError, ExportError,
+)  # fmt: skip
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """All tasks with all seeds. Returns what the last line shows: medians in per cent, and averages."""
+    setting_checks.check(settings)
+    if not settings.cuda:
+        tf.config.set_visible_devices([], "GPU")
+    group = distributed.start(settings.horovod, settings.horovod_compression, False)
+    speak_for(group.rank)
+    finals: dict[str, dict[int, float]] = {}
+    for name in settings.tasks:
+        for seed in settings.seed:
+            final = run_task(glue.TASKS[name], settings, group, directory=directory_of(name, seed, settings), seed=seed)
+            if final is not None:
+                finals.setdefault(name, {})[seed] = final
+    found = summary_of(finals)
+    if group.rank == 0:
+        tell(found)
+    return found
+
+
+def directory_of(task: str, seed: int, settings: Settings) -> str | None:
+    """Where a task's run with a seed goes: the output folder, or one of its own below it where there are several."""
+    if settings.output_dir is None:
+        return None
+    several = [task] if len(settings.tasks) > 1 else []
+    return os.path.join(settings.output_dir, *several, *([f"seed_{seed}"] if len(settings.seed) > 1 else []))
+
+
+def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, directory: str | None, seed: int) -> float | None:
+    """One task with one seed; its final score, None where nothing is scored."""
+    keras.utils.set_random_seed(seed)
+    if settings.trains and group.rank == 0:
+        if settings.overwrite_output:
+            shutil.rmtree(directory, ignore_errors=True)
+        write_config(directory, settings)
+    source = networks.folder_of(task, settings)
+    tokenizer = glue.load_tokenizer(source)
+    model = networks.build(source, task, settings, seed)
+    figures: dict[str, Any] = {"source": source, "task": task.name, "seed": seed}
+    network = model
+    if settings.quantizes:
+        network, figures["ranges"] = networks_quantized(model, source, task, tokenizer, settings, group, directory, seed)
+    else:
+        networks.load_float(model, source, new_head=settings.trains)
+    if settings.trains:
+        features = features_of(task, "train", tokenizer, settings)
+        figures["training"] = train(model, network, features, task, settings, group, directory=directory, seed=seed)
+    if directory is not None and group.rank == 0 and settings.save_model:
+        networks.save(model, network, source, directory)
+    final = None
+    if settings.do_eval or not settings.trains:
+        figures["scores"] = validate(network, task, tokenizer, settings, group, clamp=settings.quantizes)
+        figures["final_score"] = final = glue.final_score(task, figures["scores"])
+    if directory is not None and group.rank == 0:
+        if final is not None:
+            write_scores(directory, task, figures["scores"], final)
+        write_results(directory, settings, figures)
+    return final
+
+
+def networks_quantized(
+    model: keras.Model,
+    source: str,
+    task: glue.Task,
+    tokenizer: Any,
+    settings: Settings,
+    group: distributed.Group,
+    directory: str | None,
+    seed: int,
+) -> tuple[Any, dict[str, Any]]:
+    """The quantized network: of the run that goes on, of a model that was saved with ranges, or of a float one."""
+    saved = checkpoint.steps(directory) if settings.trains else []
+    if saved:
+        return tfquant.load(saved[-1][1], model), {"loaded": saved[-1][1]}
+    if networks.holds_ranges(source):
+        setting_checks.refuse_quantization_options(settings, source)
+        return tfquant.load(networks.weights_of(source), model), {"loaded": source}
+    networks.load_float(model, source, new_head=False)
+    recipe = recipe_of(model, settings)
+    if settings.trains:
+        recipe = trained(recipe, settings)
+    return quantized(model, recipe, features_of(task, "train", tokenizer, settings), settings, group, seed)
+
+
+def main() -> None:
+    end_on_signals()
+    keep_freed_memory()
+    settings = command_line.parse(sys.argv[1:], __doc__)
+    try:
+        run(settings)
+    except KeyboardInterrupt:
+        sys.exit("run_glue.py: interrupted; the same command goes on from the last checkpoint")
+    except EXPECTED as error:
+        headline = "these options cannot be followed:\n" if isinstance(error, FlagError) else ""
+        sys.exit(f"run_glue.py: {headline}{error}")
+
+
+if __name__ == "__main__":
+    main()
