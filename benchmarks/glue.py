@@ -40,11 +40,11 @@ class Tuning:
 COMMON = "--no-pad-to-max-length --eval-batch-size 32"
 TRAINING = f"{COMMON} --batch-size 16 --save-model"
 TASKS = {
-    "cola": Tuning("--learning-rate 1e-4 --num-epochs 4", SEEDS[:1]),
-    "sst2": Tuning("--learning-rate 1e-4 --num-epochs 3 --num-train-samples 10000", SEEDS[:1]),
-    "mrpc": Tuning("--learning-rate 1e-4 --num-epochs 4"),
-    "stsb": Tuning("--learning-rate 1e-4 --num-epochs 4"),
-    "rte": Tuning("--learning-rate 1e-4 --num-epochs 4"),
+    "cola": Tuning("--learning-rate 1e-4 --num-epochs 4 --warmup-steps 200", SEEDS[:1]),
+    "sst2": Tuning("--learning-rate 1e-4 --num-epochs 3 --warmup-steps 200 --num-train-samples 10000", SEEDS[:1]),
+    "mrpc": Tuning("--learning-rate 1e-4 --num-epochs 4 --warmup-steps 90"),
+    "stsb": Tuning("--learning-rate 1e-4 --num-epochs 4 --warmup-steps 140"),
+    "rte": Tuning("--learning-rate 1e-4 --num-epochs 4 --warmup-steps 60"),
 }
 SYMMETRIC = "--qmethod symmetric_uniform --qmethod-act asymmetric_uniform"
 GOLDEN = "--weight-quant-method MSE --weight-opt-method golden_section"
