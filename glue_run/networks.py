@@ -10,9 +10,10 @@ import keras
 
 import modeling
 import tfquant
-from glue_run.settings import HUB, Settings
+from glue_run.settings import ARCHITECTURES, HUB, Settings
 from runs.narration import say
 from tasks import glue
+from tasks.byte_level import read_json
 from tfquant import checkpoint, store
 
 OUT, NAME = "out", "model.ckpt"
@@ -34,6 +35,7 @@ def folder_of(task: glue.Task, settings: Settings) -> str:
     if not os.path.isdir(path):
         raise FileNotFoundError(f"--model-path={path}: there is no such folder")
     if os.path.isfile(os.path.join(path, "config.json")):
+        _check_architecture(path, settings)
         return path
     found = [str(p) for p in sorted(pathlib.Path(path, task.name).glob(f"**/{OUT}")) if (p / "config.json").is_file()]
     if settings.trains or len(found) != 1:
@@ -41,6 +43,16 @@ def folder_of(task: glue.Task, settings: Settings) -> str:
         wanted = "a model's folder, with config.json" if settings.trains else f"config.json, or one {task.name}/**/{OUT} with it"
         raise ValueError(f"--model-path={path}: holds no {wanted}{'' if settings.trains else f'; there is {what}'}")
     return found[0]
+
+
+def _check_architecture(folder: str, settings: Settings) -> None:
+    """--model-name beside a folder is what the folder is said to hold."""
+    if settings.model_name is None:
+        return
+    named = ARCHITECTURES[settings.model_name]
+    found = read_json(os.path.join(folder, "config.json")).get("model_type", "bert")
+    if found != named:
+        raise ValueError(f"--model-name {settings.model_name} is a {named}, --model-path {folder} holds a {found}: leave one out")
 
 
 def from_hub(settings: Settings) -> str:
@@ -73,7 +85,11 @@ def weights_of(folder: str) -> str:
 
 
 def load_float(model: keras.Model, folder: str, *, new_head: bool) -> None:
+    """Loads weights; for training the head may be new, and a folder without any weights gives random ones."""
     path = weights_of(folder)
+    if new_head and path == folder and not list(pathlib.Path(folder).glob("*.safetensors")):
+        say(f"no weights in {folder}: training starts from random ones")
+        return
     loaded = modeling.load_weights(model, path, allow_missing=modeling.HEAD_NAMES if new_head else ())
     say(f"loaded {len(loaded.loaded)} variables from {path}")
     if loaded.missing:

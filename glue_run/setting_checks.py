@@ -61,8 +61,6 @@ def _work(s: Settings) -> list[str]:
     problems = []
     if s.trains and not s.output_dir:
         problems.append(f"{s.mode} wants --output-dir")
-    if s.model_path and s.model_name:
-        problems.append("--model-path and --model-name: give one of them")
     if s.save_model and not s.output_dir:
         problems.append("--save-model: give --output-dir as well")
     if s.export and not s.output_dir:

@@ -19,6 +19,9 @@ HUB = {
     "distilbert_base_uncased": "distilbert-base-uncased",
     "mobilebert_uncased": "google/mobilebert-uncased",
 }
+ARCHITECTURES = {  # `model_type` of their configurations
+    name: "roberta" if "roberta" in name else name.partition("_")[0] for name in HUB
+}
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 SYMMETRIC, ASYMMETRIC = "symmetric_uniform", "asymmetric_uniform"
 ESTIMATORS = ("current_minmax", "allminmax", "running_minmax", "MSE")
@@ -57,7 +60,7 @@ class Settings:
     num_train_samples: int | None = _any(None, "Use only the first rows of the training data.", "same")
     num_val_samples: int | None = _any(None, "Use only the first rows of the data that are scored; of MNLI the matched ones alone.")
 
-    model_name: str | None = _any(None, f"Instead of --model-path: {', '.join(HUB)}, from Hugging Face's hub.", choices=tuple(HUB))
+    model_name: str | None = _any(None, f"{', '.join(HUB)}: from Hugging Face's hub, unless --model-path is given.", choices=tuple(HUB))
     model_path: str | None = _any(
         None,
         "Folder of a model (config.json, vocabulary, weights). Validation also takes a folder of runs and finds "

@@ -1,0 +1,253 @@
+"""run_glue.py from its command line to its output tree, on generated data and tiny models."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+import run_glue
+from glue_run import command_line, networks, setting_checks
+from glue_run.schedules import schedule
+from glue_run.settings import ARCHITECTURES, MODES, SCHEDULES, Settings
+from runs.settings import FlagError
+from tasks.glue import synthetic
+from tfquant import checkpoint
+
+TINY = {"num_hidden_layers": 1, "hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 32}
+QUANTIZED = "--qmethod symmetric_uniform --qmethod-act asymmetric_uniform"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return synthetic.write_dataset(tmp_path_factory.mktemp("glue"), train_rows=48, dev_rows=24)
+
+
+@pytest.fixture(scope="module")
+def untrained(data, tmp_path_factory):
+    """A model's folder without weights."""
+    folder = tmp_path_factory.mktemp("untrained")
+    config = json.loads(open(data.config_file).read()) | TINY
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(data.vocab_file, folder / "vocab.txt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def call(data):
+    """Runs a command line; what run_glue.run returns."""
+
+    def run(words: str, **paths):
+        given = [part for name, path in paths.items() for part in (f"--{name.replace('_', '-')}", str(path))]
+        return run_glue.run(command_line.parse([*words.split(), "--data-dir", data.data_dir, *given], ""))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def baselines(call, untrained, tmp_path_factory):
+    """<task>/out of rte and stsb, as validation finds them."""
+    folder = tmp_path_factory.mktemp("baselines")
+    call(
+        "train-baseline --task rte --task stsb --num-epochs 2 --batch-size 8 --learning-rate 1e-3 --max-seq-length 48 --save-model "
+        "--save-steps 3",
+        model_path=untrained, output_dir=folder,
+    )  # fmt: skip
+    return folder
+
+
+def test_training_leaves_the_output_tree_of_the_source(baselines):
+    found = sorted(os.listdir(baselines / "rte"))
+    assert {"config.out", "eval_results_rte.txt", "final_score.txt", "out", "tb_logs", "results.json"} <= set(found)
+    assert {"config.json", "vocab.txt", "model.ckpt.index"} <= set(os.listdir(baselines / "rte" / "out"))
+    score = float((baselines / "rte" / "final_score.txt").read_text())
+    assert 0.0 <= score <= 1.0
+    assert f"accuracy = {score}" in (baselines / "rte" / "eval_results_rte.txt").read_text()
+    assert {"pearson", "spearmanr", "combined_score"} <= {
+        line.split(" = ")[0] for line in (baselines / "stsb" / "eval_results_stsb.txt").read_text().splitlines()
+    }
+
+
+def test_validation_finds_the_models_of_its_tasks_and_scores_them_as_training_did(call, baselines):
+    found = call("validate-baseline --task rte --task stsb --eval-batch-size 7 --max-seq-length 48", model_path=baselines)
+    for task in ("rte", "stsb"):
+        trained = 100.0 * float((baselines / task / "final_score.txt").read_text())
+        assert found[task] == pytest.approx(trained, abs=0.02)
+
+
+def test_training_goes_on_where_it_stopped_and_ends_with_the_same_weights(call, untrained, baselines, tmp_path):
+    words = "train-baseline --task rte --num-epochs 2 --batch-size 8 --learning-rate 1e-3 --max-seq-length 48 --save-model --save-steps 3"
+    shutil.copytree(baselines / "rte", tmp_path / "cut")
+    steps = [number for number, _ in checkpoint.steps(tmp_path / "cut")]
+    for number in steps:
+        if number != 3:
+            for file in (tmp_path / "cut").glob(f"model.ckpt-{number}.*"):
+                file.unlink()
+    call(words, model_path=untrained, output_dir=tmp_path / "cut")
+    once, twice = (checkpoint.read(folder / "out" / "model.ckpt") for folder in (baselines / "rte", tmp_path / "cut"))
+    assert steps[-1] == 12
+    for name in once:
+        np.testing.assert_array_equal(once[name], twice[name])
+
+
+def test_several_seeds_give_median_and_spread(call, untrained, tmp_path):
+    found = call(
+        "train-baseline --task rte --seed 1 2 3 --max-steps 1 --batch-size 4 --num-val-samples 9", model_path=untrained, output_dir=tmp_path
+    )
+    scores = [100.0 * float((tmp_path / f"seed_{seed}" / "final_score.txt").read_text()) for seed in (1, 2, 3)]
+    assert found == {"rte": round(float(np.median(scores)), 2), "rte_spread": round(max(scores) - min(scores), 2)}
+
+
+def test_all_nine_tasks_run_with_one_option(call, untrained, tmp_path):
+    found = call(
+        "train-baseline --task all --max-steps 1 --batch-size 2 --num-train-samples 8 --num-val-samples 4 --max-seq-length 24",
+        model_path=untrained, output_dir=tmp_path,
+    )  # fmt: skip
+    assert len([name for name in os.listdir(tmp_path)]) == 9
+    assert {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"} < set(found)
+
+
+PTQ = f"validate-quantized --task rte {QUANTIZED} --batch-size 8 --no-pad-to-max-length --est-ranges-no-pad --max-seq-length 48"
+
+
+@pytest.mark.parametrize(
+    ("options", "sites"),
+    [
+        # Weights and activations of a network of one layer: 4 + 8 + 2, and 3 + 13 + 2.
+        ("--act-quant --weight-quant --n-bits 8 --n-bits-act 8 --weight-quant-method MSE --weight-opt-method golden_section "
+         "--act-quant-method current_minmax --est-ranges-batch-size 1 --num-est-batches 1 --quant-setup all", (14, 18)),
+        ("--no-act-quant --n-bits 4 --weight-quant-method MSE --weight-opt-method grid --num-candidates 50", (14, 0)),
+        ("--no-weight-quant --act-quant-method MSE --act-opt-method grid --act-num-candidates 40", (0, 18)),
+        ("--quant-setup FP_logits --act-quant-method running_minmax --act-momentum 0.5 --num-est-batches 3", (14, 17)),
+        ("--quant-setup MSE_logits --act-quant-method allminmax --per-channel", (14, 18)),
+        ("--cross-entropy-layer output_weights --percentile 99.9 --act-quant-method current_minmax", (14, 18)),
+        ("--est-ranges-order sequential --act-quant-method current_minmax --quant-dict {'y':16,'h':16,'x':16}", (14, 18)),
+        ("--quant-dict {'e':'fp32','Et':2,'wC':'fp32'}", (13, 16)),
+    ],
+)  # fmt: skip
+def test_post_training_options_run_and_quantize_what_they_say(call, baselines, tmp_path, options, sites):
+    call(f"{PTQ} {options}", model_path=baselines, output_dir=tmp_path)
+    ranges = json.loads((tmp_path / "results.json").read_text())["ranges"]
+    assert (ranges["weights"], ranges["activations"]) == sites
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--learn-ranges --weight-quant-method MSE --weight-opt-method golden_section --act-quant-method current_minmax --n-bits 4 "
+        "--n-bits-act 8 --attn-dropout 0.0 --hidden-dropout 0.0 --warmup-steps 1 --weight-decay 0.0 --logging-first-step",
+        "--learn-ranges --range-update lsq --range-learning-rate 1e-3 --lr-scheduler-type cosine",
+        "--n-bits 6 --act-momentum 0.8",
+        "--fix-act-ranges --fix-weight-ranges --quant-dict {'Et':2}",
+    ],
+)
+def test_quantized_training_starts_from_the_float_model_and_its_result_is_scored_again_alike(call, baselines, tmp_path, options):
+    words = f"train-quantized --task rte {QUANTIZED} --batch-size 8 --max-steps 2 --max-seq-length 48 --save-model {options}"
+    found = call(words, model_path=baselines / "rte" / "out", output_dir=tmp_path)
+    again = call("validate-quantized --task rte --max-seq-length 48 --qmethod symmetric_uniform", model_path=tmp_path / "out")
+    assert again == found
+    with pytest.raises(FlagError, match="--n-bits: the model in .* was saved with its ranges"):
+        call("validate-quantized --task rte --qmethod symmetric_uniform --n-bits 7", model_path=tmp_path / "out")
+
+
+def test_ranges_that_are_not_fixed_follow_and_fixed_ones_stay(call, baselines, tmp_path):
+    ends = {}
+    for name, options in (("fixed", "--fix-act-ranges --fix-weight-ranges"), ("following", "")):
+        call(
+            f"train-quantized --task rte {QUANTIZED} --batch-size 8 --max-steps 3 --learning-rate 1e-2 --max-seq-length 48 --save-model "
+            f"--save-steps 1 {options}",
+            model_path=baselines / "rte" / "out", output_dir=tmp_path / name,
+        )  # fmt: skip
+        first, last = (checkpoint.read(tmp_path / name / f"model.ckpt-{step}") for step in (1, 3))
+        upper = [tensor for tensor in first if tensor.startswith("tfquant/") and tensor.endswith("/upper")]
+        assert len(upper) == 14 + 18
+        ends[name] = [np.array_equal(first[tensor], last[tensor]) for tensor in upper]
+    assert all(ends["fixed"])
+    assert not any(ends["following"])
+
+
+def test_hyphens_underscores_and_mode_as_an_option_are_the_same():
+    one = command_line.parse("validate-quantized --task RTE --n-bits-act 4 --no-weight-quant --est-ranges-no-pad".split(), "")
+    two = command_line.parse("--task rte --n_bits_act 4 --no_weight_quant --est_ranges_no_pad --mode validate_quantized".split(), "")
+    assert one == two
+    assert (one.mode, one.task, one.n_bits_act, one.weight_quant, one.est_ranges_pad) == ("validate-quantized", ("rte",), 4, False, False)
+
+
+def test_options_of_other_modes_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        command_line.parse("train-baseline --n-bits 4".split(), "")
+    assert "unrecognized arguments: --n-bits" in capsys.readouterr().err
+
+
+def test_every_option_has_help_in_each_mode_that_takes_it(capsys):
+    for mode in MODES:
+        with pytest.raises(SystemExit):
+            command_line.parse([mode, "--help"], "")
+        assert "--model-path" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "train-baseline"}, "train-baseline wants --output-dir"),
+        ({"mode": "validate-quantized"}, "--qmethod is missing"),
+        ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
+        ({"n_bits": 1}, "--n-bits 1: must be from 2 to 16"),
+        ({"weight_quant": False, "act_quant": False}, "leave nothing to quantize"),
+        ({"num_candidates": 5}, "--num-candidates is about --weight-quant-method MSE"),
+        ({"act_momentum": 0.5, "act_quant_method": "MSE"}, "--act-momentum is about"),
+        ({"percentile": 0.1}, "--percentile 0.1: is the part of the values"),
+        ({"quant_dict": "[1]"}, "--quant-dict: .*mapping from letters"),
+        ({"per_groups": 4, "per_embd": True}, "--per-embd and --per-groups: give one"),
+        ({"per_groups_permute": True}, "--per-groups-permute: give --per-groups K"),
+        ({"export": "tflite"}, "--export tflite: must be one of"),
+        ({"mode": "train-quantized", "weight_quant_method": "MSE"}, "give --learn-ranges or --fix-weight-ranges"),
+        ({"mode": "train-quantized", "learn_ranges": True, "fix_act_ranges": True}, "give one or the other"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(changes, message):
+    settings = Settings(**({"mode": "validate-quantized"} | changes))
+    with pytest.raises(FlagError, match=message):
+        setting_checks.check(settings)
+
+
+def test_a_folder_with_no_or_two_models_for_a_task_is_refused(call, baselines, tmp_path):
+    with pytest.raises(ValueError, match=r"one cola/\*\*/out with it; there is none"):
+        call("validate-baseline --task cola", model_path=baselines)
+    for name in ("a", "b"):
+        shutil.copytree(baselines / "rte" / "out", tmp_path / "rte" / name / "out")
+    with pytest.raises(ValueError, match="there is 2"):
+        call("validate-baseline --task rte", model_path=tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        call("validate-baseline --task rte", model_path=tmp_path / "none")
+
+
+def test_a_name_that_is_not_of_the_folders_architecture_is_refused(call, baselines):
+    assert ARCHITECTURES["distilroberta_base"] == "roberta"
+    assert call("validate-baseline --task rte --model-name bert_base_uncased", model_path=baselines) is not None
+    folder = baselines / "rte" / "out"
+    with pytest.raises(ValueError, match="mobilebert_uncased is a mobilebert, .* holds a bert"):
+        call("validate-baseline --task rte --model-name mobilebert_uncased", model_path=folder)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
+    import huggingface_hub
+
+    def fail(*_, **__):
+        raise RuntimeError("no network\nat all")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(OSError, match=r"--model-name=roberta_base: cannot get roberta-base \(no network\); give --model-path"):
+        networks.from_hub(Settings(model_name="roberta_base"))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_rise_to_the_peak_and_follow_their_curve(name):
+    rates = [float(schedule(name, 1e-3, 100, 10)(step)) for step in (0, 5, 10, 55, 100)]
+    after = {
+        "linear": (1.0, 0.5, 0.0), "cosine": (1.0, 0.5, 0.0), "cosine_with_restarts": (1.0, 1.0, 1.0), "polynomial": (1.0, 0.25, 0.0),
+        "constant": (1.0, 1.0, 1.0), "constant_with_warmup": (1.0, 1.0, 1.0),
+    }[name]  # fmt: skip
+    before = (1.0, 1.0) if name == "constant" else (0.0, 0.5)
+    np.testing.assert_allclose(np.array(rates) / 1e-3, [*before, *after], atol=1e-6)
