@@ -1,8 +1,12 @@
-"""Layer normalisation by structure: a reciprocal standard deviation of a tensor that is applied to that tensor again."""
+"""Layer normalisation by structure: a reciprocal standard deviation of a tensor that is applied to that tensor again.
+
+Or none of that: MobileBERT's NoNorm keeps the scale and shift of each channel alone, in the same places.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -33,7 +37,33 @@ def find_layernorms(flow: Dataflow) -> list[LayerNorm]:
         output = _close(flow, source, op)
         if output is not None:
             found.append(LayerNorm(_path(flow, source, output, op), source, output))
-    return found
+    closed = {norm.output.name for norm in found}
+    found += [norm for norm in _without_statistics(flow) if norm.output.name not in closed]
+    return sorted(found, key=lambda norm: flow.index[norm.output.op.name])
+
+
+def _without_statistics(flow: Dataflow) -> Iterator[LayerNorm]:
+    """Scale and shift of the last axis by two variables of one layer, as layer norms have them; folded ones are computed."""
+    for op in flow.operations:
+        scale = _channel_variable(flow, op) if op.type == "Mul" else None
+        if scale is None or len(flow.value_consumers(op.outputs[0])) != 1:
+            continue
+        add = flow.value_consumers(op.outputs[0])[0][0]
+        shift = _channel_variable(flow, add) if add.type in ("Add", "AddV2") else None
+        if shift is not None and parent(scale[1]) == parent(shift[1]) and op.outputs[0].name not in flow.output_names:
+            yield LayerNorm(parent(scale[1]), op.inputs[scale[0]], add.outputs[0])
+
+
+def _channel_variable(flow: Dataflow, op: tf.Operation) -> tuple[int, str] | None:
+    """(index of the activation, path of the variable) where `op` joins an activation with one number for each channel."""
+    for index, tensor in enumerate(op.inputs):
+        other = op.inputs[1 - index]
+        read = flow.root(other).op
+        if read.type != "ReadVariableOp" or other.shape.rank != 1 or not flow.is_dynamic(tensor):
+            continue
+        if read.inputs[0].name in flow.trace.paths and tensor.shape.rank > 1 and tensor.shape[-1] == other.shape[0]:
+            return index, flow.trace.paths[read.inputs[0].name]
+    return None
 
 
 def _normalised_by_root(flow: Dataflow, root: tf.Operation) -> tf.Tensor | None:

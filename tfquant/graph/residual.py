@@ -1,8 +1,12 @@
-"""Residual additions by structure: one operand (the skip) is what the other was computed from, through a contraction."""
+"""Residual additions by structure: one operand (the skip) is what the other was computed from, through a contraction.
+
+Or the skip is a projection of that: a way with one linear in it beside a way with more, as around MobileBERT's attention.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Container
 
 import tensorflow as tf
 
@@ -15,11 +19,15 @@ _ADD_OPS = ("Add", "AddV2")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Residual:
-    """`op` adds input `skip_index` to the output of the layer at `path`, its last contraction."""
+    """`op` adds input `skip_index` to the output of the layer at `path`, its last contraction.
+
+    `source` is the tensor that both ways start from: the skip operand, or what it is a projection of.
+    """
 
     op: tf.Operation
     skip_index: int
     path: str
+    source: tf.Tensor
 
     @property
     def other_index(self) -> int:
@@ -34,7 +42,7 @@ def find_residuals(
     Args:
       paths: operation name of a contraction -> layer path.
     """
-    names = {c.op.name for c in contractions}
+    by_name = {c.op.name: c for c in contractions}
     # The mask added to scores comes before them too, through the attention of earlier layers.
     in_attention = {name for a in attention for name in a.between}
     found = []
@@ -43,12 +51,32 @@ def find_residuals(
             continue
         if not all(map(flow.is_dynamic, op.inputs)) or not _same_shape(*op.inputs):
             continue
-        for skip_index in (0, 1):
-            last = _last_contraction_since(flow, op.inputs[skip_index], op.inputs[1 - skip_index], names)
-            if last is not None:
-                found.append(Residual(op, skip_index, paths[last]))
-                break
+        residual = _identity(flow, op, by_name, paths) or _projection(flow, op, by_name, paths)
+        if residual is not None:
+            found.append(residual)
     return found
+
+
+def _identity(flow: Dataflow, op: tf.Operation, by_name: dict[str, Contraction], paths: dict[str, str]) -> Residual | None:
+    """The addition of a tensor to what was computed from it."""
+    for skip_index, skip in enumerate(op.inputs):
+        between = _contractions_since(flow, skip, op.inputs[1 - skip_index], by_name)
+        if between:
+            return Residual(op, skip_index, paths[between[0]], skip)
+    return None
+
+
+def _projection(flow: Dataflow, op: tf.Operation, by_name: dict[str, Contraction], paths: dict[str, str]) -> Residual | None:
+    """The addition of a linear of a tensor to what was computed from that tensor through more than one contraction."""
+    for skip_index, skip in enumerate(op.inputs):
+        behind = [o for o in flow.walk_back(skip, lambda o: o.name not in by_name) if o.name in by_name]
+        if len(behind) != 1 or by_name[behind[0].name].kind != "linear":
+            continue
+        source = behind[0].inputs[by_name[behind[0].name].input_index]
+        between = _contractions_since(flow, source, op.inputs[1 - skip_index], by_name)
+        if len(between) > 1:
+            return Residual(op, skip_index, paths[between[0]], source)
+    return None
 
 
 def _same_shape(a: tf.Tensor, b: tf.Tensor) -> bool:
@@ -56,13 +84,13 @@ def _same_shape(a: tf.Tensor, b: tf.Tensor) -> bool:
     return a.shape.rank == b.shape.rank and a.shape.is_compatible_with(b.shape)
 
 
-def _last_contraction_since(flow: Dataflow, skip: tf.Tensor, other: tf.Tensor, contractions: set[str]) -> str | None:
-    """Name of the last contraction between `skip` and `other`; None where `other` does not come from `skip` through one."""
-    start = flow.through_dropout(skip).op
+def _contractions_since(flow: Dataflow, source: tf.Tensor, other: tf.Tensor, contractions: Container[str]) -> list[str]:
+    """Names of the contractions between `source` and `other`, last one first; empty where `other` does not come from `source`."""
+    start = flow.through_dropout(source).op
     behind = flow.walk_back(other, lambda op: op.name != start.name, not_before=flow.index[start.name])
     if not any(op.name == start.name for op in behind):
-        return None
-    return next((op.name for op in behind if op.name in contractions and op.name != start.name), None)
+        return []
+    return [op.name for op in behind if op.name in contractions and op.name != start.name]
 
 
 def before_residual(flow: Dataflow, residuals: list[Residual]) -> frozenset[str]:

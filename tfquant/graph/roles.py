@@ -158,13 +158,13 @@ class Structure:
         return [(a, entry) for a in self.attention if (entry := self._entry(a)) is not None]
 
     def _entry(self, attention: Attention) -> tf.Tensor | None:
-        """What the result of an attention is added to; None where it is added to nothing."""
+        """What the result of an attention is added to, or what that is a projection of; None where it is added to nothing."""
         context = attention.context.op
         after = downstream(self.flow, [context.outputs[0]]) | {context.name}
         for residual in self.residuals:
             skip, other = (residual.op.inputs[i] for i in (residual.skip_index, residual.other_index))
             if other.op.name in after and skip.op.name not in after:
-                return skip
+                return residual.source
         return None
 
     def inputs_of(self, contraction: Contraction) -> list[Edge]:
@@ -258,12 +258,18 @@ class Structure:
         return {c.op.name: "pooler" if self._is_pooler(c) else "logits" for c in heads}
 
     def _is_pooler(self, contraction: Contraction) -> bool:
-        """One token is selected before, and Tanh follows."""
+        """One token is selected before, and Tanh follows, or another nonlinearity and then a linear."""
         before = self.flow.walk_back(
             contraction.op.inputs[contraction.input_index], lambda o: o.type in VIEW_OPS or o.type in ELEMENTWISE_OPS
         )
         after = self.flow.walk_forward(contraction.op.outputs, lambda o: o.type in VIEW_OPS or o.type in ("BiasAdd", "AddV2"))
-        return any(o.type in _SELECTING_OPS for o in before) and any(o.type == "Tanh" for o in after)
+        if not any(o.type in _SELECTING_OPS for o in before):
+            return False
+        return any(o.type == "Tanh" or (o.type in _NONLINEAR_OPS and self._feeds_linear(o)) for o in after)
+
+    def _feeds_linear(self, op: tf.Operation) -> bool:
+        after = downstream(self.flow, list(op.outputs))
+        return any(c.kind == "linear" and c.op.name in after for c in self.contractions)
 
     def edges_of_embeddings(self) -> Iterator[Edge]:
         """Rows of tables, and their sums."""
