@@ -81,8 +81,8 @@ def plan_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     lengths = np.asarray(lengths)
-    rng = np.random.default_rng([seed, epoch])
     rows = np.arange(len(lengths), dtype=np.int64)
+    rng = np.random.default_rng([seed, epoch])
     if shuffle:
         rng.shuffle(rows)
     if drop_remainder:

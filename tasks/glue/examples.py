@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from tasks.glue.task import SIMILARITY_RANGE, Task, task_named
 
 # What stands for a hidden label in test splits of the public loaders.
 UNKNOWN_LABEL = -1
+BAR_DELAY_SECONDS = 1
 
 
 class GlueFormatError(ValueError):
@@ -47,7 +49,7 @@ class Examples:
         return Examples(self.task, self.firsts[:count], seconds, labels)
 
 
-def from_rows(task: str | Task, rows: Iterable[Mapping[str, Any]], *, source: str = "rows") -> Examples:
+def from_rows(task: str | Task, rows: Iterable[Mapping[str, Any]], *, source: str = "rows", progress: bool = True) -> Examples:
     """Make examples from rows as Hugging Face's `datasets` or TensorFlow Datasets give them.
 
     Args:
@@ -55,6 +57,7 @@ def from_rows(task: str | Task, rows: Iterable[Mapping[str, Any]], *, source: st
         rows: each with the task's `fields` (str, or bytes of UTF-8) and its `label` (a class number, a class name, or
             the value of a regression). Where every label is missing, None or -1, labels are unknown.
         source: what errors call the rows.
+        progress: show a bar when it takes more than a second.
 
     Returns:
         The examples, in the same order.
@@ -65,7 +68,7 @@ def from_rows(task: str | Task, rows: Iterable[Mapping[str, Any]], *, source: st
     task = task_named(task)
     builder = ExamplesBuilder(task)
     unknown = 0
-    for number, row in enumerate(rows):
+    for number, row in enumerate(reading(rows, task, progress)):
         place = f"{source}: row {number}"
         missing = [field for field in task.fields if field not in row]
         if missing:
@@ -77,6 +80,11 @@ def from_rows(task: str | Task, rows: Iterable[Mapping[str, Any]], *, source: st
             raise GlueFormatError(f"{place}: some rows have a label and others have none")
         builder.add([_text(row[field], place) for field in task.fields], None if hidden else _text(label, place), place)
     return builder.finish(source)
+
+
+def reading(rows: Iterable, task: Task, progress: bool) -> Iterable:
+    """Return the rows with a bar that appears only when they take long."""
+    return tqdm(rows, desc=f"reading {task.name}", unit=" rows", disable=not progress, delay=BAR_DELAY_SECONDS)
 
 
 class ExamplesBuilder:

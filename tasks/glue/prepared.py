@@ -9,13 +9,14 @@ from tasks.glue.task import Task, task_named
 from tasks.tfds_builder import tfds_builder
 
 
-def from_tfds(task: str | Task, split: str, data_dir: str | os.PathLike[str] | None = None) -> Examples:
+def from_tfds(task: str | Task, split: str, data_dir: str | os.PathLike[str] | None = None, *, progress: bool = True) -> Examples:
     """Read a split of a task through TensorFlow Datasets, preparing it (from the network) when it is not on disk yet.
 
     Args:
         task: the task or its name.
         split: one of `task.splits`, or a slice such as "train[:1%]".
         data_dir: where TFDS keeps prepared data sets; None for its default.
+        progress: show a bar when it takes more than a second.
 
     Returns:
         The rows, in TFDS' order; labels are None where they are hidden (test splits).
@@ -30,4 +31,4 @@ def from_tfds(task: str | Task, split: str, data_dir: str | os.PathLike[str] | N
     task = task_named(task)
     builder = tfds_builder((f"glue/{task.name}",), data_dir, instead=f"a folder with {task.directory}/train.tsv")
     rows = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
-    return from_rows(task, rows, source=f"{builder.info.full_name}:{split}")
+    return from_rows(task, rows, source=f"{builder.info.full_name}:{split}", progress=progress)

@@ -2,7 +2,7 @@
 
 Sentences state facts about people, and each task asks of them what it asks of real text: whether words are in order
 (CoLA), what somebody thinks (SST-2), whether two statements or questions say the same (MRPC, QQP), how much two
-descriptions have in common (STS-B), what follows from a statement (MNLI, RTE), whether it answers a question (QNLI) and
+statements have in common (STS-B), what follows from a statement (MNLI, RTE), whether it answers a question (QNLI) and
 whom a pronoun means (WNLI). No label can be told from single words or, in the tasks on pairs, from one of the texts.
 """
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tasks.files import write_json, write_text
 from tasks.glue.task import TASKS, TRAIN, Task
-from tasks.small_world import CONFIG, DISHES, INSTRUMENTS, JOBS, PEOPLE, RELATIONS, TOWNS, Relation, all_texts, make_vocab
+from tasks.small_world import CONFIG, DISHES, PEOPLE, RELATIONS, Relation, all_texts, make_vocab
 
 WOMEN = "Anna Carla Elena Greta Irene Karin Maria Olga Rosa Tanja Vera Zoe".split()
 MEN = "Boris David Felix Henry Jonas Louis Nils Peter Simon Ulrich Walter".split()
@@ -34,8 +34,6 @@ NEGATED_OPINIONS = (
     "this {dish} is never {adjective} , says {name}",
     "{name} does not find the {dish} {adjective}",
 )
-DESCRIPTION = "{}, a {} from {}, plays the {} and likes {}."
-DESCRIBED = (PEOPLE, JOBS, TOWNS, INSTRUMENTS, DISHES)
 # Of each kind of thing: with few values a tiny network soon finds out that what matters is whether they are the same.
 VALUES = 6
 THANKS = "{} thanked {} because {} had helped."
@@ -113,12 +111,16 @@ def _mrpc(rng: random.Random, label: int) -> tuple[str, ...]:
 
 
 def _stsb(rng: random.Random, label: int) -> tuple[str, ...]:
-    """Two descriptions that have as many of five traits in common as the score says."""
-    traits = [_few(values) for values in DESCRIBED]
-    first = [rng.choice(values) for values in traits]
-    same = rng.sample(range(len(traits)), label)
-    second = [value if trait in same else _another(rng, traits[trait], value) for trait, value in enumerate(first)]
-    return DESCRIPTION.format(*first), DESCRIPTION.format(*second)
+    """Two statements; the score is 1 for the same person, and 2 each for the same matter and the same value of it."""
+    person = rng.choice(PEOPLE)
+    relation, value = _fact(rng)
+    first, second = rng.sample(relation.statements, 2)
+    stated = first.format(name=person, value=value)
+    other = person if label % 2 else _another(rng, PEOPLE, person)
+    if label < 2:
+        matter = _another(rng, RELATIONS, relation)
+        return stated, _state(rng, other, matter, rng.choice(_few(matter.values)))
+    return stated, second.format(name=other, value=value if label >= 4 else _another(rng, _few(relation.values), value))
 
 
 def _qqp(rng: random.Random, label: int) -> tuple[str, ...]:
@@ -226,7 +228,7 @@ def write_dataset(
             rows = make_rows(task.name, train_rows if split == TRAIN else dev_rows, seed=10 * seed + number)
             name = split.replace("validation", "dev") + ".tsv"
             write_text(os.path.join(data_dir, task.directory, name), _to_tsv(task, split, rows))
-    vocab = make_vocab([*all_texts(), *GOOD, *BAD, *OPINIONS, *NEGATED_OPINIONS, DESCRIPTION, THANKS, HELP, "she he"])
+    vocab = make_vocab([*all_texts(), *GOOD, *BAD, *OPINIONS, *NEGATED_OPINIONS, THANKS, HELP, "she he"])
     files = SyntheticFiles(data_dir, os.path.join(directory, "vocab.txt"), os.path.join(directory, "bert_config.json"))
     write_text(files.vocab_file, "\n".join(vocab) + "\n")
     write_json(files.config_file, {"vocab_size": len(vocab), **CONFIG}, indent=2)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import os
 
-from tasks.glue.examples import Examples, ExamplesBuilder, GlueFormatError
-from tasks.glue.task import Task, check_split, plain_name, task_named
+from tasks.glue.examples import Examples, ExamplesBuilder, GlueFormatError, reading
+from tasks.glue.task import TASKS, Task, check_split, plain_name, task_named
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _DEV = ("validation", "dev")
 
 
-def read(task: str | Task, data_dir: str | os.PathLike[str], split: str) -> Examples:
+def read(task: str | Task, data_dir: str | os.PathLike[str], split: str, *, progress: bool = True) -> Examples:
     """Read a split of a task from local files.
 
     Args:
@@ -27,6 +27,7 @@ def read(task: str | Task, data_dir: str | os.PathLike[str], split: str) -> Exam
         data_dir: a folder in the layout of `glue_data` (`CoLA/train.tsv`, `MNLI/dev_matched.tsv`, ...; names of folders
             in any case, with or without "-"), or the folder of the task itself.
         split: one of `task.splits`; the labels of test splits are not read, as GLUE keeps them to itself.
+        progress: show a bar when it takes more than a second.
 
     Returns:
         The rows in file order. Lines of QQP with too few columns are left out; one warning says how many.
@@ -45,7 +46,7 @@ def read(task: str | Task, data_dir: str | os.PathLike[str], split: str) -> Exam
     columns = _columns(task, header, labelled, path)
     builder = ExamplesBuilder(task)
     short: list[int] = []
-    for number, line in enumerate(lines[first:], first + 1):
+    for number, line in enumerate(reading(lines[first:], task, progress), first + 1):
         cells = line.split("\t")
         if task.short_lines and len(cells) < len(header):
             short.append(number)
@@ -73,15 +74,18 @@ def _find(task: Task, data_dir: str, split: str) -> str:
     except OSError as error:
         raise FileNotFoundError(f"GLUE data folder {data_dir} cannot be read: {error.strerror}") from error
     folders = [os.path.join(data_dir, name) for name in found if plain_name(name) == task.name]
-    # The folder spelled as GLUE spells it comes first, and the given one may be that of the task.
+    # The folder spelled as GLUE spells it comes first. The given one may be that of the task, but not that of another:
+    # files of RTE would pass for those of WNLI.
     folders.sort(key=lambda folder: os.path.basename(folder) != task.directory)
-    for folder in (*folders, data_dir):
+    if plain_name(os.path.basename(os.path.abspath(data_dir))) not in TASKS.keys() - {task.name}:
+        folders.append(data_dir)
+    for folder in folders:
         for name in names:
             path = os.path.join(folder, name)
             if os.path.isfile(path):
                 return path
     raise FileNotFoundError(
-        f"no {' or '.join(names)} of {task.name} in {' or '.join(folders) or os.path.join(data_dir, task.directory)}; "
+        f"no {' or '.join(names)} of {task.name} in {' or '.join(folders or [data_dir])}; "
         f"unpack {task.directory}.zip of gluebenchmark.com/tasks there, or read it from TensorFlow Datasets"
     )
 

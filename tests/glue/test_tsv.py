@@ -134,10 +134,17 @@ def test_missing_files_say_where_they_were_looked_for_and_how_to_get_them(save, 
     with pytest.raises(FileNotFoundError, match="GLUE data folder .*nowhere cannot be read"):
         glue.read("cola", tmp_path / "nowhere", "train")
     folder = save("CoLA/train.tsv", "x\t1\t\tone\n")
-    with pytest.raises(FileNotFoundError, match=r"no dev.tsv or validation.tsv of cola in .*CoLA; unpack CoLA.zip"):
+    with pytest.raises(FileNotFoundError, match=r"no dev.tsv or validation.tsv of cola in .*CoLA or .*; unpack CoLA.zip"):
         glue.read("cola", folder, "validation")
-    with pytest.raises(FileNotFoundError, match=r"no train.tsv of rte in .*RTE; .* TensorFlow Datasets"):
+    with pytest.raises(FileNotFoundError, match=r"no train.tsv of rte in .*; unpack RTE.zip .* TensorFlow Datasets"):
         glue.read("rte", folder, "train")
+
+
+def test_the_folder_of_another_task_is_not_taken_for_that_of_the_task(save):
+    folder = save("RTE/train.tsv", "index\tsentence1\tsentence2\tlabel\n0\tNo arms.\tArms.\tnot_entailment\n") / "RTE"
+    assert len(glue.read("rte", folder, "train")) == 1
+    with pytest.raises(FileNotFoundError, match="no train.tsv of wnli in .*RTE; unpack WNLI.zip"):
+        glue.read("wnli", folder, "train")
 
 
 def test_unknown_tasks_and_splits_are_refused(tmp_path):
