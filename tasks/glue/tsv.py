@@ -101,7 +101,7 @@ def _lines(path: str) -> list[str]:
         raise GlueFormatError(f"{path}: line {line}: not UTF-8 text: {error.reason}") from error
     # Not splitlines, which would also cut at characters that occur inside of texts.
     lines = [line.removesuffix("\r") for line in text.split("\n")]
-    while lines and not lines[-1].strip():
+    while lines and not lines[-1]:
         lines.pop()
     if not lines:
         raise GlueFormatError(f"{path}: the file is empty")
