@@ -1,4 +1,9 @@
-"""What a candidate range costs: the squared error of quantized values, the cross-entropy of quantized logits."""
+"""What a candidate range costs: the squared error of quantized values, the cross-entropy of quantized logits.
+
+Values are quantized in the type of the candidates. float32 is what the network will do; that matters where many candidates have
+their zero point half-way between two integers, as -r..r, and the last bit decides which it is. float64 is for minimizers, which
+need a loss without noise.
+"""
 
 from collections.abc import Callable
 
@@ -7,7 +12,7 @@ from scipy import special
 
 from calib.grid import Grid
 
-# (lower, upper), float64 [candidates] each -> float64 [candidates].
+# (lower, upper), float32 or float64 [candidates] each -> float64 [candidates].
 Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _CHUNK = 1 << 16  # values quantized at once: a few of their copies stay in the cache
@@ -29,7 +34,8 @@ def squared_error(values: np.ndarray, counts: np.ndarray | None, grid: Grid) -> 
         return _from_sums(values, weights, grid)
 
     def error(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        return np.square(grid.fake_quantize(values, lower[:, np.newaxis], upper[:, np.newaxis]) - values) @ weights
+        x = values.astype(lower.dtype)
+        return np.square(grid.fake_quantize(x, lower[:, np.newaxis], upper[:, np.newaxis]) - x) @ weights
 
     return _chunked(error, values.size)
 
@@ -44,7 +50,7 @@ def _from_sums(values: np.ndarray, weights: np.ndarray, grid: Grid) -> Loss:
 
     def error(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
         step, zero = _step_and_zero(grid, lower, upper)
-        levels = (codes - zero[:, np.newaxis]) * step[:, np.newaxis]
+        levels = (codes - zero[:, np.newaxis]) * step[:, np.newaxis].astype(np.float64)
         inner = np.searchsorted(values, (levels[:, :-1] + levels[:, 1:]) / 2)
         edges = np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (0, values.size)))
         return (np.square(levels) * np.diff(counts[edges]) - 2 * levels * np.diff(sums[edges])).sum(1)
@@ -55,8 +61,8 @@ def _from_sums(values: np.ndarray, weights: np.ndarray, grid: Grid) -> Loss:
 def _step_and_zero(grid: Grid, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Step and zero point of candidate ranges, as `Grid.fake_quantize` has them."""
     if grid.symmetric:
-        return np.maximum(np.abs(lower), np.abs(upper)) / grid.qmax, np.zeros_like(lower)
-    step = (upper - lower) / (grid.qmax - grid.qmin)
+        return np.maximum(np.abs(lower), np.abs(upper)) / lower.dtype.type(grid.qmax), np.zeros_like(lower)
+    step = (upper - lower) / lower.dtype.type(grid.qmax - grid.qmin)
     return step, np.rint(grid.qmin - lower / np.where(step > 0, step, 1))
 
 
@@ -71,8 +77,9 @@ def cross_entropy(rows: np.ndarray, grid: Grid) -> Loss:
     shares = special.softmax(rows, -1)
 
     def loss(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        quantized = grid.fake_quantize(rows, lower[:, np.newaxis, np.newaxis], upper[:, np.newaxis, np.newaxis])
-        return -np.einsum("crk,rk->c", special.log_softmax(quantized, -1), shares)
+        x = rows.astype(lower.dtype)
+        quantized = grid.fake_quantize(x, lower[:, np.newaxis, np.newaxis], upper[:, np.newaxis, np.newaxis])
+        return -np.einsum("crk,rk->c", special.log_softmax(quantized.astype(np.float64), -1), shares)
 
     return _chunked(loss, rows.size)
 
@@ -82,7 +89,7 @@ def _chunked(loss: Loss, size: int) -> Loss:
     count = max(1, _CHUNK // size)
 
     def whole(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        lower, upper = np.atleast_1d(lower).astype(np.float64), np.atleast_1d(upper).astype(np.float64)
+        lower, upper = np.atleast_1d(lower), np.atleast_1d(upper)
         parts = [slice(start, start + count) for start in range(0, lower.size, count)]
         return np.concatenate([loss(lower[part], upper[part]) for part in parts])
 

@@ -59,8 +59,8 @@ def least_loss(
 def _one_end(loss: Loss, sides: tuple[float, float], reach: float, search: str, candidates: int) -> tuple[float, float]:
     """Range r * sides for the best r up to ``reach``."""
     if search == "grid":
-        ends = reach * np.arange(1, candidates + 1) / candidates
-        best = float(ends[np.argmin(loss(ends * sides[0], ends * sides[1]))])
+        ends = np.float32(reach * np.arange(1, candidates + 1) / candidates)
+        best = float(ends[np.argmin(loss(ends * np.float32(sides[0]), ends * np.float32(sides[1])))])
     else:
         best = _bounded(lambda r: loss(r * sides[0], r * sides[1])[0], _LEAST * reach, reach)[0]
     return best * sides[0], best * sides[1]
@@ -76,8 +76,8 @@ def _two_ends(loss: Loss, limits: tuple[float, float], grid: Grid, search: str, 
         count = min(shifts, _SHIFTS)
         steps = np.arange(count) * (shifts / count) * 2 / (codes - 1)  # in halves of the width
         offsets = np.concatenate([steps, -steps[1:]]) * halves[:, np.newaxis]
-        lower = np.maximum(offsets - halves[:, np.newaxis], limits[0]).ravel()
-        upper = np.minimum(offsets + halves[:, np.newaxis], limits[1]).ravel()
+        lower = np.maximum(offsets - halves[:, np.newaxis], limits[0]).ravel().astype(np.float32)
+        upper = np.minimum(offsets + halves[:, np.newaxis], limits[1]).ravel().astype(np.float32)
         best = int(np.argmin(loss(lower, upper)))
         return float(lower[best]), float(upper[best])
 
