@@ -6,14 +6,20 @@ import numpy as np
 import tensorflow as tf
 
 
-def rows_of(x: tf.Tensor, valid: tf.Tensor | None, limit: int) -> tf.Tensor:
+def rows_of(x: tf.Tensor, valid: tf.Tensor | None, limit: int, name: str) -> tf.Tensor:
     """float32 [rows, last axis]: the first ``limit`` rows of ``x``, without padding; usable in a `tf.function`.
 
     Args:
         x: floating tensor [..., size].
         valid: number tensor, broadcastable to ``x`` and of size 1 along its last axis, nonzero where rows count; None: everywhere.
         limit: most rows.
+        name: of the site, for messages.
+
+    Raises:
+        ValueError: the last axis runs over tokens.
     """
+    if valid is not None and valid.shape[-1] != 1:
+        raise ValueError(f"{name}: the last axis runs over tokens, not classes; method 'cross_entropy' cannot be used there")
     rows = tf.cast(tf.reshape(x, [-1, tf.shape(x)[-1]]), tf.float32)
     if valid is not None:
         shape = tf.concat([tf.shape(x)[:-1], [1]], 0)

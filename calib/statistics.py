@@ -173,7 +173,7 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     if a.empty or b.empty:
         return b if a.empty else a
     if a.ema_decay != b.ema_decay:
-        raise ValueError(f"cannot merge: moving averages have decays of {a.ema_decay:g} and {b.ema_decay:g}")
+        raise ValueError(f"cannot merge: moving averages have decays of {a.ema_decay:g} and {b.ema_decay:g}; use one recipe")
     weight = a.batches if a.ema_decay else 0
     return Statistics(
         minimum=np.minimum(a.minimum, b.minimum),

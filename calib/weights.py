@@ -52,8 +52,8 @@ def per_channel_range(
 
     max, moving_average and current_minmax take the extremes, percentile sorts, mse tries shares of the extremes (both ends
     apart on an asymmetric grid; its start_bin and stride do not apply) or, with `search` grid or golden_section, what that
-    says, for each channel within its own extremes; entropy makes a histogram of each channel. The last three take some
-    milliseconds a channel, mse by grid at both ends of 8-bit codes 0.1 s.
+    says, for each channel within its own extremes; entropy makes a histogram of each channel. The latter take some
+    milliseconds a channel, but mse by grid for both ends of 8-bit codes 0.1 s: leave that to weights of one range.
 
     Raises:
         CalibrationError: the method is for logits.

@@ -44,6 +44,7 @@ def calibrate(
         "source": source,
         "checkpoint": prefix,
         "recipe": recipe.name,
+        "order": settings.calib_order,
         "methods": sorted({str(site.method) for site in calibration.values()}),
         "sites": len(calibration),
         "edges": sum(len(site.members) for site in network.plan.sites),

@@ -169,6 +169,16 @@ def test_post_training_quantization_leaves_calibration_and_checkpoint(calibrated
     assert len(json.loads((folder / "predictions.json").read_text())) == 20
 
 
+def test_calibration_in_sequential_order_sees_what_quantizers_make_of_the_windows(calibrated, files, trained, tmp_path):
+    changes = {"calib_order": "sequential", "do_predict": False, "if_quant": False}
+    figures = run_squad.run(Settings(**ptq(files, trained, **changes), output_dir=str(tmp_path)))
+    assert figures["calibration"]["order"] == "sequential"
+    parallel, sequential = (calib.Calibration.load(folder / "calibrators.npz") for folder in (calibrated[0], tmp_path))
+    assert parallel.keys() == sequential.keys()
+    differ = {address for address in parallel if not parallel[address].equals(sequential[address])}
+    assert differ and not any(parallel[address].statistics.constant for address in differ)
+
+
 def test_calibrated_weights_are_the_float_ones(calibrated, trained):
     after, before = tensors(calibrated[0] / "model.ckpt-calibrated"), tensors(trained[0] / "model.ckpt-10")
     weights = [name for name in before if name.startswith(("bert/", "cls/")) and "/adam_" not in name]
@@ -461,6 +471,9 @@ BAD_FLAGS = {
     "unknown range method 'median'; choose one of max, percentile": {"calib_method": "median"},
     "--percentile=100.5: .*100": {"percentile": 100.5},
     "--percentile=99.0 says nothing to --calib_method=mse": {"percentile": 99.0, "calib_method": "mse"},
+    "--calib_method=cross_entropy: is for logits alone; name it in a rule of --quant_recipe": {"calib_method": "cross_entropy"},
+    "--calib_order=backwards: must be one of parallel, sequential": {"calib_order": "backwards"},
+    "--calib_order is about calibration: set --do_calib": {"calib_order": "sequential", "do_calib": False, "do_predict": True},
     "--quant_mode=ft9: must be one of ft1": {"quant_mode": "ft9"},
     "--quant_mode sets the placement": {"quant_mode": "ft1", "quantize_residual": True},
     "--quant_another_add_input needs": {"quant_another_add_input": True, "quantize_residual": False},

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tqdm.auto import tqdm
 
 import calib
 from tfquant.agreement import dealt, together
@@ -44,10 +45,10 @@ def calibrate(
     Args:
       model: from `tfquant.quantize`.
       batches: inputs of the model, or (inputs, targets) pairs of which the inputs are taken; sizes and lengths may differ.
-      order: which network runs. `parallel`: the float one, so that no range depends on another; any range can then be estimated
-        anew without data. `sequential`: the one quantized so far, see `tfquant.sequential`: what a site sees has the errors of the
-        quantizers before it. One pass over the batches either way; sequentially a range is searched once a site and batch
-        instead of once a site, and in that of a first batch, of which later sites see the effect, is no other batch.
+      order: which network runs. `parallel`, the default: the float one, so that no range depends on another, batches can be
+        dealt out to processes, and every range estimated anew without data. `sequential`: the one that is quantized with the
+        ranges so far, so that a site sees the errors of the quantizers before it; one pass as well, with a search for the range
+        of every site in every batch, on every rank. See `tfquant.sequential`, and docs/calibration.md for figures.
       mask: name of the input that marks real tokens with nonzero values, [batch, tokens]: padding then stays out of the
         statistics. `auto` takes the first of `input_mask`, `attention_mask`, `padding_mask`, `mask` that the model has; None
         counts padding as well.
@@ -75,7 +76,7 @@ def calibrate(
     collector = ORDERS[order](engine, mask=mask, bins=bins, sample=sample, seed=seed)
     sequential = isinstance(collector, SequentialObservation)
     with together(group, lambda: (0, "the ranges of weights")):
-        entries = _weight_entries(engine, Single() if sequential else group)
+        entries = _weight_entries(engine, Single() if sequential else group, progress and group.rank == 0)
         if sequential:
             collector.set_weights(entries)
     with together(group, lambda: (collector.number, f"calibration batch {collector.number}")):
@@ -148,12 +149,15 @@ def check_batches(batches: Any, what: str = "calibration") -> None:
         raise ValueError(f"{what} takes an iterable of batches, got {type(batches).__name__}")
 
 
-def _weight_entries(engine: Engine, group: Group) -> dict[str, calib.SiteCalibration]:
+def _weight_entries(engine: Engine, group: Group, progress: bool) -> dict[str, calib.SiteCalibration]:
     """This rank's share of the parameter sites, dealt out by size."""
     values = engine.parameter_values()
     sites = [site for site in engine.plan.sites if site.address in values]
     owners = dealt([values[site.address].size for site in sites], group.size)
-    return {s.address: weight_entry(s, values[s.address]) for s, owner in zip(sites, owners, strict=True) if owner == group.rank}
+    own = [site for site, owner in zip(sites, owners, strict=True) if owner == group.rank]
+    # Most methods take no time worth a bar.
+    bar = tqdm(own, "ranges of weights", unit="weight", disable=not progress, delay=2, leave=False)
+    return {site.address: weight_entry(site, values[site.address]) for site in bar}
 
 
 def weight_entry(site: Site, value: np.ndarray) -> calib.SiteCalibration:

@@ -80,7 +80,7 @@ class Observation:
                 valid = self.valid_elements(edge, flat, validity)
                 extremes.append(observer.update(tensor, valid, number)[tf.newaxis])
                 if site.address in self.rows:
-                    rows.append(calib.rows.rows_of(tensor, valid, self.rows[site.address].limit))
+                    rows.append(calib.rows.rows_of(tensor, valid, self.rows[site.address].limit, site.address))
             return tf.concat(extremes, 0), rows
 
         signature = [tf.TensorSpec([], tf.int64), *trace.input_specs]

@@ -77,7 +77,7 @@ class SequentialObservation(Observation):
                     valid = self.valid_elements(edge, flat, validity)
                     extremes[site.address] = observer.update(tensor, valid, number)
                     if site.address in self.rows:
-                        rows[site.address] = calib.rows.rows_of(tensor, valid, self.rows[site.address].limit)
+                        rows[site.address] = calib.rows.rows_of(tensor, valid, self.rows[site.address].limit, site.address)
                     ranges[site.address] = self._range_so_far(site, observer, rows.get(site.address))
                 return _quantized(site, tensor, *ranges[site.address])
 
