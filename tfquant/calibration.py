@@ -19,7 +19,7 @@ from tfquant.observation import Observation
 from tfquant.sequential import SequentialObservation
 from tfquant.spec import Site
 
-ORDERS = {"parallel": Observation, "sequential": SequentialObservation}
+ORDERS = ("parallel", "sequential")
 
 
 def calibrate(
@@ -73,8 +73,9 @@ def calibrate(
     check_batches(batches)
     if order not in ORDERS:
         raise ValueError(f"unknown order {order!r} of calibration; known: {', '.join(ORDERS)}")
-    collector = ORDERS[order](engine, mask=mask, bins=bins, sample=sample, seed=seed)
-    sequential = isinstance(collector, SequentialObservation)
+    sequential = order == "sequential"
+    observation = SequentialObservation if sequential else Observation
+    collector = observation(engine, mask=mask, bins=bins, sample=sample, seed=seed)
     with together(group, lambda: (0, "the ranges of weights")):
         entries = _weight_entries(engine, Single() if sequential else group, progress and group.rank == 0)
         if sequential:
