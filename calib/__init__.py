@@ -1,10 +1,11 @@
 """Range estimation: statistics of tensors, methods that turn them into ranges, and a portable file of both.
 
-Knows nothing of models or recipes. `Observer` is the only part that uses TensorFlow.
+Knows nothing of models or recipes. `Observer` and `DimensionObserver` are the only parts that use TensorFlow.
 """
 
 from calib import methods, rows
 from calib.calibration import Calibration, SiteCalibration
+from calib.dimensions import DimensionObserver
 from calib.errors import (
     CalibrationError,
     CalibrationFileError,
@@ -13,6 +14,7 @@ from calib.errors import (
     NonFiniteError,
 )
 from calib.grid import Grid
+from calib.grouping import Grouping
 from calib.methods import Method
 from calib.observer import Observer
 from calib.statistics import Histogram, Statistics, merge
@@ -22,8 +24,10 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "CalibrationFileError",
+    "DimensionObserver",
     "EmptyStatisticsError",
     "Grid",
+    "Grouping",
     "Histogram",
     "Method",
     "MissingHistogramError",

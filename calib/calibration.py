@@ -10,6 +10,7 @@ import numpy as np
 from calib import storage
 from calib.errors import CalibrationError, MissingHistogramError
 from calib.grid import Grid
+from calib.grouping import Grouping
 from calib.methods import Method
 from calib.statistics import Statistics, merge
 from calib.weights import per_channel_range, weight_statistics
@@ -23,7 +24,8 @@ class SiteCalibration:
         statistics: what was seen.
         method: how the range was chosen.
         grid: the integers it is for.
-        lower, upper: float32, shape () or (C,).
+        lower, upper: float32, shape () or (C,); (groups,) where the dimensions that the statistics are of are grouped.
+        grouping: of the dimensions; None where every one has a range of its own, or the tensor has one.
     """
 
     statistics: Statistics
@@ -31,20 +33,23 @@ class SiteCalibration:
     grid: Grid
     lower: np.ndarray
     upper: np.ndarray
+    grouping: Grouping | None = None
 
     def __post_init__(self):
+        wanted = self.statistics.minimum.shape if self.grouping is None else (self.grouping.groups,)
         for name in ("lower", "upper"):
             value = np.asarray(getattr(self, name), np.float32)
-            if value.shape != self.statistics.minimum.shape:
-                raise ValueError(
-                    f"{name} has shape {list(value.shape)}, the statistics {list(self.statistics.minimum.shape)}"
-                )
+            if value.shape != wanted:
+                raise ValueError(f"{name} has shape {list(value.shape)}, the statistics are for {list(wanted)}")
             object.__setattr__(self, name, value)
 
     @classmethod
-    def estimate(cls, statistics: Statistics, method: Method, grid: Grid, *, address: str = "") -> "SiteCalibration":
+    def estimate(
+        cls, statistics: Statistics, method: Method, grid: Grid, grouping: Grouping | None = None, *, address: str = ""
+    ) -> "SiteCalibration":
         """Chooses the range; errors name ``address``."""
-        return cls(statistics, method, grid, *method.estimate(statistics, grid, site=address))
+        seen = statistics if grouping is None else grouping.reduced(statistics)
+        return cls(statistics, method, grid, *method.estimate(seen, grid, site=address), grouping)
 
     @classmethod
     def of_weight(
@@ -66,6 +71,7 @@ class SiteCalibration:
             and np.array_equal(self.lower, other.lower)
             and np.array_equal(self.upper, other.upper)
             and self.statistics.equals(other.statistics)
+            and (other.grouping is None if self.grouping is None else self.grouping.equals(other.grouping))
         )
 
 
@@ -74,13 +80,18 @@ class Calibration(Mapping[str, SiteCalibration]):
 
     Attributes:
         samples: number of examples that were run through the model.
+        dimensions: address -> statistics of each embedding dimension, [dimensions], of tensors whose sites do not keep
+            them: of sites with one range that were asked for, and of what other sites' dimensions are sorted by.
     """
 
-    def __init__(self, sites: Mapping[str, SiteCalibration], *, samples: int = 0):
+    def __init__(
+        self, sites: Mapping[str, SiteCalibration], *, samples: int = 0, dimensions: Mapping[str, Statistics] | None = None
+    ):
         if samples < 0:
             raise ValueError(f"number of calibration samples must not be negative, got {samples}")
         self._sites = dict(sites)
         self.samples = int(samples)
+        self.dimensions = dict(dimensions or {})
 
     def __getitem__(self, address: str) -> SiteCalibration:
         return self._sites[address]
@@ -101,13 +112,15 @@ class Calibration(Mapping[str, SiteCalibration]):
         """Bit-for-bit equality, the order of sites apart."""
         return (
             self.samples == other.samples
+            and self.dimensions.keys() == other.dimensions.keys()
+            and all(statistics.equals(other.dimensions[address]) for address, statistics in self.dimensions.items())
             and self.keys() == other.keys()
             and all(site.equals(other[address]) for address, site in self.items())
         )
 
     def to_bytes(self) -> bytes:
         """The content of the file `save` writes; the same calibration always gives the same bytes."""
-        return storage.pack(self._sites, self.samples)
+        return storage.pack(self._sites, self.samples, self.dimensions)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, source: str = "calibration data") -> "Calibration":
@@ -121,10 +134,11 @@ class Calibration(Mapping[str, SiteCalibration]):
                     Grid.from_dict(entry["grid"]),
                     arrays[f"{index}/lower"],
                     arrays[f"{index}/upper"],
+                    storage.read_grouping(entry, arrays, index),
                 )
                 for index, entry in enumerate(header["sites"])
             }
-            return cls(sites, samples=header["samples"])
+            return cls(sites, samples=header["samples"], dimensions=storage.read_dimensions(header, arrays))
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes an .npz file (no pickle); an existing file is replaced only when the new one is complete."""
@@ -147,9 +161,12 @@ class Calibration(Mapping[str, SiteCalibration]):
             CalibrationError: a common site has another method or grid, or statistics that do not fit.
         """
         sites = dict(self._sites)
+        dimensions = _merge_dimensions(self, other)
         for address, theirs in other.items():
             sites[address] = _merge_site(address, sites[address], theirs) if address in sites else theirs
-        return Calibration(sites, samples=self.samples + other.samples)
+        merged = Calibration(sites, samples=self.samples + other.samples, dimensions=dimensions)
+        regrouped = {a: _regrouped(a, merged) for a in other if a in self and sites[a].grouping is not None}
+        return Calibration(sites | regrouped, samples=merged.samples, dimensions=dimensions)
 
     def reestimate(self, method: Method | str, address_glob: str = "*", **options: object) -> "Calibration":
         """Chooses the ranges of matching sites with another method, without data.
@@ -181,8 +198,26 @@ class Calibration(Mapping[str, SiteCalibration]):
         sites = dict(self._sites)
         for address in able:
             site = self[address]
-            sites[address] = SiteCalibration.estimate(site.statistics, method, site.grid, address=address)
-        return Calibration(sites, samples=self.samples)
+            sites[address] = SiteCalibration.estimate(site.statistics, method, site.grid, site.grouping, address=address)
+        return Calibration(sites, samples=self.samples, dimensions=self.dimensions)
+
+    def keeps_dimensions(self, address: str) -> bool:
+        """Whether `dimension_statistics` are there for ``address``."""
+        if address in self.dimensions:
+            return True
+        return address in self and self[address].statistics.per_channel and not self[address].statistics.constant
+
+    def dimension_statistics(self, address: str) -> Statistics:
+        """What was seen of each embedding dimension of a site, or of what dimensions are sorted by.
+
+        Raises:
+            CalibrationError: it was not kept for this address.
+        """
+        if self.keeps_dimensions(address):
+            return self.dimensions[address] if address in self.dimensions else self[address].statistics
+        if address not in self:
+            raise CalibrationError(f"no site {address!r}; {self._known()}")
+        raise CalibrationError(f"{address}: ranges of its dimensions were not kept; calibrate with dimensions=True")
 
     def table(self) -> str:
         """All sites, one a line: range, extremes, what was cut, and how the range was chosen."""
@@ -205,8 +240,34 @@ class Calibration(Mapping[str, SiteCalibration]):
         return report.plot_all(self, os.fspath(directory))
 
 
+def _merge_dimensions(ours: Calibration, theirs: Calibration) -> dict[str, Statistics]:
+    """Those that both keep, or of what only one has seen; what one alone has kept of a common site is of a part of the data."""
+    merged = {}
+    for address in ours.dimensions | theirs.dimensions:
+        found = [each.dimensions[address] for each in (ours, theirs) if address in each.dimensions]
+        if len(found) == 2:
+            try:
+                merged[address] = merge(*found)
+            except ValueError as error:
+                raise CalibrationError(f"{address}: {error}") from None
+        elif address not in ours or address not in theirs:
+            merged[address] = found[0]
+    return merged
+
+
+def _regrouped(address: str, calibration: Calibration) -> SiteCalibration:
+    """A site whose dimensions are grouped anew, as what they are sorted by may have other ranges now."""
+    site, order = calibration[address], calibration[address].grouping.order
+    statistics = calibration.dimension_statistics(order) if order else None
+    grouping = Grouping.of(site.grouping.groups, site.grouping.group_of.size, order, statistics)
+    return SiteCalibration.estimate(site.statistics, site.method, site.grid, grouping, address=address)
+
+
 def _merge_site(address: str, ours: SiteCalibration, theirs: SiteCalibration) -> SiteCalibration:
-    for what, a, b in (("method", ours.method, theirs.method), ("grid", ours.grid, theirs.grid)):
+    groupings = [None if site.grouping is None else site.grouping.to_dict() for site in (ours, theirs)]
+    for what, a, b in (
+        ("method", ours.method, theirs.method), ("grid", ours.grid, theirs.grid), ("groups of dimensions", *groupings),
+    ):  # fmt: skip
         if a != b:
             raise CalibrationError(f"{address}: cannot merge {what} {a} with {b}; make them alike first")
     try:
@@ -215,4 +276,4 @@ def _merge_site(address: str, ours: SiteCalibration, theirs: SiteCalibration) ->
         raise CalibrationError(f"{address}: {error}") from None
     if statistics.constant:  # the range came from the values, which both calibrations saw
         return replace(ours, statistics=statistics)
-    return SiteCalibration.estimate(statistics, ours.method, ours.grid, address=address)
+    return SiteCalibration.estimate(statistics, ours.method, ours.grid, ours.grouping, address=address)

@@ -9,6 +9,14 @@ class NonFiniteError(CalibrationError):
     """NaN or Inf was met in calibration data or in a weight."""
 
 
+def nonfinite_batch(name: str, batch: int) -> NonFiniteError:
+    """The error that NaN or Inf in a calibration batch is."""
+    return NonFiniteError(
+        f"{name}: NaN or Inf in calibration batch {batch}; check this batch's inputs and the model's weights, or leave the "
+        "batch out"
+    )
+
+
 class EmptyStatisticsError(CalibrationError):
     """A range was asked of a site that has seen no value."""
 

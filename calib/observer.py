@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from calib import binning, sampling
-from calib.errors import NonFiniteError
+from calib.errors import nonfinite_batch
 from calib.statistics import DECAY, Histogram, Statistics
 from calib.update import BATCHES, COUNT, EXPONENT, NONFINITE, UPDATES, replayed, updated
 
@@ -158,10 +158,7 @@ class Observer:
         """Raises NonFiniteError, naming site and batch, if a batch so far held NaN or Inf."""
         batch = int(self._counters.numpy()[NONFINITE])
         if batch >= 0:
-            raise NonFiniteError(
-                f"{self.name}: NaN or Inf in calibration batch {batch}; check this batch's inputs and the model's "
-                "weights, or leave the batch out"
-            )
+            raise nonfinite_batch(self.name, batch)
 
     def statistics(self) -> Statistics:
         """What was collected so far; NonFiniteError if a batch held NaN or Inf."""

@@ -18,14 +18,14 @@ _COLUMNS = ("site", "method", "grid", "lower", "upper", "minimum", "maximum", "c
 
 
 def table(calibration) -> str:
-    """All sites, one a line; per-channel ranges show their outermost ends."""
+    """All sites, one a line; of several ranges the number and the outermost ends."""
     grid = Table(title=f"{len(calibration)} sites, {calibration.samples} samples")
     for column in _COLUMNS:
         grid.add_column(column, justify="left" if column in ("site", "method", "grid") else "right", no_wrap=True)
     for address, site in calibration.items():
         stats = site.statistics
         cut = clipped_share(stats.histogram, site)
-        channels = f" x{stats.minimum.size}" if stats.per_channel else ""
+        channels = f" x{site.lower.size}" if stats.per_channel else ""
         outermost = (site.lower.min(), site.upper.max(), stats.minimum.min(), stats.maximum.max())
         grid.add_row(
             address,
@@ -95,9 +95,12 @@ def _draw_channels(axes, site) -> None:
     stats = site.statistics
     borders = np.arange(stats.minimum.size + 1) - 0.5
     axes.stairs(stats.maximum, borders, baseline=stats.minimum, fill=True, alpha=0.4, label="extremes")
-    for end, label in ((site.lower, str(site.method)), (site.upper, None)):
+    lower, upper = site.lower, site.upper
+    if site.grouping is not None:
+        lower, upper = lower[site.grouping.group_of], upper[site.grouping.group_of]
+    for end, label in ((lower, str(site.method)), (upper, None)):
         axes.stairs(end, borders, baseline=None, color="tab:red", linewidth=0.7, label=label)
-    axes.set_xlabel("channel")
+    axes.set_xlabel("channel" if stats.constant else "embedding dimension")
     axes.set_ylabel("value")
 
 

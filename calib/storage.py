@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from calib.errors import CalibrationFileError
+from calib.grouping import Grouping
 from calib.statistics import DECAY, Histogram, Statistics
 
 KIND = "tfquant calibration"
 VERSION = 1
+_EXTREMES = ("minimum", "maximum")
 _OPTIONAL = ("ema_minimum", "ema_maximum", "rows")
 _PARSER_ERRORS = (
     ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zlib.error, zipfile.BadZipFile,
@@ -23,7 +25,7 @@ _PARSER_ERRORS = (
 )
 
 
-def pack(sites: Mapping[str, object], samples: int) -> bytes:
+def pack(sites: Mapping[str, object], samples: int, dimensions: Mapping[str, Statistics]) -> bytes:
     """Bytes of a calibration file."""
     entries, arrays = [], {}
     for index, (address, site) in enumerate(sites.items()):
@@ -42,9 +44,18 @@ def pack(sites: Mapping[str, object], samples: int) -> bytes:
         if stats.histogram is not None:
             entry["histogram"] = {"bin_width": stats.histogram.bin_width, "signed": stats.histogram.signed}
             named["counts"] = stats.histogram.counts
+        if site.grouping is not None:
+            entry["grouping"] = site.grouping.to_dict()
+            named["group_of"] = site.grouping.group_of
         entries.append(entry)
         arrays |= {f"{index}/{name}": array for name, array in named.items()}
     header = {"kind": KIND, "version": VERSION, "samples": samples, "sites": entries}
+    if dimensions:
+        header["dimensions"] = [
+            {"address": address, "count": stats.count, "batches": stats.batches} for address, stats in dimensions.items()
+        ]
+        for index, stats in enumerate(dimensions.values()):
+            arrays |= {f"dimensions/{index}/{name}": getattr(stats, name) for name in _EXTREMES}
     stream = io.BytesIO()
     np.savez_compressed(stream, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
     return stream.getvalue()
@@ -81,6 +92,20 @@ def read_statistics(entry: Mapping, arrays: Mapping[str, np.ndarray], index: int
         ema_decay=entry.get("ema_decay", DECAY),  # files of before it could be chosen
         **{name: arrays.get(f"{index}/{name}") for name in _OPTIONAL},
     )
+
+
+def read_grouping(entry: Mapping, arrays: Mapping[str, np.ndarray], index: int) -> Grouping | None:
+    """Groups of the dimensions of site number ``index``, if they are grouped."""
+    return Grouping.from_dict(entry["grouping"], arrays[f"{index}/group_of"]) if "grouping" in entry else None
+
+
+def read_dimensions(header: Mapping, arrays: Mapping[str, np.ndarray]) -> dict[str, Statistics]:
+    """Address -> statistics of dimensions that are kept beside the sites."""
+    found = {}
+    for index, entry in enumerate(header.get("dimensions", [])):
+        extremes = {name: arrays[f"dimensions/{index}/{name}"] for name in _EXTREMES}
+        found[entry["address"]] = Statistics(**extremes, count=entry["count"], batches=entry["batches"])
+    return found
 
 
 @contextlib.contextmanager

@@ -60,7 +60,9 @@ class Settings:
     num_train_samples: int | None = _any(None, "Use only the first rows of the training data.", "same")
     num_val_samples: int | None = _any(None, "Use only the first rows of the data that are scored; of MNLI the matched ones alone.")
 
-    model_name: str | None = _any(None, f"{', '.join(HUB)}: from Hugging Face's hub, unless --model-path is given.", choices=tuple(HUB))
+    model_name: str | None = _any(
+        None, f"{', '.join(HUB)}: from Hugging Face's hub, unless --model-path is given.", choices=tuple(HUB)
+    )
     model_path: str | None = _any(
         None,
         "Folder of a model (config.json, vocabulary, weights). Validation also takes a folder of runs and finds "

@@ -16,6 +16,7 @@ from tasks.glue import synthetic
 from tfquant import checkpoint
 
 TINY = {"num_hidden_layers": 1, "hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 32}
+BASELINE = "--num-epochs 2 --batch-size 8 --learning-rate 1e-3 --max-seq-length 48 --save-model --save-steps 3"
 QUANTIZED = "--qmethod symmetric_uniform --qmethod-act asymmetric_uniform"
 
 
@@ -50,10 +51,8 @@ def baselines(call, untrained, tmp_path_factory):
     """<task>/out of rte and stsb, as validation finds them."""
     folder = tmp_path_factory.mktemp("baselines")
     call(
-        "train-baseline --task rte --task stsb --num-epochs 2 --batch-size 8 --learning-rate 1e-3 --max-seq-length 48 --save-model "
-        "--save-steps 3",
-        model_path=untrained, output_dir=folder,
-    )  # fmt: skip
+        f"train-baseline --task rte --task stsb {BASELINE}", model_path=untrained, output_dir=folder
+    )
     return folder
 
 
@@ -77,7 +76,7 @@ def test_validation_finds_the_models_of_its_tasks_and_scores_them_as_training_di
 
 
 def test_training_goes_on_where_it_stopped_and_ends_with_the_same_weights(call, untrained, baselines, tmp_path):
-    words = "train-baseline --task rte --num-epochs 2 --batch-size 8 --learning-rate 1e-3 --max-seq-length 48 --save-model --save-steps 3"
+    words = f"train-baseline --task rte {BASELINE}"
     shutil.copytree(baselines / "rte", tmp_path / "cut")
     steps = [number for number, _ in checkpoint.steps(tmp_path / "cut")]
     for number in steps:
@@ -92,9 +91,8 @@ def test_training_goes_on_where_it_stopped_and_ends_with_the_same_weights(call, 
 
 
 def test_several_seeds_give_median_and_spread(call, untrained, tmp_path):
-    found = call(
-        "train-baseline --task rte --seed 1 2 3 --max-steps 1 --batch-size 4 --num-val-samples 9", model_path=untrained, output_dir=tmp_path
-    )
+    words = "train-baseline --task rte --seed 1 2 --seed 3 --max-steps 1 --batch-size 4 --num-val-samples 9"
+    found = call(words, model_path=untrained, output_dir=tmp_path)
     scores = [100.0 * float((tmp_path / f"seed_{seed}" / "final_score.txt").read_text()) for seed in (1, 2, 3)]
     assert found == {"rte": round(float(np.median(scores)), 2), "rte_spread": round(max(scores) - min(scores), 2)}
 
@@ -155,7 +153,7 @@ def test_ranges_that_are_not_fixed_follow_and_fixed_ones_stay(call, baselines, t
     ends = {}
     for name, options in (("fixed", "--fix-act-ranges --fix-weight-ranges"), ("following", "")):
         call(
-            f"train-quantized --task rte {QUANTIZED} --batch-size 8 --max-steps 3 --learning-rate 1e-2 --max-seq-length 48 --save-model "
+            f"train-quantized --task rte {QUANTIZED} --batch-size 8 --max-steps 3 --learning-rate 1e-2 --max-seq-length 48 "
             f"--save-steps 1 {options}",
             model_path=baselines / "rte" / "out", output_dir=tmp_path / name,
         )  # fmt: skip
@@ -168,10 +166,12 @@ def test_ranges_that_are_not_fixed_follow_and_fixed_ones_stay(call, baselines, t
 
 
 def test_hyphens_underscores_and_mode_as_an_option_are_the_same():
-    one = command_line.parse("validate-quantized --task RTE --n-bits-act 4 --no-weight-quant --est-ranges-no-pad".split(), "")
-    two = command_line.parse("--task rte --n_bits_act 4 --no_weight_quant --est_ranges_no_pad --mode validate_quantized".split(), "")
+    hyphens = "validate-quantized --task RTE --n-bits-act 4 --no-weight-quant --est-ranges-no-pad"
+    underscores = "--task rte --n_bits_act 4 --no_weight_quant --est_ranges_no_pad --mode validate_quantized"
+    one, two = (command_line.parse(words.split(), "") for words in (hyphens, underscores))
     assert one == two
-    assert (one.mode, one.task, one.n_bits_act, one.weight_quant, one.est_ranges_pad) == ("validate-quantized", ("rte",), 4, False, False)
+    assert (one.mode, one.task, one.n_bits_act) == ("validate-quantized", ("rte",), 4)
+    assert (one.weight_quant, one.est_ranges_pad) == (False, False)
 
 
 def test_options_of_other_modes_are_refused(capsys):
@@ -246,8 +246,8 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
 def test_schedules_rise_to_the_peak_and_follow_their_curve(name):
     rates = [float(schedule(name, 1e-3, 100, 10)(step)) for step in (0, 5, 10, 55, 100)]
     after = {
-        "linear": (1.0, 0.5, 0.0), "cosine": (1.0, 0.5, 0.0), "cosine_with_restarts": (1.0, 1.0, 1.0), "polynomial": (1.0, 0.25, 0.0),
-        "constant": (1.0, 1.0, 1.0), "constant_with_warmup": (1.0, 1.0, 1.0),
+        "linear": (1.0, 0.5, 0.0), "cosine": (1.0, 0.5, 0.0), "cosine_with_restarts": (1.0, 1.0, 1.0),
+        "polynomial": (1.0, 0.25, 0.0), "constant": (1.0, 1.0, 1.0), "constant_with_warmup": (1.0, 1.0, 1.0),
     }[name]  # fmt: skip
     before = (1.0, 1.0) if name == "constant" else (0.0, 0.5)
     np.testing.assert_allclose(np.array(rates) / 1e-3, [*before, *after], atol=1e-6)

@@ -6,6 +6,7 @@ See the README for a tour, `docs/` for the longer texts.
 """
 
 from calib import Calibration
+from calib.outliers import OutlierReport, Outliers, outlier_report
 from tfquant.api import plan, quantize
 from tfquant.calibration import apply, calibrate
 from tfquant.engine import UncalibratedError
@@ -18,6 +19,7 @@ from tfquant.spec import Fuse, QuantSpec, Recipe, Rule, Site
 from tfquant.store import load, save
 
 __all__ = [
-    "Calibration", "Fuse", "QuantSpec", "QuantizedFunction", "QuantizedModel", "Recipe", "Rule", "Site", "UncalibratedError",
-    "apply", "calibrate", "compare", "export", "load", "load_packed", "plan", "quantize", "recipe", "save", "size_report",
+    "Calibration", "Fuse", "OutlierReport", "Outliers", "QuantSpec", "QuantizedFunction", "QuantizedModel", "Recipe", "Rule",
+    "Site", "UncalibratedError", "apply", "calibrate", "compare", "export", "load", "load_packed", "outlier_report", "plan",
+    "quantize", "recipe", "save", "size_report",
 ]  # fmt: skip

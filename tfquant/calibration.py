@@ -33,6 +33,7 @@ def calibrate(
     seed: int = 0,
     progress: bool = True,
     group: Group | None = None,
+    dimensions: bool = False,
 ) -> calib.Calibration:
     """Sets the range of every site from data and switches the model to `quantized`.
 
@@ -58,6 +59,8 @@ def calibrate(
       progress: show a bar; rank 0 alone does.
       group: the processes that share the work, from `tfquant.distributed`; every one must call this with the same weights,
         arguments and sequence of batches. None: this process alone.
+      dimensions: also keep the extremes of every embedding dimension of all activation sites that have such an axis, for
+        `tfquant.outlier_report`. Those whose ranges lie along it are always kept.
 
     Returns:
       The statistics and ranges; a file that can be saved, merged, plotted and estimated again by another method.
@@ -75,7 +78,7 @@ def calibrate(
         raise ValueError(f"unknown order {order!r} of calibration; known: {', '.join(ORDERS)}")
     sequential = order == "sequential"
     observation = SequentialObservation if sequential else Observation
-    collector = observation(engine, mask=mask, bins=bins, sample=sample, seed=seed)
+    collector = observation(engine, mask=mask, bins=bins, sample=sample, seed=seed, dimensions=dimensions)
     with together(group, lambda: (0, "the ranges of weights")):
         entries = _weight_entries(engine, Single() if sequential else group, progress and group.rank == 0)
         if sequential:
@@ -93,10 +96,18 @@ def calibrate(
                 entries[address] = calib.SiteCalibration.estimate(
                     collector.statistics(site, observer), site.spec.method, site.spec.grid, address=address
                 )
+        seen = {address: observer.statistics() for address, observer in collector.dimensions.items()}
+        for site in engine.plan.sites:
+            if site.spec.per_embedding:  # on every rank, as there is nothing to search
+                address = site.address
+                entries[address] = dimension_entry(site, seen)
     if group.size > 1:
         shares = group.gather(calib.Calibration(entries).to_bytes())
         entries = {address: entry for share in shares for address, entry in calib.Calibration.from_bytes(share).items()}
-    calibration = calib.Calibration({address: entries[address] for address in engine.quantizers}, samples=collector.samples)
+    beside = {address: statistics for address, statistics in seen.items() if not _keeps_dimensions(entries.get(address))}
+    calibration = calib.Calibration(
+        {address: entries[address] for address in engine.quantizers}, samples=collector.samples, dimensions=beside
+    )
     engine.apply(calibration)
     model.set_mode("quantized")
     return calibration
@@ -159,6 +170,22 @@ def _weight_entries(engine: Engine, group: Group, progress: bool) -> dict[str, c
     # Most methods take no time worth a bar.
     bar = tqdm(own, "ranges of weights", unit="weight", disable=not progress, delay=2, leave=False)
     return {site.address: weight_entry(site, values[site.address]) for site in bar}
+
+
+def dimension_entry(site: Site, seen: Mapping[str, calib.Statistics]) -> calib.SiteCalibration:
+    """Range of a site along the embedding axis.
+
+    Args:
+      seen: address -> statistics of each dimension, of this site and of what its dimensions are sorted by.
+    """
+    statistics, grouping = seen[site.address], None
+    if site.spec.groups is not None:
+        grouping = calib.Grouping.of(site.spec.groups, site.shape[-1], site.order, seen[site.order] if site.order else None)
+    return calib.SiteCalibration.estimate(statistics, site.spec.method, site.spec.grid, grouping, address=site.address)
+
+
+def _keeps_dimensions(entry: calib.SiteCalibration | None) -> bool:
+    return entry is not None and entry.statistics.per_channel
 
 
 def weight_entry(site: Site, value: np.ndarray) -> calib.SiteCalibration:

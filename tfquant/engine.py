@@ -15,6 +15,7 @@ import tensorflow as tf
 import calib
 from tfquant.distributed import Group
 from tfquant.graph import plan as planning
+from tfquant.graph.embedding import Embedding
 from tfquant.graph.replay import Edits
 from tfquant.graph.roles import Edge, find_roles
 from tfquant.graph.source import Source
@@ -33,6 +34,7 @@ class Engine:
       source: how to call the user's model.
       inference: its trace; `training` is a second one, made when first used.
       plan: the sites.
+      embedding: which edges have an embedding axis.
       quantizers: address of a site -> its state.
       calibration: what the ranges came from, None if they were loaded or not set.
       latent: whether functions for training hold the float network as well, and run it while `quantizing` is false.
@@ -44,6 +46,7 @@ class Engine:
         self.source = source
         self.inference = trace(source)
         self.plan, roles = planning.make_plan(self.inference, recipe)
+        self.embedding = Embedding(self.inference, roles.edges)
         self.latent = False
         self.quantizing = tf.Variable(True, trainable=False, name="quantizing")
         self.range_rate = tf.Variable(1.0, trainable=False, name="range_rate")
@@ -287,9 +290,11 @@ class Engine:
                 f"the calibration has no range for site {missing[0]} ({len(missing)} of {len(self.quantizers)} are missing): "
                 "it was made with another model or recipe; calibrate again"
             )
-        ranges = {}
+        ranges, groups = {}, {}
         for address, quantizer in self.quantizers.items():
             entry, shape = calibration[address], quantizer.site.range_shape
+            _check_grouping(quantizer.site, entry.grouping)
+            groups[address] = None if entry.grouping is None else entry.grouping.group_of
             if entry.lower.size != np.prod(shape, dtype=int):
                 raise ValueError(
                     f"site {address}: the calibration has {entry.lower.size} ranges, the site needs {list(shape)}; calibrate again"
@@ -299,12 +304,24 @@ class Engine:
         before = [(v, v.numpy()) for q in self.quantizers.values() for v in q.variables.values()]
         try:
             for address, quantizer in self.quantizers.items():
-                quantizer.set_range(*ranges[address])
+                quantizer.set_range(*ranges[address], groups[address])
         except ValueError:
             for variable, value in before:
                 variable.assign(value)
             raise
         self.calibration = calibration
+
+
+def _check_grouping(site: Site, found: calib.Grouping | None) -> None:
+    """Raises ValueError if the groups of dimensions in a calibration are not those that a site is to have."""
+    wanted = None if site.spec.groups is None else (site.spec.groups, site.order, site.shape[-1])
+    given = None if found is None else (found.groups, found.order, found.group_of.size)
+    if wanted != given:
+        has, wants = (
+            "no groups of dimensions" if one is None else f"{one[0]} groups of {one[2]} dimensions sorted by {one[1] or 'nothing'}"
+            for one in (given, wanted)
+        )
+        raise ValueError(f"site {site.address}: the calibration has {has}, the recipe wants {wants}: calibrate with this recipe")
 
 
 def _apply_all(sites: list[Site], apply: SiteEdit, tensor: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Observation: the float network run on batches, with an observer at every activation site, in one or several processes."""
+"""Observation: the float network run on batches, with observers at every activation site, in one or several processes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,29 @@ MASK_NAMES = ("input_mask", "attention_mask", "padding_mask", "mask")
 
 
 class Observation:
-    """Observers of all activation sites and the function that feeds them."""
+    """Observers of all activation sites and the function that feeds them.
 
-    def __init__(self, engine: Engine, *, mask: str | None = "auto", bins: int = 2048, sample: int = 65536, seed: int = 0):
+    Attributes:
+      observers: of the sites with one range.
+      dimensions: address -> observer of each embedding dimension: of sites whose ranges lie along it, of what dimensions are sorted
+        by and, where asked for, of all other sites that have such an axis.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        mask: str | None = "auto",
+        bins: int = 2048,
+        sample: int = 65536,
+        seed: int = 0,
+        dimensions: bool = False,
+    ):
         self.engine = engine
-        self.targets = self.find_targets()
+        found = self.find_targets()
+        self.targets = [(site, edge) for site, edge in found.values() if not site.spec.per_embedding]
+        self._along = self._dimension_edges(found, dimensions)
+        self.dimensions = {a: calib.DimensionObserver(a, edge.shape[-1]) for a, edge in self._along.items()}
         self.observers = [
             (site, calib.Observer(
                 site.address, signed=site.spec.grid.two_sided, bins=bins, sample=sample, decay=site.spec.method.decay,
@@ -40,27 +58,38 @@ class Observation:
         ]  # fmt: skip
         limits = {site.address: site.spec.method.rows for site, _ in self.targets}
         self.rows = {address: calib.rows.RowSample(limit) for address, limit in limits.items() if limit}
+        self._edges = [*(edge for _, edge in self.targets), *self._along.values()]
         self.mask_index = _mask_index(engine, mask)
         self.axes = self._token_axes(mask)
         self.samples = 0
         self.number = 0  # of the batch at hand; after the last, how many there were
         self._extremes: dict[int, np.ndarray] = {}  # by batch, of this rank's; filled only where there are other ranks
 
-    def find_targets(self) -> list[tuple[Site, Edge]]:
-        """Every activation site with the edge that is observed."""
+    def find_targets(self) -> dict[str, tuple[Site, Edge]]:
+        """Address of every activation site -> site and the edge that is observed."""
         found: dict[str, tuple[Site, Edge]] = {}
         for site, edge in self.engine.placements():
             if not edge.parameter:
                 _check_method(site)
                 found.setdefault(site.address, (site, edge))
-        return list(found.values())
+        return found
+
+    def _dimension_edges(self, found: dict[str, tuple[Site, Edge]], everywhere: bool) -> dict[str, Edge]:
+        """Address -> edge of everything whose dimensions are observed."""
+        edges = {address: edge for address, (site, edge) in found.items() if site.spec.per_embedding}
+        if everywhere:
+            edges |= {address: edge for address, (_, edge) in found.items() if not self.engine.embedding.refusal(edge)}
+        for site, _ in found.values():
+            if site.order:
+                edges.setdefault(site.order, self.engine.edges()[site.order])
+        return edges
 
     def _token_axes(self, mask: str | None) -> dict[str, TokenAxes]:
-        if self.mask_index is None or not self.targets:
+        if self.mask_index is None or not self._edges:
             return {}
         trace = self.engine.inference
         try:
-            return token_axes(trace, trace.inputs[self.mask_index], [edge.tensor for _, edge in self.targets])
+            return token_axes(trace, trace.inputs[self.mask_index], [edge.tensor for edge in self._edges])
         except Exception as error:
             raise ValueError(
                 f"cannot tell where padding lies in this model's tensors ({type(error).__name__}: {error}); calibrate with "
@@ -73,14 +102,16 @@ class Observation:
         trace = self.engine.inference
 
         def observe(number, *flat):
-            tensors = trace.emit(list(flat), targets=[edge.tensor for _, edge in self.targets])
+            tensors = trace.emit(list(flat), targets=[edge.tensor for edge in self._edges])
             validity: dict[TokenAxes, tf.Tensor | None] = {}
             extremes, rows = [tf.zeros([0, 2])], []
-            for (site, observer), (_, edge), tensor in zip(self.observers, self.targets, tensors, strict=True):
+            for observer, edge, tensor in zip(self.all_observers(), self._edges, tensors, strict=True):
                 valid = self.valid_elements(edge, flat, validity)
-                extremes.append(observer.update(tensor, valid, number)[tf.newaxis])
-                if site.address in self.rows:
-                    rows.append(calib.rows.rows_of(tensor, valid, self.rows[site.address].limit, site.address))
+                seen = observer.update(tensor, valid, number)
+                if seen is not None:
+                    extremes.append(seen[tf.newaxis])
+                if observer.name in self.rows and isinstance(observer, calib.Observer):
+                    rows.append(calib.rows.rows_of(tensor, valid, self.rows[observer.name].limit, observer.name))
             return tf.concat(extremes, 0), rows
 
         signature = [tf.TensorSpec([], tf.int64), *trace.input_specs]
@@ -101,6 +132,9 @@ class Observation:
         found = observer.statistics()
         return dataclasses.replace(found, rows=self.rows[site.address].values) if site.address in self.rows else found
 
+    def all_observers(self) -> list[calib.Observer | calib.DimensionObserver]:
+        return [*(observer for _, observer in self.observers), *self.dimensions.values()]
+
     def run(self, batches: Iterable[Any], progress: bool, group: Group | None = None) -> None:
         """Observes the batches that fall to this rank; with several ranks, `join` must follow."""
         group = group or Single()
@@ -115,7 +149,7 @@ class Observation:
                 if group.size > 1:
                     self._extremes[number] = extremes.numpy()
             self.number = number + 1
-        if self.number == 0 and self.observers:
+        if self.number == 0 and self._edges:
             raise ValueError("no calibration batch was given: pass at least one")
 
     def _observe(self, batch: Any) -> tf.Tensor:
@@ -126,7 +160,7 @@ class Observation:
             raise ValueError(f"calibration batch {self.number}: {one_line(error)}") from error
         extremes, rows = self.function(tf.constant(self.number, tf.int64), *flat)
         self.samples += int(flat[0].shape[0]) if flat and flat[0].shape.rank else 1
-        for _, observer in self.observers:
+        for observer in self.all_observers():
             observer.check()
         for sample, found in zip(self.rows.values(), rows, strict=True):
             sample.add(self.number, found.numpy())
@@ -149,12 +183,17 @@ class Observation:
             observer.join([(rank["counters"][index], rank["counts"][index]) for rank in ranks], extremes[:, index])
         for index, sample in enumerate(self.rows.values()):
             sample.join([(rank[f"rows_{index}"], rank[f"row_numbers_{index}"]) for rank in ranks])
+        for index, observer in enumerate(self.dimensions.values()):
+            observer.join([(rank[f"dimension_counters/{index}"], rank[f"dimension_extremes/{index}"]) for rank in ranks])
         self.samples = sum(int(rank["samples"]) for rank in ranks)
 
     def _packed(self) -> bytes:
         tallies = [observer.tallies() for _, observer in self.observers]
         rows = {f"rows_{index}": sample.values for index, sample in enumerate(self.rows.values())}
         rows |= {f"row_numbers_{index}": sample.numbers for index, sample in enumerate(self.rows.values())}
+        dimensions = {}
+        for index, observer in enumerate(self.dimensions.values()):
+            dimensions[f"dimension_counters/{index}"], dimensions[f"dimension_extremes/{index}"] = observer.tallies()
         file = io.BytesIO()
         np.savez_compressed(
             file,
@@ -165,6 +204,7 @@ class Observation:
             samples=np.int64(self.samples),
             total=np.int64(self.number),
             **rows,
+            **dimensions,
         )
         return file.getvalue()
 

@@ -10,6 +10,8 @@ from tfquant.distributed import Group, Single
 from tfquant.learned import PARAMETRIZATIONS, LearnedRange
 from tfquant.spec import Site
 
+GROUP_OF = "group_of"
+
 
 class UncalibratedError(RuntimeError):
     """A site was asked to quantize before it had a range."""
@@ -20,6 +22,7 @@ class Quantizer:
 
     Attributes:
       site: what is quantized and how.
+      group_of: int32 [embedding size], the group whose range each dimension has; -1 until known. None where none are grouped.
       learned: the trainable variables of a range that is learned, else None.
       group: the processes whose batches a moving average follows together.
 
@@ -45,12 +48,17 @@ class Quantizer:
         else:
             unset = np.full(site.range_shape, np.nan, np.float32)
             self._ends = {end: tf.Variable(unset, trainable=False, name=f"{site.address}/{end}") for end in ("lower", "upper")}
+        self.group_of: tf.Variable | None = None
+        if spec.groups is not None:
+            ungrouped = np.full(site.shape[-1], -1, np.int32)
+            self.group_of = tf.Variable(ungrouped, trainable=False, name=f"{site.address}/{GROUP_OF}")
         self._calibrated = False
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
-        """All state by name: `lower` and `upper`, or what is learned in their place; NaN until a range is known."""
-        return self._ends if self.learned is None else self.learned.variables
+        """All state by name: `lower` and `upper`, or what is learned in their place, NaN until known; and `group_of`."""
+        ends = self._ends if self.learned is None else self.learned.variables
+        return ends if self.group_of is None else ends | {GROUP_OF: self.group_of}
 
     @property
     def lower(self) -> tf.Variable | tf.Tensor:
@@ -62,19 +70,29 @@ class Quantizer:
         """Upper end, like `lower`."""
         return self._ends["upper"] if self.learned is None else self.learned.ends()[1]
 
+    def ends(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """(lower, upper), one value for each index along `site.channel_axes`: dimensions of a group repeat its range."""
+        return self._spread(self.lower), self._spread(self.upper)
+
+    def _spread(self, value: tf.Variable | tf.Tensor) -> tf.Tensor:
+        value = tf.convert_to_tensor(value)
+        return value if self.group_of is None else _of_groups(value, self.group_of)
+
     @property
     def calibrated(self) -> bool:
         """Whether the range is known. Asked before every call, so that a yes is remembered."""
         if not self._calibrated:
             with tf.init_scope():  # also while a function is traced
-                self._calibrated = all(np.isfinite(v.numpy()).all() for v in self.variables.values())
+                known = all(np.isfinite(v.numpy()).all() for v in self.variables.values())
+                self._calibrated = known and (self.group_of is None or bool((self.group_of.numpy() >= 0).all()))
         return self._calibrated
 
-    def set_range(self, lower, upper) -> None:
+    def set_range(self, lower, upper, group_of=None) -> None:
         """Assigns the range.
 
         Args:
           lower, upper: finite, `lower <= upper`, of `site.range_shape`, magnitudes at most `qdq.LARGEST_AMAX`.
+          group_of: where dimensions are grouped, int32 [embedding size], the group of each: equally many in every one.
 
         Raises:
           ValueError: they are not.
@@ -94,23 +112,37 @@ class Quantizer:
                 f"site {self.site.address}: range {lower.min():.6g} ... {upper.max():.6g} is too wide for float32: a mask "
                 "or an overflow is in the data; leave the site in float with a rule whose spec is null"
             )
+        self._set_groups(group_of)
         if self.learned is not None:
             self.learned.set_range(lower, upper)
         else:
             self._ends["lower"].assign(lower)
             self._ends["upper"].assign(upper)
 
+    def _set_groups(self, group_of) -> None:
+        if (group_of is None) != (self.group_of is None):
+            has, needs = ("no groups", "them") if group_of is None else ("groups of dimensions", "none")
+            raise ValueError(f"site {self.site.address}: range has {has}, the site needs {needs}")
+        if group_of is None:
+            return
+        group_of, groups = np.asarray(group_of, np.int32), self.site.spec.groups
+        size = self.site.shape[-1]
+        if group_of.shape != (size,) or not np.array_equal(np.sort(group_of), np.arange(size) * groups // size):
+            raise ValueError(f"site {self.site.address}: group_of must deal {size} dimensions out to {groups} groups of equal size")
+        self.group_of.assign(group_of)
+
     def __call__(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """QDQ of `x` with the current range, in the current graph. In training a moving range takes note of `x` before."""
         spec, axes = self.site.spec, self.site.channel_axes
         strict = spec.ste == "strict"
         if self.learned is None:
-            lower, upper = self._moved(x) if training and spec.update == "moving_average" else (self.lower, self.upper)
+            lower, upper = self._moved(x) if training and spec.update == "moving_average" else self.ends()
             return qdq.quantize_dequantize(x, lower, upper, spec.grid, axes, strict=strict)
         elements = tf.size(x) // int(np.prod(self.site.range_shape, dtype=int))
         if not self.site.is_weight and x.shape.rank:  # the source counts an activation's elements in one example
             elements //= tf.maximum(tf.shape(x)[0], 1)
         lower, upper = self.learned.ends(elements)
+        lower, upper = self._spread(lower), self._spread(upper)
         gradient = self.learned.parametrization.gradient
         return qdq.quantize_dequantize(x, lower, upper, spec.grid, axes, strict=strict, range_gradient=gradient)
 
@@ -119,6 +151,9 @@ class Quantizer:
         x = tf.cast(tf.stop_gradient(x), tf.float32)
         axes = [axis for axis in range(x.shape.rank) if axis not in self.site.channel_axes]
         lowest, highest = tf.reduce_min(x, axes), tf.reduce_max(x, axes)
+        if self.group_of is not None:
+            lowest = tf.math.unsorted_segment_min(lowest, self.group_of, self.site.spec.groups)
+            highest = tf.math.unsorted_segment_max(highest, self.group_of, self.site.spec.groups)
         if not self.site.is_weight:  # these are the same on all ranks
             lowest, highest = self.group.extremes(lowest, highest)
         ends = {"lower": lowest, "upper": highest}
@@ -132,4 +167,15 @@ class Quantizer:
             if self._rate is not None:
                 moved = tf.where(self._rate > 0.0, moved, variable)
             ends[name] = variable.assign(moved, read_value=True)
-        return tf.convert_to_tensor(ends["lower"]), tf.convert_to_tensor(ends["upper"])
+        return self._spread(ends["lower"]), self._spread(ends["upper"])
+
+
+def _of_groups(value: tf.Tensor, group_of: tf.Variable) -> tf.Tensor:
+    """[groups] -> [dimensions]. TensorFlow's own gradient of it is a sparse one, which it then makes dense with a warning."""
+    group_of, groups = tf.convert_to_tensor(group_of), value.shape[0]
+
+    @tf.custom_gradient
+    def gathered(value):
+        return tf.gather(value, group_of), lambda dy: tf.math.unsorted_segment_sum(dy, group_of, groups)
+
+    return gathered(value)

@@ -42,14 +42,23 @@ class SequentialObservation(Observation):
         ranges = {a: (e.lower.reshape(shapes[a]), e.upper.reshape(shapes[a])) for a, e in entries.items()}
         self._weights = fused_ranges([site for site in self.engine.plan.sites if site.address in ranges], ranges)
 
-    def find_targets(self) -> list[tuple[Site, Edge]]:
-        """Of the edges that share a site the first one in the graph: where replaying meets it."""
+    def find_targets(self) -> dict[str, tuple[Site, Edge]]:
+        """Of the edges that share a site the first one in the graph: where replaying meets it.
+
+        Raises:
+          ValueError: the ranges of a site lie along the embedding axis.
+        """
         order = {address: index for index, address in enumerate(self.engine.edges())}
         found: dict[str, tuple[Site, Edge]] = {}
-        for site, _ in super().find_targets():
+        for address, (site, _) in super().find_targets().items():
+            if site.spec.per_embedding:
+                raise ValueError(
+                    f"site {address}: {site.spec.granularity} ranges are not estimated in sequential order: calibrate with "
+                    "order='parallel'"
+                )
             first = min(site.members, key=order.__getitem__)
-            found[site.address] = (site, self.engine.edges()[first])
-        return list(found.values())
+            found[address] = (site, self.engine.edges()[first])
+        return found
 
     def run(self, batches: Iterable[Any], progress: bool, group: Group | None = None) -> None:
         """Observes all batches, on every rank: each of them depends on those before."""

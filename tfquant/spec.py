@@ -32,7 +32,9 @@ ROLES = (
     # Tensors where they are produced (tfquant.graph.produced).
     "layer_output", "attention_output", "embedding_sum", "layernorm_weight", "position_embedding",
 )  # fmt: skip
-GRANULARITIES = ("per_tensor", "per_channel")
+GRANULARITIES = ("per_tensor", "per_channel", "per_embedding", "per_embedding_group")
+PER_EMBEDDING = ("per_embedding", "per_embedding_group")
+PERMUTES = ("none", "own", "shared")
 PARAMETER_ROLES = ("weight", "embedding", "bias", "layernorm_weight", "position_embedding")
 STES = ("inclusive", "strict")
 UPDATES = ("frozen", "lsq", "tqt", "pact", "moving_average")
@@ -44,7 +46,14 @@ class QuantSpec:
 
     Attributes:
       format: name of a number format, see `tfquant.formats`.
-      granularity: `per_tensor`, or `per_channel` (one range for each output channel; weights only).
+      granularity: `per_tensor`; `per_channel` (one range for each output channel; weights only); of activations `per_embedding`
+        (one range for each index of the last axis) or `per_embedding_group` (one for each of `groups` groups of such indices).
+        Bondarenko et al. 2021, arXiv:2109.12948, section 4.
+      groups: K of `per_embedding_group`, at least 1, a divisor of the embedding size; None elsewhere.
+      permute: how its indices are dealt out to groups of equal size. `none`: in their order. `own`: sorted by the width of their
+        ranges, so that outliers share a group. `shared`: sorted likewise, by the output of the feed-forward part of the encoder
+        layer the tensor belongs to, so that all operands of a layer have the same groups; planning turns it to `own` for tensors
+        outside of all layers.
       symmetric: range -amax..amax with zero point 0; otherwise min..max with a zero point.
       narrow_range: symmetric signed grids leave the lowest code out (-127..127).
       unsigned: True spends all codes on values >= 0; `"auto"` does so exactly where the graph shows that the tensor cannot be
@@ -57,7 +66,9 @@ class QuantSpec:
     """
 
     format: str = "int8"
-    granularity: Literal["per_tensor", "per_channel"] = "per_tensor"
+    granularity: Literal["per_tensor", "per_channel", "per_embedding", "per_embedding_group"] = "per_tensor"
+    groups: int | None = None
+    permute: Literal["none", "own", "shared"] = "none"
     symmetric: bool = True
     narrow_range: bool = True
     unsigned: bool | Literal["auto"] = False
@@ -83,6 +94,29 @@ class QuantSpec:
             raise ValueError(f"unsigned must be true, false or 'auto', got {self.unsigned!r}")
         if not isinstance(self.method, calib.Method):
             object.__setattr__(self, "method", _method(self.method))
+        self._check_embedding()
+
+    def _check_embedding(self) -> None:
+        """Raises ValueError where granularity, groups, permute and method do not go together."""
+        grouped = self.granularity == "per_embedding_group"
+        if self.permute not in PERMUTES:
+            raise ValueError(f"unknown permute {self.permute!r}; known: {', '.join(PERMUTES)}")
+        if grouped and (isinstance(self.groups, bool) or not isinstance(self.groups, int) or self.groups < 1):
+            raise ValueError(f"per_embedding_group needs groups, an integer of at least 1, got {self.groups!r}")
+        if not grouped and (self.groups is not None or self.permute != "none"):
+            raise ValueError(
+                f"groups and permute belong to granularity per_embedding_group, got {self.granularity} with groups "
+                f"{self.groups!r}, permute {self.permute!r}"
+            )
+        if self.granularity in PER_EMBEDDING and self.method.name != "max":
+            raise ValueError(
+                f"{self.granularity} keeps the extremes of each dimension, no histogram: its method must be max, got {self.method}"
+            )
+
+    @property
+    def per_embedding(self) -> bool:
+        """Whether ranges lie along the embedding axis, one for each index or group of indices."""
+        return self.granularity in PER_EMBEDDING
 
     @property
     def grid(self) -> Grid:
@@ -92,17 +126,22 @@ class QuantSpec:
         )
 
     def describe(self) -> str:
-        """A few words for tables: `int8 per_channel symmetric max`."""
+        """A few words for tables: `int8 per_channel symmetric max`, `int8 per_embedding_group 6 (shared order) asymmetric max`."""
         kind = "symmetric" if self.symmetric else "asymmetric"
         if self.symmetric and self.unsigned is True:
             kind = "unsigned"
         elif self.symmetric and not self.narrow_range:
             kind = "symmetric full"
-        return f"{self.format} {self.granularity} {kind} {self.method}"
+        groups = "" if self.groups is None else f" {self.groups}"
+        order = "" if self.permute == "none" else f" ({self.permute} order)"
+        return f"{self.format} {self.granularity}{groups}{order} {kind} {self.method}"
 
     def to_dict(self) -> dict[str, Any]:
         options = {k: v.item() if isinstance(v, np.generic) else v for k, v in self.method.to_dict().items()}
-        return {**fields.public_fields(self), "method": options}
+        data = {**fields.public_fields(self), "method": options}
+        if self.groups is None:  # nor has it an order then
+            del data["groups"], data["permute"]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> QuantSpec:
@@ -397,10 +436,12 @@ class Site:
       spec: how it is quantized, `unsigned="auto"` resolved.
       rule: name of the rule that decided.
       shape: static shape of the tensor, None for sizes not known.
-      channel_axes: axes of the tensor with their own range (empty for `per_tensor`).
+      channel_axes: axes of the tensor with their own range (empty for `per_tensor`); the last one where ranges lie along the
+        embedding.
       members: addresses of all edges it quantizes, its own included: more than one where consumers share a range.
       enabled: False where the recipe's `disable` matched: the range exists, but nothing is rounded.
       group: sites of one group get a common range (Fuse); empty for none.
+      order: address of the edge by whose ranges the embedding dimensions are sorted into groups; empty where they are not sorted.
     """
 
     role: str
@@ -413,6 +454,7 @@ class Site:
     members: tuple[str, ...] = ()
     enabled: bool = True
     group: str = ""
+    order: str = ""
 
     @property
     def address(self) -> str:
@@ -424,6 +466,9 @@ class Site:
 
     @property
     def range_shape(self) -> tuple[int, ...]:
+        """Shape of either end of the range: `[groups]` where dimensions are grouped, else the sizes of `channel_axes`."""
+        if self.spec.groups is not None:
+            return (self.spec.groups,)
         return tuple(self.shape[axis] for axis in self.channel_axes)
 
 

@@ -16,6 +16,7 @@ from tfquant.calibration import engine_of
 from tfquant.engine import Engine
 from tfquant.graph.source import source_of
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
+from tfquant.quantizer import GROUP_OF
 from tfquant.spec import Recipe, Site
 
 # Everything that is not a weight of the model lies below this prefix.
@@ -29,7 +30,8 @@ def save(model: QuantizedModel | QuantizedFunction, prefix: str | os.PathLike, e
     """Writes a TensorFlow checkpoint that `tf.train.load_checkpoint` reads.
 
     Weights keep their own names (`bert/encoder/layer_0/.../kernel`); ranges are `tfquant/ranges/<site address>/lower` and
-    `.../upper`, the recipe is `tfquant/recipe`. A kill or full disk while writing leaves the previous checkpoint loadable.
+    `.../upper` (and `.../group_of`, the group of each dimension, where such share a range), the recipe is `tfquant/recipe`. A kill
+    or full disk while writing leaves the previous checkpoint loadable.
 
     Args:
       prefix: path without suffix, for example `out/model.ckpt-calibrated`.
@@ -93,7 +95,8 @@ def load(
     for address, quantizer in quantized._engine.quantizers.items():
         lower, upper = (saved[range_name(renamed[address], end)] for end in ("lower", "upper"))
         if np.isfinite(lower).all() and np.isfinite(upper).all():
-            quantizer.set_range(lower, upper)
+            name = range_name(renamed[address], GROUP_OF)
+            quantizer.set_range(lower, upper, saved[name] if name in saved else None)
         if all(range_name(renamed[address], name) in saved for name in quantizer.variables):
             for name, variable in quantizer.variables.items():
                 variable.assign(saved[range_name(renamed[address], name)])

@@ -111,6 +111,37 @@ def test_a_bert_with_padding():
         assert_same(alone, calibration)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_groups_of_dimensions_and_ranges_of_each_are_those_of_one_process(models, size):
+    groups = QuantSpec(granularity="per_embedding_group", groups=3, permute="own", symmetric=False)
+    each = QuantSpec(granularity="per_embedding")
+    rules = (Rule(groups, "linear_input", path="first*"), Rule(each, "linear_input", path="second*"))
+    recipe, batches = Recipe(rules, name="along"), [b * np.float32([1, 1, 9, 1, 1, 4]) for b in make_batches()]
+    quantized = [tfquant.quantize(model, recipe) for model in models[: size + 1]]
+    alone = tfquant.calibrate(quantized[-1], batches, progress=False, dimensions=True)
+    shared = on_ranks(
+        size, lambda g: tfquant.calibrate(quantized[g.rank], batches, progress=False, group=g, dimensions=True)
+    )
+    for rank, calibration in enumerate(shared):
+        assert_same(alone, calibration)
+        np.testing.assert_array_equal(quantized[rank](batches[0]), quantized[-1](batches[0]))
+    address = "first:linear_input:input"
+    rows = np.concatenate(batches)
+    np.testing.assert_array_equal(alone[address].statistics.maximum, rows.max(0))
+    order = np.argsort(rows.max(0) - rows.min(0))
+    np.testing.assert_array_equal(np.argsort(alone[address].grouping.group_of, kind="stable"), np.sort(order.reshape(3, 2)).ravel())
+
+
+def test_dimensions_of_sites_with_one_range_are_those_of_one_process(models):
+    quantized = [tfquant.quantize(model, RECIPE) for model in models[:3]]
+    alone = tfquant.calibrate(quantized[2], make_batches(), sample=SAMPLE, progress=False, dimensions=True)
+    assert len(alone.dimensions) == 2
+    for calibration in on_ranks(2, lambda g: tfquant.calibrate(
+        quantized[g.rank], make_batches(), sample=SAMPLE, progress=False, dimensions=True, group=g
+    )):  # fmt: skip
+        assert_same(alone, calibration)
+
+
 def failures(models, size, batches_of):
     """The error on each rank; also that no rank's ranges changed."""
     quantized = [tfquant.quantize(model, RECIPE) for model in models[:size]]

@@ -20,7 +20,7 @@ class Affine:
     """value = scale · (code - zero), codes from `grid.qmin` to `grid.qmax`.
 
     Attributes:
-      scale: float32 of the site's range shape, above 0.
+      scale: float32, above 0; one for each index along `axes`.
       zero: int32 of that shape.
       grid: the codes in use.
       axes: axes of the tensor that have a scale of their own.
@@ -36,7 +36,7 @@ class Affine:
         """Of a site with its current range."""
         grid = site.spec.grid
         if grid.symmetric:
-            lower, upper = (np.asarray(end, np.float32) for end in (quantizer.lower, quantizer.upper))
+            lower, upper = (np.asarray(end, np.float32) for end in quantizer.ends())
             width = np.maximum(np.maximum(np.abs(lower), np.abs(upper)), np.float32(qdq.SMALLEST_AMAX))
         else:
             lower, width = _zero_in_range(quantizer, grid)
@@ -79,10 +79,9 @@ def _zero_in_range(quantizer: Quantizer, grid: Grid) -> tuple[np.ndarray, np.nda
     In a graph, as there a division by a constant becomes a product with its reciprocal: the step differs in its last bit, and with
     a range that mirrors itself the zero point by one.
     """
-    shape = np.shape(quantizer.lower)
-    spec = tf.TensorSpec(shape, tf.float32)
+    ends = quantizer.ends()
+    spec = tf.TensorSpec(ends[0].shape, tf.float32)
     move = functools.partial(qdq.zero_in_range, grid=grid)
     function = tf.function(move, autograph=False, input_signature=[spec, spec])
-    ends = (tf.convert_to_tensor(end) for end in (quantizer.lower, quantizer.upper))
     lower, width = function.get_concrete_function()(*ends)
     return lower.numpy(), width.numpy()

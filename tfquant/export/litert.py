@@ -32,10 +32,11 @@ def write(order: Order, path: str) -> None:
     """Writes a `.tflite` file with one signature: named inputs to named outputs, both as the model has them, open sizes open.
 
     Raises:
-      ExportError: a site has a format without kernels, or an operation no counterpart in LiteRT.
+      ExportError: a site has a format or granularity without kernels, or an operation no counterpart in LiteRT.
     """
     engine, interface = order.engine, order.interface
     order.check_types("LiteRT does not")
+    order.check_ranges("LiteRT")
     sites = order.sites()
     quantizers, rewriting = _Quantizers(engine, sites), Rewriting(engine, order.mode)
     module = tf.Module()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from tfquant.export.onnx_regions import WANTED_SHAPE
 
 # First opset in which DequantizeLinear takes the type.
 _INT4_OPSET, _INT16_OPSET = 21, 21
+_VIEWS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity"})
 
 
 def insert(
@@ -43,6 +44,8 @@ def insert(
     nodes = list(model.graph.node)
     uses = collections.Counter(name for node in nodes for name in node.input)
     makers = {output: node for node in nodes for output in node.output}
+    activations = affines.keys() - parameters.keys() - tables.keys()
+    factors = _factors_in_float(nodes, {address for address in activations if affines[address].axes})
     del model.graph.node[:]
     for node in nodes:
         if not is_site(node):
@@ -55,7 +58,7 @@ def insert(
             wanted = next((tuple(a.ints) for a in node.attribute if a.name == WANTED_SHAPE), None)
             if wanted is not None:
                 values, affine = values.reshape(wanted), affine.of_matrix(values.shape, wanted)
-            writer.stored(address, node.output[0], affine, values, shared)
+            writer.stored(address, node.output[0], affine, values, shared, kept=node.output[0] in factors)
         elif address in tables and (lookup := makers.get(node.input[0])) is not None and lookup.op_type == "Gather":
             writer.looked_up(address, lookup, node.output[0], affines[address], tables[address])
         else:
@@ -65,6 +68,23 @@ def insert(
     del model.opset_import[:]
     model.opset_import.extend(kept)
     prune(model)
+
+
+def _factors_in_float(nodes: Iterable[Any], along: set[str]) -> set[str]:
+    """Tensors that are multiplied with what a site of `along` rounds: with several scales it is no product of integers."""
+    rounded: set[str] = set()
+    factors: set[str] = set()
+    for node in nodes:  # in order of computation
+        if is_site(node):
+            if address_of(node) in along:
+                rounded.add(node.output[0])
+        elif node.op_type in _VIEWS and node.input[0] in rounded:
+            rounded.add(node.output[0])
+        elif node.op_type in ("MatMul", "Gemm"):
+            one, other = node.input[:2]
+            factors |= {other} if one in rounded else set()
+            factors |= {one} if other in rounded else set()
+    return factors
 
 
 class _Writer:
@@ -79,7 +99,8 @@ class _Writer:
         self._uses: dict[str, int] = {}
 
     def rounded(self, address: str, source: str, target: str, affine: Affine) -> None:
-        """Q and DQ of an activation; codes that its integer type has but its grid has not are cut off before.
+        """Q and DQ of an activation; codes that its integer type has but its grid has not are cut off before. Ranges along an axis
+        lie along the last one.
 
         Signed bytes are written as unsigned ones, the same values: that is what ONNX Runtime's kernels multiply with signed weights
         (and from opset 21 on it fails where it rewrites signed ones by itself).
@@ -89,19 +110,37 @@ class _Writer:
         kind = self._type(address, affine)
         scale, zero = self._scale(address, affine, kind)
         low, high = _limits(kind)
+        ends = [affine.scale * (code - affine.zero).astype(np.float32) for code in (affine.grid.qmin, affine.grid.qmax)]
+        if affine.axes:
+            self._rounded_along(name, source, target, scale, zero, ends)
+            return
         # One code more than a narrow grid has is let pass: cutting it off would cost a node at every site.
         if affine.grid.qmax < high or affine.grid.qmin > low + 1:
-            ends = [
-                affine.scale * (code - affine.zero).astype(np.float32) for code in (affine.grid.qmin, affine.grid.qmax)
-            ]
             limits = [self._initializer(f"{name}/{end}", value) for end, value in zip(("lower", "upper"), ends, strict=True)]
             self._node("Clip", [source, *limits], f"{name}/clipped")
             source = f"{name}/clipped"
         self._node("QuantizeLinear", [source, scale, zero], f"{name}/codes")
         self._node("DequantizeLinear", [f"{name}/codes", scale, zero], target, name=f"{name}/dequantized")
 
-    def stored(self, address: str, target: str, affine: Affine, values: np.ndarray, shared: bool) -> None:
+    def _rounded_along(
+        self, name: str, source: str, target: str, scale: str, zero: str, ends: list[np.ndarray]
+    ) -> None:
+        """Q and DQ with one scale for each index of the last axis.
+
+        The ends cut off what the grid has not; and beside operations that compute in integers ONNX Runtime 1.32 takes such a pair
+        for one with a single scale and fails, but not where an operation lies between.
+        """
+        lower, upper = (self._initializer(f"{name}/{end}", value) for end, value in zip(("lower", "upper"), ends, strict=True))
+        self._node("Max", [source, lower], f"{name}/clipped")
+        self._node("QuantizeLinear", [f"{name}/clipped", scale, zero], f"{name}/codes", axis=-1)
+        self._node("DequantizeLinear", [f"{name}/codes", scale, zero], f"{name}/dequantized", axis=-1)
+        self._node("Min", [f"{name}/dequantized", upper], target, name=f"{name}/cut")
+
+    def stored(self, address: str, target: str, affine: Affine, values: np.ndarray, shared: bool, kept: bool = False) -> None:
         """A parameter as codes and a DQ; several channel axes are one while it is scaled.
+
+        Where it is `kept` in float an operation without effect follows: of a DQ and a product with a float tensor ONNX Runtime 1.32
+        makes an operation of its own, which rounds that tensor to 8 bits, with ranges it finds by itself.
 
         Bytes that several products share are unsigned: ONNX Runtime 1.32 fails where it rewrites shared signed ones for processors
         without VNNI.
@@ -109,6 +148,7 @@ class _Writer:
         if shared:
             affine = self._in_bytes(affine)
         kind, name = self._type(address, affine), self._unique(address)
+        result, target = target, f"{name}/kept" if kept else target
         codes, axis = affine.encode(values), affine.axes[0] if affine.axes else None
         flat = len(affine.axes) > 1
         if flat:
@@ -124,6 +164,9 @@ class _Writer:
         if flat:
             shape = self._initializer(f"{address}/shape", np.array(values.shape, np.int64))
             self._node("Reshape", [dequantized, shape], target)
+        if kept:
+            lowest = self._initializer("lowest float", np.array(np.finfo(np.float32).min, np.float32))
+            self._node("Max", [target, lowest], result, name=f"{name}/float")
 
     def looked_up(self, address: str, lookup: Any, target: str, affine: Affine, values: np.ndarray) -> None:
         """Rows of a table of codes, and their DQ, in place of rows of the float table."""

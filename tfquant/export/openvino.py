@@ -16,7 +16,8 @@ def write(order: Order, path: str) -> None:
 
     Raises:
       ModuleNotFoundError: OpenVINO is not installed.
-      ExportError: something of the model has no counterpart in ONNX, from which OpenVINO reads it.
+      ExportError: an activation has several ranges, or something of the model has no counterpart in ONNX, from which OpenVINO reads
+        it.
     """
     try:
         import openvino
@@ -25,6 +26,7 @@ def write(order: Order, path: str) -> None:
     except ModuleNotFoundError as error:
         raise missing_package(error, "export to OpenVINO") from None
 
+    order.check_ranges("OpenVINO")
     with tempfile.TemporaryDirectory() as folder:
         source = os.path.join(folder, "model.onnx")
         onnx_file.write(order, source)

@@ -42,6 +42,15 @@ class Order:
                     "checkpoint and export that"
                 )
 
+    def check_ranges(self, runtime: str) -> None:
+        """Raises ExportError if an activation has several ranges, for a runtime whose kernels know one."""
+        for site in self.sites():
+            if site.channel_axes and not site.is_weight:
+                raise ExportError(
+                    f"site {site.address}: {runtime} has one range for an activation, this site has {site.spec.granularity}: set "
+                    "granularity: per_tensor there, or export to onnx"
+                )
+
     def sites(self) -> list[Site]:
         """Enabled sites; none in mode `float`."""
         return [site for site in self.engine.plan.sites if site.enabled and self.mode == "quantized"]

@@ -22,7 +22,7 @@ and holds scale · (code - zero), a product of two float32. In NumPy, with n val
     codes = (bits @ (1 << np.arange(b)) + qmin).reshape(shape)
 
 Ranges are `tfquant/ranges/<site address>/<name>`: `lower` (missing where it is -upper) and `upper`, or what is learned in place of
-them.
+them; and `group_of`, the group of each embedding dimension, where such share a range.
 
 A variable is packed if sites alone read it, and if their simulation makes of the values above, bit for bit, what it makes of the
 variable (the sign of zeros aside). This is tried out for every one; what fails stays in float, and the report says why.
@@ -48,7 +48,7 @@ from tfquant.export.order import Order
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.source import source_of
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
-from tfquant.quantizer import Quantizer
+from tfquant.quantizer import GROUP_OF, Quantizer
 from tfquant.sizes import SizeReport, VariableSize
 from tfquant.spec import Recipe
 from tfquant.store import WEIGHTS, fingerprint, matching_weights, range_name, renamed_sites
@@ -112,7 +112,8 @@ def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: 
     for address, quantizer in engine.quantizers.items():  # not yet the user's
         saved = {name: file.tensors.get(range_name(renamed[address], name)) for name in quantizer.variables}
         if quantizer.learned is None:
-            quantizer.set_range(-saved["upper"] if saved["lower"] is None else saved["lower"], saved["upper"])
+            lower = -saved["upper"] if saved["lower"] is None else saved["lower"]
+            quantizer.set_range(lower, saved["upper"], saved.get(GROUP_OF))
         else:
             for name, variable in quantizer.variables.items():
                 variable.assign(saved[name])

@@ -42,7 +42,7 @@ def write(order: Order, path: str) -> None:
 
 
 def _ends(quantizer: Quantizer) -> tuple[tuple[str, tf.Variable | tf.Tensor], ...]:
-    return ("lower", quantizer.lower), ("upper", quantizer.upper)
+    return tuple(zip(("lower", "upper"), quantizer.ends(), strict=True))
 
 
 def may_be_replaced(path: pathlib.Path) -> bool:

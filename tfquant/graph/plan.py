@@ -12,6 +12,7 @@ from rich.table import Table
 
 from tfquant.graph.contractions import Skipped
 from tfquant.graph.dataflow import Dataflow
+from tfquant.graph.embedding import Embedding
 from tfquant.graph.roles import Edge, Roles, find_roles
 from tfquant.graph.trace import Trace
 from tfquant.spec import ROLES, QuantSpec, Recipe, Rule, Site
@@ -102,7 +103,7 @@ def make_plan(trace: Trace, recipe: Recipe) -> tuple[Plan, Roles]:
     matches = _count_matches(recipe, roles.edges)
     chosen = [(edge, rule) for edge, rule in decided if rule.spec is not None]
     flow = Dataflow(trace)
-    sites = _sites(flow, recipe, chosen)
+    sites = _sites(flow, recipe, chosen, Embedding(trace, roles.edges))
     _check_groups(recipe, sites)
     skipped = (*roles.skipped, *_unquantized(flow, roles, decided, sites))
     return Plan(recipe, tuple(sites), skipped, matches), roles
@@ -142,22 +143,25 @@ def _paths_of(rule: Rule, edges: Iterable[Edge]) -> str:
     return f". Paths: {', '.join(paths[:6])}{', ...' if len(paths) > 6 else ''}" if paths else ""
 
 
-def _sites(flow: Dataflow, recipe: Recipe, chosen: list[tuple[Edge, Rule]]) -> list[Site]:
+def _sites(flow: Dataflow, recipe: Recipe, chosen: list[tuple[Edge, Rule]], embedding: Embedding) -> list[Site]:
     groups: dict[tuple, list[tuple[Edge, Rule]]] = {}
     for edge, rule in chosen:
-        spec = _resolved(rule, edge)
-        key = (_value_key(flow, edge), spec, _channels(spec, edge)) if recipe.share else (edge.address,)
+        spec = _resolved(rule, edge, embedding)
+        # Views of one tensor share an embedding axis only where they have it at the same place.
+        axes = (_channels(spec, edge), edge.shape if spec.per_embedding else ())
+        key = (_value_key(flow, edge), spec, axes) if recipe.share else (edge.address,)
         groups.setdefault(key, []).append((edge, rule))
     sites = []
     for members in groups.values():
         # The address must not depend on the order of operations, which differs between traces.
         edge, rule = min(members, key=lambda pair: (ROLES.index(pair[0].role), pair[0].path, pair[0].port))
-        spec = _resolved(rule, edge)
+        spec = _resolved(rule, edge, embedding)
         sites.append(
             Site(
                 role=edge.role, path=edge.path, port=edge.port, spec=spec, rule=rule.name, shape=edge.shape,
                 channel_axes=_channels(spec, edge), members=tuple(sorted(e.address for e, _ in members)),
                 enabled=not _is_disabled(recipe, [e for e, _ in members]), group=_group(recipe, edge),
+                order=_order(spec, edge, embedding),
             )
         )  # fmt: skip
     return sites
@@ -170,7 +174,7 @@ def _value_key(flow: Dataflow, edge: Edge) -> str:
     return flow.root(edge.tensor).name
 
 
-def _resolved(rule: Rule, edge: Edge) -> QuantSpec:
+def _resolved(rule: Rule, edge: Edge, embedding: Embedding) -> QuantSpec:
     spec = rule.spec
     if spec.unsigned == "auto":
         spec = dataclasses.replace(spec, unsigned=edge.nonnegative and spec.symmetric)
@@ -178,10 +182,42 @@ def _resolved(rule: Rule, edge: Edge) -> QuantSpec:
         raise RecipeError(
             f"rule {rule.name!r} asks for per_channel at {edge.address}, which has no output channels: use per_tensor there"
         )
+    if spec.per_embedding:
+        _check_embedding(rule, edge, embedding)
+    if spec.permute == "shared" and embedding.layer_order(edge) is None:
+        spec = dataclasses.replace(spec, permute="own")
     return spec
 
 
+def _check_embedding(rule: Rule, edge: Edge, embedding: Embedding) -> None:
+    """Raises RecipeError if the edge has no embedding axis, or one that cannot be grouped as the rule wants."""
+    spec, reason = rule.spec, embedding.refusal(edge)
+    if reason:
+        raise RecipeError(f"rule {rule.name!r} asks for {spec.granularity} at {edge.address}, {reason}")
+    size = edge.shape[-1]
+    if spec.groups is not None and size % spec.groups:
+        raise RecipeError(
+            f"rule {rule.name!r} asks for {spec.groups} groups at {edge.address}, whose embedding size {size} they do not divide: "
+            "set groups to a divisor"
+        )
+    source = embedding.layer_order(edge) if spec.permute == "shared" else None
+    if source is not None and source.shape[-1:] != (size,):
+        raise RecipeError(
+            f"rule {rule.name!r} asks for the shared order of its layer at {edge.address}, which has {size} dimensions where "
+            f"{source.address} has {source.shape[-1]}: use permute: own there"
+        )
+
+
+def _order(spec: QuantSpec, edge: Edge, embedding: Embedding) -> str:
+    """Address of the edge by whose ranges the dimensions of a site are sorted."""
+    if spec.permute == "none":
+        return ""
+    return edge.address if spec.permute == "own" else embedding.layer_order(edge).address
+
+
 def _channels(spec: QuantSpec, edge: Edge) -> tuple[int, ...]:
+    if spec.per_embedding:
+        return (len(edge.shape) - 1,)
     return edge.channel_axes if spec.granularity == "per_channel" else ()
 
 
@@ -201,6 +237,11 @@ def _check_groups(recipe: Recipe, sites: list[Site]) -> None:
     for site in sites:
         if not site.group:
             continue
+        if site.spec.permute == "own":
+            raise RecipeError(
+                f"recipe {recipe.name!r}: fused site {site.address} sorts dimensions in an order of its own, so that others cannot "
+                "have its ranges: use permute: none or shared, or remove the fusion"
+            )
         other = first.setdefault(site.group, site)
         if (other.spec, other.range_shape) != (site.spec, site.range_shape):
             raise RecipeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 
 import tensorflow as tf
@@ -84,6 +85,24 @@ class Block:
     output: str | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What a block is made of.
+
+    Attributes:
+      operations: names of those that make the state that leaves it, without those that make the state that enters it.
+      branch: address of what its last addition adds to the skip operand: the output of the feed-forward part.
+    """
+
+    operations: frozenset[str]
+    branch: str
+
+
+def find_layers(trace: Trace) -> tuple[Layer, ...]:
+    """The layers of a trace in graph order, one for each block."""
+    return tuple(Structure(Dataflow(trace)).layers())
+
+
 def find_blocks(trace: Trace) -> tuple[Block, ...]:
     """The blocks of a trace in graph order."""
     return tuple(Structure(Dataflow(trace)).blocks())
@@ -156,6 +175,20 @@ class Structure:
     def entries(self) -> list[tuple[Attention, tf.Tensor]]:
         """Every attention that begins a block, and what its result is added to."""
         return [(a, entry) for a in self.attention if (entry := self._entry(a)) is not None]
+
+    def layers(self) -> Iterator[Layer]:
+        """Layers lie between the states that blocks begin with; the last one ends with the body of the network."""
+        states = [*(entry for _, entry in self.entries), *(tensor for tensor, _ in self._block_ends()[-1:])]
+        behind = [self._makers(state) for state in states]
+        for before, after in itertools.pairwise(behind):
+            own = after - before
+            added = [residual for residual in self.residuals if residual.op.name in own]
+            if added:
+                yield Layer(own, address("residual_other", added[-1].path, "other"))
+
+    def _makers(self, tensor: tf.Tensor) -> frozenset[str]:
+        """Names of all operations that a tensor depends on."""
+        return frozenset(op.name for op in self.flow.walk_back(self.flow.through_dropout(tensor), lambda op: True))
 
     def _entry(self, attention: Attention) -> tf.Tensor | None:
         """What the result of an attention is added to, or what that is a projection of; None where it is added to nothing."""

@@ -116,10 +116,10 @@ def _changed(letter: str, value: Any, edge: Edge, shared_order: bool) -> Change:
         groups = _GROUPS.fullmatch(value)
         if value != "per_embd" and not groups:
             raise RecipeError(f"{where} must be a number of bits, 'fp32', 'per_embd', 'ng<K>' or 'ngp<K>'")
-        changes = {"granularity": "per_embedding"}
+        changes = {"granularity": "per_embedding", "method": calib.Method.parse("max")}  # extremes are all that is kept of each
         if groups:
             order = ("shared" if shared_order else "own") if groups[1] else "none"
-            changes = {"granularity": "per_embedding_group", "groups": int(groups[2]), "permute": order}
+            changes |= {"granularity": "per_embedding_group", "groups": int(groups[2]), "permute": order}
     else:
         raise RecipeError(f"{where} must be a number of bits or 'fp32'")
 

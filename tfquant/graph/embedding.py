@@ -1,0 +1,83 @@
+"""The embedding axis: which activations have one, and by which of them the dimensions of an encoder layer are sorted."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+import tensorflow as tf
+
+from tfquant.graph.axes import TokenAxes, token_axes
+from tfquant.graph.dataflow import Dataflow
+from tfquant.graph.roles import Edge, Layer, find_layers
+from tfquant.graph.trace import Trace
+from tfquant.messages import one_line
+
+# The last axis of these runs over tokens, whatever its size.
+_PAIRS_OF_TOKENS = ("attention_scores", "softmax_output")
+
+
+class Embedding:
+    """What planning and calibration ask of a graph; answers are computed when first asked for.
+
+    Args:
+      trace: the graph.
+      edges: all of its edges.
+    """
+
+    def __init__(self, trace: Trace, edges: Iterable[Edge]):
+        self._trace = trace
+        self._edges = {edge.address: edge for edge in edges}
+
+    def refusal(self, edge: Edge) -> str:
+        """Why an edge has no embedding axis, to follow a comma; empty where its last axis is one: of fixed size, not of tokens."""
+        if edge.parameter:
+            return "which is a parameter: use per_channel or per_tensor there"
+        if len(edge.shape) < 2:
+            return f"whose shape {_text(edge.shape)} has no embedding axis: use per_tensor there"
+        if edge.role in _PAIRS_OF_TOKENS or edge.port == "probabilities" or self._ends_in_tokens(edge):
+            return f"whose last axis runs over tokens (shape {_text(edge.shape)}), no embedding axis: use per_tensor there"
+        if edge.shape[-1] is None:
+            return f"whose last axis has no fixed size (shape {_text(edge.shape)}), no embedding axis: use per_tensor there"
+        return ""
+
+    def layer_order(self, edge: Edge) -> Edge | None:
+        """The output of the feed-forward part of the encoder layer that makes the edge's tensor; None outside of all layers."""
+        name = self._flow.root(edge.tensor).op.name
+        return next((self._edges[layer.branch] for layer in self._layers if name in layer.operations), None)
+
+    @functools.cached_property
+    def _flow(self) -> Dataflow:
+        return Dataflow(self._trace)
+
+    @functools.cached_property
+    def _layers(self) -> tuple[Layer, ...]:
+        return find_layers(self._trace)
+
+    def _ends_in_tokens(self, edge: Edge) -> bool:
+        axes, last = self._axes.get(edge.tensor.name), len(edge.shape) - 1
+        return axes is not None and (last in axes.sequence or last in (axes.batch, axes.flat))
+
+    @functools.cached_property
+    def _axes(self) -> dict[str, TokenAxes]:
+        tokens = _token_input(self._trace)
+        if tokens is None:
+            return {}
+        try:
+            return token_axes(self._trace, tokens, [e.tensor for e in self._edges.values() if not e.parameter and e.shape])
+        except Exception as error:
+            raise ValueError(
+                f"cannot tell which axes of this model's tensors run over tokens ({type(error).__name__}: {one_line(error)}): use "
+                "per_tensor in place of per_embedding and per_embedding_group"
+            ) from error
+
+
+def _token_input(trace: Trace) -> tf.Tensor | None:
+    """An input whose first two axes are batch and tokens: ids or a mask, else hidden states; None where there is none."""
+    ids = [t for t in trace.inputs if t.shape.rank == 2 and not t.dtype.is_floating]
+    states = [t for t in trace.inputs if t.shape.rank == 3]
+    return next(iter([*ids, *states]), None)
+
+
+def _text(shape: tuple[int | None, ...]) -> str:
+    return "x".join("?" if size is None else str(size) for size in shape) or "()"
