@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calib.errors import CalibrationError
+from calib.errors import EmptyStatisticsError
 from calib.statistics import Statistics
 
 
@@ -44,6 +44,7 @@ class Grouping:
 
         Raises:
             ValueError: ``groups`` is no divisor, or the statistics are of another number of dimensions.
+            EmptyStatisticsError: nothing was seen at ``order``.
         """
         if groups < 1 or dimensions % groups:
             raise ValueError(f"{dimensions} dimensions cannot be dealt out to {groups} groups of equal size")
@@ -51,7 +52,7 @@ class Grouping:
         if order:
             if statistics is None or statistics.minimum.shape != (dimensions,):
                 raise ValueError(f"the order of {dimensions} dimensions needs a range of each of them at {order}")
-            positions = np.argsort(widths(statistics), kind="stable")
+            positions = np.argsort(widths(statistics, order), kind="stable")
             group_of[positions] = group_of.copy()
         return cls(groups, order, group_of)
 
@@ -78,12 +79,12 @@ class Grouping:
         return cls(int(data["groups"]), str(data["order"]), group_of)
 
 
-def widths(statistics: Statistics) -> np.ndarray:
+def widths(statistics: Statistics, name: str) -> np.ndarray:
     """float64 [dimensions]: maximum - minimum of each.
 
     Raises:
-        CalibrationError: nothing was seen.
+        EmptyStatisticsError: nothing was seen at ``name``.
     """
     if statistics.empty:
-        raise CalibrationError("no value was seen, so dimensions have no ranges; calibrate with data that reach them")
+        raise EmptyStatisticsError(f"{name}: no value was seen, so its dimensions have no ranges; calibrate on data that reach it")
     return np.float64(statistics.maximum) - np.float64(statistics.minimum)

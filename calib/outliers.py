@@ -26,18 +26,15 @@ class Outliers:
     Attributes:
         address: of the site.
         minimum, maximum: float32 [dimensions], extremes over all calibration batches.
+        ranges: float64 [dimensions], maximum - minimum.
         factor: how many times the median range makes an outlier.
     """
 
     address: str
     minimum: np.ndarray
     maximum: np.ndarray
+    ranges: np.ndarray
     factor: float
-
-    @property
-    def ranges(self) -> np.ndarray:
-        """float64 [dimensions], maximum - minimum."""
-        return np.float64(self.maximum) - np.float64(self.minimum)
 
     @property
     def median(self) -> float:
@@ -88,15 +85,11 @@ def find(address: str, statistics: Statistics, factor: float = FACTOR) -> Outlie
 
     Raises:
         ValueError: the factor is not above 1.
-        CalibrationError: nothing was seen.
+        EmptyStatisticsError: nothing was seen.
     """
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor > 1:
         raise ValueError(f"factor must be a number above 1: how many times the median range an outlier has, got {factor!r}")
-    try:
-        widths(statistics)
-    except CalibrationError as error:
-        raise CalibrationError(f"{address}: {error}") from None
-    return Outliers(address, statistics.minimum, statistics.maximum, float(factor))
+    return Outliers(address, statistics.minimum, statistics.maximum, widths(statistics, address), float(factor))
 
 
 def outlier_report(calibration, folder: str | os.PathLike | None = None, *, factor: float = FACTOR) -> OutlierReport:

@@ -173,7 +173,11 @@ class Observation:
           ValueError: the ranks were given different numbers of batches or have different sites.
         """
         ranks = [_unpacked(data) for data in group.gather(self._packed())]
-        for what, found in (("batches", [int(r["total"]) for r in ranks]), ("sites", [len(r["counts"]) for r in ranks])):
+        for what, found in (
+            ("batches", [int(rank["total"]) for rank in ranks]),
+            ("sites", [len(rank["counts"]) for rank in ranks]),
+            ("embedding axes", [int(rank["axes"]) for rank in ranks]),
+        ):
             if len(set(found)) > 1:
                 sizes = " and ".join(map(str, sorted(set(found))))
                 raise ValueError(f"ranks were given {sizes} {what}: calibrate all of them with the same model and batches")
@@ -204,6 +208,7 @@ class Observation:
             samples=np.int64(self.samples),
             total=np.int64(self.number),
             **rows,
+            axes=np.int64(len(self.dimensions)),
             **dimensions,
         )
         return file.getvalue()

@@ -149,6 +149,12 @@ def test_an_order_of_other_dimensions_is_refused():
         Grouping.of(2, 4, "x", statistics_of(X))
 
 
+def test_an_order_of_what_was_never_reached_is_refused_with_its_address():
+    nothing = observed([X], [np.zeros((2, 1), np.float32)]).statistics()
+    with pytest.raises(calib.EmptyStatisticsError, match="h: no value was seen"):
+        Grouping.of(3, 6, "h", nothing)
+
+
 # Files
 
 

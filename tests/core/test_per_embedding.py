@@ -133,6 +133,14 @@ def test_tokens_of_a_model_without_ids_are_told_as_well():
         tfquant.plan(model, one_rule(grouped(2), "softmax_output"))
 
 
+def test_an_embedding_as_wide_as_the_tokens_that_a_graph_is_tried_with_is_told_from_them():
+    ids = keras.Input((None,), dtype="int32", name="ids")
+    hidden = keras.layers.Embedding(5, 77)(ids)  # 7 times 11
+    model = keras.Model(ids, keras.layers.Dense(4, name="last")(hidden))
+    (site,) = tfquant.plan(model, one_rule(grouped(7))).sites
+    assert site.range_shape == (7,) and site.channel_axes == (2,)
+
+
 def test_groups_that_do_not_divide_the_embedding_are_refused_with_the_site(bert):
     with pytest.raises(RecipeError, match="rule 'x' asks for 5 groups at .*intermediate/dense:linear_input:input, whose .* 16 "):
         tfquant.plan(bert.model, one_rule(grouped(5), path="*/intermediate/dense", name="x"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 
 import tensorflow as tf
@@ -80,7 +81,10 @@ def _probe_sizes(trace: Trace, mask: tf.Tensor) -> tuple[int, int]:
     free = [p for p in _PRIMES if p not in taken]
     if len(free) < 2:
         free = [p for p in range(31, 2000) if p not in taken and all(p % q for q in range(2, p))]
-    return mask.shape[0] or free[1], mask.shape[1] or free[0]
+    # Nor may their product, the size of a flat axis, be taken.
+    pairs = itertools.combinations(free, 2)
+    length, batch = next((pair for pair in pairs if pair[0] * pair[1] not in taken), free[:2])
+    return mask.shape[0] or batch, mask.shape[1] or length
 
 
 def _static_shapes(trace: Trace, mask: tf.Tensor, batch: int, length: int, tensors: list[tf.Tensor]) -> dict[str, tuple]:
