@@ -70,8 +70,8 @@ def test_the_first_site_that_is_reached_by_other_values_is_named(case, model, mo
     middle = next(address for address in sites if "layer_1/attention/output" in address)
     build = parting.onnx_file.build
 
-    def faulty(order):
-        proto = build(order)
+    def faulty(order, **options):
+        proto = build(order, **options)
         for tensor in proto.graph.initializer:
             if tensor.name == f"{middle}/scale":
                 tensor.CopyFrom(onnx.numpy_helper.from_array(50 * onnx.numpy_helper.to_array(tensor), tensor.name))

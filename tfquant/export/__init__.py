@@ -75,10 +75,12 @@ def export(
     Args:
       model: from `tfquant.quantize` or `tfquant.load`, calibrated.
       path: of the file; it is there only if everything went well.
-      target: `onnx`: QuantizeLinear and DequantizeLinear at every site, parameters stored as integers. `tensorrt`: the same by
-        TensorRT's rules, which are proven. `openvino`: its own pair of files, of which `path` names the one that ends in `.xml`.
-        `litert`: a `.tflite` file. `saved_model`: a folder for TensorFlow, quantizers simulated. `packed`: weights as packed
-        bits, for `tfquant.load_packed`. `fastertransformer`: a folder with a checkpoint for NVIDIA's INT8 encoder.
+      target: `onnx`: QuantizeLinear and DequantizeLinear at every site, parameters stored as integers. `onnxruntime`: the same
+        with every attention that has no site inside as ONNX Runtime's own operation, which other runtimes may not know.
+        `tensorrt`: as `onnx`, by TensorRT's rules, which are proven. `openvino`: its own pair of files, of which `path` names the
+        one that ends in `.xml`. `litert`: a `.tflite` file. `saved_model`: a folder for TensorFlow, quantizers simulated.
+        `packed`: weights as packed bits, for `tfquant.load_packed`. `fastertransformer`: a folder with a checkpoint for NVIDIA's
+        INT8 encoder.
       mode: `float` writes the network without any quantizer, as what the other is measured against.
       check_data: batches like those of calibration; both networks answer them. Without it nothing is checked.
         `packed` needs none, and nothing here runs a `fastertransformer` checkpoint.
@@ -124,7 +126,8 @@ def export(
         if check_data is not None and form.readers:
             session = form.open(written)
             agreement, contractions = check.agreement(order, session, check_data, score), form.contractions_of(written, session)
-            check_tolerance(order, agreement, tolerance, form.readers[0], check_data[0], f"{path} was not written, as it")
+            subject = f"{path} was not written, as it"
+            check_tolerance(order, agreement, tolerance, form.readers[0], check_data[0], written, subject)
         publish(written, path)
     sites = order.sites()
     stored = sum(1 for site in sites if site.is_weight)
@@ -198,13 +201,15 @@ def compare(
     batches = checked_batches(engine, check_data)
     order, runtime = Order(engine, mode), runtime or runtime_of(path)
     found = check.agreement(order, open_file(path, runtime), batches, score)
-    check_tolerance(order, found, tolerance, runtime, batches[0], f"{path}")
+    check_tolerance(order, found, tolerance, runtime, batches[0], path, f"{path}")
     return found
 
 
-def check_tolerance(order: Order, found: Agreement, tolerance: float, runtime: str, batch: Any, subject: str) -> None:
+def check_tolerance(
+    order: Order, found: Agreement, tolerance: float, runtime: str, batch: Any, path: str | os.PathLike, subject: str
+) -> None:
     """Raises MismatchError if more rows differ than are allowed to."""
     if 1.0 - found.same > tolerance:
-        where = parting.where(order, runtime, batch)
+        where = parting.where(order, runtime, batch, path)
         note = overflow.note(order, runtime)
         raise MismatchError(f"{subject} answers otherwise than the simulation: {found}{where}{'; ' if note else ''}{note}")

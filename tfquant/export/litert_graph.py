@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant.engine import Engine
-from tfquant.export.regions import Region, find_regions
+from tfquant.export.region import Region
+from tfquant.export.regions import find_regions
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.replay import NO_EDITS, Edit, Edits
 
@@ -115,8 +116,9 @@ class _Linear:
         self._seen: dict[str, tf.Tensor] = {}
 
     def place(self, behind: dict[tuple[str, int], Edit], before: dict[str, Edit], matrices: Mapping[int, tf.Tensor]) -> None:
-        behind[self._region.entry] = _then(behind.get(self._region.entry), self._see("source"))
-        behind[self._region.kernel] = self._see("kernel")
+        source, kernel = self._region.inputs
+        behind[source] = _then(behind.get(source), self._see("source"))
+        behind[kernel] = self._see("kernel")
         before[self._region.target.name] = lambda _: self._product(matrices)
         if self._addition is not None:
             op, index = self._addition

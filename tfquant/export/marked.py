@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfquant.engine import Engine
 from tfquant.export.interface import Interface
-from tfquant.export.regions import Region
+from tfquant.export.region import Region
 from tfquant.graph.replay import Edit, Edits
 from tfquant.graph.trace import Trace
 from tfquant.spec import Site
@@ -29,12 +29,11 @@ _READS = ("ReadVariableOp", "ResourceGather")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MarkedRegion:
-    """A region and the texts of the markers on its ends; `kernel` is empty where it has none."""
+    """A region and the texts of the markers on its ends."""
 
     region: Region
-    entry: str
+    inputs: tuple[str, ...]
     target: str
-    kernel: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +61,7 @@ def marked(engine: Engine, regions: Iterable[Region] = (), mode: str = "quantize
     apart = _large_parameters(trace)
     sites = {site.address: site for site in engine.plan.sites if site.enabled and mode == "quantized"}
     named = tuple(
-        MarkedRegion(region, f"region {index} entry", f"region {index} target", f"region {index} kernel" if region.kernel else "")
+        MarkedRegion(region, tuple(f"region {index} input {i}" for i in range(len(region.inputs))), f"region {index} target")
         for index, region in enumerate(regions)
     )
 
@@ -128,11 +127,11 @@ def _with_regions(edits: Edits, regions: Iterable[MarkedRegion]) -> Edits:
     """What comes in is marked behind the sites on its edge, what goes out before those on it."""
     edges, tensors = dict(edits.edges), dict(edits.tensors)
     for entry in regions:
-        edges[entry.region.entry] = _then(edges.get(entry.region.entry), _marker(entry.entry))
-        if entry.region.kernel:
-            edges[entry.region.kernel] = _then(edges.get(entry.region.kernel), _marker(entry.kernel))
-        name = entry.region.target.name
-        tensors[name] = _then(_marker(entry.target), tensors.get(name))
+        region, name = entry.region, entry.region.target.name
+        for edge, text in zip(region.inputs, entry.inputs, strict=True):
+            edges[edge] = _then(edges.get(edge), _marker(text))
+        moved = edges.pop(region.moved, None) if region.moved else None
+        tensors[name] = _then(_marker(entry.target), _then(moved, tensors.get(name)))
     return Edits(edges, tensors)
 
 

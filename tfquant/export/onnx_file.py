@@ -10,23 +10,24 @@ from tfquant.export.errors import ExportError
 from tfquant.export.marked import marked
 from tfquant.export.onnx_float import converted
 from tfquant.export.onnx_qdq import insert, prune
-from tfquant.export.onnx_regions import GELU_OPSET, substitute
+from tfquant.export.onnx_regions import GELU_OPSET, RUNTIMES_DOMAIN, substitute
 from tfquant.export.order import Order
 from tfquant.export.regions import find_regions
 from tfquant.messages import one_line
 
 
-def write(order: Order, path: str) -> None:
+def write(order: Order, path: str, *, fused_attention: bool = False) -> None:
     """Writes an ONNX file, activations with unsigned bytes; what is beyond 2 GB goes to a file beside it."""
-    onnx_values.save(build(order), path)
+    onnx_values.save(build(order, fused_attention=fused_attention), path)
 
 
-def build(order: Order, *, signed: bool = False) -> Any:
+def build(order: Order, *, signed: bool = False, fused_attention: bool = False) -> Any:
     """The ONNX model of a network: QDQ at the activations, parameters as integers, open batch and length.
 
     Args:
       order: what to write.
       signed: keep the signed bytes of symmetric sites; unsigned ones suit ONNX Runtime and OpenVINO on processors.
+      fused_attention: attentions without a site inside as ONNX Runtime's own operation, which other runtimes may not know.
 
     Raises:
       ExportError: something of the model has no counterpart in ONNX, or what came out is no valid model.
@@ -37,7 +38,8 @@ def build(order: Order, *, signed: bool = False) -> Any:
     order.check_types("ONNX runtimes on processors do not")
     # The approximate GELU has no form that runtimes recognise before it has an operation.
     exact_only = order.opset < GELU_OPSET
-    regions = [r for r in find_regions(engine, order.mode) if not (exact_only and r.attributes.get("approximate") == "tanh")]
+    regions = find_regions(engine, order.mode, attention=fused_attention)
+    regions = [region for region in regions if not (exact_only and region.attributes.get("approximate") == "tanh")]
     network = marked(engine, regions, order.mode)
     model = converted(network, order.opset)
     substitute(model, network.regions)
@@ -59,6 +61,14 @@ def build(order: Order, *, signed: bool = False) -> Any:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"what came out is no valid ONNX model: {one_line(error, 500)}") from error
     return model
+
+
+def has_fused_attention(path: str) -> bool:
+    """Whether an ONNX file was built with `fused_attention` and has one."""
+    import onnx
+
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return any((node.domain, node.op_type) == (RUNTIMES_DOMAIN, "MultiHeadAttention") for node in nodes)
 
 
 def _name_open_sizes(model: Any) -> None:

@@ -63,7 +63,6 @@ def insert(
             writer.looked_up(address, lookup, node.output[0], affines[address], tables[address])
         else:
             writer.rounded(address, node.input[0], node.output[0], affines[address])
-    del model.graph.value_info[:]  # shapes that the converter saw, of tensors that may have others now
     kept = [entry for entry in model.opset_import if entry.domain != DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(kept)

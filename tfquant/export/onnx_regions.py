@@ -15,12 +15,15 @@ from tfquant.export.onnx_float import address_of, is_site
 GELU_OPSET = 20  # the first that has the operation
 # Attribute of a marker on a parameter: the shape in which it is wanted.
 WANTED_SHAPE = "wanted_shape"
+# Of ONNX Runtime's own operations.
+RUNTIMES_DOMAIN = "com.microsoft"
 
 
 def substitute(model: Any, regions: Iterable[MarkedRegion]) -> None:
     """Replaces, in place, every marker on the output of a region by its operation, and drops the markers on its inputs.
 
-    What lay between is left behind without a consumer, for `onnx_qdq.prune` to remove.
+    What lay between is left behind without a consumer, for `onnx_qdq.prune` to remove. Shapes that the converter saw are dropped,
+    as tensors may have others now; of operations that are not ONNX' own they are put down, as nobody could infer them.
     """
     substitution = _Substitution(model)
     for entry in regions:
@@ -34,7 +37,7 @@ class _Substitution:
     def __init__(self, model: Any):
         import onnx
 
-        self._onnx, self._graph = onnx, model.graph
+        self._onnx, self._model, self._graph = onnx, model, model.graph
         self._opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         self._markers = {address_of(node): node for node in model.graph.node if is_site(node)}
         self._makers = {output: node for node in model.graph.node for output in node.output}
@@ -42,19 +45,22 @@ class _Substitution:
         self._initializers = {tensor.name for tensor in model.graph.initializer}
         self._made: dict[str, list[Any]] = {}  # name of a marker -> what replaces it
         self._alias: dict[str, str] = {}  # output of a dropped marker -> what it marked
+        del self._graph.value_info[:]
 
     def replace(self, entry: MarkedRegion) -> None:
-        ends = [text for text in (entry.entry, entry.kernel) if text]
-        present = [self._markers[text] for text in (*ends, entry.target) if text in self._markers]
+        present = [self._markers[text] for text in (*entry.inputs, entry.target) if text in self._markers]
         for marker in present:
             self._alias[marker.output[0]] = marker.input[0]
             self._made[marker.name] = []
-        if len(present) < len(ends) + 1:
+        if len(present) < len(entry.inputs) + 1:
             return  # no output depends on it
         *sources, target = present
         inputs, output = [marker.output[0] for marker in sources], target.output[0]
         del self._alias[output]
-        build = {"LayerNormalization": self._layernorm, "Gelu": self._gelu, "MatMul": self._matmul, "Reshape": self._reshape}
+        build = {
+            "LayerNormalization": self._layernorm, "Gelu": self._gelu, "MatMul": self._matmul, "Reshape": self._reshape,
+            "MultiHeadAttention": self._attention,
+        }  # fmt: skip
         self._made[target.name] = build[entry.region.kind](entry, inputs, output)
 
     def finish(self) -> None:
@@ -111,6 +117,39 @@ class _Substitution:
 
     def _reshape(self, entry: MarkedRegion, inputs: list[str], output: str) -> list[Any]:
         return [self._reshaped(inputs[0], entry.region.parameters["shape"], output)]
+
+    def _attention(self, entry: MarkedRegion, inputs: list[str], output: str) -> list[Any]:
+        """Operands are [B, S, N * D]; what is added to the scores needs their last two axes, [S, T], in full."""
+        (*operands, bias), nodes, shapes = inputs if len(inputs) == 4 else [*inputs, ""], [], entry.region.parameters
+        for index, name in enumerate(("query", "key", "value")):
+            if name in shapes:
+                nodes.append(self._reshaped(operands[index], shapes[name], f"{output}/{name}"))
+                operands[index] = f"{output}/{name}"
+        if bias:
+            nodes += self._spread(bias, operands[:2], f"{output}/bias")
+            bias = f"{output}/bias"
+        result = f"{output}/heads" if "target" in shapes else output
+        # Without biases of projections and without a mask of keys.
+        operands += ["", "", bias] if bias else []
+        node = self._node("MultiHeadAttention", operands, result, entry, domain=RUNTIMES_DOMAIN, **entry.region.attributes)
+        self._declare(result, [None, None, math.prod(entry.region.target.shape[2:])])
+        return [*nodes, node, *([self._reshaped(result, shapes["target"], output)] if "target" in shapes else [])]
+
+    def _spread(self, bias: str, operands: list[str], output: str) -> list[Any]:
+        """The bias broadcast to the lengths of query and key."""
+        lengths = [f"{output}/{name}" for name in ("query_length", "key_length")]
+        nodes = [
+            self._node("Shape", [source], length, start=1, end=2) for source, length in zip(operands, lengths, strict=True)
+        ]
+        ones = self._initializer("ones", np.ones(2, np.int64))
+        nodes.append(self._node("Concat", [ones, *lengths], f"{output}/shape", axis=0))
+        return [*nodes, self._node("Expand", [bias, f"{output}/shape"], output)]
+
+    def _declare(self, name: str, shape: Sequence[int | None]) -> None:
+        """Writes down type and shape of what an operation of ONNX Runtime's makes."""
+        self._graph.value_info.append(self._onnx.helper.make_tensor_value_info(name, self._onnx.TensorProto.FLOAT, shape))
+        if all(entry.domain != RUNTIMES_DOMAIN for entry in self._model.opset_import):
+            self._model.opset_import.append(self._onnx.helper.make_opsetid(RUNTIMES_DOMAIN, 1))
 
     def _reshaped(self, source: str, shape: Sequence[int], output: str) -> Any:
         name = self._initializer("shape/" + "_".join(map(str, shape)), np.asarray(shape, np.int64))

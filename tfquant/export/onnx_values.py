@@ -44,6 +44,7 @@ def without_values(model: Any) -> Any:
         input=model.graph.input,
         output=model.graph.output,
         initializer=[tensor for tensor in model.graph.initializer if tensor.name not in names],
+        value_info=model.graph.value_info,
     )
     graph.input.extend(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in large)
     return onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=graph)

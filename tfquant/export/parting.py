@@ -39,19 +39,20 @@ class Difference:
         return f"{self.site} (what reaches it differs by {100 * self.mean:.2g} % of how much it varies)"
 
 
-def differences(order: Order, runtime: str, batch: Any) -> list[Difference]:
+def differences(order: Order, runtime: str, batch: Any, *, fused_attention: bool = False) -> list[Difference]:
     """At every site of activations, in the order of computation.
 
     Args:
       order: of the network.
       runtime: that reads ONNX files.
       batch: of inputs, or of (inputs, targets).
+      fused_attention: as in `onnx_file.build`; what is within is not seen then.
     """
     import onnx
 
     engine = order.engine
     flat = engine.flatten_inputs(engine.inputs_of(batch))
-    model = onnx_file.build(order)
+    model = onnx_file.build(order, fused_attention=fused_attention)
     sources = site_inputs(model)
     sites = [site for site in order.sites() if site.address in sources]
     known = {output.name for output in model.graph.output}
@@ -62,24 +63,35 @@ def differences(order: Order, runtime: str, batch: Any) -> list[Difference]:
         onnx_values.save(model, path)
         found = open_file(path, runtime)(order.interface.named_inputs([value.numpy() for value in flat]))
     simulated = _simulated(order, flat, [site.members[0] for site in sites])
-    return [
-        _difference(site.address, one, found[sources[site.address]])
-        for site, one in zip(sites, simulated, strict=True)
-        if one.shape == found[sources[site.address]].shape
-    ]
+    reached = [found[sources[site.address]] for site in sites]
+    pairs = [(site, _arranged(one, other.shape), other) for site, one, other in zip(sites, simulated, reached, strict=True)]
+    return [_difference(site.address, one, other) for site, one, other in pairs if one.shape == other.shape]
 
 
-def where(order: Order, runtime: str, batch: Any) -> str:
-    """For an error message: the first site that is reached by other values; empty where nothing is known."""
+def where(order: Order, runtime: str, batch: Any, path: str | os.PathLike | None = None) -> str:
+    """For an error message: the first site that is reached by other values; empty where nothing is known.
+
+    Args:
+      order, runtime, batch: as for `differences`.
+      path: of the file in question, of which is taken over whether its attentions are fused.
+    """
     if order.mode != "quantized" or runtime not in ONNX_READERS:
         return ""
-    first = next((one for one in differences(order, runtime, batch) if one.mean > SHARE), None)
+    fused = path is not None and os.path.splitext(path)[1] == ".onnx" and onnx_file.has_fused_attention(path)
+    first = next((one for one in differences(order, runtime, batch, fused_attention=fused) if one.mean > SHARE), None)
     return f"; they part at site {first}" if first else "; what reaches the sites is the same, they part behind the last one"
 
 
 def _simulated(order: Order, flat: Sequence[tf.Tensor], edges: Sequence[str]) -> list[np.ndarray]:
     answers = tf.nest.flatten(order.engine.function(order.mode, taps=tuple(edges))(*flat))
     return [tensor.numpy() for tensor in answers[len(order.interface.outputs) :]]
+
+
+def _arranged(simulated: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A context [B, N, S, D] as a site behind a fused attention has it, [B, S, N * D] or [B, S, N, D]; all else as it is."""
+    if simulated.ndim == 4 and simulated.shape != shape and simulated.size == np.prod(shape):
+        return simulated.transpose(0, 2, 1, 3).reshape(shape)
+    return simulated
 
 
 def _difference(site: str, simulated: np.ndarray, found: np.ndarray) -> Difference:

@@ -1,71 +1,44 @@
-"""Regions: parts of a network that ONNX has one operation for, where a trace has many.
+"""Regions: parts of a network that there is one operation for in ONNX files, where a trace has many.
 
-A region is taken only if it was seen to compute what the operation computes: layer normalisations and GELU on numbers, shapes on
-two inputs of different sizes.
+A region is taken only if it was seen to compute what the operation computes: layer normalisations, GELU and attention on numbers,
+shapes on two inputs of different sizes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfquant.engine import Engine
+from tfquant.export.fused_attention import find_fused_attention
+from tfquant.export.region import EdgeKey, Region, Sites, answers_of_two_sizes, same
 from tfquant.graph.contractions import equation, find_contractions
 from tfquant.graph.dataflow import ELEMENTWISE_OPS, Dataflow
 from tfquant.graph.layernorm import find_layernorms
 from tfquant.graph.part import Part
 
-EdgeKey = tuple[str, int]  # operation name, input index
-
 _PARTS_OF_ACTIVATIONS = ELEMENTWISE_OPS | {"Const", "Identity", "Cast", "Reshape", "ReadVariableOp", "Placeholder"}
-_CLOSE = 1e-5  # relative to the largest value: float32 in another order of operations
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Region:
-    """What one operation can stand for.
+def find_regions(engine: Engine, mode: str = "quantized", *, attention: bool = False) -> list[Region]:
+    """Regions of the inference network without a site inside; in mode `float` there is none.
 
-    Attributes:
-      kind: of the operation, as ONNX calls it.
-      entry: edge on which the input comes in; every other one carries the same values.
-      target: the output.
-      kernel: edge with the second operand of a MatMul.
-      parameters: further operands by their name in ONNX; of a MatMul the shapes to give `source`, `kernel` and `target`, if any.
-      attributes: of the operation.
+    Args:
+      engine: of the network.
+      mode: of the network.
+      attention: take attentions too, as ONNX Runtime's own MultiHeadAttention; ONNX has none that older opsets know.
     """
-
-    kind: str
-    entry: EdgeKey
-    target: tf.Tensor
-    kernel: EdgeKey | None = None
-    parameters: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def find_regions(engine: Engine, mode: str = "quantized") -> list[Region]:
-    """Regions of the inference network without a site inside; in mode `float` there is none."""
     flow = Dataflow(engine.inference)
-    sites = _Sites(engine if mode == "quantized" else None)
-    return [*_layernorms(flow, sites), *_gelus(flow, sites), *_linears_and_reshapes(flow, sites), *_einsums(flow)]
-
-
-class _Sites:
-    """Where enabled sites stand."""
-
-    def __init__(self, engine: Engine | None):
-        edges = [edge for site, edge in engine.placements() if site.enabled] if engine else []
-        self.edges = {edge.consumer for edge in edges if edge.consumer is not None}
-        self.tensors = {edge.tensor.name for edge in edges if edge.consumer is None}
-
-    def inside(self, operations: Sequence[tf.Operation], target: tf.Tensor) -> bool:
-        """Whether a site changes what `operations` read, or what they make other than `target`."""
-        reads = any((op.name, index) in self.edges for op in operations for index in range(len(op.inputs)))
-        return reads or any(t.name in self.tensors for op in operations for t in op.outputs if t.name != target.name)
+    sites = Sites(engine if mode == "quantized" else None)
+    attentions = find_fused_attention(flow, sites) if attention else []
+    within = frozenset(name for found in attentions for name in found.inside)
+    return [
+        *(found.region for found in attentions),
+        *_layernorms(flow, sites), *_gelus(flow, sites), *_linears_and_reshapes(flow, sites, within), *_einsums(flow),
+    ]  # fmt: skip
 
 
 def _entry(flow: Dataflow, source: tf.Tensor, part: Part) -> EdgeKey:
@@ -75,7 +48,7 @@ def _entry(flow: Dataflow, source: tf.Tensor, part: Part) -> EdgeKey:
 # Layer normalisation.
 
 
-def _layernorms(flow: Dataflow, sites: _Sites) -> Iterator[Region]:
+def _layernorms(flow: Dataflow, sites: Sites) -> Iterator[Region]:
     for norm in find_layernorms(flow):
         size = norm.input.shape[-1]
         if norm.input.dtype != tf.float32 or norm.output.dtype != tf.float32 or size is None or size < 3:
@@ -87,7 +60,7 @@ def _layernorms(flow: Dataflow, sites: _Sites) -> Iterator[Region]:
         if found is not None:
             scale, bias, epsilon = found
             parameters, attributes = {"scale": scale, "bias": bias}, {"axis": -1, "epsilon": epsilon}
-            yield Region("LayerNormalization", _entry(flow, norm.input, part), norm.output, None, parameters, attributes)
+            yield Region("LayerNormalization", (_entry(flow, norm.input, part),), norm.output, parameters, attributes)
 
 
 def _normalisation(part: Part, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, float] | None:
@@ -115,7 +88,7 @@ def _normalisation(part: Part, shape: tuple[int, ...]) -> tuple[np.ndarray, np.n
     sample = np.random.default_rng(0).normal(0.3, 2.0, shape) * sizes
     deviation = sample - sample.mean(-1, keepdims=True)
     expected = deviation / np.sqrt(np.square(deviation).mean(-1, keepdims=True) + epsilon) * scale + bias
-    if not _same(part(sample), expected):
+    if not same(part(sample), expected):
         return None
     return scale.astype(np.float32), bias.astype(np.float32), epsilon
 
@@ -130,7 +103,7 @@ def _small_constants(part: Part) -> list[float]:
 # GELU.
 
 
-def _gelus(flow: Dataflow, sites: _Sites) -> Iterator[Region]:
+def _gelus(flow: Dataflow, sites: Sites) -> Iterator[Region]:
     for op in flow.operations:
         if op.type in ("Erf", "Erfc", "Tanh") and op.name in flow.used and op.outputs[0].dtype == tf.float32:
             region = _gelu_around(flow, sites, op)
@@ -138,7 +111,7 @@ def _gelus(flow: Dataflow, sites: _Sites) -> Iterator[Region]:
                 yield region
 
 
-def _gelu_around(flow: Dataflow, sites: _Sites, core: tf.Operation) -> Region | None:
+def _gelu_around(flow: Dataflow, sites: Sites, core: tf.Operation) -> Region | None:
     """The nearest tensors before and after `core` of which one is the GELU of the other."""
     behind = flow.walk_back(core.outputs[0], lambda op: op.type in _PARTS_OF_ACTIVATIONS)
     sources = [t for op in behind for t in op.inputs if flow.is_dynamic(t) and t.dtype == tf.float32]
@@ -153,7 +126,7 @@ def _gelu_around(flow: Dataflow, sites: _Sites, core: tf.Operation) -> Region | 
                 continue
             approximate = _gelu_kind(part, _sample_shape(source))
             if approximate is not None:
-                return Region("Gelu", _entry(flow, source, part), target, attributes={"approximate": approximate})
+                return Region("Gelu", (_entry(flow, source, part),), target, attributes={"approximate": approximate})
     return None
 
 
@@ -163,11 +136,7 @@ def _gelu_kind(part: Part, shape: tuple[int, ...]) -> str | None:
     answer = part(x)
     exact = 0.5 * x * (1.0 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2.0)))
     tanh = 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
-    return next((name for name, value in (("none", exact), ("tanh", tanh)) if _same(answer, value)), None)
-
-
-def _same(answer: np.ndarray, expected: np.ndarray) -> bool:
-    return answer.shape == expected.shape and bool(np.abs(answer - expected).max() <= _CLOSE * max(1.0, np.abs(expected).max()))
+    return next((name for name, value in (("none", exact), ("tanh", tanh)) if same(answer, value)), None)
 
 
 def _sample_shape(tensor: tf.Tensor) -> tuple[int, ...]:
@@ -178,8 +147,9 @@ def _sample_shape(tensor: tf.Tensor) -> tuple[int, ...]:
 # Products of more than two axes and other reshapes: what they look like depends on sizes that are computed while the network runs.
 
 
-def _linears_and_reshapes(flow: Dataflow, sites: _Sites) -> Iterator[Region]:
-    reshapes = [op for op in flow.operations if _is_open_reshape(flow, op)]
+def _linears_and_reshapes(flow: Dataflow, sites: Sites, within: frozenset[str]) -> Iterator[Region]:
+    """Those that are not `within` other regions, as operation names."""
+    reshapes = [op for op in flow.operations if op.name not in within and _is_open_reshape(flow, op)]
     shapes = _probed(flow, [t for op in reshapes for t in (op.inputs[0], op.outputs[0])])
     if shapes is None:
         return
@@ -193,7 +163,7 @@ def _linears_and_reshapes(flow: Dataflow, sites: _Sites) -> Iterator[Region]:
         if op.name not in inside:
             shape = _onnx_shape(op.inputs[0], op.outputs[0], shapes)
             if shape is not None:
-                yield Region("Reshape", (op.name, 0), op.outputs[0], parameters={"shape": np.array(shape, np.int64)})
+                yield Region("Reshape", ((op.name, 0),), op.outputs[0], {"shape": np.array(shape, np.int64)})
 
 
 def _is_open_reshape(flow: Dataflow, op: tf.Operation) -> bool:
@@ -213,28 +183,13 @@ def _probed(flow: Dataflow, tensors: Sequence[tf.Tensor]) -> dict[str, list[tupl
     trace, tensors = flow.trace, list({t.name: t for t in tensors}.values())
     if not tensors:
         return None
-    emit = tf.function(
-        lambda *flat: [tf.shape(t) for t in trace.emit(list(flat), targets=tensors)], autograph=False,
-        input_signature=trace.input_specs,
-    ).get_concrete_function()
-    found: dict[str, list[tuple[int, ...]]] = {t.name: [] for t in tensors}
-    for batch, length in ((2, 3), (3, 5)):
-        flat = []
-        for spec in trace.input_specs:
-            if spec.shape.rank is None:
-                return None
-            sizes = [size if size is not None else (length if axis else batch) for axis, size in enumerate(spec.shape)]
-            flat.append(tf.zeros(sizes, spec.dtype))
-        try:
-            answers = emit(*flat)
-        except tf.errors.OpError:
-            return None
-        for tensor, shape in zip(tensors, answers, strict=True):
-            found[tensor.name].append(tuple(shape.numpy().tolist()))
-    return found
+    answers = answers_of_two_sizes(trace, lambda flat: [tf.shape(t) for t in trace.emit(flat, targets=tensors)])
+    if answers is None:
+        return None
+    return {tensor.name: [tuple(shape.tolist()) for shape in shapes] for tensor, *shapes in zip(tensors, *answers, strict=True)}
 
 
-def _linear(flow: Dataflow, sites: _Sites, product: tf.Operation, shapes: Mapping[str, list[tuple[int, ...]]]) -> Region | None:
+def _linear(flow: Dataflow, sites: Sites, product: tf.Operation, shapes: Mapping[str, list[tuple[int, ...]]]) -> Region | None:
     """Flattened to a matrix, multiplied, and given its axes back."""
     if product.type != "MatMul" or product.get_attr("transpose_a") or product.get_attr("transpose_b"):
         return None
@@ -250,7 +205,7 @@ def _linear(flow: Dataflow, sites: _Sites, product: tf.Operation, shapes: Mappin
     for taken, given in zip(shapes[source.name], shapes[target.name], strict=True):
         if taken[-1] != inner or given != (*taken[:-1], outer):
             return None
-    return Region("MatMul", (before.name, 0), target, (product.name, 1))
+    return Region("MatMul", ((before.name, 0), (product.name, 1)), target)
 
 
 def _einsums(flow: Dataflow) -> Iterator[Region]:
@@ -270,7 +225,7 @@ def _einsums(flow: Dataflow) -> Iterator[Region]:
         shapes |= {"source": [*open_sizes, inner]} if len(summed) > 1 else {}
         shapes |= {"target": [*open_sizes, *(sizes[c] for c in made)]} if len(made) != 1 else {}
         parameters = {name: np.array(shape, np.int64) for name, shape in shapes.items()}
-        yield Region("MatMul", (op.name, 0), op.outputs[0], (op.name, 1), parameters)
+        yield Region("MatMul", ((op.name, 0), (op.name, 1)), op.outputs[0], parameters)
 
 
 def _onnx_shape(source: tf.Tensor, target: tf.Tensor, shapes: Mapping[str, list[tuple[int, ...]]]) -> list[int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable
@@ -63,6 +64,7 @@ class Target:
 
 TARGETS = {
     "onnx": Target(onnx_file.write, ".onnx", ("onnxruntime", "openvino")),
+    "onnxruntime": Target(functools.partial(onnx_file.write, fused_attention=True), ".onnx", ("onnxruntime",)),
     "tensorrt": Target(tensorrt.write, ".onnx", ("onnxruntime", "openvino"), as_written=True, contractions=tensorrt.contractions),
     "openvino": Target(openvino.write, ".xml", ("openvino",)),
     "litert": Target(litert.write, ".tflite", ("litert",)),

@@ -15,7 +15,8 @@ _INTEGER = {
     "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger", "QGemm", "MatMulNBits", "QLinearConv",
     "ConvInteger", "QAttention",
 }  # fmt: skip
-_FLOATING = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv", "Einsum", "Attention", "MultiHeadAttention"}
+_FLOATING = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv", "Einsum", "Attention"}
+_PRODUCTS_OF_ATTENTION = ("scores", "context")
 _TYPES = {
     "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(int32)": np.int32,
     "tensor(int64)": np.int64, "tensor(bool)": np.bool_, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8,
@@ -47,9 +48,13 @@ class OnnxSession:
             path = os.path.join(folder, "optimized.onnx")
             opened(self._path, None, written=path)
             nodes = list(onnx.load(path, load_external_data=False).graph.node)
+        attentions = [node.name for node in nodes if node.op_type == "MultiHeadAttention"]
         return Contractions(
             tuple(node.name for node in nodes if node.op_type in _INTEGER),
-            tuple(node.name for node in nodes if node.op_type in _FLOATING),
+            (
+                *(node.name for node in nodes if node.op_type in _FLOATING),
+                *(f"{name}/{product}" for name in attentions for product in _PRODUCTS_OF_ATTENTION),
+            ),
         )
 
 
