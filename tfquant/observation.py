@@ -59,7 +59,7 @@ class Observation:
         limits = {site.address: site.spec.method.rows for site, _ in self.targets}
         self.rows = {address: calib.rows.RowSample(limit) for address, limit in limits.items() if limit}
         self._edges = [*(edge for _, edge in self.targets), *self._along.values()]
-        self.mask_index = _mask_index(engine, mask)
+        self.mask_index = mask_index(engine, mask)
         self.axes = self._token_axes(mask)
         self.samples = 0
         self.number = 0  # of the batch at hand; after the last, how many there were
@@ -239,7 +239,12 @@ def _elements(batch: Any) -> int:
     return sum(int(np.size(leaf)) for leaf in tf.nest.flatten(batch))
 
 
-def _mask_index(engine: Engine, mask: str | None) -> int | None:
+def mask_index(engine: Engine, mask: str | None) -> int | None:
+    """Which input marks real tokens, see `tfquant.calibrate`; None if none does.
+
+    Raises:
+      ValueError: `mask` is no such input.
+    """
     names = engine.inference.input_names
     if mask is None:
         return None

@@ -80,7 +80,11 @@ class Dataflow:
 
     def is_fixed(self, tensor: tf.Tensor) -> bool:
         """True for a parameter that does not even depend on the shape of an input: it has the same values in every batch."""
-        return self.is_parameter(tensor) and tensor.name not in self._from_shapes
+        return tensor.dtype.is_floating and self.is_static(tensor)
+
+    def is_static(self, tensor: tf.Tensor) -> bool:
+        """The same of values of any type."""
+        return not self.is_dynamic(tensor) and tensor.name not in self._from_shapes
 
     @functools.cached_property
     def _from_shapes(self) -> frozenset[str]:

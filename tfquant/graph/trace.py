@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -54,6 +54,8 @@ class Trace:
         edits: replay.Edits = replay.NO_EDITS,
         targets: list[tf.Tensor] | None = None,
         taps: Sequence[tf.Tensor] = (),
+        given: Mapping[str, tf.Tensor] | None = None,
+        substitutes: Mapping[str, tf.Variable] | None = None,
     ) -> list[tf.Tensor]:
         """Replays the graph in the current graph, which must be that of a `tf.function`.
 
@@ -63,30 +65,36 @@ class Trace:
           targets: old tensors to compute; only what they need is emitted then. By default all operations, side effects
             (dropout seeds, moving statistics) included, and the outputs are returned.
           taps: more old tensors to return, behind the outputs; not with `targets`.
+          given: name of an old tensor -> what stands for it, edits of it included; with `targets`, nothing before it is emitted.
+          substitutes: name of the placeholder of a handle -> the variable that is read in place of its own.
         """
         graph = tf.compat.v1.get_default_graph()
         known = {old.name: new for old, new in zip(self.inputs, inputs, strict=False)}
-        operations = self.operations if targets is None else self.ancestors(targets)
+        given, substitutes = given or {}, substitutes or {}
+        known.update(given)
+        operations = self.operations if targets is None else self.ancestors(targets, given)
         needed = {op.name for op in operations}
         for outside, inside in self.captures:
             if inside.op.name in needed:
+                outside = substitutes[inside.name].handle if inside.name in substitutes else outside
                 readers = inside.consumers()
                 replaced = readers and all(op.name in edits.operations for op in readers)
                 known[inside.name] = inside if replaced else graph.capture(outside)  # the old one is never asked for
         for name, variable in self.variables.items():
             if variable.trainable and name in known and known[name].graph is graph:
-                graph.watch_variable(variable)
+                graph.watch_variable(substitutes.get(name, variable))
         return replay.replay(operations, known, [*self.outputs, *taps] if targets is None else targets, edits=edits)
 
-    def ancestors(self, targets: list[tf.Tensor]) -> list[tf.Operation]:
-        """Operations that `targets` need, in graph order."""
-        pending, found = [t.op for t in targets], set()
+    def ancestors(self, targets: list[tf.Tensor], given: Iterable[str] = ()) -> list[tf.Operation]:
+        """Operations that `targets` need where the tensors called `given` are known, in graph order."""
+        given = frozenset(given)
+        pending, found = [t.op for t in targets if t.name not in given], set()
         while pending:
             op = pending.pop()
             if op.name in found:
                 continue
             found.add(op.name)
-            pending.extend(t.op for t in op.inputs)
+            pending.extend(t.op for t in op.inputs if t.name not in given)
             pending.extend(op.control_inputs)
         return [op for op in self.operations if op.name in found]
 

@@ -1,0 +1,129 @@
+"""The weight of a layer on its integer grid, in the layout of its variable."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from calib.grid import Grid
+from tfquant.engine import Engine
+from tfquant.export.codes import Affine
+from tfquant.ptq.layers import Layer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weight:
+    """value = scale · (code - zero), codes from `grid.qmin` to `grid.qmax`.
+
+    Attributes:
+      value: float32, the weight before it is rounded.
+      nearest: what the site's quantizer makes of it.
+      scale, zero: float32, broadcast to `value`.
+      grid: the codes in use.
+    """
+
+    value: np.ndarray
+    nearest: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray
+    grid: Grid
+    _quantize: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
+
+    @classmethod
+    def of(cls, engine: Engine, layer: Layer) -> Weight:
+        """Of a layer, with the current range of its site."""
+        site, quantizer = layer.site, engine.quantizers[layer.address]
+        variable = engine.inference.variables[layer.handle]
+        edge = layer.edges[0]
+        direct = edge.table is not None or edge.tensor.name in {read.name for read in layer.reads}
+        layout = _Layout(engine, layer, None if direct else edge.tensor)
+        affine = Affine.of(site, quantizer)
+        shape = [size if axis in site.channel_axes else 1 for axis, size in enumerate(edge.tensor.shape)]
+        if site.channel_axes:
+            full = [np.broadcast_to(a.reshape(shape).astype(np.float32), edge.tensor.shape) for a in (affine.scale, affine.zero)]
+            scale, zero = (_compressed(layout.to_variable(a)) for a in full)
+        else:
+            scale, zero = (a.astype(np.float32).reshape([1] * variable.shape.rank) for a in (affine.scale, affine.zero))
+        value = tf.cast(variable, tf.float32).numpy()
+        quantize = functools.partial(_quantized, layout, quantizer)
+        return cls(value, quantize(value), scale, zero, affine.grid, quantize)
+
+    @functools.cached_property
+    def floor(self) -> np.ndarray:
+        """floor(w / s), float32; the code below without the zero point."""
+        return np.floor(self.value / self.scale)
+
+    @property
+    def fraction(self) -> np.ndarray:
+        """w / s - floor(w / s), in [0, 1)."""
+        return self.value / self.scale - self.floor
+
+    def rounded(self, up: np.ndarray) -> np.ndarray:
+        """The weight on its grid: `floor` where `up` is 0, one code more where it is 1.
+
+        Passed through the quantizer, so that the quantizer changes it no more.
+
+        Raises:
+          ValueError: the quantizer would round these values to other codes.
+        """
+        codes = np.clip(self.floor + up + self.zero, self.grid.qmin, self.grid.qmax) - self.zero
+        value = self._quantize((codes * self.scale).astype(np.float32))
+        off = np.abs(value / self.scale - codes).max(initial=0.0)
+        again = np.abs((self._quantize(value) - value) / self.scale).max(initial=0.0)
+        if off > 0.01 or again > 0.01:
+            raise ValueError(f"rounded weights do not stay on their grid ({max(off, again):.3g} steps off): too small steps")
+        return value
+
+    def changed(self, value: np.ndarray) -> float:
+        """Share of the weights that are not where rounding to nearest puts them."""
+        return float(np.mean(np.abs(value - self.nearest) > 0.5 * self.scale))
+
+
+class _Layout:
+    """Values as the variable holds them and as they reach the quantizer: the same, at most moved by reshapes and transposes."""
+
+    def __init__(self, engine: Engine, layer: Layer, tensor: tf.Tensor | None):
+        self._trace, self._reads, self._tensor = engine.inference, layer.reads, tensor
+
+    def to_site(self, value: tf.Tensor) -> tf.Tensor:
+        if self._tensor is None:
+            return value
+        given = {read.name: tf.cast(value, read.dtype) for read in self._reads}
+        return self._trace.emit([], targets=[self._tensor], given=given)[0]
+
+    def back(self, value: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+        """The inverse of `to_site`: of a permutation that is its gradient."""
+        if self._tensor is None:
+            return value
+        moved = self.to_site(like)
+        return tf.gradients(moved, like, tf.cast(value, moved.dtype))[0]
+
+    def to_variable(self, value: np.ndarray) -> np.ndarray:
+        variable_shape = self._reads[0].shape
+        return _called(lambda v: self.back(v, tf.zeros(variable_shape)), value)
+
+
+def _quantized(layout: _Layout, quantizer, value: np.ndarray) -> np.ndarray:
+    def apply(v):
+        return layout.back(tf.cast(quantizer(layout.to_site(v)), tf.float32), v)
+
+    return _called(apply, value)
+
+
+def _called(function: Callable[[tf.Tensor], tf.Tensor], value: np.ndarray) -> np.ndarray:
+    """The result in a graph; a concrete function, as TensorFlow warns of functions that are made and called again and again."""
+    spec = tf.TensorSpec(value.shape, tf.float32)
+    return tf.function(function, autograph=False).get_concrete_function(spec)(tf.constant(np.ascontiguousarray(value))).numpy()
+
+
+def _compressed(value: np.ndarray) -> np.ndarray:
+    """Size 1 along the axes along which nothing changes."""
+    for axis in range(value.ndim):
+        first = value.take([0], axis)
+        if (value == first).all():
+            value = first
+    return value
