@@ -4,9 +4,9 @@ Rounding to nearest is the best for a single weight, not for a sum of products w
 a variable that says how far it is rounded up; layer after layer these are learned from unlabelled data and then made hard.
 
 Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization", arXiv:2004.10568; for BERT: Bondarenko et al.
-2021, arXiv:2109.12948. The reconstruction loss is the paper's: squared errors summed over output features, averaged over rows. Qualcomm's
-code for BERT sums over tokens and averages over features instead, which makes its regulariser weigh more where features outnumber
-tokens. Padding counts in neither our loss nor our errors.
+2021, arXiv:2109.12948. The reconstruction loss is the paper's: squared errors summed over output features, averaged over rows.
+Qualcomm's code for BERT sums over tokens and averages over features instead, which makes its regulariser weigh more where features
+outnumber tokens. Padding counts in neither our loss nor our errors.
 """
 
 from __future__ import annotations

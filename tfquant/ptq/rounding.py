@@ -32,7 +32,8 @@ def initial_alpha(fraction: np.ndarray, rounding: str, temperature: float = 1.0)
     """
     r = np.asarray(fraction, np.float64)
     if rounding == "hard_sigmoid":
-        return (-np.log((_HIGH - r) / (r - _LOW))).astype(np.float32)
+        # -ln((1.1 - r) / (r + 0.1)), written so that a half is exactly 0.
+        return (2.0 * np.arctanh((2.0 * r - 1.0) / (_HIGH - _LOW))).astype(np.float32)
     r = np.clip(r, _SMALLEST_FRACTION, 1.0 - _SMALLEST_FRACTION)
     scale = temperature if rounding == "sigmoid_temp_decay" else 1.0
     return (scale * np.log(r / (1.0 - r))).astype(np.float32)

@@ -1,0 +1,149 @@
+"""Bias correction: what quantization shifts the mean of each output channel by is taken off its bias.
+
+Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721, section 4.2, with
+means measured on data, layer after layer, so that each layer sees what the corrected ones before it give.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from tfquant.calibration import check_batches, engine_of
+from tfquant.engine import Engine
+from tfquant.model import QuantizedFunction, QuantizedModel
+from tfquant.ptq.form import Form
+from tfquant.ptq.layers import Layer, LayerFinder, Unsuitable, choose, grouped, variable_read
+from tfquant.ptq.rows import Space
+from tfquant.ptq.samples import Outputs
+from tfquant.ptq.walk import Walk
+from tfquant.ptq.weight import Weight
+from tfquant.spec import address
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasShift:
+    """One bias.
+
+    Attributes:
+      path: of the layer.
+      mean: mean magnitude of the shift over channels, in units of the output.
+      largest: largest magnitude.
+    """
+
+    path: str
+    mean: float
+    largest: float
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasReport:
+    """What `correct_bias` returns.
+
+    Attributes:
+      shifts: one a layer, in graph order.
+      skipped: (layer path, reason) of what was left as it was.
+    """
+
+    shifts: tuple[BiasShift, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def correct_bias(
+    model: QuantizedModel | QuantizedFunction,
+    batches: Iterable[Any],
+    *,
+    sites: str | Sequence[str] = "kernels",
+    mask: str | None = "auto",
+    memory_limit: int = 1 << 30,
+    progress: bool = True,
+) -> BiasReport:
+    """Shifts the bias of each quantized linear by its mean output error, float minus quantized, over real tokens.
+
+    The quantized network rounds weights and activations. Biases are assigned at the very end: an error leaves them as they were.
+    They are those of the float network too, which differs from then on.
+
+    Args:
+      model: from `tfquant.quantize`, calibrated.
+      batches, mask, memory_limit, progress: as for `adaround`.
+      sites: whose layers, as for `adaround`.
+
+    Returns:
+      The shifts, and layers without a bias of their own.
+
+    Raises:
+      ValueError, UncalibratedError, TypeError, OSError: as for `adaround`.
+    """
+    engine = engine_of(model)
+    check_batches(batches, "bias correction")
+    engine.check_calibrated()
+    layers, left_out = choose(engine, sites)
+    finder = LayerFinder(engine)
+    biases, skipped = _biases(finder, engine, layers)
+    kept = [layer for layer in layers if layer.address in biases]
+    substitutes: dict[str, tf.Variable] = {}
+    shifts: list[BiasShift] = []
+    with Space(memory_limit) as space:
+        groups = grouped(finder, kept)
+        uses = [[layer.uses[0] for layer in group] for group in groups]
+        walk = Walk(engine, list(batches), uses, space, mask=mask, quantize_activations=True, progress=progress)
+        for number, group in enumerate(tqdm(groups, "correcting biases", unit="stop", disable=not progress)):
+            for layer, error in zip(group, _mean_errors(engine, finder, walk, number, group, substitutes), strict=True):
+                handle = biases[layer.address]
+                variable = engine.inference.variables[handle]
+                # Axes of the output before those of the bias, of a convolution its positions, have one bias in common.
+                shift = error.reshape(-1, *variable.shape).mean(0)
+                substitutes[handle] = tf.Variable(variable + tf.cast(shift, variable.dtype), trainable=False)
+                shifts.append(BiasShift(layer.site.path, float(abs(shift).mean()), float(abs(shift).max())))
+    for handle, corrected in substitutes.items():
+        engine.inference.variables[handle].assign(corrected)
+    return BiasReport(tuple(shifts), (*left_out, *skipped))
+
+
+def _biases(finder: LayerFinder, engine: Engine, layers: Sequence[Layer]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Address of a layer -> handle of the bias that is its own; and (path, reason) of layers without one."""
+    edges, flow = engine.edges(), finder.flow
+    found: dict[str, str] = {}
+    skipped: list[tuple[str, str]] = []
+    for layer in layers:
+        path = layer.site.path
+        edge = edges.get(address("bias", path, "bias"))
+        if len(layer.uses) > 1:
+            skipped.append((path, "its weight is used in several places"))
+        elif layer.uses[0].lookup or edge is None:
+            skipped.append((path, "it has no bias"))
+        else:
+            try:
+                handle = variable_read(flow, edge.tensor)
+            except Unsuitable as error:
+                skipped.append((path, f"its bias cannot be shifted: {error}"))
+                continue
+            readers = [op for op, _ in flow.consumers[handle] if op.name in flow.used]
+            following = [op for read in readers for op, _ in flow.value_consumers(read.outputs[0]) if op.name in flow.used]
+            if len(readers) > 1 or len(following) > 1:
+                skipped.append((path, "its bias is used in several places"))
+            else:
+                found[layer.address] = handle
+    return found, skipped
+
+
+def _mean_errors(
+    engine: Engine, finder: LayerFinder, walk: Walk, number: int, group: Sequence[Layer], substitutes: dict[str, tf.Variable]
+) -> list[np.ndarray]:
+    """Float minus quantized product of each layer of a stop, mean over real samples, float64 [outputs]."""
+    outputs = Outputs(engine)
+    forms = [Form(finder.flow, layer, layer.uses[0], include_activation=False) for layer in group]
+    quantized = [tf.constant(Weight.of(engine, layer).nearest) for layer in group]
+    sums, counts = [np.float64(0.0)] * len(group), [0] * len(group)
+    for seen in walk.visit(number, substitutes):
+        for index, (layer, form, what) in enumerate(zip(group, forms, seen, strict=True)):
+            exact = outputs(layer, form, form.rows(what.exact, what.valid))
+            found = outputs(layer, form, form.rows(what.quantized, what.valid), quantized[index])
+            sums[index] = sums[index] + (exact.astype(np.float64) - found).sum(0)
+            counts[index] += len(exact)
+    return [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]
