@@ -71,7 +71,8 @@ class Form:
         self._operations = [op for op in flow.operations if op.name in found]
         self._skipped, self._target = frozenset(skipped), target
         # Without the reshapes between, only what lies along the last axis still meets what it met.
-        return not skipped or all(flow.trace.variables[h].shape.rank <= 1 for h in self._parameter_reads().values())
+        reshaped = any(op.name in skipped and op.type in ("Reshape", "Squeeze", "ExpandDims") for op in self._operations)
+        return not reshaped or all(flow.trace.variables[h].shape.rank <= 1 for h in self._parameter_reads().values())
 
     def _parameter_reads(self) -> dict[str, str]:
         """Tensor name of a read -> name of the handle, for what is read besides the weight."""

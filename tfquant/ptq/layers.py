@@ -146,8 +146,9 @@ class LayerFinder:
         handles = {self._handle(edge) for edge in edges}
         if len(handles) > 1:
             raise Unsuitable("its range is shared by several variables")
-        if site.channel_axes and len({edge.tensor.name for edge in edges}) > 1:
-            raise Unsuitable("a variable with per-channel ranges is read in several places")
+        moved = {edge.tensor.name for edge in edges if edge.tensor.op.type != "ReadVariableOp"}
+        if site.channel_axes and moved and len({edge.tensor.name for edge in edges}) > 1:
+            raise Unsuitable("a variable with per-channel ranges is read in several places, in different layouts")
         handle = handles.pop()
         uses = [self._lookup(edge) if edge.table is not None else self._use(edge) for edge in edges]
         reads = self._reads(handle, edges, uses)
