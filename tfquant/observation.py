@@ -216,9 +216,10 @@ class Observation:
 
 def _check_method(site: Site) -> None:
     """Raises ValueError if the method is for the logits of a classifier and the site is something else."""
-    if site.spec.method.rows and (site.role, site.port) != ("logits", "output"):
+    if site.spec.method.rows and (site.role, site.port) not in (("logits", "output"), ("layer_output", "output")):
         raise ValueError(
-            f"site {site.address}: method {site.spec.method.name!r} is for role logits, port output (the answer of a classifier); "
+            f"site {site.address}: method {site.spec.method.name!r} is for role logits or layer_output, port output (the "
+            "answer of a classifier); "
             f"give this site another: {', '.join(calib.methods.GENERAL)}"
         )
 
