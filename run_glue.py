@@ -25,8 +25,9 @@ import tfquant
 from glue_run import command_line, networks, setting_checks
 from glue_run.data import features_of
 from glue_run.evaluation import validate
+from glue_run.exporting import export
 from glue_run.outputs import summary_of, tell, write_config, write_results, write_scores
-from glue_run.quantizing import quantized, recipe_of, trained
+from glue_run.quantizing import quantized, recipe_of, round_weights, trained
 from glue_run.settings import Settings
 from glue_run.training import train
 from runs.narration import speak_for
@@ -86,7 +87,8 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
     figures: dict[str, Any] = {"source": source, "task": task.name, "seed": seed}
     network = model
     if settings.quantizes:
-        network, figures["ranges"] = networks_quantized(model, source, task, tokenizer, settings, group, directory, seed)
+        network, found = networks_quantized(model, source, task, tokenizer, settings, group, directory, seed)
+        figures |= found
     else:
         networks.load_float(model, source, new_head=settings.trains)
     if settings.trains:
@@ -94,6 +96,8 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
         figures["training"] = train(model, network, features, task, settings, group, directory=directory, seed=seed)
     if directory is not None and group.rank == 0 and settings.save_model:
         networks.save(model, network, source, directory)
+    if settings.export and group.rank == 0:
+        figures["export"] = export(network, task, tokenizer, settings, directory)
     final = None
     if settings.do_eval or not settings.trains:
         figures["scores"] = validate(network, task, tokenizer, settings, group, clamp=settings.quantizes)
@@ -118,15 +122,21 @@ def networks_quantized(
     """The quantized network: of the run that goes on, of a model that was saved with ranges, or of a float one."""
     saved = checkpoint.steps(directory) if settings.trains else []
     if saved:
-        return tfquant.load(saved[-1][1], model), {"loaded": saved[-1][1]}
+        return tfquant.load(saved[-1][1], model), {"ranges": {"loaded": saved[-1][1]}}
     if networks.holds_ranges(source):
         setting_checks.refuse_quantization_options(settings, source)
-        return tfquant.load(networks.weights_of(source), model), {"loaded": source}
+        return tfquant.load(networks.weights_of(source), model), {"ranges": {"loaded": source}}
     networks.load_float(model, source, new_head=False)
     recipe = recipe_of(model, settings)
     if settings.trains:
         recipe = trained(recipe, settings)
-    return quantized(model, recipe, features_of(task, "train", tokenizer, settings), settings, group, seed)
+    features = features_of(task, "train", tokenizer, settings)
+    network, ranges = quantized(model, recipe, features, settings, group, seed)
+    figures = {"ranges": ranges}
+    if settings.adaround:
+        folder = None if directory is None else os.path.join(directory, "adaround")
+        figures["adaround"] = round_weights(network, features, settings, group, seed, folder)
+    return network, figures
 
 
 def main() -> None:

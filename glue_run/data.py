@@ -50,6 +50,16 @@ def training_plan(features: glue.Features, batch: int, settings: Settings, epoch
     )  # fmt: skip
 
 
+def rounding_batches(features: glue.Features, settings: Settings, seed: int) -> list[dict[str, np.ndarray]]:
+    """Training rows for AdaRound: as many as it wants, or all there are."""
+    found = glue.batches(
+        features, min(settings.batch_size, len(features)), training=True, seed=seed, length_multiple=LENGTH_MULTIPLE,
+        bucket_by_length=not settings.pad_to_max_length, pad_to_max_length=settings.pad_to_max_length,
+    )  # fmt: skip
+    wanted = min(len(found), -(-settings.adaround_num_samples // settings.batch_size))
+    return [only(found[number]) for number in range(wanted)]
+
+
 def estimation_batches(features: glue.Features, settings: Settings, seed: int) -> list[dict[str, np.ndarray]]:
     """Batches of training rows drawn at random, for ranges."""
     size = settings.est_ranges_batch_size or settings.batch_size

@@ -6,13 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 
 import calib
 import tfquant
-from glue_run.data import estimation_batches
-from glue_run.settings import SYMMETRIC, Settings
+from glue_run.data import estimation_batches, rounding_batches
+from glue_run.settings import ROUNDINGS, SYMMETRIC, Settings
 from runs.narration import say
 from tasks import glue
+from tfquant import ptq
+from tfquant.calibration import engine_of
 from tfquant.distributed import Group
 from tfquant.graph.letters import find_letters
 from tfquant.graph.source import source_of
@@ -55,13 +58,13 @@ def recipe_of(model: keras.Model, settings: Settings) -> tfquant.Recipe:
         wanted = address("layer_output", settings.cross_entropy_layer, "output")
         method = _searching("cross_entropy", settings.act_opt_method, settings.act_num_candidates)
         recipe = _with_method(model, recipe, (wanted,), method)
-    off = [roles for roles, on in ((WEIGHTS, settings.weight_quant), (ACTIVATIONS, settings.act_quant)) if not on]
+    off = [roles for roles, on in ((WEIGHTS, settings.weight_quant), (ACTIVATIONS, settings.rounds_activations)) if not on]
     return recipe.with_rules(*(tfquant.Rule(None, role=roles, optional=True, name=f"no {roles[0]} and the like") for roles in off))
 
 
 def weight_method(settings: Settings) -> calib.Method:
     """All estimators of extremes are one for values that do not change."""
-    if settings.weight_quant_method == "MSE":
+    if settings.weight_quant_method == "MSE" or (settings.adaround and settings.adaround_init == "mse"):
         return _searching("mse", settings.weight_opt_method, settings.num_candidates)
     if settings.percentile is not None and settings.weight_quant_method == "current_minmax":
         return calib.Method.parse("percentile", percentile=settings.percentile)
@@ -136,9 +139,7 @@ def quantized(
     started = time.perf_counter()
     network = tfquant.quantize(model, recipe)
     batches = estimation_batches(features, settings, seed)
-    calibration = tfquant.calibrate(
-        network, batches, mask="input_mask", order=settings.est_ranges_order, group=group, progress=settings.tqdm
-    )
+    calibration = _calibrate(network, batches, settings, group)
     weights = sum(site.is_weight for site in network.plan.sites)
     say(
         f"ranges of {weights} weights and {len(calibration) - weights} activations from {len(batches)} batches of "
@@ -148,3 +149,52 @@ def quantized(
         "recipe": recipe.to_dict(), "weights": weights, "activations": len(calibration) - weights,
         "seconds": time.perf_counter() - started,
     }  # fmt: skip
+
+
+def _calibrate(network: Any, batches: list[dict[str, np.ndarray]], settings: Settings, group: Group) -> calib.Calibration:
+    return tfquant.calibrate(
+        network, batches, mask="input_mask", order=settings.est_ranges_order, group=group, progress=settings.tqdm
+    )
+
+
+def round_weights(
+    network: Any, features: glue.Features, settings: Settings, group: Group, seed: int, folder: str | None
+) -> dict[str, Any]:
+    """AdaRound, and ranges of activations for the weights that it leaves; figures of it.
+
+    Args:
+        folder: keeps finished layers, so that a run that was cut off goes on.
+    """
+    report = ptq.adaround(
+        network,
+        rounding_batches(features, settings, seed),
+        sites=settings.adaround if "," not in settings.adaround else settings.adaround.split(","),
+        mask="input_mask",
+        folder=folder,
+        progress=settings.tqdm and group.rank == 0,
+        iterations=settings.adaround_iters,
+        learning_rate=settings.adaround_lr,
+        regularization=settings.adaround_weight,
+        rounding=ROUNDINGS[settings.adaround_mode],
+        annealing=settings.adaround_annealing,
+        decay=settings.adaround_decay_type,
+        decay_shape=settings.adaround_decay_shape,
+        decay_start=settings.adaround_decay_start,
+        warmup=settings.adaround_warmup,
+        include_activation=settings.adaround_include_act_func,
+        asymmetric=settings.adaround_asym,
+        seed=seed,
+    )
+    say(str(report.table()))
+    if settings.rounds_activations:
+        _estimate_activations_again(network, features, settings, group, seed)
+    return {"seconds": report.seconds, "layers": [dataclasses.asdict(layer) for layer in report.layers]}
+
+
+def _estimate_activations_again(network: Any, features: glue.Features, settings: Settings, group: Group, seed: int) -> None:
+    """Weights keep the ranges that they were rounded for."""
+    weights = [quantizer for quantizer in engine_of(network).quantizers.values() if quantizer.site.is_weight]
+    ends = [(np.asarray(quantizer.lower), np.asarray(quantizer.upper)) for quantizer in weights]
+    _calibrate(network, estimation_batches(features, settings, seed), settings, group)
+    for quantizer, (lower, upper) in zip(weights, ends, strict=True):
+        quantizer.set_range(lower, upper)

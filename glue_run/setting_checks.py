@@ -93,6 +93,10 @@ def _quantization(s: Settings) -> list[str]:
         problems.append("--percentile is about current_minmax: set that as --weight-quant-method or --act-quant-method")
     if s.per_channel and not s.weight_quant:
         problems.append("--per-channel is about weights: leave it or --no-weight-quant out")
+    if s.adaround and not s.weight_quant:
+        problems.append("--adaround rounds weights: leave --no-weight-quant out")
+    if s.adaround and s.act_quant and s.adaround_act_quant == "no_act_quant":
+        problems.append("--adaround-act-quant no_act_quant leaves activations in float: give --no-act-quant as well")
     if s.quant_dict:
         try:
             parse_quant_dict(s.quant_dict)
@@ -133,7 +137,7 @@ def refuse_quantization_options(settings: Settings, source: str) -> None:
     Raises:
         FlagError: an option says otherwise.
     """
-    free = ("export", "export_opset", "qmethod")
+    free = ("export", "export_opset", "export_tolerance", "qmethod")
     given = [
         field.name
         for field in dataclasses.fields(Settings)

@@ -5,9 +5,11 @@ from typing import Any, ClassVar
 
 from runs.settings import CONTENT, FREE, StepNames, flag
 from tasks import glue
+from tfquant.ptq.rounding import DECAYS
 
 MODES = ("train-baseline", "validate-baseline", "train-quantized", "validate-quantized")
 TRAINING, QUANTIZING = ("train-baseline", "train-quantized"), ("train-quantized", "validate-quantized")
+PTQ = ("validate-quantized",)
 ALL = "all"
 # Names of `--model-name` -> repository of Hugging Face's hub, where the weights are taken from if --model-path is not given.
 HUB = {
@@ -28,6 +30,8 @@ ESTIMATORS = ("current_minmax", "allminmax", "running_minmax", "MSE")
 SEARCHES = ("grid", "golden_section")
 SETUPS = ("all", "FP_logits", "MSE_logits")
 ORDERS = ("sequential", "parallel")
+# Names of `--adaround-mode` -> those of `tfquant.ptq`.
+ROUNDINGS = {"learned_hard_sigmoid": "hard_sigmoid", "learned_sigmoid": "sigmoid", "sigmoid_temp_decay": "sigmoid_temp_decay"}
 
 
 def _of(modes: tuple[str, ...], default: Any, help: str, resume: str = FREE, **how: Any) -> Any:
@@ -143,6 +147,31 @@ class Settings:
         QUANTIZING, False, "Group them alike in a whole block, by the output of its feed-forward network.", "same"
     )
 
+    adaround: str | None = _of(
+        PTQ, None, "Round weights up or down, layer by layer: all, kernels, or paths of layers with commas between."
+    )
+    adaround_num_samples: int = _of(PTQ, 1024, "Rows of training data for that.")
+    adaround_init: str = _of(
+        PTQ, "range_estimator", "Ranges of weights: as estimated, or by MSE.", choices=("range_estimator", "mse")
+    )
+    adaround_mode: str = _of(PTQ, "learned_hard_sigmoid", "How rounding is relaxed.", choices=tuple(ROUNDINGS))
+    adaround_asym: bool = _of(PTQ, True, "Inputs of a layer come from the quantized network.")
+    adaround_include_act_func: bool = _of(
+        PTQ, True, "Compare behind the activation function, where one follows.", negative="adaround-no-act-func"
+    )
+    adaround_lr: float = _of(PTQ, 1e-2, "Learning rate of the rounding.")
+    adaround_iters: int = _of(PTQ, 1000, "Steps for each layer.")
+    adaround_weight: float = _of(PTQ, 0.01, "Weight of the term that makes rounding hard.")
+    adaround_annealing: tuple[float, float] = _of(PTQ, (20.0, 2.0), "Exponent of that term, or temperature, at both ends.")
+    adaround_decay_type: str = _of(PTQ, "cosine", "How it goes from one to the other.", choices=tuple(DECAYS))
+    adaround_decay_shape: float | None = _of(PTQ, None, "Steepness of sigmoid, power, exp and log.")
+    adaround_decay_start: float = _of(PTQ, 0.0, "Share of the steps after the warm-up before it moves.")
+    adaround_warmup: float = _of(PTQ, 0.2, "Share of the steps without that term.")
+    adaround_act_quant: str = _of(
+        PTQ, "post_adaround", "Activations: quantized, with ranges estimated anew afterwards, or left in float.",
+        choices=("post_adaround", "no_act_quant"),
+    )  # fmt: skip
+
     learn_ranges: bool = _of(("train-quantized",), False, "Train the ranges.", "same")
     range_update: str = _of(("train-quantized",), "tqt", "How --learn-ranges does it.", "same", choices=("tqt", "lsq", "pact"))
     range_learning_rate: float | None = _of(
@@ -156,6 +185,7 @@ class Settings:
     )
     export: str | None = _of(QUANTIZING, None, "Write the quantized model to out/ for another runtime.")
     export_opset: int = _of(QUANTIZING, 17, "ONNX opset of that file.")
+    export_tolerance: float = _of(QUANTIZING, 0.1, "Largest share of rows with another answer than the network's.")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -169,6 +199,11 @@ class Settings:
     @property
     def quantizes(self) -> bool:
         return self.mode in QUANTIZING
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether activations are quantized in the end."""
+        return self.act_quant and not (self.adaround and self.adaround_act_quant == "no_act_quant")
 
     @property
     def validation_batch(self) -> int:

@@ -122,6 +122,17 @@ PTQ = f"validate-quantized --task rte {QUANTIZED} --batch-size 8 --no-pad-to-max
         ("--cross-entropy-layer output_weights --percentile 99.9 --act-quant-method current_minmax", (14, 18)),
         ("--est-ranges-order sequential --act-quant-method current_minmax --quant-dict {'y':16,'h':16,'x':16}", (14, 18)),
         ("--quant-dict {'e':'fp32','Et':2,'wC':'fp32'}", (13, 16)),
+        ("--per-embd", (14, 18)),
+        ("--per-groups 6", (14, 18)),
+        ("--per-groups 6 --per-groups-permute", (14, 18)),
+        ("--quant-dict {'y':'ng6','h':'ng6','x':'ng6'}", (14, 18)),
+        ("--quant-dict {'y':'ngp6','h':'ngp6','x':'ngp6'} --per-groups-permute-shared-h", (14, 18)),
+        ("--no-act-quant --n-bits 4 --weight-quant-method MSE --weight-opt-method grid --num-candidates 100 --quant-setup all "
+         "--adaround all --adaround-num-samples 32 --adaround-init range_estimator --adaround-mode learned_hard_sigmoid "
+         "--adaround-asym --adaround-iters 20 --adaround-act-quant no_act_quant", (14, 0)),
+        ("--n-bits 4 --n-bits-act 8 --adaround kernels --adaround-iters 10 --adaround-annealing 10 3 --adaround-decay-type power "
+         "--adaround-decay-shape 4 --adaround-no-act-func --no-adaround-asym --adaround-mode learned_sigmoid", (14, 18)),
+        ("--export onnx --save-model", (14, 18)),
     ],
 )  # fmt: skip
 def test_post_training_options_run_and_quantize_what_they_say(call, baselines, tmp_path, options, sites):

@@ -99,7 +99,7 @@ def test_several_ranks_keep_the_rows_of_one(classifier, order):
 def test_other_sites_are_refused_naming_them_and_what_fits(classifier):
     for role, site in (("linear_input", "attention/.*:linear_input:input"), ("logits", "classes:logits:input")):
         recipe = Recipe((Rule(QuantSpec(method="cross_entropy"), role, port="input"),))
-        with pytest.raises(ValueError, match=f"^site {site}: method 'cross_entropy' is for role logits, port output") as error:
+        with pytest.raises(ValueError, match=f"^site {site}: method 'cross_entropy' is for role logits or ") as error:
             tfquant.quantize(classifier, recipe, calibration=BATCHES, progress=False)
         assert "\n" not in str(error.value) and "max, percentile, mse" in str(error.value)
     recipe = Recipe((Rule(QuantSpec(method="cross_entropy"), "weight"),))

@@ -162,7 +162,9 @@ class LayerFinder:
         return variable_read(self.flow, edge.tensor)
 
     def _use(self, edge: Edge) -> Use:
-        op = self._contraction[edge.address]
+        op = self._contraction.get(edge.address)
+        if op is None:
+            raise Unsuitable("no product reads it, so that nearest is the best rounding")
         weight_index = 1 if self.flow.is_fixed(op.inputs[1]) else 0
         x = op.inputs[1 - weight_index]
         axes, features = sample_axes(op, weight_index)

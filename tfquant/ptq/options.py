@@ -35,7 +35,7 @@ class Options:
 
     iterations: int = 1000
     batch_rows: int = 512
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-2
     regularization: float = 0.01
     rounding: Literal["hard_sigmoid", "sigmoid", "sigmoid_temp_decay"] = "hard_sigmoid"
     annealing: tuple[float, float] = (20.0, 2.0)
