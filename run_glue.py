@@ -81,13 +81,14 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
         if settings.overwrite_output:
             shutil.rmtree(directory, ignore_errors=True)
         write_config(directory, settings)
+    group.gather(b"")  # no rank looks for checkpoints before rank 0 has removed those of an earlier run
     source = networks.folder_of(task, settings)
     tokenizer = glue.load_tokenizer(source)
     model = networks.build(source, task, settings, seed)
     figures: dict[str, Any] = {"source": source, "task": task.name, "seed": seed}
     network = model
     if settings.quantizes:
-        network, found = networks_quantized(model, source, task, tokenizer, settings, group, directory, seed)
+        network, found = quantized_network(model, source, task, tokenizer, settings, group, directory, seed)
         figures |= found
     else:
         networks.load_float(model, source, new_head=settings.trains)
@@ -109,7 +110,7 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
     return final
 
 
-def networks_quantized(
+def quantized_network(
     model: keras.Model,
     source: str,
     task: glue.Task,
@@ -134,13 +135,13 @@ def networks_quantized(
     network, ranges = quantized(model, recipe, features, settings, group, seed)
     figures = {"ranges": ranges}
     if settings.adaround:
-        folder = None if directory is None else os.path.join(directory, "adaround")
+        folder = os.path.join(directory, "adaround") if directory is not None and group.rank == 0 else None
         figures["adaround"] = round_weights(network, features, settings, group, seed, folder)
     return network, figures
 
 
 def main() -> None:
-    end_on_signals()
+    end_on_signals("run_glue.py")
     keep_freed_memory()
     settings = command_line.parse(sys.argv[1:], __doc__)
     try:

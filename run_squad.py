@@ -95,7 +95,7 @@ def report(settings: Settings, figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(_: list[str]) -> None:
-    end_on_signals()
+    end_on_signals("run_squad.py")
     keep_freed_memory()
     verbose = flags.from_flags().verbose_logging
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")

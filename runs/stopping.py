@@ -3,7 +3,7 @@
 `tfquant.training` does it better while it trains: it finishes the step and saves.
 """
 
-import os
+import functools
 import signal
 import sys
 from typing import Any
@@ -11,15 +11,15 @@ from typing import Any
 from tfquant.training.interrupt import STOPPING
 
 
-def end_on_signals() -> None:
+def end_on_signals(script: str) -> None:
     """SIGTERM and SIGUSR1 end the process with the exit status of one that was killed; files are written whole or not at all."""
     for number in STOPPING:
-        signal.signal(number, _end)
+        signal.signal(number, functools.partial(_end, script))
 
 
-def _end(number: int, frame: Any) -> None:
+def _end(script: str, number: int, frame: Any) -> None:
     print(
-        f"{os.path.basename(sys.argv[0])}: stopped by {signal.Signals(number).name} outside of training: the same command starts "
+        f"{script}: stopped by {signal.Signals(number).name} outside of training: the same command starts "
         "again, training from its last checkpoint",
         file=sys.stderr,
         flush=True,

@@ -14,12 +14,15 @@ SHARED = pathlib.Path(os.environ.get("TFQUANT_SHARED", pathlib.Path(__file__).pa
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "needs_shared: needs the real data and model beside the repository")
+    config.addinivalue_line("markers", "long: more of a kind that a few others stand for; run by `make test-long`")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests on real data run only when asked for by name (`-m needs_shared`) and when the data is there."""
+    """Long tests and those on real data run only when asked for by name (`-m`), the latter when the data is there."""
     asked = "needs_shared" in (config.option.markexpr or "")
     for item in items:
+        if item.get_closest_marker("long") is not None and "long" not in (config.option.markexpr or ""):
+            item.add_marker(pytest.mark.skip(reason="one of many alike: run `make test-long`"))
         if item.get_closest_marker("needs_shared") is None:
             continue
         if not SHARED.is_dir():

@@ -19,7 +19,7 @@ from tfquant.spec import ROLES, Fuse, QuantSpec, Recipe, Rule
 
 INT8 = QuantSpec()
 INT4 = QuantSpec("int4")
-ACTIVATIONS = set(ROLES) - {"weight", "embedding", "bias"}
+ACTIVATIONS = set(ROLES) - {"weight", "embedding", "bias", "layernorm_weight", "position_embedding"}
 
 
 def custom_recipe() -> Recipe:

@@ -242,7 +242,7 @@ def test_beyond_two_gigabytes_parameters_are_in_a_file_beside_it(tmp_path, monke
         tfquant.compare(model, tmp_path / "model.onnx", case.batches, mode=mode)
 
 
-@pytest.mark.parametrize("name", sorted({*models.KERAS, *models.FUNCTIONS, *models.SAVED} - {"mixed_bfloat16"}))
+@pytest.mark.parametrize("name", models.few(sorted({*models.KERAS, *models.FUNCTIONS, *models.SAVED} - {"mixed_bfloat16"})))
 def test_models_of_every_kind_answer_alike_with_parameters_kept_out_of_the_conversion(tmp_path, monkeypatch, name):
     monkeypatch.setattr(marked, "_LARGE", 0)
     case = models.build(name, str(tmp_path / "saved"))

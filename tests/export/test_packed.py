@@ -78,7 +78,7 @@ FLOAT = {
 }
 
 
-@pytest.mark.parametrize("name", [*models.KERAS, *models.FUNCTIONS, *models.SAVED])
+@pytest.mark.parametrize("name", models.few([*models.KERAS, *models.FUNCTIONS, *models.SAVED]))
 def test_every_kind_of_model_answers_as_before_bit_for_bit(name, tmp_path):
     case, other = (models.build(name, str(tmp_path / folder)) for folder in ("one", "other"))
     model = quantized(case.model, ALL, case.batches)

@@ -159,7 +159,7 @@ OF_THE_POOL = (
 )
 
 
-@pytest.mark.parametrize("name", OF_THE_POOL.split())
+@pytest.mark.parametrize("name", models.few(OF_THE_POOL.split()))
 def test_models_of_every_kind(tmp_path, name):
     case = models.build(name, str(tmp_path))
     model = tfquant.quantize(case.model, FLOAT, calibration=case.batches, progress=False)

@@ -141,7 +141,7 @@ POOL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", POOL)
+@pytest.mark.parametrize("name", models.few(POOL))
 def test_models_of_every_kind(tmp_path, name):
     case = models.build(name, str(tmp_path))
     model, path = quantized(case, "int8_residual"), tmp_path / "model.onnx"

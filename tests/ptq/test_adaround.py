@@ -164,7 +164,10 @@ def test_kernels_of_einsum_with_several_axes_are_rounded():
     assert np.mean((quantized(x) - exact) ** 2) < 0.9 * np.mean((nearest - exact) ** 2)
 
 
-@pytest.mark.parametrize("name", ["functional", "tf_keras_functional", "convolutional", "written_out_attention", "mixed_bfloat16"])
+KINDS = ("functional", "tf_keras_functional", "convolutional", "written_out_attention", "mixed_bfloat16")
+
+
+@pytest.mark.parametrize("name", models.few(KINDS, kept=("convolutional",)))
 def test_models_of_every_kind_are_rounded_where_they_are_quantized(name, tmp_path):
     case = models.build(name, str(tmp_path))
     quantized = tfquant.quantize(case.model, "int8_residual_float", calibration=case.batches, progress=False)
