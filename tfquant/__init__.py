@@ -13,13 +13,16 @@ from tfquant.engine import UncalibratedError
 from tfquant.export import compare, export
 from tfquant.export.packed import load as load_packed
 from tfquant.export.packed import size_report
+from tfquant.mixed_precision import SearchReport, TargetError, mixed_precision
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.recipes import recipe
+from tfquant.sensitivity import SensitivityReport, sensitivity
 from tfquant.spec import Fuse, QuantSpec, Recipe, Rule, Site
 from tfquant.store import load, save
 
 __all__ = [
     "Calibration", "Fuse", "OutlierReport", "Outliers", "QuantSpec", "QuantizedFunction", "QuantizedModel", "Recipe", "Rule",
-    "Site", "UncalibratedError", "apply", "calibrate", "compare", "export", "load", "load_packed", "outlier_report", "plan",
-    "quantize", "recipe", "save", "size_report",
+    "SearchReport", "SensitivityReport", "Site", "TargetError", "UncalibratedError", "apply", "calibrate", "compare", "export",
+    "load", "load_packed", "mixed_precision", "outlier_report", "plan", "quantize", "recipe", "save", "sensitivity",
+    "size_report",
 ]  # fmt: skip

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
-import re
 from collections.abc import Iterable, Sequence
 
 import tensorflow as tf
@@ -13,6 +11,7 @@ from tfquant.engine import Engine
 from tfquant.graph.contractions import CONVOLUTION_OPS, MATMUL_OPS, equation
 from tfquant.graph.dataflow import VIEW_OPS, Dataflow
 from tfquant.graph.roles import Edge, Roles, find_roles
+from tfquant.matching import matches
 from tfquant.spec import ROLES, Site
 
 _WORDS = {"kernels": lambda s: s.port == "kernel", "embeddings": lambda s: s.role == "embedding", "all": lambda s: True}
@@ -105,17 +104,7 @@ def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], lis
 
 
 def _matches(pattern: str, site: Site) -> bool:
-    if pattern in _WORDS:
-        return _WORDS[pattern](site)
-    if pattern in ROLES:
-        return site.role == pattern
-    names = (site.address, site.path, *site.members)
-    if pattern.startswith("re:"):
-        try:
-            return any(re.search(pattern[3:], name) for name in names)
-        except re.error as error:
-            raise ValueError(f"sites={pattern!r} is not a regular expression ({error})") from error
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    return _WORDS[pattern](site) if pattern in _WORDS else matches(pattern, site)
 
 
 class LayerFinder:

@@ -7,7 +7,7 @@ blocks of a transformer, not inside of them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,13 @@ from tqdm.auto import tqdm
 from tfquant.engine import Engine
 from tfquant.graph.axes import TokenAxes, token_axes
 from tfquant.graph.dataflow import Dataflow
+from tfquant.graph.frontier import frontier_at, narrow
 from tfquant.graph.replay import Edits
 from tfquant.messages import one_line
 from tfquant.observation import mask_index
 from tfquant.ptq.layers import Use
 from tfquant.ptq.rows import Space
 from tfquant.spec import Site
-
-# A stop may be so much wider than the narrowest of the next few.
-_WIDER, _AHEAD = 1.5, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +72,11 @@ class Walk:
         self._engine, self._trace, self._space = engine, engine.inference, space
         self._groups, self._paired, self._activations, self._progress = groups, paired, quantize_activations, progress
         self._flow = Dataflow(self._trace)
-        self.flats = _flattened(engine, batches)
+        self.flats = flattened(engine, batches)
         self._mask_index = mask_index(engine, mask)
         self._axes = self._token_axes([use.input for group in groups for use in group])
         stops = self._stops()
-        widths = [sum(map(_width, stop)) for stop in stops]
-        self._frontiers = [
-            stop if widths[i] <= _WIDER * min(widths[i : i + _AHEAD]) else None for i, stop in enumerate(stops)
-        ]
+        self._frontiers = [stop if kept else None for stop, kept in zip(stops, narrow(stops), strict=True)]
         self._given: list[tf.Tensor] = []
         self._kept: list[tuple[list[np.ndarray], list[np.ndarray]]] = [([], []) for _ in self.flats]
 
@@ -158,16 +153,8 @@ class Walk:
         stops: list[list[tf.Tensor]] = []
         for number, uses in enumerate(self._groups):
             start = min(index[use.op.name] for use in uses)
-            needed = [use.input for group in self._groups[number:] for use in group]
-            crossing = {t.name: t for t in needed}
-            for op in self._trace.ancestors(needed):
-                if index[op.name] >= start:
-                    crossing.update((t.name, t) for t in op.inputs)
-            stops.append([t for t in crossing.values() if index[t.op.name] < start and self._can_be_kept(t)])
+            stops.append(frontier_at(self._flow, start, [use.input for group in self._groups[number:] for use in group]))
         return stops
-
-    def _can_be_kept(self, tensor: tf.Tensor) -> bool:
-        return not self._flow.is_static(tensor) and tensor.op.type != "Placeholder" and tensor.dtype != tf.resource
 
     def _token_axes(self, tensors: list[tf.Tensor]) -> dict[str, TokenAxes]:
         if self._mask_index is None:
@@ -181,7 +168,12 @@ class Walk:
             ) from error
 
 
-def _flattened(engine: Engine, batches: Sequence[Any]) -> list[list[tf.Tensor]]:
+def flattened(engine: Engine, batches: Iterable[Any]) -> list[list[tf.Tensor]]:
+    """The inputs of every batch as flat tensors.
+
+    Raises:
+      ValueError: there is no batch, or one does not fit; the message has its number.
+    """
     flats = []
     for number, batch in enumerate(batches):
         try:
@@ -208,8 +200,3 @@ def _distinct(tensors: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[int]]:
 
 def _tensors(arrays: list[np.ndarray]) -> list[tf.Tensor]:
     return [tf.constant(np.asarray(a)) for a in arrays]
-
-
-def _width(tensor: tf.Tensor) -> int:
-    """Elements of a tensor for each sample: axes of open size count once."""
-    return int(np.prod([size or 1 for size in tensor.shape])) if tensor.shape.rank is not None else 0

@@ -14,7 +14,8 @@ from tfquant.graph.plan import RecipeError, deciding_rule
 from tfquant.graph.roles import Edge, find_roles
 from tfquant.graph.source import source_of
 from tfquant.graph.trace import trace
-from tfquant.spec import PARAMETER_ROLES, QuantSpec, Recipe, Rule
+from tfquant.recipes.exact import with_specs
+from tfquant.spec import PARAMETER_ROLES, QuantSpec, Recipe
 
 _GROUPS = re.compile(r"ng(p?)(\d+)")
 # Beside the letters: hidden states, [batch, tokens, embedding], of the whole model.
@@ -73,7 +74,7 @@ def with_quant_dict(
                     continue
                 raise RecipeError(f"quant dict, {letter!r}: {address} {why}: leave the letter out")
             specs[address] = _changed(letter, value, edges[address], shared_order)(before)
-    return recipe.with_rules(*_rules(specs, edges), name=f"{recipe.name} + {dict(choices)}") if specs else recipe
+    return with_specs(recipe, specs, edges, "quant dict", name=f"{recipe.name} + {dict(choices)}") if specs else recipe
 
 
 def _specificity(letter: str) -> tuple[int, str]:
@@ -137,18 +138,3 @@ def _hidden(edges: Iterable[Edge]) -> list[str]:
     edges = list(edges)
     width = next((edge.shape[-1] for edge in edges if edge.role == "residual_sum" and edge.shape), None)
     return [e.address for e in edges if e.role in _HIDDEN_ROLES and len(e.shape) > 2 and e.shape[-1] == width]
-
-
-def _rules(specs: Mapping[str, QuantSpec | None], edges: Mapping[str, Edge]) -> list[Rule]:
-    """One rule for all edges of a role and port that get one spec."""
-    alike: dict[tuple, list[str]] = {}
-    for address, spec in specs.items():
-        edge = edges[address]
-        alike.setdefault((edge.role, edge.port, spec), []).append(edge.path)
-    return [
-        Rule(
-            spec, role=role, port=port, path=f"re:^({'|'.join(re.escape(path) for path in paths)})$",
-            name=f"quant dict {number}: {'float' if spec is None else spec.describe()}",
-        )
-        for number, ((role, port, spec), paths) in enumerate(alike.items(), start=1)
-    ]  # fmt: skip

@@ -1,0 +1,115 @@
+"""The way a search for mixed precision has gone: a table and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Try:
+    """One choice of formats that was measured.
+
+    Attributes:
+      formats: address of a site -> its format, of sites that have another than in the recipe of the model.
+      value: the measure.
+      loss: how much worse than the float network's: KL divergence, minus the SQNR, or the difference of a metric.
+      bits: of all parameters that are quantized.
+    """
+
+    formats: dict[str, str]
+    value: float
+    loss: float
+    bits: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchReport:
+    """What `tfquant.mixed_precision` returns beside the recipe.
+
+    Attributes:
+      target: `fewest` or `smallest`.
+      measure: `sqnr` (dB), `kl` (nats), or the name of a metric.
+      max_loss: that was allowed.
+      float_value: the measure of the float network.
+      orders: for each format the sites, or sites with one common range, in the order in which they were tried, with the loss
+        that each has alone.
+      tries: what was measured, in this order.
+      best: what was chosen, measured on the network that the recipe makes; where the target cannot be met, what came nearest.
+    """
+
+    target: str
+    measure: str
+    max_loss: float
+    float_value: float
+    orders: tuple[tuple[tuple[str, float], ...], ...]
+    tries: tuple[Try, ...]
+    best: Try
+
+    def table(self) -> str:
+        """All tries, one a line, and what was chosen."""
+        title = f"mixed precision: {self.target}, {self.measure}, loss at most {self.max_loss:.5g}; {len(self.tries)} tries"
+        grid = Table(title=title)
+        for name in ("try", "other formats", self.measure, "loss", "parameters, KiB", "within"):
+            grid.add_column(name, justify="left" if name == "within" else "right", no_wrap=True)
+        for number, entry in enumerate(self.tries, start=1):
+            within = "yes" if entry.loss <= self.max_loss else "no"
+            size = f"{entry.bits / 8192:,.1f}"
+            grid.add_row(str(number), str(len(entry.formats)), f"{entry.value:.5g}", f"{entry.loss:.5g}", size, within)
+        stream = io.StringIO()
+        # Wide enough never to cut an address: the table also goes into log files.
+        Console(file=stream, width=400, color_system=None).print(grid)
+        lines = [line.rstrip() for line in stream.getvalue().rstrip().splitlines()]
+        lines += [f"{format}: {address}" for address, format in self.best.formats.items()]
+        return "\n".join([*lines, f"loss {self.best.loss:.5g}, parameters {self.best.bits / 8192:,.1f} KiB"])
+
+    def to_json(self) -> str:
+        """Standard JSON: what is not finite is a string."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(item) for key, item in value.items()}
+            if isinstance(value, (list, tuple)):
+                return [plain(item) for item in value]
+            return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+        return json.dumps(plain(dataclasses.asdict(self)), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> SearchReport:
+        """Inverse of `to_json`.
+
+        Raises:
+          ValueError: it is not what that writes.
+        """
+        try:
+            data = json.loads(text)
+            orders = tuple(tuple((str(name), float(loss)) for name, loss in order) for order in data["orders"])
+            tries = tuple(map(_read_try, data["tries"]))
+            ends = float(data["max_loss"]), float(data["float_value"])
+            return cls(data["target"], data["measure"], *ends, orders, tries, _read_try(data["best"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"not the JSON of a search for mixed precision ({type(error).__name__}: {error})") from error
+
+
+class TargetError(ValueError):
+    """No choice of formats meets the target.
+
+    Attributes:
+      report: the way that was gone; its `best` is what came nearest.
+    """
+
+    def __init__(self, message: str, report: SearchReport):
+        super().__init__(message)
+        self.report = report
+
+
+def _read_try(data: Mapping[str, Any]) -> Try:
+    return Try(dict(data["formats"]), float(data["value"]), float(data["loss"]), int(data["bits"]))

@@ -1,0 +1,182 @@
+"""How far a network is from the float one: by its outputs, or by a metric of the caller's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from scipy import special
+from tensorflow.python.util import nest
+
+from tfquant.engine import Engine
+from tfquant.graph.axes import token_axes
+from tfquant.messages import one_line
+from tfquant.observation import mask_index
+
+# And what they are for the float network itself.
+MEASURES = {"sqnr": math.inf, "kl": 0.0}
+BETTER = ("higher", "lower")
+Metric = Callable[[list[Any]], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What was measured.
+
+    Attributes:
+      value: of all outputs: their mean, or what the metric returned.
+      outputs: name of an output -> value; empty for a metric.
+    """
+
+    value: float
+    outputs: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Measure:
+    """A distance from the float network, or a metric.
+
+    Attributes:
+      name: `sqnr`, `kl`, or what the metric is called.
+
+    Args:
+      engine: of the model.
+      flats: the inputs of every batch.
+      measure: `sqnr`, `kl` or a callable, see `tfquant.sensitivity`.
+      better: which values of a metric are better, `higher` or `lower`.
+      mask: see `tfquant.calibrate`.
+
+    Raises:
+      ValueError: there is no such measure, or the outputs of the model do not fit it.
+    """
+
+    def __init__(
+        self, engine: Engine, flats: Sequence[Sequence[tf.Tensor]], measure: str | Metric, better: str, mask: str | None
+    ):
+        if not callable(measure) and measure not in MEASURES:
+            raise ValueError(f"unknown measure {measure!r}; known: {', '.join(MEASURES)}, or a callable of all outputs")
+        if better not in BETTER:
+            raise ValueError(f"better={better!r} must be {' or '.join(BETTER)}")
+        self._engine, self._metric, self._better = engine, measure if callable(measure) else None, better
+        self.name = _called(measure) if callable(measure) else measure
+        self._outputs = _named_outputs(engine)
+        self._valid: dict[str, list[np.ndarray]] = {}
+        index = mask_index(engine, mask)
+        if self._metric is None:
+            self._check_outputs()
+            if index is not None:
+                self._valid = self._validity(index, flats)
+
+    @property
+    def compares(self) -> bool:
+        """Whether it needs the outputs of the float network; a metric does not."""
+        return self._metric is None
+
+    @property
+    def of_equals(self) -> float:
+        """The value of outputs that are those of the float network."""
+        return MEASURES[self.name]
+
+    def __call__(self, outputs: Iterable[Sequence[np.ndarray]], exact: Sequence[Sequence[np.ndarray]]) -> Reading:
+        """Measures a network.
+
+        Args:
+          outputs: flat outputs of every batch.
+          exact: those of the float network, empty where they are not needed.
+
+        Raises:
+          ValueError: NaN or infinity, naming batch and output.
+        """
+        if self._metric is not None:
+            return Reading(self._checked(self._metric([self._packed(flat) for flat in outputs])))
+        totals = {name: np.zeros(2) for name in self._outputs}
+        for number, (found, wanted) in enumerate(zip(outputs, exact, strict=True)):
+            for name, index in self._outputs.items():
+                valid = self._valid[name][number] if name in self._valid else np.ones(1, bool)
+                pair = [np.asarray(flat[index], np.float64) for flat in (wanted, found)]
+                valid = np.broadcast_to(valid, pair[0].shape)
+                if not all(np.isfinite(values[valid]).all() for values in pair):
+                    raise ValueError(f"batch {number}: output {name} holds NaN or infinity; check the batch and the model")
+                totals[name] += (_kl_terms if self.name == "kl" else _power_terms)(*pair, valid)
+        values = {name: self._of_terms(*terms) for name, terms in totals.items()}
+        return Reading(float(np.mean(list(values.values()))), values)
+
+    def loss(self, value: float, exact: float) -> float:
+        """How much worse a value is than the float network's: the KL divergence, minus the SQNR, the difference of a metric."""
+        if self._metric is None:
+            return value if self.name == "kl" else -value
+        return exact - value if self._better == "higher" else value - exact
+
+    def _of_terms(self, first: float, second: float) -> float:
+        if self.name == "kl":
+            return float(first / max(second, 1))
+        if not second:
+            return math.inf
+        return float(10 * np.log10(first / second)) if first else -math.inf
+
+    def _checked(self, value: Any) -> float:
+        try:
+            found = float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"measure {self.name} returned {one_line(repr(value), 60)}: it must return one number") from error
+        if not math.isfinite(found):
+            raise ValueError(f"measure {self.name} returned {found}: it must return a finite number")
+        return found
+
+    def _packed(self, flat: Sequence[np.ndarray]) -> Any:
+        return self._engine.pack_outputs(flat, False)
+
+    def _check_outputs(self) -> None:
+        if not self._outputs:
+            raise ValueError(f"measure={self.name!r} compares outputs of floating point, and the model has none: pass a callable")
+        for name, index in self._outputs.items():
+            shape = self._engine.inference.outputs[index].shape
+            if self.name == "kl" and (shape.rank == 0 or shape[-1] == 1):
+                raise ValueError(f"measure='kl' compares probabilities of classes, and output {name} has one value: use 'sqnr'")
+
+    def _validity(self, mask: int, flats: Sequence[Sequence[tf.Tensor]]) -> dict[str, list[np.ndarray]]:
+        """Name of an output -> what of it is no padding in every batch; without those that have no axis of tokens."""
+        trace = self._engine.inference
+        tensors = [trace.outputs[index] for index in self._outputs.values()]
+        try:
+            axes = token_axes(trace, trace.inputs[mask], tensors)
+        except Exception as error:
+            raise ValueError(
+                f"cannot tell where padding lies in the outputs ({type(error).__name__}: {one_line(error)}): pass mask=None"
+            ) from error
+        found = {}
+        for name, tensor in zip(self._outputs, tensors, strict=True):
+            valid = [axes[tensor.name].validity(flat[mask]) for flat in flats]
+            if valid[0] is not None:
+                found[name] = [v.numpy() > 0 for v in valid]
+        return found
+
+
+def _called(metric: Metric) -> str:
+    return getattr(metric, "__qualname__", type(metric).__qualname__)
+
+
+def _named_outputs(engine: Engine) -> dict[str, int]:
+    """Name of an output of floating point -> which of the flat ones it is."""
+    leaves = nest.flatten_with_joined_string_paths(engine.inference.output_structure)
+    named = [path or "output" for path, leaf in leaves if isinstance(leaf, tf.TensorSpec)]
+    return {name: i for i, (name, t) in enumerate(zip(named, engine.inference.outputs, strict=True)) if t.dtype.is_floating}
+
+
+def _power_terms(exact: np.ndarray, found: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Power of the signal and of the noise, sums over what is valid."""
+    return np.array([np.square(exact[valid]).sum(), np.square(exact[valid] - found[valid]).sum()])
+
+
+def _kl_terms(exact: np.ndarray, found: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """KL(softmax(exact) || softmax(found)) over the last axis, and the number of rows; classes that are padding have no part."""
+    rows = valid.any(-1)
+    valid = valid[rows]
+    logs = [special.log_softmax(np.where(valid, logits[rows], -np.inf), -1) for logits in (exact, found)]
+    shares = np.exp(logs[0])
+    # 0 where a class has no share: its logarithm is then minus infinity on both sides.
+    apart = np.subtract(*logs, out=np.zeros_like(shares), where=valid)
+    return np.array([(shares * apart).sum(), np.count_nonzero(rows)])
