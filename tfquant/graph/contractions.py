@@ -158,3 +158,29 @@ def equation(op: tf.Operation) -> tuple[list[str], str]:
         longest = max(terms, key=lambda t: sum(ord(c) >= 0x100 for c in t))
         result = result.replace("...", "".join(c for c in longest if ord(c) >= 0x100))
     return terms, result
+
+
+def matmul_equation(op: tf.Operation) -> tuple[list[str], str]:
+    """Labels of a product's operands and result as those of an Einsum; batch axes of size 1 of the second one are not shared."""
+    names = ("transpose_a", "transpose_b") if op.type == "MatMul" else ("adj_x", "adj_y")
+    terms = []
+    for tensor, name, matrix in zip(op.inputs, names, ("mk", "kn"), strict=True):
+        batch = tensor.shape.rank - 2
+        labels = [chr(ord("A") + batch - 1 - i) if tensor.shape[i] != 1 else "?" for i in range(batch)]
+        terms.append("".join(labels) + (matrix[::-1] if op.get_attr(name) else matrix))
+    return terms, "".join(dict.fromkeys([*terms[0][:-2], *terms[1][:-2]])) + "mn"
+
+
+def product_equation(op: tf.Operation) -> tuple[list[str], str] | None:
+    """Labels of both operands and of the result of any product, `?` for what meets no label of the other operand.
+
+    None of a product whose channels do not follow from axes alone: depthwise or with channels first.
+    """
+    if op.type in MATMUL_OPS:
+        return matmul_equation(op)
+    if op.type == "Einsum":
+        return equation(op)
+    if op.type in ("Conv2D", "Conv3D") and op.get_attr("data_format") in (b"NHWC", b"NDHWC"):
+        places = "?" * (op.inputs[0].shape.rank - 2)
+        return [f"b{places}i", f"{places}io"], f"b{places}o"
+    return None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import tensorflow as tf
 
 from tfquant.engine import Engine
-from tfquant.graph.contractions import CONVOLUTION_OPS, MATMUL_OPS, equation
+from tfquant.graph.contractions import CONVOLUTION_OPS, MATMUL_OPS, equation, matmul_equation
 from tfquant.graph.dataflow import VIEW_OPS, Dataflow
 from tfquant.graph.roles import Edge, Roles, find_roles
 from tfquant.matching import matches
@@ -226,7 +226,7 @@ def sample_axes(op: tf.Operation, weight_index: int) -> tuple[tuple[int, ...], t
     if op.type in CONVOLUTION_OPS:
         terms, result = ["b" + "?" * (x.shape.rank - 1), ""], "b"
     elif op.type in MATMUL_OPS:
-        terms, result = _matmul_equation(op)
+        terms, result = matmul_equation(op)
     else:
         terms, result = equation(op)
     own, others = (terms[0], "") if op.type in CONVOLUTION_OPS else (terms[1 - weight_index], terms[weight_index])
@@ -238,17 +238,6 @@ def sample_axes(op: tf.Operation, weight_index: int) -> tuple[tuple[int, ...], t
         what = "an axis of its samples has no fixed size" if axes else "no axis of its input runs over samples"
         raise Unsuitable(f"{what} ({op.type} {op.name}, input {list(x.shape)}, weight {list(weight.shape)})")
     return axes, features
-
-
-def _matmul_equation(op: tf.Operation) -> tuple[list[str], str]:
-    """Labels of a product's operands and result as those of an Einsum; batch axes of size 1 of the second one are not shared."""
-    names = ("transpose_a", "transpose_b") if op.type == "MatMul" else ("adj_x", "adj_y")
-    terms = []
-    for tensor, name, matrix in zip(op.inputs, names, ("mk", "kn"), strict=True):
-        batch = tensor.shape.rank - 2
-        labels = [chr(ord("A") + batch - 1 - i) if tensor.shape[i] != 1 else "?" for i in range(batch)]
-        terms.append("".join(labels) + (matrix[::-1] if op.get_attr(name) else matrix))
-    return terms, "".join(dict.fromkeys([*terms[0][:-2], *terms[1][:-2]])) + "mn"
 
 
 def grouped(finder: LayerFinder, layers: Sequence[Layer]) -> list[list[Layer]]:

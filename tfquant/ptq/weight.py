@@ -13,6 +13,7 @@ from calib.grid import Grid
 from tfquant.engine import Engine
 from tfquant.export.codes import Affine
 from tfquant.ptq.layers import Layer
+from tfquant.ptq.layout import Layout, called
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Weight:
         variable = engine.inference.variables[layer.handle]
         edge = layer.edges[0]
         direct = edge.table is not None or edge.tensor.name in {read.name for read in layer.reads}
-        layout = _Layout(engine, layer, None if direct else edge.tensor)
+        layout = Layout(engine.inference, layer.reads, None if direct else edge.tensor)
         affine = Affine.of(site, quantizer)
         shape = [size if axis in site.channel_axes else 1 for axis, size in enumerate(edge.tensor.shape)]
         if site.channel_axes:
@@ -83,41 +84,11 @@ class Weight:
         return float(np.mean(np.abs(value - self.nearest) > 0.5 * self.scale))
 
 
-class _Layout:
-    """Values as the variable holds them and as they reach the quantizer: the same, at most moved by reshapes and transposes."""
-
-    def __init__(self, engine: Engine, layer: Layer, tensor: tf.Tensor | None):
-        self._trace, self._reads, self._tensor = engine.inference, layer.reads, tensor
-
-    def to_site(self, value: tf.Tensor) -> tf.Tensor:
-        if self._tensor is None:
-            return value
-        given = {read.name: tf.cast(value, read.dtype) for read in self._reads}
-        return self._trace.emit([], targets=[self._tensor], given=given)[0]
-
-    def back(self, value: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-        """The inverse of `to_site`: of a permutation that is its gradient."""
-        if self._tensor is None:
-            return value
-        moved = self.to_site(like)
-        return tf.gradients(moved, like, tf.cast(value, moved.dtype))[0]
-
-    def to_variable(self, value: np.ndarray) -> np.ndarray:
-        variable_shape = self._reads[0].shape
-        return _called(lambda v: self.back(v, tf.zeros(variable_shape)), value)
-
-
-def _quantized(layout: _Layout, quantizer, value: np.ndarray) -> np.ndarray:
+def _quantized(layout: Layout, quantizer, value: np.ndarray) -> np.ndarray:
     def apply(v):
-        return layout.back(tf.cast(quantizer(layout.to_site(v)), tf.float32), v)
+        return layout.back(tf.cast(quantizer(layout.forward(v)), tf.float32), v)
 
-    return _called(apply, value)
-
-
-def _called(function: Callable[[tf.Tensor], tf.Tensor], value: np.ndarray) -> np.ndarray:
-    """The result in a graph; a concrete function, as TensorFlow warns of functions that are made and called again and again."""
-    spec = tf.TensorSpec(value.shape, tf.float32)
-    return tf.function(function, autograph=False).get_concrete_function(spec)(tf.constant(np.ascontiguousarray(value))).numpy()
+    return called(apply, value)
 
 
 def _compressed(value: np.ndarray) -> np.ndarray:

@@ -1,0 +1,110 @@
+"""Largest magnitudes of each channel: of activations over data, of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+import calib
+from tfquant.engine import Engine
+from tfquant.graph.axes import TokenAxes, token_axes
+from tfquant.messages import one_line
+from tfquant.observation import mask_index
+from tfquant.ptq.pairs import Activation, Pair, Parameter
+
+
+def of_activations(
+    engine: Engine, pairs: Sequence[Pair], batches: Iterable[Any], mask: str | None, progress: bool
+) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    """Name of a pair -> max|x| of each channel over all batches, without padding: of its activations, and of its partners if any.
+
+    Raises:
+      ValueError: no batch, one that does not fit the model, or NaN or infinity, naming pair and batch.
+    """
+    watched = [(pair, activation) for pair in pairs for activation in (*pair.activations, *pair.partners)]
+    index = mask_index(engine, mask)
+    axes = _token_axes(engine, index, [activation for _, activation in watched])
+    observers = [calib.DimensionObserver(pair.name, activation.channels.size) for pair, activation in watched]
+
+    def observe(*flat):
+        tensors = engine.inference.emit(list(flat), targets=[activation.place.tensor for _, activation in watched])
+        for observer, (_, activation), tensor in zip(observers, watched, tensors, strict=True):
+            tokens, place = axes.get(activation.place.tensor.name), activation.place
+            valid = None if tokens is None else tokens.validity(flat[index])
+            valid = None if valid is None else _channels_last(valid, place.axes, 1)
+            observer.update(_channels_last(tensor, place.axes, observer.dimensions), valid)
+        return tf.zeros([])
+
+    function, number = None, 0
+    for number, batch in enumerate(tqdm(batches, "ranges of channels", unit="batch", disable=not progress), start=1):
+        try:
+            flat = engine.flatten_inputs(engine.inputs_of(batch))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"batch {number - 1}: {one_line(error)}") from error
+        if function is None:
+            function = tf.function(observe, autograph=False).get_concrete_function(*engine.inference.input_specs)
+        function(*flat)
+        for observer in observers:
+            observer.check()
+    if number == 0:
+        raise ValueError("no batch was given: pass at least one")
+    return _by_pair(pairs, iter(observers))
+
+
+def _by_pair(pairs: Iterable[Pair], observers) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    found = {}
+    for pair in pairs:
+        sides = []
+        for activations in (pair.activations, pair.partners):
+            amax = np.zeros(pair.size)
+            for activation, observer in zip(activations, observers, strict=False):
+                np.maximum.at(amax, activation.channels.ravel(), _amax(observer.statistics()))
+            sides.append(amax if activations else None)
+        found[pair.name] = tuple(sides)
+    return found
+
+
+def _amax(statistics: calib.Statistics) -> np.ndarray:
+    return np.maximum(np.abs(statistics.minimum), np.abs(statistics.maximum))
+
+
+def _channels_last(tensor: tf.Tensor, axes: Sequence[int], size: int) -> tf.Tensor:
+    """[..., size]: the axes that tell channels apart moved behind the others and made one."""
+    others = [axis for axis in range(tensor.shape.rank) if axis not in axes]
+    moved = tf.transpose(tensor, [*others, *axes])
+    last = tf.reshape(moved, tf.concat([tf.shape(moved)[: len(others)], [size]], 0))
+    last.set_shape([*([None] * len(others)), size])
+    return last
+
+
+def _token_axes(engine: Engine, index: int | None, activations: Sequence[Activation]) -> dict[str, TokenAxes]:
+    if index is None:
+        return {}
+    trace = engine.inference
+    try:
+        return token_axes(trace, trace.inputs[index], [activation.place.tensor for activation in activations])
+    except Exception as error:
+        raise ValueError(
+            f"cannot tell where padding lies in this model's tensors ({type(error).__name__}: {one_line(error)}): pass mask=None"
+        ) from error
+
+
+def of_parameters(parameters: Iterable[Parameter], values: dict[str, np.ndarray], size: int) -> np.ndarray:
+    """max|w| of each channel over all weights, float64 [size]; biases do not count.
+
+    Args:
+      parameters: of one side of a pair.
+      values: handle -> value as the operation takes it.
+      size: number of channels.
+    """
+    amax = np.zeros(size)
+    for parameter in parameters:
+        if parameter.weight:
+            value = np.abs(values[parameter.handle])
+            others = tuple(axis for axis, extent in enumerate(parameter.channels.shape) if extent == 1)
+            np.maximum.at(amax, parameter.channels.ravel(), value.max(axis=others, keepdims=True).ravel())
+    return amax
