@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: env demo test test-shared test-long glue squad squad-qat bench bench-int8 readme lint clean
+.PHONY: env demo test test-shared test-long glue squad outliers squad-qat bench bench-int8 readme lint clean
 
 env: $(READY) $(HOROVOD)
 
@@ -47,6 +47,9 @@ glue: $(READY)
 squad: $(READY)
 	$(BIN)/python -m benchmarks.squad_ptq --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.squad_ptq --shared=$(SHARED) --methods --questions=1200
+
+outliers: $(READY)
+	$(BIN)/python -m benchmarks.outliers --shared=$(SHARED)
 
 # About three hours on two cores; what is done is kept, and a row that was cut off goes on.
 squad-qat: $(READY)

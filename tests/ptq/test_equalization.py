@@ -122,6 +122,19 @@ def test_a_convolution_and_its_bias_are_rescaled_by_channel():
     np.testing.assert_allclose(model.get_layer("two").kernel, kernel * report.pair("linear:one").factors[:, None], rtol=1e-6)
 
 
+def test_channels_that_do_not_follow_from_axes_are_refused_beside_others():
+    inputs = keras.Input((6, 6, 3), name="image")
+    x = keras.layers.DepthwiseConv2D(3, activation="relu", name="depthwise")(inputs)
+    x = keras.layers.Conv2D(4, 1, activation="relu", name="one")(x)
+    model = randomised(keras.Model(inputs, keras.layers.Conv2D(2, 1, name="two")(x)))
+    x = RNG.normal(size=(3, 6, 6, 3)).astype(np.float32)
+    exact = model(x).numpy()
+    report = equalize(model, [x], **QUIET)
+    assert names(report) == ["linear:one"] and difference([exact], [model(x).numpy()]) <= 1e-5
+    ((name, reason),) = report.skipped
+    assert name == "linear:depthwise" and "channels that do not follow from its axes" in reason
+
+
 def test_a_function_over_its_own_variables_is_rescaled():
     a, b = (tf.Variable(RNG.normal(size=(5, 5)).astype(np.float32)) for _ in range(2))
     x = RNG.normal(size=(7, 5)).astype(np.float32)

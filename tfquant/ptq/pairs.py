@@ -155,12 +155,14 @@ class _Resolver:
 
     def __init__(self, flow: Dataflow, drafts: Iterable[_Draft], flat: Sequence[tf.Tensor]):
         self._flow = flow
+        self._refused: dict[str, Unsuitable] = {}
         sources, shifts, probabilities, places = {}, [], [], []
         for draft in drafts:
             try:
                 found = {way.source.name: _numbers(producer, way.source)[0] for producer, way in draft.producers}
                 wanted = [place for _, way in draft.producers for place in _places(way)]
-            except Unsuitable:  # told by `pair`
+            except Unsuitable as error:
+                self._refused[draft.name] = error
                 continue
             sources |= found
             places += wanted
@@ -174,6 +176,8 @@ class _Resolver:
         Raises:
           Unsuitable: it is none.
         """
+        if draft.name in self._refused:
+            raise self._refused[draft.name]
         size = int(_numbers(draft.producer, draft.way.source)[0].max()) + 1
         divided = self._made_by(draft.producer, draft.way)
         if draft.key is not None:
