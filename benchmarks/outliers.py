@@ -1,4 +1,4 @@
-"""What a few wide channels cost one range for a tensor, and three ways out.
+"""What a few wide channels cost one range for a tensor, and what each of three remedies gives back.
 
     python -m benchmarks.outliers --shared=../shared
 
