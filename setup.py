@@ -17,6 +17,7 @@ REQUIRES = [
     "tqdm",
     "matplotlib",
     "tokenizers",
+    "huggingface-hub",
     "scikit-learn",
     "safetensors",
     "tensorboard",
