@@ -262,3 +262,47 @@ def test_schedules_rise_to_the_peak_and_follow_their_curve(name):
     }[name]  # fmt: skip
     before = (1.0, 1.0) if name == "constant" else (0.0, 0.5)
     np.testing.assert_allclose(np.array(rates) / 1e-3, [*before, *after], atol=1e-6)
+
+
+POST_TRAINING = (
+    "validate-quantized --act-quant --weight-quant --no-pad-to-max-length --est-ranges-no-pad --eval-batch-size 16 --seed 1000 "
+    "--model-path models --task rte --n-bits 8 --n-bits-act 8 --qmethod symmetric_uniform --qmethod-act asymmetric_uniform "
+    "--weight-quant-method MSE --weight-opt-method golden_section --act-quant-method current_minmax --est-ranges-batch-size 1 "
+    "--num-est-batches 1 --quant-setup all"
+)
+TRAINED = (
+    "train-quantized --cuda --do-eval --logging-first-step --weight-quant --act-quant --pad-to-max-length --learn-ranges --tqdm "
+    "--batch-size 8 --seed 1000 --model-name bert_base_uncased --learning-rate 5e-05 --num-epochs 6 --warmup-steps 186 "
+    "--weight-decay 0.0 --attn-dropout 0.0 --hidden-dropout 0.0 --max-seq-length 128 --n-bits 4 --n-bits-act 8 --qmethod "
+    "symmetric_uniform --qmethod-act asymmetric_uniform --weight-quant-method MSE --weight-opt-method golden_section "
+    "--act-quant-method current_minmax --est-ranges-batch-size 16 --num-est-batches 1 --quant-setup all --model-path out "
+    "--task rte --output-dir qat"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "more"),
+    [
+        ("train-baseline --cuda --save-model --model-name bert_base_uncased --task rte --learning-rate 3e-05 --batch-size 8 "
+         "--eval-batch-size 8 --num-epochs 3 --max-seq-length 128 --seed 1000 --output-dir out", ()),
+        ("validate-baseline --eval-batch-size 32 --seed 1000 --model-name bert_base_uncased --model-path models --task rte", ()),
+        ("validate-baseline --model-path models --task rte --task cola", ()),
+        (POST_TRAINING, ()),
+        (POST_TRAINING, ("--quant-dict", "{'y': 16, 'h': 16, 'x': 16}")),
+        (POST_TRAINING, ("--quant-dict", "{'y': 16, 'h': 16, 'x': 16, 'P': 16, 'C': 16}", "--quant-setup", "MSE_logits")),
+        (POST_TRAINING, ("--per-embd",)),
+        (POST_TRAINING, ("--per-groups", "6")),
+        (POST_TRAINING, ("--per-groups", "6", "--per-groups-permute")),
+        (POST_TRAINING, ("--quant-dict", "{'y': 'ng6', 'h': 'ng6', 'x': 'ng6'}")),
+        (POST_TRAINING, ("--quant-dict", "{'y': 'ngp6', 'h': 'ngp6', 'x': 'ngp6'}", "--per-groups-permute-shared-h")),
+        ("validate-quantized --weight-quant --no-act-quant --no-pad-to-max-length --est-ranges-no-pad --eval-batch-size 16 "
+         "--seed 1000 --model-path models --task rte --qmethod symmetric_uniform --qmethod-act asymmetric_uniform --n-bits 4 "
+         "--weight-quant-method MSE --weight-opt-method grid --num-candidates 100 --quant-setup all --adaround all "
+         "--adaround-num-samples 1024 --adaround-init range_estimator --adaround-mode learned_hard_sigmoid --adaround-asym "
+         "--adaround-iters 10000 --adaround-act-quant no_act_quant", ()),
+        (TRAINED, ()),
+        (TRAINED, ("--quant-dict", "{'Et': 2}")),
+    ],
+)  # fmt: skip
+def test_the_command_lines_of_the_source_are_understood(line, more):
+    setting_checks.check(command_line.parse([*line.split(), *more], ""))
