@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import cost_report, int8_peers_report, outliers_report, squad_noise_report, squad_qat_report, squad_report
+from benchmarks import cost_report, int8_peers_report, squad_noise_report, squad_qat_report, squad_report
 from benchmarks.results import FOLDER
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -38,7 +38,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "int8_accuracy": lambda: int8_peers_report.accuracy_table(rows_of("int8_peers"), "MiniLM"),
     "int8_parity": lambda: int8_peers_report.parity_table(rows_of("int8_peers")),
     "int8_export": lambda: int8_peers_report.export_cost(rows_of("int8_peers")),
-    "outliers": lambda: outliers_report.table(rows_of("outliers")),
     "cost": lambda: cost_report.table(rows_of),
 }
 

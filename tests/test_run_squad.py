@@ -242,7 +242,10 @@ SCHEDULE = {"range_learning_rate": 1e-2, "range_start_step": 1, "range_freeze_st
 
 @pytest.mark.parametrize(
     "update, schedule",
-    [(None, {}), ("lsq", {}), ("tqt", {}), ("pact", {}), ("moving_average", {}), ("lsq", SCHEDULE)],
+    [
+        (None, {}), ("moving_average", {}), ("lsq", SCHEDULE),
+        *(pytest.param(update, {}, marks=pytest.mark.long) for update in ("lsq", "tqt", "pact")),
+    ],
 )
 def test_quantization_aware_training_resumes_exactly_and_moves_ranges_only_when_told(
     calibrated, files, tmp_path, update, schedule

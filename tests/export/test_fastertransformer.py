@@ -145,7 +145,13 @@ def scores(model, batch):
     return np.stack([answers["start_logits"], answers["end_logits"]], axis=-1)
 
 
-@pytest.mark.parametrize(("recipe", "sm"), [("int8_residual_float", 75), ("int8_residual", 75), ("ft1", 75), ("ft1", 86)])
+@pytest.mark.parametrize(
+    ("recipe", "sm"),
+    [
+        ("int8_residual", 75), ("ft1", 86),
+        *(pytest.param(recipe, 75, marks=pytest.mark.long) for recipe in ("int8_residual_float", "ft1")),
+    ],
+)
 def test_what_the_engine_computes_from_it_is_what_the_simulation_computes(tmp_path, batches, quantized, recipe, sm):
     model = quantized(recipe)
     found = export(model, tmp_path / "ft", target="fastertransformer", sm=sm)
@@ -160,7 +166,7 @@ def test_what_the_engine_computes_from_it_is_what_the_simulation_computes(tmp_pa
     assert np.abs(answers - simulated).mean() < 0.05 * rounding
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", models.few(RECIPES, ("int8_residual", "ft2")))
 def test_the_list_of_a_layer_has_every_entry_in_its_place(tmp_path, quantized, recipe):
     model, version = quantized(recipe), RECIPES[recipe]
     export(model, tmp_path / "ft", target="fastertransformer", sm=75)

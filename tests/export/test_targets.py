@@ -27,7 +27,7 @@ def model(bert):
     return quantized(bert, "cpu_openvino")
 
 
-@pytest.mark.parametrize("recipe", ["cpu_openvino", "int8_residual_both_asymmetric", "w4a8_residual"])
+@pytest.mark.parametrize("recipe", models.few(["cpu_openvino", "int8_residual_both_asymmetric", "w4a8_residual"], "w4a8_residual"))
 @pytest.mark.parametrize("mode", ["quantized", "float"])
 def test_a_saved_model_answers_like_the_simulation_to_the_last_digits(tmp_path, bert, recipe, mode):
     model, path = quantized(bert, recipe), tmp_path / "served"
@@ -64,7 +64,7 @@ def test_a_saved_model_replaces_another_and_nothing_else(tmp_path, model):
     assert [entry.name for entry in tmp_path.iterdir()] == ["served"] and (path / "saved_model.pb").exists()
 
 
-@pytest.mark.parametrize("recipe", ["cpu_openvino", "int8_residual_float", "w4a8_residual"])
+@pytest.mark.parametrize("recipe", models.few(["cpu_openvino", "int8_residual_float", "w4a8_residual"], ("cpu_openvino",)))
 def test_openvino_answers_like_the_simulation(tmp_path, bert, recipe):
     # On processors without VNNI its sums of two products of 8 bits overflow, with 7-bit weights they do not.
     recipe = tfquant.recipe(recipe)
@@ -88,7 +88,13 @@ def test_where_openvino_overflows_the_error_says_what_to_do(tmp_path, bert, mode
     assert ("int7" in str(caught.value)) == ("vnni" not in flags)
 
 
-@pytest.mark.parametrize(("flags", "format"), [("avx2 fma", "int8"), ("avx2 avx512_vnni", "int8"), ("avx2 fma", "int7")])
+@pytest.mark.parametrize(
+    ("flags", "format"),
+    [
+        ("avx2 fma", "int8"),
+        *(pytest.param(*one, marks=pytest.mark.long) for one in (("avx2 avx512_vnni", "int8"), ("avx2 fma", "int7"))),
+    ],
+)
 def test_where_sums_overflow_the_result_says_so(tmp_path, bert, monkeypatch, flags, format):
     monkeypatch.setattr(overflow, "_processor_flags", lambda: set(flags.split()))
     recipe = tfquant.recipe("cpu_onnxruntime").with_spec(roles=["weight"], format=format)
