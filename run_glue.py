@@ -8,6 +8,7 @@ Training leaves in --output-dir: config.out, model.ckpt-<step>, out/ (the model)
 and results.json; with several tasks or seeds each in a folder of its own.
 """
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -57,7 +58,8 @@ def run(settings: Settings) -> dict[str, Any]:
     finals: dict[str, dict[int, float]] = {}
     for name in settings.tasks:
         for seed in settings.seed:
-            final = run_task(glue.TASKS[name], settings, group, directory=directory_of(name, seed, settings), seed=seed)
+            own = dataclasses.replace(settings, task=(name,), seed=(seed,))  # what its checkpoints say of it
+            final = run_task(glue.TASKS[name], own, group, directory=directory_of(name, seed, settings), seed=seed)
             if final is not None:
                 finals.setdefault(name, {})[seed] = final
     found = summary_of(finals)
@@ -80,7 +82,8 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
     if settings.trains and group.rank == 0:
         if settings.overwrite_output:
             shutil.rmtree(directory, ignore_errors=True)
-        write_config(directory, settings)
+        if not checkpoint.steps(directory):  # a run that goes on keeps what it was started with
+            write_config(directory, settings)
     group.gather(b"")  # no rank looks for checkpoints before rank 0 has removed those of an earlier run
     source = networks.folder_of(task, settings)
     tokenizer = glue.load_tokenizer(source)

@@ -37,6 +37,8 @@ def folder_of(task: glue.Task, settings: Settings) -> str:
     if os.path.isfile(os.path.join(path, "config.json")):
         _check_architecture(path, settings)
         return path
+    if settings.tasks == (task.name,) and os.path.isfile(os.path.join(path, OUT, "config.json")):
+        return os.path.join(path, OUT)
     found = [str(p) for p in sorted(pathlib.Path(path, task.name).glob(f"**/{OUT}")) if (p / "config.json").is_file()]
     if settings.trains or len(found) != 1:
         what = "none" if not found else f"{len(found)} ({', '.join(found)})"

@@ -13,6 +13,7 @@ import tfquant
 from glue_run.data import estimation_batches, rounding_batches
 from glue_run.settings import ROUNDINGS, SYMMETRIC, Settings
 from runs.narration import say
+from runs.settings import FlagError
 from tasks import glue
 from tfquant import ptq
 from tfquant.calibration import engine_of
@@ -37,8 +38,9 @@ def recipe_of(model: keras.Model, settings: Settings) -> tfquant.Recipe:
     Raises:
         RecipeError, ValueError: they contradict each other or the model; the message names what.
     """
-    recipe = tfquant.recipe(BASE)
-    recipe = recipe.with_spec(
+    if settings.qmethod is None:
+        raise FlagError("  --qmethod is missing: symmetric_uniform or asymmetric_uniform")
+    recipe = tfquant.recipe(BASE).with_spec(
         roles=WEIGHTS, format=f"int{settings.n_bits}", symmetric=settings.qmethod == SYMMETRIC, method=weight_method(settings)
     )
     if settings.per_channel:

@@ -78,8 +78,6 @@ def _quantization(s: Settings) -> list[str]:
     if not s.quantizes:
         return []
     problems = []
-    if s.qmethod is None:
-        problems.append("--qmethod is missing: symmetric_uniform or asymmetric_uniform")
     if not (s.weight_quant or s.act_quant):
         problems.append("--no-weight-quant and --no-act-quant leave nothing to quantize: take a -baseline mode")
     if s.num_candidates is not None and (s.weight_quant_method, s.weight_opt_method) != ("MSE", "grid"):
@@ -137,7 +135,7 @@ def refuse_quantization_options(settings: Settings, source: str) -> None:
     Raises:
         FlagError: an option says otherwise.
     """
-    free = ("export", "export_opset", "export_tolerance", "qmethod")
+    free = ("export", "export_opset", "export_tolerance")
     given = [
         field.name
         for field in dataclasses.fields(Settings)

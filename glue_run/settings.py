@@ -52,9 +52,9 @@ class Settings:
     STEPS: ClassVar = StepNames("batch_size", "gradient_accumulation_steps", "learning_rate", "num_epochs")
 
     mode: str = _any("train-baseline", "What to do.", choices=MODES, positional=True)
-    task: tuple[str, ...] = _any(("mrpc",), f"One of {', '.join(glue.TASKS)}, or {ALL}; may be given more than once.")
+    task: tuple[str, ...] = _any(("mrpc",), f"One of {', '.join(glue.TASKS)}, or {ALL}; may be given more than once.", "same")
     data_dir: str = _any("~/.glue_data", "Folder with the tasks' folders (RTE/train.tsv, ...), tfds, or tfds:FOLDER.")
-    seed: tuple[int, ...] = _any((1000,), "Of initial weights, dropout, order of the data; several give the median and the spread.")
+    seed: tuple[int, ...] = _any((1000,), "Of initial weights, dropout, data order; several give median and spread.", "same")
     output_dir: str | None = _any(None, "Where everything is written; training wants it.")
     overwrite_output: bool = _of(TRAINING, False, "Train anew where the folder holds an earlier run, which is gone then.")
     cuda: bool = _any(True, "Use GPUs, if there are any.")
@@ -69,8 +69,8 @@ class Settings:
     )
     model_path: str | None = _any(
         None,
-        "Folder of a model (config.json, vocabulary, weights). Validation also takes a folder of runs and finds "
-        "<task>/**/out in it.",
+        "Folder of a model (config.json, vocabulary, weights). Validation also takes a folder of runs and finds out, or "
+        "<task>/**/out, in it.",
         CONTENT,
     )
     cache_dir: str | None = _any(None, "Where files of the hub are kept; its own default if not given.")

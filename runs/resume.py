@@ -90,7 +90,7 @@ def record_of(settings: Any, ranks: int) -> dict[str, Any]:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if field.metadata["resume"] == SAME:
-            flags[field.name] = value
+            flags[field.name] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
         elif field.metadata["resume"] == CONTENT:
             flags[field.name] = {"path": value, "holds": content(value)} if value else None
     return {"ranks": ranks, "flags": flags}

@@ -154,10 +154,10 @@ def test_post_training_options_run_and_quantize_what_they_say(call, baselines, t
 def test_quantized_training_starts_from_the_float_model_and_its_result_is_scored_again_alike(call, baselines, tmp_path, options):
     words = f"train-quantized --task rte {QUANTIZED} --batch-size 8 --max-steps 2 --max-seq-length 48 --save-model {options}"
     found = call(words, model_path=baselines / "rte" / "out", output_dir=tmp_path)
-    again = call("validate-quantized --task rte --max-seq-length 48 --qmethod symmetric_uniform", model_path=tmp_path / "out")
+    again = call("validate-quantized --task rte --max-seq-length 48", model_path=tmp_path)
     assert again == found
     with pytest.raises(FlagError, match="--n-bits: the model in .* was saved with its ranges"):
-        call("validate-quantized --task rte --qmethod symmetric_uniform --n-bits 7", model_path=tmp_path / "out")
+        call("validate-quantized --task rte --n-bits 7", model_path=tmp_path / "out")
 
 
 def test_ranges_that_are_not_fixed_follow_and_fixed_ones_stay(call, baselines, tmp_path):
@@ -202,7 +202,6 @@ def test_every_option_has_help_in_each_mode_that_takes_it(capsys):
     ("changes", "message"),
     [
         ({"mode": "train-baseline"}, "train-baseline wants --output-dir"),
-        ({"mode": "validate-quantized"}, "--qmethod is missing"),
         ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
         ({"n_bits": 1}, "--n-bits 1: must be from 2 to 16"),
         ({"weight_quant": False, "act_quant": False}, "leave nothing to quantize"),
@@ -221,6 +220,19 @@ def test_settings_that_cannot_work_are_refused_by_name(changes, message):
     settings = Settings(**({"mode": "validate-quantized"} | changes))
     with pytest.raises(FlagError, match=message):
         setting_checks.check(settings)
+
+
+def test_quantizing_wants_a_method(call, baselines):
+    with pytest.raises(FlagError, match="--qmethod is missing"):
+        call("validate-quantized --task rte", model_path=baselines)
+
+
+def test_a_run_goes_on_with_its_own_seed_alone_and_keeps_the_record_of_its_start(call, untrained, baselines, tmp_path):
+    shutil.copytree(baselines / "rte", tmp_path / "run")
+    before = (tmp_path / "run" / "config.out").read_text()
+    with pytest.raises(FlagError, match=r"--seed=\[7\]: was \[1000\] when the run was started"):
+        call(f"train-baseline --task rte {BASELINE} --seed 7", model_path=untrained, output_dir=tmp_path / "run")
+    assert (tmp_path / "run" / "config.out").read_text() == before
 
 
 def test_a_folder_with_no_or_two_models_for_a_task_is_refused(call, baselines, tmp_path):
