@@ -9,7 +9,7 @@ from keras import ops
 
 from modeling_backbone import Backbone
 from modeling_config import BertConfig
-from modeling_layers import DenseBlock, Embeddings, Parts, first_rows
+from modeling_layers import Embeddings, Parts, first_rows, tanh_pooler
 
 
 class BertEmbeddings(Embeddings):
@@ -36,5 +36,4 @@ class Bert(Backbone):
         return BertEmbeddings(parts, name="embeddings")
 
     def make_pooler(self, parts: Parts) -> keras.layers.Layer:
-        width = self.config.hidden_size
-        return DenseBlock(parts, width, width, ops.tanh, name="pooler")
+        return tanh_pooler(parts)

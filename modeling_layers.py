@@ -274,3 +274,9 @@ class Encoder(keras.layers.Layer):
         for layer in self.stack:
             x = layer(x, mask)
         return x
+
+
+def tanh_pooler(parts: Parts) -> DenseBlock:
+    """Tanh of a dense layer on the first position: BERT's pooler."""
+    width = parts.config.hidden_size
+    return DenseBlock(parts, width, width, ops.tanh, name="pooler")

@@ -20,6 +20,7 @@ from modeling_layers import (
     SelfAttention,
     check_length,
     first_rows,
+    tanh_pooler,
 )
 
 # Hugging Face leaves the LayerNorm of the embeddings, and that of a layer before its output bottleneck, at PyTorch's default
@@ -233,5 +234,4 @@ class MobileBert(Backbone):
     def make_pooler(self, parts: Parts) -> keras.layers.Layer:
         if not self.config.classifier_activation:
             return keras.layers.Identity(name="pooler", dtype=parts.dtype)
-        width = self.config.hidden_size
-        return DenseBlock(parts, width, width, ops.tanh, name="pooler")
+        return tanh_pooler(parts)

@@ -10,7 +10,7 @@ from keras import ops
 from modeling_backbone import Backbone
 from modeling_config import RobertaConfig
 from modeling_heads import FirstToken
-from modeling_layers import DenseBlock, Embeddings, Parts
+from modeling_layers import Embeddings, Parts, tanh_pooler
 
 
 def position_ids(input_ids, pad_token_id: int):
@@ -46,8 +46,7 @@ class Roberta(Backbone):
         return RobertaEmbeddings(parts, name="embeddings")
 
     def make_pooler(self, parts: Parts) -> keras.layers.Layer:
-        width = self.config.hidden_size
-        return DenseBlock(parts, width, width, ops.tanh, name="pooler")
+        return tanh_pooler(parts)
 
 
 def classifier_features(config: RobertaConfig, *, dropout: bool, seed: int | None, dtype: str | None) -> FirstToken:

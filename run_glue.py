@@ -9,9 +9,11 @@ and results.json; with several tasks or seeds each in a folder of its own.
 """
 
 import dataclasses
+import functools
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -31,21 +33,14 @@ from glue_run.outputs import summary_of, tell, write_config, write_results, writ
 from glue_run.quantizing import quantized, recipe_of, round_weights, trained
 from glue_run.settings import Settings
 from glue_run.training import train
+from runs.errors import EXPECTED
 from runs.narration import speak_for
 from runs.settings import FlagError
 from runs.stopping import end_on_signals
 from tasks import glue
 from tfquant import checkpoint, distributed
-from tfquant.agreement import OtherRankError
-from tfquant.export.errors import ExportError
 from tfquant.host_memory import keep_freed_memory
-from tfquant.training import NonFiniteLossError
-
-# Shown without a trace.
-EXPECTED = (
-    ValueError, OSError, ModuleNotFoundError,
-    NonFiniteLossError, tfquant.UncalibratedError, distributed.DivergedError, OtherRankError, ExportError,
-)  # fmt: skip
+from tfquant.store import holds_ranges
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -89,15 +84,15 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
     tokenizer = glue.load_tokenizer(source)
     model = networks.build(source, task, settings, seed)
     figures: dict[str, Any] = {"source": source, "task": task.name, "seed": seed}
+    training_rows = functools.cache(lambda: features_of(task, "train", tokenizer, settings))  # what wants them shares them
     network = model
     if settings.quantizes:
-        network, found = quantized_network(model, source, task, tokenizer, settings, group, directory, seed)
+        network, found = quantized_network(model, source, training_rows, settings, group, directory, seed)
         figures |= found
     else:
         networks.load_float(model, source, new_head=settings.trains)
     if settings.trains:
-        features = features_of(task, "train", tokenizer, settings)
-        figures["training"] = train(model, network, features, task, settings, group, directory=directory, seed=seed)
+        figures["training"] = train(model, network, training_rows(), task, settings, group, directory=directory, seed=seed)
     if directory is not None and group.rank == 0 and settings.save_model:
         networks.save(model, network, source, directory)
     if settings.export and group.rank == 0:
@@ -116,8 +111,7 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
 def quantized_network(
     model: keras.Model,
     source: str,
-    task: glue.Task,
-    tokenizer: Any,
+    training_rows: Callable[[], glue.Features],
     settings: Settings,
     group: distributed.Group,
     directory: str | None,
@@ -127,19 +121,18 @@ def quantized_network(
     saved = checkpoint.steps(directory) if settings.trains else []
     if saved:
         return tfquant.load(saved[-1][1], model), {"ranges": {"loaded": saved[-1][1]}}
-    if networks.holds_ranges(source):
+    if holds_ranges(networks.weights_of(source)):
         setting_checks.refuse_quantization_options(settings, source)
         return tfquant.load(networks.weights_of(source), model), {"ranges": {"loaded": source}}
     networks.load_float(model, source, new_head=False)
     recipe = recipe_of(model, settings)
     if settings.trains:
         recipe = trained(recipe, settings)
-    features = features_of(task, "train", tokenizer, settings)
-    network, ranges = quantized(model, recipe, features, settings, group, seed)
+    network, ranges = quantized(model, recipe, training_rows(), settings, group, seed)
     figures = {"ranges": ranges}
     if settings.adaround:
         folder = os.path.join(directory, "adaround") if directory is not None and group.rank == 0 else None
-        figures["adaround"] = round_weights(network, features, settings, group, seed, folder)
+        figures["adaround"] = round_weights(network, training_rows(), settings, group, seed, folder)
     return network, figures
 
 

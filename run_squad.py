@@ -14,7 +14,6 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
-import platform
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -29,9 +28,10 @@ from absl import app
 from absl import flags as absl_flags
 
 import modeling
-import tfquant
+from runs.errors import EXPECTED
 from runs.narration import say, speak_for
 from runs.stopping import end_on_signals
+from runs.versions import versions
 from squad_run import demo, flag_checks, flags
 from squad_run.calibration import calibrate
 from squad_run.exporting import export, file_forward
@@ -42,18 +42,7 @@ from squad_run.training import train
 from tasks import squad
 from tasks.files import write_json
 from tfquant import distributed
-from tfquant.agreement import OtherRankError
-from tfquant.export.errors import ExportError
 from tfquant.host_memory import keep_freed_memory
-from tfquant.runtimes import RuntimeFileError
-from tfquant.training import NonFiniteLossError
-
-# Shown without a trace.
-EXPECTED = (
-    ValueError, OSError, ModuleNotFoundError,
-    NonFiniteLossError, tfquant.UncalibratedError, distributed.DivergedError, OtherRankError, ExportError, RuntimeFileError,
-)  # fmt: skip
-PACKAGES = ("tfquant", "tensorflow", "keras", "numpy", "tokenizers")
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -89,9 +78,8 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def report(settings: Settings, figures: Mapping[str, Any]) -> dict[str, Any]:
     """Everything it takes to know what a result is of."""
-    packages = [*PACKAGES, *(["horovod"] if settings.horovod and importlib.util.find_spec("horovod") else [])]
-    versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
-    return {"flags": dataclasses.asdict(settings), "versions": versions, "figures": figures}
+    more = ["horovod"] if settings.horovod and importlib.util.find_spec("horovod") else []
+    return {"flags": dataclasses.asdict(settings), "versions": versions(*more), "figures": figures}
 
 
 def main(_: list[str]) -> None:

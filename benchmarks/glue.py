@@ -16,16 +16,14 @@ import os
 import pathlib
 import re
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.glue_report import table
 from benchmarks.results import Results
+from benchmarks.scripts import ROOT, run_script
 from benchmarks.squad_qat import PRETRAINED, folder_of, pretrained_folder
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 SEEDS = (1000, 1001, 1002)
 
 
@@ -75,20 +73,8 @@ def command(row: str, task: str, seed: int, data: pathlib.Path, output: pathlib.
 def run_one(row: str, task: str, seed: int, data: pathlib.Path, output: pathlib.Path, threads: int) -> float:
     """The final score, a fraction; computed if it is not there."""
     directory, words = command(row, task, seed, data, output)
-    results = directory / "results.json"
-    if not results.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(threads), "TF_NUM_INTRAOP_THREADS": str(threads), "TF_NUM_INTEROP_THREADS": "1",
-            "TF_ENABLE_ONEDNN_OPTS": "1",
-        }  # fmt: skip
-        with open(directory / "run.log", "a") as log:
-            done = subprocess.run(
-                [sys.executable, str(ROOT / "run_glue.py"), *words], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
-        if done.returncode or not results.exists():
-            raise SystemExit(f"row {row!r}, {task}, seed {seed} failed with exit code {done.returncode}: see {log.name}")
-    return json.loads(results.read_text())["final_score"]
+    run_script(f"row {row!r}, {task}, seed {seed}", "run_glue.py", words, directory, directory / "run.log", threads)
+    return json.loads((directory / "results.json").read_text())["final_score"]
 
 
 def compute(row: str, data: pathlib.Path, output: pathlib.Path, pool: concurrent.futures.Executor, threads: int) -> dict[str, Any]:

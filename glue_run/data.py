@@ -1,12 +1,12 @@
 """Rows of a task as features and batches, as the settings say."""
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from glue_run.settings import Settings
+from runs.batches import only
 from runs.narration import say
 from tasks import glue
 
@@ -14,10 +14,6 @@ INPUTS = ("input_ids", "input_mask", "segment_ids")
 LABELS = ("labels",)
 TFDS = "tfds"
 LENGTH_MULTIPLE = 8  # batches that are padded to their longest row
-
-
-def only(batch: Mapping[str, Any], names: tuple[str, ...] = INPUTS) -> dict[str, Any]:
-    return {name: batch[name] for name in names}
 
 
 def read(task: glue.Task, split: str, settings: Settings) -> glue.Examples:
@@ -52,12 +48,9 @@ def training_plan(features: glue.Features, batch: int, settings: Settings, epoch
 
 def rounding_batches(features: glue.Features, settings: Settings, seed: int) -> list[dict[str, np.ndarray]]:
     """Training rows for AdaRound: as many as it wants, or all there are."""
-    found = glue.batches(
-        features, min(settings.batch_size, len(features)), training=True, seed=seed, length_multiple=LENGTH_MULTIPLE,
-        bucket_by_length=not settings.pad_to_max_length, pad_to_max_length=settings.pad_to_max_length,
-    )  # fmt: skip
+    found = training_plan(features, min(settings.batch_size, len(features)), settings, 0, seed)
     wanted = min(len(found), -(-settings.adaround_num_samples // settings.batch_size))
-    return [only(found[number]) for number in range(wanted)]
+    return [only(found[number], INPUTS) for number in range(wanted)]
 
 
 def estimation_batches(features: glue.Features, settings: Settings, seed: int) -> list[dict[str, np.ndarray]]:
@@ -72,4 +65,4 @@ def estimation_batches(features: glue.Features, settings: Settings, seed: int) -
         features, size, training=True, seed=seed, length_multiple=1, bucket_by_length=False,
         pad_to_max_length=settings.estimation_pads,
     )  # fmt: skip
-    return [only(found[number]) for number in range(wanted)]
+    return [only(found[number], INPUTS) for number in range(wanted)]

@@ -7,8 +7,9 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from glue_run.data import INPUTS, LENGTH_MULTIPLE, features_of, only, validation_splits
+from glue_run.data import INPUTS, LENGTH_MULTIPLE, features_of, validation_splits
 from glue_run.settings import Settings
+from runs.batches import only
 from runs.narration import say
 from tasks import glue
 from tfquant.distributed import Group
@@ -51,7 +52,7 @@ def logits_of(forward: Any, features: glue.Features, settings: Settings, group: 
     own, ids, found = batches.dealt(group.rank, group.size), [], []
     for batch in tqdm(own, "validate", unit="batch", disable=group.rank > 0 or not settings.tqdm):
         ids.append(batch["unique_ids"])
-        found.append(forward(only(batch)).numpy())
+        found.append(forward(only(batch, INPUTS)).numpy())
     return _in_order(ids, found, group)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 import tfquant
-from glue_run.data import INPUTS, LENGTH_MULTIPLE, only, read
+from glue_run.data import INPUTS, LENGTH_MULTIPLE, read
 from glue_run.networks import OUT
 from glue_run.settings import Settings
+from runs.batches import only
 from runs.narration import say
 from tasks import glue
 from tfquant.export.targets import TARGETS

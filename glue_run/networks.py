@@ -14,7 +14,7 @@ from glue_run.settings import ARCHITECTURES, HUB, Settings
 from runs.narration import say
 from tasks import glue
 from tasks.byte_level import read_json
-from tfquant import checkpoint, store
+from tfquant import checkpoint
 
 OUT, NAME = "out", "model.ckpt"
 # What a model's folder holds beside its weights.
@@ -96,12 +96,6 @@ def load_float(model: keras.Model, folder: str, *, new_head: bool) -> None:
     say(f"loaded {len(loaded.loaded)} variables from {path}")
     if loaded.missing:
         say(f"new, not there: {', '.join(loaded.missing)}")
-
-
-def holds_ranges(folder: str) -> bool:
-    """Whether the model in a folder is a quantized one."""
-    prefix = os.path.join(folder, NAME)
-    return os.path.isfile(prefix + checkpoint.INDEX) and store.RECIPE in checkpoint.read(prefix)
 
 
 def save(model: keras.Model, network: Any, source: str, directory: str) -> str:

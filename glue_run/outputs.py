@@ -1,10 +1,8 @@
 """What a run leaves behind: the settings, the scores of each task, and the score of all."""
 
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import pprint
 import statistics
 from collections.abc import Mapping
@@ -12,10 +10,9 @@ from typing import Any
 
 from glue_run.settings import Settings
 from runs.narration import say
+from runs.versions import versions
 from tasks import glue
 from tasks.files import write_json, write_text
-
-PACKAGES = ("tfquant", "tensorflow", "keras", "numpy", "tokenizers", "scikit-learn")
 
 
 def write_config(directory: str, settings: Settings) -> None:
@@ -32,8 +29,8 @@ def write_scores(directory: str, task: glue.Task, scores: Mapping[str, Mapping[s
 
 def write_results(directory: str, settings: Settings, figures: Mapping[str, Any]) -> None:
     """results.json: everything it takes to know what a result is of."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    write_json(os.path.join(directory, "results.json"), {"settings": dataclasses.asdict(settings), "versions": versions, **figures})
+    made_with = {"settings": dataclasses.asdict(settings), "versions": versions("scikit-learn")}
+    write_json(os.path.join(directory, "results.json"), made_with | figures)
 
 
 def summary_of(finals: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from glue_run.data import INPUTS, LABELS, only, training_plan
+from glue_run.data import INPUTS, LABELS, training_plan
 from glue_run.schedules import schedule
 from glue_run.settings import Settings
 from runs import resume
+from runs.batches import only
 from runs.narration import say
 from runs.training import Loss, by_share, closing_line, training_batches, writer
 from tasks import glue
@@ -22,7 +23,7 @@ def loss_of(task: glue.Task) -> Loss:
     """Mean squared error of a regression, cross-entropy of classes."""
 
     def loss(model: Any, batch: Any) -> tf.Tensor:
-        logits = tf.cast(model(only(batch), training=True)["logits"], tf.float32)
+        logits = tf.cast(model(only(batch, INPUTS), training=True)["logits"], tf.float32)
         if task.regression:
             return tf.reduce_mean(tf.square(logits[:, 0] - batch["labels"]))
         return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch["labels"], logits))

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfquant
+from runs.batches import only
 from runs.resume import RUN, Course
 from tasks.batching import Batches
 from tfquant import checkpoint, distributed
@@ -35,8 +36,7 @@ def training_batches(
             epoch = number // of_epoch
             shards = [planned(epoch).shard(part, course.parts) for part in range(course.parts)]
         row, part = divmod(number % of_epoch, course.parts)
-        found = shards[part][row]
-        batch = {name: found[name] for name in names}
+        batch = only(shards[part][row], names)
         if course.batch % course.parts:
             batch[SHARE] = np.float32(len(batch[names[0]]) * course.parts / course.batch)
         yield batch

@@ -35,7 +35,3 @@ def to_features(examples: list[squad.SquadExample], tokenizer: squad.Tokenizer, 
         for row in range(min(3, len(features))):
             say(f"window {row}: {' '.join(tokenizer.decode_ids(features.input_ids[features.window(row)]))}")
     return features
-
-
-def only(batch: Batch, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: batch[name] for name in names}

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 import tfquant
+from runs.batches import only
 from runs.narration import say
-from squad_run.data import INPUTS, only, read_examples, to_features
+from squad_run.data import INPUTS, read_examples, to_features
 from squad_run.flags import Settings
 from squad_run.prediction import Forward, decoded, scored
 from tasks import squad

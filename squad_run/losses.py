@@ -6,11 +6,13 @@ import keras
 import tensorflow as tf
 
 import modeling
+from runs.batches import only
 from runs.narration import say
-from squad_run.data import INPUTS, Batch, only
+from squad_run.data import INPUTS, Batch
 from squad_run.flags import Settings
-from squad_run.networks import build, holds_ranges, load_float
+from squad_run.networks import build, load_float
 from squad_run.teacher_flags import parse_layers
+from tfquant.store import holds_ranges
 from tfquant.training import Distillation, DistillationOptions
 
 SHOWN = 3  # of what does not fit; a wrong configuration is wrong in most variables

@@ -1,6 +1,5 @@
 """Networks of a run: built, and loaded from checkpoints, float or quantized."""
 
-import os
 from typing import Any
 
 import keras
@@ -9,17 +8,13 @@ import modeling
 import tfquant
 from runs.narration import say
 from squad_run.flags import Settings
-from tfquant import checkpoint, store
+from tfquant import checkpoint
+from tfquant.store import holds_ranges
 
 
 def build(config: modeling.BertConfig, settings: Settings, *, dropout: bool = True) -> keras.Model:
     dtype = "mixed_bfloat16" if settings.use_bf16 else "float32"
     return modeling.build_squad_model(config, dropout=dropout, seed=settings.seed, dtype=dtype)
-
-
-def holds_ranges(path: str) -> bool:
-    """Whether a checkpoint was written with a recipe and ranges; Hugging Face folders never are."""
-    return os.path.isfile(path + checkpoint.INDEX) and store.RECIPE in checkpoint.read(path)
 
 
 def load_float(model: keras.Model, path: str, settings: Settings, *, new_head: bool = False, who: str = "") -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from runs.batches import only
 from runs.narration import say
 from squad_evaluate import evaluate
-from squad_run.data import INPUTS, only, read_examples, to_features
+from squad_run.data import INPUTS, read_examples, to_features
 from squad_run.flags import Settings
 from tasks import squad
 from tfquant.agreement import together

@@ -18,6 +18,7 @@ import modeling
 import run_squad
 import tfquant
 from runs import resume
+from runs.batches import only
 from squad_run import calibration, data, demo, flag_checks, flags, losses, networks, training
 from squad_run.flags import Settings
 from tasks import squad
@@ -416,7 +417,7 @@ def test_distillation_adds_the_scaled_divergence_from_a_teacher_that_stays_as_it
     loss, hard = (float(f(student, batch)) for f in (losses.distillation(student, config, settings), losses.squad_loss))
     soft = [
         {k: scipy.special.softmax(v.numpy().astype(np.float64) / 3, axis=-1) for k, v in network(
-            data.only(batch, data.INPUTS), training=False).items()}
+            only(batch, data.INPUTS), training=False).items()}
         for network in (student, teacher)
     ]  # fmt: skip
     expected = sum(np.mean(scipy.special.rel_entr(soft[0][k], soft[1][k]).sum(axis=-1)) for k in soft[0])

@@ -240,6 +240,22 @@ def _elements(batch: Any) -> int:
     return sum(int(np.size(leaf)) for leaf in tf.nest.flatten(batch))
 
 
+def padded_axes(engine: Engine, index: int | None, tensors: Iterable[tf.Tensor]) -> dict[str, TokenAxes]:
+    """Tensor name -> where its tokens lie, by the mask with that index among the inputs; nothing without one.
+
+    Raises:
+      ValueError: it cannot be told.
+    """
+    if index is None:
+        return {}
+    try:
+        return token_axes(engine.inference, engine.inference.inputs[index], tensors)
+    except Exception as error:
+        raise ValueError(
+            f"cannot tell where padding lies in this model's tensors ({type(error).__name__}: {one_line(error)}): pass mask=None"
+        ) from error
+
+
 def mask_index(engine: Engine, mask: str | None) -> int | None:
     """Which input marks real tokens, see `tfquant.calibrate`; None if none does.
 

@@ -26,6 +26,11 @@ SITES = PREFIX + "sites"
 WEIGHTS = PREFIX + "weights"  # names in the order of the model
 
 
+def holds_ranges(prefix: str | os.PathLike) -> bool:
+    """Whether there is a checkpoint of that name, written by `save`."""
+    return os.path.isfile(os.fspath(prefix) + checkpoint.INDEX) and RECIPE in checkpoint.read(prefix)
+
+
 def save(model: QuantizedModel | QuantizedFunction, prefix: str | os.PathLike, extra: dict[str, Any] | None = None) -> None:
     """Writes a TensorFlow checkpoint that `tf.train.load_checkpoint` reads.
 

@@ -15,6 +15,7 @@ from tfquant.graph.dataflow import VIEW_OPS, Dataflow, parent
 from tfquant.graph.layernorm import LayerNorm
 
 _SLICING_OPS = frozenset("Slice StridedSlice GatherV2 Gather".split())
+_SPREADING_OPS = VIEW_OPS | {"BroadcastTo", "Tile"}
 _ADD_OPS = ("Add", "AddV2")
 
 
@@ -55,10 +56,9 @@ def embedding_sums(flow: Dataflow, rows: Iterable[tf.Tensor], biased: Iterable[t
     for op in flow.operations:
         if op.type not in _ADD_OPS or op.name in other or not flow.is_dynamic(op.outputs[0]):
             continue
-        operands = [flow.root(tensor) for tensor in op.inputs]
-        known = [tensor.name in values or sliced_table(flow, tensor) is not None for tensor in operands]
-        sliced = any(sliced_table(flow, tensor) is not None for tensor in operands)
-        if all(known) or (sliced and op.outputs[0].shape.rank == 3):
+        sliced = [sliced_table(flow, tensor) is not None for tensor in op.inputs]
+        known = [from_table or flow.root(tensor).name in values for from_table, tensor in zip(sliced, op.inputs, strict=True)]
+        if all(known) or (any(sliced) and op.outputs[0].shape.rank == 3):
             values.add(op.outputs[0].name)
             found.append(op)
     return found
@@ -66,17 +66,13 @@ def embedding_sums(flow: Dataflow, rows: Iterable[tf.Tensor], biased: Iterable[t
 
 def sliced_table(flow: Dataflow, tensor: tf.Tensor) -> tuple[tf.Operation, int] | None:
     """(slicing operation, 0) where `tensor` is some rows of a variable, as learned positions are."""
-    if not flow.is_parameter(tensor):
+    while tensor.op.type in _SPREADING_OPS:
+        tensor = tensor.op.inputs[0]
+    op = tensor.op
+    if op.type not in _SLICING_OPS or not flow.is_parameter(tensor):
         return None
-    for op in [flow.root(tensor).op, *flow.walk_back(tensor, lambda o: o.type not in _SLICING_OPS)]:
-        if op.type in _SLICING_OPS and op.inputs[0].dtype.is_floating:
-            handle = flow.variable_behind(op.inputs[0])
-            if handle is not None and flow.trace.variables[handle].shape.rank == 2:
-                return op, 0
-        for source in op.inputs:
-            if op.type in VIEW_OPS | {"BroadcastTo", "Tile"} and (deeper := sliced_table(flow, source)) is not None:
-                return deeper
-    return None
+    handle = flow.variable_behind(op.inputs[0])
+    return (op, 0) if handle is not None and flow.trace.variables[handle].shape.rank == 2 else None
 
 
 def tables_of(flow: Dataflow, sums: Iterable[tf.Operation]) -> Iterator[tuple[str, str, tf.Operation, int]]:
@@ -84,7 +80,7 @@ def tables_of(flow: Dataflow, sums: Iterable[tf.Operation]) -> Iterator[tuple[st
     seen = set()
     for op in sums:
         for tensor in op.inputs:
-            found = sliced_table(flow, flow.root(tensor))
+            found = sliced_table(flow, tensor)
             if found is None:
                 continue
             path = flow.trace.paths[flow.variable_behind(found[0].inputs[0])]

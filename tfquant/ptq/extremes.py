@@ -11,10 +11,9 @@ from tqdm.auto import tqdm
 
 import calib
 from tfquant.engine import Engine
-from tfquant.graph.axes import TokenAxes, token_axes
 from tfquant.messages import one_line
-from tfquant.observation import mask_index
-from tfquant.ptq.pairs import Activation, Pair, Parameter
+from tfquant.observation import mask_index, padded_axes
+from tfquant.ptq.pairs import Pair, Parameter
 
 
 def of_activations(
@@ -27,7 +26,7 @@ def of_activations(
     """
     watched = [(pair, activation) for pair in pairs for activation in (*pair.activations, *pair.partners)]
     index = mask_index(engine, mask)
-    axes = _token_axes(engine, index, [activation for _, activation in watched])
+    axes = padded_axes(engine, index, [activation.place.tensor for _, activation in watched])
     observers = [calib.DimensionObserver(pair.name, activation.channels.size) for pair, activation in watched]
 
     def observe(*flat):
@@ -79,18 +78,6 @@ def _channels_last(tensor: tf.Tensor, axes: Sequence[int], size: int) -> tf.Tens
     last = tf.reshape(moved, tf.concat([tf.shape(moved)[: len(others)], [size]], 0))
     last.set_shape([*([None] * len(others)), size])
     return last
-
-
-def _token_axes(engine: Engine, index: int | None, activations: Sequence[Activation]) -> dict[str, TokenAxes]:
-    if index is None:
-        return {}
-    trace = engine.inference
-    try:
-        return token_axes(trace, trace.inputs[index], [activation.place.tensor for activation in activations])
-    except Exception as error:
-        raise ValueError(
-            f"cannot tell where padding lies in this model's tensors ({type(error).__name__}: {one_line(error)}): pass mask=None"
-        ) from error
 
 
 def of_parameters(parameters: Iterable[Parameter], values: dict[str, np.ndarray], size: int) -> np.ndarray:

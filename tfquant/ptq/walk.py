@@ -15,12 +15,11 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from tfquant.engine import Engine
-from tfquant.graph.axes import TokenAxes, token_axes
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.frontier import frontier_at, narrow
 from tfquant.graph.replay import Edits
 from tfquant.messages import one_line
-from tfquant.observation import mask_index
+from tfquant.observation import mask_index, padded_axes
 from tfquant.ptq.layers import Use
 from tfquant.ptq.rows import Space
 from tfquant.spec import Site
@@ -74,7 +73,7 @@ class Walk:
         self._flow = Dataflow(self._trace)
         self.flats = flattened(engine, batches)
         self._mask_index = mask_index(engine, mask)
-        self._axes = self._token_axes([use.input for group in groups for use in group])
+        self._axes = padded_axes(engine, self._mask_index, [use.input for group in groups for use in group])
         stops = self._stops()
         self._frontiers = [stop if kept else None for stop, kept in zip(stops, narrow(stops), strict=True)]
         self._given: list[tf.Tensor] = []
@@ -155,17 +154,6 @@ class Walk:
             start = min(index[use.op.name] for use in uses)
             stops.append(frontier_at(self._flow, start, [use.input for group in self._groups[number:] for use in group]))
         return stops
-
-    def _token_axes(self, tensors: list[tf.Tensor]) -> dict[str, TokenAxes]:
-        if self._mask_index is None:
-            return {}
-        try:
-            return token_axes(self._trace, self._trace.inputs[self._mask_index], tensors)
-        except Exception as error:
-            raise ValueError(
-                f"cannot tell where padding lies in this model's tensors ({type(error).__name__}: {one_line(error)}): pass "
-                "mask=None"
-            ) from error
 
 
 def flattened(engine: Engine, batches: Iterable[Any]) -> list[list[tf.Tensor]]:
