@@ -29,7 +29,7 @@ from glue_run import command_line, networks, setting_checks
 from glue_run.data import features_of
 from glue_run.evaluation import validate
 from glue_run.exporting import export
-from glue_run.outputs import summary_of, tell, write_config, write_results, write_scores
+from glue_run.outputs import size_of, summary_of, tell, write_config, write_results, write_scores
 from glue_run.quantizing import quantized, recipe_of, round_weights, trained
 from glue_run.settings import Settings
 from glue_run.training import train
@@ -93,6 +93,8 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
         networks.load_float(model, source, new_head=settings.trains)
     if settings.trains:
         figures["training"] = train(model, network, training_rows(), task, settings, group, directory=directory, seed=seed)
+    if network is not model and group.rank == 0:
+        figures["size"] = size_of(network)
     if directory is not None and group.rank == 0 and settings.save_model:
         networks.save(model, network, source, directory)
     if settings.export and group.rank == 0:

@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,27 +30,52 @@ SEEDS = (1000, 1001, 1002)
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """How a task is trained in float, and with which seeds."""
+    """How a task is trained in float, for how many epochs quantized, and with which seeds."""
 
     options: str
+    epochs: int
     seeds: tuple[int, ...] = SEEDS
 
 
-COMMON = "--no-pad-to-max-length --eval-batch-size 32"
-TRAINING = f"{COMMON} --batch-size 16 --save-model"
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A way to quantize; `training` are options that are the same for all tasks."""
+
+    mode: str
+    options: str = ""
+    training: str = ""
+
+
+COMMON = "--no-pad-to-max-length --batch-size 16 --eval-batch-size 32"
 TASKS = {
-    "cola": Tuning("--learning-rate 1e-4 --num-epochs 4 --warmup-steps 200", SEEDS[:1]),
-    "sst2": Tuning("--learning-rate 1e-4 --num-epochs 3 --warmup-steps 200 --num-train-samples 10000", SEEDS[:1]),
-    "mrpc": Tuning("--learning-rate 1e-4 --num-epochs 4 --warmup-steps 90"),
-    "stsb": Tuning("--learning-rate 1e-4 --num-epochs 4 --warmup-steps 140"),
-    "rte": Tuning("--learning-rate 1e-4 --num-epochs 4 --warmup-steps 60"),
+    "cola": Tuning("--learning-rate 3e-5 --num-epochs 6 --warmup-steps 300", 2, SEEDS[:1]),
+    "sst2": Tuning("--learning-rate 3e-5 --num-epochs 4 --warmup-steps 250 --num-train-samples 10000", 1, SEEDS[:1]),
+    "mrpc": Tuning("--learning-rate 3e-5 --num-epochs 5 --warmup-steps 110", 2),
+    "stsb": Tuning("--learning-rate 3e-5 --num-epochs 4 --warmup-steps 140", 2),
+    "rte": Tuning("--learning-rate 3e-5 --num-epochs 6 --warmup-steps 90", 2),
 }
 SYMMETRIC = "--qmethod symmetric_uniform --qmethod-act asymmetric_uniform"
-GOLDEN = "--weight-quant-method MSE --weight-opt-method golden_section"
-ONE_BATCH = "--act-quant-method current_minmax --est-ranges-batch-size 1 --num-est-batches 1"
+GOLDEN = f"{SYMMETRIC} --weight-quant-method MSE --weight-opt-method golden_section"
+ONE_SEQUENCE = "--act-quant-method current_minmax --est-ranges-batch-size 1 --num-est-batches 1"
+RUNNING = "--act-quant-method running_minmax --est-ranges-batch-size 16 --num-est-batches 16"
+# Input, output and sum of the feed-forward networks, as in the paper.
+SIXTEEN = """--quant-dict "{'x': 16, 'h': 16, 'y': 16}\""""
+GROUPS = """--per-groups-permute-shared-h --quant-dict "{'x': 'ngp6', 'h': 'ngp6', 'y': 'ngp6'}\""""
+FOUR, FOUR_EIGHT = f"{GOLDEN} --n-bits 4 --no-act-quant", f"{GOLDEN} {RUNNING} --n-bits 4 --n-bits-act 8"
+LEARNED = "--learn-ranges --range-update tqt --range-learning-rate 2e-3 --hidden-dropout 0 --attn-dropout 0 --warmup-steps 50"
 ROWS = {
-    "float": ("train-baseline", ""),
-    "W8A8, min-max of one sequence": ("validate-quantized", f"{SYMMETRIC} {GOLDEN} {ONE_BATCH}"),
+    "float": Row("train-baseline"),
+    "W8A8, min-max of one sequence": Row("validate-quantized", f"{GOLDEN} {ONE_SEQUENCE}"),
+    "W8A8, running min-max": Row("validate-quantized", f"{GOLDEN} {RUNNING}"),
+    "W8A8, 16 bits at x, h, y": Row("validate-quantized", f"{GOLDEN} {RUNNING} {SIXTEEN}"),
+    "W8A8, 6 sorted groups at x, h, y": Row("validate-quantized", f"{GOLDEN} {RUNNING} {GROUPS}"),
+    "W4A32, to nearest": Row("validate-quantized", FOUR),
+    "W4A32, AdaRound": Row("validate-quantized", f"{FOUR} --adaround all --adaround-act-quant no_act_quant"),
+    "W8A8, trained": Row("train-quantized", f"{GOLDEN} {RUNNING}", f"{LEARNED} --learning-rate 1e-5"),
+    "W4A8, trained": Row("train-quantized", FOUR_EIGHT, f"{LEARNED} --learning-rate 5e-5"),
+    "W4A8, token table of 2 bits, trained": Row(
+        "train-quantized", f"""{FOUR_EIGHT} --quant-dict "{{'Et': 2}}\"""", f"{LEARNED} --learning-rate 5e-5"
+    ),
 }
 
 
@@ -59,22 +85,23 @@ def tasks_and_seeds() -> list[tuple[str, int]]:
 
 def command(row: str, task: str, seed: int, data: pathlib.Path, output: pathlib.Path) -> tuple[pathlib.Path, list[str]]:
     """(output folder, arguments of run_glue.py) of one task with one seed."""
-    mode, options = ROWS[row]
+    way, tuning = ROWS[row], TASKS[task]
     directory = folder_of(row, output) / task / f"seed_{seed}"
     source = pretrained_folder() if row == "float" else folder_of("float", output) / task / f"seed_{seed}" / "out"
-    words = [mode, "--task", task, "--seed", str(seed), "--data-dir", str(data), "--model-path", str(source), "--no-tqdm"]
-    if mode.startswith("train"):
-        words += [*TRAINING.split(), *TASKS[task].options.split()]
-    else:
-        words += [*COMMON.split(), "--batch-size", "16"]
-    return directory, [*words, *options.split(), "--output-dir", str(directory)]
+    words = [way.mode, "--task", task, "--seed", str(seed), "--data-dir", str(data), "--model-path", str(source), "--no-tqdm"]
+    words += [*COMMON.split(), *shlex.split(way.options)]
+    if way.mode.startswith("train"):
+        words += ["--save-model", *tuning.options.split()]
+    if way.mode == "train-quantized":  # the last word counts
+        words += [*way.training.split(), "--num-epochs", str(tuning.epochs)]
+    return directory, [*words, "--output-dir", str(directory)]
 
 
-def run_one(row: str, task: str, seed: int, data: pathlib.Path, output: pathlib.Path, threads: int) -> float:
-    """The final score, a fraction; computed if it is not there."""
+def run_one(row: str, task: str, seed: int, data: pathlib.Path, output: pathlib.Path, threads: int) -> dict[str, Any]:
+    """The figures of results.json; computed if they are not there."""
     directory, words = command(row, task, seed, data, output)
     run_script(f"row {row!r}, {task}, seed {seed}", "run_glue.py", words, directory, directory / "run.log", threads)
-    return json.loads((directory / "results.json").read_text())["final_score"]
+    return json.loads((directory / "results.json").read_text())
 
 
 def compute(row: str, data: pathlib.Path, output: pathlib.Path, pool: concurrent.futures.Executor, threads: int) -> dict[str, Any]:
@@ -82,12 +109,14 @@ def compute(row: str, data: pathlib.Path, output: pathlib.Path, pool: concurrent
     wanted = tasks_and_seeds()
     found = list(pool.map(lambda one: run_one(row, *one, data, output, threads), wanted))
     scores: dict[str, dict[str, float]] = {}
-    for (task, seed), score in zip(wanted, found, strict=True):
-        scores.setdefault(task, {})[str(seed)] = round(100.0 * score, 2)
+    for (task, seed), figures in zip(wanted, found, strict=True):
+        scores.setdefault(task, {})[str(seed)] = round(100.0 * figures["final_score"], 2)
     medians = {task: statistics.median(of_seeds.values()) for task, of_seeds in scores.items()}
     example = command(row, "rte", SEEDS[0], data, output)[1]
+    size = found[0].get("size")
     return {
         "scores": scores, "medians": medians, "average": round(statistics.mean(medians.values()), 2),
+        **({} if size is None else {"times_smaller": round(size["float_bytes"] / size["packed_bytes"], 2)}),
         "command": in_short(example, data, output), "training": {task: tuning.options for task, tuning in TASKS.items()},
     }  # fmt: skip
 

@@ -13,11 +13,19 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import cost_report, int8_peers_report, squad_noise_report, squad_qat_report, squad_report
+from benchmarks import (
+    cost_report,
+    glue_report,
+    int8_peers_report,
+    outliers_report,
+    squad_noise_report,
+    squad_qat_report,
+    squad_report,
+)
 from benchmarks.results import FOLDER
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "training.md", ROOT / "docs" / "export.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("training.md", "export.md", "glue.md")))
 BLOCK = re.compile(r"(<!-- table (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -38,6 +46,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "int8_accuracy": lambda: int8_peers_report.accuracy_table(rows_of("int8_peers"), "MiniLM"),
     "int8_parity": lambda: int8_peers_report.parity_table(rows_of("int8_peers")),
     "int8_export": lambda: int8_peers_report.export_cost(rows_of("int8_peers")),
+    "glue": lambda: glue_report.table(rows_of("glue")),
+    "glue_paper": glue_report.paper_table,
+    "outliers": lambda: outliers_report.table(rows_of("outliers")),
     "cost": lambda: cost_report.table(rows_of),
 }
 

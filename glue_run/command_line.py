@@ -18,9 +18,7 @@ def parse(arguments: Sequence[str], description: str) -> Settings:
     parser = argparse.ArgumentParser(prog="run_glue.py", description=description, formatter_class=plain)
     modes = parser.add_subparsers(dest="mode", required=True, metavar="MODE", help=f"one of {', '.join(MODES)}")
     for mode in MODES:
-        one = modes.add_parser(
-            mode, aliases=[mode.replace("-", "_")], allow_abbrev=False
-        )
+        one = modes.add_parser(mode, aliases=[mode.replace("-", "_")], allow_abbrev=False)
         one.set_defaults(mode=mode)
         for field in dataclasses.fields(Settings):
             if mode in field.metadata["modes"] and "positional" not in field.metadata:

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+import tfquant
 from glue_run.settings import Settings
 from runs.narration import say
 from runs.versions import versions
@@ -31,6 +32,14 @@ def write_results(directory: str, settings: Settings, figures: Mapping[str, Any]
     """results.json: everything it takes to know what a result is of."""
     made_with = {"settings": dataclasses.asdict(settings), "versions": versions("scikit-learn")}
     write_json(os.path.join(directory, "results.json"), made_with | figures)
+
+
+def size_of(network: Any) -> dict[str, int]:
+    """Bytes of all variables in float and with quantized parameters as codes of as many bits as they have."""
+    report = tfquant.size_report(network)
+    smaller = report.float_bytes / report.packed_bytes
+    say(f"variables: {report.float_bytes:,} bytes in float, {report.packed_bytes:,} packed ({smaller:.2f} times smaller)")
+    return {"float_bytes": report.float_bytes, "packed_bytes": report.packed_bytes}
 
 
 def summary_of(finals: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:

@@ -147,5 +147,3 @@ def refuse_quantization_options(settings: Settings, source: str) -> None:
             f"  {', '.join(map(option, given))}: the model in {source} was saved with its ranges and is taken as it is; leave "
             f"{'it' if len(given) == 1 else 'them'} out, or start from the float model"
         )
-
-
