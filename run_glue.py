@@ -96,7 +96,7 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
     if network is not model and group.rank == 0:
         figures["size"] = size_of(network)
     if directory is not None and group.rank == 0 and settings.save_model:
-        networks.save(model, network, source, directory)
+        networks.save(model, network, task, source, directory)
     if settings.export and group.rank == 0:
         figures["export"] = export(network, task, tokenizer, settings, directory)
     final = None

@@ -14,19 +14,29 @@ from glue_run.settings import ARCHITECTURES, HUB, Settings
 from runs.narration import say
 from tasks import glue
 from tasks.byte_level import read_json
+from tasks.files import write_json
 from tfquant import checkpoint
 
-OUT, NAME = "out", "model.ckpt"
-# What a model's folder holds beside its weights.
-COMPANIONS = ("config.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
+OUT, NAME, CONFIG = "out", "model.ckpt", "config.json"
+TRAINED_ON = "finetuning_task"  # as Hugging Face's scripts name the task in a configuration
+# What a model's folder holds beside its weights and its configuration.
+COMPANIONS = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 
 
 def folder_of(task: glue.Task, settings: Settings) -> str:
     """The folder that holds the model for a task.
 
     Raises:
-        ValueError: none is named, or there is none or more than one for the task.
+        ValueError: none is named, there is none or more than one for the task, or it was trained on another.
     """
+    folder = _folder(task, settings)
+    trained = str(read_json(os.path.join(folder, CONFIG)).get(TRAINED_ON, "")).lower().replace("-", "")
+    if settings.mode != "train-baseline" and trained in glue.TASKS and trained != task.name:
+        raise ValueError(f"--task {task.name}: {folder}/{CONFIG} says the model was trained on {trained}: give --task {trained}")
+    return folder
+
+
+def _folder(task: glue.Task, settings: Settings) -> str:
     path = settings.model_path
     if path is None:
         if settings.model_name is None:
@@ -34,12 +44,12 @@ def folder_of(task: glue.Task, settings: Settings) -> str:
         return from_hub(settings)
     if not os.path.isdir(path):
         raise FileNotFoundError(f"--model-path={path}: there is no such folder")
-    if os.path.isfile(os.path.join(path, "config.json")):
+    if os.path.isfile(os.path.join(path, CONFIG)):
         _check_architecture(path, settings)
         return path
-    if settings.tasks == (task.name,) and os.path.isfile(os.path.join(path, OUT, "config.json")):
+    if settings.tasks == (task.name,) and os.path.isfile(os.path.join(path, OUT, CONFIG)):
         return os.path.join(path, OUT)
-    found = [str(p) for p in sorted(pathlib.Path(path, task.name).glob(f"**/{OUT}")) if (p / "config.json").is_file()]
+    found = [str(p) for p in sorted(pathlib.Path(path, task.name).glob(f"**/{OUT}")) if (p / CONFIG).is_file()]
     if settings.trains or len(found) != 1:
         what = "none" if not found else f"{len(found)} ({', '.join(found)})"
         wanted = "a model's folder, with config.json" if settings.trains else f"config.json, or one {task.name}/**/{OUT} with it"
@@ -52,7 +62,7 @@ def _check_architecture(folder: str, settings: Settings) -> None:
     if settings.model_name is None:
         return
     named = ARCHITECTURES[settings.model_name]
-    found = read_json(os.path.join(folder, "config.json")).get("model_type", "bert")
+    found = read_json(os.path.join(folder, CONFIG)).get("model_type", "bert")
     if found != named:
         raise ValueError(f"--model-name {settings.model_name} is a {named}, --model-path {folder} holds a {found}: leave one out")
 
@@ -73,7 +83,7 @@ def from_hub(settings: Settings) -> str:
 
 def build(folder: str, task: glue.Task, settings: Settings, seed: int) -> keras.Model:
     """The network of a folder's configuration, with a head for the task and random weights."""
-    config = modeling.config_from_file(os.path.join(folder, "config.json"))
+    config = modeling.config_from_file(os.path.join(folder, CONFIG))
     changes = {"attention_probs_dropout_prob": settings.attn_dropout, "hidden_dropout_prob": settings.hidden_dropout}
     config = dataclasses.replace(config, **{name: rate for name, rate in changes.items() if rate is not None})
     dtype = "mixed_bfloat16" if settings.amp else "float32"
@@ -98,13 +108,14 @@ def load_float(model: keras.Model, folder: str, *, new_head: bool) -> None:
         say(f"new, not there: {', '.join(loaded.missing)}")
 
 
-def save(model: keras.Model, network: Any, source: str, directory: str) -> str:
+def save(model: keras.Model, network: Any, task: glue.Task, source: str, directory: str) -> str:
     """Leaves the model in out/: configuration, vocabulary and weights, with recipe and ranges if it is quantized."""
     out = os.path.join(directory, OUT)
     os.makedirs(out, exist_ok=True)
     for name in COMPANIONS:
         if os.path.isfile(os.path.join(source, name)) and not _same(os.path.join(source, name), os.path.join(out, name)):
             shutil.copyfile(os.path.join(source, name), os.path.join(out, name))
+    write_json(os.path.join(out, CONFIG), read_json(os.path.join(source, CONFIG)) | {TRAINED_ON: task.name})
     prefix = os.path.join(out, NAME)
     if network is model:
         checkpoint.write(prefix, {variable.path: variable for variable in model.weights})

@@ -19,9 +19,11 @@ from tfquant import ptq
 from tfquant.calibration import engine_of
 from tfquant.distributed import Group
 from tfquant.graph.letters import find_letters
+from tfquant.graph.plan import RecipeError
 from tfquant.graph.source import source_of
 from tfquant.graph.trace import trace
-from tfquant.recipes.quant_dict import parse_quant_dict, with_quant_dict
+from tfquant.ptq.layers import choose
+from tfquant.recipes.quant_dict import HIDDEN, parse_quant_dict, with_quant_dict
 from tfquant.spec import PARAMETER_ROLES, ROLES, address
 
 BASE = "int8_outputs"
@@ -53,7 +55,7 @@ def recipe_of(model: keras.Model, settings: Settings) -> tfquant.Recipe:
         unsigned="auto",
         method=activation_method(settings),
     )
-    recipe = with_quant_dict(model, recipe, choices_of(settings), shared_order=settings.per_groups_permute_shared_h)
+    recipe = _with_letters(model, recipe, settings)
     if settings.quant_setup == "MSE_logits":
         recipe = _with_method(model, recipe, find_letters(trace(source_of(model)))["C"], _searching("mse", "golden_section", None))
     if settings.cross_entropy_layer:
@@ -92,17 +94,25 @@ def _searching(name: str, search: str, candidates: int | None) -> calib.Method:
     return calib.Method.parse(name, search=search, **({} if candidates is None else {"candidates": candidates}))
 
 
-def choices_of(settings: Settings) -> dict[str, Any]:
-    """Letters and what is chosen for them; --quant-dict has the last word."""
-    choices: dict[str, Any] = {}
-    if settings.per_groups is not None:
-        order = "p" if settings.per_groups_permute or settings.per_groups_permute_shared_h else ""
-        choices["hidden"] = f"ng{order}{settings.per_groups}"
-    elif settings.per_embd:
-        choices["hidden"] = "per_embd"
-    if settings.quant_setup == "FP_logits":
-        choices["C"] = "fp32"
-    return choices | (parse_quant_dict(settings.quant_dict) if settings.quant_dict else {})
+def _with_letters(model: keras.Model, recipe: tfquant.Recipe, settings: Settings) -> tfquant.Recipe:
+    """The recipe with what options say of some tensors; --quant-dict has the last word.
+
+    Raises:
+        FlagError: they name what the model does not have, or what cannot be.
+    """
+    order = "p" if settings.per_groups_permute or settings.per_groups_permute_shared_h else ""
+    of_options = {
+        f"--per-groups {settings.per_groups}": {HIDDEN: f"ng{order}{settings.per_groups}"} if settings.per_groups else {},
+        "--per-embd": {HIDDEN: "per_embd"} if settings.per_embd else {},
+        "--quant-setup FP_logits": {"C": "fp32"} if settings.quant_setup == "FP_logits" else {},
+        "--quant-dict": parse_quant_dict(settings.quant_dict) if settings.quant_dict else {},
+    }
+    for name, choices in of_options.items():
+        try:
+            recipe = with_quant_dict(model, recipe, choices, shared_order=settings.per_groups_permute_shared_h)
+        except RecipeError as error:
+            raise FlagError(f"  {name}: {error}") from error
+    return recipe
 
 
 def _with_method(model: keras.Model, recipe: tfquant.Recipe, addresses: Iterable[str], method: calib.Method) -> tfquant.Recipe:
@@ -167,10 +177,15 @@ def round_weights(
     Args:
         folder: keeps finished layers, so that a run that was cut off goes on.
     """
+    sites = settings.adaround if "," not in settings.adaround else settings.adaround.split(",")
+    try:
+        choose(engine_of(network), sites)
+    except ValueError as error:
+        raise FlagError(f"  --adaround {settings.adaround}: {error}") from error
     report = ptq.adaround(
         network,
         rounding_batches(features, settings, seed),
-        sites=settings.adaround if "," not in settings.adaround else settings.adaround.split(","),
+        sites=sites,
         mask="input_mask",
         folder=folder,
         progress=settings.tqdm and group.rank == 0,

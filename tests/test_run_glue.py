@@ -106,6 +106,24 @@ def test_all_nine_tasks_run_with_one_option(call, untrained, tmp_path):
     assert {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"} < set(found)
 
 
+def test_a_model_of_another_task_is_refused(call, baselines):
+    with pytest.raises(ValueError, match="--task mrpc: .*config.json says the model was trained on rte: give --task rte"):
+        call("validate-baseline --task mrpc", model_path=baselines / "rte" / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--per-groups 5", "--per-groups 5: .*5 groups do not divide the 24 dimensions"),
+        ("--quant-dict {'q':8,'x':'ng5','y7':16}", "--quant-dict: .*unknown letter 'q'.*; .*'ng5': 5 groups.*; .*'y7' is"),
+        ("--adaround nosuch --adaround-iters 1", "--adaround nosuch: 'nosuch' matches no quantized weight; there are "),
+    ],
+)
+def test_what_does_not_fit_the_model_is_said_with_its_option(call, baselines, options, message):
+    with pytest.raises(FlagError, match=message):
+        call(f"{PTQ} {options}", model_path=baselines)
+
+
 PTQ = f"validate-quantized --task rte {QUANTIZED} --batch-size 8 --no-pad-to-max-length --est-ranges-no-pad --max-seq-length 48"
 
 

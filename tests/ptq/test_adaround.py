@@ -226,7 +226,7 @@ def test_the_report_is_written_as_table_json_and_picture(tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(sites="nothing/*"), "sites='nothing/\\*' matches no quantized weight; there are d:weight:kernel"),
+    (dict(sites="nothing/*"), "'nothing/\\*' matches no quantized weight; there are d:weight:kernel"),
     (dict(iterationz=3), "AdaRound call: unknown key 'iterationz'; known: .*iterations"),
     (dict(mask="absent"), "mask='absent' is no input of the model"),
 ])  # fmt: skip

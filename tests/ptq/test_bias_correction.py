@@ -22,6 +22,8 @@ def test_the_mean_of_each_output_is_that_of_the_float_network_afterwards():
     np.testing.assert_allclose(quantized(x).numpy().mean(0), exact.mean(0), atol=1e-4)
     assert np.abs(before.mean(0) - exact.mean(0)).max() > 1e-2
     assert [s.path for s in report.shifts] == ["first", "second"] and report.skipped == (("bare", "it has no bias"),)
+    lines = str(report).splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["first", "second"] and lines[2:] == ["left as it was: bare: it has no bias"]
 
 
 def test_padding_does_not_count_and_heads_have_biases_of_their_own():

@@ -189,6 +189,7 @@ def test_the_report_is_written_as_table_and_json(outliers):
         (dict(target="smallest", formats="int4", sites="activations"), "holds no weight of more bits than int4"),
         (dict(target="smallest", formats=("int4", "int6")), "formats must be of fewer and fewer bits, got int4, int6"),
         (dict(max_loss=float("nan")), "max_loss must be a finite number, got nan"),
+        (dict(max_loss=30, measure="sqnr"), "max_loss=30: for sqnr minus the ratio that is wanted, in dB, such as -30"),
         (dict(max_loss="1"), "max_loss must be a finite number, got '1'"),
         (dict(sites="absent*"), "sites='absent\\*' matches no quantized site"),
         (dict(method="median"), "median"),

@@ -86,6 +86,8 @@ def mixed_precision(
     chosen_formats = _checked_formats(formats, target)
     if isinstance(max_loss, bool) or not isinstance(max_loss, (int, float)) or not math.isfinite(max_loss):
         raise ValueError(f"max_loss must be a finite number, got {max_loss!r}")
+    if measure == "sqnr" and max_loss > 0:
+        raise ValueError(f"max_loss={max_loss!r}: for sqnr minus the ratio that is wanted, in dB, such as -{max_loss:g}")
     statistics = engine.calibration if calibration is None else calibration
     if statistics is None:
         raise ValueError("the model's ranges were loaded and its statistics are not there: pass calibration=, or calibrate again")

@@ -43,7 +43,7 @@ class BiasShift:
 
 @dataclasses.dataclass(frozen=True)
 class BiasReport:
-    """What `correct_bias` returns.
+    """What `correct_bias` returns; `print` shows one layer a line.
 
     Attributes:
       shifts: one a layer, in graph order.
@@ -52,6 +52,11 @@ class BiasReport:
 
     shifts: tuple[BiasShift, ...]
     skipped: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        width = max((len(shift.path) for shift in self.shifts), default=0)
+        lines = [f"{shift.path:<{width}}  shifted by {shift.mean:.4g}, at most {shift.largest:.4g}" for shift in self.shifts]
+        return "\n".join([*lines, *(f"left as it was: {path}: {reason}" for path, reason in self.skipped)])
 
 
 def correct_bias(

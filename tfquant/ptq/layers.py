@@ -84,7 +84,7 @@ def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], lis
         found = [site for site in there if _matches(pattern, site)]
         if not found and not (pattern in _WORDS and len(patterns) > 1):
             near = ", ".join(site.address for site in there[:4]) or "none: the recipe quantizes no weight"
-            raise ValueError(f"sites={pattern!r} matches no quantized weight; there are {near}{', ...' if len(there) > 4 else ''}")
+            raise ValueError(f"{pattern!r} matches no quantized weight; there are {near}{', ...' if len(there) > 4 else ''}")
         for site in found:
             named[site.address] = named.get(site.address, False) or (pattern not in _WORDS and pattern not in ROLES)
     finder = LayerFinder(engine)

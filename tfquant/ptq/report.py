@@ -51,7 +51,7 @@ class LayerResult:
 
 @dataclasses.dataclass(frozen=True)
 class AdaRoundReport:
-    """What `adaround` returns.
+    """What `adaround` returns; `print` shows its table.
 
     Attributes:
       layers: one result a weight, in the order they were rounded.
@@ -92,6 +92,9 @@ class AdaRoundReport:
         Console(file=stream, width=400, color_system=None).print(grid)
         lines = [line.rstrip() for line in stream.getvalue().rstrip().splitlines()]
         return "\n".join([*lines, *(f"left out: {address}: {reason}" for address, reason in self.skipped)])
+
+    def __str__(self) -> str:
+        return self.table()
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)

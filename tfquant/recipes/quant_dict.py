@@ -64,16 +64,22 @@ def with_quant_dict(
     letters = find_letters(graph) | {HIDDEN: tuple(_hidden(edges.values()))}
     base = {address: _base(recipe, edge) for address, edge in edges.items()}
     specs: dict[str, QuantSpec | None] = {}
+    problems = []
     for letter in sorted(choices, key=_specificity):
         value = choices[letter]
-        for address in _named(letters, letter):
-            before = specs[address] if address in specs else base[address]
-            if before is None:
-                why = "was left in float by another letter" if address in specs else f"is not quantized by recipe {recipe.name!r}"
-                if value == "fp32":
-                    continue
-                raise RecipeError(f"quant dict, {letter!r}: {address} {why}: leave the letter out")
-            specs[address] = _changed(letter, value, edges[address], shared_order)(before)
+        try:
+            for address in _named(letters, letter):
+                before = specs[address] if address in specs else base[address]
+                if before is not None:
+                    specs[address] = _changed(letter, value, edges[address], shared_order)(before)
+                elif value != "fp32":
+                    left, never = "was left in float by another letter", f"is not quantized by recipe {recipe.name!r}"
+                    by = left if address in specs else never
+                    raise RecipeError(f"quant dict, {letter!r}: {address} {by}: leave the letter out")
+        except RecipeError as error:
+            problems.append(str(error))
+    if problems:
+        raise RecipeError("; ".join(problems))
     return with_specs(recipe, specs, edges, "quant dict", name=f"{recipe.name} + {dict(choices)}") if specs else recipe
 
 
@@ -119,6 +125,9 @@ def _changed(letter: str, value: Any, edge: Edge, shared_order: bool) -> Change:
             raise RecipeError(f"{where} must be a number of bits, 'fp32', 'per_embd', 'ng<K>' or 'ngp<K>'")
         changes = {"granularity": "per_embedding", "method": calib.Method.parse("max")}  # extremes are all that is kept of each
         if groups:
+            width = edge.shape[-1] if edge.shape else None
+            if width and int(groups[2]) and width % int(groups[2]):
+                raise RecipeError(f"{where}: {groups[2]} groups do not divide the {width} dimensions of {edge.address}")
             order = ("shared" if shared_order else "own") if groups[1] else "none"
             changes |= {"granularity": "per_embedding_group", "groups": int(groups[2]), "permute": order}
     else:
