@@ -130,7 +130,7 @@ def quantized_network(
     recipe = recipe_of(model, settings)
     if settings.trains:
         recipe = trained(recipe, settings)
-    network, ranges = quantized(model, recipe, training_rows(), settings, group, seed)
+    network, ranges = quantized(model, recipe, training_rows, settings, group, seed)
     figures = {"ranges": ranges}
     if settings.adaround:
         folder = os.path.join(directory, "adaround") if directory is not None and group.rank == 0 else None

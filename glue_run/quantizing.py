@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -54,6 +54,7 @@ def recipe_of(model: keras.Model, settings: Settings) -> tfquant.Recipe:
         narrow_range=False,
         unsigned="auto",
         method=activation_method(settings),
+        dynamic=settings.dynamic_ranges,
     )
     recipe = _with_letters(model, recipe, settings)
     if settings.quant_setup == "MSE_logits":
@@ -77,6 +78,8 @@ def weight_method(settings: Settings) -> calib.Method:
 
 def activation_method(settings: Settings) -> calib.Method:
     name = settings.act_quant_method
+    if settings.dynamic_ranges:
+        return calib.Method.parse("max")
     if name == "MSE":
         return _searching("mse", settings.act_opt_method, settings.act_num_candidates)
     if name == "running_minmax":
@@ -104,12 +107,14 @@ def _with_letters(model: keras.Model, recipe: tfquant.Recipe, settings: Settings
     of_options = {
         f"--per-groups {settings.per_groups}": {HIDDEN: f"ng{order}{settings.per_groups}"} if settings.per_groups else {},
         "--per-embd": {HIDDEN: "per_embd"} if settings.per_embd else {},
+        "--per-token": {HIDDEN: "per_token"} if settings.per_token else {},
         "--quant-setup FP_logits": {"C": "fp32"} if settings.quant_setup == "FP_logits" else {},
         "--quant-dict": parse_quant_dict(settings.quant_dict) if settings.quant_dict else {},
     }
     for name, choices in of_options.items():
         try:
-            recipe = with_quant_dict(model, recipe, choices, shared_order=settings.per_groups_permute_shared_h)
+            if choices:
+                recipe = with_quant_dict(model, recipe, choices, shared_order=settings.per_groups_permute_shared_h)
         except RecipeError as error:
             raise FlagError(f"  {name}: {error}") from error
     return recipe
@@ -145,21 +150,24 @@ def trained(recipe: tfquant.Recipe, settings: Settings) -> tfquant.Recipe:
 
 
 def quantized(
-    model: keras.Model, recipe: tfquant.Recipe, features: glue.Features, settings: Settings, group: Group, seed: int
+    model: keras.Model,
+    recipe: tfquant.Recipe,
+    features: Callable[[], glue.Features],
+    settings: Settings,
+    group: Group,
+    seed: int,
 ) -> tuple[Any, dict[str, Any]]:
-    """The network with ranges from training rows, and figures about that."""
+    """The network with ranges from training rows, of weights alone where those of activations are dynamic; figures about that."""
     started = time.perf_counter()
     network = tfquant.quantize(model, recipe)
-    batches = estimation_batches(features, settings, seed)
-    calibration = _calibrate(network, batches, settings, group)
+    batches = [] if settings.dynamic_ranges else estimation_batches(features(), settings, seed)
+    _calibrate(network, batches, settings, group)
     weights = sum(site.is_weight for site in network.plan.sites)
-    say(
-        f"ranges of {weights} weights and {len(calibration) - weights} activations from {len(batches)} batches of "
-        f"{len(batches[0]['input_ids'])} rows"
-    )
+    activations = len(network.plan.sites) - weights
+    origin = f"from {len(batches)} batches of {len(batches[0]['input_ids'])} rows" if batches else "of each batch"
+    say(f"ranges of {weights} weights and {activations} activations {origin}")
     return network, {
-        "recipe": recipe.to_dict(), "weights": weights, "activations": len(calibration) - weights,
-        "seconds": time.perf_counter() - started,
+        "recipe": recipe.to_dict(), "weights": weights, "activations": activations, "seconds": time.perf_counter() - started,
     }  # fmt: skip
 
 
@@ -203,7 +211,7 @@ def round_weights(
         seed=seed,
     )
     say(str(report.table()))
-    if settings.rounds_activations:
+    if settings.rounds_activations and not settings.dynamic_ranges:
         _estimate_activations_again(network, features, settings, group, seed)
     return {"seconds": report.seconds, "layers": [dataclasses.asdict(layer) for layer in report.layers]}
 

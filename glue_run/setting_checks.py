@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from glue_run.settings import QUANTIZING, Settings
+from glue_run.settings import PTQ, QUANTIZING, Settings
 from runs.settings import FlagError
 from tfquant.distributed import launched
 from tfquant.export import TARGETS
@@ -17,7 +17,8 @@ def check(settings: Settings) -> None:
     Raises:
         FlagError: lists every problem with its option and what to do.
     """
-    problems = [problem for look in (_numbers, _work, _quantization, _training_of_ranges, _groups) for problem in look(settings)]
+    looks = (_numbers, _work, _quantization, _training_of_ranges, _groups, _dynamic)
+    problems = [problem for look in looks for problem in look(settings)]
     if problems:
         raise FlagError("\n".join(f"  {problem}" for problem in problems))
 
@@ -129,6 +130,26 @@ def _groups(s: Settings) -> list[str]:
     return problems
 
 
+def _dynamic(s: Settings) -> list[str]:
+    if not s.dynamic_ranges:
+        return []
+    name = "--per-token" if s.per_token else "--dynamic"
+    problems = []
+    if not s.act_quant:
+        problems.append(f"{name} is about activations: leave it or --no-act-quant out")
+    if s.act_quant_method not in ("current_minmax", "running_minmax") or s.act_momentum is not None or s.percentile is not None:
+        problems.append(f"{name} takes the extremes of each batch: leave out --act-quant-method, --act-momentum and --percentile")
+    if s.quant_setup == "MSE_logits" or s.cross_entropy_layer:
+        problems.append(f"{name} estimates no ranges: leave out --quant-setup MSE_logits and --cross-entropy-layer")
+    if s.per_groups is not None:
+        problems.append(f"{name}: groups are found when ranges are estimated: leave out one of {name} and --per-groups")
+    if s.per_token and s.per_embd:
+        problems.append("--per-token and --per-embd: give one of them")
+    if s.export:
+        problems.append(f"{name}: a file for another runtime has ranges that stay: leave out one of {name} and --export")
+    return problems
+
+
 def refuse_quantization_options(settings: Settings, source: str) -> None:
     """A model that was saved with its ranges says itself how it is quantized.
 
@@ -139,7 +160,7 @@ def refuse_quantization_options(settings: Settings, source: str) -> None:
     given = [
         field.name
         for field in dataclasses.fields(Settings)
-        if field.metadata["modes"] in (QUANTIZING, ("train-quantized",)) and field.name not in free
+        if field.metadata["modes"] in (QUANTIZING, ("train-quantized",), PTQ) and field.name not in free
         and getattr(settings, field.name) != field.default
     ]  # fmt: skip
     if given:

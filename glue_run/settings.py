@@ -146,6 +146,8 @@ class Settings:
     per_groups_permute_shared_h: bool = _of(
         QUANTIZING, False, "Group them alike in a whole block, by the output of its feed-forward network.", "same"
     )
+    dynamic: bool = _of(PTQ, False, "Ranges of activations are those of each batch, without padding; none are estimated.")
+    per_token: bool = _of(PTQ, False, "Hidden states have such a range for each token; implies --dynamic.")
 
     adaround: str | None = _of(
         PTQ, None, "Round weights up or down, layer by layer: all, kernels, or paths of layers with commas between."
@@ -204,6 +206,11 @@ class Settings:
     def rounds_activations(self) -> bool:
         """Whether activations are quantized in the end."""
         return self.act_quant and not (self.adaround and self.adaround_act_quant == "no_act_quant")
+
+    @property
+    def dynamic_ranges(self) -> bool:
+        """Whether activations have the ranges of each batch."""
+        return self.dynamic or self.per_token
 
     @property
     def validation_batch(self) -> int:

@@ -151,12 +151,33 @@ PTQ = f"validate-quantized --task rte {QUANTIZED} --batch-size 8 --no-pad-to-max
         ("--n-bits 4 --n-bits-act 8 --adaround kernels --adaround-iters 10 --adaround-annealing 10 3 --adaround-decay-type power "
          "--adaround-decay-shape 4 --adaround-no-act-func --no-adaround-asym --adaround-mode learned_sigmoid", (14, 18)),
         ("--export onnx --save-model", (14, 18)),
+        ("--dynamic --act-quant-method current_minmax --n-bits-act 6", (14, 18)),
+        ("--per-token --quant-setup FP_logits --quant-dict {'y':16} --no-weight-quant", (0, 17)),
     ],
 )  # fmt: skip
 def test_post_training_options_run_and_quantize_what_they_say(call, baselines, tmp_path, options, sites):
     call(f"{PTQ} {options}", model_path=baselines, output_dir=tmp_path)
     ranges = json.loads((tmp_path / "results.json").read_text())["ranges"]
     assert (ranges["weights"], ranges["activations"]) == sites
+
+
+def test_dynamic_ranges_are_in_the_recipe_and_come_back_with_the_model(call, baselines, tmp_path):
+    found = call(f"{PTQ} --per-token --save-model", model_path=baselines, output_dir=tmp_path)
+    rules = json.loads((tmp_path / "results.json").read_text())["ranges"]["recipe"]["rules"]
+    granularities = {rule["spec"]["granularity"] for rule in rules if rule["spec"] and rule["spec"].get("dynamic")}
+    assert granularities == {"per_tensor", "per_token"}  # of probabilities, and of hidden states
+    stored = [name for name in checkpoint.read(tmp_path / "out" / "model.ckpt") if name.endswith("/upper")]
+    assert len(stored) == 14
+    assert call("validate-quantized --task rte --no-pad-to-max-length --max-seq-length 48", model_path=tmp_path) == found
+    with pytest.raises(FlagError, match="--per-token: the model in .* was saved with its ranges"):
+        call("validate-quantized --task rte --per-token", model_path=tmp_path / "out")
+
+
+def test_padding_changes_nothing_where_ranges_are_dynamic(call, baselines, tmp_path):
+    """The logits, and with them the score of a regression, which every logit moves."""
+    words = f"validate-quantized --task stsb {QUANTIZED} --dynamic --n-bits 4 --max-seq-length 48 --eval-batch-size 1"
+    padded, bare = (call(f"{words} {pad}", model_path=baselines) for pad in ("--pad-to-max-length", "--no-pad-to-max-length"))
+    assert padded["stsb"] == pytest.approx(bare["stsb"], abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +251,12 @@ def test_every_option_has_help_in_each_mode_that_takes_it(capsys):
         ({"per_groups": 4, "per_embd": True}, "--per-embd and --per-groups: give one"),
         ({"per_groups_permute": True}, "--per-groups-permute: give --per-groups K"),
         ({"export": "tflite"}, "--export tflite: must be one of"),
+        ({"dynamic": True, "act_quant": False}, "--dynamic is about activations"),
+        ({"dynamic": True, "act_quant_method": "MSE"}, "--dynamic takes the extremes of each batch"),
+        ({"per_token": True, "quant_setup": "MSE_logits"}, "--per-token estimates no ranges: leave out --quant-setup MSE_logits"),
+        ({"per_token": True, "per_embd": True}, "--per-token and --per-embd: give one"),
+        ({"dynamic": True, "per_groups": 4}, "leave out one of --dynamic and --per-groups"),
+        ({"dynamic": True, "export": "onnx"}, "leave out one of --dynamic and --export"),
         ({"mode": "train-quantized", "weight_quant_method": "MSE"}, "give --learn-ranges or --fix-weight-ranges"),
         ({"mode": "train-quantized", "learn_ranges": True, "fix_act_ranges": True}, "give one or the other"),
     ],

@@ -45,7 +45,8 @@ def calibrate(
 
     Args:
       model: from `tfquant.quantize`.
-      batches: inputs of the model, or (inputs, targets) pairs of which the inputs are taken; sizes and lengths may differ.
+      batches: inputs of the model, or (inputs, targets) pairs of which the inputs are taken; sizes and lengths may differ. None are
+        needed where all activations are in float or have dynamic ranges.
       order: which network runs. `parallel`, the default: the float one, so that no range depends on another, batches can be
         dealt out to processes, and every range estimated anew without data. `sequential`: the one that is quantized with the
         ranges so far, so that a site sees the errors of the quantizers before it; one pass as well, with a search for the range
@@ -98,7 +99,7 @@ def calibrate(
                 )
         seen = {address: observer.statistics() for address, observer in collector.dimensions.items()}
         for site in engine.plan.sites:
-            if site.spec.per_embedding:  # on every rank, as there is nothing to search
+            if site.spec.per_embedding and not site.spec.dynamic:  # on every rank, as there is nothing to search
                 address = site.address
                 entries[address] = dimension_entry(site, seen)
     if group.size > 1:
@@ -132,7 +133,7 @@ def apply(model: QuantizedModel | QuantizedFunction, calibration: calib.Calibrat
     if not isinstance(calibration, calib.Calibration):
         raise TypeError(f"a calibration is what tfquant.calibrate returns or its file, got {type(calibration).__name__}")
     for site in engine.plan.sites:
-        if site.address in calibration and calibration[site.address].grid != site.spec.grid:
+        if site.address in engine.quantizers and site.address in calibration and calibration[site.address].grid != site.spec.grid:
             grids = [f"codes {g.qmin}..{g.qmax}{'' if g.symmetric else ' asymmetric'}" for g in
                      (calibration[site.address].grid, site.spec.grid)]  # fmt: skip
             raise ValueError(

@@ -6,7 +6,7 @@ The user's code runs once for inference and, when training is first asked for, o
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import tensorflow as tf
 
 import calib
 from tfquant.distributed import Group
+from tfquant.dynamic import DynamicRanges
 from tfquant.graph import plan as planning
 from tfquant.graph.embedding import Embedding
 from tfquant.graph.replay import Edits
@@ -25,6 +26,7 @@ from tfquant.spec import Recipe, Site
 
 MODES = ("float", "quantized")
 SiteEdit = Callable[[Site, tf.Tensor], tf.Tensor]
+EdgeEdit = Callable[[Site, Edge, tf.Tensor], tf.Tensor]
 
 
 class Engine:
@@ -35,7 +37,7 @@ class Engine:
       inference: its trace; `training` is a second one, made when first used.
       plan: the sites.
       embedding: which edges have an embedding axis.
-      quantizers: address of a site -> its state.
+      quantizers: address of a site -> its state; of dynamic sites there is none.
       calibration: what the ranges came from, None if they were loaded or not set.
       latent: whether functions for training hold the float network as well, and run it while `quantizing` is false.
       quantizing: see there.
@@ -50,9 +52,10 @@ class Engine:
         self.latent = False
         self.quantizing = tf.Variable(True, trainable=False, name="quantizing")
         self.range_rate = tf.Variable(1.0, trainable=False, name="range_rate")
-        self.quantizers = {site.address: Quantizer(site, self.range_rate) for site in self.plan.sites}
+        self.quantizers = {site.address: Quantizer(site, self.range_rate) for site in self.plan.sites if not site.spec.dynamic}
         self.calibration: calib.Calibration | None = None
         self._edges = {False: {e.address: e for e in roles.edges}}
+        self._dynamic: dict[bool, DynamicRanges] = {}
         self._mode = "quantized"
         self._functions: dict[tuple[str, bool, bool, tuple[str, ...]], Any] = {}
 
@@ -116,9 +119,8 @@ class Engine:
         return self._functions[key]
 
     def _emit(self, graph: Trace, mode: str, flat, training: bool, taps: tuple[str, ...]):
-        quantize = functools.partial(self._quantize_site, training=training)
         apart = training and self.source.modes
-        edits = self.edits(quantize, apart) if mode == "quantized" else Edits()
+        edits = self.edits_at_edges(self.site_quantizer(flat, training), apart) if mode == "quantized" else Edits()
         return graph.emit(list(flat), edits, taps=[self.edges(apart)[address].tensor for address in taps])
 
     def _emit_either(self, graph: Trace, mode: str, flat, training: bool, taps: tuple[str, ...]):
@@ -130,32 +132,50 @@ class Engine:
 
         return tf.cond(self.quantizing, lambda: branch(mode), lambda: branch("float"))
 
-    def _quantize_site(self, site: Site, tensor: tf.Tensor, training: bool) -> tf.Tensor:
-        return self.quantizers[site.address](tensor, training) if site.enabled else tensor
+    def site_quantizer(self, flat: Sequence[tf.Tensor], training: bool = False) -> EdgeEdit:
+        """What quantizes the tensors of sites, in a graph that is emitted for the inputs `flat`; disabled sites let them pass."""
+        dynamic = self._dynamic_ranges(training and self.source.modes).quantizing(flat)
+
+        def quantize(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
+            if not site.enabled:
+                return tensor
+            return dynamic(site, edge, tensor) if site.spec.dynamic else self.quantizers[site.address](tensor, training)
+
+        return quantize
+
+    def _dynamic_ranges(self, training: bool) -> DynamicRanges:
+        if training not in self._dynamic:
+            graph = self.training if training else self.inference
+            self._dynamic[training] = DynamicRanges(graph, self.placements(training))
+        return self._dynamic[training]
 
     def edits(self, edit: SiteEdit, training: bool = False) -> Edits:
         """Edits that pass the tensor of every site through `edit`, once for each tensor however many consumers share it."""
+        return self.edits_at_edges(lambda site, edge, tensor: edit(site, tensor), training)
+
+    def edits_at_edges(self, edit: EdgeEdit, training: bool = False) -> Edits:
+        """As `edits`, for what wants to know the first edge as well at which replaying meets a tensor."""
         done: dict[tuple[str, int], tf.Tensor] = {}
         kept: list[tf.Tensor] = []  # ids must not be used again while the graph is built
 
-        def apply(site: Site, tensor: tf.Tensor) -> tf.Tensor:
+        def apply(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
             key = (site.address, id(tensor))
             if key not in done:
-                done[key] = result = edit(site, tensor)
+                done[key] = result = edit(site, edge, tensor)
                 done[(site.address, id(result))] = result
                 kept.extend((tensor, result))
             return done[key]
 
-        edges: dict[tuple[str, int], list[Site]] = {}
-        tensors: dict[str, list[Site]] = {}
+        edges: dict[tuple[str, int], list[tuple[Site, Edge]]] = {}
+        tensors: dict[str, list[tuple[Site, Edge]]] = {}
         for site, edge in self.placements(training):
             if edge.consumer is None:
-                tensors.setdefault(edge.tensor.name, []).append(site)
+                tensors.setdefault(edge.tensor.name, []).append((site, edge))
             else:
-                edges.setdefault(edge.consumer, []).append(site)
+                edges.setdefault(edge.consumer, []).append((site, edge))
         return Edits(
-            {key: functools.partial(_apply_all, sites, apply) for key, sites in edges.items()},
-            {key: functools.partial(_apply_all, sites, apply) for key, sites in tensors.items()},
+            {key: functools.partial(_apply_all, places, apply) for key, places in edges.items()},
+            {key: functools.partial(_apply_all, places, apply) for key, places in tensors.items()},
         )
 
     def edges(self, training: bool = False) -> dict[str, Edge]:
@@ -324,9 +344,9 @@ def _check_grouping(site: Site, found: calib.Grouping | None) -> None:
         raise ValueError(f"site {site.address}: the calibration has {has}, the recipe wants {wants}: calibrate with this recipe")
 
 
-def _apply_all(sites: list[Site], apply: SiteEdit, tensor: tf.Tensor) -> tf.Tensor:
-    for site in sites:
-        tensor = apply(site, tensor)
+def _apply_all(places: list[tuple[Site, Edge]], apply: EdgeEdit, tensor: tf.Tensor) -> tf.Tensor:
+    for site, edge in places:
+        tensor = apply(site, edge, tensor)
     return tensor
 
 

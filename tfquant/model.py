@@ -58,7 +58,7 @@ class _State:
         return all(q.calibrated for q in self._engine.quantizers.values())
 
     def ranges(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Site address -> (lower, upper), float32 of the site's range shape."""
+        """Site address -> (lower, upper), float32 of the site's range shape; dynamic sites are left out."""
         return {a: (q.lower.numpy(), q.upper.numpy()) for a, q in self._engine.quantizers.items()}
 
 

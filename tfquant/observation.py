@@ -17,12 +17,10 @@ import calib
 from tfquant.agreement import dealt
 from tfquant.distributed import Group, Single
 from tfquant.engine import Engine
-from tfquant.graph.axes import TokenAxes, token_axes
+from tfquant.graph.axes import TokenAxes, mask_index, token_axes
 from tfquant.graph.roles import Edge
 from tfquant.messages import one_line
 from tfquant.spec import Site
-
-MASK_NAMES = ("input_mask", "attention_mask", "padding_mask", "mask")
 
 
 class Observation:
@@ -59,17 +57,17 @@ class Observation:
         limits = {site.address: site.spec.method.rows for site, _ in self.targets}
         self.rows = {address: calib.rows.RowSample(limit) for address, limit in limits.items() if limit}
         self._edges = [*(edge for _, edge in self.targets), *self._along.values()]
-        self.mask_index = mask_index(engine, mask)
+        self.mask_index = mask_index(engine.inference, mask)
         self.axes = self._token_axes(mask)
         self.samples = 0
         self.number = 0  # of the batch at hand; after the last, how many there were
         self._extremes: dict[int, np.ndarray] = {}  # by batch, of this rank's; filled only where there are other ranks
 
     def find_targets(self) -> dict[str, tuple[Site, Edge]]:
-        """Address of every activation site -> site and the edge that is observed."""
+        """Address of every activation site whose range is to be known -> site and the edge that is observed."""
         found: dict[str, tuple[Site, Edge]] = {}
         for site, edge in self.engine.placements():
-            if not edge.parameter:
+            if not edge.parameter and not site.spec.dynamic:
                 _check_method(site)
                 found.setdefault(site.address, (site, edge))
         return found
@@ -238,40 +236,3 @@ def _length(batches: Iterable[Any]) -> int | None:
 
 def _elements(batch: Any) -> int:
     return sum(int(np.size(leaf)) for leaf in tf.nest.flatten(batch))
-
-
-def padded_axes(engine: Engine, index: int | None, tensors: Iterable[tf.Tensor]) -> dict[str, TokenAxes]:
-    """Tensor name -> where its tokens lie, by the mask with that index among the inputs; nothing without one.
-
-    Raises:
-      ValueError: it cannot be told.
-    """
-    if index is None:
-        return {}
-    try:
-        return token_axes(engine.inference, engine.inference.inputs[index], tensors)
-    except Exception as error:
-        raise ValueError(
-            f"cannot tell where padding lies in this model's tensors ({type(error).__name__}: {one_line(error)}): pass mask=None"
-        ) from error
-
-
-def mask_index(engine: Engine, mask: str | None) -> int | None:
-    """Which input marks real tokens, see `tfquant.calibrate`; None if none does.
-
-    Raises:
-      ValueError: `mask` is no such input.
-    """
-    names = engine.inference.input_names
-    if mask is None:
-        return None
-    if mask == "auto":
-        specs = engine.inference.input_specs
-        known = [n for n in MASK_NAMES if n in names and specs[names.index(n)].shape.rank == 2]
-        return names.index(known[0]) if known else None
-    if mask not in names:
-        raise ValueError(f"mask={mask!r} is no input of the model; it has {', '.join(names)}")
-    if engine.inference.input_specs[names.index(mask)].shape.rank != 2:
-        shape = list(engine.inference.input_specs[names.index(mask)].shape)
-        raise ValueError(f"mask={mask!r} must be [batch, tokens], its shape is {shape}")
-    return names.index(mask)

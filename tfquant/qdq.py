@@ -44,7 +44,8 @@ def quantize_dequantize(
 
     Args:
       x: floating point tensor of any shape and type; the arithmetic is float32, the result has the type of `x`.
-      lower, upper: float32; scalars, or one value for each combination of indices along `channel_axes`.
+      lower, upper: float32; scalars, or one value for each combination of indices along `channel_axes`. Without these also of the
+        rank of `x`, of size 1 along all axes that share a range.
       grid: integer codes; a symmetric one uses amax = max(|lower|, |upper|).
       channel_axes: axes of `x` that have their own ranges, ascending.
       strict: no gradient reaches values that lie exactly on an end of the range.
@@ -62,7 +63,7 @@ def quantize_dequantize(
     if channel_axes:
         shape = [x.shape[axis] if axis in channel_axes else 1 for axis in range(x.shape.rank)]
         lower, upper = tf.reshape(lower, shape), tf.reshape(upper, shape)
-    rounding = _round_along_axes if channel_axes else _round_with_native_op
+    rounding = _round_along_axes if lower.shape.rank else _round_with_native_op
     if strict or range_gradient != "none":
         rounding = functools.partial(_round_with_gradient, rounding, strict, range_gradient)
     if grid.symmetric:

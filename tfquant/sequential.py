@@ -79,10 +79,14 @@ class SequentialObservation(Observation):
             rows: dict[str, tf.Tensor] = {}
             ranges = {address: tuple(map(tf.constant, ends)) for address, ends in self._weights.items()}
 
-            def edit(site: Site, tensor: tf.Tensor) -> tf.Tensor:
+            dynamic = self.engine.site_quantizer(flat)
+
+            def edit(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
+                if site.spec.dynamic:
+                    return dynamic(site, edge, tensor)
                 # Edges of one site may carry views of one tensor: it is counted once.
                 if site.address not in ranges:
-                    observer, edge = places[site.address]
+                    observer, edge = places[site.address]  # the first of its edges
                     valid = self.valid_elements(edge, flat, validity)
                     extremes[site.address] = observer.update(tensor, valid, number)
                     if site.address in self.rows:
@@ -91,7 +95,7 @@ class SequentialObservation(Observation):
                 return _quantized(site, tensor, *ranges[site.address])
 
             # What reads an edge has to be emitted for the edge to be met.
-            trace.emit(list(flat), self.engine.edits(edit), targets=[self._reader(edge) for _, edge in self.targets])
+            trace.emit(list(flat), self.engine.edits_at_edges(edit), targets=[self._reader(edge) for _, edge in self.targets])
             found = [extremes[site.address][tf.newaxis] for site, _ in self.targets]
             return tf.concat([tf.zeros([0, 2]), *found], 0), [rows[address] for address in self.rows]
 

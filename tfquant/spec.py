@@ -32,7 +32,7 @@ ROLES = (
     # Tensors where they are produced (tfquant.graph.produced).
     "layer_output", "attention_output", "embedding_sum", "layernorm_weight", "position_embedding",
 )  # fmt: skip
-GRANULARITIES = ("per_tensor", "per_channel", "per_embedding", "per_embedding_group")
+GRANULARITIES = ("per_tensor", "per_channel", "per_embedding", "per_embedding_group", "per_token")
 PER_EMBEDDING = ("per_embedding", "per_embedding_group")
 PERMUTES = ("none", "own", "shared")
 PARAMETER_ROLES = ("weight", "embedding", "bias", "layernorm_weight", "position_embedding")
@@ -48,7 +48,8 @@ class QuantSpec:
       format: name of a number format, see `tfquant.formats`.
       granularity: `per_tensor`; `per_channel` (one range for each output channel; weights only); of activations `per_embedding`
         (one range for each index of the last axis) or `per_embedding_group` (one for each of `groups` groups of such indices).
-        Bondarenko et al. 2021, arXiv:2109.12948, section 4.
+        Bondarenko et al. 2021, arXiv:2109.12948, section 4. `per_token`, of activations with `dynamic` alone: one range for each
+        position of each sample, over the last axis.
       groups: K of `per_embedding_group`, at least 1, a divisor of the embedding size; None elsewhere.
       permute: how its indices are dealt out to groups of equal size. `none`: in their order. `own`: sorted by the width of their
         ranges, so that outliers share a group. `shared`: sorted likewise, by the output of the feed-forward part of the encoder
@@ -63,10 +64,12 @@ class QuantSpec:
         the extremes of each batch (`moving_average`).
       ste: whether the straight-through gradient reaches values exactly on an end of the range: `inclusive` or `strict`.
       decay: of the moving average, in each training step.
+      dynamic: the range is computed in the graph, from the extremes of the tensor at hand, in every call: nothing is calibrated or
+        stored. Of activations alone. See `tfquant.dynamic`.
     """
 
     format: str = "int8"
-    granularity: Literal["per_tensor", "per_channel", "per_embedding", "per_embedding_group"] = "per_tensor"
+    granularity: Literal["per_tensor", "per_channel", "per_embedding", "per_embedding_group", "per_token"] = "per_tensor"
     groups: int | None = None
     permute: Literal["none", "own", "shared"] = "none"
     symmetric: bool = True
@@ -76,6 +79,7 @@ class QuantSpec:
     update: Literal["frozen", "lsq", "tqt", "pact", "moving_average"] = "frozen"
     ste: Literal["inclusive", "strict"] = "inclusive"
     decay: float = 0.9999
+    dynamic: bool = False
 
     def __post_init__(self):
         formats.get(self.format)
@@ -87,7 +91,7 @@ class QuantSpec:
             raise ValueError(f"decay must be a number from 0 to below 1, got {self.decay!r}")
         if self.granularity not in GRANULARITIES:
             raise ValueError(f"unknown granularity {self.granularity!r}; known: {', '.join(GRANULARITIES)}")
-        for field in ("symmetric", "narrow_range"):
+        for field in ("symmetric", "narrow_range", "dynamic"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"{field} must be true or false, got {getattr(self, field)!r}")
         if not isinstance(self.unsigned, bool) and self.unsigned != "auto":
@@ -95,6 +99,7 @@ class QuantSpec:
         if not isinstance(self.method, calib.Method):
             object.__setattr__(self, "method", _method(self.method))
         self._check_embedding()
+        self._check_dynamic()
 
     def _check_embedding(self) -> None:
         """Raises ValueError where granularity, groups, permute and method do not go together."""
@@ -112,6 +117,27 @@ class QuantSpec:
             raise ValueError(
                 f"{self.granularity} keeps the extremes of each dimension, no histogram: its method must be max, got {self.method}"
             )
+
+    def _check_dynamic(self) -> None:
+        """Raises ValueError where a range of the tensor at hand is wanted in a way that there is none."""
+        if not self.dynamic:
+            if self.granularity == "per_token":
+                raise ValueError("per_token ranges exist only while a batch is there: set dynamic: true")
+            return
+        if self.granularity in ("per_channel", "per_embedding_group"):
+            raise ValueError(
+                f"a dynamic range is per_tensor, per_token or per_embedding, got {self.granularity}: those of weights stay, "
+                "and groups are found in calibration"
+            )
+        if self.method.name != "max":
+            raise ValueError(f"a dynamic range spans the extremes of the tensor at hand: its method must be max, got {self.method}")
+        if self.update != "frozen":
+            raise ValueError(f"a dynamic range is not stored, so that training cannot move it: leave out update {self.update!r}")
+
+    @property
+    def along_last_axis(self) -> bool:
+        """Whether ranges are tied to the last axis of the tensor, so that it has to be one over the embedding."""
+        return self.per_embedding or self.granularity == "per_token"
 
     @property
     def per_embedding(self) -> bool:
@@ -134,13 +160,15 @@ class QuantSpec:
             kind = "symmetric full"
         groups = "" if self.groups is None else f" {self.groups}"
         order = "" if self.permute == "none" else f" ({self.permute} order)"
-        return f"{self.format} {self.granularity}{groups}{order} {kind} {self.method}"
+        return f"{self.format} {self.granularity}{groups}{order} {kind} {'dynamic' if self.dynamic else self.method}"
 
     def to_dict(self) -> dict[str, Any]:
         options = {k: v.item() if isinstance(v, np.generic) else v for k, v in self.method.to_dict().items()}
         data = {**fields.public_fields(self), "method": options}
         if self.groups is None:  # nor has it an order then
             del data["groups"], data["permute"]
+        if not self.dynamic:
+            del data["dynamic"]
         return data
 
     @classmethod
@@ -466,7 +494,7 @@ class Site:
 
     @property
     def range_shape(self) -> tuple[int, ...]:
-        """Shape of either end of the range: `[groups]` where dimensions are grouped, else the sizes of `channel_axes`."""
+        """Shape of either end of a stored range: `[groups]` where dimensions are grouped, else the sizes of `channel_axes`."""
         if self.spec.groups is not None:
             return (self.spec.groups,)
         return tuple(self.shape[axis] for axis in self.channel_axes)

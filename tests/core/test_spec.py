@@ -107,7 +107,7 @@ def test_a_hand_written_file_needs_only_rules(tmp_path):
         ("{rules: [{spec: null}], colour: red}", "recipe: unknown key 'colour'; known: disable, fuse"),
         ("{rules: [{spec: null, layer: x}]}", "rule: unknown key 'layer'; known: name, optional, path"),
         ("{rules: [{spec: null, name: r, layer: x}]}", "rule 'r': unknown key 'layer'"),
-        ("{rules: [{spec: {bits: 8}, name: r}]}", "rule 'r': quantization spec: unknown key 'bits'; known: decay, format"),
+        ("{rules: [{spec: {bits: 8}, name: r}]}", "rule 'r': quantization spec: unknown key 'bits'; known: decay, dynamic, format"),
         ("{rules: [{spec: 8, name: r}]}", "rule 'r': a quantization spec is a mapping, got 8"),
         ("{rules: [{spec: {format: 8}, name: r}]}", "rule 'r': unknown number format 8; known: int2 ... int16"),
         ("{rules: [{spec: {format: int99}, name: r}]}", "rule 'r': number format 'int99': bits must lie in 2 ... 16"),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfquant.calibration import check_batches, engine_of
+from tfquant.dynamic import refuse as refuse_dynamic
 from tfquant.engine import MODES, Engine, UncalibratedError
 from tfquant.export import check, overflow, parting
 from tfquant.export.check import Agreement
@@ -157,7 +158,11 @@ def checked_batches(engine: Engine, batches: Iterable[Any]) -> list[Any]:
 
 
 def check_calibrated(engine: Engine) -> None:
-    """Raises UncalibratedError if a site has no range."""
+    """Raises UncalibratedError if a site has no range, ExportError if it has one of each batch."""
+    try:
+        refuse_dynamic(engine.plan.sites, "a file")
+    except ValueError as error:
+        raise ExportError(str(error)) from None
     try:
         engine.check_calibrated()
     except UncalibratedError as error:

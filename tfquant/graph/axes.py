@@ -10,7 +10,10 @@ import tensorflow as tf
 from tensorflow.python.framework import func_graph as tf_func_graph
 
 from tfquant.graph.trace import Trace
+from tfquant.messages import one_line
 
+# Inputs that mark real tokens, where nothing else is said; the first that a model has counts.
+MASK_NAMES = ("input_mask", "attention_mask", "padding_mask", "mask")
 # Small, so that position tables are long enough; the first two that are no size in the model are taken.
 _PRIMES = (7, 11, 13, 17, 19, 23, 29, 5, 3)
 
@@ -109,3 +112,42 @@ def _label(shape: tuple[int | None, ...], batch: int, length: int) -> TokenAxes:
         # [batch, tokens, features] with as many features as tokens: the last axis carries features.
         sequence = sequence[:1]
     return TokenAxes(first, sequence, flat, rank)
+
+
+def padded_axes(
+    trace: Trace, index: int | None, tensors: Iterable[tf.Tensor], remedy: str = "pass mask=None"
+) -> dict[str, TokenAxes]:
+    """Tensor name -> where its tokens lie, by the mask with that index among the inputs; nothing without one.
+
+    Raises:
+      ValueError: it cannot be told.
+    """
+    if index is None:
+        return {}
+    try:
+        return token_axes(trace, trace.inputs[index], tensors)
+    except Exception as error:
+        raise ValueError(
+            f"cannot tell where padding lies in this model's tensors ({type(error).__name__}: {one_line(error)}): {remedy}"
+        ) from error
+
+
+def mask_index(trace: Trace, mask: str | None) -> int | None:
+    """Which input marks real tokens, see `tfquant.calibrate`; None if none does.
+
+    Raises:
+      ValueError: `mask` is no such input.
+    """
+    names = trace.input_names
+    if mask is None:
+        return None
+    if mask == "auto":
+        specs = trace.input_specs
+        known = [n for n in MASK_NAMES if n in names and specs[names.index(n)].shape.rank == 2]
+        return names.index(known[0]) if known else None
+    if mask not in names:
+        raise ValueError(f"mask={mask!r} is no input of the model; it has {', '.join(names)}")
+    if trace.input_specs[names.index(mask)].shape.rank != 2:
+        shape = list(trace.input_specs[names.index(mask)].shape)
+        raise ValueError(f"mask={mask!r} must be [batch, tokens], its shape is {shape}")
+    return names.index(mask)

@@ -148,7 +148,7 @@ def _sites(flow: Dataflow, recipe: Recipe, chosen: list[tuple[Edge, Rule]], embe
     for edge, rule in chosen:
         spec = _resolved(rule, edge, embedding)
         # Views of one tensor share an embedding axis only where they have it at the same place.
-        axes = (_channels(spec, edge), edge.shape if spec.per_embedding else ())
+        axes = (_channels(spec, edge), edge.shape if spec.along_last_axis else ())
         key = (_value_key(flow, edge), spec, axes) if recipe.share else (edge.address,)
         groups.setdefault(key, []).append((edge, rule))
     sites = []
@@ -182,7 +182,9 @@ def _resolved(rule: Rule, edge: Edge, embedding: Embedding) -> QuantSpec:
         raise RecipeError(
             f"rule {rule.name!r} asks for per_channel at {edge.address}, which has no output channels: use per_tensor there"
         )
-    if spec.per_embedding:
+    if spec.dynamic and edge.parameter:
+        raise RecipeError(f"rule {rule.name!r} asks for a dynamic range at {edge.address}, which is a parameter: its range stays")
+    if spec.along_last_axis:
         _check_embedding(rule, edge, embedding)
     if spec.permute == "shared" and embedding.layer_order(edge) is None:
         spec = dataclasses.replace(spec, permute="own")
@@ -237,6 +239,11 @@ def _check_groups(recipe: Recipe, sites: list[Site]) -> None:
     for site in sites:
         if not site.group:
             continue
+        if site.spec.dynamic:
+            raise RecipeError(
+                f"recipe {recipe.name!r}: fused site {site.address} has a dynamic range, which it cannot share with others: remove "
+                "the fusion, or dynamic"
+            )
         if site.spec.permute == "own":
             raise RecipeError(
                 f"recipe {recipe.name!r}: fused site {site.address} sorts dimensions in an order of its own, so that others cannot "

@@ -15,6 +15,7 @@ import calib
 from tfquant import formats as number_formats
 from tfquant import resume
 from tfquant.calibration import check_batches, engine_of
+from tfquant.dynamic import refuse as refuse_dynamic
 from tfquant.engine import Engine
 from tfquant.mixed_precision.alternatives import Alternatives
 from tfquant.mixed_precision.report import SearchReport, TargetError, Try
@@ -82,6 +83,7 @@ def mixed_precision(
     """
     engine = engine_of(model)
     check_batches(batches, "the search for mixed precision")
+    refuse_dynamic(engine.plan.sites, "the search for mixed precision")
     engine.check_calibrated()
     chosen_formats = _checked_formats(formats, target)
     if isinstance(max_loss, bool) or not isinstance(max_loss, (int, float)) or not math.isfinite(max_loss):

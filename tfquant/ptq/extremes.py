@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 
 import calib
 from tfquant.engine import Engine
+from tfquant.graph.axes import mask_index, padded_axes
 from tfquant.messages import one_line
-from tfquant.observation import mask_index, padded_axes
 from tfquant.ptq.pairs import Pair, Parameter
 
 
@@ -25,8 +25,8 @@ def of_activations(
       ValueError: no batch, one that does not fit the model, or NaN or infinity, naming pair and batch.
     """
     watched = [(pair, activation) for pair in pairs for activation in (*pair.activations, *pair.partners)]
-    index = mask_index(engine, mask)
-    axes = padded_axes(engine, index, [activation.place.tensor for _, activation in watched])
+    index = mask_index(engine.inference, mask)
+    axes = padded_axes(engine.inference, index, [activation.place.tensor for _, activation in watched])
     observers = [calib.DimensionObserver(pair.name, activation.channels.size) for pair, activation in watched]
 
     def observe(*flat):

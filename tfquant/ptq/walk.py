@@ -15,11 +15,12 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from tfquant.engine import Engine
+from tfquant.graph.axes import mask_index, padded_axes
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.frontier import frontier_at, narrow
 from tfquant.graph.replay import Edits
+from tfquant.graph.roles import Edge
 from tfquant.messages import one_line
-from tfquant.observation import mask_index, padded_axes
 from tfquant.ptq.layers import Use
 from tfquant.ptq.rows import Space
 from tfquant.spec import Site
@@ -72,8 +73,8 @@ class Walk:
         self._groups, self._paired, self._activations, self._progress = groups, paired, quantize_activations, progress
         self._flow = Dataflow(self._trace)
         self.flats = flattened(engine, batches)
-        self._mask_index = mask_index(engine, mask)
-        self._axes = padded_axes(engine, self._mask_index, [use.input for group in groups for use in group])
+        self._mask_index = mask_index(engine.inference, mask)
+        self._axes = padded_axes(engine.inference, self._mask_index, [use.input for group in groups for use in group])
         stops = self._stops()
         self._frontiers = [stop if kept else None for stop, kept in zip(stops, narrow(stops), strict=True)]
         self._given: list[tf.Tensor] = []
@@ -134,7 +135,7 @@ class Walk:
             if not self._paired:
                 places[:] = zip(first, first, strict=True)
                 return exact, exact, exact_next, []
-            quantized, second, quantized_next = emit(quantized_given, self._engine.edits(self._quantize), substitutes)
+            quantized, second, quantized_next = emit(quantized_given, self._edits(flat), substitutes)
             places[:] = zip(first, second, strict=True)
             return exact, quantized, exact_next, quantized_next
 
@@ -142,9 +143,14 @@ class Walk:
         function = tf.function(run, autograph=False)
         return function.get_concrete_function(list(trace.input_specs), known, known if self._paired else []), places
 
-    def _quantize(self, site: Site, tensor: tf.Tensor) -> tf.Tensor:
-        wanted = site.enabled and (site.is_weight or self._activations)
-        return self._engine.quantizers[site.address](tensor) if wanted else tensor
+    def _edits(self, flat: Sequence[tf.Tensor]) -> Edits:
+        """What the quantized network rounds."""
+        quantize = self._engine.site_quantizer(flat)
+
+        def edit(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
+            return quantize(site, edge, tensor) if site.is_weight or self._activations else tensor
+
+        return self._engine.edits_at_edges(edit)
 
     def _stops(self) -> list[list[tf.Tensor]]:
         """For each group the tensors from which it and all later ones follow, computed before its first operation."""

@@ -52,8 +52,8 @@ def with_quant_dict(
       model: what will be quantized; `inputs` and `signature` as for `tfquant.plan`.
       recipe: decides what is not said here.
       choices: letter -> number of bits, 'fp32' to leave the tensor in float, or for activations 'per_embd' (a range for each
-        embedding dimension), 'ng<K>' (for each of K groups of neighbouring ones) or 'ngp<K>' (of such as have like ranges). Beside
-        the letters `hidden` names all hidden states.
+        embedding dimension), 'ng<K>' (for each of K groups of neighbouring ones), 'ngp<K>' (of such as have like ranges) or
+        'per_token' (a dynamic range for each token). Beside the letters `hidden` names all hidden states.
       shared_order: 'ngp<K>' groups dimensions alike in a whole block, by the ranges of `h`.
 
     Raises:
@@ -121,9 +121,11 @@ def _changed(letter: str, value: Any, edge: Edge, shared_order: bool) -> Change:
             changes["method"] = calib.Method.parse("mse")
     elif isinstance(value, str) and edge.role not in PARAMETER_ROLES and edge.port not in ("kernel", "table"):
         groups = _GROUPS.fullmatch(value)
-        if value != "per_embd" and not groups:
-            raise RecipeError(f"{where} must be a number of bits, 'fp32', 'per_embd', 'ng<K>' or 'ngp<K>'")
+        if value not in ("per_embd", "per_token") and not groups:
+            raise RecipeError(f"{where} must be a number of bits, 'fp32', 'per_embd', 'per_token', 'ng<K>' or 'ngp<K>'")
         changes = {"granularity": "per_embedding", "method": calib.Method.parse("max")}  # extremes are all that is kept of each
+        if value == "per_token":
+            changes |= {"granularity": "per_token", "dynamic": True}
         if groups:
             width = edge.shape[-1] if edge.shape else None
             if width and int(groups[2]) and width % int(groups[2]):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tfquant.calibration import check_batches, engine_of
+from tfquant.dynamic import refuse as refuse_dynamic
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.ptq.rows import Space
 from tfquant.ptq.walk import flattened
@@ -68,6 +69,7 @@ def sensitivity(
     """
     engine = engine_of(model)
     check_batches(batches, "sensitivity analysis")
+    refuse_dynamic(engine.plan.sites, "sensitivity analysis")
     engine.check_calibrated()
     if switch not in SWITCHES:
         raise ValueError(f"unknown switch {switch!r}; known: {', '.join(SWITCHES)}")

@@ -13,9 +13,8 @@ from scipy import special
 from tensorflow.python.util import nest
 
 from tfquant.engine import Engine
-from tfquant.graph.axes import token_axes
+from tfquant.graph.axes import mask_index, token_axes
 from tfquant.messages import one_line
-from tfquant.observation import mask_index
 
 # And what they are for the float network itself.
 MEASURES = {"sqnr": math.inf, "kl": 0.0}
@@ -64,7 +63,7 @@ class Measure:
         self.name = _called(measure) if callable(measure) else measure
         self._outputs = _named_outputs(engine)
         self._valid: dict[str, list[np.ndarray]] = {}
-        index = mask_index(engine, mask)
+        index = mask_index(engine.inference, mask)
         if self._metric is None:
             self._check_outputs()
             if index is not None:
