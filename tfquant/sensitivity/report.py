@@ -131,13 +131,14 @@ class SensitivityReport:
         axes.barh(range(len(values)), [v if math.isfinite(v) else 0.0 for v in values], color="tab:blue", height=0.7)
         if math.isfinite(self.quantized_value):
             axes.axvline(self.quantized_value, color="tab:red", label=f"all quantized: {self.quantized_value:.4g}")
-        if math.isfinite(self.float_value):
-            axes.axvline(self.float_value, color="black", linestyle=":", label=f"float: {self.float_value:.4g}")
-        axes.set_yticks(range(len(values)), [group.name for group in self.groups], fontsize=7)
-        axes.set_ylim(len(values) - 0.5, -0.5)
         finite = [v for v in (*values, self.quantized_value) if math.isfinite(v)]
         if self.measure == "kl" and finite and min(finite) > 0 and max(finite) > 30 * min(finite):
             axes.set_xscale("log")
+            axes.set_xlim(left=min(finite) / 3)  # the float network's 0 is nowhere on such an axis
+        elif math.isfinite(self.float_value):
+            axes.axvline(self.float_value, color="black", linestyle=":", label=f"float: {self.float_value:.4g}")
+        axes.set_yticks(range(len(values)), [group.name for group in self.groups], fontsize=7)
+        axes.set_ylim(len(values) - 0.5, -0.5)
         axes.set_xlabel(UNITS.get(self.measure, self.measure))
         axes.set_title(f"{self.title}, {self.samples} samples", fontsize=9)
         axes.grid(axis="x", alpha=0.3)
