@@ -27,7 +27,7 @@ import tensorflow as tf
 import tfquant
 from glue_run import command_line, networks, setting_checks
 from glue_run.data import features_of
-from glue_run.evaluation import validate
+from glue_run.evaluation import Validation
 from glue_run.exporting import export
 from glue_run.outputs import size_of, summary_of, tell, write_config, write_results, write_scores
 from glue_run.quantizing import quantized, recipe_of, round_weights, trained
@@ -91,8 +91,11 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
         figures |= found
     else:
         networks.load_float(model, source, new_head=settings.trains)
+    validation = Validation(network, task, tokenizer, settings, group, clamp=settings.quantizes)
     if settings.trains:
-        figures["training"] = train(model, network, training_rows(), task, settings, group, directory=directory, seed=seed)
+        figures["training"] = train(
+            model, network, training_rows(), task, settings, group, validation=validation, directory=directory, seed=seed
+        )
     if network is not model and group.rank == 0:
         figures["size"] = size_of(network)
     if directory is not None and group.rank == 0 and settings.save_model:
@@ -101,7 +104,7 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
         figures["export"] = export(network, task, tokenizer, settings, directory)
     final = None
     if settings.do_eval or not settings.trains:
-        figures["scores"] = validate(network, task, tokenizer, settings, group, clamp=settings.quantizes)
+        figures["scores"] = validation.scores()
         figures["final_score"] = final = glue.final_score(task, figures["scores"])
     if directory is not None and group.rank == 0:
         if final is not None:

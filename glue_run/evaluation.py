@@ -1,10 +1,12 @@
 """Validation: logits of every row, shared out to the processes, and the scores of the task."""
 
+import functools
 import io
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from scipy import special
 from tqdm import tqdm
 
 from glue_run.data import INPUTS, LENGTH_MULTIPLE, features_of, validation_splits
@@ -15,24 +17,61 @@ from tasks import glue
 from tfquant.distributed import Group
 
 Scores = dict[str, dict[str, float]]
+SCORE, LOSS = "score", "loss"  # of all splits: the task's final one, and what training minimizes
 
 
-def validate(network: Any, task: glue.Task, tokenizer: Any, settings: Settings, group: Group, *, clamp: bool = False) -> Scores:
-    """Split -> metric -> score, a fraction.
+class Validation:
+    """A task's validation data and a network for it; rows are read and the network is traced once.
 
     Args:
         network: float or quantized.
         clamp: similarities beyond 0 and 5 count as these.
     """
-    forward, scores = forward_of(network), {}
-    for split in validation_splits(task, settings):
-        features = features_of(task, split, tokenizer, settings)
-        predicted = glue.predictions(task, logits_of(forward, features, settings, group))
-        if task.regression and clamp:
+
+    def __init__(self, network: Any, task: glue.Task, tokenizer: Any, settings: Settings, group: Group, *, clamp: bool = False):
+        self._network, self._task, self._settings, self._group, self._clamp = network, task, settings, group, clamp
+        self._features = functools.cache(lambda split: features_of(task, split, tokenizer, settings))
+
+    def scores(self) -> Scores:
+        """Split -> metric -> score, a fraction."""
+        scores = {split: self._scored(split, logits) for split, logits in self._logits().items()}
+        for split, found in scores.items():
+            say(f"{self._task.name}, {split}: " + ", ".join(f"{name} {100 * value:.2f}" for name, value in found.items()))
+        return scores
+
+    def summary(self) -> dict[str, float]:
+        """What is said of a network while it is trained: `score` and `loss` of all splits, and every metric, its mean over them."""
+        logits = self._logits()
+        scores = {split: self._scored(split, found) for split, found in logits.items()}
+        losses = [loss_of(self._task, found, self._features(split).labels) for split, found in logits.items()]
+        means = {name: float(np.mean([found[name] for found in scores.values()])) for name in next(iter(scores.values()))}
+        return {SCORE: glue.final_score(self._task, scores), LOSS: float(np.mean(losses))} | means
+
+    @functools.cached_property
+    def _forward(self) -> Any:
+        return forward_of(self._network)
+
+    def _logits(self) -> dict[str, np.ndarray]:
+        splits = validation_splits(self._task, self._settings)
+        return {split: logits_of(self._forward, self._features(split), self._settings, self._group) for split in splits}
+
+    def _scored(self, split: str, logits: np.ndarray) -> dict[str, float]:
+        predicted = glue.predictions(self._task, logits)
+        if self._task.regression and self._clamp:
             predicted = glue.clamp_similarity(predicted)
-        scores[split] = glue.score(task, predicted, features.labels)
-        say(f"{task.name}, {split}: " + ", ".join(f"{name} {100 * value:.2f}" for name, value in scores[split].items()))
-    return scores
+        return glue.score(self._task, predicted, self._features(split).labels)
+
+
+def scores_of_training(task: glue.Task) -> tuple[str, ...]:
+    """Names that `Validation.summary` has."""
+    return SCORE, LOSS, *task.metrics, *(("combined_score",) if len(task.metrics) > 1 else ())
+
+
+def loss_of(task: glue.Task, logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean squared error of a regression, cross-entropy of classes."""
+    if task.regression:
+        return float(np.mean(np.square(logits[:, 0] - labels)))
+    return float(-special.log_softmax(logits.astype(np.float64), -1)[np.arange(len(labels)), labels.astype(int)].mean())
 
 
 def forward_of(network: Any) -> Any:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+import os
 
+from glue_run.evaluation import scores_of_training
 from glue_run.settings import PTQ, QUANTIZING, Settings
 from runs.settings import FlagError
+from tasks import glue
 from tfquant.distributed import launched
 from tfquant.export import TARGETS
 from tfquant.formats.integer import MAX_BITS, MIN_BITS
@@ -17,7 +20,7 @@ def check(settings: Settings) -> None:
     Raises:
         FlagError: lists every problem with its option and what to do.
     """
-    looks = (_numbers, _work, _quantization, _training_of_ranges, _groups, _dynamic)
+    looks = (_numbers, _work, _evaluation, _quantization, _training_of_ranges, _groups, _dynamic)
     problems = [problem for look in looks for problem in look(settings)]
     if problems:
         raise FlagError("\n".join(f"  {problem}" for problem in problems))
@@ -30,7 +33,7 @@ def option(name: str) -> str:
 def _numbers(s: Settings) -> list[str]:
     at_least_one = ("batch_size", "eval_batch_size", "num_train_samples", "num_val_samples", "gradient_accumulation_steps",
                     "logging_steps", "num_candidates", "act_num_candidates", "num_est_batches", "est_ranges_batch_size",
-                    "per_groups", "save_total_limit")  # fmt: skip
+                    "per_groups", "save_total_limit", "eval_steps")  # fmt: skip
     problems = [
         f"{option(name)} {value}: must be at least 1"
         for name in at_least_one
@@ -71,6 +74,26 @@ def _work(s: Settings) -> list[str]:
     processes = launched()
     if processes > 1 and not s.horovod:
         problems.append(f"--horovod is missing, though this is one of {processes} processes: set it, or start one process")
+    return problems
+
+
+def _evaluation(s: Settings) -> list[str]:
+    """Scores in training."""
+    problems = []
+    if s.eval_steps is not None and s.eval_strategy != "steps":
+        problems.append("--eval-steps is about --eval-strategy steps: set that, or leave it out")
+    if s.load_best_model_at_end and s.eval_strategy == "no":
+        problems.append("--load-best-model-at-end wants scores: give --eval-strategy steps or epoch")
+    if (s.metric_for_best_model or s.greater_is_better is not None) and s.eval_strategy == "no":
+        problems.append("--metric-for-best-model and --greater-is-better are about --eval-strategy steps or epoch: set one")
+    if s.metric_for_best_model:
+        wanted = s.metric_for_best_model.removeprefix("eval_")
+        for task in s.tasks:
+            known = scores_of_training(glue.TASKS[task])
+            if wanted not in known:
+                problems.append(f"--metric-for-best-model {s.metric_for_best_model}: {task} has {', '.join(known)}")
+    if s.run_name is not None and (s.run_name in ("", ".", "..") or os.path.basename(s.run_name) != s.run_name):
+        problems.append(f"--run-name {s.run_name!r}: is the name of a folder")
     return problems
 
 

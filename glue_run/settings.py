@@ -28,6 +28,7 @@ SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant
 SYMMETRIC, ASYMMETRIC = "symmetric_uniform", "asymmetric_uniform"
 ESTIMATORS = ("current_minmax", "allminmax", "running_minmax", "MSE")
 SEARCHES = ("grid", "golden_section")
+STRATEGIES = ("no", "steps", "epoch")
 SETUPS = ("all", "FP_logits", "MSE_logits")
 ORDERS = ("sequential", "parallel")
 # Names of `--adaround-mode` -> those of `tfquant.ptq`.
@@ -78,6 +79,20 @@ class Settings:
     hidden_dropout: float | None = _any(None, "Dropout of hidden states; if not given that of the model.", "same")
 
     do_eval: bool = _of(TRAINING, True, "Score the validation data at the end.")
+    eval_strategy: str = _of(TRAINING, "no", "When to score the validation data in training.", "same", choices=STRATEGIES)
+    eval_steps: int | None = _of(
+        TRAINING, None, "Steps between scores of --eval-strategy steps; --logging-steps if not given.", "same"
+    )
+    load_best_model_at_end: bool = _of(
+        TRAINING, False, "End with the weights that scored best in training, in place of the last.", "same"
+    )
+    metric_for_best_model: str | None = _of(
+        TRAINING, None, "Score that tells which are best: a metric of the task, loss, or score, its final one. [score]", "same"
+    )
+    greater_is_better: bool | None = _of(
+        TRAINING, None, "More of it is better; if not given so for all but loss. --no-greater-is-better for less.", "same"
+    )
+    run_name: str | None = _of(TRAINING, None, "Folder of this run below TensorBoard's, by which its curves are called.")
     batch_size: int = _any(8, "Rows in a batch of training.", "same")
     eval_batch_size: int | None = _any(None, "Rows in a batch of validation; --batch-size if not given.")
     learning_rate: float = _of(TRAINING, 5e-5, "Highest learning rate.", "same")

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from glue_run.data import INPUTS, LABELS, training_plan
+from glue_run.evaluation import LOSS, SCORE, Validation
 from glue_run.schedules import schedule
 from glue_run.settings import Settings
 from runs import resume
@@ -16,7 +18,8 @@ from runs.narration import say
 from runs.training import Loss, by_share, closing_line, training_batches, writer
 from tasks import glue
 from tfquant import checkpoint, distributed
-from tfquant.training import BertAdamW, QuantizationSchedule, Trainer, TrainOptions, seed_variables
+from tfquant.training import BertAdamW, Evaluation, QuantizationSchedule, Trainer, TrainOptions, seed_variables
+from tfquant.variables import path_of
 
 
 def loss_of(task: glue.Task) -> Loss:
@@ -39,6 +42,7 @@ def train(
     settings: Settings,
     group: distributed.Group,
     *,
+    validation: Validation,
     directory: str,
     seed: int,
 ) -> dict[str, Any]:
@@ -47,6 +51,7 @@ def train(
     Args:
         model: the float model; its weights are trained.
         network: the model itself, or what it was quantized to.
+        validation: what scores the network on the way.
     """
     saved = checkpoint.steps(directory)
     course = resume.going_on(saved[-1][1], settings, group.size) if saved else resume.started(settings, group.size)
@@ -65,6 +70,8 @@ def train(
         faster = settings.range_learning_rate
         relative = 1.0 if faster is None else faster * course.ranks / course.learning_rate
         hooks.append(QuantizationSchedule(network, optimizer, range_rate=relative))
+    evaluation = evaluating(network, features, task, settings, course, validation, group)
+    hooks += [] if evaluation is None else [evaluation]
     trainer = Trainer(
         network,
         by_share(loss_of(task)),
@@ -78,7 +85,7 @@ def train(
             keep_checkpoints=settings.save_total_limit or 0,
             log_every=settings.logging_steps,
             log_first=settings.logging_first_step,
-            tensorboard=settings.tb_logging_dir or "tb_logs",
+            tensorboard=os.path.join(settings.tb_logging_dir or "tb_logs", settings.run_name or ""),
         ),
         weights=model.weights,
         seeds=seed_variables(model),
@@ -92,7 +99,40 @@ def train(
     summary = trainer.fit(lambda start: training_batches(planned, INPUTS + LABELS, start, group, course))
     if summary.first_step < summary.last_step:
         say(closing_line(summary))
-    return dataclasses.asdict(summary)
+    best = evaluation and evaluation.best
+    return dataclasses.asdict(summary) | ({"best": dataclasses.asdict(best)} if best else {})
+
+
+def evaluating(
+    network: Any,
+    features: glue.Features,
+    task: glue.Task,
+    settings: Settings,
+    course: resume.Course,
+    validation: Validation,
+    group: distributed.Group,
+) -> Evaluation | None:
+    """What scores the network in training, if it is to be scored."""
+    if settings.eval_strategy == "no":
+        return None
+    metric = (settings.metric_for_best_model or SCORE).removeprefix("eval_")
+    batches, every = len(training_plan(features, course.batch, settings, 0, 0)), settings.eval_steps or settings.logging_steps
+
+    def due(step: int) -> bool:
+        if settings.eval_strategy == "steps":
+            return step % every == 0
+        # The first step that is made behind the last batch of an epoch, or of several.
+        return step * course.batches // batches > (step - 1) * course.batches // batches
+
+    return Evaluation(
+        validation.summary,
+        due,
+        metric=metric,
+        greater=metric != LOSS if settings.greater_is_better is None else settings.greater_is_better,
+        keep={path_of(v): v for v in network.weights} if settings.load_best_model_at_end else None,
+        group=group,
+        tell=say,
+    )
 
 
 def _planned(features: glue.Features, batch: int, settings: Settings, seed: int, epoch: int) -> glue.Batches:

@@ -6,6 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run_glue
 from glue_run import command_line, networks, setting_checks
@@ -88,6 +90,88 @@ def test_training_goes_on_where_it_stopped_and_ends_with_the_same_weights(call, 
     assert steps[-1] == 12
     for name in once:
         np.testing.assert_array_equal(once[name], twice[name])
+
+
+BEST = (
+    "train-baseline --task rte --num-epochs 2 --batch-size 8 --learning-rate 3e-2 --max-seq-length 48 --save-model --save-steps 3 "
+    "--eval-strategy steps --eval-steps 2 --load-best-model-at-end --metric-for-best-model eval_loss --run-name first"
+)
+
+
+@pytest.fixture(scope="module")
+def scored(call, untrained, tmp_path_factory):
+    """A run of 12 steps at a rate that does harm, scored after every second one."""
+    folder = tmp_path_factory.mktemp("scored")
+    call(BEST, model_path=untrained, output_dir=folder)
+    return folder
+
+
+def curve(folder, tag):
+    """(step, value) of a scalar, each step once."""
+    found = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    found.Reload()
+    return sorted({event.step: float(tf.make_ndarray(event.tensor_proto)) for event in found.Tensors(tag)}.items())
+
+
+def test_training_is_scored_and_ends_with_the_weights_that_scored_best(call, scored):
+    losses = curve(scored / "tb_logs" / "first", "validation/loss")
+    assert [step for step, _ in losses] == [2, 4, 6, 8, 10, 12]
+    step, loss = min(losses, key=lambda pair: pair[1])
+    best = json.loads((scored / "results.json").read_text())["training"]["best"]
+    assert best["step"] == step != 12
+    assert best["score"] == pytest.approx(loss, rel=1e-5)
+    accuracy = dict(curve(scored / "tb_logs" / "first", "validation/accuracy"))
+    assert float((scored / "final_score.txt").read_text()) == pytest.approx(accuracy[step])
+    found = call("validate-baseline --task rte --max-seq-length 48", model_path=scored)
+    assert found["rte"] == pytest.approx(100.0 * accuracy[step], abs=0.02)
+    if step % 3 == 0:
+        kept, saved = (checkpoint.read(scored / name) for name in ("out/model.ckpt", f"model.ckpt-{step}"))
+        for name in kept:
+            np.testing.assert_array_equal(kept[name], saved[name])
+
+
+def test_a_run_that_was_cut_off_ends_with_the_same_best_weights(call, untrained, scored, tmp_path):
+    shutil.copytree(scored, tmp_path / "cut")
+    for number, prefix in checkpoint.steps(tmp_path / "cut"):
+        if number > 6:
+            for file in (tmp_path / "cut").glob(f"{os.path.basename(prefix)}.*"):
+                file.unlink()
+    shutil.rmtree(tmp_path / "cut" / "out")
+    call(BEST, model_path=untrained, output_dir=tmp_path / "cut")
+    once, twice = (checkpoint.read(folder / "out" / "model.ckpt") for folder in (scored, tmp_path / "cut"))
+    for name in once:
+        np.testing.assert_array_equal(once[name], twice[name])
+    best = [json.loads((folder / "results.json").read_text())["training"]["best"] for folder in (scored, tmp_path / "cut")]
+    assert best[0] == best[1]
+    with pytest.raises(FlagError, match="--metric_for_best_model=accuracy: was eval_loss when the run was started"):
+        call(BEST.replace("eval_loss", "accuracy"), model_path=untrained, output_dir=tmp_path / "cut")
+
+
+def test_a_run_that_is_done_has_its_best_weights_still(call, untrained, scored, tmp_path):
+    shutil.copytree(scored, tmp_path / "done")
+    shutil.rmtree(tmp_path / "done" / "out")
+    call(BEST, model_path=untrained, output_dir=tmp_path / "done")
+    once, twice = (checkpoint.read(folder / "out" / "model.ckpt") for folder in (scored, tmp_path / "done"))
+    for name in once:
+        np.testing.assert_array_equal(once[name], twice[name])
+
+
+def test_quantized_training_keeps_the_best_ranges_with_the_weights_and_is_scored_by_epochs(call, baselines, tmp_path):
+    found = call(
+        f"train-quantized --task stsb {QUANTIZED} --learn-ranges --batch-size 16 --num-epochs 2 --learning-rate 1e-3 "
+        "--save-steps 3 --max-seq-length 48 --save-model --eval-strategy epoch --load-best-model-at-end "
+        "--metric-for-best-model pearson --no-greater-is-better",
+        model_path=baselines / "stsb" / "out", output_dir=tmp_path,
+    )  # fmt: skip
+    scores = curve(tmp_path / "tb_logs", "validation/pearson")
+    assert [step for step, _ in scores] == [3, 6]
+    best = json.loads((tmp_path / "results.json").read_text())["training"]["best"]
+    assert best["step"] == min(scores, key=lambda pair: pair[1])[0]
+    kept, saved = (checkpoint.read(tmp_path / name) for name in ("out/model.ckpt", f"model.ckpt-{best['step']}"))
+    assert sum(name.startswith("tfquant/ranges/") for name in kept) > 60
+    for name in kept:
+        np.testing.assert_array_equal(kept[name], saved[name])
+    assert call("validate-quantized --task stsb --max-seq-length 48", model_path=tmp_path) == found
 
 
 def test_several_seeds_give_median_and_spread(call, untrained, tmp_path):
@@ -247,6 +331,12 @@ def test_every_option_has_help_in_each_mode_that_takes_it(capsys):
         ({"num_candidates": 5}, "--num-candidates is about --weight-quant-method MSE"),
         ({"act_momentum": 0.5, "act_quant_method": "MSE"}, "--act-momentum is about"),
         ({"percentile": 0.1}, "--percentile 0.1: is the part of the values"),
+        ({"mode": "train-baseline", "eval_steps": 5}, "--eval-steps is about --eval-strategy steps"),
+        ({"mode": "train-baseline", "load_best_model_at_end": True}, "--load-best-model-at-end wants scores"),
+        ({"mode": "train-baseline", "greater_is_better": True}, "--greater-is-better are about --eval-strategy"),
+        ({"mode": "train-baseline", "eval_strategy": "epoch", "metric_for_best_model": "bleu"},
+         "--metric-for-best-model bleu: mrpc has score, loss, accuracy, f1, combined_score"),
+        ({"mode": "train-baseline", "run_name": "a/b"}, "--run-name 'a/b': is the name of a folder"),
         ({"quant_dict": "[1]"}, "--quant-dict: .*mapping from letters"),
         ({"per_groups": 4, "per_embd": True}, "--per-embd and --per-groups: give one"),
         ({"per_groups_permute": True}, "--per-groups-permute: give --per-groups K"),
@@ -260,7 +350,7 @@ def test_every_option_has_help_in_each_mode_that_takes_it(capsys):
         ({"mode": "train-quantized", "weight_quant_method": "MSE"}, "give --learn-ranges or --fix-weight-ranges"),
         ({"mode": "train-quantized", "learn_ranges": True, "fix_act_ranges": True}, "give one or the other"),
     ],
-)
+)  # fmt: skip
 def test_settings_that_cannot_work_are_refused_by_name(changes, message):
     settings = Settings(**({"mode": "validate-quantized"} | changes))
     with pytest.raises(FlagError, match=message):

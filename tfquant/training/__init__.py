@@ -1,6 +1,7 @@
 """Training: BERT's optimizer and schedule, distillation, sparsity, and a loop that resumes exactly."""
 
 from tfquant.training.distillation import divergence
+from tfquant.training.evaluation import Best, Evaluation
 from tfquant.training.hooks import Hook
 from tfquant.training.interrupt import TrainingInterrupted
 from tfquant.training.loop import NonFiniteLossError, Trainer, seed_variables
@@ -13,8 +14,10 @@ from tfquant.training.teaching import Distillation, DistillationOptions
 
 __all__ = [
     "BertAdamW",
+    "Best",
     "Distillation",
     "DistillationOptions",
+    "Evaluation",
     "Hook",
     "NonFiniteLossError",
     "QuantizationCallback",

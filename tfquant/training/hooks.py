@@ -14,5 +14,8 @@ class Hook:
     def before_step(self, step: int) -> None:
         """Called eagerly before each step with the number of steps made."""
 
+    def after_training(self, step: int) -> None:
+        """Called eagerly when all steps are made and saved, with their number; also where a run that is done is started again."""
+
     def after_update(self) -> None:
         """Called in the step's graph after the optimizer's update; steps that are skipped leave it out."""

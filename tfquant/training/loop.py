@@ -196,6 +196,8 @@ class Trainer:
                 "do. To train for longer start from its last checkpoint in a new folder: there the learning rate rises and "
                 "falls anew"
             )
+            for hook in self._hooks:
+                hook.after_training(first)
             return TrainSummary(first, first, None, 0.0, 0.0, 0.0, self._last_checkpoint())
         pathlib.Path(options.directory).mkdir(parents=True, exist_ok=True)
         meter, prefix = Meter(), ""
@@ -207,9 +209,9 @@ class Trainer:
             total.assign(tf.zeros_like(total))
         with writer.as_default(), self._bar(first) as bar, Terminate() as terminate:
             for step in range(first + 1, options.total_steps + 1):
-                started = time.perf_counter()
                 for hook in self._hooks:
                     hook.before_step(step - 1)
+                started = time.perf_counter()
                 loss, norm, examples, stop, reducing = self._one_step(step, stream, terminate)
                 meter.add(loss, examples, time.perf_counter() - started, reducing)
                 bar.set_postfix_str(f"loss {loss:.4f}, {meter.rate():.1f} examples/s", refresh=False)
@@ -223,6 +225,9 @@ class Trainer:
                 if stop:
                     terminate.served()
                     break
+            else:
+                for hook in self._hooks:
+                    hook.after_training(options.total_steps)
         writer.close()
         if stop:
             self._say(f"stopped by a signal after step {step} of {options.total_steps}, saved as {prefix}")

@@ -17,7 +17,7 @@ class TrainSummary:
         loss: mean loss of the last `log_every` steps; None when there was nothing to do.
         seconds: time spent, tracing and checkpoints included.
         examples_per_second: over all of that time, in this process.
-        steady_examples_per_second: without the first step (tracing) and without writing checkpoints.
+        steady_examples_per_second: without the first step (tracing), and without writing checkpoints and scoring.
         checkpoint: prefix of the last checkpoint.
         ranks: number of processes.
         total_examples_per_second, total_steady_examples_per_second: the sums over all processes.
