@@ -98,13 +98,13 @@ def build_squad_model(
 
     Returns:
         Model from {"input_ids", "input_mask", "segment_ids"} (int32 [B, S]) to {"start_logits", "end_logits"}
-        (float32 [B, S]).
+        ([B, S], float32; float64 under that policy).
     """
     inputs = _inputs(config, sequence_length)
     sequence = _backbone(config, pooler=False, dropout=dropout, seed=seed, dtype=dtype)(**inputs)
     rate = config.squad_dropout_prob if dropout else 0.0
     head = Head(
-        2, scope="cls/squad", dropout_rate=rate, initializer_range=config.initializer_range, seed=seed, name="squad"
+        2, scope="cls/squad", dropout_rate=rate, initializer_range=config.initializer_range, seed=seed, name="squad", dtype=dtype
     )
     logits = head(sequence)  # [B, S, 2]
     outputs = {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
@@ -128,7 +128,8 @@ def build_classifier(
     Args and errors: see `build_encoder`.
 
     Returns:
-        Model from {"input_ids", "input_mask", "segment_ids"} (int32 [B, S]) to {"logits"} (float32 [B, num_labels]).
+        Model from {"input_ids", "input_mask", "segment_ids"} (int32 [B, S]) to {"logits"} ([B, num_labels],
+        float32; float64 under that policy).
     """
     if type(num_labels) is not int or num_labels < 1:
         raise ValueError(f"num_labels must be a positive integer, got {num_labels!r}")
@@ -139,7 +140,7 @@ def build_classifier(
     rate = config.classifier_dropout_prob if dropout else 0.0
     head = Head(
         num_labels, dropout_rate=rate, initializer_range=config.initializer_range, seed=seed,
-        name="out_proj" if isinstance(config, RobertaConfig) else "classifier",
+        name="out_proj" if isinstance(config, RobertaConfig) else "classifier", dtype=dtype,
     )  # fmt: skip
     return keras.Model(inputs, {"logits": head(features)}, name=f"{config.model_type}_classifier")
 

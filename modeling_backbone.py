@@ -23,7 +23,7 @@ class Backbone(keras.layers.Layer):
         seed: decides initial weights (truncated normal) and dropout masks; None leaves them to Keras' global seed.
         name: first part of every weight's name; keep the architecture's for checkpoints.
         dtype: Keras dtype policy, such as "mixed_bfloat16"; None takes the global one. Softmax and LayerNorm compute
-            in float32 in any case.
+            at least in float32.
     """
 
     config_class: ClassVar[type[TransformerConfig]]

@@ -3,14 +3,14 @@
 import keras
 from keras import ops
 
-from modeling_layers import ACTIVATIONS, Dropout, seed_stream
+from modeling_layers import ACTIVATIONS, Dropout, precise, seed_stream
 
 
 class Head(keras.layers.Layer):
     """Scores on top of an encoder: dropout and a dense layer whose weights are stored as Google stores those of its heads.
 
-    That is `output_weights` [units, H], applied transposed, and `output_bias` [units]. Takes [..., H], returns float32
-    [..., units]. The layer keeps float32 under any policy.
+    That is `output_weights` [units, H], applied transposed, and `output_bias` [units]. Takes [..., H], returns
+    [..., units]. The layer keeps float32 under any policy but float64.
 
     Args:
         units: number of scores.
@@ -20,13 +20,15 @@ class Head(keras.layers.Layer):
         seed: see `Backbone`.
     """
 
-    def __init__(self, units, *, scope="", dropout_rate=0.0, initializer_range=0.02, seed=None, name=None, **kwargs):
-        super().__init__(name=name, **(kwargs | {"dtype": "float32"}))
+    def __init__(
+        self, units, *, scope="", dropout_rate=0.0, initializer_range=0.02, seed=None, name=None, dtype=None, **kwargs
+    ):
+        super().__init__(name=name, dtype=precise(keras.dtype_policies.get(dtype).compute_dtype), **kwargs)
         self.units = units
         self.scope = scope
         self.initializer_range = initializer_range
         self.seed = seed
-        self.dropout = Dropout(dropout_rate, seed, dtype="float32")
+        self.dropout = Dropout(dropout_rate, seed, dtype=self.dtype_policy)
 
     def build(self, input_shape):
         self.dropout.build(input_shape)
@@ -34,8 +36,9 @@ class Head(keras.layers.Layer):
         # add_weight would put the layer's own name in front.
         parent, _, last = self.scope.rpartition("/")
         with keras.name_scope(last, override_parent=parent):
-            self.kernel = keras.Variable(initializer, (self.units, input_shape[-1]), name="output_weights")
-            self.bias = keras.Variable("zeros", (self.units,), name="output_bias")
+            shape, dtype = (self.units, input_shape[-1]), self.variable_dtype
+            self.kernel = keras.Variable(initializer, shape, dtype=dtype, name="output_weights")
+            self.bias = keras.Variable("zeros", (self.units,), dtype=dtype, name="output_bias")
 
     def call(self, x):
         return ops.matmul(self.dropout(x), ops.transpose(self.kernel)) + self.bias

@@ -47,6 +47,14 @@ def attention_mask(input_mask):
     return ops.expand_dims(mask, (1, 2))
 
 
+def precise(dtype: str) -> str:
+    """The type that softmax and scores are computed in where the rest is computed in `dtype`: float32, or float64.
+
+    bfloat16 has 8 bits of mantissa, too few to sum hundreds of exponentials.
+    """
+    return keras.backend.result_type(dtype, "float32")
+
+
 class Dropout(keras.layers.Layer):
     """Dropout whose random state is named after its place in the model.
 
@@ -180,9 +188,9 @@ class SelfAttention(keras.layers.Layer):
         query = ops.transpose(split(self.query(x)), (0, 2, 1, 3))  # [B, N, S, D]
         key = ops.transpose(split(self.key(x)), (0, 2, 3, 1))  # [B, N, D, S]
         value = ops.transpose(split(self.value(values)), (0, 2, 1, 3))  # [B, N, S, D]
-        scores = ops.cast(ops.matmul(query, key), "float32") * (1.0 / math.sqrt(size))  # [B, N, S, S]
-        # In float32 whatever the policy: bfloat16 has 8 bits of mantissa, too few to sum hundreds of exponentials.
-        probabilities = ops.softmax(scores + ops.cast(mask, "float32"), axis=-1)
+        dtype = precise(self.compute_dtype)
+        scores = ops.cast(ops.matmul(query, key), dtype) * (1.0 / math.sqrt(size))  # [B, N, S, S]
+        probabilities = ops.softmax(scores + ops.cast(mask, dtype), axis=-1)
         probabilities = self.dropout(ops.cast(probabilities, self.compute_dtype))
         context = ops.transpose(ops.matmul(probabilities, value), (0, 2, 1, 3))  # [B, S, N, D]
         return ops.reshape(context, (-1, length, self.width))

@@ -86,7 +86,7 @@ def build(folder: str, task: glue.Task, settings: Settings, seed: int) -> keras.
     config = modeling.config_from_file(os.path.join(folder, CONFIG))
     changes = {"attention_probs_dropout_prob": settings.attn_dropout, "hidden_dropout_prob": settings.hidden_dropout}
     config = dataclasses.replace(config, **{name: rate for name, rate in changes.items() if rate is not None})
-    dtype = "mixed_bfloat16" if settings.amp else "float32"
+    dtype = "mixed_bfloat16" if settings.amp else "float64" if settings.double else "float32"
     return modeling.build_classifier(config, task.num_labels, seed=seed, dtype=dtype)
 
 

@@ -290,6 +290,23 @@ def test_bfloat16_policy_keeps_variables_and_logits_in_float32(name):
     np.testing.assert_allclose(got, single(batch, training=False)["logits"], atol=5e-3)
 
 
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "bert"])
+def test_float64_policy_computes_everything_in_float64_and_answers_as_float32_does(name):
+    config = modeling.BertConfig(20, 16, 2, 2, 24, max_position_embeddings=12) if name == "bert" else tiny(name)
+    single, double = (modeling.build_classifier(config, 3, seed=0, dtype=dtype) for dtype in ("float32", "float64"))
+    assert {v.dtype for v in double.weights} == {"float64"}
+    for one, two in zip(single.weights, double.weights, strict=True):
+        two.assign(one.numpy())
+    ids = np.random.default_rng(0).integers(4, 20, (3, 8)).astype(np.int32)
+    batch = {"input_ids": ids, "input_mask": (np.arange(8) < [[8], [5], [2]]).astype(np.int32), "segment_ids": ids % 2}
+    exact, rounded = (model(batch)["logits"].numpy() for model in (double, single))
+    np.testing.assert_allclose(rounded, exact, rtol=0, atol=1e-6)
+    assert exact.dtype == np.float64 and np.abs(exact - rounded).max() > 0
+    graph = tf.function(double).get_concrete_function(batch).graph
+    contractions = [op for op in graph.get_operations() if op.type in ("MatMul", "BatchMatMulV2", "Einsum", "Softmax", "Erf")]
+    assert len(contractions) > 10 and all(op.outputs[0].dtype == tf.float64 for op in contractions)
+
+
 def test_length_that_roberta_has_no_positions_for_is_refused():
     config = tiny("roberta")  # 22 positions, of which tokens have those from 2 on
     limit = r"20 \(max_position_embeddings 22 - pad_token_id - 1\)"
