@@ -29,7 +29,8 @@ from glue_run import command_line, networks, setting_checks
 from glue_run.data import features_of
 from glue_run.evaluation import Validation
 from glue_run.exporting import export
-from glue_run.outputs import size_of, summary_of, tell, write_config, write_results, write_scores
+from glue_run.histograms import write_graph, write_histograms
+from glue_run.outputs import logs_of, size_of, summary_of, tell, write_config, write_results, write_scores
 from glue_run.quantizing import quantized, recipe_of, round_weights, trained
 from glue_run.settings import Settings
 from glue_run.training import train
@@ -41,6 +42,7 @@ from tasks import glue
 from tfquant import checkpoint, distributed
 from tfquant.host_memory import keep_freed_memory
 from tfquant.store import holds_ranges
+from tfquant.taps import tap
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -98,6 +100,8 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
         )
     if network is not model and group.rank == 0:
         figures["size"] = size_of(network)
+    if settings.tb and group.rank == 0:
+        show(network, validation, settings, logs_of(directory, settings), figures)
     if directory is not None and group.rank == 0 and settings.save_model:
         networks.save(model, network, task, source, directory)
     if settings.export and group.rank == 0:
@@ -111,6 +115,14 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
             write_scores(directory, task, figures["scores"], final)
         write_results(directory, settings, figures)
     return final
+
+
+def show(network: Any, validation: Validation, settings: Settings, folder: str, figures: dict[str, Any]) -> None:
+    """What --tb and --tb-graph put into TensorBoard's folder."""
+    tapped, step = tap(network, differentiable=False), figures["training"]["last_step"] if settings.trains else 0
+    write_histograms(tapped, validation.first_batch(), folder, step, progress=settings.tqdm)
+    if settings.tb_graph:
+        write_graph(tapped, folder)
 
 
 def quantized_network(

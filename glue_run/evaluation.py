@@ -47,6 +47,10 @@ class Validation:
         means = {name: float(np.mean([found[name] for found in scores.values()])) for name in next(iter(scores.values()))}
         return {SCORE: glue.final_score(self._task, scores), LOSS: float(np.mean(losses))} | means
 
+    def first_batch(self) -> dict[str, np.ndarray]:
+        """The batch that is scored first."""
+        return batches_of(self._features(self._task.eval_splits[0]), self._settings)[0]
+
     @functools.cached_property
     def _forward(self) -> Any:
         return forward_of(self._network)
@@ -84,15 +88,19 @@ def forward_of(network: Any) -> Any:
 
 def logits_of(forward: Any, features: glue.Features, settings: Settings, group: Group) -> np.ndarray:
     """[rows, outputs] in the order of the rows; every rank computes its share of the batches and gets all."""
-    batches = glue.batches(
-        features, settings.validation_batch, training=False, length_multiple=LENGTH_MULTIPLE,
-        pad_to_max_length=settings.pad_to_max_length,
-    )  # fmt: skip
-    own, ids, found = batches.dealt(group.rank, group.size), [], []
+    own, ids, found = batches_of(features, settings).dealt(group.rank, group.size), [], []
     for batch in tqdm(own, "validate", unit="batch", disable=group.rank > 0 or not settings.tqdm):
         ids.append(batch["unique_ids"])
         found.append(forward(only(batch, INPUTS)).numpy())
     return _in_order(ids, found, group)
+
+
+def batches_of(features: glue.Features, settings: Settings) -> glue.Batches:
+    """All rows, in batches of validation."""
+    return glue.batches(
+        features, settings.validation_batch, training=False, length_multiple=LENGTH_MULTIPLE,
+        pad_to_max_length=settings.pad_to_max_length,
+    )  # fmt: skip
 
 
 def _in_order(ids: list[np.ndarray], found: list[np.ndarray], group: Group) -> np.ndarray:

@@ -16,6 +16,11 @@ from tasks import glue
 from tasks.files import write_json, write_text
 
 
+def logs_of(directory: str | None, settings: Settings) -> str:
+    """TensorBoard's folder."""
+    return os.path.join(directory or "", settings.tb_logging_dir or "tb_logs", settings.run_name or "")
+
+
 def write_config(directory: str, settings: Settings) -> None:
     write_text(os.path.join(directory, "config.out"), pprint.pformat(dataclasses.asdict(settings), sort_dicts=False) + "\n")
 

@@ -69,6 +69,13 @@ def _work(s: Settings) -> list[str]:
         problems.append("--save-model: give --output-dir as well")
     if s.export and not s.output_dir:
         problems.append("--export: give --output-dir as well")
+    if s.tb and not (s.output_dir or s.tb_logging_dir):
+        problems.append("--tb: give --output-dir or --tb-logging-dir as well")
+    if s.tb_graph and not s.tb:
+        problems.append("--tb-graph goes with --tb: set that, or leave it out")
+    if s.double:
+        others = ("amp", "save_model", "export", "adaround")  # which have types of their own
+        problems += [f"--double is for scores alone: leave out it or {option(name)}" for name in others if getattr(s, name)]
     if s.export and s.export not in TARGETS:
         problems.append(f"--export {s.export}: must be one of {', '.join(TARGETS)}")
     processes = launched()

@@ -9,6 +9,7 @@ from tfquant.ptq.rounding import DECAYS
 
 MODES = ("train-baseline", "validate-baseline", "train-quantized", "validate-quantized")
 TRAINING, QUANTIZING = ("train-baseline", "train-quantized"), ("train-quantized", "validate-quantized")
+VALIDATING = ("validate-baseline", "validate-quantized")
 PTQ = ("validate-quantized",)
 ALL = "all"
 # Names of `--model-name` -> repository of Hugging Face's hub, where the weights are taken from if --model-path is not given.
@@ -92,7 +93,7 @@ class Settings:
     greater_is_better: bool | None = _of(
         TRAINING, None, "More of it is better; if not given so for all but loss. --no-greater-is-better for less.", "same"
     )
-    run_name: str | None = _of(TRAINING, None, "Folder of this run below TensorBoard's, by which its curves are called.")
+    run_name: str | None = _any(None, "Folder of this run below TensorBoard's, by which its curves are called.")
     batch_size: int = _any(8, "Rows in a batch of training.", "same")
     eval_batch_size: int | None = _any(None, "Rows in a batch of validation; --batch-size if not given.")
     learning_rate: float = _of(TRAINING, 5e-5, "Highest learning rate.", "same")
@@ -104,12 +105,19 @@ class Settings:
     warmup_steps: int = _of(TRAINING, 0, "Steps in which the learning rate rises.", "same")
     gradient_accumulation_steps: int = _of(TRAINING, 1, "Batches whose gradients make one step.", "same")
     amp: bool = _any(False, "Compute in bfloat16; weights, softmax, layer norms and quantization stay float32.", "same")
+    double: bool = _of(VALIDATING, False, "Compute in float64; quantized values are those of float32.")
     logging_steps: int = _of(TRAINING, 500, "Steps between TensorBoard scalars.")
     logging_first_step: bool = _of(TRAINING, False, "Scalars of the first step as well.")
     save_steps: int = _of(TRAINING, 0, "Steps between checkpoints, from which training goes on; 0 saves at the end alone.")
     save_total_limit: int | None = _of(TRAINING, None, "How many checkpoints to keep; if not given all.")
     save_model: bool = _any(False, "Leave the model in out/ at the end.")
-    tb_logging_dir: str | None = _of(TRAINING, None, "TensorBoard's folder; if not given tb_logs in the output folder.")
+    tb: bool = _any(
+        False,
+        "Histograms of the input of each feed-forward part, of its output, and of their sum, for one validation batch, in "
+        "TensorBoard.",
+    )
+    tb_graph: bool = _any(False, "With --tb the graph of the network as well.")
+    tb_logging_dir: str | None = _any(None, "TensorBoard's folder; if not given tb_logs in the output folder.")
     tqdm: bool = _any(True, "Show progress.")
     horovod: bool = _any(
         False,

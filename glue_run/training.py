@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from typing import Any
 
 import keras
@@ -10,6 +9,7 @@ import tensorflow as tf
 
 from glue_run.data import INPUTS, LABELS, training_plan
 from glue_run.evaluation import LOSS, SCORE, Validation
+from glue_run.outputs import logs_of
 from glue_run.schedules import schedule
 from glue_run.settings import Settings
 from runs import resume
@@ -85,7 +85,7 @@ def train(
             keep_checkpoints=settings.save_total_limit or 0,
             log_every=settings.logging_steps,
             log_first=settings.logging_first_step,
-            tensorboard=os.path.join(settings.tb_logging_dir or "tb_logs", settings.run_name or ""),
+            tensorboard=logs_of(None, settings),
         ),
         weights=model.weights,
         seeds=seed_variables(model),

@@ -174,6 +174,18 @@ def test_quantized_training_keeps_the_best_ranges_with_the_weights_and_is_scored
     assert call("validate-quantized --task stsb --max-seq-length 48", model_path=tmp_path) == found
 
 
+@pytest.mark.parametrize("mode", ["validate-baseline", "validate-quantized"])
+def test_scores_in_float64_are_those_of_float32(call, baselines, monkeypatch, mode):
+    """A regression's score moves with every logit."""
+    types = []
+    build = networks.build
+    monkeypatch.setattr(networks, "build", lambda *given: types.append((model := build(*given)).weights[0].dtype) or model)
+    words = f"{mode} --task stsb --max-seq-length 48 {QUANTIZED if mode.endswith('quantized') else ''}"
+    one, two = (call(f"{words} {double}", model_path=baselines) for double in ("", "--double"))
+    assert two["stsb"] == pytest.approx(one["stsb"], abs=0.02)
+    assert types == ["float32", "float64"]
+
+
 def test_several_seeds_give_median_and_spread(call, untrained, tmp_path):
     words = "train-baseline --task rte --seed 1 2 --seed 3 --max-steps 1 --batch-size 4 --num-val-samples 9"
     found = call(words, model_path=untrained, output_dir=tmp_path)
@@ -236,6 +248,9 @@ PTQ = f"validate-quantized --task rte {QUANTIZED} --batch-size 8 --no-pad-to-max
          "--adaround-decay-shape 4 --adaround-no-act-func --no-adaround-asym --adaround-mode learned_sigmoid", (14, 18)),
         ("--export onnx --save-model", (14, 18)),
         ("--dynamic --act-quant-method current_minmax --n-bits-act 6", (14, 18)),
+        ("--double --est-ranges-order sequential --act-quant-method MSE --num-est-batches 2", (14, 18)),
+        ("--double --per-token", (14, 18)),
+        ("--tb --tb-graph --run-name shown --act-quant-method MSE", (14, 18)),
         ("--per-token --quant-setup FP_logits --quant-dict {'y':16} --no-weight-quant", (0, 17)),
     ],
 )  # fmt: skip
@@ -341,6 +356,10 @@ def test_every_option_has_help_in_each_mode_that_takes_it(capsys):
         ({"per_groups": 4, "per_embd": True}, "--per-embd and --per-groups: give one"),
         ({"per_groups_permute": True}, "--per-groups-permute: give --per-groups K"),
         ({"export": "tflite"}, "--export tflite: must be one of"),
+        ({"tb": True}, "--tb: give --output-dir or --tb-logging-dir"),
+        ({"tb_graph": True}, "--tb-graph goes with --tb"),
+        ({"double": True, "save_model": True, "output_dir": "x"}, "--double is for scores alone: leave out it or --save-model"),
+        ({"double": True, "amp": True}, "leave out it or --amp"),
         ({"dynamic": True, "act_quant": False}, "--dynamic is about activations"),
         ({"dynamic": True, "act_quant_method": "MSE"}, "--dynamic takes the extremes of each batch"),
         ({"per_token": True, "quant_setup": "MSE_logits"}, "--per-token estimates no ranges: leave out --quant-setup MSE_logits"),

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from tfquant.engine import Engine
+from tfquant.graph.letters import find_letters
 from tfquant.graph.roles import Block, find_blocks
 from tfquant.graph.source import source_of
 from tfquant.spec import Recipe, Rule
@@ -37,6 +38,21 @@ class Tapped:
     def blocks(self) -> tuple[Block, ...]:
         """Addresses of the hidden state that leaves each block and of its attention probabilities, first block first."""
         return find_blocks(self._engine.inference)
+
+    @functools.cached_property
+    def letters(self) -> dict[str, tuple[str, ...]]:
+        """Addresses of the tensors that `tfquant.graph.letters` has letters for, such as `y3`."""
+        return find_letters(self._engine.inference)
+
+    @property
+    def graph(self) -> tf.Graph:
+        """What one pass of inference runs in the model's current mode: flat, with its quantizers.
+
+        Raises:
+          UncalibratedError: the model is quantized and has no ranges.
+        """
+        self._engine.check_ready()
+        return self._engine.function(self._engine.mode).graph
 
     def shape(self, address: str) -> tuple[int | None, ...]:
         """Static shape of the tensor at an address.

@@ -28,6 +28,7 @@ def words(tmp_path_factory):
     ))  # fmt: skip
     return (
         f"train-quantized --task rte --data-dir {data.data_dir} --max-seq-length 48 --max-steps 3 --save-model {QUANTIZED} "
+        "--eval-strategy steps --eval-steps 2 --load-best-model-at-end --metric-for-best-model loss "
         f"--learn-ranges --attn-dropout 0 --hidden-dropout 0 --est-ranges-batch-size 4 --num-est-batches 3 "
         f"--model-path {folder / 'float' / 'out'}"
     )
@@ -48,3 +49,5 @@ def test_two_processes_train_and_score_as_one_with_twice_the_batch_and_rate(word
     assert any(not np.array_equal(moved[name], alone[name]) for name in moved)
     ranges = [name for name in alone if name.startswith("tfquant/ranges/")]
     assert len(ranges) > 40
+    best = [json.loads((tmp_path / name / "results.json").read_text())["training"]["best"] for name in ("one", "two")]
+    assert best[0]["step"] == best[1]["step"] and best[0]["score"] == pytest.approx(best[1]["score"], abs=1e-3)
