@@ -164,8 +164,8 @@ def quantized(
     _calibrate(network, batches, settings, group)
     weights = sum(site.is_weight for site in network.plan.sites)
     activations = len(network.plan.sites) - weights
-    origin = f"from {len(batches)} batches of {len(batches[0]['input_ids'])} rows" if batches else "of each batch"
-    say(f"ranges of {weights} weights and {activations} activations {origin}")
+    origin = f"from {len(batches)} batches of {len(batches[0]['input_ids'])} rows" if batches else "in each batch anew"
+    say(f"ranges of {weights} weights, and of {activations} activations {origin}")
     return network, {
         "recipe": recipe.to_dict(), "weights": weights, "activations": activations, "seconds": time.perf_counter() - started,
     }  # fmt: skip

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from tfquant import qdq
@@ -89,4 +90,6 @@ def extremes(x: tf.Tensor, site: Site, valid: tf.Tensor | None = None) -> tuple[
     axes = [-1] if per_token else [axis for axis in range(x.shape.rank) if axis not in site.channel_axes]
     if valid is not None and not per_token:
         x = tf.where(valid > 0.0, x, 0.0)  # zero lies in every range
-    return tf.minimum(tf.reduce_min(x, axes, per_token), 0.0), tf.maximum(tf.reduce_max(x, axes, per_token), 0.0)
+    lower, upper = tf.minimum(tf.reduce_min(x, axes, per_token), 0.0), tf.maximum(tf.reduce_max(x, axes, per_token), 0.0)
+    # The kernel refuses ends that are NaN; infinite ones make everything NaN, as values that are NaN should.
+    return tf.where(tf.math.is_nan(lower), -np.inf, lower), tf.where(tf.math.is_nan(upper), np.inf, upper)

@@ -9,7 +9,8 @@ import tensorflow as tf
 import tfquant
 from tests.core.test_qdq import formula
 from tests.graph import models
-from tfquant import ptq
+from tfquant import ptq, qdq
+from tfquant.dynamic import extremes
 from tfquant.export.errors import ExportError
 from tfquant.graph.plan import RecipeError
 from tfquant.spec import Fuse, QuantSpec, Recipe, Rule
@@ -34,6 +35,17 @@ def identity(spec: QuantSpec, *signature: int | None) -> tfquant.QuantizedFuncti
     """A product with an identity matrix: what comes out is what the quantizer of its input made of it."""
     kernel = tf.Variable(np.eye(signature[-1], dtype=np.float32), name="kernel")
     return tfquant.quantize(lambda x: tf.matmul(x, kernel), one_rule(spec), signature=tf.TensorSpec(signature))
+
+
+def identity_of_each(spec: QuantSpec, x: np.ndarray) -> np.ndarray:
+    """As `identity` on `x`, without a product that would spread what is no number over its row."""
+    site = identity(spec, None, None, x.shape[-1]).plan.sites[0]
+
+    @tf.function
+    def quantize(x):
+        return qdq.quantize_dequantize(x, *extremes(x, site), spec.grid, site.channel_axes)
+
+    return quantize(x).numpy()
 
 
 def by_numpy(x: np.ndarray, spec: QuantSpec, valid: np.ndarray | None = None) -> np.ndarray:
@@ -118,6 +130,18 @@ def test_zeros_empty_batches_and_one_sided_values_are_quantized(spec):
     above = RNG.uniform(3.0, 4.0, [2, 3, 4]).astype(np.float32)
     step = 4.0 / spec.grid.steps if spec.symmetric else 4.0 / 255
     assert np.abs(model(above).numpy() - above).max() <= 0.51 * step
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("spec", KINDS)
+def test_values_that_are_no_numbers_show_in_what_shares_their_range(spec, bad):
+    x = np.ones([2, 3, 4], np.float32)
+    x[0, 1, 2] = bad
+    shared = np.zeros(x.shape, bool)
+    shared[{"per_token": (0, 1), "per_embedding": (..., 2)}.get(spec.granularity, ...)] = True
+    found = identity_of_each(spec, x)
+    assert np.isnan(found[shared]).all()
+    np.testing.assert_allclose(found[~shared], 1.0, rtol=1e-6)
 
 
 def test_a_token_depends_on_itself_alone():
