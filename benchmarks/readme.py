@@ -25,7 +25,7 @@ from benchmarks import (
 from benchmarks.results import FOLDER
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("training.md", "export.md", "glue.md", "post_training.md")))
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("training.md", "export.md", "post_training.md")))
 BLOCK = re.compile(r"(<!-- table (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
