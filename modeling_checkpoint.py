@@ -82,7 +82,8 @@ def load_weights(
         path: the prefix of a name-based TensorFlow checkpoint (`bert_model.ckpt`, `model.ckpt-100`), or a
             `.safetensors` file, or a directory with `model.safetensors` (or with shards of it and their index) in
             Hugging Face names, with the prefix `bert.` (`roberta.`, ...) or without.
-        allow_missing: beginnings of names that the checkpoint may lack, such as `modeling.HEAD_NAMES` for a fresh head.
+        allow_missing: beginnings of names that the checkpoint may lack or have in another shape, such as `modeling.HEAD_NAMES`
+            for a fresh head.
         allow_unexpected: beginnings of names that may be left over beside those named above.
 
     Returns:
@@ -99,11 +100,13 @@ def load_weights(
         stored = _open_safetensors(path, architecture_of(variables))
     else:
         stored = _open_bundle(path)
-    missing = sorted(variables.keys() - stored.keys())
-    unexpected = sorted(stored.keys() - variables.keys())
-    matched = sorted(variables.keys() & stored.keys())
-
     allowed = _beginnings(allow_missing)
+    # What may be missing may also be there in another shape: the head of another task.
+    others = {n for n in variables.keys() & stored.keys() if n.startswith(allowed) and tuple(variables[n].shape) != stored[n].shape}
+    missing = sorted(variables.keys() - stored.keys() | others)
+    unexpected = sorted(stored.keys() - variables.keys())
+    matched = sorted(variables.keys() & stored.keys() - others)
+
     problems = [f"missing: {name} {list(variables[name].shape)}" for name in missing if not name.startswith(allowed)]
     allowed = _beginnings(allow_unexpected)
     problems += [

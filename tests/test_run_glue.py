@@ -207,6 +207,16 @@ def test_a_model_of_another_task_is_refused(call, baselines):
         call("validate-baseline --task mrpc", model_path=baselines / "rte" / "out")
 
 
+def test_training_starts_from_the_encoder_of_another_task(call, baselines, tmp_path):
+    words = "train-baseline --task mrpc --max-steps 1 --learning-rate 1e-9 --batch-size 4 --num-val-samples 4 --save-model"
+    call(words, model_path=baselines / "stsb" / "out", output_dir=tmp_path)
+    before, after = (checkpoint.read(folder / "out" / "model.ckpt") for folder in (baselines / "stsb", tmp_path))
+    assert (before["output_bias"].shape, after["output_bias"].shape) == ((1,), (2,))
+    name = "bert/encoder/layer_0/output/dense/kernel"
+    np.testing.assert_allclose(before[name], after[name], atol=1e-6)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["finetuning_task"] == "mrpc"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
