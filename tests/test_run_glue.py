@@ -52,9 +52,7 @@ def call(data):
 def baselines(call, untrained, tmp_path_factory):
     """<task>/out of rte and stsb, as validation finds them."""
     folder = tmp_path_factory.mktemp("baselines")
-    call(
-        f"train-baseline --task rte --task stsb {BASELINE}", model_path=untrained, output_dir=folder
-    )
+    call(f"train-baseline --task rte --task stsb {BASELINE}", model_path=untrained, output_dir=folder)
     return folder
 
 
@@ -233,37 +231,41 @@ def test_what_does_not_fit_the_model_is_said_with_its_option(call, baselines, op
 PTQ = f"validate-quantized --task rte {QUANTIZED} --batch-size 8 --no-pad-to-max-length --est-ranges-no-pad --max-seq-length 48"
 
 
+# Every third of these in `make test`, all in `make test-long`: they are many and alike.
+POST_TRAINING_OPTIONS = [
+    # Weights and activations of a network of one layer: 4 + 8 + 2, and 3 + 13 + 2.
+    ("--act-quant --weight-quant --n-bits 8 --n-bits-act 8 --weight-quant-method MSE --weight-opt-method golden_section "
+     "--act-quant-method current_minmax --est-ranges-batch-size 1 --num-est-batches 1 --quant-setup all", (14, 18)),
+    ("--no-act-quant --n-bits 4 --weight-quant-method MSE --weight-opt-method grid --num-candidates 50", (14, 0)),
+    ("--no-weight-quant --act-quant-method MSE --act-opt-method grid --act-num-candidates 40", (0, 18)),
+    ("--quant-setup FP_logits --act-quant-method running_minmax --act-momentum 0.5 --num-est-batches 3", (14, 17)),
+    ("--quant-setup MSE_logits --act-quant-method allminmax --per-channel", (14, 18)),
+    ("--cross-entropy-layer output_weights --percentile 99.9 --act-quant-method current_minmax", (14, 18)),
+    ("--est-ranges-order sequential --act-quant-method current_minmax --quant-dict {'y':16,'h':16,'x':16}", (14, 18)),
+    ("--quant-dict {'e':'fp32','Et':2,'wC':'fp32'}", (13, 16)),
+    ("--per-embd", (14, 18)),
+    ("--per-groups 6", (14, 18)),
+    ("--per-groups 6 --per-groups-permute", (14, 18)),
+    ("--quant-dict {'y':'ng6','h':'ng6','x':'ng6'}", (14, 18)),
+    ("--quant-dict {'y':'ngp6','h':'ngp6','x':'ngp6'} --per-groups-permute-shared-h", (14, 18)),
+    ("--no-act-quant --n-bits 4 --weight-quant-method MSE --weight-opt-method grid --num-candidates 100 --quant-setup all "
+     "--adaround all --adaround-num-samples 32 --adaround-init range_estimator --adaround-mode learned_hard_sigmoid "
+     "--adaround-asym --adaround-iters 20 --adaround-act-quant no_act_quant", (14, 0)),
+    ("--n-bits 4 --n-bits-act 8 --adaround kernels --adaround-iters 10 --adaround-annealing 10 3 --adaround-decay-type power "
+     "--adaround-decay-shape 4 --adaround-no-act-func --no-adaround-asym --adaround-mode learned_sigmoid", (14, 18)),
+    ("--export onnx --save-model", (14, 18)),
+    ("--dynamic --act-quant-method current_minmax --n-bits-act 6", (14, 18)),
+    ("--double --est-ranges-order sequential --act-quant-method MSE --num-est-batches 2", (14, 18)),
+    ("--double --per-token", (14, 18)),
+    ("--tb --tb-graph --run-name shown --act-quant-method MSE", (14, 18)),
+    ("--per-token --quant-setup FP_logits --quant-dict {'y':16} --no-weight-quant", (0, 17)),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "sites"),
-    [
-        # Weights and activations of a network of one layer: 4 + 8 + 2, and 3 + 13 + 2.
-        ("--act-quant --weight-quant --n-bits 8 --n-bits-act 8 --weight-quant-method MSE --weight-opt-method golden_section "
-         "--act-quant-method current_minmax --est-ranges-batch-size 1 --num-est-batches 1 --quant-setup all", (14, 18)),
-        ("--no-act-quant --n-bits 4 --weight-quant-method MSE --weight-opt-method grid --num-candidates 50", (14, 0)),
-        ("--no-weight-quant --act-quant-method MSE --act-opt-method grid --act-num-candidates 40", (0, 18)),
-        ("--quant-setup FP_logits --act-quant-method running_minmax --act-momentum 0.5 --num-est-batches 3", (14, 17)),
-        ("--quant-setup MSE_logits --act-quant-method allminmax --per-channel", (14, 18)),
-        ("--cross-entropy-layer output_weights --percentile 99.9 --act-quant-method current_minmax", (14, 18)),
-        ("--est-ranges-order sequential --act-quant-method current_minmax --quant-dict {'y':16,'h':16,'x':16}", (14, 18)),
-        ("--quant-dict {'e':'fp32','Et':2,'wC':'fp32'}", (13, 16)),
-        ("--per-embd", (14, 18)),
-        ("--per-groups 6", (14, 18)),
-        ("--per-groups 6 --per-groups-permute", (14, 18)),
-        ("--quant-dict {'y':'ng6','h':'ng6','x':'ng6'}", (14, 18)),
-        ("--quant-dict {'y':'ngp6','h':'ngp6','x':'ngp6'} --per-groups-permute-shared-h", (14, 18)),
-        ("--no-act-quant --n-bits 4 --weight-quant-method MSE --weight-opt-method grid --num-candidates 100 --quant-setup all "
-         "--adaround all --adaround-num-samples 32 --adaround-init range_estimator --adaround-mode learned_hard_sigmoid "
-         "--adaround-asym --adaround-iters 20 --adaround-act-quant no_act_quant", (14, 0)),
-        ("--n-bits 4 --n-bits-act 8 --adaround kernels --adaround-iters 10 --adaround-annealing 10 3 --adaround-decay-type power "
-         "--adaround-decay-shape 4 --adaround-no-act-func --no-adaround-asym --adaround-mode learned_sigmoid", (14, 18)),
-        ("--export onnx --save-model", (14, 18)),
-        ("--dynamic --act-quant-method current_minmax --n-bits-act 6", (14, 18)),
-        ("--double --est-ranges-order sequential --act-quant-method MSE --num-est-batches 2", (14, 18)),
-        ("--double --per-token", (14, 18)),
-        ("--tb --tb-graph --run-name shown --act-quant-method MSE", (14, 18)),
-        ("--per-token --quant-setup FP_logits --quant-dict {'y':16} --no-weight-quant", (0, 17)),
-    ],
-)  # fmt: skip
+    [pytest.param(*one, marks=pytest.mark.long if number % 3 else ()) for number, one in enumerate(POST_TRAINING_OPTIONS)],
+)
 def test_post_training_options_run_and_quantize_what_they_say(call, baselines, tmp_path, options, sites):
     call(f"{PTQ} {options}", model_path=baselines, output_dir=tmp_path)
     ranges = json.loads((tmp_path / "results.json").read_text())["ranges"]

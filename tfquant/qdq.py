@@ -60,6 +60,7 @@ def quantize_dequantize(
         raise ValueError(f"unknown gradient of ranges {range_gradient!r}; known: {', '.join(RANGE_GRADIENTS)}")
     dtype = x.dtype
     x = tf.cast(x, tf.float32)
+    lower, upper = (tf.convert_to_tensor(end, tf.float32) for end in (lower, upper))
     if channel_axes:
         shape = [x.shape[axis] if axis in channel_axes else 1 for axis in range(x.shape.rank)]
         lower, upper = tf.reshape(lower, shape), tf.reshape(upper, shape)
