@@ -12,13 +12,12 @@ import argparse
 import pathlib
 import resource
 import statistics
-import time
 
 import numpy as np
 
 import tfquant
 from benchmarks.results import Results
-from benchmarks.sensitivity_cost import short
+from benchmarks.sensitivity_cost import seconds, short
 from benchmarks.squad_data import Squad
 from tfquant import ptq
 
@@ -41,12 +40,13 @@ def measure(squad: Squad, windows: int, length: int, iterations: int) -> dict:
     batches, held = batches[:-HELD], batches[-HELD:]
     exact = [{name: np.asarray(value) for name, value in model(batch).items()} for batch in held]
     quantized = tfquant.quantize(model, RECIPE, calibration=batches[:1], progress=False)
-    nearest, start, worked = errors(quantized, held, exact), time.perf_counter(), time.process_time()
-    report = ptq.adaround(quantized, batches, iterations=iterations, seed=SEED)
-    took, work = time.perf_counter() - start, time.process_time() - worked
+    nearest, reports = errors(quantized, held, exact), []
+    took, work = seconds(lambda: reports.append(ptq.adaround(quantized, batches, iterations=iterations, seed=SEED)))
+    report = reports[0]
     print(report)
     return {
-        "windows": len(batches) * 16, "tokens": length, "iterations": iterations, "weights": len(report.layers),
+        "windows": sum(len(batch["input_ids"]) for batch in batches),
+        "tokens": length, "iterations": iterations, "weights": len(report.layers),
         "minutes": round(took / 60, 2), "processor minutes": round(work / 60, 2),
         "peak GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "error of layers, learned / nearest": round(statistics.median(r.mse / r.mse_nearest for r in report.layers), 3),
