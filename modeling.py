@@ -1,8 +1,7 @@
 """BERT, RoBERTa, DistilBERT and MobileBERT in plain Keras 3 layers; nothing here knows about quantization.
 
-This module builds whole models and is the public face of its siblings: `modeling_config` (sizes, read from files),
-`modeling_bert`, `modeling_roberta`, `modeling_distilbert`, `modeling_mobilebert` (encoders), `modeling_heads`,
-`modeling_layers` (what they are made of) and `modeling_checkpoint` (reading of weights).
+This module builds whole models and is the public face of the package `encoders`, which has what they are made of: sizes read from
+files, the four encoders, their layers and heads, and the reading of weights.
 
 All models take the same inputs; an architecture ignores what it has no use for. Letters in shapes: B batch, S sequence
 length, H hidden size.
@@ -12,25 +11,24 @@ from collections.abc import Callable
 
 import keras
 
-import modeling_distilbert
-import modeling_roberta
-from modeling_backbone import Backbone
-from modeling_bert import Bert
-from modeling_checkpoint import LoadReport as LoadReport
-from modeling_checkpoint import detect_lower_case as detect_lower_case
-from modeling_checkpoint import load_weights as load_weights
-from modeling_config import BertConfig, DistilBertConfig, MobileBertConfig, RobertaConfig
-from modeling_config import config_from_file as config_from_file
-from modeling_distilbert import DistilBert
-from modeling_heads import FirstToken as FirstToken
-from modeling_heads import Head
-from modeling_layers import ACTIVATIONS as ACTIVATIONS
-from modeling_layers import MASKED_SCORE as MASKED_SCORE
-from modeling_layers import gelu as gelu
-from modeling_layers import gelu_tanh as gelu_tanh
-from modeling_mobilebert import MobileBert
-from modeling_names import HEAD_NAMES as HEAD_NAMES
-from modeling_roberta import Roberta
+from encoders import distilbert, roberta
+from encoders.backbone import Backbone
+from encoders.bert import Bert
+from encoders.checkpoint import LoadReport as LoadReport
+from encoders.checkpoint import detect_lower_case as detect_lower_case
+from encoders.checkpoint import load_weights as load_weights
+from encoders.config import BertConfig, DistilBertConfig, MobileBertConfig, RobertaConfig
+from encoders.config import config_from_file as config_from_file
+from encoders.distilbert import DistilBert
+from encoders.heads import FirstToken as FirstToken
+from encoders.heads import Head
+from encoders.layers import ACTIVATIONS as ACTIVATIONS
+from encoders.layers import MASKED_SCORE as MASKED_SCORE
+from encoders.layers import gelu as gelu
+from encoders.layers import gelu_tanh as gelu_tanh
+from encoders.mobilebert import MobileBert
+from encoders.names import HEAD_NAMES as HEAD_NAMES
+from encoders.roberta import Roberta
 
 Config = BertConfig | RobertaConfig | DistilBertConfig | MobileBertConfig
 
@@ -148,7 +146,7 @@ def build_classifier(
 def _hidden_layer(config: Config, dropout: bool, seed: int | None, dtype: str | None) -> Callable | None:
     """The hidden layer of a classification head; None where the pooler is in its place."""
     if isinstance(config, RobertaConfig):
-        return modeling_roberta.classifier_features(config, dropout=dropout, seed=seed, dtype=dtype)
+        return roberta.classifier_features(config, dropout=dropout, seed=seed, dtype=dtype)
     if isinstance(config, DistilBertConfig):
-        return modeling_distilbert.classifier_features(config, seed=seed, dtype=dtype)
+        return distilbert.classifier_features(config, seed=seed, dtype=dtype)
     return None

@@ -37,12 +37,11 @@ setup(
     version="0.1.0",
     description="Graph-level quantization of TensorFlow and Keras 3 models, made for BERT",
     python_requires=">=3.11",
-    packages=find_packages(include=["tfquant", "tfquant.*", "calib", "tasks", "tasks.*", "runs", "squad_run", "glue_run"]),
+    packages=find_packages(
+        include=["tfquant", "tfquant.*", "calib", "encoders", "tasks", "tasks.*", "runs", "squad_run", "glue_run"]
+    ),
     package_data={"tfquant.recipes": ["*.yaml"]},
-    py_modules=[
-        "modeling", "modeling_backbone", "modeling_bert", "modeling_checkpoint", "modeling_config", "modeling_distilbert",
-        "modeling_heads", "modeling_layers", "modeling_mobilebert", "modeling_names", "modeling_roberta", "squad_evaluate",
-    ],
+    py_modules=["modeling", "squad_evaluate"],
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

@@ -10,9 +10,9 @@ from keras import ops
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import modeling
-import modeling_layers
 import run_glue
 import tfquant
+from encoders import layers
 from glue_run import command_line
 from glue_run.histograms import write_graph, write_histograms
 from tasks.glue import synthetic
@@ -46,7 +46,7 @@ def test_histograms_are_those_of_the_layers_tensors_without_padding(tmp_path):
     found, given = histograms(tmp_path), batch()
     assert sorted(found) == [f"layer_{number:02d}/{name}" for number in (1, 2) for name in ALIKE]
     bert, real = model.get_layer("bert"), given["input_mask"] > 0
-    mask = modeling_layers.attention_mask(given["input_mask"])
+    mask = layers.attention_mask(given["input_mask"])
     state = bert.embeddings(given["input_ids"], given["segment_ids"])
     for number, layer in enumerate(bert.encoder.stack, start=1):
         x = layer.attention(state, mask)

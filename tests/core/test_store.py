@@ -14,8 +14,8 @@ import pytest
 import tensorflow as tf
 
 import modeling
-import modeling_checkpoint
 import tfquant
+from encoders import checkpoint as encoder_weights
 from tests.graph import models
 from tfquant import checkpoint
 from tfquant.spec import QuantSpec, Recipe, Rule
@@ -261,7 +261,7 @@ def test_tensorflow_reads_googles_names_and_ours_below_one_prefix(bert, bert_pre
 
 def test_modeling_reads_the_weights_and_ignores_the_rest(bert, bert_prefix, batch, tiny_bert_config):
     model = modeling.build_squad_model(tiny_bert_config, seed=4)
-    report = modeling_checkpoint.load_weights(model, str(bert_prefix))
+    report = encoder_weights.load_weights(model, str(bert_prefix))
     assert not report.missing and not report.unexpected
     for name, logits in bert.original(batch).items():
         np.testing.assert_array_equal(model(batch)[name], logits)

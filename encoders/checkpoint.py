@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 from safetensors import SafetensorError, safe_open
 
-from modeling_names import architecture_of, variable_name
-from modeling_names import google_name as google_name
+from encoders.names import architecture_of, variable_name
+from encoders.names import google_name as google_name
 
 # Never weights of a model: optimizer state (Google's, NVIDIA's and ours) and the state of this project's training.
 _IGNORED = re.compile(

@@ -7,9 +7,9 @@ on), so that checkpoints travel by variable name in both directions.
 import keras
 from keras import ops
 
-from modeling_backbone import Backbone
-from modeling_config import BertConfig
-from modeling_layers import Embeddings, Parts, first_rows, tanh_pooler
+from encoders.backbone import Backbone
+from encoders.config import BertConfig
+from encoders.layers import Embeddings, Parts, first_rows, tanh_pooler
 
 
 class BertEmbeddings(Embeddings):

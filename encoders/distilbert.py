@@ -6,10 +6,10 @@ BERT's encoder without token types, pooler and dropout behind the attention; wei
 import keras
 from keras import ops
 
-from modeling_backbone import Backbone
-from modeling_config import DistilBertConfig
-from modeling_heads import FirstToken
-from modeling_layers import Embeddings, Parts, first_rows
+from encoders.backbone import Backbone
+from encoders.config import DistilBertConfig
+from encoders.heads import FirstToken
+from encoders.layers import Embeddings, Parts, first_rows
 
 
 class DistilBertEmbeddings(Embeddings):

@@ -6,7 +6,7 @@ import math
 import os
 from typing import ClassVar
 
-from modeling_layers import ACTIVATIONS
+from encoders.layers import ACTIVATIONS
 
 
 @dataclasses.dataclass(frozen=True)

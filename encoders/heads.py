@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from modeling_layers import ACTIVATIONS, Dropout, precise, seed_stream
+from encoders.layers import ACTIVATIONS, Dropout, precise, seed_stream
 
 
 class Head(keras.layers.Layer):

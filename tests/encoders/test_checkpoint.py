@@ -11,7 +11,7 @@ import tensorflow as tf
 from safetensors.numpy import save_file
 
 import modeling
-from modeling_checkpoint import google_name
+from encoders.checkpoint import google_name
 
 TINY = modeling.BertConfig(
     vocab_size=11, hidden_size=4, num_hidden_layers=2, num_attention_heads=2, intermediate_size=6,

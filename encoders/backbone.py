@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import keras
 
-from modeling_config import TransformerConfig
-from modeling_layers import Encoder, Parts, attention_mask
+from encoders.config import TransformerConfig
+from encoders.layers import Encoder, Parts, attention_mask
 
 
 class Backbone(keras.layers.Layer):

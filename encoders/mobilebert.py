@@ -8,9 +8,9 @@ Weights have BERT's names below `mobilebert/`, those of the bottlenecks and feed
 import keras
 from keras import ops
 
-from modeling_backbone import Backbone
-from modeling_config import MobileBertConfig
-from modeling_layers import (
+from encoders.backbone import Backbone
+from encoders.config import MobileBertConfig
+from encoders.layers import (
     ACTIVATIONS,
     DenseBlock,
     Dropout,

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 import modeling
-from tests import hugging_face
-from tests.mobilebert_reference import mobilebert_states
+from tests.encoders import hugging_face
+from tests.encoders.mobilebert_reference import mobilebert_states
 from tfquant import checkpoint
 
 TOLERANCE = dict(rtol=0, atol=1e-5)

@@ -7,10 +7,10 @@ Weights have BERT's names below `roberta/`.
 import keras
 from keras import ops
 
-from modeling_backbone import Backbone
-from modeling_config import RobertaConfig
-from modeling_heads import FirstToken
-from modeling_layers import Embeddings, Parts, tanh_pooler
+from encoders.backbone import Backbone
+from encoders.config import RobertaConfig
+from encoders.heads import FirstToken
+from encoders.layers import Embeddings, Parts, tanh_pooler
 
 
 def position_ids(input_ids, pad_token_id: int):
