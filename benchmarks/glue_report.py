@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 NAMES = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "rte": "RTE"}
-
 
 # Development sets of GLUE, medians of five seeds, arXiv 2109.12948; a mean is over eight tasks there.
 PAPER = {
@@ -24,22 +23,23 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: the median of every task, their mean, how far that is from float, and how much smaller parameters are."""
     if not rows:
         return "Not measured yet."
-    base = rows["float"]["average"] if "float" in rows else None
-    lines = [f"| | {' | '.join(NAMES.values())} | mean | to float | smaller |", "|---|" + "---|" * (len(NAMES) + 3)]
-    for name, figures in rows.items():
-        cells = [f"{figures['medians'][task]:.2f}" for task in NAMES]
-        away = "" if base is None or name == "float" else f"{figures['average'] - base:+.2f}"
-        smaller = f"{figures['times_smaller']:.2f}x" if "times_smaller" in figures else ""
-        lines.append(f"| {name} | {' | '.join(cells)} | {figures['average']:.2f} | {away} | {smaller} |")
-    return "\n".join(lines)
+    sizes = [f"{figures['times_smaller']:.2f}x" if "times_smaller" in figures else "" for figures in rows.values()]
+    means = {name: (figures["medians"], figures["average"]) for name, figures in rows.items()}
+    return _markdown(means, "mean", ("smaller", sizes))
 
 
 def paper_table() -> str:
     """Markdown: the same rows of the paper, as far as it is known what they are."""
-    base = PAPER["float"][1]
-    lines = [f"| | {' | '.join(NAMES.values())} | GLUE | to float |", "|---|" + "---|" * (len(NAMES) + 2)]
-    for name, (tasks, average) in PAPER.items():
-        cells = [f"{tasks[task]:.2f}" if task in tasks else "" for task in NAMES]
-        away = "" if name == "float" else f"{average - base:+.2f}"
-        lines.append(f"| {name} | {' | '.join(cells)} | {average:.2f} | {away} |")
-    return "\n".join(lines)
+    return _markdown(PAPER, "GLUE")
+
+
+def _markdown(rows: Mapping[str, tuple[Mapping[str, float], float]], mean: str, *more: tuple[str, Sequence[str]]) -> str:
+    """Row -> (score of each task that is known, mean of all); `more` are columns behind."""
+    base = rows["float"][1] if "float" in rows else None
+    heads = ["", *NAMES.values(), mean, "to float", *(head for head, _ in more)]
+    lines = [heads, ["---"] * len(heads)]
+    for number, (name, (tasks, average)) in enumerate(rows.items()):
+        away = "" if base is None or name == "float" else f"{average - base:+.2f}"
+        scores = [f"{tasks[task]:.2f}" if task in tasks else "" for task in NAMES]
+        lines.append([name, *scores, f"{average:.2f}", away, *(cells[number] for _, cells in more)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

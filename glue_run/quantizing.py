@@ -22,7 +22,7 @@ from tfquant.graph.letters import find_letters
 from tfquant.graph.plan import RecipeError
 from tfquant.graph.source import source_of
 from tfquant.graph.trace import trace
-from tfquant.ptq.layers import choose
+from tfquant.ptq.layers import ChoiceError
 from tfquant.recipes.quant_dict import HIDDEN, parse_quant_dict, with_quant_dict
 from tfquant.spec import PARAMETER_ROLES, ROLES, address
 
@@ -186,34 +186,35 @@ def round_weights(
         folder: keeps finished layers, so that a run that was cut off goes on.
     """
     sites = settings.adaround if "," not in settings.adaround else settings.adaround.split(",")
+    batches = rounding_batches(features, settings, seed)
+    shown = settings.tqdm and group.rank == 0
     try:
-        choose(engine_of(network), sites)
-    except ValueError as error:
+        report = ptq.adaround(
+            network, batches, sites=sites, mask="input_mask", folder=folder, progress=shown, seed=seed, **_rounding(settings)
+        )
+    except ChoiceError as error:
         raise FlagError(f"  --adaround {settings.adaround}: {error}") from error
-    report = ptq.adaround(
-        network,
-        rounding_batches(features, settings, seed),
-        sites=sites,
-        mask="input_mask",
-        folder=folder,
-        progress=settings.tqdm and group.rank == 0,
-        iterations=settings.adaround_iters,
-        learning_rate=settings.adaround_lr,
-        regularization=settings.adaround_weight,
-        rounding=ROUNDINGS[settings.adaround_mode],
-        annealing=settings.adaround_annealing,
-        decay=settings.adaround_decay_type,
-        decay_shape=settings.adaround_decay_shape,
-        decay_start=settings.adaround_decay_start,
-        warmup=settings.adaround_warmup,
-        include_activation=settings.adaround_include_act_func,
-        asymmetric=settings.adaround_asym,
-        seed=seed,
-    )
     say(str(report.table()))
     if settings.rounds_activations and not settings.dynamic_ranges:
         _estimate_activations_again(network, features, settings, group, seed)
     return {"seconds": report.seconds, "layers": [dataclasses.asdict(layer) for layer in report.layers]}
+
+
+def _rounding(settings: Settings) -> dict[str, Any]:
+    """How weights are learned, as `ptq.adaround` wants it."""
+    return {
+        "iterations": settings.adaround_iters,
+        "learning_rate": settings.adaround_lr,
+        "regularization": settings.adaround_weight,
+        "rounding": ROUNDINGS[settings.adaround_mode],
+        "annealing": settings.adaround_annealing,
+        "decay": settings.adaround_decay_type,
+        "decay_shape": settings.adaround_decay_shape,
+        "decay_start": settings.adaround_decay_start,
+        "warmup": settings.adaround_warmup,
+        "include_activation": settings.adaround_include_act_func,
+        "asymmetric": settings.adaround_asym,
+    }
 
 
 def _estimate_activations_again(network: Any, features: glue.Features, settings: Settings, group: Group, seed: int) -> None:

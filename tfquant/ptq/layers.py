@@ -67,6 +67,10 @@ class Unsuitable(Exception):
     """Why the weight of a site cannot be rounded anew."""
 
 
+class ChoiceError(ValueError):
+    """The weights that were asked for are not there or cannot be rounded anew."""
+
+
 def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], list[tuple[str, str]]]:
     """The layers of the chosen sites in graph order, and the sites that were left out with the reason.
 
@@ -75,7 +79,7 @@ def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], lis
         several of these.
 
     Raises:
-      ValueError: an entry matches no weight, or names one that cannot be rounded anew.
+      ChoiceError: an entry matches no weight, or names one that cannot be rounded anew.
     """
     patterns = (sites,) if isinstance(sites, str) else tuple(sites)
     there = [site for site in engine.plan.sites if site.is_weight and site.role != "bias" and site.enabled]
@@ -84,7 +88,7 @@ def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], lis
         found = [site for site in there if _matches(pattern, site)]
         if not found and not (pattern in _WORDS and len(patterns) > 1):
             near = ", ".join(site.address for site in there[:4]) or "none: the recipe quantizes no weight"
-            raise ValueError(f"{pattern!r} matches no quantized weight; there are {near}{', ...' if len(there) > 4 else ''}")
+            raise ChoiceError(f"{pattern!r} matches no quantized weight; there are {near}{', ...' if len(there) > 4 else ''}")
         for site in found:
             named[site.address] = named.get(site.address, False) or (pattern not in _WORDS and pattern not in ROLES)
     finder = LayerFinder(engine)
@@ -96,10 +100,10 @@ def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], lis
             layers.append(finder.layer(site))
         except Unsuitable as error:
             if named[site.address]:
-                raise ValueError(f"site {site.address} cannot be rounded anew: {error}") from error
+                raise ChoiceError(f"site {site.address} cannot be rounded anew: {error}") from error
             skipped.append((site.address, str(error)))
     if not layers:
-        raise ValueError(f"no chosen weight can be rounded anew; the first, {skipped[0][0]}: {skipped[0][1]}")
+        raise ChoiceError(f"no chosen weight can be rounded anew; the first, {skipped[0][0]}: {skipped[0][1]}")
     return sorted(layers, key=lambda layer: finder.position(layer)), skipped
 
 
