@@ -60,9 +60,9 @@ def test_a_quantized_network_is_calibrated_exported_and_scored_in_one_run(files,
     ("changes", "name"),
     [
         ({"predict_with": "openvino"}, "model.xml"),
-        ({"predict_with": "openvino", "export_target": "onnx"}, "model.onnx"),
+        pytest.param({"predict_with": "openvino", "export_target": "onnx"}, "model.onnx", marks=pytest.mark.long),
         ({"predict_with": "litert"}, "model.tflite"),
-        ({"predict_with": "tensorflow", "export_target": "saved_model"}, "saved_model"),
+        pytest.param({"predict_with": "tensorflow", "export_target": "saved_model"}, "saved_model", marks=pytest.mark.long),
         ({"predict_with": "tensorflow", "export_target": "tensorrt"}, "tensorrt.onnx"),
     ],
 )

@@ -249,6 +249,7 @@ def test_training_moves_the_weights(bert, dynamic):
     assert max(float(tf.reduce_max(tf.abs(tf.convert_to_tensor(g)))) for g in gradients) > 0
 
 
+@pytest.mark.long
 def test_adaround_and_bias_correction_run_on_dynamic_activations():
     case = models.own_bert(1)
     model = tfquant.quantize(case.model, everywhere(), [], inputs=case.batches[0], progress=False)

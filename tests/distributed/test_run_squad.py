@@ -116,6 +116,7 @@ def flags(**settings) -> list[str]:
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
+@pytest.mark.long
 @needs_ranks
 def test_horovodrun_trains_and_mpirun_predicts_what_one_process_does(files, tmp_path):
     common = ["python", "run_squad.py", *flags(**files), "--horovod"]
@@ -135,6 +136,7 @@ def test_horovodrun_trains_and_mpirun_predicts_what_one_process_does(files, tmp_
     assert answers[0] == answers[1] and len(answers[0]) == 20
 
 
+@pytest.mark.long
 @needs_ranks
 def test_the_example_trains_in_two_processes_what_it_trains_in_one(files, tmp_path, monkeypatch):
     monkeypatch.setattr(two_ranks.os, "cpu_count", lambda: 2)

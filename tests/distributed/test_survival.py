@@ -131,6 +131,7 @@ def test_a_killed_rank_ends_horovodrun_too(settings, start):
     assert 4 <= last_step(settings) < STEPS
 
 
+@pytest.mark.long
 @needs_ranks
 def test_two_ranks_with_dropout_resume_bit_for_bit_after_a_signal_to_one(tmp_path):
     found = sorted(found_by_two_ranks("resume_worker.py", tmp_path), key=lambda one: one["rank"])
