@@ -21,7 +21,7 @@ from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, Squad
 from squad_run.flags import RANGES_OF
 from tfquant.host_memory import keep_freed_memory
-from tfquant.spec import ROLES
+from tfquant.site import ROLES
 from tfquant.training import Distillation
 
 BATCH, LENGTH = 8, 384

@@ -24,7 +24,7 @@ from tfquant.graph.source import source_of
 from tfquant.graph.trace import trace
 from tfquant.ptq.layers import ChoiceError
 from tfquant.recipes.quant_dict import HIDDEN, parse_quant_dict, with_quant_dict
-from tfquant.spec import PARAMETER_ROLES, ROLES, address
+from tfquant.site import PARAMETER_ROLES, ROLES, address
 
 BASE = "int8_outputs"
 WEIGHTS = tuple(role for role in ROLES if role in (*PARAMETER_ROLES, "pooler", "logits") and role != "bias")

@@ -15,7 +15,8 @@ from runs.settings import CONTENT, FREE, StepNames, flag
 from runs.settings import FlagError as FlagError
 from tfquant import recipes
 from tfquant.export.targets import TARGETS
-from tfquant.spec import PARAMETER_ROLES, ROLES, UPDATES
+from tfquant.site import PARAMETER_ROLES, ROLES
+from tfquant.spec import UPDATES
 from tfquant.training.distillation import DIRECTIONS, TEMPERATURE
 
 MODES = ("ft1", "ft2", "ft3", "trt")

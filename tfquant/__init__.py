@@ -16,8 +16,10 @@ from tfquant.export.packed import size_report
 from tfquant.mixed_precision import SearchReport, TargetError, mixed_precision
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.recipes import recipe
+from tfquant.rules import Fuse, Recipe, Rule
 from tfquant.sensitivity import SensitivityReport, sensitivity
-from tfquant.spec import Fuse, QuantSpec, Recipe, Rule, Site
+from tfquant.site import Site
+from tfquant.spec import QuantSpec
 from tfquant.store import load, save
 
 __all__ = [

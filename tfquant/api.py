@@ -14,7 +14,7 @@ from tfquant.graph.source import TraceError, is_keras_model, source_of
 from tfquant.graph.trace import trace
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.recipes import recipe as named_recipe
-from tfquant.spec import Recipe
+from tfquant.rules import Recipe
 
 DEFAULT_RECIPE = "int8_residual_float"
 

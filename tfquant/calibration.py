@@ -17,7 +17,7 @@ from tfquant.engine import Engine
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.observation import Observation
 from tfquant.sequential import SequentialObservation
-from tfquant.spec import Site
+from tfquant.site import Site
 
 ORDERS = ("parallel", "sequential")
 

@@ -24,7 +24,7 @@ from tfquant import qdq
 from tfquant.graph.axes import TokenAxes, mask_index, padded_axes
 from tfquant.graph.roles import Edge
 from tfquant.graph.trace import Trace
-from tfquant.spec import Site
+from tfquant.site import Site
 
 
 class DynamicRanges:

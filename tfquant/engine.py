@@ -22,7 +22,8 @@ from tfquant.graph.roles import Edge, find_roles
 from tfquant.graph.source import Source
 from tfquant.graph.trace import Trace, trace
 from tfquant.quantizer import Quantizer, UncalibratedError
-from tfquant.spec import Recipe, Site
+from tfquant.rules import Recipe
+from tfquant.site import Site
 
 MODES = ("float", "quantized")
 SiteEdit = Callable[[Site, tf.Tensor], tf.Tensor]

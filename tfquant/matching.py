@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 
-from tfquant.spec import ROLES, Site
+from tfquant.site import ROLES, Site
 
 
 def matches(pattern: str, site: Site) -> bool:

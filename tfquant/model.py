@@ -14,7 +14,7 @@ from tfquant.engine import Engine
 from tfquant.graph.plan import Plan
 from tfquant.graph.source import is_keras_model
 from tfquant.learned import parameter_path
-from tfquant.spec import Recipe
+from tfquant.rules import Recipe
 
 
 class _State:

@@ -20,7 +20,7 @@ from tfquant.engine import Engine
 from tfquant.graph.axes import TokenAxes, mask_index, token_axes
 from tfquant.graph.roles import Edge
 from tfquant.messages import one_line
-from tfquant.spec import Site
+from tfquant.site import Site
 
 
 class Observation:

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfquant import qdq
 from tfquant.distributed import Group, Single
 from tfquant.learned import PARAMETRIZATIONS, LearnedRange
-from tfquant.spec import Site
+from tfquant.site import Site
 
 GROUP_OF = "group_of"
 

@@ -27,7 +27,7 @@ from tfquant.engine import fused_ranges
 from tfquant.graph.axes import TokenAxes
 from tfquant.graph.roles import Edge
 from tfquant.observation import Observation
-from tfquant.spec import Site
+from tfquant.site import Site
 
 
 class SequentialObservation(Observation):

@@ -17,7 +17,8 @@ from tfquant.engine import Engine
 from tfquant.graph.source import source_of
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.quantizer import GROUP_OF
-from tfquant.spec import Recipe, Site
+from tfquant.rules import Recipe
+from tfquant.site import Site
 
 # Everything that is not a weight of the model lies below this prefix.
 PREFIX = "tfquant/"

@@ -18,7 +18,7 @@ from tfquant.engine import Engine
 from tfquant.graph.letters import find_letters
 from tfquant.graph.roles import Block, find_blocks
 from tfquant.graph.source import source_of
-from tfquant.spec import Recipe, Rule
+from tfquant.rules import Recipe, Rule
 
 _FLOAT = Recipe((Rule(None, optional=True),), "float")
 

@@ -8,7 +8,8 @@ import tensorflow as tf
 import calib
 import modeling
 import tfquant
-from tfquant.spec import QuantSpec, Recipe, Rule
+from tfquant.rules import Recipe, Rule
+from tfquant.spec import QuantSpec
 
 RNG_ROWS = np.random.default_rng(5).normal(size=(40, 6)).astype(np.float32)
 MAX = Recipe((Rule(QuantSpec(granularity="per_channel"), "weight"), Rule(QuantSpec(), "linear_input")), name="max")

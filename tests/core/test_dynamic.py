@@ -13,7 +13,8 @@ from tfquant import ptq, qdq
 from tfquant.dynamic import extremes
 from tfquant.export.errors import ExportError
 from tfquant.graph.plan import RecipeError
-from tfquant.spec import Fuse, QuantSpec, Recipe, Rule
+from tfquant.rules import Fuse, Recipe, Rule
+from tfquant.spec import QuantSpec
 
 RNG = np.random.default_rng(0)
 ASYMMETRIC = QuantSpec(symmetric=False, dynamic=True)

@@ -7,7 +7,8 @@ import pytest
 import calib
 import tfquant
 from tests.distributed.ranks import on_ranks
-from tfquant.spec import QuantSpec, Recipe, Rule
+from tfquant.rules import Recipe, Rule
+from tfquant.spec import QuantSpec
 
 BATCHES = [np.random.default_rng(i).normal(size=(3 + i, 4, 8)).astype(np.float32) for i in range(4)]
 LOGITS = "classes:logits:output"

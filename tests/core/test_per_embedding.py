@@ -13,7 +13,8 @@ from tests.core.test_qdq import formula
 from tests.graph import models
 from tfquant.export.codes import Affine
 from tfquant.graph.plan import RecipeError
-from tfquant.spec import Fuse, QuantSpec, Recipe, Rule
+from tfquant.rules import Fuse, Recipe, Rule
+from tfquant.spec import QuantSpec
 
 RNG = np.random.default_rng(0)
 FFN = "bert/encoder/layer_{}/output/dense:residual_other:other"

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from calib.grid import Grid
 from tfquant import formats, qdq
 from tfquant.quantizer import Quantizer
-from tfquant.spec import QuantSpec, Site
+from tfquant.site import Site
+from tfquant.spec import QuantSpec
 
 BITS = range(2, 17)
 KINDS = ("narrow", "full", "unsigned", "asymmetric")

@@ -8,7 +8,8 @@ import calib
 import modeling
 import tfquant
 from tests.distributed.ranks import on_ranks
-from tfquant.spec import QuantSpec, Recipe, Rule
+from tfquant.rules import Recipe, Rule
+from tfquant.spec import QuantSpec
 from tfquant.taps import tap
 
 BATCHES = [np.random.default_rng(i).normal(size=(10 + i, 6)).astype(np.float32) * (1 + i % 3) for i in range(4)]

@@ -15,7 +15,9 @@ from tfquant import recipes
 from tfquant.graph.plan import RecipeError
 from tfquant.graph.source import source_of
 from tfquant.graph.trace import trace
-from tfquant.spec import ROLES, Fuse, QuantSpec, Recipe, Rule
+from tfquant.rules import Fuse, Recipe, Rule
+from tfquant.site import ROLES
+from tfquant.spec import QuantSpec
 
 INT8 = QuantSpec()
 INT4 = QuantSpec("int4")

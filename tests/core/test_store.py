@@ -18,7 +18,8 @@ import tfquant
 from encoders import checkpoint as encoder_weights
 from tests.graph import models
 from tfquant import checkpoint
-from tfquant.spec import QuantSpec, Recipe, Rule
+from tfquant.rules import Recipe, Rule
+from tfquant.spec import QuantSpec
 
 ROWS = np.random.default_rng(5).normal(size=(40, 6)).astype(np.float32)
 BOTH = Recipe((Rule(QuantSpec(granularity="per_channel"), "weight"), Rule(QuantSpec(), "linear_input")), name="both")

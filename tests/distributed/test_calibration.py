@@ -17,7 +17,8 @@ import tfquant.observation
 from tests.distributed.ranks import needs_ranks, on_ranks, two_ranks
 from tfquant.agreement import OtherRankError
 from tfquant.distributed import Horovod
-from tfquant.spec import QuantSpec, Recipe, Rule
+from tfquant.rules import Recipe, Rule
+from tfquant.spec import QuantSpec
 
 SAMPLE = 1024
 METHODS = {"max": {}, "percentile": {"percentile": 99.0}, "mse": {}, "entropy": {}, "moving_average": {}}

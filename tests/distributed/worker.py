@@ -9,7 +9,8 @@ import numpy as np
 
 import tfquant
 from tfquant.distributed import DivergedError, Group, Horovod, Single
-from tfquant.spec import QuantSpec, Recipe, Rule
+from tfquant.rules import Recipe, Rule
+from tfquant.spec import QuantSpec
 from tfquant.training import BertAdamW, Trainer, TrainOptions
 
 MOVING = Recipe(

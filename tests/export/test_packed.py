@@ -16,7 +16,8 @@ from tfquant.calibration import engine_of
 from tfquant.checkpoint import CheckpointError
 from tfquant.export import ExportError, packed
 from tfquant.export.order import Order
-from tfquant.spec import QuantSpec, Recipe, Rule
+from tfquant.rules import Recipe, Rule
+from tfquant.spec import QuantSpec
 
 ROWS = np.random.default_rng(5).normal(size=(20, 6)).astype(np.float32)
 # Every kind of parameter; activations asymmetric, so that their ranges have two ends.

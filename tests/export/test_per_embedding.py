@@ -10,8 +10,9 @@ import tfquant
 from tests.export.agreement import agreement_with
 from tests.graph import models
 from tfquant.export import ExportError
+from tfquant.rules import Rule
 from tfquant.runtimes import onnxruntime
-from tfquant.spec import QuantSpec, Rule
+from tfquant.spec import QuantSpec
 
 WIDTH = models.WIDTH
 

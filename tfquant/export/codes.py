@@ -12,7 +12,7 @@ from calib.grid import Grid
 from tfquant import qdq
 from tfquant.export.errors import ExportError
 from tfquant.quantizer import Quantizer
-from tfquant.spec import Site
+from tfquant.site import Site
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

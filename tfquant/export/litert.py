@@ -21,7 +21,7 @@ from tfquant.export.litert_graph import Rewriting, hiding_one
 from tfquant.export.order import Order
 from tfquant.graph.dataflow import VIEW_OPS
 from tfquant.graph.replay import NO_EDITS
-from tfquant.spec import Site
+from tfquant.site import Site
 
 _STEPS = 255  # between the codes of eight bits
 # Scales of channels are raised to this share of the largest one: the converter cuts off biases that overflow 32 bits.

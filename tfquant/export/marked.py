@@ -18,7 +18,7 @@ from tfquant.export.interface import Interface
 from tfquant.export.region import Region
 from tfquant.graph.replay import Edit, Edits
 from tfquant.graph.trace import Trace
-from tfquant.spec import Site
+from tfquant.site import Site
 
 # An identity with a text attribute. TensorFlow says of it that it has effects, so that nobody folds it, not even on a constant.
 MARKER = "CheckNumericsV2"

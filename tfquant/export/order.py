@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfquant.engine import Engine
 from tfquant.export.errors import ExportError
 from tfquant.export.interface import Interface
-from tfquant.spec import Site
+from tfquant.site import Site
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from tfquant.export.order import Order
-from tfquant.spec import Site
+from tfquant.site import Site
 
 _NOTES = {
     "onnxruntime": "open it with the session option session.x64quantprecision=1 or other answers come out",

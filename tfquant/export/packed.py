@@ -49,8 +49,8 @@ from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.source import source_of
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.quantizer import GROUP_OF, Quantizer
+from tfquant.rules import Recipe
 from tfquant.sizes import SizeReport, VariableSize
-from tfquant.spec import Recipe
 from tfquant.store import WEIGHTS, fingerprint, matching_weights, range_name, renamed_sites
 
 MARKS = {"format": "tfquant.packed", "version": "1"}

@@ -11,7 +11,7 @@ from tfquant import qdq
 from tfquant.export.order import Order
 from tfquant.quantizer import Quantizer
 from tfquant.runtimes.saved_model import SIGNATURE
-from tfquant.spec import Site
+from tfquant.site import Site
 
 
 def write(order: Order, path: str) -> None:

@@ -26,7 +26,7 @@ from tfquant.export.onnx_graph import (
 )
 from tfquant.export.order import Order
 from tfquant.runtimes.session import Contractions
-from tfquant.spec import ROLES
+from tfquant.site import ROLES
 
 _LISTED = 10  # violations in a message
 _KEEPING = ("int8_residual", "int8_residual_both", "trt")

@@ -18,7 +18,7 @@ from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.residual import Residual
 from tfquant.graph.roles import Structure
 from tfquant.graph.trace import Trace
-from tfquant.spec import address
+from tfquant.site import address
 
 OF_BLOCK = ("s", "p", "c", "g", "u", "x", "h", "y", "z", "L")
 OF_MODEL = ("e", "Et", "P", "C", "wP", "wC")

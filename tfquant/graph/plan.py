@@ -15,7 +15,9 @@ from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.embedding import Embedding
 from tfquant.graph.roles import Edge, Roles, find_roles
 from tfquant.graph.trace import Trace
-from tfquant.spec import ROLES, QuantSpec, Recipe, Rule, Site
+from tfquant.rules import Recipe, Rule
+from tfquant.site import ROLES, Site
+from tfquant.spec import QuantSpec
 
 
 class RecipeError(ValueError):

@@ -16,7 +16,7 @@ from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, common_p
 from tfquant.graph.layernorm import LayerNorm, find_layernorms
 from tfquant.graph.residual import Residual, before_residual, downstream, find_residuals
 from tfquant.graph.trace import Trace
-from tfquant.spec import address
+from tfquant.site import address
 
 _NONNEGATIVE_OPS = frozenset("Softmax Relu Relu6 Sigmoid Softplus Exp Square Abs".split())
 _NONLINEAR_OPS = frozenset("Relu Relu6 LeakyRelu Elu Selu Erf Erfc Tanh Sigmoid Softplus Softsign".split())

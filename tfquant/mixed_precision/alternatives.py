@@ -11,7 +11,9 @@ from tfquant.engine import Engine, fused_ranges
 from tfquant.graph.plan import deciding_rule
 from tfquant.quantizer import Quantizer
 from tfquant.recipes.exact import with_specs
-from tfquant.spec import QuantSpec, Recipe, Site
+from tfquant.rules import Recipe
+from tfquant.site import Site
+from tfquant.spec import QuantSpec
 
 
 class Alternatives:

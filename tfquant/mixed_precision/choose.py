@@ -23,10 +23,11 @@ from tfquant.mixed_precision.search import Search, Unit, Unreachable
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.ptq.rows import Space
 from tfquant.ptq.walk import flattened
+from tfquant.rules import Recipe
 from tfquant.sensitivity.groups import chosen_sites
 from tfquant.sensitivity.measures import Metric
 from tfquant.sensitivity.trials import Trials
-from tfquant.spec import Recipe, Site
+from tfquant.site import Site
 
 TARGETS = {"fewest": "all", "smallest": "weights"}  # and whose formats may change if nothing is said
 # Of a loss: what networks that compute the same in other graphs may differ in.

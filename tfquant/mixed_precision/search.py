@@ -13,7 +13,7 @@ from tfquant.sensitivity.groups import parameter_bits
 from tfquant.sensitivity.measures import Reading
 from tfquant.sensitivity.network import FLOAT, OWN, Trial
 from tfquant.sensitivity.trials import Trials
-from tfquant.spec import Site
+from tfquant.site import Site
 
 # Unit -> number of its format, from 1; units that are not in it have their own.
 Levels = Mapping[str, int]

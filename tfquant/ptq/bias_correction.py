@@ -23,7 +23,7 @@ from tfquant.ptq.rows import Space
 from tfquant.ptq.samples import Outputs
 from tfquant.ptq.walk import Walk
 from tfquant.ptq.weight import Weight
-from tfquant.spec import address
+from tfquant.site import address
 
 
 @dataclasses.dataclass(frozen=True)

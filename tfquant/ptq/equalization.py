@@ -26,7 +26,7 @@ from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.ptq import extremes, factors, rescaling
 from tfquant.ptq.pairs import KINDS, Pair, find_pairs
 from tfquant.ptq.rescaling import EqualizationReport
-from tfquant.spec import Recipe, Rule
+from tfquant.rules import Recipe, Rule
 
 METHODS = ("smoothquant", "cross_layer")
 _FLOAT = Recipe((Rule(None, optional=True),), "float")

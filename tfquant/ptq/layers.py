@@ -12,7 +12,7 @@ from tfquant.graph.contractions import CONVOLUTION_OPS, MATMUL_OPS, equation, ma
 from tfquant.graph.dataflow import VIEW_OPS, Dataflow
 from tfquant.graph.roles import Edge, Roles, find_roles
 from tfquant.matching import matches
-from tfquant.spec import ROLES, Site
+from tfquant.site import ROLES, Site
 
 _WORDS = {"kernels": lambda s: s.port == "kernel", "embeddings": lambda s: s.role == "embedding", "all": lambda s: True}
 

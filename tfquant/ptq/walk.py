@@ -23,7 +23,7 @@ from tfquant.graph.roles import Edge
 from tfquant.messages import one_line
 from tfquant.ptq.layers import Use
 from tfquant.ptq.rows import Space
-from tfquant.spec import Site
+from tfquant.site import Site
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from tfquant.spec import Recipe
+from tfquant.rules import Recipe
 
 _FOLDER = pathlib.Path(__file__).parent
 

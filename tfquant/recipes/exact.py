@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 
 from tfquant.graph.roles import Edge
-from tfquant.spec import QuantSpec, Recipe, Rule
+from tfquant.rules import Recipe, Rule
+from tfquant.spec import QuantSpec
 
 
 def with_specs(

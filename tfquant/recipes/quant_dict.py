@@ -15,7 +15,9 @@ from tfquant.graph.roles import Edge, find_roles
 from tfquant.graph.source import source_of
 from tfquant.graph.trace import trace
 from tfquant.recipes.exact import with_specs
-from tfquant.spec import PARAMETER_ROLES, QuantSpec, Recipe
+from tfquant.rules import Recipe
+from tfquant.site import PARAMETER_ROLES
+from tfquant.spec import QuantSpec
 
 _GROUPS = re.compile(r"ng(p?)(\d+)")
 # Beside the letters: hidden states, [batch, tokens, embedding], of the whole model.

@@ -16,7 +16,7 @@ from tfquant.sensitivity.measures import Metric, Reading
 from tfquant.sensitivity.network import FLOAT, OWN, Trial
 from tfquant.sensitivity.report import GroupSensitivity, SensitivityReport
 from tfquant.sensitivity.trials import Trials
-from tfquant.spec import Site
+from tfquant.site import Site
 
 SWITCHES = ("on", "off")
 

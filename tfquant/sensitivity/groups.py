@@ -8,7 +8,7 @@ import numpy as np
 
 from tfquant import formats
 from tfquant.matching import matches
-from tfquant.spec import Site
+from tfquant.site import Site
 
 GROUPINGS = {"sites": lambda s: s.address, "layers": lambda s: s.path, "roles": lambda s: s.role}
 _WORDS = {"all": lambda s: True, "activations": lambda s: not s.is_weight, "weights": lambda s: s.is_weight}

@@ -20,7 +20,7 @@ from tfquant.graph.replay import Edits
 from tfquant.graph.roles import Edge
 from tfquant.ptq.rows import Space
 from tfquant.quantizer import Quantizer
-from tfquant.spec import Site
+from tfquant.site import Site
 
 # Address -> number of the quantizer that the site has; sites that are not in it are in float.
 State = Mapping[str, int]

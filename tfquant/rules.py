@@ -1,0 +1,307 @@
+"""Recipe, Rule, Fuse: which edges of a graph are quantized and how, as plain frozen data; JSON and YAML in and out.
+
+Nothing in here touches a graph. A recipe is an ordered list of rules; for each edge of a graph the last rule that matches wins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import yaml
+
+import calib
+from tfquant import fields
+from tfquant.messages import one_line
+from tfquant.site import PARAMETER_ROLES, ROLES
+from tfquant.spec import QuantSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One line of a recipe: which edges, and what becomes of them.
+
+    Attributes:
+      spec: how the edges are quantized; None leaves them in float (to except some from an earlier rule).
+      role: one of `ROLES` or several; `*` for all.
+      path: layer path, as a glob (`*/layer_0/*`) or, after `re:`, as a regular expression searched for in the path.
+      port: which edge of the layer (`kernel`, `input`, `q`, `k`, `v`, `probabilities`, ...), as a glob.
+      shape: static shape to match; None in it matches any size, None in its place any shape.
+      optional: without it a rule that matches no edge is an error.
+      name: shown in tables and errors; made from the rest if empty.
+    """
+
+    spec: QuantSpec | None
+    role: str | tuple[str, ...] = "*"
+    path: str = "*"
+    port: str = "*"
+    shape: tuple[int | None, ...] | None = None
+    optional: bool = False
+    name: str = ""
+
+    def __post_init__(self):
+        where = f"rule {self.name or self.path or self.role!r}"
+        for field in ("path", "port", "name"):
+            if not isinstance(getattr(self, field), str):
+                raise ValueError(f"{where}: {field} must be a string, got {getattr(self, field)!r}")
+        if not isinstance(self.optional, bool):
+            raise ValueError(f"{where}: optional must be true or false, got {self.optional!r}")
+        if self.spec is not None and not isinstance(self.spec, QuantSpec):
+            raise ValueError(f"{where}: spec must be a QuantSpec or None, got {self.spec!r}")
+        roles = fields.sequence(self.role, (str,), f"{where}: role must be a name or a list of names")
+        for role in roles:
+            if role != "*" and role not in ROLES:
+                raise ValueError(f"{where}: unknown role {role!r}; known: {', '.join(ROLES)}")
+        object.__setattr__(self, "role", roles[0] if len(roles) == 1 else roles)
+        if self.shape is not None:
+            message = f"{where}: shape must be a list of sizes (null matches any)"
+            object.__setattr__(self, "shape", fields.sequence(self.shape, (int, type(None)), message, single=False))
+        if self.path.startswith("re:"):
+            fields.compiled(self.path[3:], f"{where}, path")
+        if not self.name:
+            object.__setattr__(self, "name", self._made_name())
+
+    def _made_name(self) -> str:
+        """Differs between rules that match different edges."""
+        parts = ["/".join(self.roles)]
+        if self.path != "*":
+            parts.append(f"at {self.path}")
+        if self.port != "*":
+            parts.append(f"port {self.port}")
+        if self.shape is not None:
+            parts.append("of shape " + "x".join("?" if size is None else str(size) for size in self.shape))
+        return " ".join(parts)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (self.role,) if isinstance(self.role, str) else self.role
+
+    @property
+    def key(self) -> tuple:
+        """What the rule matches; two rules with one key can never both have an effect."""
+        return (tuple(sorted(self.roles)), self.path, self.port, self.shape)
+
+    def matches(self, role: str, path: str, port: str, shape: tuple[int | None, ...] | None) -> bool:
+        if "*" not in self.roles and role not in self.roles:
+            return False
+        if not fnmatch.fnmatchcase(port, self.port):
+            return False
+        if self.path.startswith("re:"):
+            if re.search(self.path[3:], path) is None:
+                return False
+        elif not fnmatch.fnmatchcase(path, self.path):
+            return False
+        return self.shape is None or _shape_matches(self.shape, shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        data = fields.public_fields(self)
+        data["role"] = list(self.roles) if len(self.roles) > 1 else self.roles[0]
+        data["shape"] = None if self.shape is None else list(self.shape)
+        data["spec"] = None if self.spec is None else self.spec.to_dict()
+        defaults = {"path": "*", "port": "*", "shape": None, "optional": False}
+        return {k: v for k, v in data.items() if k not in defaults or v != defaults[k]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Rule:
+        data = fields.mapping(data, "rule")
+        where = f"rule {data.get('name', data)!r}"
+        if "spec" not in data:
+            raise ValueError(f"{where} has no 'spec' (write spec: null to leave edges in float)")
+        if data["spec"] is not None:
+            try:
+                data["spec"] = QuantSpec.from_dict(data["spec"])
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+        return fields.build(cls, data, "rule")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fuse:
+    """Gives the query, key and value sites of each attention one common range, so that a fused QKV product has one scale.
+
+    Attributes:
+      role: `weight` (the three kernels), `linear_output` (their products) or `matmul_input` (q, k and v as matmul operands).
+    """
+
+    role: Literal["weight", "linear_output", "matmul_input"]
+
+    def __post_init__(self):
+        if self.role not in ("weight", "linear_output", "matmul_input"):
+            raise ValueError(f"cannot fuse ranges of role {self.role!r}; known: weight, linear_output, matmul_input")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Ordered rules and what goes for all of them. The last rule that matches an edge decides.
+
+    Attributes:
+      rules: see `Rule`.
+      name: for tables, files and errors.
+      share: consumers of one tensor whose specs are equal share one range; otherwise every consumer has its own.
+      fuse: common ranges over query, key and value.
+      disable: regular expressions searched for in site addresses; such sites keep and calibrate a range, but do not quantize.
+    """
+
+    rules: tuple[Rule, ...]
+    name: str = "custom"
+    share: bool = True
+    fuse: tuple[Fuse, ...] = ()
+    disable: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        where = f"recipe {self.name!r}"
+        if not isinstance(self.share, bool):
+            raise ValueError(f"{where}: share must be true or false, got {self.share!r}")
+        listed = {
+            "rules": fields.sequence(self.rules, (Rule,), f"{where}: rules must be a list of rules"),
+            "fuse": fields.sequence(self.fuse, (Fuse, str), f"{where}: fuse must be a list of roles", single=False),
+            "disable": fields.sequence(self.disable, (str,), f"{where}: disable must be a list of patterns", single=False),
+        }
+        listed["fuse"] = tuple(Fuse(f) if isinstance(f, str) else f for f in listed["fuse"])
+        for field, values in listed.items():
+            object.__setattr__(self, field, values)
+        for pattern in self.disable:
+            fields.compiled(pattern, f"{where}, disable")
+        self._check_conflicts()
+
+    def _check_conflicts(self) -> None:
+        by_key: dict[tuple, Rule] = {}
+        names: set[str] = set()
+        for rule in self.rules:
+            other = by_key.setdefault(rule.key, rule)
+            if other.spec != rule.spec:
+                raise ValueError(
+                    f"recipe {self.name!r}: rules {other.name!r} and {rule.name!r} match the same edges with different specs; "
+                    "remove one, or narrow its role, path, port or shape"
+                )
+            if rule.name in names:
+                raise ValueError(f"recipe {self.name!r}: two rules are called {rule.name!r}; give each a name of its own")
+            names.add(rule.name)
+
+    def with_rules(self, *rules: Rule, name: str | None = None) -> Recipe:
+        """The recipe with more rules behind its own, which therefore win. One that matches the same edges is replaced."""
+        rules = fields.sequence(rules, (Rule,), f"recipe {self.name!r}: rules must be a list of rules", single=False)
+        replaced = {rule.key for rule in rules}
+        kept = tuple(rule for rule in self.rules if rule.key not in replaced)
+        return dataclasses.replace(self, rules=kept + rules, name=name or self.name)
+
+    def with_method(self, method: str | calib.Method, *, roles: Iterable[str] | None = None, **options: Any) -> Recipe:
+        """The recipe with another range method.
+
+        Args:
+          method: name or `calib.Method`.
+          roles: what it is for; by default all activations, not weights, biases and embeddings.
+          **options: of the method, such as `percentile=99.99`.
+
+        Raises:
+          ValueError: unknown method, option or role, or no rule quantizes any of `roles`.
+        """
+        if isinstance(method, str):
+            method = calib.Method.parse(method, **options)
+        elif not isinstance(method, calib.Method) or options:
+            raise ValueError(f"a range method is a name with options, or a calib.Method without any, got {method!r}, {options}")
+        return self._map_specs(roles, lambda spec: dataclasses.replace(spec, method=method))
+
+    def with_spec(self, *, roles: Iterable[str], **changes: Any) -> Recipe:
+        """The recipe with fields of the QuantSpec changed for some roles, for example `roles=["weight"], format="int4"`.
+
+        `roles=["*"]` changes them all.
+
+        Raises:
+          ValueError: unknown field, value or role, or no rule quantizes any of `roles`.
+        """
+        known = [field.name for field in dataclasses.fields(QuantSpec)]
+        unknown = sorted(set(changes) - set(known))
+        if unknown:
+            raise ValueError(f"a quantization spec has no field {unknown[0]!r}; known: {', '.join(known)}")
+        return self._map_specs(roles, lambda spec: dataclasses.replace(spec, **changes))
+
+    def _map_specs(self, roles: Iterable[str] | None, change: Callable[[QuantSpec], QuantSpec]) -> Recipe:
+        if roles is None:
+            wanted = set(ROLES) - set(PARAMETER_ROLES)
+        else:
+            wanted = set(fields.sequence(roles, (str,), "roles must be a list of roles"))
+            wanted = set(ROLES) if "*" in wanted else wanted
+        unknown = wanted - set(ROLES)
+        if unknown:
+            raise ValueError(f"unknown role {sorted(unknown)[0]!r}; known: {', '.join(ROLES)}")
+        rules: dict[tuple, Rule] = {}
+        touched_any = False
+        for rule in self.rules:
+            own = ROLES if "*" in rule.roles else rule.roles
+            touched = tuple(role for role in own if role in wanted)
+            changed = change(rule.spec) if rule.spec is not None and touched else rule.spec
+            touched_any |= rule.spec is not None and bool(touched)
+            if len(touched) == len(own):
+                new = [dataclasses.replace(rule, spec=changed)]
+            elif changed == rule.spec:
+                new = [rule]
+            else:
+                # The rule itself stays, so that it is still an error if nothing at all matches it.
+                name = f"{rule.name} ({', '.join(touched)})"
+                new = [rule, dataclasses.replace(rule, role=touched, spec=changed, optional=True, name=name)]
+            for entry in new:
+                rules.pop(entry.key, None)  # what an earlier change left there has no effect any more
+                rules[entry.key] = entry
+        if roles is not None and not touched_any:
+            raise ValueError(f"recipe {self.name!r} has no rule that quantizes {' or '.join(sorted(wanted)) or 'no role'}")
+        return dataclasses.replace(self, rules=tuple(rules.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name, "share": self.share, "fuse": [f.role for f in self.fuse],
+            "disable": list(self.disable), "rules": [r.to_dict() for r in self.rules],
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        data = fields.mapping(data, "recipe")
+        where = f"recipe {data.get('name', '')!r}"
+        if not isinstance(data.get("rules"), list):
+            raise ValueError(f"{where}: 'rules' must be a list of rules")
+        try:
+            data["rules"] = tuple(Rule.from_dict(r) for r in data["rules"])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        return fields.build(cls, data, "recipe")
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        return cls.from_dict(json.loads(text))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Recipe:
+        return cls.from_dict(yaml.safe_load(text))
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> Recipe:
+        """Reads a `.json`, `.yaml` or `.yml` file.
+
+        Raises:
+          ValueError: the file is not such a file or not a recipe; the message names it.
+          OSError: it cannot be read.
+        """
+        path = pathlib.Path(path)
+        if path.suffix not in (".json", ".yaml", ".yml"):
+            raise ValueError(f"{path}: a recipe file ends in .json, .yaml or .yml")
+        try:
+            return (cls.from_json if path.suffix == ".json" else cls.from_yaml)(path.read_text())
+        except (yaml.YAMLError, ValueError) as error:  # json's and Unicode's errors are ValueErrors
+            raise ValueError(f"{path}: {one_line(error)}") from error
+
+
+def _shape_matches(wanted: tuple[int | None, ...], shape: tuple[int | None, ...] | None) -> bool:
+    if shape is None or len(shape) != len(wanted):
+        return False
+    return all(w is None or w == s for w, s in zip(wanted, shape, strict=True))

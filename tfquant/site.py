@@ -1,0 +1,70 @@
+"""Site: a place in the graph with a range of its own; what kinds of edges there are, and how they are named."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tfquant.spec import QuantSpec
+
+# What an edge of the graph can be. `weight` ... `model_output` are found by structure (tfquant.graph.roles).
+ROLES = (
+    "weight", "embedding", "bias",
+    "linear_input", "linear_output",
+    "matmul_input", "attention_scores", "softmax_output",
+    "residual", "residual_other", "residual_sum",
+    "layernorm_input", "layernorm_output", "activation_output",
+    "pooler", "logits", "model_output",
+    # Tensors where they are produced (tfquant.graph.produced).
+    "layer_output", "attention_output", "embedding_sum", "layernorm_weight", "position_embedding",
+)  # fmt: skip
+PARAMETER_ROLES = ("weight", "embedding", "bias", "layernorm_weight", "position_embedding")
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A place in the graph with a range of its own.
+
+    Attributes:
+      role, path, port: the address; the same in training and inference traces and in another process.
+      spec: how it is quantized, `unsigned="auto"` resolved.
+      rule: name of the rule that decided.
+      shape: static shape of the tensor, None for sizes not known.
+      channel_axes: axes of the tensor with their own range (empty for `per_tensor`); the last one where ranges lie along the
+        embedding.
+      members: addresses of all edges it quantizes, its own included: more than one where consumers share a range.
+      enabled: False where the recipe's `disable` matched: the range exists, but nothing is rounded.
+      group: sites of one group get a common range (Fuse); empty for none.
+      order: address of the edge by whose ranges the embedding dimensions are sorted into groups; empty where they are not sorted.
+    """
+
+    role: str
+    path: str
+    port: str
+    spec: QuantSpec
+    rule: str
+    shape: tuple[int | None, ...]
+    channel_axes: tuple[int, ...] = ()
+    members: tuple[str, ...] = ()
+    enabled: bool = True
+    group: str = ""
+    order: str = ""
+
+    @property
+    def address(self) -> str:
+        return address(self.role, self.path, self.port)
+
+    @property
+    def is_weight(self) -> bool:
+        return self.role in PARAMETER_ROLES or self.port in ("kernel", "table")
+
+    @property
+    def range_shape(self) -> tuple[int, ...]:
+        """Shape of either end of a stored range: `[groups]` where dimensions are grouped, else the sizes of `channel_axes`."""
+        if self.spec.groups is not None:
+            return (self.spec.groups,)
+        return tuple(self.shape[axis] for axis in self.channel_axes)
+
+
+def address(role: str, path: str, port: str) -> str:
+    """The name of an edge or site in files and messages."""
+    return f"{path}:{role}:{port}"
