@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(config, items):
     asked = "needs_shared" in (config.option.markexpr or "")
     for item in items:
         if item.get_closest_marker("long") is not None and "long" not in (config.option.markexpr or ""):
-            item.add_marker(pytest.mark.skip(reason="one of many alike: run `make test-long`"))
+            item.add_marker(pytest.mark.skip(reason="one of many alike or long: run `make test-long`"))
         if item.get_closest_marker("needs_shared") is None:
             continue
         if not SHARED.is_dir():

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import modeling
 import tfquant
+from tests.few import few
 from tests.graph import models
 from tfquant import export
 from tfquant.export import ExportError
@@ -166,7 +167,7 @@ def test_what_the_engine_computes_from_it_is_what_the_simulation_computes(tmp_pa
     assert np.abs(answers - simulated).mean() < 0.05 * rounding
 
 
-@pytest.mark.parametrize("recipe", models.few(RECIPES, ("int8_residual", "ft2")))
+@pytest.mark.parametrize("recipe", few(RECIPES, ("int8_residual", "ft2")))
 def test_the_list_of_a_layer_has_every_entry_in_its_place(tmp_path, quantized, recipe):
     model, version = quantized(recipe), RECIPES[recipe]
     export(model, tmp_path / "ft", target="fastertransformer", sm=75)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tfquant
 from tests.export.agreement import agreement_with
+from tests.few import few
 from tests.graph import models
 from tfquant import export
 from tfquant.calibration import engine_of
@@ -213,7 +214,10 @@ def test_probabilities_that_are_read_elsewhere_are_computed():
 
 @pytest.mark.parametrize(
     ("name", "fused"),
-    [("encoder_decoder", 2), ("written_out_attention", 1), ("subclassed", 1), ("functional", 0), ("hub_bert", 0)],
+    few(
+        [("encoder_decoder", 2), ("written_out_attention", 1), ("subclassed", 1), ("functional", 0), ("hub_bert", 0)],
+        [("encoder_decoder", 2), ("written_out_attention", 1), ("functional", 0)],
+    ),
 )
 def test_models_of_every_kind(tmp_path, name, fused):
     """Keras masks by selection, which is no bias: the decoder of one, and two whole models."""

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tfquant
 from tests.export.agreement import agreement_with
+from tests.few import few
 from tests.graph import models
 from tfquant.calibration import engine_of
 from tfquant.export import ExportError, litert
@@ -73,7 +74,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", few(RECIPES, ("litert", "products before the bias", "4-bit weights", "disabled")))
 def test_the_file_answers_as_the_simulation_and_multiplies_integers_where_results_have_ranges(tmp_path, bert, name):
     recipe, expected = RECIPES[name]
     model = quantized(bert, recipe)
@@ -86,15 +87,16 @@ def test_the_file_answers_as_the_simulation_and_multiplies_integers_where_result
     ("name", "recipe", "expected"),
     [
         ("sequential", "litert", (1, 2)),
-        ("functional", "litert", (7, 9)),  # masks; queries are scaled behind their bias, where nothing has a range
-        ("functional", "ft3", (8, 9)),
-        ("hub_bert", "litert", (7, 9)),
         ("encoder_decoder", "ft3", (18, 19)),  # softmax and nothing else between two ranges
         ("convolutional", "litert", (1, 3)),
         ("tied_embeddings", "litert", (0, 2)),
-        ("written_out_attention", "litert", (6, 6)),
         ("written_out_attention", "ft3", (6, 6)),  # without biases there are two ranges in a row
-        ("tf_keras_functional", "litert", (7, 9)),
+        # Masks; queries are scaled behind their bias, where nothing has a range.
+        pytest.param("functional", "litert", (7, 9), marks=pytest.mark.long),
+        pytest.param("functional", "ft3", (8, 9), marks=pytest.mark.long),
+        pytest.param("hub_bert", "litert", (7, 9), marks=pytest.mark.long),
+        pytest.param("written_out_attention", "litert", (6, 6), marks=pytest.mark.long),
+        pytest.param("tf_keras_functional", "litert", (7, 9), marks=pytest.mark.long),
     ],
 )
 def test_models_of_many_kinds(tmp_path, name, recipe, expected):

@@ -11,6 +11,7 @@ import tensorflow as tf
 from safetensors.numpy import load_file, save_file
 
 import tfquant
+from tests.few import few
 from tests.graph import models
 from tfquant.calibration import engine_of
 from tfquant.checkpoint import CheckpointError
@@ -79,7 +80,7 @@ FLOAT = {
 }
 
 
-@pytest.mark.parametrize("name", models.few([*models.KERAS, *models.FUNCTIONS, *models.SAVED]))
+@pytest.mark.parametrize("name", few([*models.KERAS, *models.FUNCTIONS, *models.SAVED]))
 def test_every_kind_of_model_answers_as_before_bit_for_bit(name, tmp_path):
     case, other = (models.build(name, str(tmp_path / folder)) for folder in ("one", "other"))
     model = quantized(case.model, ALL, case.batches)
@@ -128,7 +129,7 @@ def dense_layers(formats=FORMATS) -> keras.Model:
     return keras.Model(inputs, outputs)
 
 
-@pytest.mark.parametrize("update", ["frozen", "lsq", "tqt", "pact"])
+@pytest.mark.parametrize("update", few(["frozen", "lsq", "tqt", "pact"], ("frozen", "tqt")))
 def test_every_width_kind_and_way_to_learn_gives_the_same_bits(update, tmp_path):
     rules = [Rule(dataclasses.replace(spec, update=update), "weight", path=name) for name, spec in FORMATS.items()]
     rows = np.random.default_rng(0).normal(size=(9, 12)).astype(np.float32)

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tfquant
+from tests.few import few
 from tests.graph import models
 from tfquant import export
 from tfquant.calibration import engine_of
@@ -159,7 +160,7 @@ OF_THE_POOL = (
 )
 
 
-@pytest.mark.parametrize("name", models.few(OF_THE_POOL.split()))
+@pytest.mark.parametrize("name", few(OF_THE_POOL.split()))
 def test_models_of_every_kind(tmp_path, name):
     case = models.build(name, str(tmp_path))
     model = tfquant.quantize(case.model, FLOAT, calibration=case.batches, progress=False)

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import tfquant
 from tests.export.agreement import agreement_with
+from tests.few import few
 from tests.graph import models
 from tfquant import export
 from tfquant.export import MismatchError, overflow
@@ -27,7 +28,7 @@ def model(bert):
     return quantized(bert, "cpu_openvino")
 
 
-@pytest.mark.parametrize("recipe", models.few(["cpu_openvino", "int8_residual_both_asymmetric", "w4a8_residual"], "w4a8_residual"))
+@pytest.mark.parametrize("recipe", few(["cpu_openvino", "int8_residual_both_asymmetric", "w4a8_residual"], "w4a8_residual"))
 @pytest.mark.parametrize("mode", ["quantized", "float"])
 def test_a_saved_model_answers_like_the_simulation_to_the_last_digits(tmp_path, bert, recipe, mode):
     model, path = quantized(bert, recipe), tmp_path / "served"
@@ -64,7 +65,7 @@ def test_a_saved_model_replaces_another_and_nothing_else(tmp_path, model):
     assert [entry.name for entry in tmp_path.iterdir()] == ["served"] and (path / "saved_model.pb").exists()
 
 
-@pytest.mark.parametrize("recipe", models.few(["cpu_openvino", "int8_residual_float", "w4a8_residual"], ("cpu_openvino",)))
+@pytest.mark.parametrize("recipe", few(["cpu_openvino", "int8_residual_float", "w4a8_residual"], ("cpu_openvino",)))
 def test_openvino_answers_like_the_simulation(tmp_path, bert, recipe):
     # On processors without VNNI its sums of two products of 8 bits overflow, with 7-bit weights they do not.
     recipe = tfquant.recipe(recipe)

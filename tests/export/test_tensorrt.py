@@ -10,6 +10,7 @@ from onnx import numpy_helper
 import tfquant
 from tests.export.agreement import agreement_with
 from tests.export.placement import broken, says
+from tests.few import few
 from tests.graph import models
 from tfquant import export
 from tfquant.export.tensorrt import PlacementError, validate
@@ -79,7 +80,7 @@ BREAKING = {
 }
 
 
-@pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.parametrize("name", few(KEEPING, ("int8_residual", "a range for each consumer", "4-bit weights in bytes")))
 def test_placements_that_tensorrt_uses_are_written_with_signed_bytes_and_answer_as_the_simulation(tmp_path, bert, name):
     recipe, opset = KEEPING[name]
     model, path = quantized(bert, recipe), tmp_path / "model.onnx"
@@ -96,7 +97,7 @@ def test_placements_that_tensorrt_uses_are_written_with_signed_bytes_and_answer_
     assert result.contractions.floating == (head,) and len(result.contractions.integer) == 8
 
 
-@pytest.mark.parametrize("name", BREAKING)
+@pytest.mark.parametrize("name", few(BREAKING, ("w4a8_residual", "cpu_onnxruntime", "unsigned", "a weight alone")))
 def test_placements_that_tensorrt_cannot_use_are_refused_and_leave_nothing_behind(tmp_path, bert, name):
     recipe, opset, counts = BREAKING[name]
     with pytest.raises(PlacementError, match="TensorRT's rules, first ") as raised:
@@ -141,7 +142,7 @@ POOL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", models.few(POOL))
+@pytest.mark.parametrize("name", few(POOL))
 def test_models_of_every_kind(tmp_path, name):
     case = models.build(name, str(tmp_path))
     model, path = quantized(case, "int8_residual"), tmp_path / "model.onnx"

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 import keras_hub
 import numpy as np
-import pytest
 import tensorflow as tf
 import tf_keras
 
@@ -447,11 +446,6 @@ KERAS: dict[str, Callable[[], Case]] = {
 }  # fmt: skip
 FUNCTIONS: dict[str, Callable[[], Case]] = {f.__name__: f for f in (function_with_signature, function_without_signature, loop)}
 SAVED: dict[str, Callable[[str], Case]] = {f.__name__: f for f in (saved_model, saved_keras_model)}
-
-
-def few(names, kept=("subclassed", "hub_bert", "function_with_signature")):
-    """Names as parameters of a test, of which `make test` runs those in `kept` alone and `make test-long` the others."""
-    return [name if name in kept else pytest.param(name, marks=pytest.mark.long) for name in names]
 
 
 def build(name: str, folder: str) -> Case:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import modeling
 import tfquant
+from tests.few import few
 from tests.graph import models
 from tfquant.graph.plan import make_plan
 from tfquant.graph.roles import find_blocks, find_roles
@@ -115,7 +116,7 @@ def test_a_block_leaves_the_hidden_state_that_the_next_one_takes(traced):
 
 
 @pytest.mark.parametrize("recipe", ["int8_residual", "trt"])
-@pytest.mark.parametrize("name", models.few(["roberta", "distilbert", "mobilebert"], ("mobilebert",)))
+@pytest.mark.parametrize("name", few(["roberta", "distilbert", "mobilebert"], ("mobilebert",)))
 def test_calibrated_model_stays_near_the_float_one_in_inference_and_trains(name, recipe):
     model = modeling.build_classifier(dataclasses.replace(CONFIGS[name], num_hidden_layers=1), 3, seed=0)
     data = batches()

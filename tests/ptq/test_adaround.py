@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tfquant
+from tests.few import few
 from tests.graph import models
 from tests.ptq import problems
 from tfquant.ptq import AdaRoundReport, adaround
@@ -167,7 +168,7 @@ def test_kernels_of_einsum_with_several_axes_are_rounded():
 KINDS = ("functional", "tf_keras_functional", "convolutional", "written_out_attention", "mixed_bfloat16")
 
 
-@pytest.mark.parametrize("name", models.few(KINDS, kept=("convolutional",)))
+@pytest.mark.parametrize("name", few(KINDS, kept=("convolutional",)))
 def test_models_of_every_kind_are_rounded_where_they_are_quantized(name, tmp_path):
     case = models.build(name, str(tmp_path))
     quantized = tfquant.quantize(case.model, "int8_residual_float", calibration=case.batches, progress=False)

@@ -74,6 +74,7 @@ def test_a_letter_changes_every_block_and_one_with_a_number_wins_in_its_own(bert
     }
 
 
+@pytest.mark.long
 def test_16_bits_at_x_h_and_y_of_bert_base_touch_36_sites(bert_base, base):
     after = specs(bert_base, with_quant_dict(bert_base, base, {"x": 16, "h": 16, "y": 16}))
     assert sum(spec.format == "int16" for spec in after.values()) == 36

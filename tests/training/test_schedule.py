@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfquant
+from tests.few import few
 from tfquant.training import BertAdamW, QuantizationCallback, QuantizationSchedule, Trainer, TrainOptions
 from tfquant.variables import path_of, resource
 
@@ -109,7 +110,7 @@ def test_prediction_is_quantized_before_the_start_step_too():
     assert np.abs(before - model(X)).max() > 0.01
 
 
-@pytest.mark.parametrize("update", ["lsq", "tqt", "pact", "moving_average"])
+@pytest.mark.parametrize("update", few(["lsq", "tqt", "pact", "moving_average"], ("tqt", "moving_average")))
 def test_ranges_move_only_between_their_start_and_their_freeze_step(tmp_path, update):
     _, quantized = network(update)
     schedule = {"range_start_step": 2, "range_freeze_step": 4}
