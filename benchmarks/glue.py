@@ -61,25 +61,32 @@ SYMMETRIC = "--qmethod symmetric_uniform --qmethod-act asymmetric_uniform"
 GOLDEN = f"{SYMMETRIC} --weight-quant-method MSE --weight-opt-method golden_section"
 ONE_SEQUENCE = "--act-quant-method current_minmax --est-ranges-batch-size 1 --num-est-batches 1"
 RUNNING = "--act-quant-method running_minmax --est-ranges-batch-size 16 --num-est-batches 16"
-# Input, output and sum of the feed-forward networks, as in the paper.
-SIXTEEN = """--quant-dict "{'x': 16, 'h': 16, 'y': 16}\""""
-GROUPS = """--per-groups-permute-shared-h --quant-dict "{'x': 'ngp6', 'h': 'ngp6', 'y': 'ngp6'}\""""
+FEED_FORWARD = ("x", "h", "y")  # input, output and sum of the feed-forward networks, as in the paper
 FOUR_PER_TENSOR = f"{GOLDEN} --n-bits 4 --no-act-quant"
 FOUR, FOUR_EIGHT = f"{FOUR_PER_TENSOR} --per-channel", f"{GOLDEN} {RUNNING} --per-channel --n-bits 4 --n-bits-act 8"
 LEARNED = "--num-epochs 1 --warmup-steps 50 --hidden-dropout 0 --attn-dropout 0 --learn-ranges --range-learning-rate 2e-3"
+
+
+def letters(value: int | str, **more: int) -> str:
+    """The option that gives the feed-forward networks' tensors `value`, and other letters theirs."""
+    return f"--quant-dict {shlex.quote(str(dict.fromkeys(FEED_FORWARD, value) | more))}"
+
+
+SORTED = "--per-groups-permute-shared-h"
+GROUPS = f"{SORTED} {letters('ngp6')}"
 ROWS = {
     "float": Row("train-baseline"),
     "W8A8, min-max of one sequence": Row("validate-quantized", f"{GOLDEN} {ONE_SEQUENCE}"),
     "W8A8, running min-max": Row("validate-quantized", f"{GOLDEN} {RUNNING}"),
-    "W8A8, 16 bits at x, h, y": Row("validate-quantized", f"{GOLDEN} {RUNNING} {SIXTEEN}"),
+    "W8A8, 16 bits at x, h, y": Row("validate-quantized", f"{GOLDEN} {RUNNING} {letters(16)}"),
     "W8A8, 6 sorted groups at x, h, y": Row("validate-quantized", f"{GOLDEN} {RUNNING} {GROUPS}"),
     "W4A32, one range for a kernel, to nearest": Row("validate-quantized", FOUR_PER_TENSOR),
     "W4A32, to nearest": Row("validate-quantized", FOUR),
     "W4A32, AdaRound": Row("validate-quantized", f"{FOUR} --adaround all --adaround-iters 500 --adaround-act-quant no_act_quant"),
-    "W8A8, trained": Row("train-quantized", f"{GOLDEN} {RUNNING}", f"{LEARNED} --learning-rate 1e-5"),
-    "W4A8, trained": Row("train-quantized", FOUR_EIGHT, f"{LEARNED} --learning-rate 5e-5"),
-    "W4A8, token table of 2 bits, trained": Row(
-        "train-quantized", f"""{FOUR_EIGHT} --quant-dict "{{'Et': 2}}\"""", f"{LEARNED} --learning-rate 5e-5"
+    "W8A8, 6 groups, trained": Row("train-quantized", f"{GOLDEN} {RUNNING} {GROUPS}", f"{LEARNED} --learning-rate 1e-5"),
+    "W4A8, 6 groups, trained": Row("train-quantized", f"{FOUR_EIGHT} {GROUPS}", f"{LEARNED} --learning-rate 5e-5"),
+    "W4A8, 6 groups, token table of 2 bits, trained": Row(
+        "train-quantized", f"{FOUR_EIGHT} {SORTED} {letters('ngp6', Et=2)}", f"{LEARNED} --learning-rate 5e-5"
     ),
 }
 
