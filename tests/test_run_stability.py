@@ -109,7 +109,7 @@ app.run(run_squad.main)
     ("module", "name", "what", "number"),
     [
         ("training", "to_features", ["--do_train"], signal.SIGTERM),
-        ("prediction", "window_logits", ["--do_predict", "--if_quant"], signal.SIGUSR1),
+        pytest.param("prediction", "window_logits", ["--do_predict", "--if_quant"], signal.SIGUSR1, marks=pytest.mark.long),
     ],
 )
 def test_a_signal_outside_of_training_ends_the_run_at_once_with_a_line(files, calibrated, tmp_path, module, name, what, number):

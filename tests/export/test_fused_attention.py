@@ -48,7 +48,7 @@ def model(bert):
 # BERT.
 
 
-@pytest.mark.parametrize("mode", ["quantized", "float"])
+@pytest.mark.parametrize("mode", few(["quantized", "float"], ["quantized"]))
 def test_a_bert_answers_alike_with_fused_and_written_out_attention(tmp_path, bert, model, mode):
     fused, plain = tmp_path / "fused.onnx", tmp_path / "plain.onnx"
     found = export(model, fused, target=TARGET, mode=mode, check_data=bert.batches)
@@ -99,6 +99,7 @@ def test_other_targets_hold_operations_of_onnx_alone(model):
         assert {node.domain for node in built.graph.node} == {""}
 
 
+@pytest.mark.long
 def test_every_opset_takes_it(tmp_path, bert, model):
     for opset in (17, 21):
         found = export(model, tmp_path / "model.onnx", target=TARGET, opset=opset, check_data=bert.batches)

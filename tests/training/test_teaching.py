@@ -161,6 +161,7 @@ def wide_teacher():
     return network(seed=1, layers=2, hidden_size=24, num_attention_heads=3)
 
 
+@pytest.mark.long
 def test_a_quantized_student_of_another_size_learns_and_resumes_bit_for_bit(tmp_path):
     def made():
         student = quantized(network(dropout=True), update="lsq")
