@@ -106,7 +106,7 @@ def command(row: str, task: str, seed: int, data: pathlib.Path, output: pathlib.
     if way.mode.startswith("train"):
         words += ["--save-model", *tuning.options.split()]
     if way.mode == "train-quantized":  # the last word counts
-        words += [*way.training.split()]
+        words += way.training.split()
     return directory, [*words, "--output-dir", str(directory)]
 
 
