@@ -55,8 +55,11 @@ def run(settings: Settings) -> dict[str, Any]:
     finals: dict[str, dict[int, float]] = {}
     for name in settings.tasks:
         for seed in settings.seed:
-            own = dataclasses.replace(settings, task=(name,), seed=(seed,))  # what its checkpoints say of it
-            final = run_task(glue.TASKS[name], own, group, directory=directory_of(name, seed, settings), seed=seed)
+            below = folders_of(name, seed, settings)
+            logs = settings.tb_logging_dir and os.path.abspath(os.path.join(settings.tb_logging_dir, *below))
+            own = dataclasses.replace(settings, task=(name,), seed=(seed,), tb_logging_dir=logs)  # what its checkpoints say of it
+            directory = settings.output_dir and os.path.join(settings.output_dir, *below)
+            final = run_task(glue.TASKS[name], own, group, directory=directory, seed=seed)
             if final is not None:
                 finals.setdefault(name, {})[seed] = final
     found = summary_of(finals)
@@ -65,12 +68,9 @@ def run(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def directory_of(task: str, seed: int, settings: Settings) -> str | None:
-    """Where a task's run with a seed goes: the output folder, or one of its own below it where there are several."""
-    if settings.output_dir is None:
-        return None
-    several = [task] if len(settings.tasks) > 1 else []
-    return os.path.join(settings.output_dir, *several, *([f"seed_{seed}"] if len(settings.seed) > 1 else []))
+def folders_of(task: str, seed: int, settings: Settings) -> list[str]:
+    """Where a task's run with a seed goes, below the output folder: into folders of its own where there are several."""
+    return ([task] if len(settings.tasks) > 1 else []) + ([f"seed_{seed}"] if len(settings.seed) > 1 else [])
 
 
 def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, directory: str | None, seed: int) -> float | None:

@@ -117,7 +117,9 @@ class Settings:
         "TensorBoard.",
     )
     tb_graph: bool = _any(False, "With --tb the graph of the network as well.")
-    tb_logging_dir: str | None = _any(None, "TensorBoard's folder; if not given tb_logs in the output folder.")
+    tb_logging_dir: str | None = _any(
+        None, "TensorBoard's folder, with one for each of several tasks or seeds in it; if not given tb_logs in the output folder."
+    )
     tqdm: bool = _any(True, "Show progress.")
     horovod: bool = _any(
         False,

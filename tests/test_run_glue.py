@@ -186,7 +186,8 @@ def test_scores_in_float64_are_those_of_float32(call, baselines, monkeypatch, mo
 
 def test_several_seeds_give_median_and_spread(call, untrained, tmp_path):
     words = "train-baseline --task rte --seed 1 2 --seed 3 --max-steps 1 --batch-size 4 --num-val-samples 9"
-    found = call(words, model_path=untrained, output_dir=tmp_path)
+    found = call(words, model_path=untrained, output_dir=tmp_path, tb_logging_dir=tmp_path / "logs")
+    assert [len(list((tmp_path / "logs" / f"seed_{seed}").glob("events*"))) for seed in (1, 2, 3)] == [1, 1, 1]
     scores = [100.0 * float((tmp_path / f"seed_{seed}" / "final_score.txt").read_text()) for seed in (1, 2, 3)]
     assert found == {"rte": round(float(np.median(scores)), 2), "rte_spread": round(max(scores) - min(scores), 2)}
 
