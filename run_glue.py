@@ -5,7 +5,7 @@
     python run_glue.py MODE --help            all options of a mode; README.md has worked examples
 
 Training leaves in --output-dir: config.out, model.ckpt-<step>, out/ (the model), tb_logs/, eval_results_<task>.txt, final_score.txt
-and results.json; with several tasks or seeds each in a folder of its own.
+and results.json; with several tasks or seeds each in a folder of its own, and summary.json beside these.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from glue_run.data import features_of
 from glue_run.evaluation import Validation
 from glue_run.exporting import export
 from glue_run.histograms import write_graph, write_histograms
+from glue_run.input_checks import check_inputs
 from glue_run.outputs import logs_of, size_of, summary_of, tell, write_config, write_results, write_scores
 from glue_run.quantizing import quantized, recipe_of, round_weights, trained
 from glue_run.settings import Settings
@@ -48,39 +49,40 @@ from tfquant.taps import tap
 def run(settings: Settings) -> dict[str, Any]:
     """All tasks with all seeds. Returns what the last line shows: medians in per cent, and averages."""
     setting_checks.check(settings)
+    runs = runs_of(settings)
+    check_inputs(list(runs.values()))
     if not settings.cuda:
         tf.config.set_visible_devices([], "GPU")
     group = distributed.start(settings.horovod, settings.horovod_compression, False)
     speak_for(group.rank)
     finals: dict[str, dict[int, float]] = {}
-    for name in settings.tasks:
-        for seed in settings.seed:
-            below = folders_of(name, seed, settings)
-            logs = settings.tb_logging_dir and os.path.abspath(os.path.join(settings.tb_logging_dir, *below))
-            own = dataclasses.replace(settings, task=(name,), seed=(seed,), tb_logging_dir=logs)  # what its checkpoints say of it
-            directory = settings.output_dir and os.path.join(settings.output_dir, *below)
-            final = run_task(glue.TASKS[name], own, group, directory=directory, seed=seed)
-            if final is not None:
-                finals.setdefault(name, {})[seed] = final
+    for (name, seed), own in runs.items():
+        final = run_task(glue.TASKS[name], own, group, directory=own.output_dir, seed=seed)
+        if final is not None:
+            finals.setdefault(name, {})[seed] = final
     found = summary_of(finals)
     if group.rank == 0:
-        tell(found)
+        tell(found, settings.output_dir if len(runs) > 1 else None)
     return found
 
 
-def folders_of(task: str, seed: int, settings: Settings) -> list[str]:
-    """Where a task's run with a seed goes, below the output folder: into folders of its own where there are several."""
-    return ([task] if len(settings.tasks) > 1 else []) + ([f"seed_{seed}"] if len(settings.seed) > 1 else [])
+def runs_of(settings: Settings) -> dict[tuple[str, int], Settings]:
+    """(task, seed) -> its settings: those of a run of its own, in folders of its own where there are several."""
+    runs = {}
+    for task in settings.tasks:
+        for seed in settings.seed:
+            below = ([task] if len(settings.tasks) > 1 else []) + ([f"seed_{seed}"] if len(settings.seed) > 1 else [])
+            output = settings.output_dir and os.path.join(settings.output_dir, *below)
+            logs = settings.tb_logging_dir and os.path.abspath(os.path.join(settings.tb_logging_dir, *below))
+            runs[task, seed] = dataclasses.replace(settings, task=(task,), seed=(seed,), output_dir=output, tb_logging_dir=logs)
+    return runs
 
 
 def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, directory: str | None, seed: int) -> float | None:
     """One task with one seed; its final score, None where nothing is scored."""
     keras.utils.set_random_seed(seed)
-    if settings.trains and group.rank == 0:
-        if settings.overwrite_output:
-            shutil.rmtree(directory, ignore_errors=True)
-        if not checkpoint.steps(directory):  # a run that goes on keeps what it was started with
-            write_config(directory, settings)
+    if settings.trains and group.rank == 0 and settings.overwrite_output:
+        shutil.rmtree(directory, ignore_errors=True)
     group.gather(b"")  # no rank looks for checkpoints before rank 0 has removed those of an earlier run
     source = networks.folder_of(task, settings)
     tokenizer = glue.load_tokenizer(source)
@@ -91,10 +93,12 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
     if settings.quantizes:
         network, found = quantized_network(model, source, training_rows, settings, group, directory, seed)
         figures |= found
-    else:
+    elif not (settings.trains and checkpoint.steps(directory)):
         networks.load_float(model, source, new_head=settings.trains)
     validation = Validation(network, task, tokenizer, settings, group, clamp=settings.quantizes)
     if settings.trains:
+        if group.rank == 0 and not checkpoint.steps(directory):  # a run that goes on keeps what it was started with
+            write_config(directory, settings)
         figures["training"] = train(
             model, network, training_rows(), task, settings, group, validation=validation, directory=directory, seed=seed
         )

@@ -18,12 +18,16 @@ def parse(arguments: Sequence[str], description: str) -> Settings:
     parser = argparse.ArgumentParser(prog="run_glue.py", description=description, formatter_class=plain)
     modes = parser.add_subparsers(dest="mode", required=True, metavar="MODE", help=f"one of {', '.join(MODES)}")
     for mode in MODES:
-        one = modes.add_parser(mode, aliases=[mode.replace("-", "_")], allow_abbrev=False)
+        usage = f"run_glue.py {mode} [OPTION ...]; --help lists the options"
+        one = modes.add_parser(mode, aliases=[mode.replace("-", "_")], allow_abbrev=False, usage=usage)
         one.set_defaults(mode=mode)
         for field in dataclasses.fields(Settings):
             if mode in field.metadata["modes"] and "positional" not in field.metadata:
                 _add(one, field)
-    found = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    read, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(f"{read.mode} has no {', '.join(unknown)}{_of_other_modes(unknown)}")
+    found = {name: value for name, value in vars(read).items() if value is not None}
     return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
 
 
@@ -34,6 +38,13 @@ def _mode_first(arguments: Sequence[str]) -> list[str]:
         at = words.index("--mode")
         return [words[at + 1], *words[:at], *words[at + 2 :]]
     return words
+
+
+def _of_other_modes(words: Sequence[str]) -> str:
+    """Which modes have them, to follow the message that one has not; empty where none has."""
+    fields = {field.name: field.metadata["modes"] for field in dataclasses.fields(Settings)}
+    known = {word: fields.get(word.removeprefix("--").partition("=")[0].replace("-", "_"), ()) for word in words}
+    return "".join(f"; {word} is of {' and '.join(modes)}" for word, modes in known.items() if modes)
 
 
 def _add(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:

@@ -16,13 +16,17 @@ TFDS = "tfds"
 LENGTH_MULTIPLE = 8  # batches that are padded to their longest row
 
 
-def read(task: glue.Task, split: str, settings: Settings) -> glue.Examples:
+def reads_files(settings: Settings) -> bool:
+    """Whether data are TSV files, not those of TensorFlow Datasets."""
+    return settings.data_dir.partition(":")[0] != TFDS
+
+
+def read(task: glue.Task, split: str, settings: Settings, *, progress: bool) -> glue.Examples:
     """The rows of a split that the settings ask for."""
-    source, _, folder = settings.data_dir.partition(":")
-    if source == TFDS:
-        examples = glue.from_tfds(task, split, folder or None)
+    if reads_files(settings):
+        examples = glue.read(task, os.path.expanduser(settings.data_dir), split, progress=progress)
     else:
-        examples = glue.read(task, os.path.expanduser(settings.data_dir), split)
+        examples = glue.from_tfds(task, split, settings.data_dir.partition(":")[2] or None, progress=progress)
     wanted = settings.num_train_samples if split == "train" else settings.num_val_samples
     return examples if wanted is None else examples.head(wanted)
 
@@ -33,7 +37,7 @@ def validation_splits(task: glue.Task, settings: Settings) -> tuple[str, ...]:
 
 
 def features_of(task: glue.Task, split: str, tokenizer: Any, settings: Settings) -> glue.Features:
-    examples = read(task, split, settings)
+    examples = read(task, split, settings, progress=settings.tqdm)
     features = glue.convert(examples, tokenizer, max_seq_length=settings.max_seq_length, progress=settings.tqdm)
     say(f"{task.name}, {split}: {len(features)} rows of up to {int(features.lengths.max())} pieces")
     return features

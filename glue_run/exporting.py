@@ -17,6 +17,7 @@ from tasks import glue
 from tfquant.export.targets import TARGETS
 
 CHECKED_ROWS = 64
+MUCH = 1.0  # per cent of score, from which on a loss is worth a word
 
 
 def export(network: Any, task: glue.Task, tokenizer: Any, settings: Settings, directory: str) -> dict[str, Any]:
@@ -32,12 +33,18 @@ def export(network: Any, task: glue.Task, tokenizer: Any, settings: Settings, di
     written = tfquant.export(network, path, target=settings.export, opset=settings.export_opset, check_data=batches, score=score,
                              tolerance=settings.export_tolerance)  # fmt: skip
     say(f"exported {written}")
+    own, of_file = written.agreement.scores if written.agreement is not None else (0.0, 0.0)
+    if own - of_file > MUCH:
+        say(
+            f"NOTE: on the first {CHECKED_ROWS} rows of validation the file scores {own - of_file:.2f} less than the network; "
+            f"--export-tolerance {settings.export_tolerance} lets it pass"
+        )
     return dataclasses.asdict(written)
 
 
 def check_rows(task: glue.Task, tokenizer: Any, settings: Settings) -> tuple[list[dict[str, np.ndarray]], Any]:
     """Batches of the first validation rows, and the task's score of what answers them, in per cent."""
-    examples = read(task, task.eval_splits[0], settings).head(CHECKED_ROWS)
+    examples = read(task, task.eval_splits[0], settings, progress=False).head(CHECKED_ROWS)
     features = glue.convert(examples, tokenizer, max_seq_length=settings.max_seq_length, progress=False)
     batches = list(glue.batches(features, settings.validation_batch, training=False, length_multiple=LENGTH_MULTIPLE))
 

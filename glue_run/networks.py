@@ -49,12 +49,14 @@ def _folder(task: glue.Task, settings: Settings) -> str:
         return path
     if settings.tasks == (task.name,) and os.path.isfile(os.path.join(path, OUT, CONFIG)):
         return os.path.join(path, OUT)
-    found = [str(p) for p in sorted(pathlib.Path(path, task.name).glob(f"**/{OUT}")) if (p / CONFIG).is_file()]
-    if settings.trains or len(found) != 1:
-        what = "none" if not found else f"{len(found)} ({', '.join(found)})"
-        wanted = "a model's folder, with config.json" if settings.trains else f"config.json, or one {task.name}/**/{OUT} with it"
-        raise ValueError(f"--model-path={path}: holds no {wanted}{'' if settings.trains else f'; there is {what}'}")
-    return found[0]
+    below = [*pathlib.Path(path, task.name).glob(f"**/{OUT}"), *pathlib.Path(path).glob(f"seed_*/{OUT}")]
+    found = sorted(str(place) for place in below if (place / CONFIG).is_file())
+    of_seed = [place for place in found if f"seed_{settings.seed[0]}" in place.split(os.sep)]
+    own = of_seed if len(found) > 1 else found
+    if settings.trains or len(own) != 1:
+        mend = f"name one of {', '.join(found)}" if found else f"nor {OUT} or {task.name}/**/{OUT} with it: name a model's folder"
+        raise ValueError(f"--model-path={path}: there is no {CONFIG} in it{'; ' if found else ', '}{mend}")
+    return own[0]
 
 
 def _check_architecture(folder: str, settings: Settings) -> None:
@@ -97,9 +99,15 @@ def weights_of(folder: str) -> str:
 
 
 def load_float(model: keras.Model, folder: str, *, new_head: bool) -> None:
-    """Loads weights; for training the head may be new, and a folder without any weights gives random ones."""
+    """Loads weights; for training the head may be new, and a folder without any weights gives random ones.
+
+    Raises:
+        FileNotFoundError, ValueError: there are none, or they do not fit.
+    """
     path = weights_of(folder)
-    if new_head and path == folder and not list(pathlib.Path(folder).glob("*.safetensors")):
+    if path == folder and not list(pathlib.Path(folder).glob("*.safetensors")):
+        if not new_head:
+            raise FileNotFoundError(f"--model-path: no weights in {folder}, neither model.safetensors nor {NAME}{checkpoint.INDEX}")
         say(f"no weights in {folder}: training starts from random ones")
         return
     loaded = modeling.load_weights(model, path, allow_missing=modeling.HEAD_NAMES if new_head else ())

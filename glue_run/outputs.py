@@ -60,7 +60,10 @@ def summary_of(finals: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
     return found
 
 
-def tell(found: Mapping[str, Any]) -> None:
+def tell(found: Mapping[str, Any], directory: str | None) -> None:
+    """The summary on the screen, and in summary.json of a folder that holds several runs."""
+    if directory is not None:
+        write_json(os.path.join(directory, "summary.json"), found)
     for name, value in found.items():
         say(f"{name}: {value:.2f}")
     print(json.dumps(found), flush=True)

@@ -40,8 +40,6 @@ def recipe_of(model: keras.Model, settings: Settings) -> tfquant.Recipe:
     Raises:
         RecipeError, ValueError: they contradict each other or the model; the message names what.
     """
-    if settings.qmethod is None:
-        raise FlagError("  --qmethod is missing: symmetric_uniform or asymmetric_uniform")
     recipe = tfquant.recipe(BASE).with_spec(
         roles=WEIGHTS, format=f"int{settings.n_bits}", symmetric=settings.qmethod == SYMMETRIC, method=weight_method(settings)
     )
@@ -60,9 +58,8 @@ def recipe_of(model: keras.Model, settings: Settings) -> tfquant.Recipe:
     if settings.quant_setup == "MSE_logits":
         recipe = _with_method(model, recipe, find_letters(trace(source_of(model)))["C"], _searching("mse", "golden_section", None))
     if settings.cross_entropy_layer:
-        wanted = address("layer_output", settings.cross_entropy_layer, "output")
         method = _searching("cross_entropy", settings.act_opt_method, settings.act_num_candidates)
-        recipe = _with_method(model, recipe, (wanted,), method)
+        recipe = _with_method(model, recipe, (_output_of(model, recipe, settings.cross_entropy_layer),), method)
     off = [roles for roles, on in ((WEIGHTS, settings.weight_quant), (ACTIVATIONS, settings.rounds_activations)) if not on]
     return recipe.with_rules(*(tfquant.Rule(None, role=roles, optional=True, name=f"no {roles[0]} and the like") for roles in off))
 
@@ -121,27 +118,32 @@ def _with_letters(model: keras.Model, recipe: tfquant.Recipe, settings: Settings
 
 
 def _with_method(model: keras.Model, recipe: tfquant.Recipe, addresses: Iterable[str], method: calib.Method) -> tfquant.Recipe:
-    """The recipe with another range method for some sites.
-
-    Raises:
-        ValueError: one of them is none.
-    """
+    """The recipe with another range method for some sites."""
     sites = {site.address: site for site in tfquant.plan(model, recipe).sites}
-    for wanted in addresses:
-        if wanted not in sites:
-            heads = ", ".join(s.path for s in sites.values() if s.role == "layer_output" and len(s.shape) == 2)
-            raise ValueError(f"{wanted} is not quantized, so that there is no range to find; outputs behind the encoder: {heads}")
-        site = sites[wanted]
+    for site in map(sites.__getitem__, addresses):
         spec = dataclasses.replace(site.spec, method=method)
         rule = tfquant.Rule(spec, role=site.role, path=site.path, port=site.port, name=f"{method} at {site.path}")
         recipe = recipe.with_rules(rule)
     return recipe
 
 
+def _output_of(model: keras.Model, recipe: tfquant.Recipe, layer: str) -> str:
+    """Address of the output of a layer.
+
+    Raises:
+        FlagError: there is no such site.
+    """
+    outputs = [site for site in tfquant.plan(model, recipe).sites if site.role == "layer_output"]
+    if layer not in [site.path for site in outputs]:
+        heads = ", ".join(site.path for site in outputs if len(site.shape) == 2)
+        raise FlagError(f"  --cross-entropy-layer {layer}: no layer with a quantized output; behind the encoder there are {heads}")
+    return address("layer_output", layer, "output")
+
+
 def trained(recipe: tfquant.Recipe, settings: Settings) -> tfquant.Recipe:
     """The recipe with what training does to ranges."""
     if settings.learn_ranges:
-        return recipe.with_spec(roles=["*"], update=settings.range_update)
+        return recipe.with_spec(roles=["*"], update=settings.range_update or "tqt")
     if not settings.fix_weight_ranges and settings.weight_quant:
         recipe = recipe.with_spec(roles=WEIGHTS, update="moving_average", decay=0.0)
     if not settings.fix_act_ranges and settings.act_quant:

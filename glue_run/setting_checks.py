@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+from typing import Any
 
 from glue_run.evaluation import scores_of_training
 from glue_run.settings import PTQ, QUANTIZING, Settings
@@ -10,8 +11,13 @@ from runs.settings import FlagError
 from tasks import glue
 from tfquant.distributed import launched
 from tfquant.export import TARGETS
+from tfquant.export.onnx_qdq import INT16_OPSET
 from tfquant.formats.integer import MAX_BITS, MIN_BITS
 from tfquant.recipes.quant_dict import parse_quant_dict
+
+# The other one wants the sites of a recipe of its own, which these options do not describe.
+EXPORTS = tuple(name for name in TARGETS if name != "fastertransformer")
+OF_ONNX = ("onnx", "onnxruntime", "tensorrt", "openvino")
 
 
 def check(settings: Settings) -> None:
@@ -20,7 +26,7 @@ def check(settings: Settings) -> None:
     Raises:
         FlagError: lists every problem with its option and what to do.
     """
-    looks = (_numbers, _work, _evaluation, _quantization, _training_of_ranges, _groups, _dynamic)
+    looks = (_numbers, _work, _export, _evaluation, _quantization, _training_of_ranges, _groups, _dynamic)
     problems = [problem for look in looks for problem in look(settings)]
     if problems:
         raise FlagError("\n".join(f"  {problem}" for problem in problems))
@@ -67,8 +73,8 @@ def _work(s: Settings) -> list[str]:
         problems.append(f"{s.mode} wants --output-dir")
     if s.save_model and not s.output_dir:
         problems.append("--save-model: give --output-dir as well")
-    if s.export and not s.output_dir:
-        problems.append("--export: give --output-dir as well")
+    if s.output_dir and os.path.exists(s.output_dir) and not os.path.isdir(s.output_dir):
+        problems.append(f"--output-dir {s.output_dir}: is a file, no folder")
     if s.tb and not (s.output_dir or s.tb_logging_dir):
         problems.append("--tb: give --output-dir or --tb-logging-dir as well")
     if s.tb_graph and not s.tb:
@@ -76,12 +82,42 @@ def _work(s: Settings) -> list[str]:
     if s.double:
         others = ("amp", "save_model", "export", "adaround")  # which have types of their own
         problems += [f"--double is for scores alone: leave out it or {option(name)}" for name in others if getattr(s, name)]
-    if s.export and s.export not in TARGETS:
-        problems.append(f"--export {s.export}: must be one of {', '.join(TARGETS)}")
     processes = launched()
     if processes > 1 and not s.horovod:
         problems.append(f"--horovod is missing, though this is one of {processes} processes: set it, or start one process")
     return problems
+
+
+def _export(s: Settings) -> list[str]:
+    """What would only be found after the work that is to be exported."""
+    if not s.export:
+        return []
+    if s.export not in EXPORTS:
+        return [f"--export {s.export}: must be one of {', '.join(EXPORTS)}"]
+    problems = [] if s.output_dir else ["--export: give --output-dir as well"]
+    missing = TARGETS[s.export].missing_packages(checked=True)
+    if missing:
+        problems.append(f"--export {s.export} needs {', '.join(missing)}: pip install -e '.[export]'")
+    widest = max((bits for bits in _bits(s) if bits <= MAX_BITS), default=0)
+    if s.export in OF_ONNX and s.export_opset < INT16_OPSET and widest > 8:
+        problems.append(f"--export {s.export}: {widest} bits want --export-opset {INT16_OPSET} or a later one")
+    if "per_token" in _values(s):
+        problems.append("--export: a file for another runtime has ranges that stay: leave it or 'per_token' of --quant-dict out")
+    return problems
+
+
+def _bits(s: Settings) -> list[int]:
+    """All numbers of bits that options name."""
+    of_options = [s.n_bits] * s.weight_quant + [s.n_bits_act or s.n_bits] * s.act_quant
+    return of_options + [value for value in _values(s) if isinstance(value, int)]
+
+
+def _values(s: Settings) -> list[Any]:
+    """Those of --quant-dict, if it can be read."""
+    try:
+        return list(parse_quant_dict(s.quant_dict).values()) if s.quant_dict else []
+    except ValueError:
+        return []
 
 
 def _evaluation(s: Settings) -> list[str]:
@@ -142,6 +178,10 @@ def _training_of_ranges(s: Settings) -> list[str]:
         problems.append("--learn-ranges trains them, --fix-act-ranges and --fix-weight-ranges do not: give one or the other")
     if s.range_learning_rate is not None and not s.learn_ranges:
         problems.append("--range-learning-rate is about --learn-ranges: set that, or leave it out")
+    if s.range_update is not None and not s.learn_ranges:
+        problems.append("--range-update is about --learn-ranges: set that, or leave it out")
+    if "per_token" in _values(s):
+        problems.append("--quant-dict: 'per_token' has ranges of each batch, which nothing can train: use it in validate-quantized")
     if s.weight_quant and s.weight_quant_method == "MSE" and not (s.learn_ranges or s.fix_weight_ranges):
         problems.append(
             "--weight-quant-method MSE: ranges follow weights by extremes alone: give --learn-ranges or --fix-weight-ranges"
@@ -152,7 +192,8 @@ def _training_of_ranges(s: Settings) -> list[str]:
 def _groups(s: Settings) -> list[str]:
     problems = []
     if s.per_groups is None and (s.per_groups_permute or (s.per_groups_permute_shared_h and "ngp" not in (s.quant_dict or ""))):
-        problems.append("--per-groups-permute: give --per-groups K, or 'ngp<K>' in --quant-dict with --per-groups-permute-shared-h")
+        given = "--per-groups-permute" if s.per_groups_permute else "--per-groups-permute-shared-h"
+        problems.append(f"{given}: give --per-groups K, or 'ngp<K>' in --quant-dict with --per-groups-permute-shared-h")
     if s.per_groups is not None and s.per_embd:
         problems.append("--per-embd and --per-groups: give one of them")
     if (s.per_groups is not None or s.per_embd) and not s.act_quant:

@@ -148,7 +148,7 @@ class Settings:
     act_num_candidates: int | None = _of(QUANTIZING, None, "Points of that grid; 100 if not given.", "same")
     act_momentum: float | None = _of(QUANTIZING, None, "Weight of the past in running_minmax; 0.9 if not given.", "same")
     cross_entropy_layer: str | None = _of(
-        QUANTIZING, None, "Path of a layer behind the encoder whose range shall keep its softmax, such as classifier.", "same"
+        QUANTIZING, None, "Path of a layer behind the encoder, such as output_weights, whose range shall keep its softmax.", "same"
     )
     quant_setup: str = _of(
         QUANTIZING, "all", "Logits: as other activations, in float, or by the error of the values.", "same", choices=SETUPS
@@ -200,7 +200,9 @@ class Settings:
     )  # fmt: skip
 
     learn_ranges: bool = _of(("train-quantized",), False, "Train the ranges.", "same")
-    range_update: str = _of(("train-quantized",), "tqt", "How --learn-ranges does it.", "same", choices=("tqt", "lsq", "pact"))
+    range_update: str | None = _of(
+        ("train-quantized",), None, "How --learn-ranges does it; tqt if not given.", "same", choices=("tqt", "lsq", "pact")
+    )
     range_learning_rate: float | None = _of(
         ("train-quantized",), None, "Highest learning rate of --learn-ranges; --learning-rate if not given.", "same"
     )

@@ -86,6 +86,7 @@ def train(
             log_every=settings.logging_steps,
             log_first=settings.logging_first_step,
             tensorboard=logs_of(None, settings),
+            progress=settings.tqdm,
         ),
         weights=model.weights,
         seeds=seed_variables(model),

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -190,6 +191,31 @@ def test_several_seeds_give_median_and_spread(call, untrained, tmp_path):
     assert [len(list((tmp_path / "logs" / f"seed_{seed}").glob("events*"))) for seed in (1, 2, 3)] == [1, 1, 1]
     scores = [100.0 * float((tmp_path / f"seed_{seed}" / "final_score.txt").read_text()) for seed in (1, 2, 3)]
     assert found == {"rte": round(float(np.median(scores)), 2), "rte_spread": round(max(scores) - min(scores), 2)}
+    assert json.loads((tmp_path / "summary.json").read_text()) == found
+
+
+def test_validation_of_several_seeds_takes_the_model_of_each(call, baselines, tmp_path):
+    for seed in (1, 2):
+        shutil.copytree(baselines / "rte" / "out", tmp_path / "runs" / f"seed_{seed}" / "out")
+    words = "validate-baseline --task rte --max-seq-length 48 --seed 1 2"
+    call(words, model_path=tmp_path / "runs", output_dir=tmp_path / "found")
+    results = [json.loads((tmp_path / "found" / f"seed_{seed}" / "results.json").read_text()) for seed in (1, 2)]
+    assert [result["source"] for result in results] == [str(tmp_path / "runs" / f"seed_{seed}" / "out") for seed in (1, 2)]
+    with pytest.raises(FlagError, match="seed_1/out, .*seed_2/out"):
+        call("validate-baseline --task rte --seed 3", model_path=tmp_path / "runs")
+
+
+def test_what_a_later_task_lacks_is_said_before_the_first_starts(data, untrained, tmp_path):
+    folder = tmp_path / "data"
+    for name in ("RTE", "CoLA"):
+        shutil.copytree(os.path.join(data.data_dir, name), folder / name)
+    (folder / "RTE" / "dev.tsv").unlink()
+    table = folder / "CoLA" / "dev.tsv"
+    table.write_text(table.read_text().replace("\t1\t", "\t7\t", 1))
+    words = f"train-baseline --task cola rte mrpc --max-steps 1 --data-dir {folder} --model-path {untrained} --output-dir"
+    with pytest.raises(FlagError, match=r"(?s)dev.tsv: line .*label '7'.*no train.tsv of mrpc.*validation.tsv of rte"):
+        run_glue.run(command_line.parse([*words.split(), str(tmp_path / "out")], ""))
+    assert not (tmp_path / "out").exists()
 
 
 def test_all_nine_tasks_run_with_one_option(call, untrained, tmp_path):
@@ -197,7 +223,7 @@ def test_all_nine_tasks_run_with_one_option(call, untrained, tmp_path):
         "train-baseline --task all --max-steps 1 --batch-size 2 --num-train-samples 8 --num-val-samples 4 --max-seq-length 24",
         model_path=untrained, output_dir=tmp_path,
     )  # fmt: skip
-    assert len([name for name in os.listdir(tmp_path)]) == 9
+    assert len([name for name in os.listdir(tmp_path) if name != "summary.json"]) == 9
     assert {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"} < set(found)
 
 
@@ -344,7 +370,11 @@ def test_hyphens_underscores_and_mode_as_an_option_are_the_same():
 def test_options_of_other_modes_are_refused(capsys):
     with pytest.raises(SystemExit):
         command_line.parse("train-baseline --n-bits 4".split(), "")
-    assert "unrecognized arguments: --n-bits" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "train-baseline has no --n-bits, 4; --n-bits is of train-quantized and validate-quantized" in shown
+    with pytest.raises(SystemExit):
+        command_line.parse("train-baseline --task mprc".split(), "")
+    assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 def test_every_option_has_help_in_each_mode_that_takes_it(capsys):
@@ -374,6 +404,13 @@ def test_every_option_has_help_in_each_mode_that_takes_it(capsys):
         ({"per_groups": 4, "per_embd": True}, "--per-embd and --per-groups: give one"),
         ({"per_groups_permute": True}, "--per-groups-permute: give --per-groups K"),
         ({"export": "tflite"}, "--export tflite: must be one of"),
+        ({"export": "fastertransformer"}, "--export fastertransformer: must be one of"),
+        ({"export": "openvino", "output_dir": "x", "quant_dict": "{'y': 16}"}, "openvino: 16 bits want --export-opset 21"),
+        ({"export": "onnx", "output_dir": "x", "quant_dict": "{'y': 'per_token'}"}, "leave it or 'per_token' of --quant-dict out"),
+        ({"mode": "train-quantized", "quant_dict": "{'y': 'per_token'}"}, "'per_token' has ranges of each batch"),
+        ({"mode": "train-quantized", "range_update": "lsq"}, "--range-update is about --learn-ranges"),
+        ({"output_dir": __file__}, "--output-dir .*: is a file, no folder"),
+        ({"per_groups_permute_shared_h": True}, "--per-groups-permute-shared-h: give --per-groups K"),
         ({"tb": True}, "--tb: give --output-dir or --tb-logging-dir"),
         ({"tb_graph": True}, "--tb-graph goes with --tb"),
         ({"double": True, "save_model": True, "output_dir": "x"}, "--double is for scores alone: leave out it or --save-model"),
@@ -399,6 +436,29 @@ def test_quantizing_wants_a_method(call, baselines):
         call("validate-quantized --task rte", model_path=baselines)
 
 
+def test_packages_that_an_export_needs_are_looked_for_before_any_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(FlagError, match=r"--export openvino needs tf2onnx: pip install -e '.\[export\]'"):
+        setting_checks.check(Settings(mode="validate-quantized", export="openvino", output_dir="x"))
+
+
+def test_what_is_refused_leaves_nothing(call, untrained, baselines, tmp_path):
+    call(f"train-quantized --task rte {QUANTIZED} --max-steps 1 --batch-size 4 --save-model --num-val-samples 8",
+         model_path=baselines / "rte" / "out", output_dir=tmp_path / "one")  # fmt: skip
+    with pytest.raises(FlagError, match="was saved with its ranges"):
+        call(f"train-quantized --task rte {QUANTIZED} --max-steps 1", model_path=tmp_path / "one" / "out", output_dir=tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+    with pytest.raises(FileNotFoundError, match="--model-path: no weights in .*, neither model.safetensors nor model.ckpt.index"):
+        call("validate-baseline --task rte", model_path=untrained)
+
+
+def test_letters_and_layers_that_do_not_take_a_choice_are_named(call, baselines):
+    with pytest.raises(FlagError, match="--quant-dict: .*'p': 'ng4': .*has no embedding axis: give a number of bits or 'fp32'"):
+        call(f"validate-quantized --task rte {QUANTIZED} --quant-dict {{'p':'ng4'}}", model_path=baselines)
+    with pytest.raises(FlagError, match="--cross-entropy-layer clasifier: no layer .*behind the encoder there are .*output_weights"):
+        call(f"validate-quantized --task rte {QUANTIZED} --cross-entropy-layer clasifier", model_path=baselines)
+
+
 def test_a_run_goes_on_with_its_own_seed_alone_and_keeps_the_record_of_its_start(call, untrained, baselines, tmp_path):
     shutil.copytree(baselines / "rte", tmp_path / "run")
     before = (tmp_path / "run" / "config.out").read_text()
@@ -408,13 +468,13 @@ def test_a_run_goes_on_with_its_own_seed_alone_and_keeps_the_record_of_its_start
 
 
 def test_a_folder_with_no_or_two_models_for_a_task_is_refused(call, baselines, tmp_path):
-    with pytest.raises(ValueError, match=r"one cola/\*\*/out with it; there is none"):
+    with pytest.raises(FlagError, match=r"no config.json in it, nor out or cola/\*\*/out with it: name a model's folder"):
         call("validate-baseline --task cola", model_path=baselines)
     for name in ("a", "b"):
         shutil.copytree(baselines / "rte" / "out", tmp_path / "rte" / name / "out")
-    with pytest.raises(ValueError, match="there is 2"):
+    with pytest.raises(FlagError, match="no config.json in it; name one of .*a/out, .*b/out"):
         call("validate-baseline --task rte", model_path=tmp_path)
-    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+    with pytest.raises(FlagError, match="there is no such folder"):
         call("validate-baseline --task rte", model_path=tmp_path / "none")
 
 

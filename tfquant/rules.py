@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -284,6 +285,24 @@ class Recipe:
     def from_yaml(cls, text: str) -> Recipe:
         return cls.from_dict(yaml.safe_load(text))
 
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes a `.json`, `.yaml` or `.yml` file, which `load` reads; what was there before stays until all is written.
+
+        Raises:
+          ValueError: another ending.
+          OSError: it cannot be written.
+        """
+        path = pathlib.Path(path)
+        _check_suffix(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        try:
+            unfinished.write_text(self.to_json() + "\n" if path.suffix == ".json" else self.to_yaml())
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Recipe:
         """Reads a `.json`, `.yaml` or `.yml` file.
@@ -293,12 +312,16 @@ class Recipe:
           OSError: it cannot be read.
         """
         path = pathlib.Path(path)
-        if path.suffix not in (".json", ".yaml", ".yml"):
-            raise ValueError(f"{path}: a recipe file ends in .json, .yaml or .yml")
+        _check_suffix(path)
         try:
             return (cls.from_json if path.suffix == ".json" else cls.from_yaml)(path.read_text())
         except (yaml.YAMLError, ValueError) as error:  # json's and Unicode's errors are ValueErrors
             raise ValueError(f"{path}: {one_line(error)}") from error
+
+
+def _check_suffix(path: pathlib.Path) -> None:
+    if path.suffix not in (".json", ".yaml", ".yml"):
+        raise ValueError(f"{path}: a recipe file ends in .json, .yaml or .yml")
 
 
 def _shape_matches(wanted: tuple[int | None, ...], shape: tuple[int | None, ...] | None) -> bool:

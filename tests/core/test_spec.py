@@ -69,11 +69,20 @@ def test_recipes_survive_json_and_yaml(name):
 
 
 @pytest.mark.parametrize("suffix", [".json", ".yaml", ".yml"])
-def test_recipes_are_read_from_files(tmp_path, suffix):
+def test_recipes_are_written_to_files_and_read_from_them(tmp_path, suffix):
     recipe, path = custom_recipe(), tmp_path / f"recipe{suffix}"
-    path.write_text(recipe.to_json() if suffix == ".json" else recipe.to_yaml())
+    recipe.save(path)
+    assert path.read_text().strip() == (recipe.to_json() if suffix == ".json" else recipe.to_yaml()).strip()
     assert Recipe.load(path) == recipe
     assert Recipe.load(str(path)) == recipe
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_recipe_is_not_written_where_it_could_not_be_read(tmp_path):
+    with pytest.raises(ValueError, match="recipe.txt: a recipe file ends in .json, .yaml or .yml"):
+        custom_recipe().save(tmp_path / "recipe.txt")
+    with pytest.raises(FileNotFoundError, match="recipe.yaml: there is no folder"):
+        custom_recipe().save(tmp_path / "none" / "recipe.yaml")
 
 
 def test_options_of_numpy_type_are_written_as_plain_numbers():

@@ -115,6 +115,8 @@ def export(
         raise ValueError(f"tolerance={tolerance}: is a share of rows, from 0 to 1")
     path, form, order = pathlib.Path(path), TARGETS[target], Order(engine, mode, opset, sm)
     form.check_path(path)
+    if missing := form.missing_packages(check_data is not None):
+        raise ModuleNotFoundError(f"target={target!r} needs {', '.join(missing)}: pip install -e '.[export]'", name=missing[0])
     if check_data is not None:
         check_data = checked_batches(engine, check_data)
     if mode == "quantized":

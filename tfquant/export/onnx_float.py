@@ -29,16 +29,11 @@ def converted(network: MarkedNetwork, opset: int) -> Any:
     """An ONNX model with one node `Site` for each marker, its attribute `address` naming the site; large parameters are inputs.
 
     Raises:
-      ModuleNotFoundError: tf2onnx is not installed.
       ExportError: an operation has no counterpart in ONNX.
     """
-    try:
-        import tf2onnx
-        from tf2onnx import convert
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"export to ONNX needs {error.name}: pip install -e '.[export]'", name=error.name) from None
-
     import onnx
+    import tf2onnx
+    from tf2onnx import convert
 
     if opset > onnx.defs.onnx_opset_version():
         raise ExportError(f"opset={opset}: onnx {onnx.__version__} knows opsets up to {onnx.defs.onnx_opset_version()}")

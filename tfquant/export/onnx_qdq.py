@@ -16,7 +16,7 @@ from tfquant.export.onnx_graph import read_by
 from tfquant.export.onnx_regions import WANTED_SHAPE
 
 # First opset in which DequantizeLinear takes the type.
-_INT4_OPSET, _INT16_OPSET = 21, 21
+_INT4_OPSET, INT16_OPSET = 21, 21
 _VIEWS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity"})
 
 
@@ -186,10 +186,10 @@ class _Writer:
         if self._opset >= _INT4_OPSET:
             kinds = [tensor.INT4, tensor.UINT4, *kinds]
         fitting = [kind for kind in kinds if _limits(kind)[0] <= grid.qmin and grid.qmax <= _limits(kind)[1]]
-        if not fitting or (fitting[0] in (tensor.INT16, tensor.UINT16) and self._opset < _INT16_OPSET):
+        if not fitting or (fitting[0] in (tensor.INT16, tensor.UINT16) and self._opset < INT16_OPSET):
             raise ExportError(
                 f"site {address}: codes {grid.qmin}..{grid.qmax} have no integer type in opset {self._opset}: use a format of "
-                f"at most 8 bits (16 from opset {_INT16_OPSET} on)"
+                f"at most 8 bits (16 from opset {INT16_OPSET} on)"
             )
         return fitting[0]
 

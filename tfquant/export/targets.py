@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import os
 import pathlib
 from collections.abc import Callable
 
 from tfquant.export import fastertransformer, litert, onnx_file, openvino, packed, saved_model, tensorrt
 from tfquant.export.order import Order
-from tfquant.runtimes import Contractions, Session, onnxruntime, open_file
+from tfquant.runtimes import PACKAGES, Contractions, Session, onnxruntime, open_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Target:
       may_replace: whether a folder that is there may be replaced.
       name: what such a folder is called.
       contractions: file -> which products are computed in integers; the reader is asked if not given.
+      packages: what has to be installed to write it, beside what tfquant requires.
     """
 
     write: Callable[[Order, str], None]
@@ -37,6 +39,12 @@ class Target:
     may_replace: Callable[[pathlib.Path], bool] | None = None
     name: str = ""
     contractions: Callable[[str], Contractions] | None = None
+    packages: tuple[str, ...] = ()
+
+    def missing_packages(self, checked: bool) -> list[str]:
+        """Packages that are not installed and that writing wants, and checking where the file is checked."""
+        wanted = [*self.packages, *([PACKAGES[self.readers[0]]] if checked and self.readers else [])]
+        return [name for name in dict.fromkeys(wanted) if importlib.util.find_spec(name) is None]
 
     def open(self, path: pathlib.Path) -> Session:
         """The written file in its first reader."""
@@ -62,11 +70,14 @@ class Target:
             raise ValueError(f"{path}: is there and is no {self.name}: name another folder")
 
 
+_ONNX = ("onnx", "tf2onnx")
 TARGETS = {
-    "onnx": Target(onnx_file.write, ".onnx", ("onnxruntime", "openvino")),
-    "onnxruntime": Target(functools.partial(onnx_file.write, fused_attention=True), ".onnx", ("onnxruntime",)),
-    "tensorrt": Target(tensorrt.write, ".onnx", ("onnxruntime", "openvino"), as_written=True, contractions=tensorrt.contractions),
-    "openvino": Target(openvino.write, ".xml", ("openvino",)),
+    "onnx": Target(onnx_file.write, ".onnx", ("onnxruntime", "openvino"), packages=_ONNX),
+    "onnxruntime": Target(functools.partial(onnx_file.write, fused_attention=True), ".onnx", ("onnxruntime",), packages=_ONNX),
+    "tensorrt": Target(
+        tensorrt.write, ".onnx", ("onnxruntime", "openvino"), as_written=True, contractions=tensorrt.contractions, packages=_ONNX
+    ),
+    "openvino": Target(openvino.write, ".xml", ("openvino",), packages=(*_ONNX, "openvino")),
     "litert": Target(litert.write, ".tflite", ("litert",)),
     "packed": Target(packed.write, ".safetensors", proven="bit for bit the simulation, tried out for every parameter"),
     "saved_model": Target(saved_model.write, "", ("tensorflow",), may_replace=saved_model.may_be_replaced, name="SavedModel"),

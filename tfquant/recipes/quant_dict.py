@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import calib
+from tfquant.graph.embedding import Embedding
 from tfquant.graph.letters import OF_BLOCK, OF_MODEL, find_letters
 from tfquant.graph.plan import RecipeError, deciding_rule
 from tfquant.graph.roles import Edge, find_roles
@@ -63,6 +64,7 @@ def with_quant_dict(
     """
     graph = trace(source_of(model, inputs, signature))
     edges = {edge.address: edge for edge in find_roles(graph).edges}
+    embedding = Embedding(graph, edges.values())
     letters = find_letters(graph) | {HIDDEN: tuple(_hidden(edges.values()))}
     base = {address: _base(recipe, edge) for address, edge in edges.items()}
     specs: dict[str, QuantSpec | None] = {}
@@ -73,7 +75,8 @@ def with_quant_dict(
             for address in _named(letters, letter):
                 before = specs[address] if address in specs else base[address]
                 if before is not None:
-                    specs[address] = _changed(letter, value, edges[address], shared_order)(before)
+                    along = not embedding.refusal(edges[address])
+                    specs[address] = _changed(letter, value, edges[address], shared_order, along)(before)
                 elif value != "fp32":
                     left, never = "was left in float by another letter", f"is not quantized by recipe {recipe.name!r}"
                     by = left if address in specs else never
@@ -112,8 +115,8 @@ def _base(recipe: Recipe, edge: Edge) -> QuantSpec | None:
     return None if rule is None else rule.spec
 
 
-def _changed(letter: str, value: Any, edge: Edge, shared_order: bool) -> Change:
-    """What a value does to a spec."""
+def _changed(letter: str, value: Any, edge: Edge, shared_order: bool, along: bool) -> Change:
+    """What a value does to a spec; `along` says whether the last axis is an embedding's."""
     where = f"quant dict, {letter!r}: {value!r}"
     if value == "fp32":
         return lambda spec: None
@@ -125,6 +128,8 @@ def _changed(letter: str, value: Any, edge: Edge, shared_order: bool) -> Change:
         groups = _GROUPS.fullmatch(value)
         if value not in ("per_embd", "per_token") and not groups:
             raise RecipeError(f"{where} must be a number of bits, 'fp32', 'per_embd', 'per_token', 'ng<K>' or 'ngp<K>'")
+        if not along:
+            raise RecipeError(f"{where}: {edge.address} has no embedding axis: give a number of bits or 'fp32'")
         changes = {"granularity": "per_embedding", "method": calib.Method.parse("max")}  # extremes are all that is kept of each
         if value == "per_token":
             changes |= {"granularity": "per_token", "dynamic": True}

@@ -240,7 +240,7 @@ class Trainer:
             tqdm.write(text)
 
     def _bar(self, first: int) -> tqdm:
-        hidden = {"disable": True} if self._group.rank else {}
+        hidden = {"disable": True} if self._group.rank or not self.options.progress else {}
         return tqdm(total=self.options.total_steps, initial=first, desc="train", unit="step", **hidden)
 
     def _last_checkpoint(self) -> str:

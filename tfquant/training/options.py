@@ -21,6 +21,7 @@ class TrainOptions:
         tensorboard: folder of these; below `directory` unless it is absolute.
         loss_scale: "dynamic" scales the loss so that float16 gradients do not vanish; a step whose gradient overflows changes
             no weight but counts, so that data and schedule stay where a resumed run expects them. See `DynamicLossScale`.
+        progress: show a bar.
     """
 
     directory: str | os.PathLike
@@ -33,6 +34,7 @@ class TrainOptions:
     log_first: bool = False
     tensorboard: str | os.PathLike = "tensorboard"
     loss_scale: Literal["dynamic"] | None = None
+    progress: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("total_steps", 1), ("accumulation", 1), ("checkpoint_every", 0), ("log_every", 1)):
