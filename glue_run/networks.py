@@ -16,6 +16,7 @@ from tasks import glue
 from tasks.byte_level import read_json
 from tasks.files import write_json
 from tfquant import checkpoint
+from tfquant.store import holds_ranges
 
 OUT, NAME, CONFIG = "out", "model.ckpt", "config.json"
 TRAINED_ON = "finetuning_task"  # as Hugging Face's scripts name the task in a configuration
@@ -111,9 +112,13 @@ def load_float(model: keras.Model, folder: str, *, new_head: bool) -> None:
         say(f"no weights in {folder}: training starts from random ones")
         return
     loaded = modeling.load_weights(model, path, allow_missing=modeling.HEAD_NAMES if new_head else ())
-    say(f"loaded {len(loaded.loaded)} variables from {path}")
+    say(f"loaded {len(loaded.loaded)} variables from {path}{_without_ranges(path)}")
     if loaded.missing:
         say(f"new, not there: {', '.join(loaded.missing)}")
+
+
+def _without_ranges(path: str) -> str:
+    return "; its ranges are left out: the -quantized modes take them" if holds_ranges(path) else ""
 
 
 def save(model: keras.Model, network: Any, task: glue.Task, source: str, directory: str) -> str:
