@@ -42,11 +42,12 @@ class Tuning:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A way to quantize; `training` are options that are the same for all tasks."""
+    """A way to quantize; `training` are options that are the same for all tasks, `own` those of some beside them."""
 
     mode: str
     options: str = ""
     training: str = ""
+    own: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 COMMON = "--no-pad-to-max-length --batch-size 16 --eval-batch-size 32"
@@ -65,6 +66,8 @@ FEED_FORWARD = ("x", "h", "y")  # input, output and sum of the feed-forward netw
 FOUR_PER_TENSOR = f"{GOLDEN} --n-bits 4 --no-act-quant"
 FOUR, FOUR_EIGHT = f"{FOUR_PER_TENSOR} --per-channel", f"{GOLDEN} {RUNNING} --per-channel --n-bits 4 --n-bits-act 8"
 LEARNED = "--num-epochs 1 --warmup-steps 50 --hidden-dropout 0 --attn-dropout 0 --learn-ranges --range-learning-rate 2e-3"
+# Without dropout small tasks overfit with weights of 4 bits: MRPC, first seed, has 81.2 so, 79.9 in three epochs, 83.2 with it.
+DROPOUT = dict.fromkeys(("mrpc", "rte"), "--hidden-dropout 0.1 --attn-dropout 0.1")
 
 
 def letters(value: int | str, **more: int) -> str:
@@ -84,9 +87,9 @@ ROWS = {
     "W4A32, to nearest": Row("validate-quantized", FOUR),
     "W4A32, AdaRound": Row("validate-quantized", f"{FOUR} --adaround all --adaround-iters 500 --adaround-act-quant no_act_quant"),
     "W8A8, 6 groups, trained": Row("train-quantized", f"{GOLDEN} {RUNNING} {GROUPS}", f"{LEARNED} --learning-rate 1e-5"),
-    "W4A8, 6 groups, trained": Row("train-quantized", f"{FOUR_EIGHT} {GROUPS}", f"{LEARNED} --learning-rate 5e-5"),
+    "W4A8, 6 groups, trained": Row("train-quantized", f"{FOUR_EIGHT} {GROUPS}", f"{LEARNED} --learning-rate 5e-5", DROPOUT),
     "W4A8, 6 groups, token table of 2 bits, trained": Row(
-        "train-quantized", f"{FOUR_EIGHT} {SORTED} {letters('ngp6', Et=2)}", f"{LEARNED} --learning-rate 5e-5"
+        "train-quantized", f"{FOUR_EIGHT} {SORTED} {letters('ngp6', Et=2)}", f"{LEARNED} --learning-rate 5e-5", DROPOUT
     ),
 }
 
@@ -106,7 +109,7 @@ def command(row: str, task: str, seed: int, data: pathlib.Path, output: pathlib.
     if way.mode.startswith("train"):
         words += ["--save-model", *tuning.options.split()]
     if way.mode == "train-quantized":  # the last word counts
-        words += way.training.split()
+        words += [*way.training.split(), *way.own.get(task, "").split()]
     return directory, [*words, "--output-dir", str(directory)]
 
 
@@ -132,7 +135,7 @@ def compute(row: str, data: pathlib.Path, output: pathlib.Path, pool: concurrent
     return {
         "scores": scores, "medians": medians, "average": round(statistics.mean(medians.values()), 2),
         **({} if size is None else {"times_smaller": round(size["float_bytes"] / size["packed_bytes"], 2)}),
-        "command": in_short(example, data, output), "training": {task: tuning.options for task, tuning in TASKS.items()},
+        "command": in_short(example, data, output), "training": {task: f"{tuning.options} {ROWS[row].own.get(task, '')}".strip() for task, tuning in TASKS.items()},
     }  # fmt: skip
 
 
