@@ -130,12 +130,13 @@ def compute(row: str, data: pathlib.Path, output: pathlib.Path, pool: concurrent
     for task, seed in wanted:
         scores.setdefault(task, {})[str(seed)] = round(100.0 * found[task, seed]["final_score"], 2)
     medians = {task: statistics.median(of_seeds.values()) for task, of_seeds in scores.items()}
+    training = {task: f"{tuning.options} {ROWS[row].own.get(task, '')}".strip() for task, tuning in TASKS.items()}
     example = command(row, "rte", SEEDS[0], data, output)[1]
     size = found[wanted[0]].get("size")
     return {
         "scores": scores, "medians": medians, "average": round(statistics.mean(medians.values()), 2),
         **({} if size is None else {"times_smaller": round(size["float_bytes"] / size["packed_bytes"], 2)}),
-        "command": in_short(example, data, output), "training": {task: f"{tuning.options} {ROWS[row].own.get(task, '')}".strip() for task, tuning in TASKS.items()},
+        "command": in_short(example, data, output), "training": training,
     }  # fmt: skip
 
 
