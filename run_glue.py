@@ -100,8 +100,9 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
         if group.rank == 0 and not checkpoint.steps(directory):  # a run that goes on keeps what it was started with
             write_config(directory, settings)
         figures["training"] = train(
-            model, network, training_rows(), task, settings, group, validation=validation, directory=directory, seed=seed
-        )
+            model, network, training_rows(), task, settings, group,
+            source=source, validation=validation, directory=directory, seed=seed,
+        )  # fmt: skip
     if network is not model and group.rank == 0:
         figures["size"] = size_of(network)
     if settings.tb and group.rank == 0:

@@ -31,7 +31,7 @@ def folder_of(task: glue.Task, settings: Settings) -> str:
         ValueError: none is named, there is none or more than one for the task, or it was trained on another.
     """
     folder = _folder(task, settings)
-    trained = str(read_json(os.path.join(folder, CONFIG)).get(TRAINED_ON, "")).lower().replace("-", "")
+    trained = _trained_on(folder)
     if settings.mode != "train-baseline" and trained in glue.TASKS and trained != task.name:
         raise ValueError(f"--task {task.name}: {folder}/{CONFIG} says the model was trained on {trained}: give --task {trained}")
     return folder
@@ -58,6 +58,25 @@ def _folder(task: glue.Task, settings: Settings) -> str:
         mend = f"name one of {', '.join(found)}" if found else f"nor {OUT} or {task.name}/**/{OUT} with it: name a model's folder"
         raise ValueError(f"--model-path={path}: there is no {CONFIG} in it{'; ' if found else ', '}{mend}")
     return own[0]
+
+
+def teacher_of(task: glue.Task, source: str, settings: Settings) -> str:
+    """The folder of the model that teaches: --teacher, or where the model that is quantized comes from.
+
+    Raises:
+        ValueError: there is no model in it, or it was trained on another task.
+    """
+    folder = settings.teacher or source
+    if not os.path.isfile(os.path.join(folder, CONFIG)):
+        raise ValueError(f"--teacher={folder}: there is no {CONFIG} in it: name the folder of a model")
+    trained = _trained_on(folder)
+    if trained in glue.TASKS and trained != task.name:
+        raise ValueError(f"--teacher={folder}: was trained on {trained}, not on {task.name}")
+    return folder
+
+
+def _trained_on(folder: str) -> str:
+    return str(read_json(os.path.join(folder, CONFIG)).get(TRAINED_ON, "")).lower().replace("-", "")
 
 
 def _check_architecture(folder: str, settings: Settings) -> None:
@@ -99,7 +118,7 @@ def weights_of(folder: str) -> str:
     return prefix if os.path.isfile(prefix + checkpoint.INDEX) else folder
 
 
-def load_float(model: keras.Model, folder: str, *, new_head: bool) -> None:
+def load_float(model: keras.Model, folder: str, *, new_head: bool, who: str = "") -> None:
     """Loads weights; for training the head may be new, and a folder without any weights gives random ones.
 
     Raises:
@@ -112,7 +131,7 @@ def load_float(model: keras.Model, folder: str, *, new_head: bool) -> None:
         say(f"no weights in {folder}: training starts from random ones")
         return
     loaded = modeling.load_weights(model, path, allow_missing=modeling.HEAD_NAMES if new_head else ())
-    say(f"loaded {len(loaded.loaded)} variables from {path}{_without_ranges(path)}")
+    say(f"{who}loaded {len(loaded.loaded)} variables from {path}{_without_ranges(path)}")
     if loaded.missing:
         say(f"new, not there: {', '.join(loaded.missing)}")
 

@@ -17,6 +17,7 @@ from tfquant.recipes.quant_dict import parse_quant_dict
 
 # The other one wants the sites of a recipe of its own, which these options do not describe.
 EXPORTS = tuple(name for name in TARGETS if name != "fastertransformer")
+TEACHING = tuple(field.name for field in dataclasses.fields(Settings) if field.name.startswith(("teacher", "distillation_")))
 OF_ONNX = ("onnx", "onnxruntime", "tensorrt", "openvino")
 
 
@@ -26,7 +27,7 @@ def check(settings: Settings) -> None:
     Raises:
         FlagError: lists every problem with its option and what to do.
     """
-    looks = (_numbers, _work, _export, _evaluation, _quantization, _training_of_ranges, _groups, _dynamic)
+    looks = (_numbers, _work, _export, _evaluation, _quantization, _training_of_ranges, _teaching, _groups, _dynamic)
     problems = [problem for look in looks for problem in look(settings)]
     if problems:
         raise FlagError("\n".join(f"  {problem}" for problem in problems))
@@ -189,6 +190,24 @@ def _training_of_ranges(s: Settings) -> list[str]:
     return problems
 
 
+def _teaching(s: Settings) -> list[str]:
+    """What is said of a teacher."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    if not s.distillation:
+        given = [name for name in TEACHING if getattr(s, name) != defaults[name]]
+        return [f"{option(name)} is about --distillation: set that, or leave it out" for name in given]
+    problems = []
+    if not 0.0 < s.distillation_temperature < math.inf:
+        problems.append(f"--distillation-temperature {s.distillation_temperature}: must be above 0 and finite")
+    scales = ("distillation_loss_scale", "distillation_hidden_scale", "distillation_attention_scale")
+    for name in scales:
+        if not 0.0 <= getattr(s, name) < math.inf:
+            problems.append(f"{option(name)} {getattr(s, name)}: must be at least 0 and finite")
+    if not any(getattr(s, name) for name in scales):
+        problems.append(f"--distillation: {', '.join(map(option, scales))} are all 0: the teacher would teach nothing")
+    return problems
+
+
 def _groups(s: Settings) -> list[str]:
     problems = []
     if s.per_groups is None and (s.per_groups_permute or (s.per_groups_permute_shared_h and "ngp" not in (s.quant_dict or ""))):
@@ -227,7 +246,7 @@ def refuse_quantization_options(settings: Settings, source: str) -> None:
     Raises:
         FlagError: an option says otherwise.
     """
-    free = ("export", "export_opset", "export_tolerance")
+    free = ("export", "export_opset", "export_tolerance", "distillation", *TEACHING)
     given = [
         field.name
         for field in dataclasses.fields(Settings)

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 from runs.settings import CONTENT, FREE, StepNames, flag
 from tasks import glue
 from tfquant.ptq.rounding import DECAYS
+from tfquant.training.distillation import DIRECTIONS, TEMPERATURE
+from tfquant.training.teaching import SCALE
 
 MODES = ("train-baseline", "validate-baseline", "train-quantized", "validate-quantized")
 TRAINING, QUANTIZING = ("train-baseline", "train-quantized"), ("train-quantized", "validate-quantized")
@@ -212,6 +214,22 @@ class Settings:
     fix_weight_ranges: bool = _of(
         ("train-quantized",), False, "Without --learn-ranges: ranges of weights stay; else they follow the weights.", "same"
     )
+    distillation: bool = _of(
+        ("train-quantized",), False, "Train on what a float model answers as well: the one that is quantized, or --teacher.", "same"
+    )
+    teacher: str | None = _of(("train-quantized",), None, "Folder of another model that teaches; it may be larger.", CONTENT)
+    distillation_loss_scale: float = _of(
+        ("train-quantized",), SCALE, "Weight of the divergence from its answers (of a regression the squared error).", "same"
+    )
+    distillation_temperature: float = _of(
+        ("train-quantized",), TEMPERATURE, "What both answers are divided by before they are compared.", "same"
+    )
+    distillation_direction: str = _of(
+        ("train-quantized",), DIRECTIONS[0], "student_teacher is KL(student || teacher), teacher_student the other.", "same",
+        choices=DIRECTIONS,
+    )  # fmt: skip
+    distillation_hidden_scale: float = _of(("train-quantized",), 0.0, "Weight of the squared error from its hidden states.", "same")
+    distillation_attention_scale: float = _of(("train-quantized",), 0.0, "Weight of the squared error from its attention.", "same")
     export: str | None = _of(QUANTIZING, None, "Write the quantized model to out/ for another runtime.")
     export_opset: int = _of(QUANTIZING, 17, "ONNX opset of that file.")
     export_tolerance: float = _of(QUANTIZING, 0.1, "Largest share of rows with another answer than the network's.")

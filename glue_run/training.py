@@ -5,33 +5,20 @@ import functools
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from glue_run.data import INPUTS, LABELS, training_plan
 from glue_run.evaluation import LOSS, SCORE, Validation
+from glue_run.losses import distillation, loss_of
 from glue_run.outputs import logs_of
 from glue_run.schedules import schedule
 from glue_run.settings import Settings
 from runs import resume
-from runs.batches import only
 from runs.narration import say
-from runs.training import Loss, by_share, closing_line, training_batches, writer
+from runs.training import by_share, closing_line, training_batches, writer
 from tasks import glue
 from tfquant import checkpoint, distributed
 from tfquant.training import BertAdamW, Evaluation, QuantizationSchedule, Trainer, TrainOptions, seed_variables
 from tfquant.variables import path_of
-
-
-def loss_of(task: glue.Task) -> Loss:
-    """Mean squared error of a regression, cross-entropy of classes."""
-
-    def loss(model: Any, batch: Any) -> tf.Tensor:
-        logits = tf.cast(model(only(batch, INPUTS), training=True)["logits"], tf.float32)
-        if task.regression:
-            return tf.reduce_mean(tf.square(logits[:, 0] - batch["labels"]))
-        return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch["labels"], logits))
-
-    return loss
 
 
 def train(
@@ -42,6 +29,7 @@ def train(
     settings: Settings,
     group: distributed.Group,
     *,
+    source: str,
     validation: Validation,
     directory: str,
     seed: int,
@@ -51,6 +39,7 @@ def train(
     Args:
         model: the float model; its weights are trained.
         network: the model itself, or what it was quantized to.
+        source: folder of the model that the training starts from.
         validation: what scores the network on the way.
     """
     saved = checkpoint.steps(directory)
@@ -72,9 +61,10 @@ def train(
         hooks.append(QuantizationSchedule(network, optimizer, range_rate=relative))
     evaluation = evaluating(network, features, task, settings, course, validation, group)
     hooks += [] if evaluation is None else [evaluation]
+    taught = distillation(network, task, source, settings, seed) if settings.distillation else None
     trainer = Trainer(
         network,
-        by_share(loss_of(task)),
+        by_share(taught or loss_of(task)),
         optimizer,
         TrainOptions(
             directory,
@@ -93,6 +83,7 @@ def train(
         write=writer(model, network, course),
         group=group,
         hooks=hooks,
+        loss_variables=taught.variables if taught else (),
     )
     if saved:
         say(f"going on from step {trainer.restore()} of {total} ({saved[-1][1]})")

@@ -342,6 +342,44 @@ def test_quantized_training_starts_from_the_float_model_and_its_result_is_scored
         call("validate-quantized --task rte --n-bits 7", model_path=tmp_path / "out")
 
 
+@pytest.fixture
+def first_loss(call, baselines, tmp_path):
+    """Options of quantized training of a task -> loss of the first step."""
+
+    def loss(task, options):
+        folder = tmp_path / options.replace("/", "_")[:60]
+        call(
+            f"train-quantized --task {task} {QUANTIZED} --n-bits 3 --hidden-dropout 0 --attn-dropout 0 --batch-size 8 --max-steps 1 "
+            f"--no-do-eval {options}",
+            model_path=baselines / task / "out", output_dir=folder,
+        )  # fmt: skip
+        return json.loads((folder / "results.json").read_text())["training"]["loss"]
+
+    return loss
+
+
+@pytest.mark.parametrize("task", ["stsb", pytest.param("rte", marks=pytest.mark.long)])
+def test_the_float_model_teaches_beside_the_labels(first_loss, task):
+    alone, once, thrice = (
+        first_loss(task, options) for options in ("", *(f"--distillation --distillation-loss-scale {scale}" for scale in (1, 3)))
+    )
+    assert thrice - alone == pytest.approx(3 * (once - alone), rel=1e-3) and once > alone + 1e-6
+
+
+@pytest.mark.long
+def test_another_model_may_teach_and_from_inside(first_loss, baselines):
+    alone, once = first_loss("rte", ""), first_loss("rte", "--distillation --distillation-loss-scale 1")
+    assert first_loss("rte", f"--distillation --distillation-loss-scale 1 --teacher {baselines / 'rte' / 'out'}") == once
+    inside = "--distillation --distillation-loss-scale 0 --distillation-hidden-scale 1 --distillation-attention-scale 1"
+    assert first_loss("rte", inside) > alone + 1e-6
+
+
+def test_a_teacher_of_another_task_is_refused(call, baselines, tmp_path):
+    words = f"train-quantized --task rte {QUANTIZED} --max-steps 1 --distillation --teacher {baselines / 'stsb' / 'out'}"
+    with pytest.raises(FlagError, match="--teacher=.*stsb/out: was trained on stsb, not on rte"):
+        call(words, model_path=baselines / "rte" / "out", output_dir=tmp_path / "out")
+
+
 def test_ranges_that_are_not_fixed_follow_and_fixed_ones_stay(call, baselines, tmp_path):
     ends = {}
     for name, options in (("fixed", "--fix-act-ranges --fix-weight-ranges"), ("following", "")):
@@ -409,6 +447,9 @@ def test_every_option_has_help_in_each_mode_that_takes_it(capsys):
         ({"export": "onnx", "output_dir": "x", "quant_dict": "{'y': 'per_token'}"}, "leave it or 'per_token' of --quant-dict out"),
         ({"mode": "train-quantized", "quant_dict": "{'y': 'per_token'}"}, "'per_token' has ranges of each batch"),
         ({"mode": "train-quantized", "range_update": "lsq"}, "--range-update is about --learn-ranges"),
+        ({"mode": "train-quantized", "teacher": "x"}, "--teacher is about --distillation"),
+        ({"mode": "train-quantized", "distillation": True, "distillation_loss_scale": 0.0}, "the teacher would teach nothing"),
+        ({"mode": "train-quantized", "distillation": True, "distillation_temperature": 0.0}, "temperature 0.0: must be above 0"),
         ({"output_dir": __file__}, "--output-dir .*: is a file, no folder"),
         ({"per_groups_permute_shared_h": True}, "--per-groups-permute-shared-h: give --per-groups K"),
         ({"tb": True}, "--tb: give --output-dir or --tb-logging-dir"),

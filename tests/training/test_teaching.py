@@ -88,6 +88,19 @@ def test_the_loss_is_the_scaled_sum_of_terms_that_follow_from_the_mapped_layers(
     assert set(distil(student, teacher, logits_scale=0.0, hidden_scale=0.0).parts(data)) == {"hard", "attention"}
 
 
+def test_values_of_a_regression_are_compared_by_their_squared_error(teacher):
+    student, data = network(layers=2), tensors()
+    inputs = {n: data[n] for n in INPUTS}
+    loss = Distillation(
+        student, teacher, hard, inputs=lambda batch: {n: batch[n] for n in INPUTS}, options=DistillationOptions(logits_scale=2.0),
+        logits=lambda outputs, batch: [outputs["start_logits"][:, :1]], regression=True,
+    )  # fmt: skip
+    ours, theirs = (model(inputs)["start_logits"].numpy()[:, 0] for model in (student, teacher))
+    parts = {name: float(value) for name, value in loss.parts(data).items()}
+    assert parts["logits"] == pytest.approx(np.mean((ours - theirs) ** 2), rel=1e-4) != 0.0
+    assert float(loss(student, data)) == pytest.approx(parts["hard"] + 2 * parts["logits"], rel=1e-5)
+
+
 def test_layers_may_be_mapped_by_hand_and_a_layer_may_teach_several(teacher):
     student, data = network(layers=2), tensors()
     loss = distil(student, teacher, layers={1: 0, 0: 0}, attention_scale=0.0)

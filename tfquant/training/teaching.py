@@ -75,6 +75,8 @@ class Distillation:
         inputs: batch -> inputs of both models.
         options: see `DistillationOptions`.
         logits: (outputs, batch) -> what the divergence compares, each [..., classes]; all outputs when not given.
+        regression: what `logits` gives are values, not logits of classes: their mean squared error is taken in place of the
+            divergence.
         mask: batch -> [B, S], not zero where a token is real; only these count in hidden states and attention. All do
             when not given.
 
@@ -96,9 +98,11 @@ class Distillation:
         options: DistillationOptions | None = None,
         logits: Callable[[Any, Batch], Sequence[tf.Tensor]] = lambda outputs, batch: tf.nest.flatten(outputs),
         mask: Callable[[Batch], tf.Tensor | None] = lambda batch: None,
+        regression: bool = False,
     ):
         self.options = options or DistillationOptions()
         self._model, self._hard, self._inputs, self._logits, self._mask = student, hard, inputs, logits, mask
+        self._regression = regression
         self._student = _Side("student", tap(student), self.options)
         self._teacher = _Side("teacher", tap(teacher, differentiable=False), self.options)
         self.pairs: list[tuple[int, int]] = []
@@ -128,12 +132,18 @@ class Distillation:
         parts = {"hard": tf.cast(self._hard(outputs, batch), tf.float32)}
         if options.logits_scale:
             compared = zip(self._logits(outputs, batch), self._logits(answers, batch), strict=True)
-            parts["logits"] = tf.add_n([divergence(s, t, options.temperature, options.direction) for s, t in compared])
+            parts["logits"] = tf.add_n([self._difference(s, t) for s, t in compared])
         if options.hidden_scale:
             parts["hidden"] = hidden_loss(ours[0], theirs[0], self._projections, mask=mask)
         if options.attention_scale:
             parts["attention"] = attention_loss(ours[1], theirs[1], mask=mask)
         return parts
+
+    def _difference(self, student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
+        """Between two answers."""
+        if not self._regression:
+            return divergence(student, teacher, self.options.temperature, self.options.direction)
+        return tf.reduce_mean(tf.square(tf.cast(student, tf.float32) - tf.cast(tf.stop_gradient(teacher), tf.float32)))
 
     def _projection(self, layer: int, student: int, teacher: int) -> keras.Variable | None:
         """From the student's width to the teacher's where they differ; it starts by keeping lengths and angles as far as it can."""
