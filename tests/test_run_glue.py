@@ -349,8 +349,8 @@ def first_loss(call, baselines, tmp_path):
     def loss(task, options):
         folder = tmp_path / options.replace("/", "_")[:60]
         call(
-            f"train-quantized --task {task} {QUANTIZED} --n-bits 3 --hidden-dropout 0 --attn-dropout 0 --batch-size 8 --max-steps 1 "
-            f"--no-do-eval {options}",
+            f"train-quantized --task {task} {QUANTIZED} --n-bits 3 --hidden-dropout 0 --attn-dropout 0 --batch-size 8 "
+            f"--max-steps 1 --no-do-eval {options}",
             model_path=baselines / task / "out", output_dir=folder,
         )  # fmt: skip
         return json.loads((folder / "results.json").read_text())["training"]["loss"]
