@@ -90,9 +90,9 @@ ROWS = {
     "W8A8, 6 groups, trained": Row("train-quantized", f"{GOLDEN} {RUNNING} {GROUPS}", f"{LEARNED} --learning-rate 1e-5"),
     "W4A8, 6 groups, trained": Row("train-quantized", f"{FOUR_EIGHT} {GROUPS}", f"{LEARNED} --learning-rate 5e-5", DROPOUT),
     "W8A8, 6 groups, taught": Row("train-quantized", f"{GOLDEN} {RUNNING} {GROUPS}", f"{TAUGHT} --learning-rate 1e-5"),
-    "W4A8, 6 groups, taught": Row("train-quantized", f"{FOUR_EIGHT} {GROUPS}", f"{TAUGHT} --learning-rate 5e-5", DROPOUT),
+    "W4A8, 6 groups, taught": Row("train-quantized", f"{FOUR_EIGHT} {GROUPS}", f"{TAUGHT} --learning-rate 2e-5", DROPOUT),
     "W4A8, 6 groups, token table of 2 bits, taught": Row(
-        "train-quantized", f"{FOUR_EIGHT} {SORTED} {letters('ngp6', Et=2)}", f"{TAUGHT} --learning-rate 5e-5", DROPOUT
+        "train-quantized", f"{FOUR_EIGHT} {SORTED} {letters('ngp6', Et=2)}", f"{TAUGHT} --learning-rate 2e-5", DROPOUT
     ),
 }
 
