@@ -10,9 +10,10 @@ from glue_run import networks
 from glue_run.data import INPUTS
 from glue_run.settings import Settings
 from runs.batches import only
+from runs.teaching import distillation_options
 from runs.training import Loss
 from tasks import glue
-from tfquant.training import Distillation, DistillationOptions
+from tfquant.training import Distillation
 
 
 def loss_of(task: glue.Task) -> Loss:
@@ -44,14 +45,7 @@ def distillation(student: Any, task: glue.Task, source: str, settings: Settings,
         load_teacher(task, networks.teacher_of(task, source, settings), settings, seed),
         hard_loss(task),
         inputs=lambda batch: only(batch, INPUTS),
-        options=DistillationOptions(
-            temperature=settings.distillation_temperature,
-            direction=settings.distillation_direction,
-            logits_scale=settings.distillation_loss_scale,
-            hidden_scale=settings.distillation_hidden_scale,
-            attention_scale=settings.distillation_attention_scale,
-            seed=seed,
-        ),
+        options=distillation_options(settings, seed),
         logits=lambda outputs, batch: [outputs["logits"]],
         mask=lambda batch: batch["input_mask"],
         regression=task.regression,

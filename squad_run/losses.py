@@ -8,12 +8,13 @@ import tensorflow as tf
 import modeling
 from runs.batches import only
 from runs.narration import say
+from runs.teaching import distillation_options
 from squad_run.data import INPUTS, Batch
 from squad_run.flags import Settings
 from squad_run.networks import build, load_float
 from squad_run.teacher_flags import parse_layers
 from tfquant.store import holds_ranges
-from tfquant.training import Distillation, DistillationOptions
+from tfquant.training import Distillation
 
 SHOWN = 3  # of what does not fit; a wrong configuration is wrong in most variables
 
@@ -44,15 +45,7 @@ def distillation(student: Any, config: modeling.BertConfig, settings: Settings) 
         load_teacher(config, settings),
         hard_loss,
         inputs=lambda batch: only(batch, INPUTS),
-        options=DistillationOptions(
-            temperature=settings.distillation_temperature,
-            direction=settings.distillation_direction,
-            logits_scale=settings.distillation_loss_scale,
-            hidden_scale=settings.distillation_hidden_scale,
-            attention_scale=settings.distillation_attention_scale,
-            layers=parse_layers(settings.distillation_layers),
-            seed=settings.seed,
-        ),
+        options=distillation_options(settings, settings.seed, parse_layers(settings.distillation_layers)),
         logits=lambda outputs, batch: [real_logits(outputs, end, batch) for end in ("start", "end")],
         mask=lambda batch: batch["input_mask"],
     )
