@@ -7,6 +7,7 @@ from typing import Any
 
 from glue_run.evaluation import scores_of_training
 from glue_run.settings import PTQ, QUANTIZING, Settings
+from runs import teaching
 from runs.settings import FlagError
 from tasks import glue
 from tfquant.distributed import launched
@@ -17,7 +18,6 @@ from tfquant.recipes.quant_dict import parse_quant_dict
 
 # The other one wants the sites of a recipe of its own, which these options do not describe.
 EXPORTS = tuple(name for name in TARGETS if name != "fastertransformer")
-TEACHING = tuple(field.name for field in dataclasses.fields(Settings) if field.name.startswith(("teacher", "distillation_")))
 OF_ONNX = ("onnx", "onnxruntime", "tensorrt", "openvino")
 
 
@@ -33,8 +33,9 @@ def check(settings: Settings) -> None:
         raise FlagError("\n".join(f"  {problem}" for problem in problems))
 
 
-def option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def option(name: str, value: Any = None) -> str:
+    """As it is written on the command line, with its value if that is given."""
+    return f"--{name.replace('_', '-')}" + ("" if value is None else f" {value}")
 
 
 def _numbers(s: Settings) -> list[str]:
@@ -192,20 +193,9 @@ def _training_of_ranges(s: Settings) -> list[str]:
 
 def _teaching(s: Settings) -> list[str]:
     """What is said of a teacher."""
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     if not s.distillation:
-        given = [name for name in TEACHING if getattr(s, name) != defaults[name]]
-        return [f"{option(name)} is about --distillation: set that, or leave it out" for name in given]
-    problems = []
-    if not 0.0 < s.distillation_temperature < math.inf:
-        problems.append(f"--distillation-temperature {s.distillation_temperature}: must be above 0 and finite")
-    scales = ("distillation_loss_scale", "distillation_hidden_scale", "distillation_attention_scale")
-    for name in scales:
-        if not 0.0 <= getattr(s, name) < math.inf:
-            problems.append(f"{option(name)} {getattr(s, name)}: must be at least 0 and finite")
-    if not any(getattr(s, name) for name in scales):
-        problems.append(f"--distillation: {', '.join(map(option, scales))} are all 0: the teacher would teach nothing")
-    return problems
+        return [f"{option(name)} is about --distillation: set that, or leave it out" for name in teaching.given(s)]
+    return teaching.contradictions(s, option)
 
 
 def _groups(s: Settings) -> list[str]:
@@ -246,7 +236,7 @@ def refuse_quantization_options(settings: Settings, source: str) -> None:
     Raises:
         FlagError: an option says otherwise.
     """
-    free = ("export", "export_opset", "export_tolerance", "distillation", *TEACHING)
+    free = ("export", "export_opset", "export_tolerance", "distillation", *teaching.about_teacher(settings))
     given = [
         field.name
         for field in dataclasses.fields(Settings)

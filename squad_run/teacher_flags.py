@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
 from typing import TYPE_CHECKING
 
 import modeling
-from tfquant.training.distillation import DIRECTIONS, layer_pairs
+from runs import teaching
+from tfquant.training.distillation import layer_pairs
 
 if TYPE_CHECKING:
     from squad_run.flags import Settings
 
-SCALES = ("distillation_loss_scale", "distillation_hidden_scale", "distillation_attention_scale")
-ABOUT_ANSWERS = ("distillation_temperature", "distillation_direction")
-
 
 def contradictions(s: Settings) -> list[str]:
     """What can be seen without reading a file."""
-    defaults = {field.name: field.default for field in dataclasses.fields(s)}
-    given = [name for name in defaults if name.startswith(("teacher", "distillation_")) and getattr(s, name) != defaults[name]]
     if not s.distillation:
-        return [f"--{name} is used with --distillation only: set that, or leave it out" for name in given]
+        return [f"--{name} is used with --distillation only: set that, or leave it out" for name in teaching.given(s)]
     problems = []
     if not s.teacher:
         problems.append("--distillation needs --teacher: the checkpoint that teaches")
     if not s.do_train:
         problems.append("--distillation is a way to train: set --do_train as well")
-    if not 0.0 < s.distillation_temperature < math.inf:
-        problems.append(f"--distillation_temperature={s.distillation_temperature}: must be above 0 and finite")
-    if s.distillation_direction not in DIRECTIONS:
-        problems.append(f"--distillation_direction={s.distillation_direction}: must be one of {', '.join(DIRECTIONS)}")
-    scales = {name: getattr(s, name) for name in SCALES}
-    problems += [f"--{n}={v}: must be at least 0 and finite" for n, v in scales.items() if not 0.0 <= v < math.inf]
-    if not any(scales.values()):
-        problems.append(f"--{', --'.join(scales)} are all 0: the teacher would teach nothing; raise one, or drop --distillation")
-    elif not s.distillation_loss_scale:
-        idle = [name for name in ABOUT_ANSWERS if name in given]
-        problems += [f"--{name} has no effect with --distillation_loss_scale=0: leave it out" for name in idle]
+    problems += teaching.contradictions(s, lambda name, value=None: f"--{name}" if value is None else f"--{name}={value}")
     if s.distillation_layers and not (s.distillation_hidden_scale or s.distillation_attention_scale):
         problems.append(
             "--distillation_layers has no effect without --distillation_hidden_scale or --distillation_attention_scale: "

@@ -450,6 +450,10 @@ def test_every_option_has_help_in_each_mode_that_takes_it(capsys):
         ({"mode": "train-quantized", "teacher": "x"}, "--teacher is about --distillation"),
         ({"mode": "train-quantized", "distillation": True, "distillation_loss_scale": 0.0}, "the teacher would teach nothing"),
         ({"mode": "train-quantized", "distillation": True, "distillation_temperature": 0.0}, "temperature 0.0: must be above 0"),
+        (
+            {"mode": "train-quantized", "distillation": True, "distillation_loss_scale": 0.0, "distillation_hidden_scale": 1.0,
+             "distillation_temperature": 2.0}, "--distillation-temperature has no effect with --distillation-loss-scale 0",
+        ),
         ({"output_dir": __file__}, "--output-dir .*: is a file, no folder"),
         ({"per_groups_permute_shared_h": True}, "--per-groups-permute-shared-h: give --per-groups K"),
         ({"tb": True}, "--tb: give --output-dir or --tb-logging-dir"),
