@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: env demo test test-shared test-long glue squad outliers squad-qat bench bench-int8 readme lint clean
+.PHONY: env demo test test-shared test-long glue squad outliers squad-qat bench bench-int8 bench-ptq readme lint clean
 
 env: $(READY) $(HOROVOD)
 
@@ -68,6 +68,12 @@ bench: env
 bench-int8: $(READY)
 	$(BIN)/python -m pip install -q nncf sympy
 	$(BIN)/python -m benchmarks.int8_peers --shared=$(SHARED)
+
+# Sensitivity of every site and AdaRound of every kernel of the real model: half an hour.
+bench-ptq: $(READY)
+	$(BIN)/python -m benchmarks.sensitivity_cost --shared=$(SHARED)
+	$(BIN)/python -m benchmarks.sensitivity_sites --shared=$(SHARED)
+	$(BIN)/python -m benchmarks.adaround_cost --shared=$(SHARED)
 
 readme: $(READY)
 	$(BIN)/python -m benchmarks.readme
