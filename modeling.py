@@ -16,6 +16,7 @@ from encoders.backbone import Backbone
 from encoders.bert import Bert
 from encoders.checkpoint import LoadReport as LoadReport
 from encoders.checkpoint import detect_lower_case as detect_lower_case
+from encoders.checkpoint import labels_in as labels_in
 from encoders.checkpoint import load_weights as load_weights
 from encoders.config import BertConfig, DistilBertConfig, MobileBertConfig, RobertaConfig
 from encoders.config import config_from_file as config_from_file

@@ -96,10 +96,7 @@ def load_weights(
     """
     path = os.fspath(path)
     variables = {variable.path: variable for variable in model.weights}
-    if os.path.isdir(path) or path.endswith(".safetensors"):
-        stored = _open_safetensors(path, architecture_of(variables))
-    else:
-        stored = _open_bundle(path)
+    stored = _open(path, architecture_of(variables))
     allowed = _beginnings(allow_missing)
     # What may be missing may also be there in another shape: the head of another task.
     others = {n for n in variables.keys() & stored.keys() if n.startswith(allowed) and tuple(variables[n].shape) != stored[n].shape}
@@ -130,6 +127,27 @@ def load_weights(
     for name in matched:
         variables[name].assign(values[name])
     return LoadReport(tuple(matched), tuple(missing), tuple(unexpected))
+
+
+def labels_in(path: str | os.PathLike, architecture: str) -> int | None:
+    """How many labels the classification head of a checkpoint scores, from its shapes alone; None if it has no such head.
+
+    Args:
+        path: see `load_weights`.
+        architecture: `model_type` of the configuration.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_weights`.
+    """
+    bias = _open(os.fspath(path), architecture).get("output_bias")
+    return None if bias is None else bias.shape[0]
+
+
+def _open(path: str, architecture: str) -> dict[str, _Stored]:
+    """The tensors of a checkpoint of either kind under the model's names."""
+    if os.path.isdir(path) or path.endswith(".safetensors"):
+        return _open_safetensors(path, architecture)
+    return _open_bundle(path)
 
 
 def _beginnings(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -165,7 +183,7 @@ def _open_bundle(prefix: str) -> dict[str, _Stored]:
         try:
             return np.asarray(reader.get_tensor(name), np.float32)
         except _READER_ERRORS as error:
-            raise ValueError(f"checkpoint {prefix}: {name} cannot be read, the file is damaged: {error}") from error
+            raise ValueError(f"checkpoint {prefix}: {name} cannot be read, a file of it is damaged or missing: {error}") from error
 
     return {
         name: _Stored(name, tuple(shape), dtypes[name].name, lambda name=name: read(name))

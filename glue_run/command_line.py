@@ -26,7 +26,8 @@ def parse(arguments: Sequence[str], description: str) -> Settings:
                 _add(one, field)
     read, unknown = parser.parse_known_args(arguments)
     if unknown:
-        parser.error(f"{read.mode} has no {', '.join(unknown)}{_of_other_modes(unknown)}")
+        options = [word for word in unknown if word.startswith("-")] or unknown  # others are values of theirs
+        parser.error(f"{read.mode} has no {', '.join(options)}{_of_other_modes(options)}")
     found = {name: value for name, value in vars(read).items() if value is not None}
     return Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from glue_run.data import read, reads_files, validation_splits
-from glue_run.networks import folder_of, teacher_of, weights_of
+from glue_run.networks import check_head, folder_of, weights_of
 from glue_run.settings import Settings
+from glue_run.teachers import check_teacher
 from runs.settings import FlagError
 from tasks import glue
 from tfquant.store import holds_ranges
@@ -40,8 +41,10 @@ def _model(task: glue.Task, settings: Settings) -> None:
     folder = folder_of(task, settings)
     if settings.quantizes and settings.qmethod is None and not holds_ranges(weights_of(folder)):
         raise ValueError(f"--qmethod is missing: symmetric_uniform or asymmetric_uniform, as {folder} is not quantized")
+    if settings.mode != "train-baseline":  # whose head is new
+        check_head(folder, task, f"--model-path={folder}")
     if settings.distillation:
-        teacher_of(task, folder, settings)
+        check_teacher(task, folder, settings)
 
 
 def _splits(task: glue.Task, settings: Settings) -> list[str]:

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import tensorflow as tf
 
-from glue_run import networks
 from glue_run.data import INPUTS
 from glue_run.settings import Settings
+from glue_run.teachers import load_teacher, teacher_of
 from runs.batches import only
-from runs.teaching import distillation_options
+from runs.teaching import taught_by
 from runs.training import Loss
 from tasks import glue
 from tfquant.training import Distillation
@@ -40,21 +39,8 @@ def distillation(student: Any, task: glue.Task, source: str, settings: Settings,
     Args:
         source: folder of the model that is quantized, which teaches if no other is given.
     """
-    return Distillation(
-        student,
-        load_teacher(task, networks.teacher_of(task, source, settings), settings, seed),
-        hard_loss(task),
-        inputs=lambda batch: only(batch, INPUTS),
-        options=distillation_options(settings, seed),
-        logits=lambda outputs, batch: [outputs["logits"]],
-        mask=lambda batch: batch["input_mask"],
-        regression=task.regression,
-    )
-
-
-def load_teacher(task: glue.Task, folder: str, settings: Settings, seed: int) -> keras.Model:
-    """The teacher, in float and not to be trained."""
-    teacher = networks.build(folder, task, settings, seed)
-    teacher.trainable = False
-    networks.load_float(teacher, folder, new_head=False, who="teacher: ")
-    return teacher
+    teacher = load_teacher(task, teacher_of(task, source, settings), settings, seed)
+    return taught_by(
+        student, teacher, hard_loss(task), settings, seed, inputs=INPUTS,
+        logits=lambda outputs, batch: [outputs["logits"]], regression=task.regression,
+    )  # fmt: skip

@@ -31,7 +31,7 @@ def folder_of(task: glue.Task, settings: Settings) -> str:
         ValueError: none is named, there is none or more than one for the task, or it was trained on another.
     """
     folder = _folder(task, settings)
-    trained = _trained_on(folder)
+    trained = trained_on(folder)
     if settings.mode != "train-baseline" and trained in glue.TASKS and trained != task.name:
         raise ValueError(f"--task {task.name}: {folder}/{CONFIG} says the model was trained on {trained}: give --task {trained}")
     return folder
@@ -43,10 +43,24 @@ def _folder(task: glue.Task, settings: Settings) -> str:
         if settings.model_name is None:
             raise ValueError("no model: give --model-path (a folder with config.json, vocabulary and weights) or --model-name")
         return from_hub(settings)
-    if not os.path.isdir(path):
-        raise FileNotFoundError(f"--model-path={path}: there is no such folder")
-    if os.path.isfile(os.path.join(path, CONFIG)):
+    found = place_of(path, "--model-path", task, settings)
+    if found == path:
         _check_architecture(path, settings)
+    return found
+
+
+def place_of(path: str, named: str, task: glue.Task, settings: Settings) -> str:
+    """The folder of a model: `path` itself, or what a run for the task with the seed left in it.
+
+    Args:
+        named: the option that `path` is from.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such folder, or none or more than one model for the task in it.
+    """
+    if not os.path.isdir(path):
+        raise FileNotFoundError(f"{named}={path}: there is no such folder")
+    if os.path.isfile(os.path.join(path, CONFIG)):
         return path
     if settings.tasks == (task.name,) and os.path.isfile(os.path.join(path, OUT, CONFIG)):
         return os.path.join(path, OUT)
@@ -54,28 +68,34 @@ def _folder(task: glue.Task, settings: Settings) -> str:
     found = sorted(str(place) for place in below if (place / CONFIG).is_file())
     of_seed = [place for place in found if f"seed_{settings.seed[0]}" in place.split(os.sep)]
     own = of_seed if len(found) > 1 else found
-    if settings.trains or len(own) != 1:
-        mend = f"name one of {', '.join(found)}" if found else f"nor {OUT} or {task.name}/**/{OUT} with it: name a model's folder"
-        raise ValueError(f"--model-path={path}: there is no {CONFIG} in it{'; ' if found else ', '}{mend}")
+    if settings.mode == "train-baseline" or len(own) != 1:  # which may start from the model of any task
+        one_of = "one of " if len(found) > 1 else ""
+        mend = f"name {one_of}{', '.join(found)}" if found else f"nor {OUT} or {task.name}/**/{OUT} with it: name a model's folder"
+        raise ValueError(f"{named}={path}: there is no {CONFIG} in it{'; ' if found else ', '}{mend}")
     return own[0]
 
 
-def teacher_of(task: glue.Task, source: str, settings: Settings) -> str:
-    """The folder of the model that teaches: --teacher, or where the model that is quantized comes from.
+def check_head(folder: str, task: glue.Task, named: str) -> None:
+    """A model that is scored, quantized or teaches has weights, and a head for the task.
+
+    Args:
+        named: what the folder is called in messages, such as `--teacher=FOLDER`.
 
     Raises:
-        ValueError: there is no model in it, or it was trained on another task.
+        FileNotFoundError, ValueError: it lacks one of them, or scores another number of labels, or a file is damaged.
     """
-    folder = settings.teacher or source
-    if not os.path.isfile(os.path.join(folder, CONFIG)):
-        raise ValueError(f"--teacher={folder}: there is no {CONFIG} in it: name the folder of a model")
-    trained = _trained_on(folder)
-    if trained in glue.TASKS and trained != task.name:
-        raise ValueError(f"--teacher={folder}: was trained on {trained}, not on {task.name}")
-    return folder
+    if not has_weights(folder):
+        raise FileNotFoundError(f"{named}: no weights in it, neither model.safetensors nor {NAME}{checkpoint.INDEX}")
+    architecture = modeling.config_from_file(os.path.join(folder, CONFIG)).model_type
+    labels = modeling.labels_in(weights_of(folder), architecture)
+    if labels is None:
+        raise ValueError(f"{named}: has no head for a task; train it first: train-baseline --task {task.name}")
+    if labels != task.num_labels:
+        raise ValueError(f"{named}: scores {labels} labels and {task.name} has {task.num_labels}: take a model trained on it")
 
 
-def _trained_on(folder: str) -> str:
+def trained_on(folder: str) -> str:
+    """The task that a folder's configuration names; empty if it names none."""
     return str(read_json(os.path.join(folder, CONFIG)).get(TRAINED_ON, "")).lower().replace("-", "")
 
 
@@ -118,20 +138,25 @@ def weights_of(folder: str) -> str:
     return prefix if os.path.isfile(prefix + checkpoint.INDEX) else folder
 
 
+def has_weights(folder: str) -> bool:
+    return weights_of(folder) != folder or bool(list(pathlib.Path(folder).glob("*.safetensors")))
+
+
 def load_float(model: keras.Model, folder: str, *, new_head: bool, who: str = "") -> None:
     """Loads weights; for training the head may be new, and a folder without any weights gives random ones.
+
+    Args:
+        who: begins the line about it.
 
     Raises:
         FileNotFoundError, ValueError: there are none, or they do not fit.
     """
     path = weights_of(folder)
-    if path == folder and not list(pathlib.Path(folder).glob("*.safetensors")):
-        if not new_head:
-            raise FileNotFoundError(f"--model-path: no weights in {folder}, neither model.safetensors nor {NAME}{checkpoint.INDEX}")
+    if new_head and not has_weights(folder):
         say(f"no weights in {folder}: training starts from random ones")
         return
     loaded = modeling.load_weights(model, path, allow_missing=modeling.HEAD_NAMES if new_head else ())
-    say(f"{who}loaded {len(loaded.loaded)} variables from {path}{_without_ranges(path)}")
+    say(f"{who}loaded {len(loaded.loaded)} variables from {path}{'' if who else _without_ranges(path)}")
     if loaded.missing:
         say(f"new, not there: {', '.join(loaded.missing)}")
 

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from glue_run.evaluation import scores_of_training
-from glue_run.settings import PTQ, QUANTIZING, Settings
+from glue_run.settings import PTQ, QUANTIZING, Settings, option
 from runs import teaching
 from runs.settings import FlagError
 from tasks import glue
@@ -31,11 +31,6 @@ def check(settings: Settings) -> None:
     problems = [problem for look in looks for problem in look(settings)]
     if problems:
         raise FlagError("\n".join(f"  {problem}" for problem in problems))
-
-
-def option(name: str, value: Any = None) -> str:
-    """As it is written on the command line, with its value if that is given."""
-    return f"--{name.replace('_', '-')}" + ("" if value is None else f" {value}")
 
 
 def _numbers(s: Settings) -> list[str]:
@@ -195,7 +190,11 @@ def _teaching(s: Settings) -> list[str]:
     """What is said of a teacher."""
     if not s.distillation:
         return [f"{option(name)} is about --distillation: set that, or leave it out" for name in teaching.given(s)]
-    return teaching.contradictions(s, option)
+    problems = teaching.contradictions(s, option)
+    if all(glue.TASKS[name].regression for name in s.tasks):
+        idle = [name for name in teaching.given(s) if name in teaching.ABOUT_ANSWERS]
+        problems += [f"{option(name)} is about classes, and {', '.join(s.tasks)} has none: leave it out" for name in idle]
+    return problems
 
 
 def _groups(s: Settings) -> list[str]:

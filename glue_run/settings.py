@@ -38,6 +38,11 @@ ORDERS = ("sequential", "parallel")
 ROUNDINGS = {"learned_hard_sigmoid": "hard_sigmoid", "learned_sigmoid": "sigmoid", "sigmoid_temp_decay": "sigmoid_temp_decay"}
 
 
+def option(name: str, value: Any = None) -> str:
+    """A setting as it is written on the command line, with its value if that is given."""
+    return f"--{name.replace('_', '-')}" + ("" if value is None else f" {value}")
+
+
 def _of(modes: tuple[str, ...], default: Any, help: str, resume: str = FREE, **how: Any) -> Any:
     return flag(default, help, resume, modes=modes, **how)
 
@@ -73,8 +78,8 @@ class Settings:
     )
     model_path: str | None = _any(
         None,
-        "Folder of a model (config.json, vocabulary, weights). Validation also takes a folder of runs and finds out, or "
-        "<task>/**/out, in it.",
+        "Folder of a model (config.json, vocabulary, weights), or of runs, in which out or <task>/**/out is found; "
+        "train-baseline takes the first alone.",
         CONTENT,
     )
     cache_dir: str | None = _any(None, "Where files of the hub are kept; its own default if not given.")
@@ -217,19 +222,27 @@ class Settings:
     distillation: bool = _of(
         ("train-quantized",), False, "Train on what a float model answers as well: the one that is quantized, or --teacher.", "same"
     )
-    teacher: str | None = _of(("train-quantized",), None, "Folder of another model that teaches; it may be larger.", CONTENT)
+    teacher: str | None = _of(
+        ("train-quantized",), None, "Folder of another model that teaches, or of runs; it may be larger.", CONTENT
+    )
     distillation_loss_scale: float = _of(
         ("train-quantized",), SCALE, "Weight of the divergence from its answers (of a regression the squared error).", "same"
     )
     distillation_temperature: float = _of(
-        ("train-quantized",), TEMPERATURE, "What both answers are divided by before they are compared.", "same"
+        ("train-quantized",), TEMPERATURE, "What both answers are divided by before they are compared; of classes alone.", "same"
     )
     distillation_direction: str = _of(
-        ("train-quantized",), DIRECTIONS[0], "student_teacher is KL(student || teacher), teacher_student the other.", "same",
+        ("train-quantized",), DIRECTIONS[0],
+        "student_teacher is KL(student || teacher), teacher_student the other; of classes alone.", "same",
         choices=DIRECTIONS,
     )  # fmt: skip
     distillation_hidden_scale: float = _of(("train-quantized",), 0.0, "Weight of the squared error from its hidden states.", "same")
     distillation_attention_scale: float = _of(("train-quantized",), 0.0, "Weight of the squared error from its attention.", "same")
+    distillation_layers: str = _of(
+        ("train-quantized",), "",
+        "Hidden states and attention: layers of student:teacher, counted from 0, such as 0:1,1:3; spread evenly if not given.",
+        "same",
+    )  # fmt: skip
     export: str | None = _of(QUANTIZING, None, "Write the quantized model to out/ for another runtime.")
     export_opset: int = _of(QUANTIZING, 17, "ONNX opset of that file.")
     export_tolerance: float = _of(QUANTIZING, 0.1, "Largest share of rows with another answer than the network's.")

@@ -102,7 +102,8 @@ def content(path: str) -> str:
     if os.path.isfile(path + checkpoint.INDEX):  # holds a checksum of every tensor
         files = [pathlib.Path(path + checkpoint.INDEX)]
     else:
-        files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place] if place.is_file() else []
+        found = [*place.glob("*.safetensors"), *place.glob(f"*.ckpt{checkpoint.INDEX}")]
+        files = sorted(found) if place.is_dir() else [place] if place.is_file() else []
     total = hashlib.sha256()
     for file in files:
         with open(file, "rb") as stream:

@@ -8,11 +8,10 @@ import tensorflow as tf
 import modeling
 from runs.batches import only
 from runs.narration import say
-from runs.teaching import distillation_options
+from runs.teaching import taught_by
 from squad_run.data import INPUTS, Batch
 from squad_run.flags import Settings
 from squad_run.networks import build, load_float
-from squad_run.teacher_flags import parse_layers
 from tfquant.store import holds_ranges
 from tfquant.training import Distillation
 
@@ -40,22 +39,10 @@ def real_logits(outputs: Batch, end: str, batch: Batch) -> tf.Tensor:
 
 def distillation(student: Any, config: modeling.BertConfig, settings: Settings) -> Distillation:
     """`hard_loss` and what the flags say of a teacher."""
-    taught = Distillation(
-        student,
-        load_teacher(config, settings),
-        hard_loss,
-        inputs=lambda batch: only(batch, INPUTS),
-        options=distillation_options(settings, settings.seed, parse_layers(settings.distillation_layers)),
+    return taught_by(
+        student, load_teacher(config, settings), hard_loss, settings, settings.seed, inputs=INPUTS,
         logits=lambda outputs, batch: [real_logits(outputs, end, batch) for end in ("start", "end")],
-        mask=lambda batch: batch["input_mask"],
-    )
-    if taught.pairs:
-        pairs = ", ".join(f"{ours}:{theirs}" for ours, theirs in taught.pairs)
-        say(f"layers of the student learn from those of the teacher: {pairs}")
-    if taught.variables:
-        first = taught.variables[0]
-        say(f"{len(taught.variables)} projections {list(first.shape)} are trained beside the student, from {first.path} on")
-    return taught
+    )  # fmt: skip
 
 
 def load_teacher(config: modeling.BertConfig, settings: Settings) -> keras.Model:

@@ -374,10 +374,67 @@ def test_another_model_may_teach_and_from_inside(first_loss, baselines):
     assert first_loss("rte", inside) > alone + 1e-6
 
 
-def test_a_teacher_of_another_task_is_refused(call, baselines, tmp_path):
-    words = f"train-quantized --task rte {QUANTIZED} --max-steps 1 --distillation --teacher {baselines / 'stsb' / 'out'}"
-    with pytest.raises(FlagError, match="--teacher=.*stsb/out: was trained on stsb, not on rte"):
-        call(words, model_path=baselines / "rte" / "out", output_dir=tmp_path / "out")
+def _change_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _turn_vocabulary(folder):
+    lines = (folder / "vocab.txt").read_text().splitlines()
+    (folder / "vocab.txt").write_text("\n".join(lines[::-1]))
+
+
+UNFIT_TEACHERS = {  # options, message, what is done to a copy of the task's model
+    "another task": ("", "teacher: was trained on stsb, not on rte", lambda folder: _change_config(folder, finetuning_task="stsb")),
+    "no weights": ("", "teacher: no weights in it", lambda folder: (folder / "model.ckpt.index").unlink()),
+    "another vocabulary": ("", "teacher: its vocab.txt is not that of .*take a teacher with", _turn_vocabulary),
+    "fewer pieces": ("", "the teacher has 9 word pieces, the student", lambda folder: _change_config(folder, vocab_size=9)),
+    "fewer positions": (
+        "", "--max-seq-length 128: the teacher of .* has only 64 positions",
+        lambda folder: _change_config(folder, max_position_embeddings=64),
+    ),
+    "no such layer": (
+        "--distillation-hidden-scale 1 --distillation-layers 0:3", "--distillation-layers 0:3: 0:3 names layer 3 of the teacher",
+        lambda folder: None,
+    ),
+    "no folder": ("", "--teacher=.*: there is no such folder", shutil.rmtree),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", UNFIT_TEACHERS)
+def test_a_teacher_that_cannot_teach_is_refused_before_anything_is_written(call, baselines, tmp_path, what):
+    options, message, spoil = UNFIT_TEACHERS[what]
+    shutil.copytree(baselines / "rte" / "out", tmp_path / "teacher")
+    spoil(tmp_path / "teacher")
+    words = f"train-quantized --task rte {QUANTIZED} --max-steps 1 --distillation --teacher {tmp_path / 'teacher'} {options}"
+    with pytest.raises(FlagError, match=message):
+        call(words.replace("--max-seq-length 48", ""), model_path=baselines / "rte" / "out", output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("role", ["model-path", "teacher"])
+def test_a_model_with_other_labels_is_refused_whatever_its_configuration_says(call, baselines, tmp_path, role):
+    shutil.copytree(baselines / "stsb" / "out", tmp_path / "unnamed")
+    _change_config(tmp_path / "unnamed", finetuning_task="")
+    folders = {"model-path": baselines / "rte" / "out", role: tmp_path / "unnamed"}
+    more = f"--teacher {folders['teacher']}" if "teacher" in folders else ""
+    with pytest.raises(FlagError, match=f"--{role}=.*unnamed: scores 1 labels and rte has 2"):
+        call(f"train-quantized --task rte {QUANTIZED} --max-steps 1 --distillation {more}", model_path=folders["model-path"],
+             output_dir=tmp_path / "out")  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_of_several_tasks_is_quantized_and_taught_from_a_folder_of_runs(call, baselines, tmp_path):
+    words = (
+        f"train-quantized --task rte stsb {QUANTIZED} --batch-size 4 --max-steps 1 --num-val-samples 8 --distillation "
+        f"--teacher {baselines} --distillation-hidden-scale 1 --distillation-layers 0:0 --save-model"
+    )
+    found = call(words, model_path=baselines, output_dir=tmp_path)
+    assert {"rte", "stsb"} <= set(found)
+    for task in ("rte", "stsb"):
+        assert json.loads((tmp_path / task / "results.json").read_text())["source"] == str(baselines / task / "out")
+    with pytest.raises(FlagError, match="--distillation: .* is quantized, a teacher answers in float: name a float model"):
+        call("train-quantized --task rte stsb --max-steps 2 --distillation", model_path=tmp_path, output_dir=tmp_path / "more")
 
 
 def test_ranges_that_are_not_fixed_follow_and_fixed_ones_stay(call, baselines, tmp_path):
@@ -409,7 +466,7 @@ def test_options_of_other_modes_are_refused(capsys):
     with pytest.raises(SystemExit):
         command_line.parse("train-baseline --n-bits 4".split(), "")
     shown = capsys.readouterr().err
-    assert "train-baseline has no --n-bits, 4; --n-bits is of train-quantized and validate-quantized" in shown
+    assert "train-baseline has no --n-bits; --n-bits is of train-quantized and validate-quantized" in shown
     with pytest.raises(SystemExit):
         command_line.parse("train-baseline --task mprc".split(), "")
     assert len(capsys.readouterr().err.splitlines()) == 2
@@ -454,6 +511,11 @@ def test_every_option_has_help_in_each_mode_that_takes_it(capsys):
             {"mode": "train-quantized", "distillation": True, "distillation_loss_scale": 0.0, "distillation_hidden_scale": 1.0,
              "distillation_temperature": 2.0}, "--distillation-temperature has no effect with --distillation-loss-scale 0",
         ),
+        (
+            {"mode": "train-quantized", "distillation": True, "task": ("stsb",), "distillation_temperature": 2.0},
+            "--distillation-temperature is about classes, and stsb has none",
+        ),
+        ({"mode": "train-quantized", "distillation": True, "distillation_layers": "0:0"}, "layers has no effect without"),
         ({"output_dir": __file__}, "--output-dir .*: is a file, no folder"),
         ({"per_groups_permute_shared_h": True}, "--per-groups-permute-shared-h: give --per-groups K"),
         ({"tb": True}, "--tb: give --output-dir or --tb-logging-dir"),
@@ -494,7 +556,7 @@ def test_what_is_refused_leaves_nothing(call, untrained, baselines, tmp_path):
     with pytest.raises(FlagError, match="was saved with its ranges"):
         call(words, model_path=tmp_path / "one" / "out", output_dir=tmp_path / "two")
     assert not (tmp_path / "two").exists()
-    with pytest.raises(FileNotFoundError, match="--model-path: no weights in .*, neither model.safetensors nor model.ckpt.index"):
+    with pytest.raises(FlagError, match="--model-path=.*: no weights in it, neither model.safetensors nor model.ckpt.index"):
         call("validate-baseline --task rte", model_path=untrained)
 
 
