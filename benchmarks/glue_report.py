@@ -20,7 +20,11 @@ PAPER = {
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: the median of every task, their mean, how far that is from float, and how much smaller parameters are."""
+    """Markdown: the median of every task, their mean, how far that is from float, and how much smaller parameters are.
+
+    A row that has not been measured to its end is left out.
+    """
+    rows = {name: figures for name, figures in rows.items() if "average" in figures}
     if not rows:
         return "Not measured yet."
     sizes = [f"{figures['times_smaller']:.2f}x" if "times_smaller" in figures else "" for figures in rows.values()]
