@@ -160,17 +160,22 @@ def compute(row: str, earlier: Mapping[str, Any], runs: Runs, pool: concurrent.f
         earlier: figures of the row that are known; their scores are not computed again.
         pool: where runs start; without it those that have ended count.
     """
-    wanted, scores = tasks_and_seeds(), {task: dict(found) for task, found in earlier.get("scores", {}).items()}
+    wanted = tasks_and_seeds()
+    scores, floats = ({task: dict(of) for task, of in earlier.get(name, {}).items()} for name in ("scores", "float_scores"))
     missing = [(task, seed) for task, seed in wanted if str(seed) not in scores.get(task, {})]
     started = pool.map(lambda one: run_one(row, *one, runs), missing) if pool else [runs.figures(row, *one) for one in missing]
     sizes = [earlier["times_smaller"]] if "times_smaller" in earlier else []
     for (task, seed), found in zip(missing, started, strict=True):
         if found is not None:
             scores.setdefault(task, {})[str(seed)] = round(100.0 * found["final_score"], 2)
+            if row != "float" and (base := runs.figures("float", task, seed)) is not None:
+                floats.setdefault(task, {})[str(seed)] = round(100.0 * base["final_score"], 2)
             if (size := found.get("size")) is not None:
                 sizes.append(round(size["float_bytes"] / size["packed_bytes"], 2))
+    own = averages(floats)  # another machine's float models differ a little from those of the row of that name
     return {
         "scores": scores, **averages(scores), **({"times_smaller": sizes[0]} if sizes else {}),
+        **({"float_scores": floats} if floats else {}), **({"float_average": own["average"]} if own else {}),
         "command": in_short(command(row, "rte", SEEDS[0], runs), runs),
         "training": {task: f"{tuning.options} {ROWS[row].own.get(task, '')}".strip() for task, tuning in TASKS.items()},
     }  # fmt: skip

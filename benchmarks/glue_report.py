@@ -29,7 +29,8 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         return "Not measured yet."
     sizes = [f"{figures['times_smaller']:.2f}x" if "times_smaller" in figures else "" for figures in rows.values()]
     means = {name: (figures["medians"], figures["average"]) for name, figures in rows.items()}
-    return _markdown(means, "mean", ("smaller", sizes))
+    own = {name: figures["float_average"] for name, figures in rows.items() if "float_average" in figures}
+    return _markdown(means, "mean", ("smaller", sizes), bases=own)
 
 
 def paper_table() -> str:
@@ -37,12 +38,24 @@ def paper_table() -> str:
     return _markdown(PAPER, "GLUE")
 
 
-def _markdown(rows: Mapping[str, tuple[Mapping[str, float], float]], mean: str, *more: tuple[str, Sequence[str]]) -> str:
-    """Row -> (score of each task that is known, mean of all); `more` are columns behind."""
-    base = rows["float"][1] if "float" in rows else None
+def _markdown(
+    rows: Mapping[str, tuple[Mapping[str, float], float]],
+    mean: str,
+    *more: tuple[str, Sequence[str]],
+    bases: Mapping[str, float] | None = None,
+) -> str:
+    """
+    Args:
+        rows: to (score of each task that is known, mean of all).
+        mean: head of that column.
+        more: heads and cells of columns behind.
+        bases: mean of float for rows that do not start from the models of the row "float".
+    """
+    common = rows["float"][1] if "float" in rows else None
     heads = ["", *NAMES.values(), mean, "to float", *(head for head, _ in more)]
     lines = [heads, ["---"] * len(heads)]
     for number, (name, (tasks, average)) in enumerate(rows.items()):
+        base = (bases or {}).get(name, common)
         away = "" if base is None or name == "float" else f"{average - base:+.2f}"
         scores = [f"{tasks[task]:.2f}" if task in tasks else "" for task in NAMES]
         lines.append([name, *scores, f"{average:.2f}", away, *(cells[number] for _, cells in more)])

@@ -61,6 +61,8 @@ def test_a_row_starts_what_is_missing_of_it_and_the_float_models_before(pretend)
         assert {(task, seed) for name, task, seed in started if name == "float"} == {(task, seed) for _, task, seed in quantized}
         assert started.index(("float", "stsb", 1000)) < started.index(("float", "rte", 1000))
         assert glue.compute(row, found, runs, pool) == found and len(started) == 18
+        assert found["float_scores"]["mrpc"] == {"1002": 50.1} and "float_average" not in found
+        assert glue.compute(row, {}, runs, pool)["float_average"] == 50.03
 
 
 def test_runs_that_have_ended_are_counted_without_starting_others(pretend):
@@ -76,7 +78,9 @@ def test_runs_that_have_ended_are_counted_without_starting_others(pretend):
 def test_a_table_has_medians_means_and_what_they_are_away_from_float():
     scores = dict.fromkeys(glue.TASKS, 80.0)
     rows = {"float": {"medians": scores, "average": 80.0}, "eight": {"medians": scores, "average": 79.5, "times_smaller": 3.9}}
+    rows["elsewhere"] = rows["eight"] | {"float_average": 79.25}
     lines = glue_report.table(rows).splitlines()
     assert lines[0] == "|  | CoLA | SST-2 | MRPC | STS-B | RTE | mean | to float | smaller |"
     assert lines[2] == "| float | 80.00 | 80.00 | 80.00 | 80.00 | 80.00 | 80.00 |  |  |"
     assert lines[3] == "| eight | 80.00 | 80.00 | 80.00 | 80.00 | 80.00 | 79.50 | -0.50 | 3.90x |"
+    assert lines[4] == "| elsewhere | 80.00 | 80.00 | 80.00 | 80.00 | 80.00 | 79.50 | +0.25 | 3.90x |"
