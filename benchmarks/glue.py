@@ -212,14 +212,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--rows: unknown {', '.join(unknown)}; known: {'; '.join(ROWS)}")
     results = Results("glue", seed=SEEDS[0], fresh=options.fresh)
     runs = Runs(options.shared.resolve() / "data" / "glue", options.output, max(1, (os.cpu_count() or 1) // options.jobs))
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as threads:
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         for name in wanted:
             earlier = results.rows.get(name, {})
             if options.finished and not any(runs.figures(name, *one) for one in tasks_and_seeds()):
                 continue
             if "average" not in earlier:  # not measured to its end
                 results.rows.pop(name, None)
-            results.row(name, lambda n=name, e=earlier: compute(n, e, runs, None if options.finished else threads))
+            results.row(name, lambda n=name, e=earlier: compute(n, e, runs, None if options.finished else pool))
     print(table({name: results.rows[name] for name in ROWS if name in results.rows}))
 
 

@@ -192,7 +192,7 @@ def _teaching(s: Settings) -> list[str]:
         return [f"{option(name)} is about --distillation: set that, or leave it out" for name in teaching.given(s)]
     problems = teaching.contradictions(s, option)
     if all(glue.TASKS[name].regression for name in s.tasks):
-        idle = [name for name in teaching.given(s) if name in teaching.ABOUT_ANSWERS]
+        idle = teaching.given_about_answers(s)
         problems += [f"{option(name)} is about classes, and {', '.join(s.tasks)} has none: leave it out" for name in idle]
     return problems
 

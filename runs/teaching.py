@@ -29,6 +29,11 @@ def given(settings: Any) -> list[str]:
     return [name for name in about_teacher(settings) if getattr(settings, name) != defaults[name]]
 
 
+def given_about_answers(settings: Any) -> list[str]:
+    """Those of them that say how answers of classes are compared."""
+    return [name for name in given(settings) if name in ABOUT_ANSWERS]
+
+
 def contradictions(settings: Any, written: Callable[..., str]) -> list[str]:
     """What is wrong in the options about what is learned from a teacher, one line each.
 
@@ -48,8 +53,8 @@ def contradictions(settings: Any, written: Callable[..., str]) -> list[str]:
         names = ", ".join(map(written, scales))
         problems.append(f"{names} are all 0: the teacher would teach nothing; raise one, or drop {written('distillation')}")
     elif not settings.distillation_loss_scale:
-        idle, loss_scale = [name for name in given(settings) if name in ABOUT_ANSWERS], written("distillation_loss_scale", 0)
-        problems += [f"{written(name)} has no effect with {loss_scale}: leave it out" for name in idle]
+        loss_scale = written("distillation_loss_scale", 0)
+        problems += [f"{written(name)} has no effect with {loss_scale}: leave it out" for name in given_about_answers(settings)]
     if settings.distillation_layers and not (settings.distillation_hidden_scale or settings.distillation_attention_scale):
         inside = " or ".join(map(written, SCALES[1:]))
         problems.append(f"{written('distillation_layers')} has no effect without {inside}: set one of them, or leave it out")
