@@ -383,12 +383,27 @@ def test_nan_in_data_or_weights_is_named_and_nothing_changes():
     bad = x.copy()
     bad[1, 2] = np.nan
     before = variables_of(model)
-    with pytest.raises(NonFiniteError, match="linear:first: NaN or Inf in calibration batch 1"):
+    with pytest.raises(NonFiniteError, match="input 'x': NaN or Inf in calibration batch 1"):
         equalize(model, [x, bad], **QUIET)
     assert unchanged(model, before)
     model.get_layer("second").kernel.assign(np.full((8, 5), np.inf, np.float32))
     with pytest.raises(ValueError, match="second/kernel holds NaN or infinity; check the checkpoint"):
         equalize(model, [x], **QUIET)
+
+
+def test_nan_behind_the_mask_is_padding_and_does_not_matter():
+    mask = keras.Input((None,), dtype="int32", name="input_mask")
+    x = keras.Input((None, 6), name="x")
+    hidden = keras.layers.Dense(8, "relu", name="first")(x)
+    model = randomised(keras.Model({"input_mask": mask, "x": x}, keras.layers.Dense(5, name="second")(hidden)))
+    good = {"x": RNG.normal(size=(2, 3, 6)).astype(np.float32), "input_mask": np.ones((2, 3), np.int32)}
+    padded = {"x": good["x"].copy(), "input_mask": np.array([[1, 1, 0], [1, 1, 1]], np.int32)}
+    padded["x"][0, 2, 1] = np.nan
+    expected = np.maximum(good["x"] @ model.get_layer("first").kernel.numpy() + model.get_layer("first").bias.numpy(), 0)
+    report = equalize(model, [good, padded], **QUIET)
+    np.testing.assert_allclose(report.pairs[0].activation, expected.max((0, 1)), rtol=1e-5)
+    with pytest.raises(NonFiniteError, match="input 'x': NaN or Inf in calibration batch 1"):
+        equalize(model, [good, padded], mask=None, **QUIET)
 
 
 @pytest.mark.parametrize(

@@ -22,18 +22,31 @@ def of_activations(
     """Name of a pair -> max|x| of each channel over all batches, without padding: of its activations, and of its partners if any.
 
     Raises:
-      ValueError: no batch, one that does not fit the model, or NaN or infinity, naming pair and batch.
+      ValueError: no batch, one that does not fit the model, or NaN or infinity, naming pair or input, and batch.
     """
     watched = [(pair, activation) for pair in pairs for activation in (*pair.activations, *pair.partners)]
     index = mask_index(engine.inference, mask)
-    axes = padded_axes(engine.inference, index, [activation.place.tensor for _, activation in watched])
+    places = [activation.place.tensor for _, activation in watched]
+    axes = padded_axes(engine.inference, index, [*places, *engine.inference.inputs])
     observers = [calib.DimensionObserver(pair.name, activation.channels.size) for pair, activation in watched]
+    # Looked at as well: a ReLU fused with the product before it makes zeros of NaN on some processors (oneDNN with AMX).
+    fed = {
+        place: calib.Observer(f"input {name!r}", signed=True, seed=0)
+        for place, (name, spec) in enumerate(zip(engine.inference.input_names, engine.inference.input_specs, strict=True))
+        if spec.dtype.is_floating
+    }
+
+    def valid_of(tensor, flat):
+        tokens = axes.get(tensor.name)
+        return None if tokens is None else tokens.validity(flat[index])
 
     def observe(*flat):
-        tensors = engine.inference.emit(list(flat), targets=[activation.place.tensor for _, activation in watched])
+        for place, observer in fed.items():
+            observer.update(flat[place], valid_of(engine.inference.inputs[place], flat))
+        tensors = engine.inference.emit(list(flat), targets=places)
         for observer, (_, activation), tensor in zip(observers, watched, tensors, strict=True):
-            tokens, place = axes.get(activation.place.tensor.name), activation.place
-            valid = None if tokens is None else tokens.validity(flat[index])
+            place = activation.place
+            valid = valid_of(place.tensor, flat)
             valid = None if valid is None else _channels_last(valid, place.axes, 1)
             observer.update(_channels_last(tensor, place.axes, observer.dimensions), valid)
         return tf.zeros([])
@@ -47,7 +60,7 @@ def of_activations(
         if function is None:
             function = tf.function(observe, autograph=False).get_concrete_function(*engine.inference.input_specs)
         function(*flat)
-        for observer in observers:
+        for observer in (*fed.values(), *observers):
             observer.check()
     if number == 0:
         raise ValueError("no batch was given: pass at least one")
