@@ -71,6 +71,8 @@ LEARNED = "--num-epochs 1 --warmup-steps 50 --hidden-dropout 0 --attn-dropout 0 
 TAUGHT = f"{LEARNED} --distillation"  # by the float model that is quantized
 # Without dropout small tasks overfit with weights of 4 bits: MRPC, first seed, has 81.2 so, 79.9 in three epochs, 83.2 with it.
 DROPOUT = dict.fromkeys(("mrpc", "rte"), "--hidden-dropout 0.1 --attn-dropout 0.1")
+# With a teacher and a table of 2 bits CoLA has 28.5 after one epoch, 32.0 after two.
+LONGER = {"cola": "--num-epochs 2"}
 
 
 def letters(value: int | str, **more: int) -> str:
@@ -91,10 +93,10 @@ ROWS = {
     "W4A32, AdaRound": Row("validate-quantized", f"{FOUR} --adaround all --adaround-iters 500 --adaround-act-quant no_act_quant"),
     "W8A8, 6 groups, trained": Row("train-quantized", f"{GOLDEN} {RUNNING} {GROUPS}", f"{LEARNED} --learning-rate 1e-5"),
     "W4A8, 6 groups, trained": Row("train-quantized", f"{FOUR_EIGHT} {GROUPS}", f"{LEARNED} --learning-rate 5e-5", DROPOUT),
-    "W8A8, 6 groups, taught": Row("train-quantized", f"{GOLDEN} {RUNNING} {GROUPS}", f"{TAUGHT} --learning-rate 1e-5"),
+    "W8A8, 6 groups, taught": Row("train-quantized", f"{GOLDEN} {RUNNING} {GROUPS}", f"{TAUGHT} --learning-rate 3e-6"),
     "W4A8, 6 groups, taught": Row("train-quantized", f"{FOUR_EIGHT} {GROUPS}", f"{TAUGHT} --learning-rate 2e-5", DROPOUT),
     "W4A8, 6 groups, token table of 2 bits, taught": Row(
-        "train-quantized", f"{FOUR_EIGHT} {SORTED} {letters('ngp6', Et=2)}", f"{TAUGHT} --learning-rate 2e-5", DROPOUT
+        "train-quantized", f"{FOUR_EIGHT} {SORTED} {letters('ngp6', Et=2)}", f"{TAUGHT} --learning-rate 2e-5", DROPOUT | LONGER
     ),
 }
 
