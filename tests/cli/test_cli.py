@@ -53,11 +53,11 @@ def test_the_command_runs_from_a_shell_and_files_are_timed(folder):
     def shell(*arguments):
         return subprocess.run([sys.executable, "-m", "tfquant", *arguments], capture_output=True, text=True, cwd=folder)
 
-    for mode in ("float", "quantized"):
-        done = shell("export", "model.ckpt", f"{mode}.onnx", "--model=factory_of_this_test:build", f"--mode={mode}")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f"{mode}.onnx: ")
-    assert shell("export", "model.ckpt", "served", "--model=model.keras", "--target=saved_model").returncode == 0
+    done = shell("export", "model.ckpt", "float.onnx", "--model=factory_of_this_test:build", "--mode=float")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("float.onnx: ")
+    for file, option in (("quantized.onnx", "--mode=quantized"), ("served", "--target=saved_model")):
+        assert main(["export", "model.ckpt", file, "--model=model.keras", option]) == 0
     timed = shell("benchmark", "served", "--batch=2", "--length=1", "--seconds=0.01", "--threads=1", "--json")
     assert json.loads(timed.stdout.splitlines()[-1])["file"] == "served", timed.stderr
     timed = shell("benchmark", "float.onnx", "quantized.onnx", "--batch=1,4", "--length=1", "--seconds=0.01", "--json")
