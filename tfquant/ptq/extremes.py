@@ -31,8 +31,8 @@ def of_activations(
     observers = [calib.DimensionObserver(pair.name, activation.channels.size) for pair, activation in watched]
     # Looked at as well: a ReLU fused with the product before it makes zeros of NaN on some processors (oneDNN with AMX).
     fed = {
-        place: calib.Observer(f"input {name!r}", signed=True, seed=0)
-        for place, (name, spec) in enumerate(zip(engine.inference.input_names, engine.inference.input_specs, strict=True))
+        position: calib.Observer(f"input {name!r}", signed=True, seed=0)
+        for position, (name, spec) in enumerate(zip(engine.inference.input_names, engine.inference.input_specs, strict=True))
         if spec.dtype.is_floating
     }
 
@@ -41,8 +41,8 @@ def of_activations(
         return None if tokens is None else tokens.validity(flat[index])
 
     def observe(*flat):
-        for place, observer in fed.items():
-            observer.update(flat[place], valid_of(engine.inference.inputs[place], flat))
+        for position, observer in fed.items():
+            observer.update(flat[position], valid_of(engine.inference.inputs[position], flat))
         tensors = engine.inference.emit(list(flat), targets=places)
         for observer, (_, activation), tensor in zip(observers, watched, tensors, strict=True):
             place = activation.place
