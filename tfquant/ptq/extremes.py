@@ -24,31 +24,29 @@ def of_activations(
     Raises:
       ValueError: no batch, one that does not fit the model, or NaN or infinity, naming pair or input, and batch.
     """
-    watched = [(pair, activation) for pair in pairs for activation in (*pair.activations, *pair.partners)]
-    index = mask_index(engine.inference, mask)
-    places = [activation.place.tensor for _, activation in watched]
-    axes = padded_axes(engine.inference, index, [*places, *engine.inference.inputs])
-    observers = [calib.DimensionObserver(pair.name, activation.channels.size) for pair, activation in watched]
+    trace, index = engine.inference, mask_index(engine.inference, mask)
     # Looked at as well: a ReLU fused with the product before it makes zeros of NaN on some processors (oneDNN with AMX).
-    fed = {
-        position: calib.Observer(f"input {name!r}", signed=True, seed=0)
-        for position, (name, spec) in enumerate(zip(engine.inference.input_names, engine.inference.input_specs, strict=True))
-        if spec.dtype.is_floating
-    }
-
-    def valid_of(tensor, flat):
-        tokens = axes.get(tensor.name)
-        return None if tokens is None else tokens.validity(flat[index])
+    fed = [
+        (f"input {name!r}", tensor, (), 1)
+        for name, tensor in zip(trace.input_names, trace.inputs, strict=True)
+        if tensor.dtype.is_floating
+    ]
+    watched = fed + [
+        (pair.name, activation.place.tensor, activation.place.axes, activation.channels.size)
+        for pair in pairs
+        for activation in (*pair.activations, *pair.partners)
+    ]
+    targets = [tensor for _, tensor, _, _ in watched]
+    axes = padded_axes(trace, index, targets)
+    observers = [calib.DimensionObserver(name, size) for name, _, _, size in watched]
 
     def observe(*flat):
-        for position, observer in fed.items():
-            observer.update(flat[position], valid_of(engine.inference.inputs[position], flat))
-        tensors = engine.inference.emit(list(flat), targets=places)
-        for observer, (_, activation), tensor in zip(observers, watched, tensors, strict=True):
-            place = activation.place
-            valid = valid_of(place.tensor, flat)
-            valid = None if valid is None else _channels_last(valid, place.axes, 1)
-            observer.update(_channels_last(tensor, place.axes, observer.dimensions), valid)
+        tensors = trace.emit(list(flat), targets=targets)
+        for observer, (_, place, channels, size), tensor in zip(observers, watched, tensors, strict=True):
+            tokens = axes.get(place.name)
+            valid = None if tokens is None else tokens.validity(flat[index])
+            valid = None if valid is None else _channels_last(valid, channels, 1)
+            observer.update(_channels_last(tensor, channels, size), valid)
         return tf.zeros([])
 
     function, number = None, 0
@@ -58,13 +56,13 @@ def of_activations(
         except (ValueError, TypeError) as error:
             raise ValueError(f"batch {number - 1}: {one_line(error)}") from error
         if function is None:
-            function = tf.function(observe, autograph=False).get_concrete_function(*engine.inference.input_specs)
+            function = tf.function(observe, autograph=False).get_concrete_function(*trace.input_specs)
         function(*flat)
-        for observer in (*fed.values(), *observers):
+        for observer in observers:
             observer.check()
     if number == 0:
         raise ValueError("no batch was given: pass at least one")
-    return _by_pair(pairs, iter(observers))
+    return _by_pair(pairs, iter(observers[len(fed) :]))
 
 
 def _by_pair(pairs: Iterable[Pair], observers) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
