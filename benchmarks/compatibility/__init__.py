@@ -1,0 +1,1 @@
+"""Compatibility table: every KerasHub backbone and keras.applications through the whole toolkit."""

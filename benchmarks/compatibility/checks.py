@@ -1,0 +1,177 @@
+"""Checks of one model: sites, float mode, 16 and 8 bits, gradients, training, storing, ONNX."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfquant
+from benchmarks.compatibility.inputs import random_batch
+
+# Largest relative error of outputs at 16 bits, and of gradients in float mode.
+LARGEST_ERROR_16_BITS = 1e-2
+LARGEST_GRADIENT_ERROR = 1e-3
+CHECKS = ("sites", "float", "16 bits", "8 bits", "gradients", "training", "storing", "onnx")
+
+
+class Subject:
+    """A model under test with its batches and, once quantized, its quantized form.
+
+    Attributes:
+      build: makes the model with new random weights.
+      model: the float model.
+      batches: two batches of inputs.
+    """
+
+    def __init__(self, build: Callable[[], Any]):
+        keras.utils.set_random_seed(0)
+        self.build = build
+        self.model = build()
+        self.batches = [random_batch(self.model, seed) for seed in (0, 1)]
+        self._quantized: Any = None
+
+    @property
+    def quantized(self) -> Any:
+        """The model with the default recipe, calibrated."""
+        if self._quantized is None:
+            self._quantized = tfquant.quantize(self.model, calibration=self.batches)
+        self._quantized.set_mode("quantized")
+        return self._quantized
+
+
+def run_checks(build: Callable[[], Any], checks: tuple[str, ...] = CHECKS) -> dict[str, Any]:
+    """Return check -> figure or True, or the first line of the error as `{"error": ...}`."""
+    subject = Subject(build)
+    found: dict[str, Any] = {}
+    for name in checks:
+        try:
+            found[name] = _CHECKS[name](subject)
+        except Exception as error:  # every failure is a cell of the table
+            lines = str(error).strip().splitlines() or [""]
+            found[name] = {"error": f"{type(error).__name__}: {lines[0][:300]}"}
+        keras.utils.set_random_seed(0)
+    return found
+
+
+def relative_error(expected: Any, found: Any) -> float:
+    """Norm of the difference over the norm of `expected`, over all floating leaves together.
+
+    Raises:
+      AssertionError: a leaf of another type differs, or a value is not finite.
+    """
+    difference = norm = 0.0
+    pairs = zip(tf.nest.flatten(expected), tf.nest.flatten(found), strict=True)
+    for one, other in ((np.asarray(a), np.asarray(b)) for a, b in pairs):
+        if one.dtype.kind != "f":
+            assert one.shape == other.shape, f"shapes {one.shape} and {other.shape} differ"
+            continue
+        assert np.isfinite(other).all(), "outputs are not finite"
+        difference += float(np.square(one.astype(np.float64) - other).sum())
+        norm += float(np.square(one.astype(np.float64)).sum())
+    return float(np.sqrt(difference / max(norm, 1e-30)))
+
+
+def _sites(subject: Subject) -> int:
+    return len(subject.quantized.plan.sites)
+
+
+def _float_mode(subject: Subject) -> bool:
+    subject.quantized.set_mode("float")
+    batch = subject.batches[0]
+    error = relative_error(subject.model(batch), subject._quantized(batch))
+    assert error < 1e-5, f"relative error {error:.2g}"
+    return True
+
+
+def _sixteen_bits(subject: Subject) -> float:
+    recipe = tfquant.recipe(tfquant.api.DEFAULT_RECIPE).with_spec(roles=["*"], format="int16")
+    # Extremes, as at 16 bits what a percentile cuts is all that is left of the error.
+    recipe = recipe.with_method("max")
+    quantized = tfquant.quantize(subject.model, recipe, calibration=subject.batches)
+    batch = subject.batches[0]
+    error = relative_error(subject.model(batch), quantized(batch))
+    assert error < LARGEST_ERROR_16_BITS, f"relative error {error:.2g}"
+    return float(f"{error:.2g}")
+
+
+def _eight_bits(subject: Subject) -> float:
+    batch = subject.batches[0]
+    return float(f"{relative_error(subject.model(batch), subject.quantized(batch)):.2g}")
+
+
+def _gradients(subject: Subject) -> bool:
+    """Compare gradients by all trainable variables of a random projection of the outputs."""
+    batch = subject.batches[0]
+    subject.quantized.set_mode("float")
+    variables = [variable.value for variable in subject.model.trainable_variables]
+    expected, found = (
+        _gradients_of(network, batch, variables) for network in (subject.model, subject._quantized)
+    )
+    for variable, one, other in zip(variables, expected, found, strict=True):
+        assert (one is None) == (other is None), f"gradient of {variable.name} is missing"
+    error = relative_error(*([g for g in side if g is not None] for side in (expected, found)))
+    assert error < LARGEST_GRADIENT_ERROR, f"relative error {error:.2g}"
+    return True
+
+
+def _gradients_of(network: Any, batch: Any, variables: list[tf.Variable]) -> list[Any]:
+    generator = np.random.default_rng(7)
+    with tf.GradientTape() as tape:
+        loss = 0.0
+        for output in tf.nest.flatten(network(batch, training=False)):
+            if output.dtype.is_floating:
+                direction = generator.normal(size=output.shape).astype(np.float32)
+                loss += tf.reduce_mean(tf.cast(output, tf.float32) * direction)
+    gradients = tape.gradient(loss, variables)
+    return [None if g is None else tf.convert_to_tensor(g).numpy() for g in gradients]
+
+
+def _training(subject: Subject) -> bool:
+    """Take one step of `fit` on mean squared errors, with quantizers."""
+    quantized, batch = subject.quantized, subject.batches[0]
+    outputs = quantized(batch)
+    targets = tf.nest.map_structure(lambda out: np.zeros(out.shape, np.float32), outputs)
+    losses = tf.nest.map_structure(lambda out: "mse" if out.dtype.is_floating else None, outputs)
+    before = [variable.numpy() for variable in subject.model.trainable_variables]
+    quantized.compile(keras.optimizers.SGD(1e-3), loss=losses)
+    size = len(tf.nest.flatten(batch)[0])
+    history = quantized.fit(batch, targets, batch_size=size, epochs=1, verbose=0)
+    assert np.isfinite(history.history["loss"]).all(), "the loss is not finite"
+    after = [variable.numpy() for variable in subject.model.trainable_variables]
+    moved = any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    assert moved, "no weight moved"
+    return True
+
+
+def _storing(subject: Subject) -> bool:
+    """Save, and load into a model built a second time, whose layers have other numbers."""
+    batch = subject.batches[0]
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.ckpt")
+        tfquant.save(subject.quantized, path)
+        loaded = tfquant.load(path, subject.build(), inputs=batch)
+    pairs = zip(tf.nest.flatten(subject.quantized(batch)), tf.nest.flatten(loaded(batch)), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs), "other outputs after loading"
+    return True
+
+
+def _onnx(subject: Subject) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.onnx")
+        report = tfquant.export(subject.quantized, path, check_data=subject.batches)
+    return str(report).partition(": ")[2]
+
+
+_CHECKS: Mapping[str, Callable[[Subject], Any]] = dict(
+    zip(
+        CHECKS,
+        (_sites, _float_mode, _sixteen_bits, _eight_bits, _gradients, _training, _storing, _onnx),
+        strict=True,
+    )
+)
