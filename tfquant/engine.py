@@ -19,6 +19,7 @@ from tfquant.graph import plan as planning
 from tfquant.graph.embedding import Embedding
 from tfquant.graph.replay import Edits
 from tfquant.graph.roles import Edge, find_roles
+from tfquant.graph.side_outputs import set_keras_mask
 from tfquant.graph.source import Source
 from tfquant.graph.trace import Trace, trace
 from tfquant.quantizer import Quantizer, UncalibratedError
@@ -58,7 +59,7 @@ class Engine:
         self._edges = {False: {e.address: e for e in roles.edges}}
         self._dynamic: dict[bool, DynamicRanges] = {}
         self._mode = "quantized"
-        self._functions: dict[tuple[str, bool, bool, tuple[str, ...]], Any] = {}
+        self._functions: dict[tuple[str, bool, bool, tuple[str, ...], bool], Any] = {}
 
     @functools.cached_property
     def training(self) -> Trace:
@@ -100,36 +101,71 @@ class Engine:
         # Ranges are read when the graph is built outside any function; inside one they were checked by who calls.
         if tf.executing_eagerly():
             self.check_ready()
-        flat = self.flatten_inputs(inputs)
-        outputs = self.function(self._mode, training)(*flat)
-        return self.pack_outputs(outputs, training)
+        return self.run(inputs, training)[0]
 
-    def function(self, mode: str, training: bool = False, taps: tuple[str, ...] = ()):
-        """The concrete function of a mode: flat inputs -> flat outputs, then the tensors at the edges with the addresses `taps`."""
+    def run(self, inputs: Any, training: bool = False, taps: tuple[str, ...] = ()) -> tuple[Any, list[tf.Tensor], list[tf.Tensor]]:
+        """Run the current mode on one structure of inputs.
+
+        Args:
+          inputs: see `flatten_inputs`.
+          training: as for the model.
+          taps: addresses of edges.
+
+        Returns:
+          The outputs with their Keras masks, the tensors at the edges, and the losses that layers added.
+        """
+        trace = self.trace_of(training)
+        flat = self.flatten_inputs(inputs)
+        found = self.function(self._mode, training, taps, side_outputs=bool(trace.side_outputs))(*flat)
+        found = list(found) if isinstance(found, (list, tuple)) else [found]
+        outputs, rest = found[: len(trace.outputs)], found[len(trace.outputs) :]
+        tapped, side = rest[: len(taps)], iter(rest[len(taps) :])
+        for output, mask in zip(outputs, trace.masks, strict=False):
+            if mask is not None:
+                set_keras_mask(output, next(side))
+        return self.pack_outputs(outputs, training), tapped, list(side)
+
+    def trace_of(self, training: bool) -> Trace:
+        """The trace that is replayed in training or in inference."""
+        return self.training if training and self.source.modes else self.inference
+
+    def function(self, mode: str, training: bool = False, taps: tuple[str, ...] = (), side_outputs: bool = False):
+        """The concrete function of a mode.
+
+        Args:
+          mode: see `MODES`.
+          training: as for the model.
+          taps: addresses of edges.
+          side_outputs: whether to return masks and added losses as well.
+
+        Returns:
+          Flat inputs -> flat outputs, then the tensors at `taps`, then `Trace.side_outputs`.
+        """
         latent = self.latent and bool(training) and mode == "quantized"
-        key = (mode, bool(training), latent, taps)
+        key = (mode, bool(training), latent, taps, side_outputs)
         if key not in self._functions:
-            graph = self.training if training and self.source.modes else self.inference
+            graph = self.trace_of(training)
             emit = functools.partial(self._emit_either if latent else self._emit, graph, mode)
             function = tf.function(
-                lambda *flat: emit(flat, bool(training), taps),
+                lambda *flat: emit(flat, bool(training), taps, side_outputs),
                 autograph=False, jit_compile=False, input_signature=graph.input_specs,
             )  # fmt: skip
             with tf.init_scope():
                 self._functions[key] = function.get_concrete_function()
         return self._functions[key]
 
-    def _emit(self, graph: Trace, mode: str, flat, training: bool, taps: tuple[str, ...]):
+    def _emit(self, graph: Trace, mode: str, flat, training: bool, taps: tuple[str, ...], side_outputs: bool):
         apart = training and self.source.modes
         edits = self.edits_at_edges(self.site_quantizer(flat, training), apart) if mode == "quantized" else Edits()
-        return graph.emit(list(flat), edits, taps=[self.edges(apart)[address].tensor for address in taps])
+        tapped = [self.edges(apart)[address].tensor for address in taps]
+        return graph.emit(list(flat), edits, taps=[*tapped, *(graph.side_outputs if side_outputs else ())])
 
-    def _emit_either(self, graph: Trace, mode: str, flat, training: bool, taps: tuple[str, ...]):
+    def _emit_either(self, graph: Trace, mode: str, flat, training: bool, taps: tuple[str, ...], side_outputs: bool):
         """The quantized network or, while `quantizing` is false, the float one; one of them runs."""
 
         def branch(mode: str):
             # Copied into the branch: gradients of our own keep hold of their inputs, which have to be of the same graph.
-            return self._emit(graph, mode, [tf.identity(t) for t in flat], training, taps)
+            return self._emit(graph, mode, [tf.identity(t) for t in flat], training, taps, side_outputs)
 
         return tf.cond(self.quantizing, lambda: branch(mode), lambda: branch("float"))
 
@@ -292,7 +328,7 @@ class Engine:
         return any(name in inputs for name in self.inference.input_names)
 
     def pack_outputs(self, flat, training: bool) -> Any:
-        graph = self.training if training and self.source.modes else self.inference
+        graph = self.trace_of(training)
         flat = list(flat) if isinstance(flat, (list, tuple)) else [flat]
         leaves = iter(flat)
         return tf.nest.map_structure(

@@ -98,7 +98,14 @@ class QuantizedModel(_State, keras.Model):
         return super().__call__(*args, **kwargs)
 
     def call(self, inputs, training=False):
-        return self._engine(inputs, bool(training))
+        outputs, _, losses = self._engine.run(inputs, bool(training))
+        self.add_loss(losses)
+        return outputs
+
+    def take_over_losses(self, losses: list[tf.Tensor]) -> None:
+        """Replace the losses of the last call by those of a pass that was made around `call`, see `tfquant.taps`."""
+        self._clear_losses()
+        self.add_loss(losses)
 
     def set_mode(self, mode: str) -> None:
         super().set_mode(mode)

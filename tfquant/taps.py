@@ -18,6 +18,7 @@ from tfquant.engine import Engine
 from tfquant.graph.letters import find_letters
 from tfquant.graph.roles import Block, find_blocks
 from tfquant.graph.source import source_of
+from tfquant.model import QuantizedModel
 from tfquant.rules import Recipe, Rule
 
 _FLOAT = Recipe((Rule(None, optional=True),), "float")
@@ -30,8 +31,8 @@ class Tapped:
       differentiable: whether gradients reach the variables of the model.
     """
 
-    def __init__(self, engine: Engine, differentiable: bool):
-        self._engine = engine
+    def __init__(self, engine: Engine, differentiable: bool, model: QuantizedModel | None = None):
+        self._engine, self._model = engine, model
         self.differentiable = differentiable
 
     @functools.cached_property
@@ -84,14 +85,14 @@ class Tapped:
         for address in taps:
             self._edge(address)
         engine.check_ready()
-        flat = engine.flatten_inputs(inputs)
         if self.differentiable:
-            found = engine.function(engine.mode, training, taps)(*flat)
+            outputs, found, losses = engine.run(inputs, training, taps)
         else:
             with record.stop_recording():  # else a tape around would have the intermediate values kept and a backward pass built
-                found = engine.function(engine.mode, training, taps)(*flat)
-        count = len(found) - len(taps)
-        return engine.pack_outputs(found[:count], training), dict(zip(taps, found[count:], strict=True))
+                outputs, found, losses = engine.run(inputs, training, taps)
+        if self._model is not None:
+            self._model.take_over_losses(losses)
+        return outputs, dict(zip(taps, found, strict=True))
 
     def _edge(self, address: str):
         edges = self._engine.edges()
@@ -118,4 +119,4 @@ def tap(model: Any, *, differentiable: bool = True, inputs: Any = None, signatur
     engine = getattr(model, "_engine", None)
     if not isinstance(engine, Engine):
         engine = Engine(source_of(model, inputs, signature), _FLOAT)
-    return Tapped(engine, differentiable)
+    return Tapped(engine, differentiable, model if isinstance(model, QuantizedModel) and differentiable else None)

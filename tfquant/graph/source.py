@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant.graph.arguments import ArgumentError, Arguments, arguments_of, name_of, own_arguments
+from tfquant.graph.side_outputs import take_losses
 
 
 class TraceError(ValueError):
@@ -28,6 +29,7 @@ class Source:
       named_variables: (variable, path) pairs known up front; what the trace finds beyond them is named by the variable.
       modes: whether training and inference can differ.
       arguments: of a function; None for models.
+      model: the Keras model that is called; None for functions and SavedModels.
       input_names: of the leaves of `structure`, in the order of `tf.nest.flatten` (`input_mask`, `features/0`, ...): for messages,
         for finding the mask, and for models that take their inputs by name though their structure is no mapping.
     """
@@ -38,6 +40,7 @@ class Source:
     modes: bool
     arguments: Arguments | None = None
     input_names: tuple[str, ...] = ()
+    model: Any = None
 
     def __post_init__(self):
         if not self.input_names:
@@ -46,6 +49,10 @@ class Source:
     @property
     def is_function(self) -> bool:
         return self.arguments is not None
+
+    def take_losses(self) -> list[tf.Tensor]:
+        """Losses that the last call added; they are forgotten."""
+        return [] if self.model is None else take_losses(self.model)
 
 
 def source_of(model: Any, example: Any = None, signature: Any = None) -> Source:
@@ -99,7 +106,7 @@ def _keras_source(model, example, signature) -> Source:
 
     if not getattr(model, "built", True):
         _build(model, signature)
-    return Source(call, signature, named_variables_of(model), modes=takes_training, input_names=names)
+    return Source(call, signature, named_variables_of(model), modes=takes_training, input_names=names, model=model)
 
 
 def named_variables_of(model) -> tuple[tuple[tf.Variable, str], ...]:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow.python.framework import func_graph as tf_func_graph
 
 from tfquant.graph import replay
+from tfquant.graph.side_outputs import get_keras_mask, output_masks, outside_of_calls
 from tfquant.graph.source import Source, TraceError, describe
 
 
@@ -28,6 +29,9 @@ class Trace:
       captures: (tensor outside, placeholder inside): variables' handles and constants.
       variables: name of the placeholder of a handle -> the variable.
       paths: name of the placeholder of a handle -> unique path of the variable (`bert/encoder/layer_0/.../kernel`).
+      masks: the Keras mask of every output, None where it has none.
+      losses: scalars that layers added while they were called (`add_loss`, activity regularizers).
+      tensor_masks: name of a tensor inside the model, an input or an output of a layer -> its Keras mask.
     """
 
     graph: tf.Graph
@@ -39,6 +43,9 @@ class Trace:
     captures: tuple[tuple[tf.Tensor, tf.Tensor], ...]
     variables: dict[str, tf.Variable]
     paths: dict[str, str]
+    masks: tuple[tf.Tensor | None, ...] = ()
+    losses: tuple[tf.Tensor, ...] = ()
+    tensor_masks: Mapping[str, tf.Tensor] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def operations(self) -> list[tf.Operation]:
@@ -47,6 +54,11 @@ class Trace:
     @property
     def input_specs(self) -> list[tf.TensorSpec]:
         return tf.nest.flatten(self.input_structure)
+
+    @property
+    def side_outputs(self) -> list[tf.Tensor]:
+        """The masks that there are, then the losses."""
+        return [*(mask for mask in self.masks if mask is not None), *self.losses]
 
     def emit(
         self,
@@ -108,10 +120,12 @@ def trace(source: Source, training: bool = False) -> Trace:
     specs = tf.nest.flatten(source.structure)
 
     def flat_call(*flat):
-        return source.call(tf.nest.pack_sequence_as(source.structure, flat), training)
+        outputs = source.call(tf.nest.pack_sequence_as(source.structure, flat), training)
+        return outputs, output_masks(outputs), source.take_losses()
 
     try:
-        concrete = tf.function(flat_call, autograph=False).get_concrete_function(*specs)
+        with outside_of_calls():
+            concrete = tf.function(flat_call, autograph=False).get_concrete_function(*specs)
     except Exception as error:
         raise TraceError(
             f"the model could not be traced with inputs {describe(source.structure)}: {type(error).__name__}: {error}"
@@ -135,13 +149,37 @@ def _flatten(concrete, source: Source) -> Trace:
             known[old.name] = graph.capture(outside, name=old.op.name)
             captures.append((outside, known[old.name]))
         outputs = tuple(replay.replay(body.get_operations(), known, body.outputs, inline=True))
+    output_structure, masks, losses = concrete.structured_outputs
+    outputs, masks, losses = _split_outputs(outputs, masks, losses)
     variables = _variables_by_placeholder(concrete, captures, source)
     structure = tf.nest.map_structure(
         lambda t: tf.TensorSpec(t.shape, t.dtype) if tf.is_tensor(t) or isinstance(t, tf.TensorSpec) else t,
-        concrete.structured_outputs,
+        output_structure,
     )
     paths = _unique_paths(graph, variables, source)
-    return Trace(graph, inputs, outputs, source.structure, structure, source.input_names, tuple(captures), variables, paths)
+    return Trace(
+        graph, inputs, outputs, source.structure, structure, source.input_names, tuple(captures), variables, paths,
+        masks, losses, _tensor_masks(body, known),
+    )  # fmt: skip
+
+
+def _split_outputs(flat: Sequence[tf.Tensor], masks: Sequence[Any], losses: Sequence[Any]) -> tuple[tuple, tuple, tuple]:
+    """(outputs of the user, the mask of each or None, losses), from all flat outputs of a trace, in that order."""
+    count = len(flat) - len(losses) - sum(mask is not None for mask in masks)
+    rest = iter(flat[count:])
+    found = tuple(None if mask is None else next(rest) for mask in masks)
+    return tuple(flat[:count]), found, tuple(rest)
+
+
+def _tensor_masks(body: tf.Graph, known: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Masks that Keras left on the tensors of the user's graph `body`, as tensors of the flat graph."""
+    found = {}
+    for op in body.get_operations():
+        for tensor in op.outputs:
+            mask = get_keras_mask(tensor)
+            if mask is not None and tensor.name in known and getattr(mask, "name", None) in known:
+                found[known[tensor.name].name] = known[mask.name]
+    return found
 
 
 def _variables_by_placeholder(concrete, captures, source: Source) -> dict[str, tf.Variable]:
