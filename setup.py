@@ -13,6 +13,7 @@ REQUIRES = [
     "scipy",
     "absl-py",
     "pyyaml",
+    "filelock>=3.20",
     "rich",
     "tqdm",
     "matplotlib",
@@ -38,7 +39,7 @@ setup(
     description="Graph-level quantization of TensorFlow and Keras 3 models, made for BERT",
     python_requires=">=3.11",
     packages=find_packages(
-        include=["tfquant", "tfquant.*", "calib", "encoders", "tasks", "tasks.*", "runs", "squad_run", "glue_run"]
+        include=["tfquant", "tfquant.*", "calib", "fileio", "encoders", "tasks", "tasks.*", "runs", "squad_run", "glue_run"]
     ),
     package_data={"tfquant.recipes": ["*.yaml"]},
     py_modules=["modeling", "squad_evaluate"],

@@ -138,6 +138,12 @@ class Calibration(Mapping[str, SiteCalibration]):
                 )
                 for index, entry in enumerate(header["sites"])
             }
+            for address, site in sites.items():
+                statistics = site.statistics
+                if not (np.isfinite(site.lower).all() and np.isfinite(site.upper).all() and (site.lower <= site.upper).all()):
+                    raise ValueError(f"site {address!r} has a range that is not finite, or whose ends are the wrong way round")
+                if np.isnan(statistics.minimum).any() or np.isnan(statistics.maximum).any():
+                    raise ValueError(f"site {address!r} has seen NaN")
             return cls(sites, samples=header["samples"], dimensions=storage.read_dimensions(header, arrays))
 
     def save(self, path: str | os.PathLike) -> None:

@@ -12,6 +12,7 @@ from calib.grid import Grid
 from calib.losses import Loss
 
 SEARCHES = ("grid", "golden_section")
+MAX_CANDIDATES = 100_000  # beyond any use: 100 are the default
 _LEAST = 0.01  # of the reach: the smallest end that golden section looks at
 # Shifts of one width that the grid search tries to each side. Grids up to 8 bits have a shift a step; of finer ones, whose shifts
 # would run into the thousands, these are spread over the same span.
@@ -19,9 +20,11 @@ _SHIFTS = 64
 
 
 def check_options(method: str, candidates: int, margin: float) -> None:
-    """ValueError unless ``candidates`` is a positive integer and ``margin`` a finite number from 0."""
+    """ValueError unless ``candidates`` is an integer of 1 to `MAX_CANDIDATES` and ``margin`` a finite number from 0."""
     if isinstance(candidates, bool) or not isinstance(candidates, int | np.integer) or candidates < 1:
         raise ValueError(f"range method {method!r}: candidates must be an integer of at least 1, got {candidates!r}")
+    if candidates > MAX_CANDIDATES:
+        raise ValueError(f"range method {method!r}: candidates must be at most {MAX_CANDIDATES:,}, got {candidates:,}")
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < float("inf"):
         raise ValueError(f"range method {method!r}: margin must be a finite number of at least 0, got {margin!r}")
 

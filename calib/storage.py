@@ -4,9 +4,6 @@ import contextlib
 import io
 import json
 import os
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -14,15 +11,17 @@ import numpy as np
 from calib.errors import CalibrationFileError
 from calib.grouping import Grouping
 from calib.statistics import DECAY, Histogram, Statistics
+from fileio.arrays import parse_arrays
+from fileio.atomic import write_bytes
+from fileio.errors import ContentError, WriteError
+from fileio.messages import printable
+from fileio.reading import parse_json, read_bytes
 
 KIND = "tfquant calibration"
 VERSION = 1
 _EXTREMES = ("minimum", "maximum")
 _OPTIONAL = ("ema_minimum", "ema_maximum", "rows")
-_PARSER_ERRORS = (
-    ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zlib.error, zipfile.BadZipFile,
-    NotImplementedError,
-)
+_PARSER_ERRORS = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
 
 
 def pack(sites: Mapping[str, object], samples: int, dimensions: Mapping[str, Statistics]) -> bytes:
@@ -64,9 +63,8 @@ def pack(sites: Mapping[str, object], samples: int, dimensions: Mapping[str, Sta
 def unpack(data: bytes, source: str) -> tuple[dict, dict[str, np.ndarray]]:
     """(header, arrays) of a calibration file."""
     with damage(source):
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        header = json.loads(arrays.pop("header").tobytes().decode())
+        arrays = parse_arrays(data, "its archive")
+        header = parse_json(arrays.pop("header").tobytes().decode(), "its header")
         kind, version = header["kind"], header["version"]
     if kind != KIND:
         raise CalibrationFileError(f"{source}: not a calibration file")
@@ -117,37 +115,25 @@ def damage(source: str) -> Iterator[None]:
         raise
     except _PARSER_ERRORS as error:
         raise CalibrationFileError(
-            f"{source}: damaged or not a calibration file ({type(error).__name__}: {error}); calibrate again"
+            f"{printable(source)}: damaged or not a calibration file ({type(error).__name__}: {printable(error)}); calibrate again"
         ) from error
 
 
 def read(path: str) -> bytes:
     """Content of ``path``; FileNotFoundError with a plain message if there is none."""
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such calibration file; check the path or calibrate first")
-    with open(path, "rb") as file:
-        return file.read()
+        raise FileNotFoundError(f"{printable(path)}: no such calibration file; check the path or calibrate first")
+    try:
+        return read_bytes(path)
+    except ContentError as error:
+        raise CalibrationFileError(str(error)) from error
 
 
 def write(path: str, data: bytes) -> None:
     """Writes ``data`` so that ``path`` holds either its old content or all of the new, also after a crash."""
-    directory = os.path.dirname(os.path.abspath(path))
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".tmp", dir=directory)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
+        write_bytes(path, data)
+    except WriteError as error:
         raise CalibrationFileError(
-            f"{path}: cannot be written ({error.strerror or error}); check that the folder exists, may be written and "
-            "has room"
+            f"{printable(path)}: cannot be written ({error.reason}); check that the folder exists, may be written and has room"
         ) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)

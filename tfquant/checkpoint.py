@@ -4,35 +4,28 @@ A checkpoint is what `tf.compat.v1.train.Saver` wrote for BERT: `<prefix>.index`
 tensors looked up by name. `tf.train.load_checkpoint(prefix)` and `tf.train.latest_checkpoint(directory)` read what is
 written here.
 
-How a write stays whole. Two files cannot be replaced in one step, so they are made to look as if they were:
-
-1. everything is written and synced in a temporary folder inside the target folder;
-2. that folder is renamed to `.tfquant-commit`: the one atomic step that decides whether the write has happened;
-3. its files are moved over the old ones and the folder is removed.
-
-Killed before 2, the old checkpoint is untouched; killed after it, the next `read`, `latest` or `write` finishes step 3.
-A lock on the folder keeps a reader from tidying up under a live writer.
+A write is decided by one rename, see `fileio.transaction`: killed before it, the old checkpoint is untouched; killed after it, the
+next `read`, `latest` or `write` finishes the move. A reader beside a writer gets the old checkpoint or the new one.
 """
 
-import contextlib
-import errno
-import fcntl
 import os
 import pathlib
 import re
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from fileio import transaction
+from fileio.errors import ContentError
+from fileio.messages import printable
+from fileio.reading import check_regular
+from fileio.transaction import STATE as STATE
+from fileio.transaction import locked, open_unchanged, replacing_together
+
 INDEX = ".index"
 DATA = ".data-00000-of-00001"
-STATE = "checkpoint"  # TensorFlow's own name for the small file that says which checkpoint is the latest
-_COMMIT = ".tfquant-commit"
-_STAGING = ".tfquant-tmp-"
 # What TensorFlow's checkpoint reader throws at a damaged file; IndexError is its "fewer bytes than expected".
 _READ_ERRORS = (tf.errors.OpError, RuntimeError, ValueError, IndexError)
 
@@ -91,29 +84,22 @@ def write(prefix: str | os.PathLike, tensors: Mapping[str, Any]) -> None:
     """
     target = pathlib.Path(prefix)
     if str(prefix).endswith("/") or target.is_dir():
-        raise ValueError(f"checkpoint {prefix} is a folder: give a name inside it, such as {target / 'model.ckpt'}")
+        example = printable(target / "model.ckpt")
+        raise ValueError(f"checkpoint {printable(prefix)} is a folder: give a name inside it, such as {example}")
     if not tensors or not all(tensors):
-        raise ValueError(f"checkpoint {target}: needs at least one tensor and no empty name")
-    staging = target.parent / f"{_STAGING}{uuid.uuid4().hex[:12]}"
+        raise ValueError(f"checkpoint {printable(target)}: needs at least one tensor and no empty name")
     try:
+        for suffix in (INDEX, DATA):
+            _check_replaceable(_file(target, suffix))
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.parent):
-            _tidy(target.parent)
-            staging.mkdir()
+        with replacing_together(target.parent) as staging:
             _save_bundle(staging / target.name, tensors)
             (staging / STATE).write_text(f'model_checkpoint_path: "{_escaped(target.name)}"\n')
-            for path in (*staging.iterdir(), staging):
-                _sync(path)
-            os.rename(staging, target.parent / _COMMIT)
-            _sync(target.parent)
-            _tidy(target.parent)
     except (OSError, tf.errors.OpError) as error:
         raise CheckpointError(
-            f"cannot write checkpoint {target}: {_reason(error)}. Free some space or name another folder; "
+            f"cannot write checkpoint {printable(target)}: {_reason(error)}. Free some space or name another folder; "
             "a checkpoint that was there before still loads"
         ) from error
-    finally:  # also when a signal ends the process; once renamed it is not there any more
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def read(prefix: str | os.PathLike) -> Checkpoint:
@@ -128,11 +114,14 @@ def read(prefix: str | os.PathLike) -> Checkpoint:
     """
     target = pathlib.Path(str(prefix).removesuffix(INDEX))
     recover(target)
-    if not _file(target, INDEX).is_file():
-        others = ", ".join(sorted(p.name.removesuffix(INDEX) for p in target.parent.glob("*" + INDEX))[:8]) or "none"
-        raise FileNotFoundError(f"no checkpoint {target}: {target}{INDEX} does not exist. Checkpoints there: {others}")
     try:
-        return Checkpoint(str(target), tf.train.load_checkpoint(str(target)))
+        return open_unchanged(lambda: _files(target), lambda: _opened(target))
+    except FileNotFoundError:
+        others = ", ".join(_names(target.parent)[:8]) or "none"
+        name = printable(target)
+        raise FileNotFoundError(
+            f"no checkpoint {name}: {name}{INDEX} does not exist. Checkpoints there: {printable(others)}"
+        ) from None
     except _READ_ERRORS as error:
         raise _damaged(str(target), error) from error
 
@@ -140,14 +129,11 @@ def read(prefix: str | os.PathLike) -> Checkpoint:
 def recover(prefix: str | os.PathLike) -> None:
     """Finishes or removes what a killed `write` left in the folder of `prefix`. Does nothing where nothing was left."""
     directory = pathlib.Path(prefix).parent
-    if not _leftovers(directory):
-        return
     try:
-        with _locked(directory):
-            _tidy(directory)
+        transaction.recover(directory)
     except OSError as error:
         raise CheckpointError(
-            f"{directory} holds a half-moved checkpoint and cannot be repaired: {_reason(error)}. Make it writable once"
+            f"{printable(directory)} holds a half-moved checkpoint and cannot be repaired: {_reason(error)}. Make it writable once"
         ) from error
 
 
@@ -158,9 +144,9 @@ def latest(directory: str | os.PathLike) -> str | None:
     """
     directory = pathlib.Path(directory)
     recover(directory / STATE)
-    state = tf.train.get_checkpoint_state(str(directory)) if directory.is_dir() else None
-    if state is not None and pathlib.Path(state.model_checkpoint_path + INDEX).is_file():
-        return state.model_checkpoint_path
+    named = _stated(directory)
+    if named is not None and _file(named, INDEX).is_file():
+        return str(named)
     numbered = steps(directory)
     return numbered[-1][1] if numbered else None
 
@@ -169,9 +155,9 @@ def steps(directory: str | os.PathLike, base: str = "model.ckpt") -> list[tuple[
     """(step, prefix) of every `<base>-<step>` in a folder, lowest step first."""
     directory = pathlib.Path(directory)
     recover(directory / base)
-    pattern = re.compile(re.escape(base) + r"-(\d+)" + re.escape(INDEX))
-    found = [(pattern.fullmatch(path.name), path) for path in directory.glob("*" + INDEX)]
-    return sorted((int(match[1]), str(path).removesuffix(INDEX)) for match, path in found if match)
+    pattern = re.compile(re.escape(base) + r"-([0-9]{1,18})")
+    found = [(pattern.fullmatch(name), name) for name in _names(directory)]
+    return sorted((int(match[1]), str(directory / name)) for match, name in found if match)
 
 
 def prune(directory: str | os.PathLike, keep: int, base: str = "model.ckpt") -> None:
@@ -186,8 +172,8 @@ def prune(directory: str | os.PathLike, keep: int, base: str = "model.ckpt") -> 
     if keep == 0 or not directory.is_dir():
         return
     kept = {step for step, _ in steps(directory, base)[-keep:]}
-    pattern = re.compile(re.escape(base) + r"-(\d+)\.(index|data-\d{5}-of-\d{5})")
-    with _locked(directory):
+    pattern = re.compile(re.escape(base) + r"-([0-9]{1,18})\.(index|data-\d{5}-of-\d{5})")
+    with locked(directory):
         # The index goes first: without it the rest is no checkpoint any more, so a cut-off here leaves nothing half.
         for path in sorted(directory.iterdir(), key=lambda path: not path.name.endswith(INDEX)):
             match = pattern.fullmatch(path.name)
@@ -195,8 +181,57 @@ def prune(directory: str | os.PathLike, keep: int, base: str = "model.ckpt") -> 
                 path.unlink(missing_ok=True)
 
 
+def _names(directory: pathlib.Path) -> list[str]:
+    """Names of the checkpoints in a folder, sorted. Listed, as a pattern would take characters of the folder for its own."""
+    names = os.listdir(directory) if directory.is_dir() else []
+    return sorted(name.removesuffix(INDEX) for name in names if name.endswith(INDEX))
+
+
+def _stated(directory: pathlib.Path) -> pathlib.Path | None:
+    """The checkpoint that TensorFlow's `checkpoint` file of a folder names, in this folder whatever its path says."""
+    try:
+        state = tf.train.get_checkpoint_state(str(directory)) if (directory / STATE).is_file() else None
+    except (*_READ_ERRORS, OSError):  # a damaged one: there are the names of the files
+        return None
+    name = pathlib.Path(state.model_checkpoint_path).name if state is not None else ""
+    return directory / name if name else None
+
+
 def _file(prefix: pathlib.Path, suffix: str) -> pathlib.Path:
     return prefix.with_name(prefix.name + suffix)
+
+
+def _files(prefix: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a checkpoint, its index first."""
+    shard = re.compile(re.escape(prefix.name) + r"\.data-\d{5}-of-\d{5}")
+    names = sorted(os.listdir(prefix.parent)) if prefix.parent.is_dir() else []
+    return [_file(prefix, INDEX), *(prefix.parent / name for name in names if shard.fullmatch(name))]
+
+
+def _opened(prefix: pathlib.Path) -> Checkpoint:
+    """A checkpoint with its data open as well, so that it stays what it is when its files are replaced or removed.
+
+    Raises:
+        FileNotFoundError: it has no index.
+        _READ_ERRORS: it is damaged.
+    """
+    for path in _files(prefix):
+        check_regular(path)
+    reader = tf.train.load_checkpoint(str(prefix))
+    found = Checkpoint(str(prefix), reader)
+    filled = [name for name, shape in found.shapes.items() if 0 not in shape]
+    if filled:
+        reader.get_tensor(min(filled, key=lambda name: np.prod(found.shapes[name], dtype=float)))
+    return found
+
+
+def _check_replaceable(path: pathlib.Path) -> None:
+    """Raises OSError if something is there that is no file, such as a device."""
+    if os.path.lexists(path) and not path.is_symlink():
+        try:
+            check_regular(path)
+        except ContentError as error:
+            raise OSError(str(error)) from error
 
 
 def _save_bundle(prefix: pathlib.Path, tensors: Mapping[str, Any]) -> None:
@@ -206,49 +241,6 @@ def _save_bundle(prefix: pathlib.Path, tensors: Mapping[str, Any]) -> None:
         tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=names, shape_and_slices=[""] * len(names), tensors=values)
 
 
-def _leftovers(directory: pathlib.Path) -> list[pathlib.Path]:
-    if not directory.is_dir():
-        return []
-    return [p for p in directory.iterdir() if p.name == _COMMIT or p.name.startswith(_STAGING)]
-
-
-def _tidy(directory: pathlib.Path) -> None:
-    """Rolls a committed write forward and drops uncommitted ones. The caller holds the folder's lock."""
-    for left in _leftovers(directory):
-        if left.name != _COMMIT:
-            shutil.rmtree(left, ignore_errors=True)
-            continue
-        # Data, then index, then the file that says which is the latest: each may refer to the one before it.
-        for path in sorted(left.iterdir(), key=lambda p: (p.name == STATE, p.name.endswith(INDEX))):
-            os.replace(path, directory / path.name)
-        _sync(directory)
-        os.rmdir(left)
-
-
-@contextlib.contextmanager
-def _locked(directory: pathlib.Path) -> Iterator[None]:
-    """Holds the folder's lock, which the system drops when the process dies. Disks that have no locks go without."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _sync(path: pathlib.Path) -> None:
-    """Forces a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync a folder
-            raise
-    finally:
-        os.close(descriptor)
-
-
 def _escaped(name: str) -> str:
     return name.replace("\\", "\\\\").replace('"', '\\"')
 
@@ -256,10 +248,11 @@ def _escaped(name: str) -> str:
 def _reason(error: Exception) -> str:
     """The cause in a few words: TensorFlow's messages carry the op's name before it and after it."""
     if isinstance(error, OSError):
-        return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+        name = f" ({printable(error.filename)})" if error.filename else ""
+        return f"{error.strerror or error}{name}"
     text = getattr(error, "message", None) or str(error)
-    return re.sub(r"^\{\{.*?\}\}\s*|\s*\[Op:.*?\]\s*$", "", text).rpartition("; ")[2]
+    return printable(re.sub(r"^\{\{.*?\}\}\s*|\s*\[Op:.*?\]\s*$", "", text).rpartition("; ")[2])
 
 
 def _damaged(prefix: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"checkpoint {prefix} is damaged: {_reason(error)}. Restore the file or use another one")
+    return CheckpointError(f"checkpoint {printable(prefix)} is damaged: {_reason(error)}. Restore the file or use another one")

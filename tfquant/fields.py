@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tfquant.messages import shown
+
 
 def compiled(pattern: str, where: str) -> re.Pattern:
     """A regular expression found in the place `where`."""
@@ -23,14 +25,14 @@ def sequence(value: Any, kinds: tuple[type, ...], message: str, *, single: bool 
     fits = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
     items = tuple(value) if fits else ()
     if not fits or (single and not items) or any(not isinstance(i, kinds) or isinstance(i, bool) for i in items):
-        raise ValueError(f"{message}, got {value!r}")
+        raise ValueError(f"{message}, got {shown(value)}")
     return items
 
 
 def mapping(data: Any, what: str) -> dict[str, Any]:
     """A copy of `data`, which must be a mapping."""
     if not isinstance(data, Mapping):
-        raise ValueError(f"a {what} is a mapping, got {data!r}")
+        raise ValueError(f"a {what} is a mapping, got {shown(data)}")
     return dict(data)
 
 
@@ -45,6 +47,6 @@ def build(cls, data: Mapping[str, Any], what: str):
     known = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(map(str, set(data) - known))
     if unknown:
-        named = f"{what} {data['name']!r}" if "name" in data else what
-        raise ValueError(f"{named}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        named = f"{what} {shown(data['name'])}" if "name" in data else what
+        raise ValueError(f"{named}: unknown key {shown(unknown[0])}; known: {', '.join(sorted(known))}")
     return cls(**data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from calib import storage
+from fileio.atomic import write_json
+from fileio.errors import ContentError
+from fileio.messages import printable
+from fileio.reading import read_json
 from tfquant.engine import Engine
 
 _HASHES = ("recipe", "ranges", "weights", "data")
@@ -56,16 +58,19 @@ def claim(folder: pathlib.Path, file: str, own: Mapping[str, Any], what: str) ->
     path = folder / file
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        storage.write(str(path), json.dumps(own, indent=2).encode())
+        write_json(path, own, indent=2)
         return
     try:
-        saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove the folder, or name another one") from error
+        saved = read_json(path)
+    except ContentError as error:
+        raise ValueError(f"{error}: remove the folder, or name another one") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"{printable(path)} is damaged (it holds no JSON object): remove the folder, or name another one")
     differing = [name for name in {**own, **saved} if own.get(name) != saved.get(name)]
     if differing:
         raise ValueError(
-            f"folder {folder} holds another {what}: {_differences(differing, saved, own)}; remove it, or name another one"
+            f"folder {printable(folder)} holds another {what}: {_differences(differing, saved, own)}; remove it, or name "
+            "another one"
         )
 
 
@@ -95,13 +100,17 @@ class Results:
         if self._folder is None or not (path := self._path(name)).exists():
             return None
         try:
-            return json.loads(path.read_text())["result"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({type(error).__name__}): remove it, and it is measured again") from error
+            result = read_json(path)["result"]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            reason = type(error).__name__
+            raise ValueError(f"{printable(path)} is damaged ({reason}): remove it, and it is measured again") from error
+        if not isinstance(result, dict):
+            raise ValueError(f"{printable(path)} is damaged (no JSON object): remove it, and it is measured again")
+        return result
 
     def put(self, name: str, result: Mapping[str, Any]) -> None:
         if self._folder is not None:
-            storage.write(str(self._path(name)), json.dumps({"name": name, "result": result}).encode())
+            write_json(self._path(name), {"name": name, "result": result})
 
     def _path(self, name: str) -> pathlib.Path:
         return self._folder / f"{file_name(name)}.json"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
-import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -17,10 +16,15 @@ from typing import Any, Literal
 import yaml
 
 import calib
+from fileio.atomic import write_text
+from fileio.messages import printable
+from fileio.reading import parse_json, parse_yaml, read_json, read_yaml
 from tfquant import fields
-from tfquant.messages import one_line
+from tfquant.messages import one_line, shown
 from tfquant.site import PARAMETER_ROLES, ROLES
 from tfquant.spec import QuantSpec
+
+_LONGEST = 1000  # characters of an error about a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +50,14 @@ class Rule:
     name: str = ""
 
     def __post_init__(self):
-        where = f"rule {self.name or self.path or self.role!r}"
+        where = f"rule {shown(self.name or self.path or self.role)}"
         for field in ("path", "port", "name"):
             if not isinstance(getattr(self, field), str):
-                raise ValueError(f"{where}: {field} must be a string, got {getattr(self, field)!r}")
+                raise ValueError(f"{where}: {field} must be a string, got {shown(getattr(self, field))}")
         if not isinstance(self.optional, bool):
-            raise ValueError(f"{where}: optional must be true or false, got {self.optional!r}")
+            raise ValueError(f"{where}: optional must be true or false, got {shown(self.optional)}")
         if self.spec is not None and not isinstance(self.spec, QuantSpec):
-            raise ValueError(f"{where}: spec must be a QuantSpec or None, got {self.spec!r}")
+            raise ValueError(f"{where}: spec must be a QuantSpec or None, got {shown(self.spec)}")
         roles = fields.sequence(self.role, (str,), f"{where}: role must be a name or a list of names")
         for role in roles:
             if role != "*" and role not in ROLES:
@@ -61,7 +65,10 @@ class Rule:
         object.__setattr__(self, "role", roles[0] if len(roles) == 1 else roles)
         if self.shape is not None:
             message = f"{where}: shape must be a list of sizes (null matches any)"
-            object.__setattr__(self, "shape", fields.sequence(self.shape, (int, type(None)), message, single=False))
+            sizes = fields.sequence(self.shape, (int, type(None)), message, single=False)
+            if any(size is not None and size < 0 for size in sizes):
+                raise ValueError(f"{message} of at least 0, got {shown(self.shape)}")
+            object.__setattr__(self, "shape", sizes)
         if self.path.startswith("re:"):
             fields.compiled(self.path[3:], f"{where}, path")
         if not self.name:
@@ -110,7 +117,7 @@ class Rule:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Rule:
         data = fields.mapping(data, "rule")
-        where = f"rule {data.get('name', data)!r}"
+        where = f"rule {shown(data.get('name', data))}"
         if "spec" not in data:
             raise ValueError(f"{where} has no 'spec' (write spec: null to leave edges in float)")
         if data["spec"] is not None:
@@ -133,7 +140,7 @@ class Fuse:
 
     def __post_init__(self):
         if self.role not in ("weight", "linear_output", "matmul_input"):
-            raise ValueError(f"cannot fuse ranges of role {self.role!r}; known: weight, linear_output, matmul_input")
+            raise ValueError(f"cannot fuse ranges of role {shown(self.role)}; known: weight, linear_output, matmul_input")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,9 +162,11 @@ class Recipe:
     disable: tuple[str, ...] = ()
 
     def __post_init__(self):
-        where = f"recipe {self.name!r}"
+        where = f"recipe {shown(self.name)}"
+        if not isinstance(self.name, str):
+            raise ValueError(f"{where}: name must be a string")
         if not isinstance(self.share, bool):
-            raise ValueError(f"{where}: share must be true or false, got {self.share!r}")
+            raise ValueError(f"{where}: share must be true or false, got {shown(self.share)}")
         listed = {
             "rules": fields.sequence(self.rules, (Rule,), f"{where}: rules must be a list of rules"),
             "fuse": fields.sequence(self.fuse, (Fuse, str), f"{where}: fuse must be a list of roles", single=False),
@@ -262,7 +271,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         data = fields.mapping(data, "recipe")
-        where = f"recipe {data.get('name', '')!r}"
+        where = f"recipe {shown(data.get('name', ''))}"
         if not isinstance(data.get("rules"), list):
             raise ValueError(f"{where}: 'rules' must be a list of rules")
         try:
@@ -276,14 +285,14 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        return cls.from_dict(json.loads(text))
+        return cls.from_dict(parse_json(text, "recipe", unique_keys=True))
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:
-        return cls.from_dict(yaml.safe_load(text))
+        return cls.from_dict(parse_yaml(text, "recipe"))
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes a `.json`, `.yaml` or `.yml` file, which `load` reads; what was there before stays until all is written.
@@ -295,13 +304,8 @@ class Recipe:
         path = pathlib.Path(path)
         _check_suffix(path)
         if not path.parent.is_dir():
-            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        try:
-            unfinished.write_text(self.to_json() + "\n" if path.suffix == ".json" else self.to_yaml())
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+            raise FileNotFoundError(f"{printable(path)}: there is no folder {printable(path.parent)}")
+        write_text(path, self.to_json() + "\n" if path.suffix == ".json" else self.to_yaml())
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Recipe:
@@ -313,15 +317,16 @@ class Recipe:
         """
         path = pathlib.Path(path)
         _check_suffix(path)
+        data = read_json(path, unique_keys=True) if path.suffix == ".json" else read_yaml(path)
         try:
-            return (cls.from_json if path.suffix == ".json" else cls.from_yaml)(path.read_text())
-        except (yaml.YAMLError, ValueError) as error:  # json's and Unicode's errors are ValueErrors
-            raise ValueError(f"{path}: {one_line(error)}") from error
+            return cls.from_dict(data)
+        except (ValueError, TypeError) as error:  # TypeError: keys and values of kinds that nothing here expects
+            raise ValueError(f"{printable(path)}: {one_line(error, _LONGEST)}") from error
 
 
 def _check_suffix(path: pathlib.Path) -> None:
     if path.suffix not in (".json", ".yaml", ".yml"):
-        raise ValueError(f"{path}: a recipe file ends in .json, .yaml or .yml")
+        raise ValueError(f"{printable(path)}: a recipe file ends in .json, .yaml or .yml")
 
 
 def _shape_matches(wanted: tuple[int | None, ...], shape: tuple[int | None, ...] | None) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import calib
 from calib.grid import Grid
 from tfquant import fields, formats
+from tfquant.messages import shown
 
 GRANULARITIES = ("per_tensor", "per_channel", "per_embedding", "per_embedding_group", "per_token")
 PER_EMBEDDING = ("per_embedding", "per_embedding_group")
@@ -63,18 +64,18 @@ class QuantSpec:
     def __post_init__(self):
         formats.get(self.format)
         if self.update not in UPDATES:
-            raise ValueError(f"unknown update {self.update!r}; known: {', '.join(UPDATES)}")
+            raise ValueError(f"unknown update {shown(self.update)}; known: {', '.join(UPDATES)}")
         if self.ste not in STES:
-            raise ValueError(f"ste must be {' or '.join(map(repr, STES))}, got {self.ste!r}")
+            raise ValueError(f"ste must be {' or '.join(map(repr, STES))}, got {shown(self.ste)}")
         if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"decay must be a number from 0 to below 1, got {self.decay!r}")
+            raise ValueError(f"decay must be a number from 0 to below 1, got {shown(self.decay)}")
         if self.granularity not in GRANULARITIES:
-            raise ValueError(f"unknown granularity {self.granularity!r}; known: {', '.join(GRANULARITIES)}")
+            raise ValueError(f"unknown granularity {shown(self.granularity)}; known: {', '.join(GRANULARITIES)}")
         for field in ("symmetric", "narrow_range", "dynamic"):
             if not isinstance(getattr(self, field), bool):
-                raise ValueError(f"{field} must be true or false, got {getattr(self, field)!r}")
+                raise ValueError(f"{field} must be true or false, got {shown(getattr(self, field))}")
         if not isinstance(self.unsigned, bool) and self.unsigned != "auto":
-            raise ValueError(f"unsigned must be true, false or 'auto', got {self.unsigned!r}")
+            raise ValueError(f"unsigned must be true, false or 'auto', got {shown(self.unsigned)}")
         if not isinstance(self.method, calib.Method):
             object.__setattr__(self, "method", _method(self.method))
         self._check_embedding()
@@ -84,9 +85,9 @@ class QuantSpec:
         """Raises ValueError where granularity, groups, permute and method do not go together."""
         grouped = self.granularity == "per_embedding_group"
         if self.permute not in PERMUTES:
-            raise ValueError(f"unknown permute {self.permute!r}; known: {', '.join(PERMUTES)}")
+            raise ValueError(f"unknown permute {shown(self.permute)}; known: {', '.join(PERMUTES)}")
         if grouped and (isinstance(self.groups, bool) or not isinstance(self.groups, int) or self.groups < 1):
-            raise ValueError(f"per_embedding_group needs groups, an integer of at least 1, got {self.groups!r}")
+            raise ValueError(f"per_embedding_group needs groups, an integer of at least 1, got {shown(self.groups)}")
         if not grouped and (self.groups is not None or self.permute != "none"):
             raise ValueError(
                 f"groups and permute belong to granularity per_embedding_group, got {self.granularity} with groups "
@@ -160,4 +161,4 @@ def _method(value: Any) -> calib.Method:
         return calib.Method.parse(value)
     if isinstance(value, Mapping):
         return calib.Method.from_dict(value)
-    raise ValueError(f"a range method is a name or a mapping with 'name', got {value!r}")
+    raise ValueError(f"a range method is a name or a mapping with 'name', got {shown(value)}")

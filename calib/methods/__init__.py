@@ -33,7 +33,7 @@ GENERAL = tuple(name for name in NAMES if name != "cross_entropy")
 
 def get(name: str) -> Estimate:
     """The estimator called ``name``; ValueError listing the valid names otherwise."""
-    if name not in _MODULES:
+    if not isinstance(name, str) or name not in _MODULES:
         raise ValueError(f"unknown range method {name!r}; choose one of {', '.join(NAMES)}")
     return _MODULES[name].estimate
 

@@ -1,6 +1,7 @@
 """Number formats by name. One file a family; a format turns a name in a recipe into the levels a value may take."""
 
 from tfquant.formats.integer import IntegerFormat
+from tfquant.messages import shown
 
 __all__ = ["IntegerFormat", "get"]
 
@@ -13,5 +14,5 @@ def get(name: str) -> IntegerFormat:
     """
     found = IntegerFormat.parse(name) if isinstance(name, str) else None
     if found is None:
-        raise ValueError(f"unknown number format {name!r}; known: int2 ... int16")
+        raise ValueError(f"unknown number format {shown(name)}; known: int2 ... int16")
     return found

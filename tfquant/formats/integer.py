@@ -18,7 +18,7 @@ class IntegerFormat:
 
     @classmethod
     def parse(cls, name: str) -> IntegerFormat | None:
-        match = re.fullmatch(r"int(\d+)", name)
+        match = re.fullmatch(r"int([0-9]{1,3})", name)
         if match is None:
             return None
         bits = int(match.group(1))

@@ -14,6 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from calib import storage
+from fileio.arrays import read_arrays
+from fileio.messages import printable
+from fileio.reading import parse_json
 from tfquant import resume
 from tfquant.engine import Engine
 from tfquant.messages import one_line
@@ -51,13 +54,12 @@ class Progress:
         if path is None or not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
-                data = json.loads(file["result"].tobytes().decode())
-                return file["weight"], LayerResult(**{**data, "shape": tuple(data["shape"])})
+            arrays = read_arrays(path)
+            data = parse_json(arrays["result"].tobytes().decode(), "its result")
+            return arrays["weight"], LayerResult(**{**data, "shape": tuple(data["shape"])})
         except Exception as error:
-            raise ValueError(
-                f"{path} is damaged ({type(error).__name__}: {one_line(error)}): remove it, then its layer is rounded again"
-            ) from error
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise ValueError(f"{printable(path)} is damaged ({reason}): remove it, then its layer is rounded again") from error
 
     def save(self, layer: Layer, weight: np.ndarray, result: LayerResult) -> None:
         path = self._path(layer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+from fileio.messages import printable
 from tfquant.rules import Recipe
 
 _FOLDER = pathlib.Path(__file__).parent
@@ -25,8 +26,8 @@ def recipe(name: str) -> Recipe:
       FileNotFoundError: there is no such file.
     """
     if name.endswith((".yaml", ".yml", ".json")):
-        if not pathlib.Path(name).is_file():
-            raise FileNotFoundError(f"there is no recipe file {name}")
+        if not pathlib.Path(name).exists():
+            raise FileNotFoundError(f"there is no recipe file {printable(name)}")
         return Recipe.load(name)
     if name not in names():
         raise ValueError(f"unknown recipe {name!r}; known: {', '.join(names())}; or give the path of a .yaml or .json file")

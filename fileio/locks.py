@@ -1,0 +1,67 @@
+"""The lock of a run on its output folder, so that two runs do not write to one folder unnoticed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Iterator
+
+import filelock
+
+from fileio.messages import printable
+
+NAME = ".tfquant-lock"
+
+
+class FolderInUseError(OSError):
+    """Another run is writing to a folder; the message names it."""
+
+
+@contextlib.contextmanager
+def folder_in_use(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds a folder for this process while the block runs; the system lets go of it when the process dies.
+
+    A process may enter it several times. Where the file system has no locks, the folder is not guarded.
+
+    Args:
+      folder: made if there is none.
+
+    Raises:
+      FolderInUseError: another process holds it.
+      OSError: it cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.resolve() / NAME
+    lock = filelock.FileLock(path, timeout=0, is_singleton=True, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise FolderInUseError(
+            f"{printable(folder)} is in use by another run ({_holder(path)}): wait until it has ended, or name another folder"
+        ) from None
+    except NotImplementedError:
+        yield
+        return
+    try:
+        if lock.lock_counter == 1:
+            _note(path)
+        yield
+    finally:
+        lock.release()
+
+
+def _note(path: pathlib.Path) -> None:
+    """Writes into the lock file who holds it. Not atomically: another inode would be another lock."""
+    with contextlib.suppress(OSError):
+        path.write_text(f"process {os.getpid()} on {platform.node()}: {os.path.basename(sys.argv[0])}\n")
+
+
+def _holder(path: pathlib.Path) -> str:
+    try:
+        return printable(path.read_text(errors="replace").strip()[:200]) or "process unknown"
+    except OSError:
+        return "process unknown"
