@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -71,6 +72,36 @@ class Affine:
         np.rint(codes, out=codes)  # in place, as tables of gigabytes come by
         codes += self.zero.reshape(shape).astype(np.float32)
         return np.clip(codes, self.grid.qmin, self.grid.qmax, out=codes).astype(np.int32)
+
+
+class Joined:
+    """A parameter with several axes of channels as one with a single such axis, which is all that most runtimes know.
+
+    Axes that are not neighbours, as those of `ndh` in `btd,ndh->bnth`, are moved together before.
+
+    Args:
+      axes: of the channels, in ascending order.
+      shape: of the parameter.
+
+    Attributes:
+      axis: the axis of channels of the joined parameter.
+      apart: shape that takes the channels apart again.
+      back: order of axes that puts them where they were, behind that; None where they are there.
+    """
+
+    def __init__(self, axes: tuple[int, ...], shape: tuple[int, ...]):
+        first, others = axes[0], [axis for axis in range(len(shape)) if axis not in axes]
+        before = [axis for axis in others if axis < first]
+        self._order = [*before, *axes, *others[len(before) :]]
+        self.apart = [shape[axis] for axis in self._order]
+        self.back = None if self._order == sorted(self._order) else [self._order.index(axis) for axis in range(len(shape))]
+        self.axis, self._count = len(before), len(axes)
+
+    def join(self, values: np.ndarray) -> np.ndarray:
+        """`values`, of the parameter's shape, with one axis of channels."""
+        end = self.axis + self._count
+        shape = [*self.apart[: self.axis], math.prod(self.apart[self.axis : end]), *self.apart[end:]]
+        return values.transpose(self._order).reshape(shape)
 
 
 def _zero_in_range(quantizer: Quantizer, grid: Grid) -> tuple[np.ndarray, np.ndarray]:

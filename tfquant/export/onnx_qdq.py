@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from tfquant.export.codes import Affine
+from tfquant.export.codes import Affine, Joined
 from tfquant.export.errors import ExportError
 from tfquant.export.onnx_float import DOMAIN, address_of, is_site
 from tfquant.export.onnx_graph import read_by
@@ -149,20 +148,21 @@ class _Writer:
         kind, name = self._type(address, affine), self._unique(address)
         result, target = target, f"{name}/kept" if kept else target
         codes, axis = affine.encode(values), affine.axes[0] if affine.axes else None
-        flat = len(affine.axes) > 1
-        if flat:
-            first, last = affine.axes[0], affine.axes[-1]
-            if affine.axes != tuple(range(first, last + 1)):
-                raise ExportError(f"site {address}: channel axes {affine.axes} do not lie beside each other")
-            codes = codes.reshape(*values.shape[:first], math.prod(values.shape[first : last + 1]), *values.shape[last + 1 :])
+        several = len(affine.axes) > 1
+        moved = Joined(affine.axes, values.shape) if several else None
+        if several:
+            codes, axis = moved.join(codes), moved.axis
         scale, zero = self._scale(address, affine, kind)
         integers = self._initializer(f"{address}/codes", codes, kind)
-        dequantized = f"{name}/flat" if flat else target
+        dequantized = f"{name}/flat" if several else target
         attributes = {} if axis is None else {"axis": axis}
         self._node("DequantizeLinear", [integers, scale, zero], dequantized, name=f"{name}/dequantized", **attributes)
-        if flat:
-            shape = self._initializer(f"{address}/shape", np.array(values.shape, np.int64))
-            self._node("Reshape", [dequantized, shape], target)
+        if several:
+            shape = self._initializer(f"{address}/shape", np.array(moved.apart, np.int64))
+            split = target if moved.back is None else f"{name}/apart"
+            self._node("Reshape", [dequantized, shape], split)
+            if moved.back is not None:
+                self._node("Transpose", [split], target, perm=moved.back)
         if kept:
             lowest = self._initializer("lowest float", np.array(np.finfo(np.float32).min, np.float32))
             self._node("Max", [target, lowest], result, name=f"{name}/float")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 
 import tensorflow as tf
@@ -219,3 +220,16 @@ def common_parent(paths: Iterable[str]) -> str:
     if len(prefix) == min(len(p) for p in parts):
         prefix = prefix[:-1]
     return "/".join(prefix)
+
+
+def distinct(paths: Iterable[str]) -> list[str]:
+    """`paths` in their order; the second of two that are equal becomes `path#2`, or the next number that is free."""
+    paths = list(paths)
+    taken, seen, found = set(paths), set(), []
+    for path in paths:
+        if path in seen:
+            path = next(name for name in (f"{path}#{count}" for count in itertools.count(2)) if name not in taken)
+            taken.add(path)
+        seen.add(path)
+        found.append(path)
+    return found

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from tfquant.graph.dataflow import Dataflow, parent
+from tfquant.graph.dataflow import Dataflow, distinct, parent
 
 _TO_VARIANCE_OPS = frozenset("Add AddV2 Maximum Cast Identity Reshape Squeeze".split())
 _NORMALISING_OPS = frozenset(
@@ -29,7 +29,8 @@ class LayerNorm:
 
 
 def find_layernorms(flow: Dataflow) -> list[LayerNorm]:
-    found = []
+    """All layer normalisations in graph order."""
+    found: list[LayerNorm] = []
     for op in flow.operations:
         source = _normalised_by_root(flow, op) if op.type in ("Rsqrt", "Sqrt") else _normalised_by_fused_op(flow, op)
         if source is None:
@@ -39,7 +40,10 @@ def find_layernorms(flow: Dataflow) -> list[LayerNorm]:
             found.append(LayerNorm(_path(flow, source, output, op), source, output))
     closed = {norm.output.name for norm in found}
     found += [norm for norm in _without_statistics(flow) if norm.output.name not in closed]
-    return sorted(found, key=lambda norm: flow.index[norm.output.op.name])
+    found.sort(key=lambda norm: flow.index[norm.output.op.name])
+    # A layer that is called again normalises other values there.
+    paths = distinct(norm.path for norm in found)
+    return [dataclasses.replace(norm, path=path) for norm, path in zip(found, paths, strict=True)]
 
 
 def _without_statistics(flow: Dataflow) -> Iterator[LayerNorm]:

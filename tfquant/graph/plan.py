@@ -13,6 +13,7 @@ from rich.table import Table
 from tfquant.graph.contractions import Skipped
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.embedding import Embedding
+from tfquant.graph.expression import Expressions
 from tfquant.graph.roles import Edge, Roles, find_roles
 from tfquant.graph.trace import Trace
 from tfquant.rules import Recipe, Rule
@@ -104,10 +105,10 @@ def make_plan(trace: Trace, recipe: Recipe) -> tuple[Plan, Roles]:
     decided = [(edge, rule) for edge in roles.edges if (rule := deciding_rule(recipe, edge)) is not None]
     matches = _count_matches(recipe, roles.edges)
     chosen = [(edge, rule) for edge, rule in decided if rule.spec is not None]
-    flow = Dataflow(trace)
-    sites = _sites(flow, recipe, chosen, Embedding(trace, roles.edges))
+    values = _Values(trace)
+    sites = _sites(values, recipe, chosen, Embedding(trace, roles.edges))
     _check_groups(recipe, sites)
-    skipped = (*roles.skipped, *_unquantized(flow, roles, decided, sites))
+    skipped = (*roles.skipped, *_unquantized(values, roles, decided, sites))
     return Plan(recipe, tuple(sites), skipped, matches), roles
 
 
@@ -145,13 +146,29 @@ def _paths_of(rule: Rule, edges: Iterable[Edge]) -> str:
     return f". Paths: {', '.join(paths[:6])}{', ...' if len(paths) > 6 else ''}" if paths else ""
 
 
-def _sites(flow: Dataflow, recipe: Recipe, chosen: list[tuple[Edge, Rule]], embedding: Embedding) -> list[Site]:
+class _Values:
+    """Which edges carry the same values."""
+
+    def __init__(self, trace: Trace):
+        self._flow = Dataflow(trace)
+        self._expressions = Expressions(self._flow)
+
+    def key(self, edge: Edge, per_channel: bool = False) -> str:
+        """Equal for edges that carry the same values; where channels have their own ranges, in the same layout as well."""
+        if edge.table is not None:
+            return self._expressions.of_variable(edge.table)
+        # One range for all values does not depend on how they are laid out.
+        tensor = edge.tensor if edge.parameter and per_channel else self._flow.root(edge.tensor)
+        return self._expressions.key(tensor) if edge.parameter else tensor.name
+
+
+def _sites(values: _Values, recipe: Recipe, chosen: list[tuple[Edge, Rule]], embedding: Embedding) -> list[Site]:
     groups: dict[tuple, list[tuple[Edge, Rule]]] = {}
     for edge, rule in chosen:
         spec = _resolved(rule, edge, embedding)
         # Views of one tensor share an embedding axis only where they have it at the same place.
         axes = (_channels(spec, edge), edge.shape if spec.along_last_axis else ())
-        key = (_value_key(flow, edge), spec, axes) if recipe.share else (edge.address,)
+        key = (values.key(edge, bool(axes[0])), spec, axes) if recipe.share else (edge.address,)
         groups.setdefault(key, []).append((edge, rule))
     sites = []
     for members in groups.values():
@@ -167,13 +184,6 @@ def _sites(flow: Dataflow, recipe: Recipe, chosen: list[tuple[Edge, Rule]], embe
             )
         )  # fmt: skip
     return sites
-
-
-def _value_key(flow: Dataflow, edge: Edge) -> str:
-    """Equal for edges that carry the same values: the tensor behind views, or the variable."""
-    if edge.parameter:
-        return edge.table or flow.variable_behind(edge.tensor) or edge.tensor.name
-    return flow.root(edge.tensor).name
 
 
 def _resolved(rule: Rule, edge: Edge, embedding: Embedding) -> QuantSpec:
@@ -259,16 +269,16 @@ def _check_groups(recipe: Recipe, sites: list[Site]) -> None:
             )
 
 
-def _unquantized(flow: Dataflow, roles: Roles, decided: list[tuple[Edge, Rule]], sites: list[Site]) -> list[Skipped]:
+def _unquantized(values: _Values, roles: Roles, decided: list[tuple[Edge, Rule]], sites: list[Site]) -> list[Skipped]:
     """Contractions none of whose operands is quantized, there or where it is produced, and why."""
     by_address = {edge.address: (edge, rule) for edge, rule in decided}
     quantized = {member for site in sites if site.enabled for member in site.members}
     disabled = {member for site in sites if not site.enabled for member in site.members}
     edges = {edge.address: edge for edge in roles.edges}
-    at_source = {_value_key(flow, edges[a]) for a in quantized if edges[a].consumer is None}
+    at_source = {values.key(edges[a]) for a in quantized if edges[a].consumer is None}
     found = []
     for op, (path, addresses) in roles.contraction_edges.items():
-        if any(a in quantized or (edges[a].role == "matmul_input" and _value_key(flow, edges[a]) in at_source) for a in addresses):
+        if any(a in quantized or (edges[a].role == "matmul_input" and values.key(edges[a]) in at_source) for a in addresses):
             continue
         names = " and ".join(sorted({a.split(":")[-2] for a in addresses}))
         excepted = [by_address[a][1].name for a in addresses if a in by_address and by_address[a][1].spec is None]

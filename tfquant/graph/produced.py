@@ -76,14 +76,14 @@ def sliced_table(flow: Dataflow, tensor: tf.Tensor) -> tuple[tf.Operation, int] 
 
 
 def tables_of(flow: Dataflow, sums: Iterable[tf.Operation]) -> Iterator[tuple[str, str, tf.Operation, int]]:
-    """(layer path, name, operation, operand) of each table of which an embedding sum takes slices, once each."""
+    """(layer path, name, operation, operand) of each slice of a table that an embedding sum takes, once each."""
     seen = set()
     for op in sums:
         for tensor in op.inputs:
             found = sliced_table(flow, tensor)
             if found is None:
                 continue
-            path = flow.trace.paths[flow.variable_behind(found[0].inputs[0])]
-            if path not in seen:
-                seen.add(path)
+            if found[0].name not in seen:
+                seen.add(found[0].name)
+                path = flow.trace.paths[flow.variable_behind(found[0].inputs[0])]
                 yield parent(path), path.rpartition("/")[2], *found

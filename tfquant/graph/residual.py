@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfquant.graph.attention import Attention
 from tfquant.graph.contractions import Contraction
-from tfquant.graph.dataflow import Dataflow
+from tfquant.graph.dataflow import Dataflow, distinct
 
 _ADD_OPS = ("Add", "AddV2")
 
@@ -54,7 +54,9 @@ def find_residuals(
         residual = _identity(flow, op, by_name, paths) or _projection(flow, op, by_name, paths)
         if residual is not None:
             found.append(residual)
-    return found
+    # Two additions may follow one contraction, as where a sum is added to once more.
+    paths_of_found = distinct(residual.path for residual in found)
+    return [dataclasses.replace(residual, path=path) for residual, path in zip(found, paths_of_found, strict=True)]
 
 
 def _identity(flow: Dataflow, op: tf.Operation, by_name: dict[str, Contraction], paths: dict[str, str]) -> Residual | None:

@@ -13,6 +13,7 @@ from tfquant.graph import produced
 from tfquant.graph.attention import Attention, find_attention, projection
 from tfquant.graph.contractions import Contraction, Skipped, find_contractions
 from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, common_parent, parent
+from tfquant.graph.expression import Expressions
 from tfquant.graph.layernorm import LayerNorm, find_layernorms
 from tfquant.graph.residual import Residual, before_residual, downstream, find_residuals
 from tfquant.graph.trace import Trace
@@ -55,6 +56,11 @@ class Edge:
     @property
     def address(self) -> str:
         return address(self.role, self.path, self.port)
+
+    @property
+    def place(self) -> tuple[str, str, str, tuple[str, int] | None]:
+        """Role, port and where in the graph: equal for an edge that is found twice."""
+        return self.role, self.port, self.tensor.name, self.consumer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,16 +117,31 @@ def find_blocks(trace: Trace) -> tuple[Block, ...]:
 def find_roles(trace: Trace) -> Roles:
     """Finds every edge of a trace that a recipe can name."""
     structure = Structure(Dataflow(trace))
-    edges: dict[str, Edge] = {}
-    for edge in structure.edges():
-        edges.setdefault(edge.address, edge)
+    edges = _numbered(structure.edges())
     position = structure.flow.index
-    ordered = sorted(edges.values(), key=lambda e: position[e.consumer[0] if e.consumer else e.tensor.op.name])
+    ordered = sorted(edges, key=lambda e: position[e.consumer[0] if e.consumer else e.tensor.op.name])
     by_contraction = {
         c.op.name: (structure.paths[c.op.name], tuple(e.address for e in structure.inputs_of(c))) for c in structure.contractions
     }
     by_contraction.update((op, (edge.path, (edge.address,))) for op, edge in structure.lookup_edges())
     return Roles(tuple(ordered), tuple(structure.skipped), by_contraction)
+
+
+def _numbered(edges: Iterable[Edge]) -> list[Edge]:
+    """Each edge once; of different ones with one address, such as two look-ups in one table, the later ones become #2, #3."""
+    found: dict[str, Edge] = {}
+    repeated = []
+    for edge in edges:
+        if found.setdefault(edge.address, edge).place != edge.place:
+            repeated.append(edge)
+    known = {edge.place for edge in found.values()}
+    for edge in repeated:  # behind all others, whose addresses do not depend on what is repeated
+        if edge.place not in known:
+            known.add(edge.place)
+            numbered = (dataclasses.replace(edge, path=f"{edge.path}#{count}") for count in itertools.count(2))
+            edge = next(candidate for candidate in numbered if candidate.address not in found)
+            found[edge.address] = edge
+    return list(found.values())
 
 
 class Structure:
@@ -140,6 +161,10 @@ class Structure:
         self.zones = self._zones()
         self.head_paths = {self.paths[name]: zone for name, zone in self.zones.items()}
         self.projections = {p: (a.path, port) for a in self.attention for port, p in a.projections.items()}
+
+    @functools.cached_property
+    def expressions(self) -> Expressions:
+        return Expressions(self.flow)
 
     def edges(self) -> Iterator[Edge]:
         yield from self._model_outputs()
@@ -235,7 +260,7 @@ class Structure:
         role, fusable = self.zones.get(contraction.op.name, "linear_output"), self._fusable(contraction.path, "linear_output")
         yield self._on_tensor(role, path, "output", product, fusable=fusable)
         bias = self._bias_after(product)
-        if bias is not None:
+        if bias is not None and self.flow.is_fixed(bias[0].inputs[bias[1]]):
             yield self._on_parameter("bias", path, "bias", *bias, channel_axes=())
         activation = self._activation_before(contraction)
         if activation is not None:
@@ -310,10 +335,13 @@ class Structure:
         yield from rows
         biases = [bias[0] for c in self.contractions if c.kind == "linear" and (bias := self._bias_after(c.op.outputs[0]))]
         sums = produced.embedding_sums(self.flow, [edge.tensor for edge in rows], biases)
-        for path, name, op, index in produced.tables_of(self.flow, sums):
-            yield self._on_parameter("position_embedding", path, name, op, index, channel_axes=())
+        tables = list(produced.tables_of(self.flow, sums))
+        for layer, name, op, index in tables:
+            yield self._on_parameter("position_embedding", layer, name, op, index, channel_axes=())
+        # A table may be added to what is no row of a table, such as patches of an image.
+        path = next(iter([*(edge.path for edge in rows), *(layer for layer, *_ in tables)]), "")
         for number, op in enumerate(sums, start=1):
-            yield self._on_tensor("embedding_sum", rows[0].path, "output" if number == 1 else f"output#{number}", op.outputs[0])
+            yield self._on_tensor("embedding_sum", path, "output" if number == 1 else f"output#{number}", op.outputs[0])
 
     def _looked_up(self) -> Iterator[Edge]:
         """Rows gathered from a table. The rows are quantized, the range is that of the table."""
@@ -321,24 +349,43 @@ class Structure:
             if op.type in _GATHER_OPS and op.outputs[0].dtype.is_floating and self.flow.is_dynamic(op.outputs[0]):
                 handle = self._table_handle(op)
                 if handle is not None:
-                    yield self._table_edge(handle, op.outputs[0])
+                    yield self._table_edge(handle, op, 0)
         yield from (edge for _, edge in self.lookup_edges())
 
     def lookup_edges(self) -> list[tuple[str, Edge]]:
         """(operation name, edge of the table) of every product with one-hot rows."""
-        return [(c.op.name, self._table_edge(c.handle, c.op.outputs[0])) for c in self.lookups]
+        return [(c.op.name, self._table_edge(c.handle, c.op, c.weight_index)) for c in self.lookups]
 
     def _table_handle(self, op: tf.Operation) -> str | None:
         table = op.inputs[0]
         if op.type == "ResourceGather":
             return table.name if table.name in self.flow.trace.variables else None
-        return self.flow.variable_behind(table) if self.flow.is_parameter(table) else None
+        known = self.flow.is_fixed(table) or self._is_cut_from_variable(table)
+        return self.flow.variable_behind(table) if known and self.flow.is_parameter(table) else None
 
-    def _table_edge(self, handle: str, rows: tf.Tensor) -> Edge:
-        variable_path = self.flow.trace.paths[handle]
-        leaf = variable_path.rpartition("/")[2]
+    def _table_edge(self, handle: str, op: tf.Operation, index: int) -> Edge:
+        """Rows that `op` takes from its operand `index`; the table itself where that is no plain variable, or not cut into rows."""
+        path, _, leaf = self.flow.trace.paths[handle].rpartition("/")
+        path = path or leaf
+        if not self._takes_rows(op, index):
+            return self._on_parameter("embedding", path, leaf, op, index, channel_axes=())
         shape = _shape(self.flow.trace.variables[handle])
-        return Edge("embedding", parent(variable_path), leaf, rows, None, shape, table=handle, parameter=True)
+        return Edge("embedding", path, leaf, op.outputs[0], None, shape, table=handle, parameter=True)
+
+    def _takes_rows(self, op: tf.Operation, index: int) -> bool:
+        """Whether an operation picks rows of a variable as it is, so that quantizing them is quantizing it."""
+        if op.type == "ResourceGather":
+            return op.get_attr("batch_dims") == 0
+        if op.type == "GatherV2" and (op.get_attr("batch_dims") or tf.get_static_value(op.inputs[2]) != 0):
+            return False
+        table = op.inputs[index]
+        return self.expressions.is_plain(table) or not self.flow.is_fixed(table)
+
+    def _is_cut_from_variable(self, tensor: tf.Tensor) -> bool:
+        """Whether a tensor is a part of a variable, perhaps one whose size follows from that of an input."""
+        while tensor.op.type in VIEW_OPS or tensor.op.type in ("StridedSlice", "Slice"):
+            tensor = tensor.op.inputs[0]
+        return tensor.op.type == "ReadVariableOp"
 
     def _produced(self) -> Iterator[Edge]:
         """Where tensors are produced, see `tfquant.graph.produced`."""
