@@ -22,9 +22,9 @@ class OpenVinoSession:
         self._compiled = compiled
         self._request = compiled.create_infer_request()
         self.inputs = tuple(
-            Input(port.get_any_name(), np.dtype(port.get_element_type().to_dtype()), _sizes(port)) for port in compiled.inputs
+            Input(_name(port), np.dtype(port.get_element_type().to_dtype()), _sizes(port)) for port in compiled.inputs
         )
-        self._outputs = [port.get_any_name() for port in compiled.outputs]
+        self._outputs = [_name(port) for port in compiled.outputs]
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> Outputs:
         answers = self._request.infer(fed(self.inputs, feed))  # copies: what is shared must outlive the call
@@ -73,6 +73,16 @@ def core() -> Any:
     import openvino
 
     return openvino.Core()
+
+
+def _name(port: Any) -> str:
+    """The name that the file's writer gave an input or output.
+
+    A tensor may have several names, as where a reshape without effect was dropped: then the node of the input or output has the
+    right one.
+    """
+    names, node = port.get_names(), port.get_node().get_friendly_name().removesuffix("/sink_port_0")
+    return node if node in names else port.get_any_name()
 
 
 def _sizes(port: Any) -> tuple[int | None, ...]:
