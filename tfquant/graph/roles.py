@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
 
 from tfquant.graph import produced
 from tfquant.graph.attention import Attention, find_attention, projection
 from tfquant.graph.contractions import Contraction, Skipped, find_contractions
-from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, common_parent, parent
+from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, common_parent
 from tfquant.graph.expression import Expressions
 from tfquant.graph.layernorm import LayerNorm, find_layernorms
 from tfquant.graph.residual import Residual, before_residual, downstream, find_residuals
