@@ -1,25 +1,31 @@
 """Replay: creating the operations of a traced graph again, in the current graph, with chosen edges passed through a callable.
 
 Replaying is the one way a graph is ever changed here. Captured resource handles are captured again, so variables stay the same
-objects, and a gradient tape around the `tf.function` that replays differentiates through it.
+objects, and a gradient tape around the `tf.function` that replays differentiates through it. Custom gradients are replayed too,
+when a gradient is asked for.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework import function_def_to_graph, ops
+from tensorflow.python.framework import func_graph as tf_func_graph
+from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util_v2, handle_data_util
+
+from tfquant.graph.gradients import ATTRIBUTE, CustomGradient, GradientError, custom_gradient_of, is_recomputation
 
 CALL_OPS = ("PartitionedCall", "StatefulPartitionedCall")
 LOOP_OPS = frozenset("While StatelessWhile If StatelessIf Case StatelessCase".split())
 # Attribute that names a body -> where TensorFlow keeps the graph of that body on the operation.
 _BODY_GRAPHS = {"cond": "_cond_graph", "body": "_body_graph", "then_branch": "_true_graph", "else_branch": "_false_graph"}
-# Attributes that tie an operation to its old graph: colocation names ops that are renamed here.
-_GRAPH_BOUND_ATTRS = ("_class", "_output_shapes")
+# Attributes that tie an operation to its old graph: colocation names ops that are renamed here, a registered gradient function
+# refers to tensors of the old graph.
+_GRAPH_BOUND_ATTRS = ("_class", "_output_shapes", ATTRIBUTE)
 
 Edit = Callable[[tf.Tensor], tf.Tensor]
 
@@ -68,18 +74,85 @@ def replay(
     return [state.tensors[t.name] for t in outputs]
 
 
-@dataclasses.dataclass
+def ancestors(targets: Iterable[tf.Tensor], known: Container[str] = ()) -> dict[str, tf.Operation]:
+    """The operations, by name, that `targets` need where the tensors called `known` are there."""
+    pending, found = [t.op for t in targets if t.name not in known], {}
+    while pending:
+        op = pending.pop()
+        if op.name in found:
+            continue
+        found[op.name] = op
+        pending.extend(t.op for t in op.inputs if t.name not in known)
+        pending.extend(op.control_inputs)
+    return found
+
+
+@dataclasses.dataclass(eq=False)
 class _State:
+    """Where a replay stands.
+
+    Attributes:
+      graph: the new graph.
+      tensors: old tensor name -> new tensor, with the edits of `Edits.tensors`.
+      controls: old operation name -> new operations that stand for it.
+      edits, inline: as for `replay`.
+      source: the old graph.
+      outer: what knows the tensors of the graphs around `source`, for the body of a call, loop or branch.
+      edited: (old operation name, input index) -> what an edit made of that input.
+    """
+
     graph: tf.Graph
-    tensors: dict[str, tf.Tensor]  # old tensor name -> new tensor
-    controls: dict[str, list[tf.Operation]]  # old operation name -> new operations that stand for it
+    tensors: MutableMapping[str, tf.Tensor]
+    controls: dict[str, list[tf.Operation]]
     edits: Edits
     inline: bool
+    source: tf.Graph | None = None
+    outer: _State | ReplayedGradient | None = None
+    edited: dict[tuple[str, int], tf.Tensor] = dataclasses.field(default_factory=dict)
+
+    def lookup(self, old: tf.Tensor) -> tf.Tensor:
+        """The new tensor for one of `source` or of a graph around it; what lies outside of all graphs stands for itself.
+
+        Raises:
+          GradientError: none of them holds it.
+        """
+        name = self._name_of(old)
+        if name in self.tensors:
+            return self.tensors[name]
+        if name is not None:
+            return self._computed(old)
+        if self.outer is not None:
+            return self.outer.lookup(old)
+        if isinstance(old, ops.EagerTensor):
+            return old
+        raise GradientError(f"a custom gradient refers to tensor {old.name!r}, which is not part of the traced model")
+
+    def _name_of(self, old: tf.Tensor) -> str | None:
+        """The name by which `source` knows a tensor; of one outside of all graphs that of its placeholder."""
+        if not isinstance(old, ops.EagerTensor):
+            return old.name if old.graph is self.source else None
+        return next((inside.name for outside, inside in _captures(self.source) if outside is old), None)
+
+    def _computed(self, old: tf.Tensor) -> tf.Tensor:
+        """A tensor that no target of the replay needed, computed in the current graph."""
+        graph, tensors = tf.compat.v1.get_default_graph(), collections.ChainMap({}, self.tensors)
+        needed = ancestors([old], tensors)
+        tensors.update({t.name: graph.capture(outside) for outside, t in _captures(self.source) if t.op.name in needed})
+        operations = [op for op in self.source.get_operations() if op.name in needed]
+        unknown = [op.name for op in operations if op.type == "Placeholder" and op.outputs[0].name not in tensors]
+        if unknown:
+            raise GradientError(f"a custom gradient needs tensor {old.name!r}, which depends on {unknown[0]!r}: not computed here")
+        return replay(operations, tensors, [old], edits=self.edits)[0]
+
+
+def _captures(graph: tf.Graph | None) -> Sequence[tuple[tf.Tensor, tf.Tensor]]:
+    return getattr(graph, "captures", ())
 
 
 def _replay_operation(state: _State, op: tf.Operation) -> None:
     if op.outputs and all(t.name in state.tensors for t in op.outputs):
         return
+    state.source = op.graph
     inputs = [_edited_input(state, op, index) for index in range(len(op.inputs))]
     controls = [new for old in op.control_inputs for new in state.controls.get(old.name, ())]
     with state.graph.control_dependencies(controls):
@@ -91,8 +164,8 @@ def _replay_operation(state: _State, op: tf.Operation) -> None:
             outputs = [state.edits.operations[op.name](inputs)]
             state.controls[op.name] = controls
         else:
-            new = _create(state.graph, op, inputs)
-            outputs, state.controls[op.name] = new.outputs, [new]
+            outputs, effects = _create(state, op, inputs)
+            state.controls[op.name] = effects or controls
     for old, new in zip(op.outputs, outputs, strict=True):
         edit = state.edits.tensors.get(old.name)
         state.tensors[old.name] = new if edit is None else edit(new)
@@ -101,20 +174,45 @@ def _replay_operation(state: _State, op: tf.Operation) -> None:
 def _edited_input(state: _State, op: tf.Operation, index: int) -> tf.Tensor:
     tensor = state.tensors[op.inputs[index].name]
     edit = state.edits.edges.get((op.name, index))
-    return tensor if edit is None else edit(tensor)
+    if edit is not None:
+        state.edited[op.name, index] = tensor = edit(tensor)
+    return tensor
 
 
-def _create(graph: tf.Graph, op: tf.Operation, inputs: list[tf.Tensor]) -> tf.Operation:
-    """The same operation on new inputs. Functions it names are registered in the new graph; loops and branches get their own."""
-    attrs = {name: value for name, value in op.node_def.attr.items() if name not in _GRAPH_BOUND_ATTRS}
-    for function in _functions_in(attrs):
-        if not graph._is_function(function.name):
-            graph._add_function_recursive(find_function(op.graph, function.name))
+def _create(state: _State, op: tf.Operation, inputs: list[tf.Tensor]) -> tuple[Sequence[tf.Tensor], list[tf.Operation]]:
+    """Outputs of the same operation on new inputs, and the operation.
+
+    Functions it names are registered in the new graph; loops and branches get copies of theirs.
+    """
+    graph, old_attrs = state.graph, op.node_def.attr
+    if is_recomputation(old_attrs):
+        return inputs, []
+    attrs = {name: value for name, value in old_attrs.items() if name not in _GRAPH_BOUND_ATTRS}
+    bodies = {}
+    if op.type in LOOP_OPS:
+        bodies = _own_bodies(state, op, attrs)
+    else:
+        for function in _functions_in(attrs):
+            if not graph._is_function(function.name):
+                graph._add_function_recursive(find_function(op.graph, function.name))
+    gradient = _gradient_of(state, op, old_attrs)
+    if gradient is not None:
+        inputs = gradient.edited_inputs(op, inputs)
     # Not `create_op`: that inspects its own arguments for deprecated ones, which takes as long as the rest together.
     new = graph._create_op_internal(op.type, inputs, [t.dtype for t in op.outputs], None, op.name, attrs, op.op_def)
-    if op.type in LOOP_OPS:
-        _own_bodies(new, op.graph)
-    return new
+    for name, body in bodies.items():
+        setattr(new, name, body)  # where the gradient looks first
+    if gradient is not None:
+        new._gradient_function = gradient
+    return new.outputs, [new]
+
+
+def _gradient_of(state: _State, op: tf.Operation, attrs: Mapping[str, Any]) -> ReplayedGradient | None:
+    earlier = op._gradient_function
+    if isinstance(earlier, ReplayedGradient):
+        return ReplayedGradient(earlier.definition, (*earlier.states, state))
+    definition = custom_gradient_of(op, attrs)
+    return None if definition is None else ReplayedGradient(definition, (state,))
 
 
 def find_function(graph: tf.Graph | None, name: str) -> Any:
@@ -136,37 +234,38 @@ def _functions_in(attrs: Mapping[str, Any]) -> list[Any]:
     return [f for value in attrs.values() for f in ([value.func] if value.HasField("func") else value.list.func)]
 
 
-def _own_bodies(op: tf.Operation, source: tf.Graph) -> None:
-    """Gives a loop or branch copies of its bodies, under names of their own.
+def _own_bodies(state: _State, op: tf.Operation, attrs: Mapping[str, Any]) -> dict[str, tf.Graph]:
+    """Copies the bodies of a loop or branch, names the copies in `attrs` and returns them by TensorFlow's attribute.
 
     The gradient of a loop or branch rewrites its bodies and registers them under a name made from theirs: two replays of one loop
     that shared its bodies would collide there.
     """
-    attrs = op.node_def.attr
+    bodies = {}
     for key, name in _BODY_GRAPHS.items():
         if key in attrs:
-            body, attrs[key].func.name = _copied_body(op.graph, source, attrs[key].func.name)
-            op._set_attr(key, attrs[key])
-            setattr(op, name, body)  # where the gradient looks first
+            bodies[name], attrs[key].func.name = _copied_body(state, op.graph, attrs[key].func.name)
     if "branches" in attrs:
         for index, function in enumerate(attrs["branches"].list.func):
-            body, function.name = _copied_body(op.graph, source, function.name)
-            setattr(op, f"_branch_graph_{index}", body)
-        op._set_attr("branches", attrs["branches"])
+            bodies[f"_branch_graph_{index}"], function.name = _copied_body(state, op.graph, function.name)
+    return bodies
 
 
-def _copied_body(graph: tf.Graph, source: tf.Graph, name: str) -> tuple[tf.Graph, str]:
-    """A copy of a function of `source` as a graph, and the name it is registered under in `graph`."""
-    function = find_function(source, name)
-    with graph.as_default():
-        body = function_def_to_graph.function_def_to_graph(function.cached_definition)
-    for old, new in zip(function.graph.inputs, body.inputs, strict=True):
-        handle_data_util.copy_handle_data(old, new)  # shape and type of variables
-    for op in body.get_operations():
-        if op.type in LOOP_OPS:
-            _own_bodies(op, function.graph)
-    body.name = f"{name}_{ops.uid()}"
-    with graph.as_default():
+def _copied_body(state: _State, source: tf.Graph, name: str) -> tuple[tf.Graph, str]:
+    """A copy of a function of `source` as a graph, and the name it is registered under in the new graph."""
+    old = find_function(source, name).graph
+    with state.graph.as_default():
+        body = tf_func_graph.FuncGraph(f"{name}_{ops.uid()}")
+    with body.as_default():
+        for parameter in old.inputs:
+            body.inputs.append(tf.compat.v1.placeholder(parameter.dtype, parameter.shape, name=parameter.op.name))
+            handle_data_util.copy_handle_data(parameter, body.inputs[-1])  # shape and type of variables
+        known = {t.name: new for t, new in zip(old.inputs, body.inputs, strict=True)}
+        inner = _State(body, known, {}, NO_EDITS, state.inline, old, state)
+        for operation in old.get_operations():
+            _replay_operation(inner, operation)
+        body.outputs = [known[t.name] for t in old.outputs]
+    body.control_outputs = [new for effect in old.control_outputs for new in inner.controls.get(effect.name, ())]
+    with state.graph.as_default():
         return body, control_flow_util_v2.create_new_tf_function(body)
 
 
@@ -174,9 +273,8 @@ def _inline_call(
     state: _State, op: tf.Operation, inputs: list[tf.Tensor]
 ) -> tuple[list[tf.Tensor], list[tf.Operation]]:
     body = find_function(op.graph, op.get_attr("f").name).graph
-    inner = _State(
-        state.graph, {t.name: new for t, new in zip(body.inputs, inputs, strict=True)}, {}, NO_EDITS, inline=True
-    )
+    known = {t.name: new for t, new in zip(body.inputs, inputs, strict=True)}
+    inner = _State(state.graph, known, {}, NO_EDITS, True, body, state)
     # Names stay readable and unique: the body's operations go below the call's name unless that is the generic one.
     generic = op.name.split("/")[-1].split("_")[0] in CALL_OPS
     scope = op.name.rpartition("/")[0] if generic else op.name
@@ -185,3 +283,101 @@ def _inline_call(
             _replay_operation(inner, body_op)
     stateful = [new for ops in inner.controls.values() for new in ops if new.op_def is not None and new.op_def.is_stateful]
     return [inner.tensors[t.name] for t in body.outputs], stateful
+
+
+class ReplayedGradient:
+    """The custom gradient of a replayed operation. TensorFlow calls it as `_gradient_function` of the operation.
+
+    The backward pass sees the values of the new graph: where an edit stands on an input inside the differentiated function, its
+    result takes the place of the original in the gradient function, and of the argument from which the gradient goes on. So it
+    passes through the edit, a quantizer, as it does without a custom gradient.
+
+    Attributes:
+      definition: the gradient function in the user's graph.
+      states: the replays that lead from the user's graph to the one of the operation.
+    """
+
+    def __init__(self, definition: CustomGradient, states: tuple[_State, ...]):
+        self.definition, self.states = definition, states
+        self._region: frozenset[str] = frozenset()
+
+    def __call__(self, op: tf.Operation, *output_gradients: Any) -> list[Any]:
+        """Gradients of the inputs of `op`, in the current graph."""
+        backward, known, controls = self.definition.backward, {}, {}
+        for outside, inside in _captures(backward.graph):
+            if inside.op.type == "Placeholder":  # small constants are copied, not captured
+                known[inside.name] = self.lookup(outside)
+                known.update(self._edited_reads(outside, inside))
+        for placeholder, gradient, output in zip(backward.output_gradients, output_gradients, op.outputs, strict=True):
+            if placeholder is not None:
+                given = tf.zeros_like(output) if gradient is None else tf.convert_to_tensor(gradient)
+                known[placeholder.name], controls[placeholder.op.name] = given, [given.op]
+        state = _State(tf.compat.v1.get_default_graph(), known, controls, NO_EDITS, True, backward.graph, self)
+        for operation in backward.graph.get_operations():
+            _replay_operation(state, operation)
+        return [
+            tf.nest.map_structure(lambda t: None if t is None else known[t.name], gradient, expand_composites=True)
+            for gradient in backward.input_gradients
+        ]
+
+    def lookup(self, tensor: tf.Tensor) -> tf.Tensor:
+        """The tensor of the new graph for one that the gradient function refers to."""
+        old = self._before(tensor)
+        edited = self._edited([old])
+        return self.states[-1].lookup(old) if edited is None else edited
+
+    def edited_inputs(self, op: tf.Operation, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
+        """New inputs of `op`, an operation of the old graph, with edited arguments where the function inside has them."""
+        count = self.definition.num_results if self.states[-1].edits.edges else 0
+        if not count:
+            return inputs
+        self._region = _between(op.inputs[count:], op.inputs[:count]) | {op.name}
+        edited = [self._edited(_same_reads(old)) for old in op.inputs[count:]]
+        return inputs[:count] + [new if own is None else own for own, new in zip(edited, inputs[count:], strict=True)]
+
+    def _before(self, tensor: tf.Tensor) -> tf.Tensor:
+        """The tensor of the graph that the last replay took its operations from."""
+        for state in self.states[:-1]:
+            tensor = state.lookup(tensor)
+        return tensor
+
+    def _edited(self, tensors: Sequence[tf.Tensor]) -> tf.Tensor | None:
+        """What edits made of old tensors inside the differentiated function; None without edits, or with different ones."""
+        state, found = self.states[-1], {}
+        for tensor in tensors if self._region else ():
+            if not isinstance(tensor, ops.EagerTensor) and tensor.graph is state.source:
+                for consumer in tensor.consumers():
+                    if consumer.name not in self._region:
+                        continue
+                    places = [(consumer.name, i) for i, t in enumerate(consumer.inputs) if t is tensor]
+                    found.update({id(new): new for new in map(state.edited.get, places) if new is not None})
+        return next(iter(found.values())) if len(found) == 1 else None
+
+    def _edited_reads(self, handle: tf.Tensor, inside: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Names of the tensors that the gradient function reads from a variable -> the edited value of that variable."""
+        if handle.dtype != tf.resource:
+            return {}
+        edited = self._edited(_reads_of(self._before(handle)))
+        return {} if edited is None else {read.name: edited for read in _reads_of(inside)}
+
+
+def _between(sources: Sequence[tf.Tensor], targets: Sequence[tf.Tensor]) -> frozenset[str]:
+    """Names of the operations on the way from `sources` to `targets`."""
+    reached, found = {t.name for t in sources}, set()
+    for op in sorted(ancestors(targets, reached).values(), key=lambda op: op._id):
+        if any(t.name in reached for t in op.inputs):
+            found.add(op.name)
+            reached.update(t.name for t in op.outputs)
+    return frozenset(found)
+
+
+def _reads_of(handle: tf.Tensor) -> list[tf.Tensor]:
+    """The values that operations of one graph read from a variable."""
+    if isinstance(handle, ops.EagerTensor):
+        return []
+    return [op.outputs[0] for op in handle.consumers() if op.type == "ReadVariableOp"]
+
+
+def _same_reads(tensor: tf.Tensor) -> list[tf.Tensor]:
+    """The tensor, and where it is the value of a variable all reads of that variable."""
+    return _reads_of(tensor.op.inputs[0]) if tensor.op.type == "ReadVariableOp" else [tensor]

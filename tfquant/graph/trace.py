@@ -99,15 +99,7 @@ class Trace:
 
     def ancestors(self, targets: list[tf.Tensor], given: Iterable[str] = ()) -> list[tf.Operation]:
         """Operations that `targets` need where the tensors called `given` are known, in graph order."""
-        given = frozenset(given)
-        pending, found = [t.op for t in targets if t.name not in given], set()
-        while pending:
-            op = pending.pop()
-            if op.name in found:
-                continue
-            found.add(op.name)
-            pending.extend(t.op for t in op.inputs if t.name not in given)
-            pending.extend(op.control_inputs)
+        found = replay.ancestors(targets, frozenset(given))
         return [op for op in self.operations if op.name in found]
 
 
