@@ -63,6 +63,10 @@ class CustomGradient:
         """
         with self.operation.graph.as_default():
             graph = tf_func_graph.FuncGraph(f"{self.operation.name}_gradient")
+
+        def inside(value):
+            return graph.capture(tf.convert_to_tensor(value))  # a function may return a tensor of the forward pass as it is
+
         with graph.as_default():
             placeholders = [_placeholder(output) for output in self.operation.outputs]
             try:
@@ -74,7 +78,7 @@ class CustomGradient:
                     f"{type(error).__name__}: {reason}"
                 ) from error
             gradients = gradients if isinstance(gradients, (list, tuple)) else [gradients]
-            return Backward(graph, placeholders, [_captured(graph, gradient) for gradient in gradients])
+            return Backward(graph, placeholders, [with_tensors(gradient, inside) for gradient in gradients])
 
 
 def custom_gradient_of(operation: tf.Operation, attrs: Any) -> CustomGradient | None:
@@ -125,10 +129,9 @@ def _placeholder(output: tf.Tensor) -> tf.Tensor | None:
     return tf.compat.v1.placeholder(output.dtype, output.shape)
 
 
-def _captured(graph: tf_func_graph.FuncGraph, gradient: Any) -> Any:
-    """A gradient as tensors of `graph`: a function may return a tensor of the forward pass as it is."""
-    if gradient is None:
-        return None
-    if not isinstance(gradient, tf.IndexedSlices):
-        gradient = tf.convert_to_tensor(gradient)
-    return tf.nest.map_structure(graph.capture, gradient, expand_composites=True)
+def with_tensors(gradient: Any, tensor_of: Callable[[tf.Tensor], tf.Tensor]) -> Any:
+    """A gradient (None, a tensor or `tf.IndexedSlices`) with other tensors in place of its own."""
+    if isinstance(gradient, tf.IndexedSlices):
+        parts = (gradient.values, gradient.indices, gradient.dense_shape)
+        return tf.IndexedSlices(*(None if part is None else tensor_of(part) for part in parts))
+    return None if gradient is None else tensor_of(gradient)

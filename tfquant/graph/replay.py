@@ -17,7 +17,7 @@ from tensorflow.python.framework import func_graph as tf_func_graph
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util_v2, handle_data_util
 
-from tfquant.graph.gradients import ATTRIBUTE, CustomGradient, GradientError, custom_gradient_of, is_recomputation
+from tfquant.graph.gradients import ATTRIBUTE, CustomGradient, GradientError, custom_gradient_of, is_recomputation, with_tensors
 
 CALL_OPS = ("PartitionedCall", "StatefulPartitionedCall")
 LOOP_OPS = frozenset("While StatelessWhile If StatelessIf Case StatelessCase".split())
@@ -315,10 +315,7 @@ class ReplayedGradient:
         state = _State(tf.compat.v1.get_default_graph(), known, controls, NO_EDITS, True, backward.graph, self)
         for operation in backward.graph.get_operations():
             _replay_operation(state, operation)
-        return [
-            tf.nest.map_structure(lambda t: None if t is None else known[t.name], gradient, expand_composites=True)
-            for gradient in backward.input_gradients
-        ]
+        return [with_tensors(gradient, lambda t: known[t.name]) for gradient in backward.input_gradients]
 
     def lookup(self, tensor: tf.Tensor) -> tf.Tensor:
         """The tensor of the new graph for one that the gradient function refers to."""
