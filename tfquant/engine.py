@@ -47,8 +47,8 @@ class Engine:
     """
 
     def __init__(self, source: Source, recipe: Recipe):
-        self.source = source
         self.inference = trace(source)
+        self.source = source.narrowed(self.inference.input_structure)
         self.plan, roles = planning.make_plan(self.inference, recipe)
         self.embedding = Embedding(self.inference, roles.edges)
         self.latent = False

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfquant.graph import shapes
 from tfquant.graph.arguments import ArgumentError, Arguments, arguments_of, name_of, own_arguments
 from tfquant.graph.side_outputs import take_losses
 
@@ -30,6 +31,7 @@ class Source:
       modes: whether training and inference can differ.
       arguments: of a function; None for models.
       model: the Keras model that is called; None for functions and SavedModels.
+      fallbacks: structures with fewer open axes, to trace with where `structure` does not trace: of a batch that was given.
       input_names: of the leaves of `structure`, in the order of `tf.nest.flatten` (`input_mask`, `features/0`, ...): for messages,
         for finding the mask, and for models that take their inputs by name though their structure is no mapping.
     """
@@ -41,6 +43,7 @@ class Source:
     arguments: Arguments | None = None
     input_names: tuple[str, ...] = ()
     model: Any = None
+    fallbacks: tuple[Any, ...] = ()
 
     def __post_init__(self):
         if not self.input_names:
@@ -49,6 +52,12 @@ class Source:
     @property
     def is_function(self) -> bool:
         return self.arguments is not None
+
+    def narrowed(self, structure: Any) -> Source:
+        """This source with another structure: its own, or one of its fallbacks."""
+        candidates = (self.structure, *self.fallbacks)
+        index = next(i for i, candidate in enumerate(candidates) if candidate is structure)
+        return dataclasses.replace(self, structure=structure, fallbacks=candidates[index + 1 :])
 
     def take_losses(self) -> list[tf.Tensor]:
         """Losses that the last call added; they are forgotten."""
@@ -67,12 +76,19 @@ def source_of(model: Any, example: Any = None, signature: Any = None) -> Source:
       TraceError: there is no way to know the inputs; the message says what to pass.
     """
     if is_keras_model(model):
-        return _keras_source(model, example, signature)
-    if hasattr(model, "signatures") and not callable(getattr(model, "inputs", None)):
-        return _saved_model_source(model, example, signature)
-    if callable(model):
-        return _function_source(model, example, signature)
-    raise TraceError(f"cannot quantize a {type(model).__name__}: give a Keras model, a loaded SavedModel or a function on tensors")
+        source = _keras_source(model, example, signature)
+    elif hasattr(model, "signatures") and not callable(getattr(model, "inputs", None)):
+        source = _saved_model_source(model, example, signature)
+    elif callable(model):
+        source = _function_source(model, example, signature)
+    else:
+        raise TraceError(
+            f"cannot quantize a {type(model).__name__}: give a Keras model, a loaded SavedModel or a function on tensors"
+        )
+    if example is None or signature is not None:
+        return source
+    fallbacks = shapes.of_batch(source.structure, example, source.arguments, source.input_names)
+    return dataclasses.replace(source, fallbacks=fallbacks)
 
 
 def is_keras_model(model: Any) -> bool:
@@ -105,7 +121,7 @@ def _keras_source(model, example, signature) -> Source:
         return model(inputs, training=training) if takes_training else model(inputs)
 
     if not getattr(model, "built", True):
-        _build(model, signature)
+        _build(model, signature, shapes.of_batch(signature, example, names=names) if example is not None else ())
     return Source(call, signature, named_variables_of(model), modes=takes_training, input_names=names, model=model)
 
 
@@ -120,15 +136,19 @@ def named_variables_of(model) -> tuple[tuple[tf.Variable, str], ...]:
     return tuple(pairs)
 
 
-def _build(model, signature) -> None:
-    """Creates the variables of a model that has not seen an input yet, outside of any graph."""
-    dummy = tf.nest.map_structure(lambda s: tf.zeros([2 if d is None else d for d in s.shape], s.dtype), signature)
-    try:
-        model(dummy)
-    except Exception as error:
-        raise TraceError(
-            f"the model could not be built with inputs {describe(signature)}: {type(error).__name__}: {error}"
-        ) from error
+def _build(model, signature, fallbacks: tuple[Any, ...]) -> None:
+    """Creates the variables of a model that has not seen an input yet, outside of any graph; open axes have size 2, or that of a
+    batch."""
+    failure: Exception | None = None
+    for structure in (signature, *fallbacks[-1:]):
+        try:
+            model(tf.nest.map_structure(lambda s: tf.zeros([2 if d is None else d for d in s.shape], s.dtype), structure))
+            return
+        except Exception as error:
+            failure = failure or error
+    raise TraceError(
+        f"the model could not be built with inputs {describe(signature)}: {type(failure).__name__}: {failure}"
+    ) from failure
 
 
 def _functional_signature(model):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ import tensorflow as tf
 from tensorflow.python.framework import func_graph as tf_func_graph
 
 from tfquant.graph import replay
+from tfquant.graph.shapes import fixed_axes
 from tfquant.graph.side_outputs import get_keras_mask, output_masks, outside_of_calls
 from tfquant.graph.source import Source, TraceError, describe
 
@@ -106,23 +109,56 @@ class Trace:
 def trace(source: Source, training: bool = False) -> Trace:
     """Traces `source` once and flattens the result.
 
+    Shapes are those that `source` declares; where it does not trace with them, those of its fallbacks, with a warning that names
+    the axes that are fixed.
+
     Raises:
       TraceError: the model raised while it was traced; the message carries the original error.
     """
-    specs = tf.nest.flatten(source.structure)
+    failure: Exception | None = None
+    for structure in (source.structure, *source.fallbacks):
+        try:
+            concrete = _traced(source, structure, training)
+        except Exception as error:
+            failure = failure or error
+            continue
+        if failure is not None:
+            warnings.warn(
+                f"the model traces with fixed shapes alone: {fixed_axes(source.input_names, source.structure, structure)}, as in "
+                f"the batch that was given; other sizes are refused. With open shapes: {_reason_in_one_line(failure)}",
+                stacklevel=2,
+            )
+        return _flatten(concrete, source.narrowed(structure))
+    hint = "" if source.fallbacks or not _has_open_axes(source.structure) else (
+        "; if it needs the sizes of its inputs, pass inputs=one_batch, calibration batches, or a signature= with these sizes"
+    )  # fmt: skip
+    raise TraceError(
+        f"the model could not be traced with inputs {describe(source.structure)}: {_reason(failure)}{hint}"
+    ) from failure
 
+
+def _traced(source: Source, structure: Any, training: bool):
     def flat_call(*flat):
-        outputs = source.call(tf.nest.pack_sequence_as(source.structure, flat), training)
+        outputs = source.call(tf.nest.pack_sequence_as(structure, flat), training)
         return outputs, output_masks(outputs), source.take_losses()
 
-    try:
-        with outside_of_calls():
-            concrete = tf.function(flat_call, autograph=False).get_concrete_function(*specs)
-    except Exception as error:
-        raise TraceError(
-            f"the model could not be traced with inputs {describe(source.structure)}: {type(error).__name__}: {error}"
-        ) from error
-    return _flatten(concrete, source)
+    with outside_of_calls():
+        return tf.function(flat_call, autograph=False).get_concrete_function(*tf.nest.flatten(structure))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _reason_in_one_line(error: Exception) -> str:
+    """Keras wraps errors of a layer into many lines, with the error itself in bold below a heading."""
+    lines = [re.sub(r"\x1b\[\d+m", "", line).strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _has_open_axes(structure: Any) -> bool:
+    return not all(spec.shape.is_fully_defined() for spec in tf.nest.flatten(structure))
 
 
 def _flatten(concrete, source: Source) -> Trace:
