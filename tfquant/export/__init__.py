@@ -6,24 +6,29 @@ import dataclasses
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfquant.calibration import check_batches, engine_of
 from tfquant.dynamic import refuse as refuse_dynamic
 from tfquant.engine import MODES, Engine, UncalibratedError
-from tfquant.export import check, overflow, parting
-from tfquant.export.check import Agreement
+from tfquant.export import overflow, parting
+from tfquant.export.check import Agreement, Score, agreement, check_tolerance, check_weights
 from tfquant.export.errors import ExportError, MismatchError
 from tfquant.export.fastertransformer import SMALLEST_SM
 from tfquant.export.order import Order
+from tfquant.export.output_kinds import KINDS
+from tfquant.export.output_parity import OutputAgreement
 from tfquant.export.targets import TARGETS, publish, size_of
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.runtimes import Contractions, open_file, runtime_of
 
-__all__ = ["TARGETS", "Agreement", "ExportError", "Exported", "MismatchError", "compare", "export"]
+__all__ = [
+    "KINDS", "TARGETS", "Agreement", "ExportError", "Exported", "MismatchError", "OutputAgreement", "compare", "export",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +71,11 @@ def export(
     target: str = "onnx",
     mode: str = "quantized",
     check_data: Iterable[Any] | None = None,
-    score: check.Score | None = None,
+    score: Score | None = None,
     opset: int = 17,
     sm: int = 80,
     tolerance: float = 0.01,
+    check: Mapping[str, str] | None = None,
 ) -> Exported:
     """Writes a quantized model as a file and compares what the file answers with the simulation.
 
@@ -88,17 +94,18 @@ def export(
       score: outputs by name of every batch of `check_data`, in order -> how good they are, for example F1; reported for both.
       opset: of ONNX, from 17; from 21 on 4-bit parameters take half a byte and 16-bit sites are possible.
       sm: of `fastertransformer`: compute capability of the GPU times ten, 75 (Turing) or from 80 on; tiles differ.
-      tolerance: largest share of rows whose largest output may be at another place.
+      tolerance: largest share of rows with another answer, of every output by itself.
+      check: output name -> its kind, one of `KINDS`, which says what counts as the same answer; found out where not given.
 
     Returns:
       Sizes and the agreement; `print` it.
 
     Raises:
       UncalibratedError: a site has no range.
-      MismatchError: more rows differ than `tolerance` allows. Nothing is written then.
+      MismatchError: of an output more rows differ than `tolerance` allows, or the file answers NaN. Nothing is written then.
       ExportError: something of the model has no counterpart in the target; the message names it.
       RuntimeFileError: the runtime cannot read what was written.
-      ValueError: unknown target or opset, a path that does not suit the target, or a batch that does not fit.
+      ValueError: unknown target, opset or kind, a path that does not suit the target, or a batch that does not fit or holds NaN.
       TypeError: `model` is not quantized.
       ModuleNotFoundError: a package that export needs is missing; the message says how to install it.
     """
@@ -111,8 +118,7 @@ def export(
         raise ValueError(f"opset={opset}: must be at least 17")
     if not isinstance(sm, int) or sm < SMALLEST_SM:
         raise ValueError(f"sm={sm!r}: must be an integer, for FasterTransformer's INT8 kernels at least {SMALLEST_SM}")
-    if not 0.0 <= tolerance <= 1.0:
-        raise ValueError(f"tolerance={tolerance}: is a share of rows, from 0 to 1")
+    check_tolerance(tolerance)
     path, form, order = pathlib.Path(path), TARGETS[target], Order(engine, mode, opset, sm)
     form.check_path(path)
     if missing := form.missing_packages(check_data is not None):
@@ -121,22 +127,24 @@ def export(
         check_data = checked_batches(engine, check_data)
     if mode == "quantized":
         check_calibrated(engine)
-    agreement = contractions = None
+    check_weights(order)
+    found = contractions = None
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         written = pathlib.Path(folder, path.name)
         form.write(order, str(written))
         size = sum(map(size_of, pathlib.Path(folder).iterdir()))
         if check_data is not None and form.readers:
             session = form.open(written)
-            agreement, contractions = check.agreement(order, session, check_data, score), form.contractions_of(written, session)
+            found = agreement(order, session, check_data, score, check)
+            contractions = form.contractions_of(written, session)
             subject = f"{path} was not written, as it"
-            check_tolerance(order, agreement, tolerance, form.readers[0], check_data[0], written, subject)
+            check_agreement(order, found, tolerance, form.readers[0], check_data[0], written, subject)
         publish(written, path)
     sites = order.sites()
     stored = sum(1 for site in sites if site.is_weight)
     floats = sum(int(np.prod(v.shape)) * 4 for v in engine.inference.variables.values())
     note = overflow.note(order, form.readers[0]) if form.readers and not form.as_written else ""
-    return Exported(str(path), size, floats, (len(sites) - stored, stored), agreement, contractions, form.proven, note)
+    return Exported(str(path), size, floats, (len(sites) - stored, stored), found, contractions, form.proven, note)
 
 
 def checked_batches(engine: Engine, batches: Iterable[Any]) -> list[Any]:
@@ -156,6 +164,9 @@ def checked_batches(engine: Engine, batches: Iterable[Any]) -> list[Any]:
             raise ValueError(f"check_data, batch {number}: {error}") from error
         if any(tensor.shape.rank and tensor.shape[0] == 0 for tensor in flat):
             raise ValueError(f"check_data, batch {number}: has no rows")
+        for name, tensor in zip(engine.inference.input_names, flat, strict=True):
+            if tensor.dtype.is_floating and bool(tf.reduce_any(tf.math.is_nan(tensor))):
+                raise ValueError(f"check_data, batch {number}: input {name!r} holds NaN")
     return batches
 
 
@@ -179,8 +190,9 @@ def compare(
     *,
     mode: str = "quantized",
     runtime: str | None = None,
-    score: check.Score | None = None,
+    score: Score | None = None,
     tolerance: float = 0.01,
+    check: Mapping[str, str] | None = None,
 ) -> Agreement:
     """Compares an exported file with the model that it was made from, as `export` does before it writes.
 
@@ -190,16 +202,17 @@ def compare(
       check_data: batches like those of calibration.
       mode: in which the file was written.
       runtime: one of `tfquant.runtimes.RUNTIMES`; if not given, the one that such files are made for.
-      score: as for `export`.
-      tolerance: largest share of rows whose largest output may be at another place.
+      score, check: as for `export`.
+      tolerance: largest share of rows with another answer, of every output by itself.
 
     Raises:
-      MismatchError: more rows differ; the message names the first site that is reached by other values.
+      MismatchError: more rows differ; the message names the outputs, and the first site that is reached by other values.
       UncalibratedError: a site has no range.
       FileNotFoundError: there is no such file.
       RuntimeFileError: the runtime cannot read it, or none is known for its suffix.
-      ValueError: unknown mode, or a batch that does not fit.
+      ValueError: unknown mode or kind, or a batch that does not fit or holds NaN.
     """
+    check_tolerance(tolerance)
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
     engine = engine_of(model)
@@ -207,16 +220,19 @@ def compare(
         check_calibrated(engine)
     batches = checked_batches(engine, check_data)
     order, runtime = Order(engine, mode), runtime or runtime_of(path)
-    found = check.agreement(order, open_file(path, runtime), batches, score)
-    check_tolerance(order, found, tolerance, runtime, batches[0], path, f"{path}")
+    check_weights(order)
+    found = agreement(order, open_file(path, runtime), batches, score, check)
+    check_agreement(order, found, tolerance, runtime, batches[0], path, f"{path}")
     return found
 
 
-def check_tolerance(
+def check_agreement(
     order: Order, found: Agreement, tolerance: float, runtime: str, batch: Any, path: str | os.PathLike, subject: str
 ) -> None:
-    """Raises MismatchError if more rows differ than are allowed to."""
-    if 1.0 - found.same > tolerance:
+    """Raises MismatchError if of some output more rows differ than are allowed to."""
+    if differing := found.disagreeing(tolerance):
         where = parting.where(order, runtime, batch, path)
         note = overflow.note(order, runtime)
-        raise MismatchError(f"{subject} answers otherwise than the simulation: {found}{where}{'; ' if note else ''}{note}")
+        parts = [str(found), *map(str, differing)]
+        reason = "; ".join(parts) + where + (f"; {note}" if note else "")
+        raise MismatchError(f"{subject} answers otherwise than the simulation: {reason}")
