@@ -222,16 +222,24 @@ def compare(
     order, runtime = Order(engine, mode), runtime or runtime_of(path)
     check_weights(order)
     found = agreement(order, open_file(path, runtime), batches, score, check)
-    check_agreement(order, found, tolerance, runtime, batches[0], path, f"{path}")
+    check_agreement(order, found, tolerance, runtime, batches[0], path, f"{path}", anew=True)
     return found
 
 
 def check_agreement(
-    order: Order, found: Agreement, tolerance: float, runtime: str, batch: Any, path: str | os.PathLike, subject: str
+    order: Order,
+    found: Agreement,
+    tolerance: float,
+    runtime: str,
+    batch: Any,
+    path: str | os.PathLike,
+    subject: str,
+    *,
+    anew: bool = False,
 ) -> None:
     """Raises MismatchError if of some output more rows differ than are allowed to."""
     if differing := found.disagreeing(tolerance):
-        where = parting.where(order, runtime, batch, path)
+        where = parting.where(order, runtime, batch, path, anew=anew)
         note = overflow.note(order, runtime)
         parts = [str(found), *map(str, differing)]
         reason = "; ".join(parts) + where + (f"; {note}" if note else "")

@@ -68,18 +68,24 @@ def differences(order: Order, runtime: str, batch: Any, *, fused_attention: bool
     return [_difference(site.address, one, other) for site, one, other in pairs if one.shape == other.shape]
 
 
-def where(order: Order, runtime: str, batch: Any, path: str | os.PathLike | None = None) -> str:
+def where(order: Order, runtime: str, batch: Any, path: str | os.PathLike | None = None, *, anew: bool = False) -> str:
     """For an error message: the first site that is reached by other values; empty where nothing is known.
 
     Args:
       order, runtime, batch: as for `differences`.
       path: of the file in question, of which is taken over whether its attentions are fused.
+      anew: the file was not written just now, and may be that of another network.
     """
     if order.mode != "quantized" or runtime not in ONNX_READERS:
         return ""
     fused = path is not None and os.path.splitext(path)[1] == ".onnx" and onnx_file.has_fused_attention(path)
     first = next((one for one in differences(order, runtime, batch, fused_attention=fused) if one.mean > SHARE), None)
-    return f"; they part at site {first}" if first else "; what reaches the sites is the same, they part behind the last one"
+    if first:
+        return f"; they part at site {first}"
+    if anew:
+        end = "this one is of other weights, or they part behind the last one"
+        return f"; in a file written anew what reaches the sites is the same: {end}"
+    return "; what reaches the sites is the same, they part behind the last one"
 
 
 def _simulated(order: Order, flat: Sequence[tf.Tensor], edges: Sequence[str]) -> list[np.ndarray]:
