@@ -27,6 +27,7 @@ from encoders.layers import ACTIVATIONS as ACTIVATIONS
 from encoders.layers import MASKED_SCORE as MASKED_SCORE
 from encoders.layers import gelu as gelu
 from encoders.layers import gelu_tanh as gelu_tanh
+from encoders.memory import check_memory as check_memory
 from encoders.mobilebert import MobileBert
 from encoders.names import HEAD_NAMES as HEAD_NAMES
 from encoders.roberta import Roberta
@@ -39,11 +40,12 @@ _BACKBONES: dict[type[Config], type[Backbone]] = {
 
 
 def _inputs(config: Config, sequence_length: int | None) -> dict:
-    """The three int32 inputs [B, S]."""
+    """The three int32 inputs [B, S]; sizes that cannot be built are refused here, before anything is."""
     if sequence_length is not None and not 1 <= sequence_length <= config.max_sequence_length:
         raise ValueError(
             f"sequence_length must be between 1 and the configuration's {config.length_limit}, got {sequence_length!r}"
         )
+    check_memory(config)
     names = ("input_ids", "input_mask", "segment_ids")
     return {name: keras.Input((sequence_length,), dtype="int32", name=name) for name in names}
 

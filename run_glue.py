@@ -11,7 +11,6 @@ and results.json; with several tasks or seeds each in a folder of its own, and s
 import dataclasses
 import functools
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +24,7 @@ import keras
 import tensorflow as tf
 
 import tfquant
-from glue_run import command_line, networks, setting_checks
+from glue_run import command_line, networks, overwriting, setting_checks
 from glue_run.data import features_of
 from glue_run.evaluation import Validation
 from glue_run.exporting import export
@@ -35,7 +34,7 @@ from glue_run.outputs import logs_of, size_of, summary_of, tell, write_config, w
 from glue_run.quantizing import quantized, recipe_of, round_weights, trained
 from glue_run.settings import Settings
 from glue_run.training import train
-from runs.errors import EXPECTED
+from runs.errors import EXPECTED, describe
 from runs.narration import speak_for
 from runs.settings import FlagError
 from runs.stopping import end_on_signals
@@ -82,7 +81,7 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
     """One task with one seed; its final score, None where nothing is scored."""
     keras.utils.set_random_seed(seed)
     if settings.trains and group.rank == 0 and settings.overwrite_output:
-        shutil.rmtree(directory, ignore_errors=True)
+        overwriting.start_anew(directory, settings, group.size)
     group.gather(b"")  # no rank looks for checkpoints before rank 0 has removed those of an earlier run
     source = networks.folder_of(task, settings)
     tokenizer = glue.load_tokenizer(source)
@@ -168,7 +167,7 @@ def main() -> None:
         sys.exit("run_glue.py: interrupted; the same command goes on from the last checkpoint")
     except EXPECTED as error:
         headline = "these options cannot be followed:\n" if isinstance(error, FlagError) else ""
-        sys.exit(f"run_glue.py: {headline}{error}")
+        sys.exit(f"run_glue.py: {headline}{describe(error)}")
 
 
 if __name__ == "__main__":

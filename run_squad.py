@@ -28,7 +28,7 @@ from absl import app
 from absl import flags as absl_flags
 
 import modeling
-from runs.errors import EXPECTED
+from runs.errors import EXPECTED, describe
 from runs.narration import say, speak_for
 from runs.stopping import end_on_signals
 from runs.versions import versions
@@ -36,6 +36,7 @@ from squad_run import demo, flag_checks, flags
 from squad_run.calibration import calibrate
 from squad_run.exporting import export, file_forward
 from squad_run.flags import Settings
+from squad_run.input_checks import check_inputs
 from squad_run.networks import build, load_for_prediction
 from squad_run.prediction import forward_of, predict
 from squad_run.training import train
@@ -43,6 +44,8 @@ from tasks import squad
 from tasks.files import write_json
 from tfquant import distributed
 from tfquant.host_memory import keep_freed_memory
+
+HELP = ("help", "helpfull", "helpshort", "helpxml", "h", "?")
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -52,6 +55,7 @@ def run(settings: Settings) -> dict[str, Any]:
     speak_for(group.rank)
     if settings.do_calib and settings.do_train:
         say("--do_calib given: this run only calibrates. Train in a second run, from its model.ckpt-calibrated")
+    check_inputs(settings)
     keras.utils.set_random_seed(settings.seed)
     config = modeling.BertConfig.from_json_file(settings.bert_config_file)
     tokenizer = squad.Tokenizer(settings.vocab_file, lower_case=settings.do_lower_case)
@@ -98,10 +102,20 @@ def main(_: list[str]) -> None:
         if verbose:
             raise
         headline = "these flags cannot be followed:\n" if isinstance(error, flags.FlagError) else ""
-        sys.exit(f"run_squad.py: {headline}{error}")
+        sys.exit(f"run_squad.py: {headline}{describe(error)}")
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """absl's parsing of the command line, which ends with status 1 after it has shown its help; here that is 0."""
+    try:
+        return app.parse_flags_with_usage(arguments)
+    except SystemExit:
+        if any(word.lstrip("-").partition("=")[0] in HELP for word in arguments[1:] if word.startswith("-")):
+            sys.exit(0)
+        raise
 
 
 if __name__ == "__main__":
     flags.define()
     absl_flags.adopt_module_key_flags(flags)  # --help shows them
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -5,24 +5,31 @@ compared with the model's variables; nothing is assigned unless the whole compar
 """
 
 import dataclasses
-import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from safetensors import SafetensorError, safe_open
 
-from encoders.names import architecture_of, variable_name
+from encoders.names import HEAD_NAMES, architecture_of, variable_name
 from encoders.names import google_name as google_name
+from fileio.messages import printable
+from tasks.files import read_json, read_text
 
 # Never weights of a model: optimizer state (Google's, NVIDIA's and ours) and the state of this project's training.
-_IGNORED = re.compile(
-    r"^tfquant/|^(global_step|loss_scale|good_steps|beta[12]_power|save_counter)$"
-    r"|/(adam_[mv]|Adam(_1)?|AdamWeightDecayOptimizer(_1)?|LAMB(Optimizer)?(_1)?)$|(^|\.)position_ids$"
+_COUNTERS = (
+    r"global_step|local_step|(current_)?loss_scale|(num_)?(good|bad)_steps|batch_finite|beta[12]_power|save_counter|learning_rate"
 )
+_SLOTS = (
+    r"(adam|lamb)_[mv]|(Adam|AdamW|AdamWeightDecayOptimizer|LAMB|LAMBOptimizer|LAMBWeightDecayOptimizer|Momentum|RMSProp|Adagrad"
+    r"|ExponentialMovingAverage|accum)"
+)
+_IGNORED = re.compile(rf"^tfquant/|(^|/)({_COUNTERS})(_\d+)?$|./({_SLOTS})(_\d+)?$|(^|\.)position_ids$")
 
 # Weights which many checkpoints hold and many models have no use for. Left over, they are reported, not refused:
 # pre-training heads, the pooler (absent from our SQuAD models), ranges of NVIDIA's quantized checkpoints, and what
@@ -32,6 +39,8 @@ _TOLERATED = re.compile(
     r"|^lm_head\.|^vocab_(transform|layer_norm|projector)\."
     r"|^mobilebert/(embeddings/embedding_transformation|encoder/layer_\d+/bottleneck/attention)/"
 )
+
+_INDEX_BYTES, _VOCABULARY_BYTES = 64 << 20, 256 << 20  # largest files that are read
 
 # PyTorch's pickles could run code when read; the others are Keras 2's and Flax'.
 _OTHER_FORMATS = (".bin", ".pt", ".pth", ".h5", ".msgpack")
@@ -69,6 +78,7 @@ def load_weights(
     *,
     allow_missing: str | Iterable[str] = (),
     allow_unexpected: str | Iterable[str] = (),
+    new_head: bool = False,
 ) -> LoadReport:
     """Loads a checkpoint into the weights of `model`, matching variable names exactly.
 
@@ -85,6 +95,8 @@ def load_weights(
         allow_missing: beginnings of names that the checkpoint may lack or have in another shape, such as `modeling.HEAD_NAMES`
             for a fresh head.
         allow_unexpected: beginnings of names that may be left over beside those named above.
+        new_head: the checkpoint may be of another task: heads and the pooler may be missing or have another shape, and
+            whatever does not belong to the encoder may be left over.
 
     Returns:
         What was loaded, missing and left over.
@@ -97,7 +109,8 @@ def load_weights(
     path = os.fspath(path)
     variables = {variable.path: variable for variable in model.weights}
     stored = _open(path, architecture_of(variables))
-    allowed = _beginnings(allow_missing)
+    encoder = f"{architecture_of(variables)}/"
+    allowed = _beginnings(allow_missing) + ((*HEAD_NAMES, f"{encoder}pooler/") if new_head else ())
     # What may be missing may also be there in another shape: the head of another task.
     others = {n for n in variables.keys() & stored.keys() if n.startswith(allowed) and tuple(variables[n].shape) != stored[n].shape}
     missing = sorted(variables.keys() - stored.keys() | others)
@@ -107,23 +120,23 @@ def load_weights(
     problems = [f"missing: {name} {list(variables[name].shape)}" for name in missing if not name.startswith(allowed)]
     allowed = _beginnings(allow_unexpected)
     problems += [
-        f"left over: {stored[name].name} {list(stored[name].shape)}"
+        f"left over: {printable(stored[name].name)} {list(stored[name].shape)}"
         for name in unexpected
-        if not _TOLERATED.search(name) and not name.startswith(allowed)
+        if not _TOLERATED.search(name) and not name.startswith(allowed) and not (new_head and not name.startswith(encoder))
     ]
     for name in matched:
         wanted, found = tuple(variables[name].shape), stored[name]
         if wanted != found.shape:
-            problems.append(f"wrong shape: {found.name} is {list(found.shape)}, the model wants {list(wanted)}")
+            problems.append(f"wrong shape: {printable(found.name)} is {list(found.shape)}, the model wants {list(wanted)}")
         if found.dtype not in ("float16", "bfloat16", "float32", "float64"):
-            problems.append(f"wrong dtype: {found.name} is {found.dtype}, the model wants floating point numbers")
+            problems.append(f"wrong dtype: {printable(found.name)} is {found.dtype}, the model wants floating point numbers")
     if not matched:
         problems.insert(0, "no variable of the model is in the checkpoint")
     _refuse(path, model, problems)
 
     values = {name: stored[name].read() for name in matched}
     broken = [name for name in matched if not np.isfinite(values[name]).all()]
-    _refuse(path, model, [f"NaN or Inf: {stored[name].name}" for name in broken])
+    _refuse(path, model, [f"NaN or Inf: {printable(stored[name].name)}" for name in broken])
     for name in matched:
         variables[name].assign(values[name])
     return LoadReport(tuple(matched), tuple(missing), tuple(unexpected))
@@ -159,7 +172,7 @@ def _refuse(path: str, model: keras.Model, problems: list[str]) -> None:
     if problems:
         listing = "".join(f"\n  {problem}" for problem in problems)
         raise ValueError(
-            f"checkpoint {path} does not fit the model {model.name!r}; nothing was loaded. "
+            f"checkpoint {printable(path)} does not fit the model {model.name!r}; nothing was loaded. "
             f"Give the checkpoint and the configuration that belong together.{listing}"
         )
 
@@ -167,29 +180,46 @@ def _refuse(path: str, model: keras.Model, problems: list[str]) -> None:
 def _open_bundle(prefix: str) -> dict[str, _Stored]:
     """The tensors of a name-based TensorFlow checkpoint, less what is ignored."""
     if not os.path.isfile(prefix + ".index"):
-        raise FileNotFoundError(f"no checkpoint {prefix!r}: {_hint(prefix)}")
+        raise FileNotFoundError(f"no checkpoint {printable(prefix)!r}: {_hint(prefix)}")
     try:
-        reader = tf.train.load_checkpoint(prefix)
+        reader, links = _reader(prefix)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except _READER_ERRORS as error:
-        raise ValueError(f"checkpoint {prefix} cannot be read, it is damaged or incomplete: {error}") from error
+        raise ValueError(f"checkpoint {printable(prefix)} cannot be read, it is damaged or incomplete: {error}") from error
     if "_CHECKPOINTABLE_OBJECT_GRAPH" in shapes:
         raise ValueError(
-            f"checkpoint {prefix} was written by tf.train.Checkpoint or Keras and is keyed by objects; "
+            f"checkpoint {printable(prefix)} was written by tf.train.Checkpoint or Keras and is keyed by objects; "
             "a name-based one is wanted (variables called bert/encoder/layer_0/...)"
         )
 
-    def read(name: str) -> np.ndarray:
+    def read(name: str, links: object = links) -> np.ndarray:
         try:
             return np.asarray(reader.get_tensor(name), np.float32)
         except _READER_ERRORS as error:
-            raise ValueError(f"checkpoint {prefix}: {name} cannot be read, a file of it is damaged or missing: {error}") from error
+            place = f"checkpoint {printable(prefix)}: {printable(name)}"
+            raise ValueError(f"{place} cannot be read, a file of it is damaged or missing: {error}") from error
 
     return {
         name: _Stored(name, tuple(shape), dtypes[name].name, lambda name=name: read(name))
         for name, shape in shapes.items()
         if not _IGNORED.search(name)
     }
+
+
+def _reader(prefix: str) -> tuple[Any, tempfile.TemporaryDirectory | None]:
+    """TensorFlow's reader of a checkpoint, and the folder that has to stay as long as the reader is used.
+
+    TensorFlow takes a prefix for a pattern of file names: where it has characters of one that do not stand for themselves, it reads
+    the files through links.
+    """
+    if not re.search(r"[\[\\]", prefix):
+        return tf.train.load_checkpoint(prefix), None
+    links = tempfile.TemporaryDirectory()
+    folder, name = os.path.split(os.path.abspath(prefix))
+    for file in os.listdir(folder):
+        if re.fullmatch(re.escape(name) + r"\.(index|data-\d{5}-of-\d{5})", file):
+            os.symlink(os.path.join(folder, file), os.path.join(links.name, f"model{file.removeprefix(name)}"))
+    return tf.train.load_checkpoint(os.path.join(links.name, "model")), links
 
 
 def _hint(prefix: str) -> str:
@@ -202,7 +232,7 @@ def _hint(prefix: str) -> str:
             return "its format is not read, convert it to model.safetensors"
         return "this file is neither a .safetensors file nor the prefix of a TensorFlow checkpoint (PREFIX.index)"
     folder = os.path.dirname(prefix) or "."
-    return f"{prefix}.index is not there; found in {folder}: {_candidates(folder)}"
+    return f"{printable(prefix)}.index is not there; found in {printable(folder)}: {_candidates(folder)}"
 
 
 def _candidates(folder: str) -> str:
@@ -210,7 +240,7 @@ def _candidates(folder: str) -> str:
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     found = [name.removesuffix(".index") for name in names if name.endswith((".index", ".safetensors"))]
     if found:
-        return ", ".join(found[:10])
+        return ", ".join(map(printable, found[:10]))
     if any(name.endswith(_OTHER_FORMATS) for name in names):
         return "only weights in another format (convert them to model.safetensors)"
     return "no checkpoint" if os.path.isdir(folder) else "no such folder"
@@ -225,13 +255,14 @@ def _open_safetensors(path: str, architecture: str) -> dict[str, _Stored]:
                 slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
                 shapes = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} cannot be read as safetensors, it is damaged or incomplete: {error}") from error
+            raise ValueError(f"{printable(file)} cannot be read as safetensors, it is damaged or incomplete: {error}") from error
         for name, (shape, dtype) in shapes.items():
             if _IGNORED.search(name):
                 continue
             target, transposed = variable_name(name, architecture)
             if target in found:
-                raise ValueError(f"{path} holds {target} twice, as {found[target].name} and as {name}")
+                names = [printable(text) for text in (path, target, found[target].name, name)]
+                raise ValueError("{} holds {} twice, as {} and as {}".format(*names))
             dtype = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}.get(dtype, dtype)
             read = _safetensors_reader(file, name, transposed)
             found[target] = _Stored(name, shape[::-1] if transposed else shape, dtype, read)
@@ -251,24 +282,38 @@ def _safetensors_files(path: str) -> list[str]:
     """The file itself, or a directory's `model.safetensors`, or the shards that its index names."""
     if not os.path.isdir(path):
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"no such file: {path}; beside it: {_candidates(os.path.dirname(path) or '.')}")
+            raise FileNotFoundError(f"no such file: {printable(path)}; beside it: {_candidates(os.path.dirname(path) or '.')}")
         return [path]
     single, index = (os.path.join(path, name) for name in ("model.safetensors", "model.safetensors.index.json"))
     if os.path.isfile(single):
         return [single]
     if not os.path.isfile(index):
         raise FileNotFoundError(
-            f"no model.safetensors in {path}; found: {_candidates(path)} (for a TensorFlow checkpoint give its prefix)"
+            f"no model.safetensors in {printable(path)}; found: {_candidates(path)} (for a TensorFlow checkpoint give its prefix)"
         )
-    try:
-        with open(index, encoding="utf-8") as stream:
-            shards = sorted(set(json.load(stream)["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is damaged: no weight_map in it ({error})") from error
+    shards = _shards(index)
     absent = [shard for shard in shards if not os.path.isfile(os.path.join(path, shard))]
     if absent:
-        raise FileNotFoundError(f"{index} names shards that are not there: {', '.join(absent)}")
+        raise FileNotFoundError(f"{printable(index)} names shards that are not there: {', '.join(map(printable, absent))}")
     return [os.path.join(path, shard) for shard in shards]
+
+
+def _shards(index: str) -> list[str]:
+    """The files that an index names, all of which lie beside it."""
+    shown = f"{printable(index)} is damaged"
+    try:
+        table = read_json(index, "index", limit=_INDEX_BYTES).get("weight_map")
+    except ValueError as error:
+        raise ValueError(f"{shown}: no weight_map in it ({error})") from error
+    if not isinstance(table, dict) or not table:
+        raise ValueError(f"{shown}: no weight_map in it, which maps names of tensors to files")
+    for name, shard in table.items():
+        place = f"{shown}: weight_map names {printable(repr(shard))} for {printable(name)}"
+        if not isinstance(shard, str) or not shard.endswith(".safetensors"):
+            raise ValueError(f"{place}, which is no name of a .safetensors file")
+        if os.path.basename(shard) != shard or "\0" in shard:
+            raise ValueError(f"{place}, which is not in the folder of the index")
+    return sorted(set(table.values()))
 
 
 def detect_lower_case(path: str | os.PathLike) -> bool | None:
@@ -288,20 +333,16 @@ def detect_lower_case(path: str | os.PathLike) -> bool | None:
     is_vocabulary = os.path.isfile(path) and not path.endswith((".safetensors", ".json"))
     vocabulary = path if is_vocabulary else os.path.join(folder, "vocab.txt")
     if os.path.isfile(vocabulary):
-        try:
-            with open(vocabulary, encoding="utf-8") as stream:
-                pieces = [line for line in stream if not line.startswith("[") and line.lower() != line.upper()]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"vocabulary {vocabulary} is not UTF-8 text: {error}") from error
+        lines = read_text(vocabulary, "vocabulary", limit=_VOCABULARY_BYTES).split("\n")
+        pieces = [line for line in lines if not line.startswith("[") and line.lower() != line.upper()]
         if pieces:
             # Some scripts got a lower case after the vocabularies were made, so a stray capital does not count.
             return sum(piece.lower() != piece for piece in pieces) <= 0.01 * len(pieces)
     settings = os.path.join(folder, "tokenizer_config.json")
     if os.path.isfile(settings):
         try:
-            with open(settings, encoding="utf-8") as stream:
-                value = json.load(stream).get("do_lower_case")
-        except (ValueError, AttributeError):
+            value = read_json(settings, limit=_INDEX_BYTES).get("do_lower_case")
+        except ValueError:
             value = None
         if isinstance(value, bool):
             return value

@@ -1,12 +1,17 @@
 """Configurations: the sizes and constants of a network, checked, and read from the JSON files that lie beside checkpoints."""
 
 import dataclasses
-import json
-import math
 import os
 from typing import ClassVar
 
 from encoders.layers import ACTIVATIONS
+from fileio.messages import printable
+from tasks.files import read_json
+
+MAX_ID = 2**31 - 1  # token ids and positions are int32
+MAX_BYTES = 16 << 20  # of a file
+MAX_CONSTANT = 1e6
+MAX_LAYERS = 1000  # the deepest published encoders have as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +48,7 @@ class TransformerConfig:
                 raise ValueError(f"{self.title} configuration: {self._label(field.name)} {problem}")
         if self.hidden_act not in ACTIVATIONS:
             label, known = self._label("hidden_act"), ", ".join(ACTIVATIONS)
-            raise ValueError(f"{self.title} configuration: unknown {label} {self.hidden_act!r}; known: {known}")
+            raise ValueError(f"{self.title} configuration: unknown {label} {_shown(self.hidden_act)}; known: {known}")
         for name in self.split_by_heads:
             if getattr(self, name) % self.num_attention_heads:
                 raise ValueError(
@@ -57,17 +62,25 @@ class TransformerConfig:
         name = field.name
         least = 0 if name == "pad_token_id" else 1
         if field.type is int and (type(value) is not int or value < least):
-            return f"must be a {'positive' if least else 'non-negative'} integer, got {value!r}"
+            return f"must be a {'positive' if least else 'non-negative'} integer, got {_shown(value)}"
+        most = MAX_LAYERS if name in ("num_hidden_layers", "num_feedforward_networks") else MAX_ID
+        if field.type is int and value > most:
+            return f"must be at most {most}, got {_shown(value)}"
         if field.type is bool and type(value) is not bool:
-            return f"must be true or false, got {value!r}"
+            return f"must be true or false, got {_shown(value)}"
+        if field.type is str and not isinstance(value, str):
+            return f"must be a string, got {_shown(value)}"
         if field.type == float | None and value is None:
             return None
         if field.type in (float, float | None) and (isinstance(value, bool) or not isinstance(value, int | float)):
-            return f"must be a number, got {value!r}"
+            return f"must be a number, got {_shown(value)}"
         if "dropout" in name and not 0.0 <= value < 1.0:
-            return f"must be in [0, 1), got {value!r}"
-        if name in ("initializer_range", "layer_norm_eps") and not 0.0 < value < math.inf:
-            return f"must be above 0, got {value!r}"
+            return f"must be in [0, 1), got {_shown(value)}"
+        if name in ("initializer_range", "layer_norm_eps"):
+            if not value > 0.0:
+                return f"must be above 0, got {_shown(value)}"
+            if value > MAX_CONSTANT:
+                return f"must be at most {MAX_CONSTANT:g}, got {_shown(value)}"
         return None
 
     @classmethod
@@ -79,6 +92,18 @@ class TransformerConfig:
     def split_by_heads(self) -> tuple[str, ...]:
         """Names of the sizes that attention heads divide among themselves."""
         return ("hidden_size",)
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the encoder, without biases, norms and heads."""
+        tables = self.vocab_size + self.max_position_embeddings + getattr(self, "type_vocab_size", 0)
+        layer = 4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size
+        return tables * self.hidden_size + self.num_hidden_layers * layer
+
+    @property
+    def num_segments(self) -> int:
+        """How many segments of a sequence the network tells apart."""
+        return getattr(self, "type_vocab_size", 1)
 
     @property
     def max_sequence_length(self) -> int:
@@ -114,21 +139,21 @@ class TransformerConfig:
             ValueError: not JSON, a key is missing or wrong, or the file describes another architecture.
         """
         title = f"{cls.title} configuration"
-        values = _read_json(path, title)
+        values = _read(path, title)
         for key, wanted in (
             ("model_type", cls.model_type), ("position_embedding_type", "absolute"), ("is_decoder", False),
         ):  # fmt: skip
             if values.get(key, wanted) != wanted:
-                raise ValueError(f"{path}: {key} is {values[key]!r}, but only {wanted!r} is supported")
+                raise ValueError(f"{printable(path)}: {key} is {_shown(values[key])}, but only {wanted!r} is supported")
         keys = {field.name: cls.file_keys.get(field.name, field.name) for field in dataclasses.fields(cls)}
         required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
         missing = [keys[name] for name in required if keys[name] not in values]
         if missing:
-            raise ValueError(f"{title} {path} lacks {', '.join(missing)}")
+            raise ValueError(f"{title} {printable(path)} lacks {', '.join(missing)}")
         try:
             return cls(**{name: values[key] for name, key in keys.items() if key in values})
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{printable(path)}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,14 +262,22 @@ class MobileBertConfig(TransformerConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.normalization_type not in ("no_norm", "layer_norm"):
-            raise ValueError(
-                f"MobileBERT configuration: unknown normalization_type {self.normalization_type!r}; known: no_norm, layer_norm"
-            )
+            found = _shown(self.normalization_type)
+            raise ValueError(f"MobileBERT configuration: unknown normalization_type {found}; known: no_norm, layer_norm")
         if self.use_bottleneck and not (self.use_bottleneck_attention or self.key_query_shared_bottleneck):
             raise ValueError(
                 "MobileBERT configuration: use_bottleneck without use_bottleneck_attention or key_query_shared_bottleneck "
                 "is not supported, both are false"
             )
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the encoder, without biases, norms and heads."""
+        width, inner = self.hidden_size, self.inner_size
+        tables = self.vocab_size * self.embedding_size + (self.max_position_embeddings + self.type_vocab_size) * width
+        feed_forward = 2 * self.num_feedforward_networks * inner * self.intermediate_size
+        layer = 4 * inner**2 + feed_forward + (3 * width * inner if self.use_bottleneck else 0)
+        return tables + 3 * self.embedding_size * width + self.num_hidden_layers * layer
 
     @property
     def split_by_heads(self) -> tuple[str, ...]:
@@ -276,20 +309,17 @@ def config_from_file(path: str | os.PathLike) -> BertConfig | RobertaConfig | Di
     if os.path.isdir(path):
         candidates = [os.path.join(path, name) for name in ("config.json", "bert_config.json")]
         path = next(filter(os.path.isfile, candidates), candidates[0])
-    model_type = _read_json(path, "model configuration").get("model_type", "bert")
+    model_type = _read(path, "model configuration").get("model_type", "bert")
     if not isinstance(model_type, str) or model_type not in _BY_MODEL_TYPE:
-        raise ValueError(f"{path}: model_type {model_type!r} is not supported; supported: {', '.join(_BY_MODEL_TYPE)}")
+        known = ", ".join(_BY_MODEL_TYPE)
+        raise ValueError(f"{printable(path)}: model_type {_shown(model_type)} is not supported; supported: {known}")
     return _BY_MODEL_TYPE[model_type].from_json_file(path)
 
 
-def _read_json(path: str | os.PathLike, title: str) -> dict:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{title} not found: {path} (give a bert_config.json or config.json)")
-    try:
-        with open(path, encoding="utf-8") as stream:
-            values = json.load(stream)
-    except ValueError as error:
-        raise ValueError(f"{title} {path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{title} {path}: a JSON object is wanted, got {type(values).__name__}")
-    return values
+def _read(path: str | os.PathLike, title: str) -> dict:
+    return read_json(path, title, limit=MAX_BYTES, hint=" (give a bert_config.json or config.json)")
+
+
+def _shown(value) -> str:
+    """A value of a file, short and in one line."""
+    return printable(repr(value), 80)

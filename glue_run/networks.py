@@ -10,11 +10,12 @@ import keras
 
 import modeling
 import tfquant
+from fileio.messages import printable
 from glue_run.settings import ARCHITECTURES, HUB, Settings
+from runs.heads import fresh_head
 from runs.narration import say
 from tasks import glue
-from tasks.byte_level import read_json
-from tasks.files import write_json
+from tasks.files import read_json, write_json
 from tfquant import checkpoint
 from tfquant.store import holds_ranges
 
@@ -96,7 +97,7 @@ def check_head(folder: str, task: glue.Task, named: str) -> None:
 
 def trained_on(folder: str) -> str:
     """The task that a folder's configuration names; empty if it names none."""
-    return str(read_json(os.path.join(folder, CONFIG)).get(TRAINED_ON, "")).lower().replace("-", "")
+    return str(read_json(os.path.join(folder, CONFIG), "model configuration").get(TRAINED_ON, "")).lower().replace("-", "")
 
 
 def _check_architecture(folder: str, settings: Settings) -> None:
@@ -104,9 +105,10 @@ def _check_architecture(folder: str, settings: Settings) -> None:
     if settings.model_name is None:
         return
     named = ARCHITECTURES[settings.model_name]
-    found = read_json(os.path.join(folder, CONFIG)).get("model_type", "bert")
+    found = read_json(os.path.join(folder, CONFIG), "model configuration").get("model_type", "bert")
     if found != named:
-        raise ValueError(f"--model-name {settings.model_name} is a {named}, --model-path {folder} holds a {found}: leave one out")
+        other = f"--model-path {folder} holds a {printable(found)}"
+        raise ValueError(f"--model-name {settings.model_name} is a {named}, {other}: leave one out")
 
 
 def from_hub(settings: Settings) -> str:
@@ -142,6 +144,13 @@ def has_weights(folder: str) -> bool:
     return weights_of(folder) != folder or bool(list(pathlib.Path(folder).glob("*.safetensors")))
 
 
+def files_of(folder: str) -> list[str]:
+    """Paths of the files that are read of a model's folder."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    own = [name for name in names if name in (CONFIG, *COMPANIONS) or name.startswith((f"{NAME}.", "model.safetensors"))]
+    return [os.path.join(folder, name) for name in own] + list(map(str, pathlib.Path(folder).glob("*.safetensors")))
+
+
 def load_float(model: keras.Model, folder: str, *, new_head: bool, who: str = "") -> None:
     """Loads weights; for training the head may be new, and a folder without any weights gives random ones.
 
@@ -155,10 +164,9 @@ def load_float(model: keras.Model, folder: str, *, new_head: bool, who: str = ""
     if new_head and not has_weights(folder):
         say(f"no weights in {folder}: training starts from random ones")
         return
-    loaded = modeling.load_weights(model, path, allow_missing=modeling.HEAD_NAMES if new_head else ())
-    say(f"{who}loaded {len(loaded.loaded)} variables from {path}{'' if who else _without_ranges(path)}")
-    if loaded.missing:
-        say(f"new, not there: {', '.join(loaded.missing)}")
+    loaded = modeling.load_weights(model, path, new_head=new_head)
+    ranges = "" if who else _without_ranges(path)
+    say(f"{who}loaded {len(loaded.loaded)} variables from {path}{ranges}{fresh_head(loaded)}")
 
 
 def _without_ranges(path: str) -> str:

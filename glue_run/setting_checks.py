@@ -6,9 +6,11 @@ import os
 from typing import Any
 
 from glue_run.evaluation import scores_of_training
+from glue_run.outputs import logs_of
 from glue_run.settings import PTQ, QUANTIZING, Settings, option
 from runs import teaching
-from runs.settings import FlagError
+from runs.folders import problem_with
+from runs.settings import FlagError, refuse, unusable_numbers
 from tasks import glue
 from tfquant.distributed import launched
 from tfquant.export import TARGETS
@@ -29,11 +31,16 @@ def check(settings: Settings) -> None:
     """
     looks = (_numbers, _work, _export, _evaluation, _quantization, _training_of_ranges, _teaching, _groups, _dynamic)
     problems = [problem for look in looks for problem in look(settings)]
-    if problems:
-        raise FlagError("\n".join(f"  {problem}" for problem in problems))
+    refuse(problems, settings)
 
 
 def _numbers(s: Settings) -> list[str]:
+    problems = _small_numbers(s)
+    named = {problem.partition(" ")[0] for problem in problems}
+    return problems + [problem for name, problem in unusable_numbers(s, option) if option(name) not in named]
+
+
+def _small_numbers(s: Settings) -> list[str]:
     at_least_one = ("batch_size", "eval_batch_size", "num_train_samples", "num_val_samples", "gradient_accumulation_steps",
                     "logging_steps", "num_candidates", "act_num_candidates", "num_est_batches", "est_ranges_batch_size",
                     "per_groups", "save_total_limit", "eval_steps")  # fmt: skip
@@ -59,6 +66,8 @@ def _numbers(s: Settings) -> list[str]:
         value = getattr(s, name)
         if value is not None and not MIN_BITS <= value <= MAX_BITS:
             problems.append(f"{option(name)} {value}: must be from {MIN_BITS} to {MAX_BITS}")
+    if not 0.0 <= s.export_tolerance <= 1.0:
+        problems.append(f"--export-tolerance {s.export_tolerance}: is a share of rows, from 0 to 1")
     if s.percentile is not None and not 50.0 < s.percentile <= 100.0:
         problems.append(f"--percentile {s.percentile}: is the part of the values that the range spans, above 50 and at most 100")
     return problems
@@ -72,6 +81,11 @@ def _work(s: Settings) -> list[str]:
         problems.append("--save-model: give --output-dir as well")
     if s.output_dir and os.path.exists(s.output_dir) and not os.path.isdir(s.output_dir):
         problems.append(f"--output-dir {s.output_dir}: is a file, no folder")
+    elif s.output_dir and (problem := problem_with(s.output_dir)):
+        problems.append(f"--output-dir {s.output_dir}: cannot be written ({problem}); name another folder")
+    elif (s.trains or s.tb) and (s.output_dir or s.tb_logging_dir) and (problem := problem_with(logs_of(s.output_dir, s))):
+        named = "--tb-logging-dir" if s.tb_logging_dir else "--output-dir"
+        problems.append(f"{named}: {logs_of(s.output_dir, s)} cannot be written ({problem}); name another folder")
     if s.tb and not (s.output_dir or s.tb_logging_dir):
         problems.append("--tb: give --output-dir or --tb-logging-dir as well")
     if s.tb_graph and not s.tb:

@@ -5,12 +5,14 @@ import sys
 
 from tqdm import tqdm
 
+from fileio.messages import printable_lines
+
 
 class _AroundBars(logging.Handler):
     """Lines on stderr that do not tear progress bars apart."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(record.getMessage(), file=sys.stderr)
+        tqdm.write(printable_lines(record.getMessage()), file=sys.stderr)
 
 
 _LOGGER = logging.getLogger("runs")

@@ -7,14 +7,16 @@ rate and the order of the data are those the run was started with, and each proc
 
 import dataclasses
 import hashlib
-import itertools
 import json
+import math
 import os
 import pathlib
 from typing import Any
 
+from fileio.messages import printable
 from runs.narration import say
 from runs.settings import CONTENT, FREE, SAME, FlagError, StepNames
+from tasks.files import parse_json
 from tfquant import checkpoint
 from tfquant.training.loop import STATE
 
@@ -65,7 +67,7 @@ def going_on(prefix: str, settings: Any, ranks: int) -> Course:
     if RUN not in found:
         say(f"{prefix} does not say with which flags it was trained (an earlier version wrote it): going on with those given")
         return _course(now, settings, ranks)
-    before = json.loads(found[RUN])
+    before = _read_record(found[RUN], settings, prefix)
     problems = _differences(before, now, settings, prefix)
     if problems:
         raise FlagError(
@@ -82,6 +84,48 @@ def going_on(prefix: str, settings: Any, ranks: int) -> Course:
             + (", and moving ranges follow other batches" if getattr(settings, "range_update", None) == "moving_average" else "")
         )
     return course
+
+
+def is_same_run(prefix: str, settings: Any, ranks: int) -> bool:
+    """Whether a checkpoint is of a run with these flags, so that the run can go on from it."""
+    try:
+        found = checkpoint.read(prefix)
+        if RUN not in found:
+            return False
+        before = _read_record(found[RUN], settings, prefix)
+    except (OSError, ValueError):  # damaged
+        return False
+    return not _differences(before, record_of(settings, ranks), settings, prefix)
+
+
+def _read_record(text: Any, settings: Any, prefix: str) -> dict[str, Any]:
+    """The record that a checkpoint holds of its run.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    shown = f"checkpoint {printable(prefix)}: the record of its run is damaged"
+    hint = "train from another checkpoint, or anew in another output folder"
+    try:
+        record = parse_json(text if isinstance(text, str) else "", "record")
+    except ValueError as error:
+        raise ValueError(f"{shown} ({error}): {hint}") from error
+    flags, names = record.get("flags"), settings.STEPS
+    if not isinstance(flags, dict) or not _is_count(record.get("ranks")):
+        raise ValueError(f"{shown} (no flags, or no number of processes): {hint}")
+    rate = flags.get(names.rate)
+    if not (_is_count(flags.get(names.batch)) and _is_count(flags.get(names.batches)) and type(rate) in (int, float) and rate > 0):
+        raise ValueError(f"{shown} ({names.batch}, {names.batches} or {names.rate}): {hint}")
+    for field in dataclasses.fields(settings):
+        was = flags.get(field.name)
+        whole = was is None or (isinstance(was, dict) and {"path", "holds"} <= set(was))
+        if field.metadata["resume"] == CONTENT and not whole:
+            raise ValueError(f"{shown} ({field.name}): {hint}")
+    return record
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
 
 
 def record_of(settings: Any, ranks: int) -> dict[str, Any]:
@@ -120,11 +164,11 @@ def _course(record: dict[str, Any], settings: Any, ranks: int) -> Course:
     """
     flags, before, names = record["flags"], record["ranks"], settings.STEPS
     batch, batches, largest = flags[names.batch] * before, flags[names.batches], getattr(settings, names.batch)
-    own, parts = next(
-        (own, own * ranks // batches)
-        for own in itertools.count(1)
-        if own * ranks % batches == 0 and -(-batch // (own * ranks // batches)) <= largest
-    )
+    # Every process computes equally many parts of a step, and of a planned batch no part is larger than the flag says.
+    common = math.gcd(ranks, batches)
+    fewest, unit = (batch + largest - 1) // largest, ranks // common
+    multiple = (fewest + unit - 1) // unit
+    own, parts = multiple * (batches // common), multiple * (ranks // common)
     if parts > batch:
         raise ValueError(
             f"{ranks} processes are too many to go on with: the run was started with batches of {batch} {names.unit}; start at "

@@ -1,14 +1,62 @@
 """Settings of a run as fields of a frozen dataclass, each with its help and what it must do when training is resumed."""
 
 import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from fileio.messages import printable
 
 # What a flag must do when training goes on from a checkpoint: be the same, name a file that holds the same, or nothing.
 SAME, CONTENT, FREE = "same", "content", "free"
 
+MAX_INTEGER = 2**31 - 1  # steps, sizes and counts are int32
+MAX_SEED = 2**32 - 1  # NumPy's
+MAX_EPOCHS = 1e6
+MAX_CANDIDATES = 100_000  # each is one row of a table in memory
+_MAX_FLOAT = 3.4e38  # of float32
+_LARGEST = {"seed": MAX_SEED, "num_candidates": MAX_CANDIDATES, "act_num_candidates": MAX_CANDIDATES}
+_LARGEST |= {"num_train_epochs": MAX_EPOCHS, "num_epochs": MAX_EPOCHS}
+
 
 class FlagError(ValueError):
     """Flags that cannot be followed; the message names every one of them."""
+
+
+def refuse(problems: Sequence[str], settings: Any) -> None:
+    """Raise `FlagError` with all problems, one a line; characters of names that a terminal would act on are escaped.
+
+    Args:
+        problems: one line each, empty if there is none.
+        settings: whose values the problems name.
+    """
+    raw = [v for v in vars(settings).values() if isinstance(v, str) and not v.isprintable()]
+    lines = []
+    for problem in dict.fromkeys(problems):
+        for value in raw:
+            problem = problem.replace(value, printable(value, None))
+        lines.append(f"  {problem}")
+    if lines:
+        raise FlagError("\n".join(lines))
+
+
+def unusable_numbers(settings: Any, written: Callable[[str, Any], str]) -> Iterator[tuple[str, str]]:
+    """Yield (field, problem) of every number that nothing can be computed with: NaN, infinity, and what is far too large.
+
+    Args:
+        settings: a dataclass; its other fields are passed over.
+        written: (name of a field, its value) -> the two as they are written on the command line.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            largest = _LARGEST.get(field.name, MAX_INTEGER if isinstance(number, int) else _MAX_FLOAT)
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            if isinstance(number, float) and not math.isfinite(number):
+                yield field.name, f"{written(field.name, number)}: must be a finite number"
+            elif abs(number) > largest:
+                yield field.name, f"{written(field.name, printable(number, 40))}: must be at most {largest:,.10g}"
 
 
 def flag(default: Any, help: str, resume: str = SAME, **metadata: Any) -> Any:

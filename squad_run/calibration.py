@@ -37,6 +37,7 @@ def calibrate(
     seconds = time.perf_counter() - planned
     prefix = os.path.join(settings.output_dir, "model.ckpt-calibrated")
     if group.rank == 0:
+        os.makedirs(settings.output_dir, exist_ok=True)
         calibration.save(os.path.join(settings.output_dir, settings.calibrator_file))
         tfquant.save(network, prefix)
     windows = sum(len(batch["input_ids"]) for batch in batches)

@@ -34,6 +34,7 @@ def export(network: Any, tokenizer: squad.Tokenizer, settings: Settings, group: 
         if group.rank == 0:
             quantized = network if settings.if_quant else tfquant.quantize(network)
             windows, f1 = check_windows(tokenizer, settings) if TARGETS[settings.target].readers else (None, None)
+            os.makedirs(settings.output_dir, exist_ok=True)
             written = tfquant.export(
                 quantized,
                 settings.exported_file,

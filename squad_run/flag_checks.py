@@ -4,13 +4,14 @@ import importlib.util
 import math
 import os
 import pathlib
-import tempfile
 
 import calib
 import modeling
+from runs.folders import problem_with
+from runs.settings import refuse, unusable_numbers
 from squad_run import teacher_flags
-from squad_run.flags import LOSS_SCALES, MODES, RANGES_OF, RUNTIMES, TARGET_OF, TFDS, FlagError, Settings
-from tasks.wordpiece import read_vocab
+from squad_run.flags import LOSS_SCALES, MODES, RANGES_OF, RUNTIMES, TARGET_OF, TFDS, Settings
+from tasks.wordpiece import num_ids, read_vocab
 from tfquant import checkpoint
 from tfquant.calibration import ORDERS
 from tfquant.distributed import COMPRESSIONS, launched
@@ -33,11 +34,16 @@ def check(settings: Settings) -> None:
         problems = _model(settings)
     if not problems:
         problems = _output(settings)
-    if problems:
-        raise FlagError("\n".join(f"  {problem}" for problem in problems))
+    refuse(problems, settings)
 
 
 def _numbers(s: Settings) -> list[str]:
+    problems = _small_numbers(s)
+    named = {problem.partition("=")[0] for problem in problems}
+    return problems + [problem for name, problem in unusable_numbers(s, teacher_flags.written) if f"--{name}" not in named]
+
+
+def _small_numbers(s: Settings) -> list[str]:
     at_least_one = (
         "doc_stride", "max_query_length", "train_batch_size", "predict_batch_size", "num_accumulation_steps",
         "save_checkpoints_steps", "n_best_size", "max_answer_length", "calib_batch",
@@ -249,11 +255,17 @@ def _model(s: Settings) -> list[str]:
                 f"--max_seq_length={s.max_seq_length}: the model of {s.bert_config_file} has only "
                 f"{config.max_position_embeddings} positions"
             )
+        if config.num_segments < 2:
+            problems.append(
+                f"--bert_config_file={s.bert_config_file}: type_vocab_size {config.num_segments} has no segment for the paragraph: "
+                "SQuAD wants a model with at least 2"
+            )
+        modeling.check_memory(config)
         block = parse_pattern(s.sparsity)[1] if s.sparsity else 1
         for name in ("hidden_size", "intermediate_size"):
             if getattr(config, name) % block:
                 problems.append(f"--sparsity={s.sparsity}: {name} {getattr(config, name)} is no multiple of {block}")
-        pieces = len(read_vocab(s.vocab_file))
+        pieces = num_ids(read_vocab(s.vocab_file))
         if pieces > config.vocab_size:
             problems.append(
                 f"--vocab_file={s.vocab_file} has {pieces} pieces, the model of {s.bert_config_file} only "
@@ -275,11 +287,7 @@ def _model(s: Settings) -> list[str]:
 
 
 def _output(s: Settings) -> list[str]:
-    """A trial file, removed at once: permissions alone do not tell."""
-    try:
-        os.makedirs(s.output_dir, exist_ok=True)
-        with tempfile.TemporaryFile(dir=s.output_dir) as file:
-            file.write(b"x")
-    except OSError as error:
-        return [f"--output_dir={s.output_dir}: cannot be written ({error.strerror}); name another folder"]
-    return []
+    """Whether results can be written."""
+    places = (s.output_dir, os.path.join(s.output_dir, "tensorboard"))
+    problem = next(filter(None, map(problem_with, places)), None)
+    return [f"--output_dir={s.output_dir}: cannot be written ({problem}); name another folder"] if problem else []

@@ -6,6 +6,7 @@ import keras
 
 import modeling
 import tfquant
+from runs.heads import fresh_head
 from runs.narration import say
 from squad_run.flags import Settings
 from tfquant import checkpoint
@@ -19,10 +20,8 @@ def build(config: modeling.BertConfig, settings: Settings, *, dropout: bool = Tr
 
 def load_float(model: keras.Model, path: str, settings: Settings, *, new_head: bool = False, who: str = "") -> None:
     """Loads weights by name; the head may be new when it is about to be trained. `who` begins the line about it."""
-    loaded = modeling.load_weights(model, path, allow_missing=("cls/squad/",) if new_head else ())
-    say(f"{who}loaded {len(loaded.loaded)} variables from {path}")
-    if loaded.missing:
-        say(f"new, not in the checkpoint: {', '.join(loaded.missing)}")
+    loaded = modeling.load_weights(model, path, new_head=new_head)
+    say(f"{who}loaded {len(loaded.loaded)} variables from {path}{fresh_head(loaded)}")
     if settings.verbose_logging:
         say(f"loaded: {', '.join(loaded.loaded)}\nleft over: {', '.join(loaded.unexpected) or 'none'}")
 

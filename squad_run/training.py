@@ -11,6 +11,7 @@ import numpy as np
 import modeling
 from runs import resume
 from runs.narration import say
+from runs.settings import MAX_INTEGER
 from runs.training import by_share, closing_line, writer
 from runs.training import training_batches as dealt_batches
 from squad_run import sparsity
@@ -103,6 +104,8 @@ def steps_of(questions: int, settings: Settings, course: resume.Course) -> int:
             f"{questions} questions for {settings.num_train_epochs} epochs do not make one step of {course.examples}: "
             "raise --num_train_epochs, or lower --train_batch_size or --num_accumulation_steps"
         )
+    if total > MAX_INTEGER:
+        raise ValueError(f"{settings.num_train_epochs} epochs are {total:,} steps, at most {MAX_INTEGER:,} can be made")
     return total
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 
@@ -10,7 +9,9 @@ import numpy as np
 from tokenizers import Tokenizer as _RustTokenizer
 from tokenizers import models, pre_tokenizers
 
+from tasks.files import read_json
 from tasks.sequences import ROBERTA, Encoded, encode_sequences, use_layout
+from tasks.vocabulary import MISSING, VOCABULARY, check_ids
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 
@@ -31,9 +32,10 @@ class ByteLevelTokenizer:
 
     def __init__(self, vocab_file: str | os.PathLike[str]):
         path = os.fspath(vocab_file)
-        content = read_json(path)
+        content = read_json(path, VOCABULARY, hint=MISSING)
         self._rust = _from_tokenizer_json(path, content) if "model" in content else _from_vocab_and_merges(path)
         self.vocab: dict[str, int] = self._rust.get_vocab()
+        check_ids(self.vocab, path)
         missing = [token for token in SPECIAL if token not in self.vocab]
         if missing:
             raise ValueError(f"{path}: no {' '.join(missing)} in it; is this a vocabulary of RoBERTa?")
@@ -45,6 +47,11 @@ class ByteLevelTokenizer:
     def __len__(self) -> int:
         return len(self.vocab)
 
+    @property
+    def num_ids(self) -> int:
+        """Rows that an embedding table needs: the highest id and 1."""
+        return max(self.vocab.values()) + 1
+
     def encode_sequences(self, firsts: Sequence[str], seconds: Sequence[str] | None, max_length: int) -> list[Encoded]:
         """Encode texts as <s> a </s>, or pairs as <s> a </s></s> b </s>; see `tasks.sequences.encode_sequences`."""
         return encode_sequences(self._rust, firsts, seconds, max_length)
@@ -52,20 +59,6 @@ class ByteLevelTokenizer:
     def decode_ids(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Return the pieces of `ids` as strings, bytes in GPT-2's printable alphabet (a blank is "Ġ")."""
         return [self._rust.id_to_token(int(index)) for index in ids]
-
-
-def read_json(path: str) -> dict:
-    """Read a JSON file that holds an object; errors as listed at `ByteLevelTokenizer`."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"vocabulary file {path} not found; give the one that came with the checkpoint")
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"vocabulary file {path} is not a JSON text: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"vocabulary file {path}: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def _from_vocab_and_merges(path: str) -> _RustTokenizer:

@@ -3,37 +3,71 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from fileio.messages import printable
 
-def tfds_builder(names: Sequence[str], data_dir: str | os.PathLike[str] | None, *, instead: str) -> Any:
+_PROBE_SECONDS = 5
+
+
+def tfds_builder(names: Sequence[str], data_dir: str | os.PathLike[str] | None, *, source: str, instead: str) -> Any:
     """Return the builder of the first of these data sets that is prepared, or prepare the last one (from the network).
 
     Args:
         names: such as "squad/v1.1"; several where a data set was renamed.
         data_dir: where TFDS keeps prepared data sets; None for its default.
+        source: address that the data come from, asked before TFDS tries to get them.
         instead: what an error says can be given otherwise.
 
     Raises:
-        FileNotFoundError: it is neither on disk nor to be had.
+        FileNotFoundError: it is neither on disk nor to be had; without a network that is said at once.
     """
     import tensorflow_datasets as tfds
 
     where = None if data_dir is None else os.fspath(data_dir)
+    absent = f"{' or '.join(names)} is not prepared in {printable(where or tfds.core.constants.DATA_DIR)}"
+    hint = f"give {instead} instead, or the folder of prepared data"
     for name in names:
-        try:
-            builder = tfds.builder(name, data_dir=where)
-        except (ValueError, tfds.core.DatasetNotFoundError):
-            continue  # An old name, and nothing on disk under it.
-        if builder.info.splits:
-            return builder
+        for folder in prepared(name, where or tfds.core.constants.DATA_DIR):
+            try:
+                return tfds.builder_from_directory(folder)
+            except Exception as error:  # TFDS passes on whatever its parts raise.
+                raise FileNotFoundError(f"{printable(folder)} cannot be read as prepared data ({_said(error)}); {hint}") from error
+    if reason := unreachable(source):
+        raise FileNotFoundError(f"{absent}, and {source} cannot be reached to prepare it ({reason}); {hint}")
     try:
         builder = tfds.builder(names[-1], data_dir=where)
         builder.download_and_prepare()
-    except Exception as error:  # TFDS passes on whatever its parts raise: network, disk, checksums, imports.
-        raise FileNotFoundError(
-            f"{' or '.join(names)} is not prepared in {where or 'the default folder of TFDS'} and cannot be had "
-            f"({type(error).__name__}: {error}); give {instead} instead, or the folder of prepared data"
-        ) from error
+    except Exception as error:  # network, disk, checksums, imports
+        raise FileNotFoundError(f"{absent} and cannot be had ({_said(error)}); {hint}") from error
     return builder
+
+
+def prepared(name: str, data_dir: str | os.PathLike[str]) -> Iterator[str]:
+    """Yield the folders of the versions of a data set that are prepared, the newest first."""
+    folder = pathlib.Path(os.path.expanduser(data_dir), name)
+    if not folder.is_dir():
+        return
+    versions = [place for place in folder.iterdir() if (place / "dataset_info.json").is_file()]
+    yield from map(str, sorted(versions, key=_version, reverse=True))
+
+
+def unreachable(address: str) -> str | None:
+    """Return why an address cannot be reached, None if it can: TFDS itself tries again and again for a minute."""
+    import requests
+
+    try:
+        requests.head(address, timeout=_PROBE_SECONDS)
+    except requests.RequestException as error:
+        return type(error).__name__
+    return None
+
+
+def _version(folder: pathlib.Path) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else -1 for part in folder.name.split("."))
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {printable(' '.join(str(error).split()))}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-from tasks.byte_level import ByteLevelTokenizer, read_json
+from tasks.byte_level import ByteLevelTokenizer
+from tasks.files import read_json
+from tasks.vocabulary import MISSING, VOCABULARY
 from tasks.wordpiece import Tokenizer
 
 # The first one there decides; a tokenizer.json may be of either kind.
@@ -33,7 +35,7 @@ def load_tokenizer(path: str | os.PathLike[str], *, lower_case: bool | None = No
         path = os.path.join(path, found[0])
     if not path.endswith(".json"):
         return Tokenizer(path, lower_case=_lower_case(path, {}) if lower_case is None else lower_case)
-    content = read_json(path)
+    content = read_json(path, VOCABULARY, hint=MISSING)
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type") != "WordPiece":
         return ByteLevelTokenizer(path)
@@ -42,8 +44,8 @@ def load_tokenizer(path: str | os.PathLike[str], *, lower_case: bool | None = No
 
 def _lower_case(path: str, content: dict) -> bool:
     """Return what the model's files say about case."""
-    normalizer = content.get("normalizer") or {}
-    if "lowercase" in normalizer:
+    normalizer = content.get("normalizer")
+    if isinstance(normalizer, dict) and "lowercase" in normalizer:
         return bool(normalizer["lowercase"])
     beside = os.path.join(os.path.dirname(path), "tokenizer_config.json")
-    return bool(read_json(beside).get("do_lower_case", True)) if os.path.isfile(beside) else True
+    return bool(read_json(beside, "tokenizer configuration").get("do_lower_case", True)) if os.path.isfile(beside) else True

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer as _RustTokenizer
 from tokenizers import models, normalizers, pre_tokenizers
 
+from fileio.messages import printable
 from tasks.sequences import BERT, Encoded, encode_sequences, use_layout
+from tasks.vocabulary import read_vocabulary
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 # A longer word becomes [UNK]; the bound of Google's tokenizer (the library's own default is 100).
@@ -41,12 +42,12 @@ class Tokenizer:
 
     Args:
         vocab_file: one piece a line, the line number being its id; or a `tokenizer.json`, of which the vocabulary is
-            taken.
+            taken (see `tasks.vocabulary`).
         lower_case: lower-case and strip accents, for uncased models.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not UTF-8, has a piece twice, or lacks one of [PAD] [UNK] [CLS] [SEP].
+        ValueError: the file is not UTF-8, or lacks one of [PAD] [UNK] [CLS] [SEP].
     """
 
     def __init__(self, vocab_file: str | os.PathLike[str], *, lower_case: bool = True):
@@ -64,6 +65,11 @@ class Tokenizer:
 
     def __len__(self) -> int:
         return len(self.vocab)
+
+    @property
+    def num_ids(self) -> int:
+        """Rows that an embedding table needs: the highest id and 1."""
+        return num_ids(self.vocab)
 
     def encode(self, texts: Sequence[str]) -> list[Pieces]:
         """Tokenize many texts (on all cores), offsets counted in characters of each text."""
@@ -85,40 +91,13 @@ def _to_pieces(encoding) -> Pieces:
 
 def read_vocab(path: str | os.PathLike[str]) -> dict[str, int]:
     """Read `vocab.txt`, or the vocabulary of a `tokenizer.json`: piece -> id. Errors as listed at `Tokenizer`."""
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"vocabulary file {path} not found; give the vocab.txt that came with the checkpoint")
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"vocabulary file {path} is not UTF-8 text: {error}") from error
-    vocab = _from_json(text, path) if path.endswith(".json") else _from_lines(text, path)
+    vocab = read_vocabulary(path)
     missing = [token for token in SPECIAL if token not in vocab]
     if missing:
-        raise ValueError(f"{path}: no {' '.join(missing)} in it; is this a BERT WordPiece vocabulary?")
+        raise ValueError(f"{printable(os.fspath(path))}: no {' '.join(missing)} in it; is this a BERT WordPiece vocabulary?")
     return vocab
 
 
-def _from_lines(text: str, path: str) -> dict[str, int]:
-    # Only line feeds end a line: some vocabularies hold pieces that Python's splitlines would cut at.
-    lines = text.split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    vocab: dict[str, int] = {}
-    for number, line in enumerate(lines):
-        piece = line.strip()
-        if piece in vocab:
-            raise ValueError(f"{path}: line {number + 1}: piece {piece!r} was on line {vocab[piece] + 1} already")
-        vocab[piece] = number
-    return vocab
-
-
-def _from_json(text: str, path: str) -> dict[str, int]:
-    try:
-        model = json.loads(text)["model"]
-        if model["type"] != "WordPiece":
-            raise ValueError(f"its model is {model['type']}, not WordPiece")
-        return {str(piece): int(index) for piece, index in model["vocab"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: no vocabulary of WordPiece in it: {error}") from error
+def num_ids(vocab: Mapping[str, int]) -> int:
+    """Return how many rows an embedding table needs for a vocabulary: the highest id and 1."""
+    return max(vocab.values()) + 1

@@ -354,8 +354,8 @@ def test_config_names_the_key_that_is_wrong_and_the_file(changes, message, tmp_p
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not valid JSON"),
-        ("[1]", "a JSON object is wanted, got list"),
+        ("{", "not a JSON text"),
+        ("[1]", "expected a JSON object, found list"),
         ('{"vocab_size": 5, "hidden_size": 4}', "lacks num_hidden_layers, num_attention_heads, intermediate_size"),
     ],
 )

@@ -18,7 +18,8 @@ import yaml
 import calib
 from fileio.atomic import write_text
 from fileio.messages import printable
-from fileio.reading import parse_json, parse_yaml, read_json, read_yaml
+from fileio.reading import parse_json, read_json
+from fileio.yaml_text import parse_yaml, read_yaml
 from tfquant import fields
 from tfquant.messages import one_line, shown
 from tfquant.site import PARAMETER_ROLES, ROLES

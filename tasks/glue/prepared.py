@@ -8,6 +8,8 @@ from tasks.glue.examples import Examples, from_rows
 from tasks.glue.task import Task, task_named
 from tasks.tfds_builder import tfds_builder
 
+SOURCE = "https://dl.fbaipublicfiles.com"
+
 
 def from_tfds(task: str | Task, split: str, data_dir: str | os.PathLike[str] | None = None, *, progress: bool = True) -> Examples:
     """Read a split of a task through TensorFlow Datasets, preparing it (from the network) when it is not on disk yet.
@@ -29,6 +31,6 @@ def from_tfds(task: str | Task, split: str, data_dir: str | os.PathLike[str] | N
     import tensorflow_datasets as tfds
 
     task = task_named(task)
-    builder = tfds_builder((f"glue/{task.name}",), data_dir, instead=f"a folder with {task.directory}/train.tsv")
+    builder = tfds_builder((f"glue/{task.name}",), data_dir, source=SOURCE, instead=f"a folder with {task.directory}/train.tsv")
     rows = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
     return from_rows(task, rows, source=f"{builder.info.full_name}:{split}", progress=progress)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from fileio.messages import printable
+from tasks.files import read_json
 from tasks.tfds_builder import tfds_builder
 
 logger = logging.getLogger(__name__)
 
 # What SQuAD processing counts as white space (reference 7): the last one is the narrow no-break space.
 WHITESPACE = " \t\r\n\u202f"
+TFDS_SOURCE = "https://rajpurkar.github.io"
 _SPACES = re.compile(f"[{WHITESPACE}]+")
 
 
@@ -79,15 +81,12 @@ def read_squad(path: str | os.PathLike[str], *, training: bool, version_2: bool 
         FileNotFoundError: no such file.
         SquadFormatError: not JSON, missing or mistyped keys, answers outside the context, an id used twice.
     """
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"SQuAD file {path} not found")
     try:
-        with open(path, encoding="utf-8-sig") as file:  # some editors put a byte order mark in front
-            dataset = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SquadFormatError(f"{path}: not a JSON text: {error}") from error
-    return _collect(_parse(dataset, path, training, version_2), path, training)
+        dataset = read_json(path, "SQuAD file", kind=None)
+    except ValueError as error:
+        raise SquadFormatError(str(error)) from error
+    source = printable(os.fspath(path))
+    return _collect(_parse(dataset, source, training, version_2), source, training)
 
 
 def from_tfds(
@@ -119,7 +118,7 @@ def from_tfds(
     import tensorflow_datasets as tfds
 
     names = ("squad/v2.0",) if version_2 else ("squad/plain_text", "squad/v1.1")
-    builder = tfds_builder(names, data_dir, instead="a SQuAD JSON file")
+    builder = tfds_builder(names, data_dir, source=TFDS_SOURCE, instead="a SQuAD JSON file")
     rows = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
     if training is None:
         training = split.startswith("train")
@@ -149,12 +148,12 @@ def _parse(dataset: Any, path: str, training: bool, version_2: bool) -> Iterator
             for question_number, question in enumerate(_get(paragraph, "qas", list, inner)):
                 where = f"{inner}, question {question_number}"
                 example = _parse_question(question, context, where, training, version_2)
-                yield f"{where} (id {example.id})", example
+                yield f"{where} (id {printable(example.id)})", example
 
 
 def _parse_question(question: Any, context: str, place: str, training: bool, version_2: bool) -> SquadExample:
     identifier = _get(question, "id", str, place)
-    place = f"{place} (id {identifier})"
+    place = f"{place} (id {printable(identifier)})"
     text = _get(question, "question", str, place)
     impossible = version_2 and "is_impossible" in question and _get(question, "is_impossible", bool, place)
     answers: tuple[Answer, ...] = ()
@@ -178,7 +177,7 @@ def _parse_tfds(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, SquadE
         answers = zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)
         identifier = row["id"].decode()
         yield (
-            f"TFDS squad, row {number} (id {identifier})",
+            f"TFDS squad, row {number} (id {printable(identifier)})",
             SquadExample(
                 identifier,
                 row["question"].decode(),
@@ -196,12 +195,12 @@ def _collect(found: Iterable[tuple[str, SquadExample]], source: str, training: b
     skipped: list[str] = []
     for place, example in found:
         if example.id in seen:
-            raise SquadFormatError(f"{place}: key 'id': {example.id} is used by an earlier question")
+            raise SquadFormatError(f"{place}: key 'id': {printable(example.id)} is used by an earlier question")
         seen.add(example.id)
         for answer in example.answers:
             if answer.start < 0 or answer.end > len(example.context):
                 raise SquadFormatError(
-                    f"{place}: answer outside the context: {answer.text!r} at answer_start {answer.start} "
+                    f"{place}: answer outside the context: {printable(answer.text)!r} at answer_start {answer.start} "
                     f"in a context of {len(example.context)} characters"
                 )
         if training and example.answers and not _is_labelled(example):
@@ -210,10 +209,10 @@ def _collect(found: Iterable[tuple[str, SquadExample]], source: str, training: b
         examples.append(example)
     if skipped:
         if not examples:
-            raise SquadFormatError(f"{source}: no answer is found at its answer_start (first id {skipped[0]})")
+            raise SquadFormatError(f"{source}: no answer is found at its answer_start (first id {printable(skipped[0])})")
         logger.warning(
             "%s: skipped %d of %d questions whose answer is not the text at its answer_start (first id %s)",
-            source, len(skipped), len(seen), skipped[0],
+            source, len(skipped), len(seen), printable(skipped[0]),
         )  # fmt: skip
     if not examples:
         raise SquadFormatError(f"{source}: no question in it")
@@ -253,4 +252,4 @@ def _is_text(value: str) -> bool:
 
 
 def _listed(keys: Mapping[str, Any] | Sequence[str]) -> str:
-    return ", ".join(repr(key) for key in list(keys)[:6]) or "none"
+    return ", ".join(repr(printable(key)) for key in list(keys)[:6]) or "none"

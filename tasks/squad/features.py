@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
+from fileio.messages import printable
 from tasks.squad.examples import SquadExample
 from tasks.wordpiece import Pieces, Tokenizer
 
@@ -142,7 +143,7 @@ def convert(
     if unusable:
         logger.warning(
             "left out %d of %d questions: no piece in the answer (first id %s)",
-            len(unusable), len(examples), unusable[0],
+            len(unusable), len(examples), printable(unusable[0]),
         )  # fmt: skip
     return _finish(columns, training, max_seq_length, tokenizer.pad_id)
 

@@ -362,7 +362,7 @@ def test_wrong_configuration_is_one_line_with_the_key_and_the_file(name, changes
 
 
 def test_missing_keys_are_named_as_in_the_file_and_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="model configuration not found: .*config.json"):
+    with pytest.raises(FileNotFoundError, match="model configuration .*config.json not found"):
         modeling.config_from_file(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "distilbert", "dim": 4}')
     with pytest.raises(ValueError, match="lacks vocab_size, n_layers, n_heads, hidden_dim"):

@@ -34,12 +34,18 @@ def parse_quant_dict(text: str) -> dict[str, Any]:
     Raises:
       ValueError: it is none.
     """
+    shown = repr(text if len(text) <= 200 else f"{text[:200]}...")
     try:
         found = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
-        raise ValueError(f"quant dict {text!r} is not a Python literal such as {{'x': 16, 'y3': 'fp32'}}") from error
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:  # a list as a key, thousands of brackets
+        raise ValueError(f"quant dict {shown} is not a Python literal such as {{'x': 16, 'y3': 'fp32'}}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"quant dict {text!r}: a mapping from letters to values is wanted, got {type(found).__name__}")
+        raise ValueError(f"quant dict {shown}: a mapping from letters to values is wanted, got {type(found).__name__}")
+    for letter, value in found.items():
+        if not isinstance(letter, str) or not letter:
+            raise ValueError(f"quant dict {shown}: {letter!r} is no letter; keys are strings such as 'x' or 'y3'")
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError(f"quant dict {shown}: {letter!r} must be a number of bits or a string, got {type(value).__name__}")
     return found
 
 

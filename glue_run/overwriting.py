@@ -1,0 +1,102 @@
+"""--overwrite-output: removal of the files that an earlier run left in its folder, and of nothing else."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from fileio.messages import printable
+from glue_run import networks
+from glue_run.networks import COMPANIONS, CONFIG, NAME, OUT
+from glue_run.settings import Settings
+from runs import folders, resume
+from runs.narration import say
+from tasks.files import read_text
+from tfquant import checkpoint
+from tfquant.export import TARGETS
+
+RECORD, FINISHED = "config.out", "results.json"  # which a run writes first and last
+_CHECKPOINT = r"(index|data-\d{5}-of-\d{5})"
+_OWN = re.compile(
+    rf"config\.out|results\.json|final_score\.txt|eval_results_[a-z0-9-]+\.txt|checkpoint|model\.ckpt-\d+\.{_CHECKPOINT}"
+)
+_EXPORTED = "|".join(sorted({re.escape(target.suffix) for target in TARGETS.values() if target.suffix} | {r"\.bin"}))
+_OF_OUT = re.compile(
+    rf"{'|'.join(map(re.escape, (CONFIG, *COMPANIONS)))}|checkpoint|{re.escape(NAME)}\.{_CHECKPOINT}|model({_EXPORTED})(\.data)?"
+)
+_EVENTS = re.compile(r"events\.out\.tfevents\..*")
+
+
+def check(directory: str, sources: dict[str, str]) -> None:
+    """Refuse to overwrite what the run reads, and checkpoints that no run left.
+
+    Args:
+        directory: output folder of one task and seed.
+        sources: option -> folder of a model that the run reads.
+
+    Raises:
+        ValueError: says what and why.
+    """
+    files = list(_files(directory))
+    for named, folder in sources.items():
+        for path in folders.same_files(files, networks.files_of(folder)):
+            raise ValueError(
+                f"--overwrite-output: would remove {printable(path)}, which {named} reads: name another --output-dir, or leave "
+                "--overwrite-output out to go on with the run in it"
+            )
+    if _record(directory) is None and checkpoint.steps(directory):
+        raise ValueError(
+            f"--overwrite-output: {printable(directory)} holds checkpoints and no {RECORD} of a run that left them: remove them "
+            "yourself, or name another --output-dir"
+        )
+
+
+def start_anew(directory: str, settings: Settings, ranks: int) -> None:
+    """Remove an earlier run, unless it is this one, cut off before its end: that goes on."""
+    saved = checkpoint.steps(directory)
+    cut_off = saved and not os.path.exists(os.path.join(directory, FINISHED))
+    if cut_off and resume.is_same_run(saved[-1][1], settings, ranks):
+        say(f"--overwrite-output: {directory} holds a run of the same options that was cut off; training goes on")
+        return
+    inner = [os.path.join(directory, OUT)]
+    folders.remove(list(_files(directory)), [*inner, *_logs(directory)])
+
+
+def _files(directory: str) -> Iterator[str]:
+    """Paths of what an earlier run left; nothing is looked for behind links."""
+    record = _record(directory)
+    if record is None:
+        return
+    yield from _named(directory, _OWN)
+    if record.get("save_model") or record.get("export"):
+        yield from _named(os.path.join(directory, OUT), _OF_OUT)
+    for folder in _logs(directory):
+        yield from _named(folder, _EVENTS)
+
+
+def _named(folder: str, pattern: re.Pattern) -> Iterator[str]:
+    if os.path.islink(folder) or not os.path.isdir(folder):
+        return
+    for entry in os.scandir(folder):
+        if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            yield entry.path
+
+
+def _logs(directory: str) -> list[str]:
+    """Folders of TensorBoard that the earlier run made below its own, the inner one first."""
+    name = (_record(directory) or {}).get("run_name")
+    outer = os.path.join(directory, "tb_logs")
+    inner = [os.path.join(outer, name)] if isinstance(name, str) and os.path.basename(name) == name and name else []
+    return [*inner, outer]
+
+
+def _record(directory: str) -> dict[str, Any] | None:
+    """Settings of the run that left its files in a folder; None where there is none of ours."""
+    try:
+        found = ast.literal_eval(read_text(os.path.join(directory, RECORD), limit=1 << 20))
+    except (OSError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
+    return found if isinstance(found, dict) and {"mode", "task", "output_dir", "overwrite_output"} <= set(found) else None

@@ -1,0 +1,43 @@
+"""Folders that a run writes: whether it can, without leaving anything behind, and removal of an earlier run's files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+
+
+def problem_with(folder: str) -> str | None:
+    """Return why a folder cannot be made or written, in words; None if it can. Nothing is left behind.
+
+    A trial file is made in the folder or, where there is none yet, in the one above that it would be made in: permissions
+    alone do not tell.
+    """
+    there = os.path.abspath(folder)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        return f"{there} is not a folder"
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"x")
+    except OSError as error:
+        return f"{error.strerror} in {there}"
+    return None
+
+
+def same_files(first: Iterable[str], second: Iterable[str]) -> Iterator[str]:
+    """Yield the paths of `first` that are one file with a path of `second`, whatever links lead there."""
+    others = {os.path.realpath(path) for path in second}
+    return (path for path in first if os.path.realpath(path) in others)
+
+
+def remove(files: Iterable[str], folders: Iterable[str] = ()) -> None:
+    """Remove files, then those of the folders that are empty."""
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not there, or it holds something else
+            os.rmdir(folder)

@@ -1,0 +1,45 @@
+"""The check of the data that a run reads, before any work: a file that fails later would cost the work before it."""
+
+from fileio.messages import printable
+from runs.narration import say
+from runs.settings import refuse
+from squad_run.data import read_examples
+from squad_run.flags import TFDS, Settings
+
+
+def check_inputs(settings: Settings) -> None:
+    """Read the data files once, and say which questions have no answer to score.
+
+    Raises:
+        FlagError: a file cannot be read; the message lists every one.
+    """
+    problems = []
+    for name, used, training in (
+        ("train_file", settings.do_train or settings.do_calib, True),
+        ("predict_file", settings.do_predict or settings.do_export, False),
+    ):
+        path = getattr(settings, name)
+        if not used or not path:
+            continue
+        try:
+            examples = read_examples(path, settings, training=training)
+        except (ValueError, OSError) as error:
+            problems.append(f"--{name}={path}: {error}")
+            continue
+        if name == "predict_file" and settings.do_predict:
+            _say_what_is_scored(examples, path, settings)
+    refuse(problems, settings)
+
+
+def _say_what_is_scored(examples: list, path: str, settings: Settings) -> None:
+    if settings.version_2_with_negative:
+        return
+    unknown = [example.id for example in examples if not example.answers]
+    shown = path if path.startswith(TFDS) else printable(path)
+    if len(unknown) == len(examples):
+        say(f"{shown} holds no answers: it is answered, nothing is scored")
+    elif unknown:
+        say(
+            f"{len(unknown)} of {len(examples)} questions of {shown} have no answer (first id {printable(unknown[0])}): the score "
+            "leaves them out. If that is SQuAD 2.0, set --version_2_with_negative"
+        )
