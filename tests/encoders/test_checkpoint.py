@@ -391,7 +391,7 @@ def test_lower_case_is_told_from_the_name_or_not_at_all(tmp_path):
 
 def test_vocabulary_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="vocab.txt is not UTF-8 text"):
+    with pytest.raises(ValueError, match="vocab.txt: is not UTF-8 text"):
         modeling.detect_lower_case(tmp_path)
 
 

@@ -76,7 +76,7 @@ def test_missing_and_malformed_files_are_named(tmp_path, vocab_file, bpe_folder)
     with pytest.raises(ValueError, match="vocab.json: no <pad> <unk> <s> </s> in it"):
         load_tokenizer(tmp_path)
     (tmp_path / "vocab.json").write_text("[1")
-    with pytest.raises(ValueError, match="vocab.json is not a JSON text"):
+    with pytest.raises(ValueError, match="vocab.json: not a JSON text"):
         load_tokenizer(tmp_path)
     (tmp_path / "vocab.json").write_text("[1]")
     with pytest.raises(ValueError, match="expected a JSON object, found list"):
