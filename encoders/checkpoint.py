@@ -180,7 +180,7 @@ def _refuse(path: str, model: keras.Model, problems: list[str]) -> None:
 def _open_bundle(prefix: str) -> dict[str, _Stored]:
     """The tensors of a name-based TensorFlow checkpoint, less what is ignored."""
     if not os.path.isfile(prefix + ".index"):
-        raise FileNotFoundError(f"no checkpoint {printable(prefix)!r}: {_hint(prefix)}")
+        raise FileNotFoundError(f"no checkpoint {printable(repr(prefix))}: {_hint(prefix)}")
     try:
         reader, links = _reader(prefix)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()

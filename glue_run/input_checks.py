@@ -34,10 +34,16 @@ def _looks(runs: Sequence[Settings]) -> Iterator[Callable[[], Any]]:
     for settings in runs:
         task = glue.TASKS[settings.tasks[0]]
         yield lambda task=task, settings=settings: _model(task, settings)
-        if reads_files(settings) and task.name not in seen:
-            for split in _splits(task, settings):
-                yield lambda task=task, split=split, settings=settings: read(task, split, settings, progress=False)
+        for split in _splits(task, settings) if task.name not in seen else ():
+            yield lambda task=task, split=split, settings=settings: _data(task, split, settings)
         seen.add(task.name)
+
+
+def _data(task: glue.Task, split: str, settings: Settings) -> None:
+    if reads_files(settings):
+        read(task, split, settings, progress=False)
+    else:
+        glue.check_tfds(task, split, settings.data_dir.partition(":")[2] or None)
 
 
 def _model(task: glue.Task, settings: Settings) -> None:
@@ -74,6 +80,7 @@ def _check_sizes(folder: str, task: glue.Task, settings: Settings) -> None:
             f"--model-path={folder}: its vocabulary has ids up to {tokenizer.num_ids - 1}, vocab_size of its {CONFIG} is "
             f"{config.vocab_size}: give files that belong together"
         )
+    tokenizer.encode_sequences(["a"], ["b"] if len(task.fields) == 2 else None, settings.max_seq_length)  # there is room
     wordpiece = isinstance(tokenizer, Tokenizer)  # which alone puts a second text into a segment of its own
     if wordpiece and len(task.fields) == 2 and config.model_type in ("bert", "mobilebert") and config.num_segments < 2:
         raise ValueError(

@@ -10,8 +10,9 @@ import numpy as np
 
 import calib
 import tfquant
+from fileio.messages import printable
 from glue_run.data import estimation_batches, rounding_batches
-from glue_run.settings import ROUNDINGS, SYMMETRIC, Settings
+from glue_run.settings import SYMMETRIC, Settings, rounding_options
 from runs.narration import say
 from runs.settings import FlagError
 from tasks import glue
@@ -136,7 +137,8 @@ def _output_of(model: keras.Model, recipe: tfquant.Recipe, layer: str) -> str:
     outputs = [site for site in tfquant.plan(model, recipe).sites if site.role == "layer_output"]
     if layer not in [site.path for site in outputs]:
         heads = ", ".join(site.path for site in outputs if len(site.shape) == 2)
-        raise FlagError(f"  --cross-entropy-layer {layer}: no layer with a quantized output; behind the encoder there are {heads}")
+        named = f"--cross-entropy-layer {printable(layer)}"
+        raise FlagError(f"  {named}: no layer with a quantized output; behind the encoder there are {heads}")
     return address("layer_output", layer, "output")
 
 
@@ -192,7 +194,7 @@ def round_weights(
     shown = settings.tqdm and group.rank == 0
     try:
         report = ptq.adaround(
-            network, batches, sites=sites, mask="input_mask", folder=folder, progress=shown, seed=seed, **_rounding(settings)
+            network, batches, sites=sites, mask="input_mask", folder=folder, progress=shown, seed=seed, **rounding_options(settings)
         )
     except ChoiceError as error:
         raise FlagError(f"  --adaround {settings.adaround}: {error}") from error
@@ -200,23 +202,6 @@ def round_weights(
     if settings.rounds_activations and not settings.dynamic_ranges:
         _estimate_activations_again(network, features, settings, group, seed)
     return {"seconds": report.seconds, "layers": [dataclasses.asdict(layer) for layer in report.layers]}
-
-
-def _rounding(settings: Settings) -> dict[str, Any]:
-    """How weights are learned, as `ptq.adaround` wants it."""
-    return {
-        "iterations": settings.adaround_iters,
-        "learning_rate": settings.adaround_lr,
-        "regularization": settings.adaround_weight,
-        "rounding": ROUNDINGS[settings.adaround_mode],
-        "annealing": settings.adaround_annealing,
-        "decay": settings.adaround_decay_type,
-        "decay_shape": settings.adaround_decay_shape,
-        "decay_start": settings.adaround_decay_start,
-        "warmup": settings.adaround_warmup,
-        "include_activation": settings.adaround_include_act_func,
-        "asymmetric": settings.adaround_asym,
-    }
 
 
 def _estimate_activations_again(network: Any, features: glue.Features, settings: Settings, group: Group, seed: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from glue_run.evaluation import scores_of_training
 from glue_run.outputs import logs_of
-from glue_run.settings import PTQ, QUANTIZING, Settings, option
+from glue_run.settings import PTQ, QUANTIZING, Settings, option, rounding_options
 from runs import teaching
 from runs.folders import problem_with
 from runs.settings import FlagError, refuse, unusable_numbers
@@ -16,10 +16,12 @@ from tfquant.distributed import launched
 from tfquant.export import TARGETS
 from tfquant.export.onnx_qdq import INT16_OPSET
 from tfquant.formats.integer import MAX_BITS, MIN_BITS
+from tfquant.ptq.options import Options
 from tfquant.recipes.quant_dict import parse_quant_dict
 
 # The other one wants the sites of a recipe of its own, which these options do not describe.
 EXPORTS = tuple(name for name in TARGETS if name != "fastertransformer")
+OLDEST_OPSET = 17
 OF_ONNX = ("onnx", "onnxruntime", "tensorrt", "openvino")
 
 
@@ -43,7 +45,7 @@ def _numbers(s: Settings) -> list[str]:
 def _small_numbers(s: Settings) -> list[str]:
     at_least_one = ("batch_size", "eval_batch_size", "num_train_samples", "num_val_samples", "gradient_accumulation_steps",
                     "logging_steps", "num_candidates", "act_num_candidates", "num_est_batches", "est_ranges_batch_size",
-                    "per_groups", "save_total_limit", "eval_steps")  # fmt: skip
+                    "per_groups", "save_total_limit", "eval_steps", "max_seq_length")  # fmt: skip
     problems = [
         f"{option(name)} {value}: must be at least 1"
         for name in at_least_one
@@ -106,6 +108,8 @@ def _export(s: Settings) -> list[str]:
     if s.export not in EXPORTS:
         return [f"--export {s.export}: must be one of {', '.join(EXPORTS)}"]
     problems = [] if s.output_dir else ["--export: give --output-dir as well"]
+    if s.export in OF_ONNX and s.export_opset < OLDEST_OPSET:
+        problems.append(f"--export-opset {s.export_opset}: must be at least {OLDEST_OPSET}")
     missing = TARGETS[s.export].missing_packages(checked=True)
     if missing:
         problems.append(f"--export {s.export} needs {', '.join(missing)}: pip install -e '.[export]'")
@@ -158,6 +162,8 @@ def _quantization(s: Settings) -> list[str]:
     problems = []
     if not (s.weight_quant or s.act_quant):
         problems.append("--no-weight-quant and --no-act-quant leave nothing to quantize: take a -baseline mode")
+    if s.adaround:
+        problems += _rounding(s)
     if s.num_candidates is not None and (s.weight_quant_method, s.weight_opt_method) != ("MSE", "grid"):
         problems.append("--num-candidates is about --weight-quant-method MSE and --weight-opt-method grid: set these")
     searched = s.act_quant_method == "MSE" or s.cross_entropy_layer
@@ -179,6 +185,15 @@ def _quantization(s: Settings) -> list[str]:
         except ValueError as error:
             problems.append(f"--quant-dict: {error}")
     return problems
+
+
+def _rounding(s: Settings) -> list[str]:
+    """What AdaRound is told."""
+    try:
+        Options(**rounding_options(s))
+    except ValueError as error:
+        return [f"--adaround: {error}"]
+    return [] if s.adaround_num_samples >= 1 else [f"--adaround-num-samples {s.adaround_num_samples}: must be at least 1"]
 
 
 def _training_of_ranges(s: Settings) -> list[str]:

@@ -277,3 +277,20 @@ class Settings:
     @property
     def estimation_pads(self) -> bool:
         return self.pad_to_max_length if self.est_ranges_pad is None else self.est_ranges_pad
+
+
+def rounding_options(settings: Settings) -> dict[str, Any]:
+    """How weights are learned, as `ptq.adaround` wants it."""
+    return {
+        "iterations": settings.adaround_iters,
+        "learning_rate": settings.adaround_lr,
+        "regularization": settings.adaround_weight,
+        "rounding": ROUNDINGS[settings.adaround_mode],
+        "annealing": settings.adaround_annealing,
+        "decay": settings.adaround_decay_type,
+        "decay_shape": settings.adaround_decay_shape,
+        "decay_start": settings.adaround_decay_start,
+        "warmup": settings.adaround_warmup,
+        "include_activation": settings.adaround_include_act_func,
+        "asymmetric": settings.adaround_asym,
+    }

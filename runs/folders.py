@@ -15,16 +15,29 @@ def problem_with(folder: str) -> str | None:
     alone do not tell.
     """
     there = os.path.abspath(folder)
-    while not os.path.lexists(there):
-        there = os.path.dirname(there)
-    if not os.path.isdir(there):
-        return f"{there} is not a folder"
     try:
+        while not _exists(there):
+            there = os.path.dirname(there)
+        if not os.path.isdir(there):
+            return f"{there} is not a folder"
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"x")
-    except OSError as error:
-        return f"{error.strerror} in {there}"
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        return f"{error.strerror} in {there}" if isinstance(error, OSError) else str(error)
     return None
+
+
+def _exists(path: str) -> bool:
+    """Whether there is something of that name, a broken link for one.
+
+    Raises:
+        OSError, ValueError: there can be nothing of that name.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def same_files(first: Iterable[str], second: Iterable[str]) -> Iterator[str]:

@@ -110,6 +110,8 @@ def _placement(s: Settings) -> list[str]:
         problems.append("--quant_another_add_input needs --quantize_residual: set both, or the second to false as well")
     if s.percentile is not None and s.calib_method in calib.methods.NAMES and s.calib_method != "percentile":
         problems.append(f"--percentile={s.percentile} says nothing to --calib_method={s.calib_method}: leave one out")
+    if s.percentile is not None and not 0.0 < s.percentile <= 100.0:
+        problems.append(f"--percentile={s.percentile}: must be above 0 and at most 100")
     if s.calib_method in set(calib.methods.NAMES) - set(calib.methods.GENERAL):
         problems.append(f"--calib_method={s.calib_method}: is for logits alone; name it in a rule of --quant_recipe")
     if s.calib_order not in ORDERS:

@@ -5,6 +5,7 @@ from runs.narration import say
 from runs.settings import refuse
 from squad_run.data import read_examples
 from squad_run.flags import TFDS, Settings
+from tasks import squad
 
 
 def check_inputs(settings: Settings) -> None:
@@ -22,6 +23,10 @@ def check_inputs(settings: Settings) -> None:
         if not used or not path:
             continue
         try:
+            if path.startswith(TFDS):
+                version_2 = settings.version_2_with_negative
+                squad.check_tfds(path.removeprefix(TFDS), settings.tfds_dir, version_2=version_2)
+                continue
             examples = read_examples(path, settings, training=training)
         except (ValueError, OSError) as error:
             problems.append(f"--{name}={path}: {error}")
@@ -35,7 +40,7 @@ def _say_what_is_scored(examples: list, path: str, settings: Settings) -> None:
     if settings.version_2_with_negative:
         return
     unknown = [example.id for example in examples if not example.answers]
-    shown = path if path.startswith(TFDS) else printable(path)
+    shown = printable(path)
     if len(unknown) == len(examples):
         say(f"{shown} holds no answers: it is answered, nothing is scored")
     elif unknown:

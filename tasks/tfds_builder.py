@@ -45,6 +45,15 @@ def tfds_builder(names: Sequence[str], data_dir: str | os.PathLike[str] | None, 
     return builder
 
 
+def check_split(builder: Any, split: str) -> None:
+    """Raise ValueError where a prepared data set has no such split (or slice of one, `train[:1%]`)."""
+    try:
+        _ = builder.info.splits[split]
+    except Exception as error:  # of several kinds, and of those that parse slices
+        there = ", ".join(map(printable, builder.info.splits))
+        raise ValueError(f"{builder.info.full_name} has no split {printable(repr(split), 60)}; it has {there}") from error
+
+
 def prepared(name: str, data_dir: str | os.PathLike[str]) -> Iterator[str]:
     """Yield the folders of the versions of a data set that are prepared, the newest first."""
     folder = pathlib.Path(os.path.expanduser(data_dir), name)

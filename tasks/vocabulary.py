@@ -46,7 +46,7 @@ def check_ids(vocabulary: Mapping[str, Any], path: str) -> None:
     for piece, index in vocabulary.items():
         if type(index) is not int or not 0 <= index <= MAX_ID:
             raise ValueError(
-                f"{printable(path)}: id of {printable(piece, 60)!r} must be a whole number from 0 to {MAX_ID}, "
+                f"{printable(path)}: id of {printable(repr(piece), 60)} must be a whole number from 0 to {MAX_ID}, "
                 f"got {printable(repr(index), 60)}"
             )
 
@@ -66,8 +66,8 @@ def _from_lines(text: str, path: str) -> dict[str, int]:
             vocabulary[piece] = number
     if repeated:
         logger.warning(
-            "%s: %d lines repeat an earlier piece, the last line of each counts (first: %r, id %d)",
-            path, len(repeated), printable(repeated[0], 60), vocabulary[repeated[0]],
+            "%s: %d lines repeat an earlier piece, the last line of each counts (first: %s, id %d)",
+            path, len(repeated), printable(repr(repeated[0]), 60), vocabulary[repeated[0]],
         )  # fmt: skip
     return vocabulary
 

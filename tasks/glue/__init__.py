@@ -5,7 +5,7 @@ from tasks.glue.batching import batches
 from tasks.glue.examples import Examples, GlueFormatError, from_rows
 from tasks.glue.features import Features, convert
 from tasks.glue.metrics import averages, clamp_similarity, final_score, predictions, score
-from tasks.glue.prepared import from_tfds
+from tasks.glue.prepared import check_tfds, from_tfds
 from tasks.glue.task import TASKS, Task, task_named
 from tasks.glue.tsv import read
 from tasks.tokenizer import load_tokenizer
@@ -19,6 +19,7 @@ __all__ = [
     "Task",
     "averages",
     "batches",
+    "check_tfds",
     "clamp_similarity",
     "convert",
     "final_score",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from tasks.glue.examples import Examples, from_rows
 from tasks.glue.task import Task, task_named
-from tasks.tfds_builder import tfds_builder
+from tasks.tfds_builder import check_split, tfds_builder
 
 SOURCE = "https://dl.fbaipublicfiles.com"
 
@@ -31,6 +32,14 @@ def from_tfds(task: str | Task, split: str, data_dir: str | os.PathLike[str] | N
     import tensorflow_datasets as tfds
 
     task = task_named(task)
-    builder = tfds_builder((f"glue/{task.name}",), data_dir, source=SOURCE, instead=f"a folder with {task.directory}/train.tsv")
+    builder = check_tfds(task, split, data_dir)
     rows = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
     return from_rows(task, rows, source=f"{builder.info.full_name}:{split}", progress=progress)
+
+
+def check_tfds(task: Task, split: str, data_dir: str | os.PathLike[str] | None = None) -> Any:
+    """Return the builder that `from_tfds` reads from, without reading any row. Args and errors: see there."""
+    instead = f"a folder with {task.directory}/train.tsv"
+    builder = tfds_builder((f"glue/{task.name}",), data_dir, source=SOURCE, instead=instead)
+    check_split(builder, split)
+    return builder

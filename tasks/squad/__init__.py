@@ -2,7 +2,7 @@
 
 from tasks.squad.batching import Batches, batches
 from tasks.squad.decode import Predictions, RawScores, decode
-from tasks.squad.examples import Answer, SquadExample, SquadFormatError, from_tfds, read_squad, to_dataset
+from tasks.squad.examples import Answer, SquadExample, SquadFormatError, check_tfds, from_tfds, read_squad, to_dataset
 from tasks.squad.features import Features, convert
 from tasks.wordpiece import Tokenizer
 
@@ -16,6 +16,7 @@ __all__ = [
     "SquadFormatError",
     "Tokenizer",
     "batches",
+    "check_tfds",
     "convert",
     "decode",
     "from_tfds",

@@ -11,7 +11,7 @@ from typing import Any
 
 from fileio.messages import printable
 from tasks.files import read_json
-from tasks.tfds_builder import tfds_builder
+from tasks.tfds_builder import check_split, tfds_builder
 
 logger = logging.getLogger(__name__)
 
@@ -117,12 +117,19 @@ def from_tfds(
     """
     import tensorflow_datasets as tfds
 
-    names = ("squad/v2.0",) if version_2 else ("squad/plain_text", "squad/v1.1")
-    builder = tfds_builder(names, data_dir, source=TFDS_SOURCE, instead="a SQuAD JSON file")
+    builder = check_tfds(split, data_dir, version_2=version_2)
     rows = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
     if training is None:
         training = split.startswith("train")
     return _collect(_parse_tfds(rows), f"{builder.info.full_name}:{split}", training)
+
+
+def check_tfds(split: str, data_dir: str | os.PathLike[str] | None = None, *, version_2: bool = False) -> Any:
+    """Return the builder that `from_tfds` reads from, without reading any question. Args and errors: see there."""
+    names = ("squad/v2.0",) if version_2 else ("squad/plain_text", "squad/v1.1")
+    builder = tfds_builder(names, data_dir, source=TFDS_SOURCE, instead="a SQuAD JSON file")
+    check_split(builder, split)
+    return builder
 
 
 def to_dataset(examples: Iterable[SquadExample], *, version: str = "1.1") -> dict[str, Any]:
@@ -200,7 +207,7 @@ def _collect(found: Iterable[tuple[str, SquadExample]], source: str, training: b
         for answer in example.answers:
             if answer.start < 0 or answer.end > len(example.context):
                 raise SquadFormatError(
-                    f"{place}: answer outside the context: {printable(answer.text)!r} at answer_start {answer.start} "
+                    f"{place}: answer outside the context: {printable(repr(answer.text), 100)} at answer_start {answer.start} "
                     f"in a context of {len(example.context)} characters"
                 )
         if training and example.answers and not _is_labelled(example):
@@ -252,4 +259,4 @@ def _is_text(value: str) -> bool:
 
 
 def _listed(keys: Mapping[str, Any] | Sequence[str]) -> str:
-    return ", ".join(repr(printable(key)) for key in list(keys)[:6]) or "none"
+    return ", ".join(printable(repr(key), 60) for key in list(keys)[:6]) or "none"
