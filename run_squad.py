@@ -45,7 +45,7 @@ from tasks.files import write_json
 from tfquant import distributed
 from tfquant.host_memory import keep_freed_memory
 
-HELP = ("help", "helpfull", "helpshort", "helpxml", "h", "?")
+HELP = ("help", "helpfull", "helpshort", "helpxml", "?")
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -107,6 +107,7 @@ def main(_: list[str]) -> None:
 
 def parse(arguments: list[str]) -> list[str]:
     """absl's parsing of the command line, which ends with status 1 after it has shown its help; here that is 0."""
+    arguments = ["--help" if word == "-h" else word for word in arguments]
     try:
         return app.parse_flags_with_usage(arguments)
     except SystemExit:
@@ -115,7 +116,14 @@ def parse(arguments: list[str]) -> list[str]:
         raise
 
 
+def define_flags() -> None:
+    """Define the flags, once."""
+    if "bert_config_file" not in absl_flags.FLAGS:
+        flags.define()
+        absl_flags.adopt_module_key_flags(flags)  # --help shows them
+        app.define_help_flags()
+
+
 if __name__ == "__main__":
-    flags.define()
-    absl_flags.adopt_module_key_flags(flags)  # --help shows them
+    define_flags()
     app.run(main, flags_parser=parse)

@@ -67,7 +67,7 @@ def going_on(prefix: str, settings: Any, ranks: int) -> Course:
     if RUN not in found:
         say(f"{prefix} does not say with which flags it was trained (an earlier version wrote it): going on with those given")
         return _course(now, settings, ranks)
-    before = _read_record(found[RUN], settings, prefix)
+    before = _read_record(found, settings, prefix)
     problems = _differences(before, now, settings, prefix)
     if problems:
         raise FlagError(
@@ -92,13 +92,13 @@ def is_same_run(prefix: str, settings: Any, ranks: int) -> bool:
         found = checkpoint.read(prefix)
         if RUN not in found:
             return False
-        before = _read_record(found[RUN], settings, prefix)
+        before = _read_record(found, settings, prefix)
     except (OSError, ValueError):  # damaged
         return False
     return not _differences(before, record_of(settings, ranks), settings, prefix)
 
 
-def _read_record(text: Any, settings: Any, prefix: str) -> dict[str, Any]:
+def _read_record(found: checkpoint.Checkpoint, settings: Any, prefix: str) -> dict[str, Any]:
     """The record that a checkpoint holds of its run.
 
     Raises:
@@ -107,6 +107,7 @@ def _read_record(text: Any, settings: Any, prefix: str) -> dict[str, Any]:
     shown = f"checkpoint {printable(prefix)}: the record of its run is damaged"
     hint = "train from another checkpoint, or anew in another output folder"
     try:
+        text = found[RUN]
         record = parse_json(text if isinstance(text, str) else "", "record")
     except ValueError as error:
         raise ValueError(f"{shown} ({error}): {hint}") from error

@@ -29,7 +29,8 @@ def check_inputs(settings: Settings) -> None:
                 continue
             examples = read_examples(path, settings, training=training)
         except (ValueError, OSError) as error:
-            problems.append(f"--{name}={path}: {error}")
+            named = f"--{name}={path}" if path.startswith(TFDS) else f"--{name}"  # files are named by their errors
+            problems.append(f"{named}: {error}")
             continue
         if name == "predict_file" and settings.do_predict:
             _say_what_is_scored(examples, path, settings)

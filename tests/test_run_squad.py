@@ -605,7 +605,7 @@ def test_malformed_data_is_one_message_naming_file_and_key(files, trained, tmp_p
     broken = tmp_path / "dev.json"
     broken.write_text('{"data": [{"paragraphs": [{"qas": []}]}]}')
     start = files | {"predict_file": str(broken), "init_checkpoint": str(trained[0] / "model.ckpt-10")}
-    with pytest.raises(squad.SquadFormatError, match="dev.json.*context"):
+    with pytest.raises(flags.FlagError, match="--predict_file: .*dev.json.*context"):
         run_squad.run(Settings(**start, output_dir=str(tmp_path / "out"), do_predict=True))
 
 

@@ -406,3 +406,92 @@ def test_real_hugging_face_file_says_the_same_as_a_bundle_of_it(shared_dir, tmp_
     assert_holds(second, {v.path: v.numpy() for v in first.weights}, rtol=0)
     assert modeling.detect_lower_case(folder) is True
     shutil.rmtree(tmp_path)
+
+
+STATE = (
+    "bad_steps", "good_steps", "current_loss_scale", "loss_scale", "num_good_steps", "beta2_power_1", "local_step", "batch_finite",
+    "amp/loss_scale", "bert/pooler/dense/kernel/lamb_m", "bert/pooler/dense/kernel/Adam_1", "bert/pooler/dense/kernel/accum",
+    "bert/pooler/dense/kernel/Momentum", "cls/squad/output_bias/adam_v",
+)  # fmt: skip
+
+
+def test_state_of_mixed_precision_and_of_optimizers_is_no_weight(squad_model, tmp_path):
+    values = values_for(squad_model)
+    prefix = write_bundle(tmp_path / "model.ckpt", values | dict.fromkeys(STATE, np.float32(1)))
+    assert modeling.load_weights(squad_model, prefix).unexpected == ()
+    prefix = write_bundle(tmp_path / "model.ckpt", values | {"bert/encoder/bad_kernel": np.float32(1)})
+    with pytest.raises(ValueError, match="left over: bert/encoder/bad_kernel"):
+        modeling.load_weights(squad_model, prefix)
+
+
+@pytest.fixture(scope="module")
+def squad_model():
+    return modeling.build_squad_model(TINY, seed=1)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return modeling.build_classifier(TINY, 5, seed=1)
+
+
+# name -> (weights that a checkpoint of another task holds beside the encoder, whether it has a pooler)
+OTHER_TASKS = {
+    "question answering": ({"qa_outputs.weight": (2, 4), "qa_outputs.bias": (2,)}, False),
+    "labels of tokens": ({"classifier.weight": (9, 4), "classifier.bias": (9,)}, False),
+    "classes": ({"classifier.weight": (3, 4), "classifier.bias": (3,)}, True),
+    "masked words": ({"cls.predictions.bias": (11,), "cls.predictions.transform.dense.weight": (4, 4)}, True),
+    "a head of one's own": ({"my_head.0.weight": (5, 4)}, False),
+    "no head": ({}, False),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_TASKS)
+@pytest.mark.parametrize("build", ["squad_model", "classifier"])
+def test_encoder_of_another_task_loads_under_a_fresh_head(other, build, tmp_path, request):
+    heads, pooler = OTHER_TASKS[other]
+    model = request.getfixturevalue(build)
+    shapes = {v.path: v.shape for v in model.weights if v.path.startswith("bert/")}
+    shapes |= {"bert/pooler/dense/kernel": (4, 4), "bert/pooler/dense/bias": (4,)}
+    rng = np.random.default_rng(len(other))
+    encoder = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    stored = {name: value for name, value in hugging_face_weights(encoder).items() if pooler or "pooler" not in name}
+    save_file(stored | {name: np.ones(shape, np.float32) for name, shape in heads.items()}, tmp_path / "model.safetensors")
+    initial = {v.path: v.numpy() for v in model.weights}
+    report = modeling.load_weights(model, tmp_path, new_head=True)
+    for variable in model.weights:
+        same_task = variable.path in report.loaded and not variable.path.startswith("bert/")
+        taken = variable.path.startswith("bert/") and (pooler or "pooler" not in variable.path)
+        expected = 1.0 if same_task else encoder[variable.path] if taken else initial[variable.path]
+        np.testing.assert_array_equal(variable.numpy(), np.broadcast_to(expected, variable.shape), err_msg=variable.path)
+    if (other, build) != ("question answering", "squad_model"):
+        with unchanged(model), pytest.raises(ValueError, match="missing|left over|wrong shape"):
+            modeling.load_weights(model, tmp_path)  # where nothing may be new
+
+
+def test_fresh_head_is_no_excuse_for_another_encoder(squad_model, classifier, tmp_path):
+    values = values_for(squad_model)
+    deeper = values | {"bert/encoder/layer_2/output/dense/bias": np.ones(4, np.float32)}
+    shallower = {name: value for name, value in values.items() if "layer_1" not in name}
+    wider = values | {"bert/embeddings/word_embeddings": np.ones((12, 4), np.float32)}
+    for stored, message in ((deeper, "left over: bert/encoder/layer_2"), (shallower, "missing: bert/enc"), (wider, "wrong shape")):
+        prefix = write_bundle(tmp_path / "model.ckpt", stored)
+        with unchanged(classifier), pytest.raises(ValueError, match=message):
+            modeling.load_weights(classifier, prefix, new_head=True)
+
+
+@pytest.mark.parametrize("folder", ["run[1]", "a*b", "a?b", "back\\slash", "[x]{y}*"])
+def test_names_that_look_like_patterns_are_names(folder, squad_model, tmp_path):
+    values = values_for(squad_model, seed=len(folder))
+    place = tmp_path / folder
+    place.mkdir()
+    for path in tmp_path.glob(f"{write_bundle(tmp_path / 'plain', values).rsplit('/')[-1]}.*"):
+        path.rename(place / f"model[2].ckpt{path.suffix}")
+    modeling.load_weights(squad_model, place / "model[2].ckpt")
+    assert_holds(squad_model, values, rtol=0)
+
+
+def test_names_of_tensors_are_shown_escaped(squad_model, tmp_path):
+    stored = hugging_face_weights(values_for(squad_model)) | {"a\x1b[31m\nb": np.ones(1, np.float32)}
+    save_file(stored, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"left over: a\\x1b\[31m\\nb \[1\]"):
+        modeling.load_weights(squad_model, tmp_path)

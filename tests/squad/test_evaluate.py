@@ -1,6 +1,7 @@
 """The scores of squad_evaluate.py: known values, the official corner cases, and the command line."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -147,3 +148,51 @@ def test_command_reports_bad_files_in_one_line(files, tmp_path, capsys):
     out, err = capsys.readouterr()
     first, second = err.splitlines()
     assert out == "" and "none.json" in first and "broken.json: not a JSON text" in second
+
+
+def test_questions_without_a_truth_are_left_out_with_one_warning(capsys):
+    scores = evaluate(dataset({"a": ["x"], "b": [], "c": ["z"], "d": []}), {"a": "x", "c": "y"})
+    assert scores == {"exact_match": 50.0, "f1": 50.0}
+    assert capsys.readouterr().err.splitlines() == [
+        "Left out 2 of 4 questions without a ground truth (first: article 0, paragraph 0, question 1 (id b))."
+    ]
+
+
+def test_both_files_may_begin_with_a_byte_order_mark(files, capsys):
+    assert main(list(files)) == 0
+    plain = capsys.readouterr().out
+    for path in map(pathlib.Path, files):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert main(list(files)) == 0 and capsys.readouterr().out == plain
+
+
+def test_predictions_may_come_through_a_pipe(files):
+    script = f"{sys.executable} {SCRIPT}"
+    command = f"cat {files[1]} | {script} {files[0]} /dev/stdin && {script} <(cat {files[0]}) {files[1]}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == second == '{"exact_match": 33.333333333333336, "f1": 50.0}'
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder", "deep", "deep object", "digits", "not UTF-8", "escapes"])
+@pytest.mark.parametrize("position", [0, 1])
+def test_what_is_no_json_file_ends_in_one_line(kind, position, files, tmp_path, capsys):
+    path = tmp_path / ("\x1b[31m\nforged" if kind == "escapes" else "bad.json")
+    content = {"deep": b"[" * 10**5, "deep object": b'{"a":' * 10**5, "digits": b"9" * 5000}
+    content |= {"not UTF-8": b'{"a": "\xff"}', "escapes": b"{"}
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind in content:
+        path.write_bytes(content[kind])
+    arguments = list(files)
+    arguments[position] = "/dev/zero" if kind == "device" else str(path)
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("squad_evaluate.py: ") and err.rstrip("\n").isprintable()
+
+
+def test_ids_are_shown_escaped(capsys):
+    evaluate(dataset({"a\x1b[2J\nforged": ["x"], "b": ["y"]}), {"b": "y"})
+    assert capsys.readouterr().err == "Unanswered question a\\x1b[2J\\nforged will receive score 0.\n"

@@ -1,6 +1,7 @@
 """The tokenizer follows BERT's rules and knows which characters each piece stands for."""
 
 import pytest
+from tokenizers import models
 
 from tasks.wordpiece import Tokenizer, read_vocab
 
@@ -81,3 +82,40 @@ def test_windows_line_ends_are_read(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_bytes(b"[PAD]\r\n[UNK]\r\n[CLS]\r\n[SEP]\r\nword\r\n")
     assert read_vocab(path)["word"] == 4
+
+
+SPECIAL = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n"
+# Content -> pieces and ids as Google's loader has them: the number of the line, the last of several lines, no empty piece.
+VOCABULARIES = {
+    "repeated": (f"{SPECIAL}a\nb\na\n", {"a": 6, "b": 5}),
+    "repeated three times": (f"{SPECIAL}a\na\nb\na\n", {"a": 7, "b": 6}),
+    "repeated special piece": (f"{SPECIAL}a\n[UNK]\n", {"a": 4, "[UNK]": 5}),
+    "blank line": (f"{SPECIAL}\na\n", {"a": 5}),
+    "blank lines at the end": (f"{SPECIAL}a\n\n\n", {"a": 4}),
+    "lines with white space alone": (f"{SPECIAL}\u2028\n\u00a0\n\u3000\n \t\na\n", {"a": 8}),
+    "white space around a piece": (f"{SPECIAL} a \nb\t\n", {"a": 4, "b": 5}),
+    "byte order mark": (f"\ufeff{SPECIAL}a\n", {"[PAD]": 0, "a": 4}),
+    "Windows": (f"\ufeff{SPECIAL}a\n".replace("\n", "\r\n"), {"[PAD]": 0, "a": 4}),
+    "no line end at the end": (f"{SPECIAL}a", {"a": 4}),
+    "separators of lines in pieces": (f"{SPECIAL}x\u2028y\n\x0b\na\n", {"x\u2028y": 4, "a": 6}),
+}
+
+
+@pytest.mark.parametrize("case", VOCABULARIES)
+def test_ids_are_numbers_of_lines_as_googles_loader_counts_them(case, tmp_path, caplog):
+    content, expected = VOCABULARIES[case]
+    path = tmp_path / "vocab.txt"
+    path.write_bytes(content.encode())
+    vocab = read_vocab(path)
+    assert {piece: vocab[piece] for piece in expected} == expected and "" not in vocab
+    warned = [record.getMessage() for record in caplog.records]
+    assert len(warned) == ("repeated" in case) and all("repeat an earlier piece" in text for text in warned)
+    pieces, _ = pieces_of(Tokenizer(path), "a b")
+    assert pieces[0] == "a" and Tokenizer(path).num_ids == max(vocab.values()) + 1
+
+
+def test_repeated_pieces_read_as_hugging_faces_library_reads_them(tmp_path):
+    content, _ = VOCABULARIES["repeated three times"]
+    path = tmp_path / "vocab.txt"
+    path.write_text(content)
+    assert read_vocab(path) == models.WordPiece.read_file(str(path))
