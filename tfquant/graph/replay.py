@@ -128,9 +128,9 @@ class _State:
         raise GradientError(f"a custom gradient refers to tensor {old.name!r}, which is not part of the traced model")
 
     def _name_of(self, old: tf.Tensor) -> str | None:
-        """The name by which `source` knows a tensor; of one outside of all graphs that of its placeholder."""
-        if not isinstance(old, ops.EagerTensor):
-            return old.name if old.graph is self.source else None
+        """The name by which `source` knows a tensor; of one outside of it that of the placeholder where it is captured."""
+        if not isinstance(old, ops.EagerTensor) and old.graph is self.source:
+            return old.name
         return next((inside.name for outside, inside in _captures(self.source) if outside is old), None)
 
     def _computed(self, old: tf.Tensor) -> tf.Tensor:
@@ -282,7 +282,8 @@ def _inline_call(
         for body_op in body.get_operations():
             _replay_operation(inner, body_op)
     stateful = [new for ops in inner.controls.values() for new in ops if new.op_def is not None and new.op_def.is_stateful]
-    return [inner.tensors[t.name] for t in body.outputs], stateful
+    # TensorFlow appends intermediate values to the outputs of a graph whose gradient was taken.
+    return [known[t.name] for t in body.outputs[: len(op.outputs)]], stateful
 
 
 class ReplayedGradient:
