@@ -16,6 +16,7 @@ from tfquant.distributed import Group, Single
 from tfquant.engine import Engine
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.observation import Observation
+from tfquant.older_files import lacking
 from tfquant.sequential import SequentialObservation
 from tfquant.site import Site
 
@@ -139,8 +140,36 @@ def apply(model: QuantizedModel | QuantizedFunction, calibration: calib.Calibrat
             raise ValueError(
                 f"site {site.address}: the calibration is for {grids[0]}, the recipe wants {grids[1]}: calibrate with this recipe"
             )
-    engine.apply(calibration)
+    engine.apply(_with_parted_weights(engine, calibration))
     model.set_mode("quantized")
+
+
+def _with_parted_weights(engine: Engine, calibration: calib.Calibration) -> calib.Calibration:
+    """Return a calibration with the ranges of parameters that an earlier version did not tell apart, found in the weights."""
+    missing = [site for site in lacking(engine.plan.sites, calibration) if site.is_weight]
+    if not missing:
+        return calibration
+    values = engine.parameter_values()
+    own = {site.address: weight_entry(site, values[site.address]) for site in missing}
+    return calib.Calibration({**calibration, **own}, samples=calibration.samples, dimensions=calibration.dimensions)
+
+
+def set_ranges_of_weights(engine: Engine, addresses: Iterable[str]) -> None:
+    """Set ranges of parameter sites to those of the current weights.
+
+    Args:
+      engine: of the model.
+      addresses: of the sites.
+
+    Raises:
+      calib.NonFiniteError: a weight is NaN or infinite.
+    """
+    addresses = list(addresses)
+    values = engine.parameter_values() if addresses else {}
+    for address in addresses:
+        quantizer = engine.quantizers[address]
+        entry, shape = weight_entry(quantizer.site, values[address]), quantizer.site.range_shape
+        quantizer.set_range(entry.lower.reshape(shape), entry.upper.reshape(shape))
 
 
 def engine_of(model: QuantizedModel | QuantizedFunction) -> Engine:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfquant import checkpoint
-from tfquant.calibration import engine_of
+from tfquant.calibration import engine_of, set_ranges_of_weights
 from tfquant.engine import Engine
-from tfquant.graph.source import source_of
+from tfquant.graph.source import Source, source_of
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
+from tfquant.older_files import lacking, recipe_of_file
 from tfquant.quantizer import GROUP_OF
 from tfquant.rules import Recipe
 from tfquant.site import Site
@@ -92,13 +93,16 @@ def load(
     if any(name not in saved for name in (RECIPE, SITES, WEIGHTS)):
         raise ValueError(f"{prefix}: holds weights but no recipe: it was not written by tfquant.save")
     recipe = change(Recipe.from_json(saved[RECIPE]))
-    quantized = wrap(model, Engine(source_of(model, inputs, signature), recipe))
-    renamed = renamed_sites(quantized, json.loads(saved[SITES]), str(prefix))
+    sites = json.loads(saved[SITES])
+    quantized = wrap(model, engine_as_saved(source_of(model, inputs, signature), recipe, sites))
+    renamed = renamed_sites(quantized, sites, str(prefix))
     weights = quantized._engine.weights()
     values = matching_weights(weights, saved, str(prefix))
     for name, variable in weights.items():
         variable.assign(values[name])
     for address, quantizer in quantized._engine.quantizers.items():
+        if address not in renamed:
+            continue
         lower, upper = (saved[range_name(renamed[address], end)] for end in ("lower", "upper"))
         if np.isfinite(lower).all() and np.isfinite(upper).all():
             name = range_name(renamed[address], GROUP_OF)
@@ -106,7 +110,32 @@ def load(
         if all(range_name(renamed[address], name) in saved for name in quantizer.variables):
             for name, variable in quantizer.variables.items():
                 variable.assign(saved[range_name(renamed[address], name)])
+    estimate_parted(quantized._engine, renamed)
     return quantized
+
+
+def estimate_parted(engine: Engine, renamed: Mapping[str, str]) -> None:
+    """Set the ranges of parameters that a calibrated file of an earlier version lacks, from the weights.
+
+    Args:
+      engine: with the weights and ranges of the file.
+      renamed: from `renamed_sites`.
+    """
+    if all(quantizer.calibrated for address, quantizer in engine.quantizers.items() if address in renamed):
+        set_ranges_of_weights(engine, [address for address in engine.quantizers if address not in renamed])
+
+
+def engine_as_saved(source: Source, recipe: Recipe, saved: list[list]) -> Engine:
+    """Return the engine for a file, in which an earlier version may have left further calls of a layer in float.
+
+    Args:
+      source: of the model.
+      recipe: of the file.
+      saved: fingerprints of the sites in the file.
+    """
+    engine = Engine(source, recipe)
+    as_saved = recipe_of_file(recipe, lacking(engine.plan.sites, [address for address, _ in saved], _unnumbered))
+    return engine if as_saved == recipe else Engine(source, as_saved)
 
 
 def range_name(address: str, end: str) -> str:
@@ -136,9 +165,10 @@ def _pairs(own: list[str], saved: list[str]) -> dict[str, str] | None:
 
 
 def renamed_sites(model: QuantizedModel | QuantizedFunction, saved: list[list], prefix: str) -> dict[str, str]:
-    """Address in the model -> address in the file."""
-    own = {site.address: list(site.range_shape) for site in model.plan.sites}
+    """Address in the model -> address in the file; without parameters that an earlier version did not tell apart."""
     stored = {address: shape for address, shape in saved}
+    parted = {site.address for site in lacking(model.plan.sites, stored, _unnumbered)}
+    own = {site.address: list(site.range_shape) for site in model.plan.sites if site.address not in parted}
     pairs = _pairs(list(own), list(stored)) if len(own) == len(stored) else None
     if pairs is None:
         missing, left = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())

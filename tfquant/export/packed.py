@@ -51,7 +51,15 @@ from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.quantizer import GROUP_OF, Quantizer
 from tfquant.rules import Recipe
 from tfquant.sizes import SizeReport, VariableSize
-from tfquant.store import WEIGHTS, fingerprint, matching_weights, range_name, renamed_sites
+from tfquant.store import (
+    WEIGHTS,
+    engine_as_saved,
+    estimate_parted,
+    fingerprint,
+    matching_weights,
+    range_name,
+    renamed_sites,
+)
 
 MARKS = {"format": "tfquant.packed", "version": "1"}
 _COPIES = ("ReadVariableOp", "Identity", "StopGradient")
@@ -100,7 +108,7 @@ def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: 
         `model` are as before then.
     """
     file = _File(path)
-    engine = Engine(source_of(model, inputs, signature), file.recipe)
+    engine = engine_as_saved(source_of(model, inputs, signature), file.recipe, file.sites)
     quantized = wrap(model, engine)
     renamed = renamed_sites(quantized, file.sites, str(path))
     variables = engine.weights()
@@ -110,6 +118,8 @@ def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: 
     if wrong:
         raise ValueError(f"{path}: types differ from the model's: {'; '.join(wrong)}")
     for address, quantizer in engine.quantizers.items():  # not yet the user's
+        if address not in renamed:
+            continue
         saved = {name: file.tensors.get(range_name(renamed[address], name)) for name in quantizer.variables}
         if quantizer.learned is None:
             lower = -saved["upper"] if saved["lower"] is None else saved["lower"]
@@ -119,6 +129,7 @@ def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: 
                 variable.assign(saved[name])
     for name, variable in variables.items():
         variable.assign(values[name])
+    estimate_parted(engine, renamed)
     return quantized
 
 

@@ -21,11 +21,15 @@ _NORMALISING_OPS = frozenset(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LayerNorm:
-    """`output` is `input` normalised, scaled and shifted; `path` is the layer of its parameters."""
+    """`output` is `input` normalised, scaled and shifted; `layer` is the path of the layer of its parameters.
+
+    `path` is that path too, with a number where the layer is called again.
+    """
 
     path: str
     input: tf.Tensor
     output: tf.Tensor
+    layer: str
 
 
 def find_layernorms(flow: Dataflow) -> list[LayerNorm]:
@@ -37,11 +41,11 @@ def find_layernorms(flow: Dataflow) -> list[LayerNorm]:
             continue
         output = _close(flow, source, op)
         if output is not None:
-            found.append(LayerNorm(_path(flow, source, output, op), source, output))
+            layer = _path(flow, source, output, op)
+            found.append(LayerNorm(layer, source, output, layer))
     closed = {norm.output.name for norm in found}
     found += [norm for norm in _without_statistics(flow) if norm.output.name not in closed]
     found.sort(key=lambda norm: flow.index[norm.output.op.name])
-    # A layer that is called again normalises other values there.
     paths = distinct(norm.path for norm in found)
     return [dataclasses.replace(norm, path=path) for norm, path in zip(found, paths, strict=True)]
 
@@ -55,7 +59,7 @@ def _without_statistics(flow: Dataflow) -> Iterator[LayerNorm]:
         add = flow.value_consumers(op.outputs[0])[0][0]
         shift = _channel_variable(flow, add) if add.type in ("Add", "AddV2") else None
         if shift is not None and parent(scale[1]) == parent(shift[1]) and op.outputs[0].name not in flow.output_names:
-            yield LayerNorm(parent(scale[1]), op.inputs[scale[0]], add.outputs[0])
+            yield LayerNorm(parent(scale[1]), op.inputs[scale[0]], add.outputs[0], parent(scale[1]))
 
 
 def _channel_variable(flow: Dataflow, op: tf.Operation) -> tuple[int, str] | None:

@@ -172,8 +172,7 @@ def _sites(values: _Values, recipe: Recipe, chosen: list[tuple[Edge, Rule]], emb
         groups.setdefault(key, []).append((edge, rule))
     sites = []
     for members in groups.values():
-        # The address must not depend on the order of operations, which differs between traces.
-        edge, rule = min(members, key=lambda pair: (ROLES.index(pair[0].role), pair[0].path, pair[0].port))
+        edge, rule = min(members, key=_rank)
         spec = _resolved(rule, edge, embedding)
         sites.append(
             Site(
@@ -184,6 +183,16 @@ def _sites(values: _Values, recipe: Recipe, chosen: list[tuple[Edge, Rule]], emb
             )
         )  # fmt: skip
     return sites
+
+
+def _rank(member: tuple[Edge, Rule]) -> tuple:
+    """Orders edges that share a site, of which the first gives it its address.
+
+    That must not depend on the order of operations, which differs between traces. Numbered edges come last, as files of versions
+    that did not tell them from the first one know that one alone.
+    """
+    edge, _ = member
+    return edge.repeated, ROLES.index(edge.role), edge.path, edge.port
 
 
 def _resolved(rule: Rule, edge: Edge, embedding: Embedding) -> QuantSpec:

@@ -19,15 +19,17 @@ _ADD_OPS = ("Add", "AddV2")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Residual:
-    """`op` adds input `skip_index` to the output of the layer at `path`, its last contraction.
+    """`op` adds input `skip_index` to the output of the layer at `layer`, its last contraction.
 
-    `source` is the tensor that both ways start from: the skip operand, or what it is a projection of.
+    `source` is the tensor that both ways start from: the skip operand, or what it is a projection of. `path` is that of the layer,
+    with a number where several additions follow one contraction.
     """
 
     op: tf.Operation
     skip_index: int
     path: str
     source: tf.Tensor
+    layer: str
 
     @property
     def other_index(self) -> int:
@@ -54,9 +56,8 @@ def find_residuals(
         residual = _identity(flow, op, by_name, paths) or _projection(flow, op, by_name, paths)
         if residual is not None:
             found.append(residual)
-    # Two additions may follow one contraction, as where a sum is added to once more.
-    paths_of_found = distinct(residual.path for residual in found)
-    return [dataclasses.replace(residual, path=path) for residual, path in zip(found, paths_of_found, strict=True)]
+    numbered = distinct(residual.path for residual in found)
+    return [dataclasses.replace(residual, path=path) for residual, path in zip(found, numbered, strict=True)]
 
 
 def _identity(flow: Dataflow, op: tf.Operation, by_name: dict[str, Contraction], paths: dict[str, str]) -> Residual | None:
@@ -64,7 +65,7 @@ def _identity(flow: Dataflow, op: tf.Operation, by_name: dict[str, Contraction],
     for skip_index, skip in enumerate(op.inputs):
         between = _contractions_since(flow, skip, op.inputs[1 - skip_index], by_name)
         if between:
-            return Residual(op, skip_index, paths[between[0]], skip)
+            return Residual(op, skip_index, paths[between[0]], skip, paths[between[0]])
     return None
 
 
@@ -77,7 +78,7 @@ def _projection(flow: Dataflow, op: tf.Operation, by_name: dict[str, Contraction
         source = behind[0].inputs[by_name[behind[0].name].input_index]
         between = _contractions_since(flow, source, op.inputs[1 - skip_index], by_name)
         if len(between) > 1:
-            return Residual(op, skip_index, paths[between[0]], source)
+            return Residual(op, skip_index, paths[between[0]], source, paths[between[0]])
     return None
 
 

@@ -38,6 +38,7 @@ class Edge:
       channel_axes: axes of `tensor` that may have their own range; empty where only one range makes sense.
       parameter: the value comes from variables and constants alone.
       nonnegative: the structure guarantees values >= 0.
+      repeated: its address has a number because another edge came first, such as the first call of a layer norm.
       fusable: `<attention path>:<role>` where the edge is one of query, key and value; empty elsewhere.
     """
 
@@ -52,6 +53,7 @@ class Edge:
     parameter: bool = False
     nonnegative: bool = False
     fusable: str = ""
+    repeated: bool = False
 
     @property
     def address(self) -> str:
@@ -130,15 +132,16 @@ def find_roles(trace: Trace) -> Roles:
 def _numbered(edges: Iterable[Edge]) -> list[Edge]:
     """Each edge once; of different ones with one address, such as two look-ups in one table, the later ones become #2, #3."""
     found: dict[str, Edge] = {}
-    repeated = []
+    further = []
     for edge in edges:
         if found.setdefault(edge.address, edge).place != edge.place:
-            repeated.append(edge)
+            further.append(edge)
     known = {edge.place for edge in found.values()}
-    for edge in repeated:  # behind all others, whose addresses do not depend on what is repeated
+    for edge in further:  # behind all others, whose addresses do not depend on what is repeated
         if edge.place not in known:
             known.add(edge.place)
-            numbered = (dataclasses.replace(edge, path=f"{edge.path}#{count}") for count in itertools.count(2))
+            paths = (f"{edge.path}#{count}" for count in itertools.count(2))
+            numbered = (dataclasses.replace(edge, path=path, repeated=True) for path in paths)
             edge = next(candidate for candidate in numbered if candidate.address not in found)
             found[edge.address] = edge
     return list(found.values())
@@ -174,15 +177,23 @@ class Structure:
         for attention in self.attention:
             yield self._on_tensor("attention_scores", attention.path, "output", attention.scores.op.outputs[0])
             yield self._on_tensor("softmax_output", attention.path, "output", attention.softmax, nonnegative=True)
-        for residual in self.residuals:
-            yield self._on_edge("residual", residual.path, "skip", residual.op, residual.skip_index)
-            yield self._on_edge("residual_other", residual.path, "other", residual.op, residual.other_index)
-            yield self._on_tensor("residual_sum", residual.path, "output", residual.op.outputs[0])
-        for norm in self.layernorms:
-            yield self._on_tensor("layernorm_input", norm.path, "input", norm.input)
-            yield self._on_tensor("layernorm_output", norm.path, "output", norm.output)
+        for found in (*self.residuals, *self.layernorms):
+            for edge in self._of_residual(found) if isinstance(found, Residual) else self._of_layernorm(found):
+                yield edge if found.path == found.layer else dataclasses.replace(edge, repeated=True)
         yield from self._produced()
         yield from self.edges_of_embeddings()
+
+    def _of_residual(self, residual: Residual) -> Iterator[Edge]:
+        yield self._on_edge("residual", residual.path, "skip", residual.op, residual.skip_index)
+        yield self._on_edge("residual_other", residual.path, "other", residual.op, residual.other_index)
+        yield self._on_tensor("residual_sum", residual.path, "output", residual.op.outputs[0])
+
+    def _of_layernorm(self, norm: LayerNorm) -> Iterator[Edge]:
+        yield self._on_tensor("layernorm_input", norm.path, "input", norm.input)
+        yield self._on_tensor("layernorm_output", norm.path, "output", norm.output)
+        scale = produced.layernorm_scale(self.flow, norm)
+        if scale is not None:
+            yield self._on_parameter("layernorm_weight", norm.path, "scale", *scale, channel_axes=())
 
     def blocks(self) -> list[Block]:
         """A block ends with what the next one's attention is added to: a normed state or the bare sum, as the model has it."""
@@ -302,7 +313,7 @@ class Structure:
                 continue
             total = residual.op.outputs[0]
             norm = next((n for n in self.layernorms if self.flow.root(n.input).name == total.name), None)
-            ends.append((norm.output, norm.path) if norm else (total, residual.path))
+            ends.append((norm.output, norm.layer) if norm else (total, residual.layer))
         return ends
 
     def _zones(self) -> dict[str, str]:
@@ -393,10 +404,6 @@ class Structure:
             yield self._on_tensor("layer_output", path, "output", tensor)
         for attention in self.attention:
             yield self._on_tensor("attention_output", attention.path, "output", produced.merged_context(self.flow, attention))
-        for norm in self.layernorms:
-            scale = produced.layernorm_scale(self.flow, norm)
-            if scale is not None:
-                yield self._on_parameter("layernorm_weight", norm.path, "scale", *scale, channel_axes=())
 
     @functools.cached_property
     def layer_outputs(self) -> dict[str, tf.Tensor]:

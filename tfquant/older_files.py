@@ -1,0 +1,72 @@
+"""Sites that checkpoints and calibrations of earlier versions lack, because these told fewer places apart.
+
+They gave all uses of one variable one range, however it was moved, cut or scaled on the way, and left the second use of a layer
+norm, activation or residual connection in float. Such files keep loading: ranges of parameters follow from the weights, and what
+was in float stays in float.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+
+from tfquant.rules import Recipe, Rule
+from tfquant.site import PARAMETER_ROLES, Site
+
+_NUMBER = re.compile(r"#\d+$")
+_REPEATED_ROLES = ("layernorm_input", "layernorm_output", "residual", "residual_other", "residual_sum", "activation_output")
+
+
+def lacking(sites: Iterable[Site], known: Iterable[str], same: Callable[[str], str] = str) -> list[Site]:
+    """Return the sites that a file of an earlier version does not know, in their order.
+
+    Args:
+      sites: of the model, in graph order.
+      known: addresses in the file.
+      same: address -> what is compared of it.
+    """
+    known = [same(address) for address in known]
+    left = collections.Counter(known)
+    layers = {_layer(address) for address in known}
+    found = []
+    for site in sites:
+        address = same(site.address)
+        if left[address]:
+            left[address] -= 1
+        elif _could_be_shared(site, address, layers) or _was_dropped(site):
+            found.append(site)
+    return found
+
+
+def recipe_of_file(recipe: Recipe, sites: Iterable[Site]) -> Recipe:
+    """Return the recipe that leaves what an earlier version dropped in float; parameters are not touched.
+
+    Args:
+      recipe: of the file.
+      sites: from `lacking`.
+    """
+    rules = []
+    for member in (member for site in sites if _was_dropped(site) for member in site.members):
+        path, role, port = member.rsplit(":", 2)
+        pattern, name = f"re:^{re.escape(path)}$", f"float as saved: {member}"
+        rules.append(Rule(None, role=role, path=pattern, port=port, optional=True, name=name))
+    return dataclasses.replace(recipe, rules=(*recipe.rules, *rules))
+
+
+def _layer(address: str) -> str:
+    return _NUMBER.sub("", address.rsplit(":", 2)[0])
+
+
+def _could_be_shared(site: Site, address: str, layers: set[str]) -> bool:
+    """Whether a site of the file may have quantized the same variable: one of that layer, or of a variable of it."""
+    own = _layer(address)
+    if site.role not in PARAMETER_ROLES and site.port not in ("kernel", "table"):
+        return False
+    return any(own == layer or layer.startswith(f"{own}/") or own.startswith(f"{layer}/") for layer in layers if layer)
+
+
+def _was_dropped(site: Site) -> bool:
+    parts = [member.rsplit(":", 2) for member in site.members]
+    return all(role in _REPEATED_ROLES and _NUMBER.search(path) for path, role, _ in parts)
