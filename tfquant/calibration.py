@@ -16,7 +16,7 @@ from tfquant.distributed import Group, Single
 from tfquant.engine import Engine
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.observation import Observation
-from tfquant.older_files import lacking
+from tfquant.older_files import lacking, with_partners
 from tfquant.sequential import SequentialObservation
 from tfquant.site import Site
 
@@ -146,11 +146,12 @@ def apply(model: QuantizedModel | QuantizedFunction, calibration: calib.Calibrat
 
 def _with_parted_weights(engine: Engine, calibration: calib.Calibration) -> calib.Calibration:
     """Return a calibration with the ranges of parameters that an earlier version did not tell apart, found in the weights."""
-    missing = [site for site in lacking(engine.plan.sites, calibration) if site.is_weight]
+    missing = [site.address for site in lacking(engine.plan.sites, calibration) if site.is_weight]
     if not missing:
         return calibration
     values = engine.parameter_values()
-    own = {site.address: weight_entry(site, values[site.address]) for site in missing}
+    parted = with_partners(engine.plan.sites, missing)
+    own = {address: weight_entry(engine.quantizers[address].site, values[address]) for address in parted}
     return calib.Calibration({**calibration, **own}, samples=calibration.samples, dimensions=calibration.dimensions)
 
 

@@ -40,6 +40,20 @@ def lacking(sites: Iterable[Site], known: Iterable[str], same: Callable[[str], s
     return found
 
 
+def with_partners(sites: Iterable[Site], parted: Iterable[str]) -> list[str]:
+    """Return the addresses of parameters whose ranges do not follow from a file of an earlier version.
+
+    Such a file has one range for all uses of a variable, which is that of any of them: it fits none for certain.
+
+    Args:
+      sites: of the model.
+      parted: addresses of the parameters that the file lacks.
+    """
+    parted = set(parted)
+    layers = {_layer(address) for address in parted}
+    return [site.address for site in sites if site.address in parted or (site.is_weight and _layer(site.address) in layers)]
+
+
 def recipe_of_file(recipe: Recipe, sites: Iterable[Site]) -> Recipe:
     """Return the recipe that leaves what an earlier version dropped in float; parameters are not touched.
 

@@ -16,7 +16,7 @@ from tfquant.calibration import engine_of, set_ranges_of_weights
 from tfquant.engine import Engine
 from tfquant.graph.source import Source, source_of
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
-from tfquant.older_files import lacking, recipe_of_file
+from tfquant.older_files import lacking, recipe_of_file, with_partners
 from tfquant.quantizer import GROUP_OF
 from tfquant.rules import Recipe
 from tfquant.site import Site
@@ -122,7 +122,8 @@ def estimate_parted(engine: Engine, renamed: Mapping[str, str]) -> None:
       renamed: from `renamed_sites`.
     """
     if all(quantizer.calibrated for address, quantizer in engine.quantizers.items() if address in renamed):
-        set_ranges_of_weights(engine, [address for address in engine.quantizers if address not in renamed])
+        parted = [address for address in engine.quantizers if address not in renamed]
+        set_ranges_of_weights(engine, with_partners(engine.plan.sites, parted))
 
 
 def engine_as_saved(source: Source, recipe: Recipe, saved: list[list]) -> Engine:
