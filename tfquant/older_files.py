@@ -7,11 +7,11 @@ was in float stays in float.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
+from tfquant.graph.dataflow import parent
 from tfquant.rules import Recipe, Rule
 from tfquant.site import PARAMETER_ROLES, Site
 
@@ -19,25 +19,19 @@ _NUMBER = re.compile(r"#\d+$")
 _REPEATED_ROLES = ("layernorm_input", "layernorm_output", "residual", "residual_other", "residual_sum", "activation_output")
 
 
-def lacking(sites: Iterable[Site], known: Iterable[str], same: Callable[[str], str] = str) -> list[Site]:
+def lacking(sites: Iterable[Site], known: Iterable[str]) -> list[Site]:
     """Return the sites that a file of an earlier version does not know, in their order.
 
     Args:
       sites: of the model, in graph order.
       known: addresses in the file.
-      same: address -> what is compared of it.
     """
-    known = [same(address) for address in known]
-    left = collections.Counter(known)
-    layers = {_layer(address) for address in known}
-    found = []
-    for site in sites:
-        address = same(site.address)
-        if left[address]:
-            left[address] -= 1
-        elif _could_be_shared(site, address, layers) or _was_dropped(site):
-            found.append(site)
-    return found
+    sites, known = list(sites), set(known)
+    if len(sites) <= len(known):
+        return []
+    layers = {_layer(address) for address in known if _is_of_parameter(address)}
+    unknown = [site for site in sites if site.address not in known]
+    return [site for site in unknown if _could_be_shared(site, layers) or _was_dropped(site)]
 
 
 def with_partners(sites: Iterable[Site], parted: Iterable[str]) -> list[str]:
@@ -73,12 +67,15 @@ def _layer(address: str) -> str:
     return _NUMBER.sub("", address.rsplit(":", 2)[0])
 
 
-def _could_be_shared(site: Site, address: str, layers: set[str]) -> bool:
+def _is_of_parameter(address: str) -> bool:
+    _, role, port = address.rsplit(":", 2)
+    return role in PARAMETER_ROLES or port in ("kernel", "table")
+
+
+def _could_be_shared(site: Site, layers: set[str]) -> bool:
     """Whether a site of the file may have quantized the same variable: one of that layer, or of a variable of it."""
-    own = _layer(address)
-    if site.role not in PARAMETER_ROLES and site.port not in ("kernel", "table"):
-        return False
-    return any(own == layer or layer.startswith(f"{own}/") or own.startswith(f"{layer}/") for layer in layers if layer)
+    own = _layer(site.address)
+    return site.is_weight and any(own in (layer, parent(layer)) or parent(own) == layer for layer in layers)
 
 
 def _was_dropped(site: Site) -> bool:

@@ -135,7 +135,7 @@ def engine_as_saved(source: Source, recipe: Recipe, saved: list[list]) -> Engine
       saved: fingerprints of the sites in the file.
     """
     engine = Engine(source, recipe)
-    as_saved = recipe_of_file(recipe, lacking(engine.plan.sites, [address for address, _ in saved], _unnumbered))
+    as_saved = recipe_of_file(recipe, lacking(engine.plan.sites, [address for address, _ in saved]))
     return engine if as_saved == recipe else Engine(source, as_saved)
 
 
@@ -167,10 +167,10 @@ def _pairs(own: list[str], saved: list[str]) -> dict[str, str] | None:
 
 def renamed_sites(model: QuantizedModel | QuantizedFunction, saved: list[list], prefix: str) -> dict[str, str]:
     """Address in the model -> address in the file; without parameters that an earlier version did not tell apart."""
-    stored = {address: shape for address, shape in saved}
-    parted = {site.address for site in lacking(model.plan.sites, stored, _unnumbered)}
-    own = {site.address: list(site.range_shape) for site in model.plan.sites if site.address not in parted}
-    pairs = _pairs(list(own), list(stored)) if len(own) == len(stored) else None
+    stored, own = {address: shape for address, shape in saved}, {site.address: site for site in model.plan.sites}
+    parted = {site.address for site in lacking(own.values(), stored)}
+    common = [address for address in own if address not in parted]
+    pairs = _pairs(common, list(stored)) if len(common) == len(stored) else None
     if pairs is None:
         missing, left = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
         raise ValueError(
