@@ -1,8 +1,8 @@
 """Dynamic ranges: the extremes of the tensor at hand, found in the graph in every call and never stored.
 
-`per_tensor`: one range for the whole batch. Padding is left out of it where an input of the model marks real tokens, by one of
-`tfquant.graph.axes.MASK_NAMES`, so that answers do not depend on how far a batch is padded; values of padding beyond the range are
-clipped. Other rows of the batch do count.
+`per_tensor`: one range for the whole batch. Padding is left out of it where the model has a mask (see `tfquant.graph.padding`), so
+that answers do not depend on how far a batch is padded; values of padding beyond the range are clipped. Other rows of the batch do
+count.
 
 `per_token`: one range for each position of each sample, over the last axis, so that no row's answer depends on the others. The code
 of Bondarenko et al. (EMNLP 2021) has ranges of that name for each position, shared by all rows of a batch: the same for one row.
@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant import qdq
-from tfquant.graph.axes import TokenAxes, mask_index, padded_axes
+from tfquant.graph.padding import Padding
 from tfquant.graph.roles import Edge
 from tfquant.graph.trace import Trace
 from tfquant.site import Site
@@ -33,25 +33,22 @@ class DynamicRanges:
     Args:
       trace: of inference or training.
       placements: (site, edge) of all sites in it.
-
-    Raises:
-      ValueError: the model has a mask, but it cannot be told where padding lies.
     """
 
     def __init__(self, trace: Trace, placements: Iterable[tuple[Site, Edge]]):
-        over_tokens = [edge.tensor for site, edge in placements if site.spec.dynamic and site.spec.granularity != "per_token"]
-        self._mask = mask_index(trace, "auto") if over_tokens else None
-        self._axes = padded_axes(trace, self._mask, over_tokens, "leave dynamic out of the recipe, or rename the input")
+        over_tokens = {
+            site.address: edge.tensor
+            for site, edge in placements
+            if site.spec.dynamic and site.spec.granularity != "per_token"
+        }
+        self._padding = Padding(trace, over_tokens, what="dynamic sites") if over_tokens else None
 
     def quantizing(self, flat: Sequence[tf.Tensor]) -> Callable[[Site, Edge, tf.Tensor], tf.Tensor]:
         """QDQ of tensors with their own extremes, in a graph with the inputs `flat`."""
-        known: dict[TokenAxes, tf.Tensor | None] = {}
+        validity = None if self._padding is None else self._padding.values(flat)
 
         def quantize(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
-            axes = self._axes.get(edge.tensor.name)
-            if axes is not None and axes not in known:
-                known[axes] = axes.validity(flat[self._mask])
-            spec, valid = site.spec, None if axes is None else known[axes]
+            spec, valid = site.spec, None if validity is None else validity.of(edge.tensor)
             ends = extremes(tensor, site, valid)
             if spec.ste == "strict":
                 return qdq.quantize_dequantize(tensor, *ends, spec.grid, site.channel_axes, strict=True)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import io
 import zlib
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import calib
 from tfquant.agreement import dealt
 from tfquant.distributed import Group, Single
 from tfquant.engine import Engine
-from tfquant.graph.axes import TokenAxes, mask_index, token_axes
+from tfquant.graph.padding import Padding
 from tfquant.graph.roles import Edge
 from tfquant.messages import one_line
 from tfquant.site import Site
@@ -36,7 +36,7 @@ class Observation:
         self,
         engine: Engine,
         *,
-        mask: str | None = "auto",
+        mask: str | Sequence[str] | None = "auto",
         bins: int = 2048,
         sample: int = 65536,
         seed: int = 0,
@@ -57,8 +57,8 @@ class Observation:
         limits = {site.address: site.spec.method.rows for site, _ in self.targets}
         self.rows = {address: calib.rows.RowSample(limit) for address, limit in limits.items() if limit}
         self._edges = [*(edge for _, edge in self.targets), *self._along.values()]
-        self.mask_index = mask_index(engine.inference, mask)
-        self.axes = self._token_axes(mask)
+        edges = {site.address: edge.tensor for site, edge in self.targets} | {a: e.tensor for a, e in self._along.items()}
+        self.padding = Padding(engine.inference, edges, mask)
         self.samples = 0
         self.number = 0  # of the batch at hand; after the last, how many there were
         self._extremes: dict[int, np.ndarray] = {}  # by batch, of this rank's; filled only where there are other ranks
@@ -82,29 +82,17 @@ class Observation:
                 edges.setdefault(site.order, self.engine.edges()[site.order])
         return edges
 
-    def _token_axes(self, mask: str | None) -> dict[str, TokenAxes]:
-        if self.mask_index is None or not self._edges:
-            return {}
-        trace = self.engine.inference
-        try:
-            return token_axes(trace, trace.inputs[self.mask_index], [edge.tensor for edge in self._edges])
-        except Exception as error:
-            raise ValueError(
-                f"cannot tell where padding lies in this model's tensors ({type(error).__name__}: {error}); calibrate with "
-                f"mask=None (mask was {mask!r})"
-            ) from error
-
     @functools.cached_property
     def function(self):
         """Made for the first batch that fits: a bad one shows at once."""
-        trace = self.engine.inference
+        trace, count = self.engine.inference, len(self._edges)
 
         def observe(number, *flat):
-            tensors = trace.emit(list(flat), targets=[edge.tensor for edge in self._edges])
-            validity: dict[TokenAxes, tf.Tensor | None] = {}
+            found = trace.emit(list(flat), targets=[*(edge.tensor for edge in self._edges), *self.padding.masks])
+            tensors, validity = found[:count], self.padding.of_masks(found[count:])
             extremes, rows = [tf.zeros([0, 2])], []
             for observer, edge, tensor in zip(self.all_observers(), self._edges, tensors, strict=True):
-                valid = self.valid_elements(edge, flat, validity)
+                valid = validity.of(edge.tensor)
                 seen = observer.update(tensor, valid, number)
                 if seen is not None:
                     extremes.append(seen[tf.newaxis])
@@ -115,15 +103,6 @@ class Observation:
         signature = [tf.TensorSpec([], tf.int64), *trace.input_specs]
         function = tf.function(observe, autograph=False, jit_compile=False, input_signature=signature)
         return function.get_concrete_function()
-
-    def valid_elements(self, edge: Edge, flat, known: dict[TokenAxes, tf.Tensor | None]) -> tf.Tensor | None:
-        """What of an edge's tensor is no padding, from the inputs `flat`; made once for all tensors alike and kept in `known`."""
-        axes = self.axes.get(edge.tensor.name)
-        if axes is None:
-            return None
-        if axes not in known:
-            known[axes] = axes.validity(flat[self.mask_index])
-        return known[axes]
 
     def statistics(self, site: Site, observer: calib.Observer) -> calib.Statistics:
         """What was collected at a site; NonFiniteError if a batch held NaN or Inf."""

@@ -24,7 +24,6 @@ import calib
 from tfquant import qdq
 from tfquant.distributed import Group
 from tfquant.engine import fused_ranges
-from tfquant.graph.axes import TokenAxes
 from tfquant.graph.roles import Edge
 from tfquant.observation import Observation
 from tfquant.site import Site
@@ -74,7 +73,7 @@ class SequentialObservation(Observation):
         places = {site.address: (observer, edge) for (site, observer), (_, edge) in zip(self.observers, self.targets, strict=True)}
 
         def observe(number, *flat):
-            validity: dict[TokenAxes, tf.Tensor | None] = {}
+            validity = self.padding.values(flat)
             extremes: dict[str, tf.Tensor] = {}
             rows: dict[str, tf.Tensor] = {}
             ranges = {address: tuple(map(tf.constant, ends)) for address, ends in self._weights.items()}
@@ -87,7 +86,7 @@ class SequentialObservation(Observation):
                 # Edges of one site may carry views of one tensor: it is counted once.
                 if site.address not in ranges:
                     observer, edge = places[site.address]  # the first of its edges
-                    valid = self.valid_elements(edge, flat, validity)
+                    valid = validity.of(edge.tensor)
                     extremes[site.address] = observer.update(tensor, valid, number)
                     if site.address in self.rows:
                         rows[site.address] = calib.rows.rows_of(tensor, valid, self.rows[site.address].limit, site.address)

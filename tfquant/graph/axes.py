@@ -1,153 +1,173 @@
-"""Which axes of a tensor are the batch and the sequence: found by emitting the graph once with sizes nothing else has."""
+"""Which axes of a tensor run over the batch and which over tokens: found by emitting the graph with sizes that nothing else has.
+
+Every axis of an input whose size can vary has a label and a size of its own. The shapes that follow show where each label went. Two
+labels become one where the graph wants their sizes to be equal: the lengths of token ids and of their mask do, those of an encoder
+and a decoder do not, so each tensor tells which of them it belongs to. Where a graph takes no other size than the one it was traced
+with, which features may have as well, labels are followed through its operations (see `tfquant.graph.axis_flow`).
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from collections.abc import Iterable
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 
 import tensorflow as tf
 from tensorflow.python.framework import func_graph as tf_func_graph
 
+from tfquant.graph.axis_flow import Factors, flow
+from tfquant.graph.axis_sizes import BATCH, AxisSizes
 from tfquant.graph.trace import Trace
-from tfquant.messages import one_line
 
-# Inputs that mark real tokens, where nothing else is said; the first that a model has counts.
-MASK_NAMES = ("input_mask", "attention_mask", "padding_mask", "mask")
-# Small, so that position tables are long enough; the first two that are no size in the model are taken.
-_PRIMES = (7, 11, 13, 17, 19, 23, 29, 5, 3)
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenAxes:
-    """Where the tokens of a tensor lie.
-
-    Attributes:
-      batch: axis of the batch, None if there is none.
-      sequence: axes that run over tokens (two for attention probabilities).
-      flat: axis that runs over batch times tokens, None if there is none.
-      rank: of the tensor.
-    """
-
-    batch: int | None
-    sequence: tuple[int, ...]
-    flat: int | None
-    rank: int
-
-    def validity(self, mask: tf.Tensor) -> tf.Tensor | None:
-        """A token mask broadcast to the tensor.
-
-        Args:
-          mask: [batch, tokens], nonzero for real tokens.
-
-        Returns:
-          float32 with ones for real tokens and zeros elsewhere, size 1 along axes without tokens; a pair of tokens counts if both
-          are real. None where the tensor has no token axis.
-        """
-        mask = tf.cast(tf.not_equal(tf.cast(mask, tf.float32), 0.0), tf.float32)
-        if self.flat is not None:
-            return tf.reshape(mask, [-1 if axis == self.flat else 1 for axis in range(self.rank)])
-        if self.batch is None or not self.sequence:
-            return None
-        valid = None
-        for axis in self.sequence:
-            oriented = mask if self.batch < axis else tf.transpose(mask)
-            shape = [1] * self.rank
-            sizes = tf.shape(mask)
-            shape[self.batch], shape[axis] = sizes[0], sizes[1]
-            placed = tf.reshape(oriented, shape)
-            placed.set_shape([None if i in (self.batch, axis) else 1 for i in range(self.rank)])
-            valid = placed if valid is None else valid * placed
-        return valid
+# For each axis of a tensor the labels whose product is its size: () for features, (BATCH,) and (3,) for the batch and the tokens of
+# one input, (BATCH, 3) for both flattened into one axis, (BATCH, -4) for the batch and four heads, (PART,) for some of the
+# tokens, or these and something else.
+Labels = tuple[tuple[int, ...], ...]
+Shape = tuple[int | None, ...] | None
+_READING = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape")
 
 
-def token_axes(trace: Trace, mask: tf.Tensor, tensors: Iterable[tf.Tensor]) -> dict[str, TokenAxes]:
-    """Token axes of `tensors`.
+class Axes:
+    """Labels of the axes of tensors.
 
     Args:
       trace: the graph.
-      mask: the placeholder of the token mask, [batch, tokens].
-      tensors: of the graph.
+      tensors: those whose labels are asked for.
 
-    Returns:
-      Tensor name -> its axes. Axes of fixed size are told by that size, the first that fits; where batch and length are open they
-      cannot be mistaken.
-    """
-    tensors = list(tensors)
-    batch, length = _probe_sizes(trace, mask)
-    shapes = _static_shapes(trace, mask, batch, length, tensors)
-    return {t.name: _label(shapes[t.name], batch, length) for t in tensors}
-
-
-def _probe_sizes(trace: Trace, mask: tf.Tensor) -> tuple[int, int]:
-    taken = {d for op in trace.operations for t in op.outputs if t.shape.rank for d in t.shape if d}
-    free = [p for p in _PRIMES if p not in taken]
-    if len(free) < 2:
-        free = [p for p in range(31, 2000) if p not in taken and all(p % q for q in range(2, p))]
-    # Nor may their product, the size of a flat axis, be taken.
-    pairs = itertools.combinations(free, 2)
-    length, batch = next((pair for pair in pairs if pair[0] * pair[1] not in taken), free[:2])
-    return mask.shape[0] or batch, mask.shape[1] or length
-
-
-def _static_shapes(trace: Trace, mask: tf.Tensor, batch: int, length: int, tensors: list[tf.Tensor]) -> dict[str, tuple]:
-    with tf_func_graph.FuncGraph("tfquant_shapes").as_default():
-        inputs = []
-        for old in trace.inputs:
-            shape = list(old.shape)
-            if shape and shape[0] is None:
-                shape[0] = batch
-            if len(shape) > 1 and shape[1] is None:
-                shape[1] = length
-            inputs.append(tf.compat.v1.placeholder(old.dtype, shape))
-        return {old.name: tuple(new.shape) for old, new in zip(tensors, trace.emit(inputs, targets=tensors), strict=True)}
-
-
-def _label(shape: tuple[int | None, ...], batch: int, length: int) -> TokenAxes:
-    rank = len(shape)
-    flat = next((i for i, d in enumerate(shape) if d == batch * length), None)
-    first = next((i for i, d in enumerate(shape) if d == batch), None)
-    sequence = tuple(i for i, d in enumerate(shape) if d == length and i != first)
-    if rank == 3 and len(sequence) > 1:
-        # [batch, tokens, features] with as many features as tokens: the last axis carries features.
-        sequence = sequence[:1]
-    return TokenAxes(first, sequence, flat, rank)
-
-
-def padded_axes(
-    trace: Trace, index: int | None, tensors: Iterable[tf.Tensor], remedy: str = "pass mask=None"
-) -> dict[str, TokenAxes]:
-    """Tensor name -> where its tokens lie, by the mask with that index among the inputs; nothing without one.
+    Attributes:
+      inputs: of each input of the trace the label of each axis, None where it has none.
+      labels: by name of a tensor.
 
     Raises:
-      ValueError: it cannot be told.
+      ValueError: the graph takes no such sizes.
     """
-    if index is None:
-        return {}
+
+    def __init__(self, trace: Trace, tensors: Iterable[tf.Tensor]):
+        self._trace, self._tensors = trace, {t.name: t for t in tensors}
+        taken = {d for op in trace.operations for t in op.outputs if t.shape.rank for d in t.shape if d}
+        self._sizes = AxisSizes(trace.inputs, taken)
+        self._emitted = self._settled()
+        self._shapes = self._executed(self._emitted)
+        if self._open(self._shapes) and self._sizes.pin():  # a loop of a fixed number of steps shows only when it runs
+            self._emitted = self._settled()
+            self._shapes = self._executed(self._emitted)
+        self.inputs = [tuple(None if a is None else self._sizes.root(a) for a in axes) for axes in self._sizes.labels]
+        known = self._sizes.products()
+        self.labels: dict[str, Labels] = {name: self._of_sizes(shape, known) for name, shape in self._shapes.items()}
+        if self._sizes.any_pinned():
+            self.follow(self._tensors)
+
+    def follow(self, names: Iterable[str]) -> None:
+        """Finds the labels of tensors anew, by the operations that make them; those of tensors that these cannot tell stay."""
+        for name in names:
+            factors = self._flow.get(self._emitted[name].name)
+            if factors is not None:
+                self.labels[name] = tuple(_labels(axis) for axis in factors)
+
+    def unexplained(self, names: Iterable[str]) -> set[str]:
+        """Those of the tensors that have an axis of no label whose size varies with the inputs' all the same, or is unknown."""
+        names = [name for name in names if self._has_open_axis(name)]
+        if not names:
+            return set()
+        self._sizes.renew()
+        try:
+            emitted = self._emit(names)
+        except ValueError:  # these sizes happen not to fit: nothing is known of the open axes
+            return set(names)
+        shapes = self._executed(emitted)
+        return {
+            name
+            for name, shape in shapes.items()
+            if shape is None
+            or self._shapes[name] is None
+            or any(
+                not labels and (size is None or size != before)
+                for labels, before, size in zip(self.labels[name], self._shapes[name], shape, strict=True)
+            )
+        }
+
+    def _has_open_axis(self, name: str) -> bool:
+        sizes = self._tensors[name].shape
+        return sizes.rank is None or any(
+            size is None and not labels for size, labels in zip(sizes, self.labels[name], strict=False)
+        )
+
+    def _settled(self) -> dict[str, tf.Tensor]:
+        while True:  # every change leaves fewer labels, or smaller sizes
+            try:
+                return self._emit(self._tensors)
+            except ValueError as error:
+                if not self._sizes.settle(str(error)):
+                    raise
+
+    def _emit(self, names: Iterable[str]) -> dict[str, tf.Tensor]:
+        """Name of a tensor -> the same in a graph of the present sizes."""
+        names = list(names)
+        with tf_func_graph.FuncGraph("tfquant_shapes").as_default():
+            self._placeholders = [
+                tf.compat.v1.placeholder(old.dtype, shape)
+                for old, shape in zip(self._trace.inputs, self._sizes.shapes(), strict=True)
+            ]
+            found = self._trace.emit(self._placeholders, targets=[self._tensors[name] for name in names])
+        return dict(zip(names, found, strict=True))
+
+    def _open(self, shapes: Mapping[str, Shape]) -> list[str]:
+        return [name for name, shape in shapes.items() if shape is None or None in shape]
+
+    def _executed(self, emitted: Mapping[str, tf.Tensor]) -> dict[str, Shape]:
+        """Shapes of tensors; of what loops have collected, and the like, those that show when the graph runs."""
+        shapes = {name: None if t.shape.rank is None else tuple(t.shape) for name, t in emitted.items()}
+        open_ones = self._open(shapes)
+        specs = [
+            tf.TensorSpec(shape, old.dtype) for old, shape in zip(self._trace.inputs, self._sizes.shapes(), strict=True)
+        ]
+        if not open_ones or not all(spec.shape.is_fully_defined() and spec.dtype != tf.string for spec in specs):
+            return shapes
+        targets = [self._tensors[name] for name in open_ones]
+        try:
+            with tf.init_scope(), _unchanged(self._trace, targets):
+                function = tf.function(
+                    lambda *flat: [tf.shape(t) for t in self._trace.emit(list(flat), targets=targets)],
+                    autograph=False, jit_compile=False, input_signature=specs,
+                )  # fmt: skip
+                zeros = [tf.zeros(spec.shape, spec.dtype) for spec in specs]
+                found = [tuple(int(d) for d in size.numpy()) for size in function.get_concrete_function()(*zeros)]
+        except Exception:  # zeros of these sizes are no input that it can run on
+            return shapes
+        return shapes | dict(zip(open_ones, found, strict=True))
+
+    @functools.cached_property
+    def _flow(self) -> Mapping[str, Factors]:
+        graph = next(iter(self._emitted.values())).graph
+        return flow(graph, {t.name: labels for t, labels in zip(self._placeholders, self.inputs, strict=True)})
+
+    def _of_sizes(self, shape: Shape, known: dict[int, tuple[int, ...]]) -> Labels:
+        found = [known.get(size, ()) for size in shape or ()]
+        if len(found) == 3 and found[1] and found[2] == found[1] and self._sizes.pinned(found[2][0]):
+            # [batch, tokens, features] with as many features as tokens: the last axis carries features.
+            found[2] = ()
+        if found.count((BATCH,)) > 1:
+            first = found.index((BATCH,))
+            found = [() if axis > first and labels == (BATCH,) else labels for axis, labels in enumerate(found)]
+        return tuple(found)
+
+
+@contextlib.contextmanager
+def _unchanged(trace: Trace, targets: list[tf.Tensor]) -> Iterator[None]:
+    """Gives variables that the computation of `targets` assigns, such as states of generators, their values back."""
+    assigned = {
+        op.inputs[0].name
+        for op in trace.ancestors(targets)
+        if op.inputs and op.inputs[0].dtype == tf.resource and op.type not in _READING
+    }
+    before = [(variable, variable.numpy()) for name, variable in trace.variables.items() if name in assigned]
     try:
-        return token_axes(trace, trace.inputs[index], tensors)
-    except Exception as error:
-        raise ValueError(
-            f"cannot tell where padding lies in this model's tensors ({type(error).__name__}: {one_line(error)}): {remedy}"
-        ) from error
+        yield
+    finally:
+        for variable, value in before:
+            variable.assign(value)
 
 
-def mask_index(trace: Trace, mask: str | None) -> int | None:
-    """Which input marks real tokens, see `tfquant.calibrate`; None if none does.
-
-    Raises:
-      ValueError: `mask` is no such input.
-    """
-    names = trace.input_names
-    if mask is None:
-        return None
-    if mask == "auto":
-        specs = trace.input_specs
-        known = [n for n in MASK_NAMES if n in names and specs[names.index(n)].shape.rank == 2]
-        return names.index(known[0]) if known else None
-    if mask not in names:
-        raise ValueError(f"mask={mask!r} is no input of the model; it has {', '.join(names)}")
-    if trace.input_specs[names.index(mask)].shape.rank != 2:
-        shape = list(trace.input_specs[names.index(mask)].shape)
-        raise ValueError(f"mask={mask!r} must be [batch, tokens], its shape is {shape}")
-    return names.index(mask)
+def _labels(axis: Iterable[tuple[int | None, int]]) -> tuple[int, ...]:
+    labels = tuple(-size if label is None else label for label, size in axis if label is not None or size != 1)
+    return labels if any(label >= 0 for label in labels) else ()

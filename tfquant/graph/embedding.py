@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 
-import tensorflow as tf
-
-from tfquant.graph.axes import TokenAxes, token_axes
+from tfquant.graph.axes import Axes, Labels
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.roles import Edge, Layer, find_layers
 from tfquant.graph.trace import Trace
@@ -55,28 +53,18 @@ class Embedding:
         return find_layers(self._trace)
 
     def _ends_in_tokens(self, edge: Edge) -> bool:
-        axes, last = self._axes.get(edge.tensor.name), len(edge.shape) - 1
-        return axes is not None and (last in axes.sequence or last in (axes.batch, axes.flat))
+        labels = self._labels.get(edge.tensor.name)
+        return bool(labels and labels[-1])
 
     @functools.cached_property
-    def _axes(self) -> dict[str, TokenAxes]:
-        tokens = _token_input(self._trace)
-        if tokens is None:
-            return {}
+    def _labels(self) -> dict[str, Labels]:
         try:
-            return token_axes(self._trace, tokens, [e.tensor for e in self._edges.values() if not e.parameter and e.shape])
+            return Axes(self._trace, [e.tensor for e in self._edges.values() if not e.parameter and e.shape]).labels
         except Exception as error:
             raise ValueError(
                 f"cannot tell which axes of this model's tensors run over tokens ({type(error).__name__}: {one_line(error)}): use "
                 "per_tensor in place of per_embedding and per_embedding_group"
             ) from error
-
-
-def _token_input(trace: Trace) -> tf.Tensor | None:
-    """An input whose first two axes are batch and tokens: ids or a mask, else hidden states; None where there is none."""
-    ids = [t for t in trace.inputs if t.shape.rank == 2 and not t.dtype.is_floating]
-    states = [t for t in trace.inputs if t.shape.rank == 3]
-    return next(iter([*ids, *states]), None)
 
 
 def _text(shape: tuple[int | None, ...]) -> str:

@@ -13,8 +13,9 @@ import tensorflow as tf
 from tensorflow.python.framework import func_graph as tf_func_graph
 
 from tfquant.graph import replay
+from tfquant.graph.keras_masks import AttachedMasks, attached_masks
 from tfquant.graph.shapes import fixed_axes
-from tfquant.graph.side_outputs import get_keras_mask, output_masks, outside_of_calls
+from tfquant.graph.side_outputs import output_masks, outside_of_calls
 from tfquant.graph.source import Source, TraceError, describe
 
 
@@ -118,7 +119,7 @@ def trace(source: Source, training: bool = False) -> Trace:
     failure: Exception | None = None
     for structure in (source.structure, *source.fallbacks):
         try:
-            concrete = _traced(source, structure, training)
+            concrete, attached = _traced(source, structure, training)
         except Exception as error:
             failure = failure or error
             continue
@@ -128,7 +129,7 @@ def trace(source: Source, training: bool = False) -> Trace:
                 f"the batch that was given; other sizes are refused. With open shapes: {_reason_in_one_line(failure)}",
                 stacklevel=2,
             )
-        return _flatten(concrete, source.narrowed(structure))
+        return _flatten(concrete, source.narrowed(structure), attached)
     hint = "" if source.fallbacks or not _has_open_axes(source.structure) else (
         "; if it needs the sizes of its inputs, pass inputs=one_batch, calibration batches, or a signature= with these sizes"
     )  # fmt: skip
@@ -137,13 +138,14 @@ def trace(source: Source, training: bool = False) -> Trace:
     ) from failure
 
 
-def _traced(source: Source, structure: Any, training: bool):
+def _traced(source: Source, structure: Any, training: bool) -> tuple[Any, AttachedMasks]:
+    """The concrete function of the model, and the masks that Keras attached in it."""
     def flat_call(*flat):
         outputs = source.call(tf.nest.pack_sequence_as(structure, flat), training)
         return outputs, output_masks(outputs), source.take_losses()
 
-    with outside_of_calls():
-        return tf.function(flat_call, autograph=False).get_concrete_function(*tf.nest.flatten(structure))
+    with outside_of_calls(), attached_masks() as attached:
+        return tf.function(flat_call, autograph=False).get_concrete_function(*tf.nest.flatten(structure)), attached
 
 
 def _reason(error: Exception) -> str:
@@ -161,7 +163,7 @@ def _has_open_axes(structure: Any) -> bool:
     return not all(spec.shape.is_fully_defined() for spec in tf.nest.flatten(structure))
 
 
-def _flatten(concrete, source: Source) -> Trace:
+def _flatten(concrete, source: Source, attached: AttachedMasks) -> Trace:
     """Replays a concrete function into a graph of its own, with all calls inlined."""
     graph = tf_func_graph.FuncGraph("tfquant_flat")
     body = concrete.graph
@@ -187,7 +189,7 @@ def _flatten(concrete, source: Source) -> Trace:
     paths = _unique_paths(graph, variables, source)
     return Trace(
         graph, inputs, outputs, source.structure, structure, source.input_names, tuple(captures), variables, paths,
-        masks, losses, _tensor_masks(body, known),
+        masks, losses, attached.replayed(body, known),
     )  # fmt: skip
 
 
@@ -197,17 +199,6 @@ def _split_outputs(flat: Sequence[tf.Tensor], masks: Sequence[Any], losses: Sequ
     rest = iter(flat[count:])
     found = tuple(None if mask is None else next(rest) for mask in masks)
     return tuple(flat[:count]), found, tuple(rest)
-
-
-def _tensor_masks(body: tf.Graph, known: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Masks that Keras left on the tensors of the user's graph `body`, as tensors of the flat graph."""
-    found = {}
-    for op in body.get_operations():
-        for tensor in op.outputs:
-            mask = get_keras_mask(tensor)
-            if mask is not None and tensor.name in known and getattr(mask, "name", None) in known:
-                found[known[tensor.name].name] = known[mask.name]
-    return found
 
 
 def _variables_by_placeholder(concrete, captures, source: Source) -> dict[str, tf.Variable]:

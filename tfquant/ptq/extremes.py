@@ -11,20 +11,20 @@ from tqdm.auto import tqdm
 
 import calib
 from tfquant.engine import Engine
-from tfquant.graph.axes import mask_index, padded_axes
+from tfquant.graph.padding import Padding
 from tfquant.messages import one_line
 from tfquant.ptq.pairs import Pair, Parameter
 
 
 def of_activations(
-    engine: Engine, pairs: Sequence[Pair], batches: Iterable[Any], mask: str | None, progress: bool
+    engine: Engine, pairs: Sequence[Pair], batches: Iterable[Any], mask: str | Sequence[str] | None, progress: bool
 ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
     """Name of a pair -> max|x| of each channel over all batches, without padding: of its activations, and of its partners if any.
 
     Raises:
       ValueError: no batch, one that does not fit the model, or NaN or infinity, naming pair or input, and batch.
     """
-    trace, index = engine.inference, mask_index(engine.inference, mask)
+    trace = engine.inference
     # Looked at as well: a ReLU fused with the product before it makes zeros of NaN on some processors (oneDNN with AMX).
     fed = [
         (f"input {name!r}", tensor, (), 1)
@@ -37,14 +37,14 @@ def of_activations(
         for activation in (*pair.activations, *pair.partners)
     ]
     targets = [tensor for _, tensor, _, _ in watched]
-    axes = padded_axes(trace, index, targets)
+    padding = Padding(trace, {name: tensor for name, tensor, _, _ in watched}, mask, "tensors")
     observers = [calib.DimensionObserver(name, size) for name, _, _, size in watched]
 
     def observe(*flat):
-        tensors = trace.emit(list(flat), targets=targets)
+        found = trace.emit(list(flat), targets=[*targets, *padding.masks])
+        tensors, validity = found[: len(targets)], padding.of_masks(found[len(targets) :])
         for observer, (_, place, channels, size), tensor in zip(observers, watched, tensors, strict=True):
-            tokens = axes.get(place.name)
-            valid = None if tokens is None else tokens.validity(flat[index])
+            valid = validity.of(place)
             valid = None if valid is None else _channels_last(valid, channels, 1)
             observer.update(_channels_last(tensor, channels, size), valid)
         return tf.zeros([])

@@ -15,9 +15,9 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from tfquant.engine import Engine
-from tfquant.graph.axes import mask_index, padded_axes
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.frontier import frontier_at, narrow
+from tfquant.graph.padding import Padding
 from tfquant.graph.replay import Edits
 from tfquant.graph.roles import Edge
 from tfquant.messages import one_line
@@ -64,7 +64,7 @@ class Walk:
         groups: Sequence[Sequence[Use]],
         space: Space,
         *,
-        mask: str | None = "auto",
+        mask: str | Sequence[str] | None = "auto",
         paired: bool = True,
         quantize_activations: bool = False,
         progress: bool = True,
@@ -73,8 +73,8 @@ class Walk:
         self._groups, self._paired, self._activations, self._progress = groups, paired, quantize_activations, progress
         self._flow = Dataflow(self._trace)
         self.flats = flattened(engine, batches)
-        self._mask_index = mask_index(engine.inference, mask)
-        self._axes = padded_axes(engine.inference, self._mask_index, [use.input for group in groups for use in group])
+        inputs = {use.op.name: use.input for group in groups for use in group}
+        self._padding = Padding(engine.inference, inputs, mask, "layer inputs")
         stops = self._stops()
         self._frontiers = [stop if kept else None for stop, kept in zip(stops, narrow(stops), strict=True)]
         self._given: list[tf.Tensor] = []
@@ -112,8 +112,7 @@ class Walk:
                 raise ValueError(
                     f"batch {number}: NaN or infinity goes into {use.op.name}; check the batch, or leave the layer out of sites"
                 )
-        axes = self._axes.get(use.input.name)
-        valid = None if axes is None else axes.validity(self.flats[number][self._mask_index])
+        valid = self._padding.values(self.flats[number]).of(use.input)
         return Seen(exact, quantized, None if valid is None else valid.numpy(), source)
 
     def _step(self, uses: Sequence[Use], frontier: list[tf.Tensor] | None, substitutes: dict[str, tf.Variable]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from scipy import special
 from tensorflow.python.util import nest
 
 from tfquant.engine import Engine
-from tfquant.graph.axes import mask_index, token_axes
+from tfquant.graph.padding import Padding
 from tfquant.messages import one_line
 
 # And what they are for the float network itself.
@@ -53,7 +53,8 @@ class Measure:
     """
 
     def __init__(
-        self, engine: Engine, flats: Sequence[Sequence[tf.Tensor]], measure: str | Metric, better: str, mask: str | None
+        self, engine: Engine, flats: Sequence[Sequence[tf.Tensor]], measure: str | Metric, better: str,
+        mask: str | Sequence[str] | None,
     ):
         if not callable(measure) and measure not in MEASURES:
             raise ValueError(f"unknown measure {measure!r}; known: {', '.join(MEASURES)}, or a callable of all outputs")
@@ -63,11 +64,10 @@ class Measure:
         self.name = _called(measure) if callable(measure) else measure
         self._outputs = _named_outputs(engine)
         self._valid: dict[str, list[np.ndarray]] = {}
-        index = mask_index(engine.inference, mask)
+        outputs = {name: engine.inference.outputs[index] for name, index in self._outputs.items()}
         if self._metric is None:
             self._check_outputs()
-            if index is not None:
-                self._valid = self._validity(index, flats)
+            self._valid = _validity(Padding(engine.inference, outputs, mask, "outputs"), outputs, flats)
 
     @property
     def compares(self) -> bool:
@@ -136,22 +136,18 @@ class Measure:
             if self.name == "kl" and (shape.rank == 0 or shape[-1] == 1):
                 raise ValueError(f"measure='kl' compares probabilities of classes, and output {name} has one value: use 'sqnr'")
 
-    def _validity(self, mask: int, flats: Sequence[Sequence[tf.Tensor]]) -> dict[str, list[np.ndarray]]:
-        """Name of an output -> what of it is no padding in every batch; without those that have no axis of tokens."""
-        trace = self._engine.inference
-        tensors = [trace.outputs[index] for index in self._outputs.values()]
-        try:
-            axes = token_axes(trace, trace.inputs[mask], tensors)
-        except Exception as error:
-            raise ValueError(
-                f"cannot tell where padding lies in the outputs ({type(error).__name__}: {one_line(error)}): pass mask=None"
-            ) from error
-        found = {}
-        for name, tensor in zip(self._outputs, tensors, strict=True):
-            valid = [axes[tensor.name].validity(flat[mask]) for flat in flats]
-            if valid[0] is not None:
-                found[name] = [v.numpy() > 0 for v in valid]
-        return found
+
+def _validity(
+    padding: Padding, outputs: Mapping[str, tf.Tensor], flats: Sequence[Sequence[tf.Tensor]]
+) -> dict[str, list[np.ndarray]]:
+    """Name of an output -> what of it is no padding in every batch; without those that have no axis of tokens."""
+    batches = [padding.values(flat) for flat in flats]
+    found = {}
+    for name, tensor in outputs.items():
+        valid = [validity.of(tensor) for validity in batches]
+        if valid[0] is not None:
+            found[name] = [v.numpy() > 0 for v in valid]
+    return found
 
 
 def _called(metric: Metric) -> str:

@@ -1,0 +1,193 @@
+"""Sizes for the axes of a graph's inputs that tell the axes apart, merged where the graph wants two of them to be equal."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable
+
+import tensorflow as tf
+
+BATCH = 0
+# Small first, so that position tables are long enough; for the batch smaller still, as Keras' TimeDistributed with a mask fails on
+# batches larger than the length.
+_SIZES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89)
+_BATCH_SIZES = (5, 3, 2)
+# Convolutions and pools without padding shrink the axes of images.
+_IMAGE_SIZES = range(211, 100_000, 2)
+_LARGE_SIZES = range(101, 100_000, 2)
+_UNEQUAL = re.compile(r"are (\d+) and (\d+)")
+
+
+@dataclasses.dataclass(eq=False)
+class _Label:
+    """An axis of an input, or several that have proven to be equal.
+
+    Attributes:
+      size: in the emission.
+      fixed: size in the trace, None where that is open.
+      image: whether it is an axis of a tensor of rank 4 or more.
+      root: the label that it was merged with.
+    """
+
+    fixed: int | None
+    image: bool = False
+    size: int = 0
+    root: _Label | None = None
+
+    @property
+    def pinned(self) -> bool:
+        return self.size == self.fixed
+
+
+class AxisSizes:
+    """Sizes of the labels of inputs' axes. Label `BATCH` is the first axis of the inputs.
+
+    Args:
+      inputs: placeholders.
+      taken: sizes that other axes of the graph have.
+
+    Attributes:
+      labels: of each input, for each axis; None where an axis keeps the size that it has.
+    """
+
+    def __init__(self, inputs: Iterable[tf.Tensor], taken: Iterable[int]):
+        self._inputs, self._taken = list(inputs), set(taken)
+        firsts = [t.shape[0] for t in self._inputs if t.shape.rank]
+        self._all = [_Label(None if None in firsts else next(iter(firsts), None))]
+        self.labels = [self._of_input(tensor) for tensor in self._inputs]
+        for label in self._all:
+            label.size = self._unused(label)
+        self._merged_all = False
+
+    def root(self, label: int) -> int:
+        """The number of the label that stands for all that were merged with one."""
+        found = self._all[label]
+        while found.root is not None:
+            found = found.root
+        return self._all.index(found)
+
+    def pinned(self, label: int) -> bool:
+        """Whether a label has the size that the trace is fixed to, which features may have as well."""
+        return self._all[self.root(label)].pinned
+
+    def any_pinned(self) -> bool:
+        """Whether the graph takes no other size of some label than that of the trace."""
+        return any(label.pinned for label in self._roots())
+
+    def shapes(self) -> list[list[int | None] | None]:
+        """A shape for each input."""
+        return [
+            None
+            if tensor.shape.rank is None
+            else [
+                size if label is None else self._all[self.root(label)].size
+                for label, size in zip(labels, tensor.shape, strict=True)
+            ]
+            for tensor, labels in zip(self._inputs, self.labels, strict=True)
+        ]
+
+    def products(self) -> dict[int, tuple[int, ...]]:
+        """Size -> the labels whose product it is, one to three of them."""
+        roots = sorted({self.root(index) for index in range(len(self._all))})
+        found: dict[int, tuple[int, ...]] = {}
+        for count in (1, 2, 3):
+            for labels in itertools.combinations(roots, count):
+                size = 1
+                for label in labels:
+                    size *= self._all[label].size
+                found.setdefault(size, labels)
+        return found
+
+    def renew(self) -> None:
+        """Gives all labels that are not pinned other sizes."""
+        for label in self._roots():
+            if not label.pinned:
+                self._taken.add(label.size)
+        for label in self._roots():
+            if not label.pinned:
+                label.size = self._unused(label)
+
+    def settle(self, message: str) -> bool:
+        """Changes sizes after the graph has refused them with `message`; False where there is nothing left to change."""
+        unequal = _UNEQUAL.search(message)
+        if unequal and self._settle_two(*map(int, unequal.groups())):
+            return True
+        return self.pin() or self._merge_lengths()
+
+    def pin(self) -> bool:
+        """Gives labels the sizes that the trace is fixed to; False where no label changes."""
+        fixed = [label for label in self._roots() if label.fixed is not None and not label.pinned]
+        for label in fixed:
+            label.size = label.fixed
+        return bool(fixed)
+
+    def _settle_two(self, first: int, second: int) -> bool:
+        """Merges the labels that the two sizes are multiples of, pins one to its fixed size, or makes one smaller."""
+        roots = self._roots()
+        for one, other in itertools.permutations(roots, 2):
+            if first * other.size == second * one.size and first % one.size == 0 and (one.fixed or other.fixed) in (
+                other.fixed, one.fixed,
+            ):
+                _merge(one, other)
+                return True
+        for size, wanted in ((first, second), (second, first)):
+            for label in roots:
+                if label.fixed is not None and not label.pinned and size * label.fixed == wanted * label.size:
+                    label.size = label.fixed
+                    return True
+        for size, wanted in ((first, second), (second, first)):
+            for label in roots:
+                if label.fixed is None and size == label.size and wanted < size:
+                    smaller = next((n for n in range(wanted - 1, 2, -1) if self._fits(n)), None)
+                    if smaller is not None:
+                        label.size = smaller
+                        return True
+        return False
+
+    def _merge_lengths(self) -> bool:
+        """Makes one of all second axes, as a last resort."""
+        found = {self.root(labels[1]) for labels in self.labels if len(labels) > 1 and labels[1] is not None} - {BATCH}
+        if self._merged_all or len(found) < 2:
+            return False
+        self._merged_all = True
+        first, *others = (self._all[index] for index in sorted(found))
+        for other in others:
+            _merge(first, other)
+        return True
+
+    def _roots(self) -> list[_Label]:
+        return [label for label in self._all if label.root is None]
+
+    def _of_input(self, tensor: tf.Tensor) -> tuple[int | None, ...]:
+        if tensor.shape.rank is None:
+            return ()
+        found: list[int | None] = []
+        # The last axis of numbers are features, and so are fixed sizes of images; all axes of ids and masks may run over tokens.
+        features = tensor.shape.rank - 1 if tensor.dtype.is_floating else tensor.shape.rank
+        for axis, size in enumerate(tensor.shape):
+            if axis == 0:
+                found.append(BATCH if size == self._all[BATCH].fixed else None)
+            elif size is None or (axis < features and tensor.shape.rank < 4):
+                self._all.append(_Label(size, image=tensor.shape.rank > 3))
+                found.append(len(self._all) - 1)
+            else:
+                found.append(None)
+        return tuple(found)
+
+    def _unused(self, label: _Label) -> int:
+        small = () if label.image else (*(_BATCH_SIZES if label is self._all[BATCH] else ()), *_SIZES)
+        large = _IMAGE_SIZES if label.image else _LARGE_SIZES
+        return next(size for size in itertools.chain(small, large) if self._fits(size))
+
+    def _fits(self, size: int) -> bool:
+        """Nor may its product with another, the size of a flat axis, be taken."""
+        others = [label.size for label in self._roots() if label.size]
+        return size not in self._taken and size not in others and not any(size * n in self._taken for n in others)
+
+
+def _merge(one: _Label, other: _Label) -> None:
+    other.root = one
+    one.size = min(one.size, other.size) if not (one.pinned or other.pinned) else (one.size if one.pinned else other.size)
+    one.fixed, one.image = one.fixed or other.fixed, one.image or other.image
