@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import tensorflow as tf
 from tensorflow.python.framework import func_graph as tf_func_graph
 
-from tfquant.graph.axis_flow import Factors, flow
+from tfquant.graph.axis_flow import PART, Factors, flow
 from tfquant.graph.axis_sizes import BATCH, AxisSizes
 from tfquant.graph.trace import Trace
 
@@ -47,10 +47,9 @@ class Axes:
         taken = {d for op in trace.operations for t in op.outputs if t.shape.rank for d in t.shape if d}
         self._sizes = AxisSizes(trace.inputs, taken)
         self._emitted = self._settled()
-        self._shapes = self._executed(self._emitted)
-        if self._open(self._shapes) and self._sizes.pin():  # a loop of a fixed number of steps shows only when it runs
+        if _open(_shapes(self._emitted)) and self._sizes.pin():  # no shape shows that a loop has a fixed number of steps
             self._emitted = self._settled()
-            self._shapes = self._executed(self._emitted)
+        self._shapes = self._executed(self._emitted)
         self.inputs = [tuple(None if a is None else self._sizes.root(a) for a in axes) for axes in self._sizes.labels]
         known = self._sizes.products()
         self.labels: dict[str, Labels] = {name: self._of_sizes(shape, known) for name, shape in self._shapes.items()}
@@ -111,13 +110,10 @@ class Axes:
             found = self._trace.emit(self._placeholders, targets=[self._tensors[name] for name in names])
         return dict(zip(names, found, strict=True))
 
-    def _open(self, shapes: Mapping[str, Shape]) -> list[str]:
-        return [name for name, shape in shapes.items() if shape is None or None in shape]
-
     def _executed(self, emitted: Mapping[str, tf.Tensor]) -> dict[str, Shape]:
         """Shapes of tensors; of what loops have collected, and the like, those that show when the graph runs."""
-        shapes = {name: None if t.shape.rank is None else tuple(t.shape) for name, t in emitted.items()}
-        open_ones = self._open(shapes)
+        shapes = _shapes(emitted)
+        open_ones = _open(shapes)
         specs = [
             tf.TensorSpec(shape, old.dtype) for old, shape in zip(self._trace.inputs, self._sizes.shapes(), strict=True)
         ]
@@ -143,9 +139,9 @@ class Axes:
 
     def _of_sizes(self, shape: Shape, known: dict[int, tuple[int, ...]]) -> Labels:
         found = [known.get(size, ()) for size in shape or ()]
-        if len(found) == 3 and found[1] and found[2] == found[1] and self._sizes.pinned(found[2][0]):
-            # [batch, tokens, features] with as many features as tokens: the last axis carries features.
-            found[2] = ()
+        if 1 < len(found) < 4 and len(found[-1]) == 1 and found[-1] != (BATCH,) and self._sizes.pinned(found[-1][0]):
+            # As many features as tokens. Behind an axis of tokens come features, else nothing tells.
+            found[-1] = () if any(found[-1][0] in group for group in found[:-1]) else (PART,)
         if found.count((BATCH,)) > 1:
             first = found.index((BATCH,))
             found = [() if axis > first and labels == (BATCH,) else labels for axis, labels in enumerate(found)]
@@ -166,6 +162,14 @@ def _unchanged(trace: Trace, targets: list[tf.Tensor]) -> Iterator[None]:
     finally:
         for variable, value in before:
             variable.assign(value)
+
+
+def _shapes(tensors: Mapping[str, tf.Tensor]) -> dict[str, Shape]:
+    return {name: None if t.shape.rank is None else tuple(t.shape) for name, t in tensors.items()}
+
+
+def _open(shapes: Mapping[str, Shape]) -> list[str]:
+    return [name for name, shape in shapes.items() if shape is None or None in shape]
 
 
 def _labels(axis: Iterable[tuple[int | None, int]]) -> tuple[int, ...]:

@@ -211,7 +211,7 @@ def _sliced(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) -
         else:
             if mark == "keep":
                 result.append(factors[position])
-            elif begin is None or begin[index] not in (0, -1, _size(factors[position]) - 1):
+            elif begin is None or begin[index] not in (0, -1):
                 between = (*between, *factors[position])  # neither the first token nor the last
             position += 1
     return _at_one_position(tuple(result), between)
