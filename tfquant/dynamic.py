@@ -36,11 +36,11 @@ class DynamicRanges:
     """
 
     def __init__(self, trace: Trace, placements: Iterable[tuple[Site, Edge]]):
-        over_tokens = {
-            site.address: edge.tensor
+        over_tokens = [
+            (site.address, edge.tensor)
             for site, edge in placements
             if site.spec.dynamic and site.spec.granularity != "per_token"
-        }
+        ]
         self._padding = Padding(trace, over_tokens, what="dynamic sites") if over_tokens else None
 
     def quantizing(self, flat: Sequence[tf.Tensor]) -> Callable[[Site, Edge, tf.Tensor], tf.Tensor]:

@@ -58,7 +58,7 @@ class Observation:
         self.rows = {address: calib.rows.RowSample(limit) for address, limit in limits.items() if limit}
         self._edges = [*(edge for _, edge in self.targets), *self._along.values()]
         edges = {site.address: edge.tensor for site, edge in self.targets} | {a: e.tensor for a, e in self._along.items()}
-        self.padding = Padding(engine.inference, edges, mask)
+        self.padding = Padding(engine.inference, edges.items(), mask)
         self.samples = 0
         self.number = 0  # of the batch at hand; after the last, how many there were
         self._extremes: dict[int, np.ndarray] = {}  # by batch, of this rank's; filled only where there are other ranks

@@ -63,30 +63,34 @@ class Padding:
 
     Args:
       trace: the graph.
-      tensors: name for messages -> tensor.
+      tensors: each with a name for messages, which several may share.
       mask: see `tfquant.calibrate`.
       what: the tensors are, in messages.
 
     Attributes:
       masks: tensors of the graph, inputs or computed from them, nonzero for real tokens.
-      uncertain: names of the tensors that may hold padding which cannot be told from the rest, with why.
+      uncertain: those of the tensors that may hold padding which cannot be told from the rest, as (name, reason).
 
     Raises:
       ValueError: `mask` is no input that could be a mask.
     """
 
     def __init__(
-        self, trace: Trace, tensors: Mapping[str, tf.Tensor], mask: str | Sequence[str] | None = "auto", what: str = "sites"
+        self,
+        trace: Trace,
+        tensors: Iterable[tuple[str, tf.Tensor]],
+        mask: str | Sequence[str] | None = "auto",
+        what: str = "sites",
     ):
-        self._trace, self.masks = trace, find_masks(trace, mask)
-        self.uncertain: dict[str, str] = {}
+        self._trace, self.masks, tensors = trace, find_masks(trace, mask), list(tensors)
+        self.uncertain: list[tuple[str, str]] = []
         self._places: dict[str, tuple[Placement, ...]] = {}
         if self.masks and tensors:
             try:
-                axes = Axes(trace, [*tensors.values(), *self.masks])
+                axes = Axes(trace, [*(tensor for _, tensor in tensors), *self.masks])
             except Exception as error:
                 reason = f"where it lies cannot be told ({type(error).__name__}: {one_line(error, 200)})"
-                self.uncertain = dict.fromkeys(tensors, reason)
+                self.uncertain = [(name, reason) for name, _ in tensors]
             else:
                 self._place(axes, tensors)
         self._keep_used()
@@ -118,29 +122,29 @@ class Padding:
         )  # fmt: skip
         return function.get_concrete_function()
 
-    def _place(self, axes: Axes, tensors: Mapping[str, tf.Tensor]) -> None:
+    def _place(self, axes: Axes, tensors: Sequence[tuple[str, tf.Tensor]]) -> None:
         masks = self._mask_labels(axes, tensors)
         lengths: dict[int, list[int]] = {}  # label -> the masks that mark along it
         for number, (_, *rest) in masks.items():
             lengths.setdefault(rest[-1][0], []).append(number)
         order = _Order(self._trace)
-        doubtful = {}
-        for name, tensor in tensors.items():
+        doubtful = []
+        for name, tensor in tensors:
             places = self._placed(tensor, axes.labels[tensor.name], lengths, masks, order)
             if places:
                 self._places[tensor.name] = places
             elif tensor.shape.rank != 0:
-                doubtful[name] = tensor
+                doubtful.append((name, tensor))
         masked = {t.name for t, labels in zip(self._trace.inputs, axes.inputs, strict=True) if set(labels) & set(lengths)}
-        doubtful = {name: t for name, t in doubtful.items() if order.follows(t, masked)}
-        axes.follow({t.name for t in doubtful.values()})
-        unexplained = axes.unexplained({t.name for t in doubtful.values()})
-        for name, tensor in doubtful.items():
+        doubtful = [(name, tensor) for name, tensor in doubtful if order.follows(tensor, masked)]
+        axes.follow({tensor.name for _, tensor in doubtful})
+        unexplained = axes.unexplained({tensor.name for _, tensor in doubtful})
+        for name, tensor in doubtful:
             places = self._placed(tensor, axes.labels[tensor.name], lengths, masks, order)
             if places:
                 self._places[tensor.name] = places
             elif tensor.name in unexplained or any({*group} & {*lengths, PART} for group in axes.labels[tensor.name]):
-                self.uncertain[name] = "its tokens are joined with something else"
+                self.uncertain.append((name, "its tokens are joined with something else"))
 
     def _placed(
         self, tensor: tf.Tensor, labels: Labels, lengths: Mapping[int, Sequence[int]], masks: Mapping[int, Labels], order: _Order
@@ -152,9 +156,9 @@ class Padding:
             places += _placements(chosen, masks[chosen], labels)
         return tuple(places)
 
-    def _mask_labels(self, axes: Axes, tensors: Mapping[str, tf.Tensor]) -> dict[int, Labels]:
+    def _mask_labels(self, axes: Axes, tensors: Sequence[tuple[str, tf.Tensor]]) -> dict[int, Labels]:
         """Labels of each mask; of one that the network does not use, so that nothing tells its length, those of its tokens."""
-        used = {label for tensor in tensors.values() for group in axes.labels[tensor.name] for label in group}
+        used = {label for _, tensor in tensors for group in axes.labels[tensor.name] for label in group}
         inputs = {
             name: labels[1]
             for name, tensor, labels in zip(self._trace.input_names, self._trace.inputs, axes.inputs, strict=True)
@@ -179,7 +183,7 @@ class Padding:
 
     def _warn(self, count: int, what: str) -> None:
         if self.uncertain:
-            first, reason = next(iter(self.uncertain.items()))
+            first, reason = self.uncertain[0]
             warnings.warn(
                 f"padding is counted at {len(self.uncertain)} of {count} {what}, first {first}: {reason}", stacklevel=3
             )

@@ -37,7 +37,7 @@ def of_activations(
         for activation in (*pair.activations, *pair.partners)
     ]
     targets = [tensor for _, tensor, _, _ in watched]
-    padding = Padding(trace, {name: tensor for name, tensor, _, _ in watched}, mask, "tensors")
+    padding = Padding(trace, [(name, tensor) for name, tensor, _, _ in watched], mask, "tensors")
     observers = [calib.DimensionObserver(name, size) for name, _, _, size in watched]
 
     def observe(*flat):

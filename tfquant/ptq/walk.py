@@ -73,7 +73,7 @@ class Walk:
         self._groups, self._paired, self._activations, self._progress = groups, paired, quantize_activations, progress
         self._flow = Dataflow(self._trace)
         self.flats = flattened(engine, batches)
-        inputs = {use.op.name: use.input for group in groups for use in group}
+        inputs = [(use.op.name, use.input) for group in groups for use in group]
         self._padding = Padding(engine.inference, inputs, mask, "layer inputs")
         stops = self._stops()
         self._frontiers = [stop if kept else None for stop, kept in zip(stops, narrow(stops), strict=True)]

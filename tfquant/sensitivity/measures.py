@@ -67,7 +67,7 @@ class Measure:
         outputs = {name: engine.inference.outputs[index] for name, index in self._outputs.items()}
         if self._metric is None:
             self._check_outputs()
-            self._valid = _validity(Padding(engine.inference, outputs, mask, "outputs"), outputs, flats)
+            self._valid = _validity(Padding(engine.inference, outputs.items(), mask, "outputs"), outputs, flats)
 
     @property
     def compares(self) -> bool:
