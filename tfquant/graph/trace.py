@@ -140,6 +140,7 @@ def trace(source: Source, training: bool = False) -> Trace:
 
 def _traced(source: Source, structure: Any, training: bool) -> tuple[Any, AttachedMasks]:
     """The concrete function of the model, and the masks that Keras attached in it."""
+
     def flat_call(*flat):
         outputs = source.call(tf.nest.pack_sequence_as(structure, flat), training)
         return outputs, output_masks(outputs), source.take_losses()
