@@ -9,6 +9,7 @@ with, which features may have as well, labels are followed through its operation
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -25,6 +26,14 @@ from tfquant.graph.trace import Trace
 Labels = tuple[tuple[int, ...], ...]
 Shape = tuple[int | None, ...] | None
 _READING = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Emission:
+    """A graph in which labels have sizes: placeholders of the inputs, and tensors by the names of the old ones."""
+
+    inputs: list[tf.Tensor]
+    tensors: dict[str, tf.Tensor]
 
 
 class Axes:
@@ -46,42 +55,37 @@ class Axes:
         self._trace, self._tensors = trace, {t.name: t for t in tensors}
         taken = {d for op in trace.operations for t in op.outputs if t.shape.rank for d in t.shape if d}
         self._sizes = AxisSizes(trace.inputs, taken)
-        self._emitted = self._settled()
-        if _open(_shapes(self._emitted)) and self._sizes.pin():  # no shape shows that a loop has a fixed number of steps
-            self._emitted = self._settled()
-        self._shapes = self._executed(self._emitted)
+        self._first = self._settled()
+        if _open(_shapes(self._first.tensors)) and self._sizes.pin():  # no shape shows that a loop has a fixed number of steps
+            self._first = self._settled()
+        self._shapes = self._executed(self._first.tensors)
         self.inputs = [tuple(None if a is None else self._sizes.root(a) for a in axes) for axes in self._sizes.labels]
-        known = self._sizes.products()
-        self.labels: dict[str, Labels] = {name: self._of_sizes(shape, known) for name, shape in self._shapes.items()}
+        self.labels: dict[str, Labels] = self._by_sizes(self._shapes)
+        if self._sizes.several_lengths():
+            self._keep_confirmed()
         if self._sizes.any_pinned():
             self.follow(self._tensors)
 
     def follow(self, names: Iterable[str]) -> None:
         """Finds the labels of tensors anew, by the operations that make them; those of tensors that these cannot tell stay."""
         for name in names:
-            factors = self._flow.get(self._emitted[name].name)
+            factors = self._flow.get(self._first.tensors[name].name)
             if factors is not None:
                 self.labels[name] = tuple(_labels(axis) for axis in factors)
 
     def unexplained(self, names: Iterable[str]) -> set[str]:
         """Those of the tensors that have an axis of no label whose size varies with the inputs' all the same, or is unknown."""
         names = [name for name in names if self._has_open_axis(name)]
-        if not names:
-            return set()
-        self._sizes.renew()
-        try:
-            emitted = self._emit(names)
-        except ValueError:  # these sizes happen not to fit: nothing is known of the open axes
+        if not names or self._second is None:
             return set(names)
-        shapes = self._executed(emitted)
         return {
             name
-            for name, shape in shapes.items()
-            if shape is None
+            for name in names
+            if self._second[name] is None
             or self._shapes[name] is None
             or any(
                 not labels and (size is None or size != before)
-                for labels, before, size in zip(self.labels[name], self._shapes[name], shape, strict=True)
+                for labels, before, size in zip(self.labels[name], self._shapes[name], self._second[name], strict=True)
             )
         }
 
@@ -91,24 +95,41 @@ class Axes:
             size is None and not labels for size, labels in zip(sizes, self.labels[name], strict=False)
         )
 
-    def _settled(self) -> dict[str, tf.Tensor]:
+    def _keep_confirmed(self) -> None:
+        """Drops labels that an axis has with one set of sizes and not with another: half a length may be that of another input."""
+        if self._second is not None:
+            again = self._by_sizes(self._second)
+            for name, labels in self.labels.items():
+                if len(again[name]) == len(labels):
+                    self.labels[name] = tuple(a if a == b else () for a, b in zip(labels, again[name], strict=True))
+
+    @functools.cached_property
+    def _second(self) -> dict[str, Shape] | None:
+        """Shapes of the tensors where labels have other sizes; None where the graph takes no others."""
+        self._sizes.renew()
+        while True:
+            try:
+                return self._executed(self._emitted().tensors)
+            except ValueError as error:
+                if not self._sizes.lower(str(error)):
+                    return None
+
+    def _settled(self) -> _Emission:
         while True:  # every change leaves fewer labels, or smaller sizes
             try:
-                return self._emit(self._tensors)
+                return self._emitted()
             except ValueError as error:
                 if not self._sizes.settle(str(error)):
                     raise
 
-    def _emit(self, names: Iterable[str]) -> dict[str, tf.Tensor]:
-        """Name of a tensor -> the same in a graph of the present sizes."""
-        names = list(names)
+    def _emitted(self) -> _Emission:
         with tf_func_graph.FuncGraph("tfquant_shapes").as_default():
-            self._placeholders = [
+            inputs = [
                 tf.compat.v1.placeholder(old.dtype, shape)
                 for old, shape in zip(self._trace.inputs, self._sizes.shapes(), strict=True)
             ]
-            found = self._trace.emit(self._placeholders, targets=[self._tensors[name] for name in names])
-        return dict(zip(names, found, strict=True))
+            found = self._trace.emit(inputs, targets=list(self._tensors.values()))
+        return _Emission(inputs, dict(zip(self._tensors, found, strict=True)))
 
     def _executed(self, emitted: Mapping[str, tf.Tensor]) -> dict[str, Shape]:
         """Shapes of tensors; of what loops have collected, and the like, those that show when the graph runs."""
@@ -134,8 +155,12 @@ class Axes:
 
     @functools.cached_property
     def _flow(self) -> Mapping[str, Factors]:
-        graph = next(iter(self._emitted.values())).graph
-        return flow(graph, {t.name: labels for t, labels in zip(self._placeholders, self.inputs, strict=True)})
+        graph = next(iter(self._first.tensors.values())).graph
+        return flow(graph, {t.name: labels for t, labels in zip(self._first.inputs, self.inputs, strict=True)})
+
+    def _by_sizes(self, shapes: Mapping[str, Shape]) -> dict[str, Labels]:
+        known = self._sizes.products()
+        return {name: self._of_sizes(shape, known) for name, shape in shapes.items()}
 
     def _of_sizes(self, shape: Shape, known: dict[int, tuple[int, ...]]) -> Labels:
         found = [known.get(size, ()) for size in shape or ()]

@@ -76,6 +76,10 @@ class AxisSizes:
         """Whether the graph takes no other size of some label than that of the trace."""
         return any(label.pinned for label in self._roots())
 
+    def several_lengths(self) -> bool:
+        """Whether there are labels besides that of the batch which might be mistaken for each other."""
+        return sum(not label.pinned for label in self._roots() if label is not self._all[BATCH]) > 1
+
     def shapes(self) -> list[list[int | None] | None]:
         """A shape for each input."""
         return [
@@ -137,13 +141,22 @@ class AxisSizes:
                 if label.fixed is not None and not label.pinned and size * label.fixed == wanted * label.size:
                     label.size = label.fixed
                     return True
-        for size, wanted in ((first, second), (second, first)):
-            for label in roots:
-                if label.fixed is None and size == label.size and wanted < size:
-                    smaller = next((n for n in range(wanted - 1, 2, -1) if self._fits(n)), None)
-                    if smaller is not None:
-                        label.size = smaller
-                        return True
+        return self._lower(first, second)
+
+    def lower(self, message: str) -> bool:
+        """Makes a label smaller that the graph has refused with `message`; False where that is not what it is about."""
+        unequal = _UNEQUAL.search(message)
+        return bool(unequal) and self._lower(*map(int, unequal.groups()))
+
+    def _lower(self, first: int, second: int) -> bool:
+        """Gives a label a size below the smaller one, that of a table."""
+        size, limit = max(first, second), min(first, second)
+        for label in self._roots():
+            if label.fixed is None and size == label.size:
+                smaller = next((n for n in range(limit - 1, 2, -1) if self._fits(n)), None)
+                if smaller is not None:
+                    label.size = smaller
+                    return True
         return False
 
     def _merge_lengths(self) -> bool:
