@@ -19,15 +19,14 @@ from tfquant import checkpoint
 from tfquant.export import TARGETS
 
 RECORD, FINISHED = "config.out", "results.json"  # which a run writes first and last
-_CHECKPOINT = r"(index|data-\d{5}-of-\d{5})"
 _OWN = re.compile(
-    rf"config\.out|results\.json|final_score\.txt|eval_results_[a-z0-9-]+\.txt|checkpoint|model\.ckpt-\d+\.{_CHECKPOINT}"
+    rf"config\.out|results\.json|final_score\.txt|eval_results_[a-z0-9-]+\.txt|checkpoint|model\.ckpt-\d+\.{folders.CHECKPOINT}"
 )
 _EXPORTED = "|".join(sorted({re.escape(target.suffix) for target in TARGETS.values() if target.suffix} | {r"\.bin"}))
 _OF_OUT = re.compile(
-    rf"{'|'.join(map(re.escape, (CONFIG, *COMPANIONS)))}|checkpoint|{re.escape(NAME)}\.{_CHECKPOINT}|model({_EXPORTED})(\.data)?"
+    rf"{'|'.join(map(re.escape, (CONFIG, *COMPANIONS)))}|checkpoint|{re.escape(NAME)}\.{folders.CHECKPOINT}"
+    rf"|model({_EXPORTED})(\.data)?"
 )
-_EVENTS = re.compile(r"events\.out\.tfevents\..*")
 
 
 def check(directory: str, sources: dict[str, str]) -> None:
@@ -70,19 +69,11 @@ def _files(directory: str) -> Iterator[str]:
     record = _record(directory)
     if record is None:
         return
-    yield from _named(directory, _OWN)
+    yield from folders.matching(directory, _OWN)
     if record.get("save_model") or record.get("export"):
-        yield from _named(os.path.join(directory, OUT), _OF_OUT)
+        yield from folders.matching(os.path.join(directory, OUT), _OF_OUT)
     for folder in _logs(directory):
-        yield from _named(folder, _EVENTS)
-
-
-def _named(folder: str, pattern: re.Pattern) -> Iterator[str]:
-    if os.path.islink(folder) or not os.path.isdir(folder):
-        return
-    for entry in os.scandir(folder):
-        if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-            yield entry.path
+        yield from folders.matching(folder, folders.EVENTS)
 
 
 def _logs(directory: str) -> list[str]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
+
+CHECKPOINT = r"(index|data-\d{5}-of-\d{5})"  # suffixes of its files
+EVENTS = re.compile(r"events\.out\.tfevents\..*")  # TensorBoard's
 
 
 def problem_with(folder: str) -> str | None:
@@ -38,6 +42,15 @@ def _exists(path: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def matching(folder: str, pattern: re.Pattern) -> Iterator[str]:
+    """Yield the paths of regular files in a folder whose names match; nothing is looked for behind links."""
+    if os.path.islink(folder) or not os.path.isdir(folder):
+        return
+    for entry in os.scandir(folder):
+        if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            yield entry.path
 
 
 def same_files(first: Iterable[str], second: Iterable[str]) -> Iterator[str]:

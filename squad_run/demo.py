@@ -9,12 +9,13 @@ import dataclasses
 import importlib.util
 import json
 import os
-import shutil
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from runs import folders
 from squad_run import two_ranks
 from squad_run.flags import Settings
 from tasks.squad import synthetic
@@ -54,6 +55,11 @@ QUANTIZED = (
 # Names of networks in ONNX Runtime and of those they are made from.
 EXPORTED = (("onnx_float", "float"), ("onnx", "qat"))
 
+_OWN = re.compile(
+    rf"model\.ckpt-(\d+|calibrated)\.{folders.CHECKPOINT}|checkpoint|calibrators\.npz|(nbest_)?predictions\.json"
+    r"|results\.json|model\.onnx(\.data)?"
+)
+
 Figures = dict[str, Any]
 Run = Callable[[Settings], Figures]
 
@@ -86,7 +92,7 @@ def demo(
     }
     folders = {name: os.path.join(directory, name) for name in NAMES}
     for folder in folders.values():
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_run(folder)
     training = dataclasses.replace(training, **common)
     runs = {"float": run(dataclasses.replace(training, output_dir=folders["float"]))}
     runs |= quantized(run, training, folders)
@@ -140,6 +146,13 @@ def summary(runs: Mapping[str, Figures]) -> dict[str, float]:
     return result
 
 
+def remove_run(folder: str) -> None:
+    """Remove what a run of the example left in a folder, and nothing else."""
+    logs = os.path.join(folder, "tensorboard")
+    files = [*folders.matching(folder, _OWN), *folders.matching(logs, folders.EVENTS)]
+    folders.remove(files, [logs, folder])
+
+
 def tuned(run: Run, settings: Settings) -> Figures:
     """Trains in two processes where that is possible, else in this one."""
     start = two_ranks.launcher()
@@ -149,7 +162,7 @@ def tuned(run: Run, settings: Settings) -> Figures:
         return two_ranks.run(start, settings)
     except RuntimeError as error:
         print(f"two processes do not work here ({error}): going on in one", file=sys.stderr)
-        shutil.rmtree(settings.output_dir, ignore_errors=True)
+        remove_run(settings.output_dir)
         return run(settings)
 
 

@@ -7,7 +7,7 @@ import pathlib
 
 import calib
 import modeling
-from runs.folders import problem_with
+from runs.folders import problem_with, same_files
 from runs.settings import refuse, unusable_numbers
 from squad_run import teacher_flags
 from squad_run.flags import LOSS_SCALES, MODES, RANGES_OF, RUNTIMES, TARGET_OF, TFDS, Settings
@@ -20,6 +20,8 @@ from tfquant.export.fastertransformer import SMALLEST_SM
 from tfquant.runtimes import PACKAGES
 from tfquant.spec import STES, UPDATES
 from tfquant.training.sparsity import parse_pattern
+
+RESULTS = ("predictions.json", "nbest_predictions.json", "null_odds.json", "results.json")
 
 
 def check(settings: Settings) -> None:
@@ -292,4 +294,13 @@ def _output(s: Settings) -> list[str]:
     """Whether results can be written."""
     places = (s.output_dir, os.path.join(s.output_dir, "tensorboard"))
     problem = next(filter(None, map(problem_with, places)), None)
-    return [f"--output_dir={s.output_dir}: cannot be written ({problem}); name another folder"] if problem else []
+    if problem:
+        return [f"--output_dir={s.output_dir}: cannot be written ({problem}); name another folder"]
+    written = [os.path.join(s.output_dir, name) for name in (*RESULTS, s.calibrator_file)]
+    names = ("bert_config_file", "vocab_file", "train_file", "predict_file", "teacher_config_file")
+    return [
+        f"--output_dir={s.output_dir}: {os.path.basename(path)} of this run would replace --{name}: name another folder"
+        for name in names
+        if getattr(s, name)
+        for path in same_files(written, [getattr(s, name)])
+    ]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer, processors
 
+from fileio.messages import printable
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -63,7 +65,7 @@ def encode_sequences(tokenizer: Tokenizer, firsts: Sequence[str], seconds: Seque
         One sequence per row.
 
     Raises:
-        ValueError: max_length leaves no room for a piece of every text.
+        ValueError: max_length leaves no room for a piece of every text, or the vocabulary cannot encode text.
     """
     texts = 1 if seconds is None else 2
     special = tokenizer.num_special_tokens_to_add(texts == 2)
@@ -76,6 +78,8 @@ def encode_sequences(tokenizer: Tokenizer, firsts: Sequence[str], seconds: Seque
     try:
         rows = list(firsts) if seconds is None else list(zip(firsts, seconds, strict=True))
         encodings = tokenizer.encode_batch(rows)
+    except Exception as error:  # The library raises plain Exceptions.
+        raise ValueError(f"the tokenizer cannot encode text: {printable(error, 200)}") from error
     finally:
         tokenizer.no_truncation()  # texts encoded by themselves keep their length
     return [Encoded(np.asarray(found.ids, np.int32), len(found.ids) - sum(found.type_ids)) for found in encodings]

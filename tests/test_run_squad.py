@@ -19,6 +19,7 @@ import run_squad
 import tfquant
 from runs import resume
 from runs.batches import only
+from squad_evaluate import score_questions
 from squad_run import calibration, data, demo, flag_checks, flags, losses, networks, training
 from squad_run.flags import Settings
 from tasks import squad
@@ -106,6 +107,28 @@ def test_the_score_is_that_of_the_evaluation_script_on_the_written_predictions(f
     command = [sys.executable, "squad_evaluate.py", files["predict_file"], str(folder / "predictions.json")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout) == {k: figures["prediction"][k] for k in ("exact_match", "f1")}
+
+
+def test_questions_without_a_truth_are_named_before_any_work_and_left_out_of_the_score(files, trained, tmp_path, capsys):
+    content = json.loads(pathlib.Path(files["predict_file"]).read_text())
+    questions = [question for paragraph in content["data"][0]["paragraphs"] for question in paragraph["qas"]]
+    for number, question in enumerate(questions):
+        question["is_impossible"] = number % 4 == 0
+        if question["is_impossible"]:
+            question["answers"] = []
+    (tmp_path / "dev.json").write_text(json.dumps(content))
+    changes = {"predict_file": str(tmp_path / "dev.json"), "init_checkpoint": str(trained[0] / "model.ckpt-10")}
+    figures = run_squad.run(Settings(**files | changes, output_dir=str(tmp_path / "out"), do_predict=True))["prediction"]
+    said = capsys.readouterr()
+    assert said.err.index("5 of 20 questions of") < said.err.index("loaded") and "--version_2_with_negative" in said.err
+    shown = {name: figures[name] for name in ("exact_match", "f1")}
+    assert json.loads(said.out.splitlines()[-1]) == shown
+    known = {question["id"] for question in questions if question["answers"]}
+    predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    whole = json.loads(pathlib.Path(files["predict_file"]).read_text())
+    scores = [score for score in score_questions(whole, predictions) if score[0] in known]
+    assert len(predictions) == 20 and shown["f1"] == pytest.approx(100 * sum(f1 for _, _, f1 in scores) / 15)
+    assert (tmp_path / "out" / "results.json").is_file()
 
 
 def test_training_that_was_cut_off_goes_on_to_the_same_weights(files, trained, tmp_path, monkeypatch):

@@ -3,16 +3,21 @@
 import dataclasses
 import errno
 import json
+import shutil
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 import run_squad
+from glue_run import networks
+from glue_run.settings import Settings as GlueSettings
 from runs import resume
 from runs.errors import EXPECTED, describe
 from runs.folders import problem_with
 from squad_run.flags import Settings
 from squad_run.training import steps_of
+from tasks import glue
 from tfquant import checkpoint
 
 NOISE = "{{function_node __wrapped__CreateSummaryFileWriter_device_/job:localhost}} Not a directory [Op:CreateFileWriter] name: "
@@ -102,3 +107,21 @@ def test_trial_of_a_folder_leaves_nothing(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     assert "is not a folder" in problem_with(str(tmp_path / "link"))
 
+
+
+def test_a_fresh_head_is_said_in_one_line(good_glue, tmp_path, capsys):
+    settings, task = GlueSettings(task=("rte",), max_seq_length=48), glue.TASKS["rte"]
+    model = networks.build(str(good_glue / "model"), task, settings, 1)
+    encoder = {v.path: v for v in model.weights if v.path.startswith("bert/") and "pooler" not in v.path}
+    heads = {"cls/squad/output_weights": np.ones((2, 16)), "cls/squad/output_bias\x1b[31m\n": np.ones(2)}
+    for file in (good_glue / "model").iterdir():
+        shutil.copy(file, tmp_path / file.name)
+    checkpoint.write(tmp_path / "model.ckpt", encoder | heads)
+    networks.load_float(model, str(tmp_path), new_head=True)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "new, not in the checkpoint: bert/pooler/dense/bias, bert/pooler/dense/kernel, output_bias" in said[0]
+    assert "left out, of another task: cls/squad/output_bias\\x1b[31m\\n, cls/squad/output_weights" in said[0]
+    with pytest.raises(ValueError, match="missing: output_bias"):  # nothing is scored with a fresh head
+        networks.load_float(model, str(tmp_path), new_head=False)
+    with pytest.raises(ValueError, match="has no head for a task"):
+        networks.check_head(str(tmp_path), task, "--model-path")

@@ -10,6 +10,7 @@ import pytest
 
 from glue_run import overwriting
 from glue_run.settings import Settings
+from squad_run import demo
 from tfquant import checkpoint
 
 LEFT = (
@@ -64,7 +65,7 @@ def test_folders_that_become_empty_go_too(tmp_path):
     assert os.listdir(place) == []
 
 
-@pytest.mark.parametrize("text", [None, "", "{'bits': 8}", "[" * 5000, "not ours", "{'mode': 1}"], ids=str)
+@pytest.mark.parametrize("text", [None, "", "{'bits': 8}", "[" * 5000, "not ours", "{'mode': 1}"], ids=lambda text: str(text)[:20])
 def test_without_the_record_of_a_run_nothing_goes(folder, text):
     (folder / "config.out").unlink() if text is None else (folder / "config.out").write_text(text)
     anew(folder)
@@ -134,6 +135,17 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_command(folder, monkeypatc
     monkeypatch.setattr(overwriting.resume, "is_same_run", lambda *_: False)
     anew(folder)
     assert checkpoint.steps(folder) == []
+
+
+def test_the_example_of_run_squad_removes_its_own_files_alone(tmp_path):
+    own = ("model.ckpt-12.index", "model.ckpt-calibrated.data-00000-of-00001", "checkpoint", "results.json", "predictions.json",
+           "calibrators.npz", "model.onnx", "tensorboard/events.out.tfevents.1.host")  # fmt: skip
+    others = ("notes.txt", "model.ckpt-12.index.bak", "train.json", "tensorboard/notes.txt", "data/train.json")
+    for name in (*own, *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    demo.remove_run(str(tmp_path))
+    assert there(tmp_path, own) == [] and there(tmp_path, others) == list(others)
 
 
 def test_a_folder_that_is_not_there_is_no_problem(tmp_path):

@@ -181,3 +181,15 @@ def test_terminal_escapes_of_questions_are_shown_escaped(refused, squad_folder):
     (squad_folder / "dev.json").write_text(json.dumps(content))
     said = refused()
     assert r"(id a\x1b[31m\nrun_squad.py: all good\u202e)" in said and "\x1b" not in said
+
+
+def test_results_never_replace_what_the_run_reads(squad_folder, monkeypatch):
+    monkeypatch.setattr(run_squad, "build", None)
+    (squad_folder / "dev.json").rename(squad_folder / "predictions.json")
+    files = {name: str(squad_folder / file) for name, file in FILES.items()}
+    files["predict_file"] = str(squad_folder / "predictions.json")
+    lengths = {"max_seq_length": 96, "max_query_length": 24}
+    (squad_folder / "link").symlink_to(squad_folder)
+    for place in (squad_folder, squad_folder / "link", squad_folder / "link" / ".." / squad_folder.name):
+        with pytest.raises(EXPECTED, match="predictions.json of this run would replace --predict_file"):
+            run_squad.run(Settings(**files | lengths, do_train=True, do_predict=True, output_dir=str(place)))
