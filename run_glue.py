@@ -30,7 +30,7 @@ from glue_run.evaluation import Validation
 from glue_run.exporting import export
 from glue_run.histograms import write_graph, write_histograms
 from glue_run.input_checks import check_inputs
-from glue_run.outputs import logs_of, size_of, summary_of, tell, write_config, write_results, write_scores
+from glue_run.outputs import logs_of, size_of, summary_of, tell, write_results, write_scores
 from glue_run.quantizing import quantized, recipe_of, round_weights, trained
 from glue_run.settings import Settings
 from glue_run.training import train
@@ -96,8 +96,6 @@ def run_task(task: glue.Task, settings: Settings, group: distributed.Group, *, d
         networks.load_float(model, source, new_head=settings.trains)
     validation = Validation(network, task, tokenizer, settings, group, clamp=settings.quantizes)
     if settings.trains:
-        if group.rank == 0 and not checkpoint.steps(directory):  # a run that goes on keeps what it was started with
-            write_config(directory, settings)
         figures["training"] = train(
             model, network, training_rows(), task, settings, group,
             source=source, validation=validation, directory=directory, seed=seed,

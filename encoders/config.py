@@ -12,6 +12,10 @@ MAX_ID = 2**31 - 1  # token ids and positions are int32
 MAX_BYTES = 16 << 20  # of a file
 MAX_CONSTANT = 1e6
 MAX_LAYERS = 1000  # the deepest published encoders have as many
+MAX_POSITIONS = 1 << 20  # attention is quadratic in the length
+_LARGEST = {
+    "num_hidden_layers": MAX_LAYERS, "num_feedforward_networks": MAX_LAYERS, "max_position_embeddings": MAX_POSITIONS,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +67,7 @@ class TransformerConfig:
         least = 0 if name == "pad_token_id" else 1
         if field.type is int and (type(value) is not int or value < least):
             return f"must be a {'positive' if least else 'non-negative'} integer, got {_shown(value)}"
-        most = MAX_LAYERS if name in ("num_hidden_layers", "num_feedforward_networks") else MAX_ID
+        most = _LARGEST.get(name, MAX_ID)
         if field.type is int and value > most:
             return f"must be at most {most}, got {_shown(value)}"
         if field.type is bool and type(value) is not bool:

@@ -8,7 +8,7 @@ import pathlib
 
 from encoders.config import TransformerConfig
 
-_BYTES = 4  # of a weight in float32
+_BYTES = 8  # of a weight in float32 and of the value that it starts with
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
@@ -21,7 +21,7 @@ def check_memory(config: TransformerConfig) -> None:
     needed, there = _BYTES * config.num_parameters, machine_memory()
     if needed > there:
         raise ValueError(
-            f"{config.title} configuration: its {config.num_parameters:.3g} weights need {needed / 2**30:,.1f} GiB in float32, "
+            f"{config.title} configuration: its {config.num_parameters:.3g} weights need {needed / 2**30:,.1f} GiB to start with, "
             f"this machine has {there / 2**30:,.1f} GiB of memory: check vocab_size, hidden_size, intermediate_size, "
             "max_position_embeddings and the number of layers"
         )

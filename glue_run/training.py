@@ -9,7 +9,7 @@ import keras
 from glue_run.data import INPUTS, LABELS, training_plan
 from glue_run.evaluation import LOSS, SCORE, Validation
 from glue_run.losses import distillation, loss_of
-from glue_run.outputs import logs_of
+from glue_run.outputs import logs_of, write_config
 from glue_run.schedules import schedule
 from glue_run.settings import Settings
 from runs import resume
@@ -88,6 +88,8 @@ def train(
         hooks=hooks,
         loss_variables=taught.variables if taught else (),
     )
+    if group.rank == 0 and not saved:  # a run that goes on keeps what it was started with
+        write_config(directory, settings)
     if saved:
         say(f"going on from step {trainer.restore()} of {total} ({saved[-1][1]})")
     planned = functools.partial(_planned, features, course.batch, settings, seed)

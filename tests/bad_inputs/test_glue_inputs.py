@@ -45,7 +45,8 @@ def put(path, **changes):
 
 CONFIGURATIONS = {
     "hidden_act": ({"hidden_act": ["gelu"]}, "hidden_act must be a string"),
-    "positions": ({"max_position_embeddings": 10**9, "hidden_size": 1600}, "GiB of memory"),
+    "positions": ({"max_position_embeddings": 10**9}, "max_position_embeddings must be at most 1048576"),
+    "segments beyond memory": ({"type_vocab_size": 10**9, "hidden_size": 1600}, "GiB of memory"),
     "vocabulary": ({"vocab_size": 20}, "ids up to"),
     "length": ({"max_position_embeddings": 40}, "--max-seq-length 48: the model of"),
     "segments": ({"type_vocab_size": 1}, "has no segment for the second text"),

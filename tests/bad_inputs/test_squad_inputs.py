@@ -47,7 +47,7 @@ CONFIGURATIONS = {
     "vocab_size 1e12": ({"vocab_size": 10**12}, "vocab_size must be at most 2147483647"),
     "hidden_size 1e7": ({"hidden_size": 10**7}, "GiB of memory"),
     "layers 1e5": ({"num_hidden_layers": 10**5}, "num_hidden_layers must be at most 1000"),
-    "positions 2e9": ({"max_position_embeddings": 2 * 10**9, "hidden_size": 1600}, "GiB of memory"),
+    "positions 2e9": ({"max_position_embeddings": 2 * 10**9}, "max_position_embeddings must be at most 1048576"),
     "intermediate_size 2e9": ({"intermediate_size": 2 * 10**9, "hidden_size": 1600}, "GiB of memory"),
     "segments": ({"type_vocab_size": 1}, "type_vocab_size 1 has no segment for the paragraph"),
     "hidden_size inf": ({"hidden_size": math.inf}, "hidden_size must be a positive integer, got inf"),
