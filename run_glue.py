@@ -36,6 +36,7 @@ from glue_run.settings import Settings
 from glue_run.training import train
 from runs.errors import EXPECTED, describe
 from runs.narration import speak_for
+from runs.ranks import agree_on_settings, output_of
 from runs.settings import FlagError
 from runs.stopping import end_on_signals
 from tasks import glue
@@ -52,11 +53,13 @@ def run(settings: Settings) -> dict[str, Any]:
     check_inputs(list(runs.values()))
     if not settings.cuda:
         tf.config.set_visible_devices([], "GPU")
-    group = distributed.start(settings.horovod, settings.horovod_compression, False)
+    group = distributed.start(settings.horovod, settings.horovod_compression, timeout=settings.rank_timeout)
     speak_for(group.rank)
+    agree_on_settings(group, "run_glue.py", settings)
     finals: dict[str, dict[int, float]] = {}
     for (name, seed), own in runs.items():
-        final = run_task(glue.TASKS[name], own, group, directory=own.output_dir, seed=seed)
+        with output_of(group, own.output_dir):
+            final = run_task(glue.TASKS[name], own, group, directory=own.output_dir, seed=seed)
         if final is not None:
             finals.setdefault(name, {})[seed] = final
     found = summary_of(finals)

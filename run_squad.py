@@ -30,6 +30,7 @@ from absl import flags as absl_flags
 import modeling
 from runs.errors import EXPECTED, describe
 from runs.narration import say, speak_for
+from runs.ranks import agree_on_settings, output_of
 from runs.stopping import end_on_signals
 from runs.versions import versions
 from squad_run import demo, flag_checks, flags
@@ -51,8 +52,16 @@ HELP = ("help", "helpfull", "helpshort", "helpxml", "?")
 def run(settings: Settings) -> dict[str, Any]:
     """One run as the settings say. Returns the figures that results.json holds."""
     flag_checks.check(settings)
-    group = distributed.start(settings.horovod, settings.horovod_compression, settings.horovod_sparse_as_dense)
+    sending = settings.horovod_compression, settings.horovod_sparse_as_dense
+    group = distributed.start(settings.horovod, *sending, timeout=settings.rank_timeout)
     speak_for(group.rank)
+    agree_on_settings(group, "run_squad.py", settings)
+    with output_of(group, settings.output_dir):
+        return _run(settings, group)
+
+
+def _run(settings: Settings, group: distributed.Group) -> dict[str, Any]:
+    """What `run` does once the ranks agree and the output folder is held."""
     if settings.do_calib and settings.do_train:
         say("--do_calib given: this run only calibrates. Train in a second run, from its model.ckpt-calibrated")
     check_inputs(settings)

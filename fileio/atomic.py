@@ -40,11 +40,24 @@ def replacing(path: str | os.PathLike[str], *, make_folder: bool = False) -> Ite
             yield temporary
             if is_stream:
                 _copy_into(temporary, target)
-                return
-            _take_over_permissions(target, temporary)
-            sync(temporary)
-            os.replace(temporary, target)
-            sync(target.parent)
+            else:
+                _replace(target, temporary)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def put_in_place(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Replaces a file by one that was prepared in a staging folder beside it, as `replacing` does.
+
+    Raises:
+      WriteError: it cannot be written; what was there before is as it was.
+    """
+    try:
+        target, is_stream = _destination(path)
+        if is_stream:
+            _copy_into(pathlib.Path(temporary), target)
+        else:
+            _replace(target, pathlib.Path(temporary))
     except OSError as error:
         raise write_error(path, error) from error
 
@@ -123,6 +136,13 @@ def _copy_into(source: pathlib.Path, stream: pathlib.Path) -> None:
     os.set_blocking(descriptor, True)
     with open(source, "rb") as content, os.fdopen(descriptor, "wb") as output:
         shutil.copyfileobj(content, output)
+
+
+def _replace(target: pathlib.Path, temporary: pathlib.Path) -> None:
+    _take_over_permissions(target, temporary)
+    sync(temporary)
+    os.replace(temporary, target)
+    sync(target.parent)
 
 
 def _take_over_permissions(target: pathlib.Path, temporary: pathlib.Path) -> None:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from fileio.atomic import sync
+from fileio.errors import WriteError
 from fileio.messages import printable
 from fileio.staging import leftovers, staging, tidy
 
@@ -87,13 +88,20 @@ def recover(folder: str | os.PathLike[str]) -> None:
     """Finishes a write that a killed process had decided, after waiting for one that still goes on.
 
     Raises:
-      OSError: it cannot be finished, such as on a file system that is read-only.
+      WriteError: it cannot be finished, such as on a file system that is read-only.
     """
     folder = pathlib.Path(folder)
-    if (folder / COMMIT).is_dir() or leftovers(folder):
+    if not (folder / COMMIT).is_dir() and not leftovers(folder):
+        return
+    try:
         with locked(folder):
             _roll_forward(folder)
             tidy(folder)
+    except OSError as error:
+        raise WriteError(
+            f"{printable(folder)} holds files that a killed process was replacing, which cannot be finished "
+            f"({error.strerror or error}): make it writable once"
+        ) from error
 
 
 def open_unchanged(files: Callable[[], Iterable[pathlib.Path]], load: Callable[[], T]) -> T:

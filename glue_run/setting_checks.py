@@ -98,6 +98,8 @@ def _work(s: Settings) -> list[str]:
     processes = launched()
     if processes > 1 and not s.horovod:
         problems.append(f"--horovod is missing, though this is one of {processes} processes: set it, or start one process")
+    if not 0.0 <= s.rank_timeout < math.inf:
+        problems.append(f"--rank-timeout {s.rank_timeout}: must be a finite number of seconds, or 0 for no limit")
     return problems
 
 

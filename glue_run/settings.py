@@ -8,6 +8,7 @@ from tasks import glue
 from tfquant.ptq.rounding import DECAYS
 from tfquant.training.distillation import DIRECTIONS, TEMPERATURE
 from tfquant.training.teaching import SCALE
+from tfquant.watchdog import TIMEOUT
 
 MODES = ("train-baseline", "validate-baseline", "train-quantized", "validate-quantized")
 TRAINING, QUANTIZING = ("train-baseline", "train-quantized"), ("train-quantized", "validate-quantized")
@@ -132,6 +133,9 @@ class Settings:
         False,
         "Work in all processes that mpirun or horovodrun started. Training takes --batch-size in each and multiplies "
         "--learning-rate by their number; calibration and validation deal the same batches out.",
+    )
+    rank_timeout: float = _any(
+        TIMEOUT, "Seconds that a process waits for the others in one place before it ends with a line; 0 waits for ever."
     )
     horovod_compression: str = _any("none", "What gradients are sent as.", choices=("none", "fp16"))
 

@@ -14,6 +14,7 @@ from glue_run.schedules import schedule
 from glue_run.settings import Settings
 from runs import resume
 from runs.narration import say
+from runs.ranks import agree_on_data
 from runs.settings import MAX_INTEGER
 from runs.training import by_share, closing_line, training_batches, writer
 from tasks import glue
@@ -53,6 +54,7 @@ def train(
         )
     if total > MAX_INTEGER:
         raise ValueError(f"{settings.num_epochs} epochs are {total:,} steps, at most {MAX_INTEGER:,} can be made")
+    agree_on_data(group, features.input_ids)
     group.broadcast(network.variables)
     rate = schedule(settings.lr_scheduler_type, course.learning_rate, total, settings.warmup_steps)
     optimizer = BertAdamW(rate, weight_decay=settings.weight_decay)

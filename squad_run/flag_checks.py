@@ -87,6 +87,8 @@ def _work(s: Settings) -> list[str]:
     for name in ("horovod_compression", "horovod_sparse_as_dense"):
         if getattr(s, name) not in ("none", False) and not s.horovod:
             problems.append(f"--{name} is used with --horovod only: set that, or leave it out")
+    if not 0.0 <= s.rank_timeout < math.inf:
+        problems.append(f"--rank_timeout={s.rank_timeout}: must be a finite number of seconds, or 0 for no limit")
     if s.loss_scale not in LOSS_SCALES:
         problems.append(f"--loss_scale={s.loss_scale}: must be {' or '.join(LOSS_SCALES)}")
     if s.loss_scale != "none" and not s.do_train:

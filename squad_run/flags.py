@@ -18,6 +18,7 @@ from tfquant.export.targets import TARGETS
 from tfquant.site import PARAMETER_ROLES, ROLES
 from tfquant.spec import UPDATES
 from tfquant.training.distillation import DIRECTIONS, TEMPERATURE
+from tfquant.watchdog import TIMEOUT
 
 MODES = ("ft1", "ft2", "ft3", "trt")
 LOSS_SCALES = ("none", "dynamic")
@@ -138,6 +139,9 @@ class Settings:
         "Train, calibrate and predict in all processes that mpirun or horovodrun started. Training takes --train_batch_size in "
         "each and multiplies --learning_rate by their number; calibration and prediction deal the same batches out.",
         FREE,
+    )
+    rank_timeout: float = flag(
+        TIMEOUT, "Seconds that a process waits for the others in one place before it ends with a line; 0 waits for ever.", FREE
     )
     horovod_compression: str = flag("none", "What gradients are sent as: none, or fp16.", FREE)
     horovod_sparse_as_dense: bool = flag(

@@ -11,6 +11,7 @@ import numpy as np
 import modeling
 from runs import resume
 from runs.narration import say
+from runs.ranks import agree_on_data
 from runs.settings import MAX_INTEGER
 from runs.training import by_share, closing_line, writer
 from runs.training import training_batches as dealt_batches
@@ -51,6 +52,7 @@ def train(
         say("no --init_checkpoint: training starts from random weights")
     examples = read_examples(settings.train_file, settings, training=True)
     features = to_features(examples, tokenizer, settings, training=True)
+    agree_on_data(group, features.input_ids)
     total = steps_of(len(examples), settings, course)
     hooks = sparsity.hooks(model, settings, total)
     loss, projections = squad_loss, []

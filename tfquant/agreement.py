@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from calib import errors
-from tfquant.distributed import Group
+from tfquant.distributed import DivergedError, Group
+from tfquant.messages import one_line, shown
 
 # Raised as what they are on the other ranks too: their messages say all there is to say.
 _KNOWN = (
@@ -20,6 +22,42 @@ _KNOWN = (
 
 class OtherRankError(RuntimeError):
     """Another process of the group failed; the message has its number and error."""
+
+
+def agree(group: Group, values: Mapping[str, Any], what: str) -> None:
+    """Makes sure that all ranks were started alike, before a difference makes them wait for each other for ever.
+
+    Args:
+      group: the ranks; each must call this, with the same `what`.
+      values: name -> value of JSON that must be the same everywhere: flags, digests of data, the hash of a recipe.
+      what: they are called in messages, such as `flags`.
+
+    Raises:
+      DivergedError: on every rank; names what differs, and how.
+    """
+    if group.size == 1:
+        return
+    found = []
+    for rank, data in enumerate(group.gather(json.dumps({"agree": what, "values": dict(values)}, default=str).encode())):
+        try:
+            entry = json.loads(data)
+            if entry["agree"] != what:
+                raise ValueError(f"compares {shown(entry['agree'])}")
+            found.append(entry["values"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise DivergedError(
+                f"rank {rank} is not where rank {group.rank} is, at the comparison of {what}: start all of them with the same "
+                f"command ({one_line(error, 100)})"
+            ) from None
+    names = dict.fromkeys(name for entry in found for name in entry)
+    differing = [name for name in names if any(entry.get(name) != found[0].get(name) for entry in found)]
+    if differing:
+        listed = []
+        for name in differing[:5]:
+            other = next(rank for rank, entry in enumerate(found) if entry.get(name) != found[0].get(name))
+            listed.append(f"{name} is {shown(found[0].get(name), 60)} on rank 0 and {shown(found[other].get(name), 60)} on {other}")
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise DivergedError(f"the ranks were started with different {what}: {'; '.join(listed)}{more}. Give all of them the same")
 
 
 def dealt(costs: Sequence[float], size: int) -> list[int]:

@@ -17,6 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from calib.grid import Grid
+from fileio.atomic import replacing
+from fileio.errors import ContentError, WriteError
+from fileio.messages import printable
+from fileio.reading import check_regular
 from tfquant.checkpoint import CheckpointError
 from tfquant.messages import one_line
 
@@ -142,9 +146,12 @@ def write_file(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], texts
     """
     dense = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     try:
-        save_file(dense, path, {**texts, CHECKSUM: _checksum(dense, texts)})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {path}: {one_line(error)}") from error
+        with replacing(path) as temporary:
+            save_file(dense, temporary, {**texts, CHECKSUM: _checksum(dense, texts)})
+    except WriteError as error:
+        raise CheckpointError(str(error)) from error
+    except SafetensorError as error:
+        raise CheckpointError(f"cannot write {printable(path)}: {one_line(error)}") from error
 
 
 def read_file(path: str | os.PathLike, marks: Mapping[str, str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -159,8 +166,10 @@ def read_file(path: str | os.PathLike, marks: Mapping[str, str]) -> tuple[dict[s
       CheckpointError: it is damaged.
       ValueError: it has not the marks.
     """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        check_regular(path)
+    except ContentError as error:
+        raise CheckpointError(f"{printable(path)} is damaged, or no safetensors file: {error}") from error
     try:
         with safe_open(path, framework="np") as file:
             texts = file.metadata() or {}
@@ -169,7 +178,7 @@ def read_file(path: str | os.PathLike, marks: Mapping[str, str]) -> tuple[dict[s
                     raise ValueError(f"{path}: {name} is {texts.get(name)!r}, not {mark!r}: another program or version wrote it")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged, or no safetensors file: {one_line(error)}") from error
+        raise CheckpointError(f"{printable(path)} is damaged, or no safetensors file: {one_line(error)}") from error
     if texts.pop(CHECKSUM, None) != _checksum(tensors, texts):
         raise CheckpointError(f"{path} is damaged: its contents do not have its checksum. Restore the file or write it again")
     return tensors, texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,12 +12,13 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 import calib
-from tfquant.agreement import dealt, together
-from tfquant.distributed import Group, Single
+from tfquant.agreement import agree, dealt, together
+from tfquant.distributed import Group, Single, structure_of
 from tfquant.engine import Engine
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.observation import Observation
 from tfquant.older_files import lacking, with_partners
+from tfquant.resume import digest
 from tfquant.sequential import SequentialObservation
 from tfquant.site import Site
 
@@ -80,6 +82,8 @@ def calibrate(
         raise ValueError(f"unknown order {order!r} of calibration; known: {', '.join(ORDERS)}")
     sequential = order == "sequential"
     observation = SequentialObservation if sequential else Observation
+    options = {"order": order, "mask": mask, "bins": bins, "sample": sample, "seed": seed, "dimensions": dimensions}
+    _agree(engine, options, group)
     collector = observation(engine, mask=mask, bins=bins, sample=sample, seed=seed, dimensions=dimensions)
     with together(group, lambda: (0, "the ranges of weights")):
         entries = _weight_entries(engine, Single() if sequential else group, progress and group.rank == 0)
@@ -201,6 +205,21 @@ def _weight_entries(engine: Engine, group: Group, progress: bool) -> dict[str, c
     # Most methods take no time worth a bar.
     bar = tqdm(own, "ranges of weights", unit="weight", disable=not progress, delay=2, leave=False)
     return {site.address: weight_entry(site, values[site.address]) for site in bar}
+
+
+def _agree(engine: Engine, options: dict[str, Any], group: Group) -> None:
+    """Raises DivergedError on every rank if the ranks have different networks, recipes or options."""
+    if group.size == 1:
+        return
+    variables = engine.inference.variables
+    values = {
+        **options,
+        "recipe": digest([engine.plan.recipe.to_json().encode()]),
+        "sites": digest([json.dumps([[site.address, list(site.range_shape)] for site in engine.plan.sites]).encode()]),
+        "variables": structure_of(list(variables.values())),
+    }
+    agree(group, values, "models or arguments of calibration")
+    group.check_equal(variables, "before calibration")
 
 
 def dimension_entry(site: Site, seen: Mapping[str, calib.Statistics]) -> calib.SiteCalibration:

@@ -132,9 +132,7 @@ def recover(prefix: str | os.PathLike) -> None:
     try:
         transaction.recover(directory)
     except OSError as error:
-        raise CheckpointError(
-            f"{printable(directory)} holds a half-moved checkpoint and cannot be repaired: {_reason(error)}. Make it writable once"
-        ) from error
+        raise CheckpointError(str(error)) from error
 
 
 def latest(directory: str | os.PathLike) -> str | None:

@@ -7,15 +7,19 @@ inside a `tf.function` that is not compiled by XLA.
 from __future__ import annotations
 
 import abc
+import contextlib
+import hashlib
 import os
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfquant import watchdog
+from tfquant.messages import one_line
 from tfquant.variables import resource
 
 COMPRESSIONS = ("none", "fp16")
@@ -26,7 +30,7 @@ Gradient = tf.Tensor | tf.IndexedSlices
 
 
 class DivergedError(RuntimeError):
-    """The processes of one run do not hold the same weights any more."""
+    """The processes of one run do not hold the same weights any more, or were not started alike."""
 
 
 class Group(abc.ABC):
@@ -58,6 +62,15 @@ class Group(abc.ABC):
     @abc.abstractmethod
     def gather(self, data: bytes) -> list[bytes]:
         """What every rank gave, by rank."""
+
+    @contextlib.contextmanager
+    def waiting(self, where: str) -> Iterator[None]:
+        """To be entered around what waits for the other ranks inside of a graph, such as a step of training.
+
+        Args:
+          where: for the line with which the process ends if a rank is frozen, such as `step 100`.
+        """
+        yield
 
     def check_equal(self, named: Mapping[str, Any], when: str) -> None:
         """Compares checksums of variables over the ranks.
@@ -104,13 +117,14 @@ class Horovod(Group):
     Args:
       compression: `none`, or `fp16` to halve what is sent of dense tensors.
       sparse_as_dense: sparse gradients are made dense first, which sends less where most rows of a table occur.
+      timeout: seconds that a rank waits for the others in one place before it ends the process with a line; 0 for ever.
 
     Raises:
       ModuleNotFoundError: Horovod is not installed, or cannot be loaded.
       ValueError: another compression.
     """
 
-    def __init__(self, compression: str = "none", sparse_as_dense: bool = False):
+    def __init__(self, compression: str = "none", sparse_as_dense: bool = False, timeout: float = watchdog.TIMEOUT):
         try:
             import horovod.tensorflow as hvd
         except ImportError as error:
@@ -123,11 +137,26 @@ class Horovod(Group):
             raise ValueError(f"unknown compression {compression!r}; known: {', '.join(COMPRESSIONS)}")
         if not tf.config.list_physical_devices("GPU"):
             os.environ.setdefault("HOROVOD_CYCLE_TIME", CYCLE_MILLISECONDS)
-        hvd.init()
+        self._identities: list[str] = []
+        self._watchdog = watchdog.Watchdog(timeout, 0.0, self._overdue)
+        with self.waiting("the start"):
+            hvd.init()
         self._hvd, self._compression = hvd, getattr(hvd.Compression, compression)
         self._sparse_as_dense = sparse_as_dense
         self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
+        # The lowest rank that can speak does so, and the launcher ends the others.
+        self._watchdog = watchdog.Watchdog(timeout, min(2.0 * self.rank, 30.0), self._overdue)
         _keep_one_gpu(self.local_rank)
+
+    def waiting(self, where: str) -> contextlib.AbstractContextManager[None]:
+        return self._watchdog.waiting(where)
+
+    def _overdue(self, where: str, seconds: float) -> str:
+        found = watchdog.silent(self._identities, self.rank) or "one of them is frozen, or was started for something else"
+        return (
+            f"rank {self.rank} of {self.size} has waited for the others for {seconds:g} s at {where}: {found}. Start all of them "
+            "again; training goes on from its last checkpoint. The time-out is --rank_timeout"
+        )
 
     def average(self, tensors: Sequence[Gradient]) -> list[Gradient]:
         if self.size == 1:
@@ -148,9 +177,17 @@ class Horovod(Group):
         return -lowest, highest
 
     def broadcast(self, variables: Sequence[Any]) -> None:
-        self._hvd.broadcast_variables([resource(v) for v in variables], 0)
+        _check_alike(self, variables)
+        with self.waiting("the start of training"):
+            self._hvd.broadcast_variables([resource(v) for v in variables], 0)
 
     def gather(self, data: bytes) -> list[bytes]:
+        with self.waiting("an exchange"):
+            if not self._identities:
+                self._identities = [text.decode() for text in self._gather(watchdog.identity().encode())]
+            return self._gather(data)
+
+    def _gather(self, data: bytes) -> list[bytes]:
         sizes = self._hvd.allgather(tf.constant([len(data)], tf.int64), name="tfquant.gather.sizes").numpy()
         joined = self._hvd.allgather(tf.constant(np.frombuffer(data, np.uint8)), name="tfquant.gather.data")
         joined = joined.numpy().tobytes()
@@ -174,6 +211,7 @@ class _Fake(Group):
         return tf.reduce_min(tf.stack(lows), 0), tf.reduce_max(tf.stack(highs), 0)
 
     def broadcast(self, variables: Sequence[Any]) -> None:
+        _check_alike(self, variables)
         first = self._exchange([_numpy(v) for v in variables])[0]
         for variable, value in zip(variables, first, strict=True):
             variable.assign(value)
@@ -218,12 +256,14 @@ def fake_groups(n: int, timeout: float = 60.0) -> list[Group]:
     return [_Fake(rank, slots, barrier) for rank in range(n)]
 
 
-def start(horovod: bool, compression: str = "none", sparse_as_dense: bool = False) -> Group:
+def start(
+    horovod: bool, compression: str = "none", sparse_as_dense: bool = False, timeout: float = watchdog.TIMEOUT
+) -> Group:
     """The group this process belongs to; with Horovod each process keeps the GPU of its local rank.
 
     Args:
       horovod: whether there are others, see `Horovod`; without it `Single`.
-      compression, sparse_as_dense: see `Horovod`.
+      compression, sparse_as_dense, timeout: see `Horovod`.
 
     Call it before anything uses a GPU: TensorFlow fixes what is visible then.
 
@@ -231,13 +271,38 @@ def start(horovod: bool, compression: str = "none", sparse_as_dense: bool = Fals
       ModuleNotFoundError: Horovod is asked for and not installed.
       ValueError: unknown compression.
     """
-    return Horovod(compression, sparse_as_dense) if horovod else Single()
+    return Horovod(compression, sparse_as_dense, timeout) if horovod else Single()
 
 
 def launched() -> int:
     """How many processes the launcher (Open MPI, MPICH, horovodrun) started together with this one; 1 without a launcher."""
     sizes = (os.environ.get(name, "") for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE"))
     return max((int(size) for size in sizes if size.isdigit()), default=1)
+
+
+def structure_of(variables: Sequence[Any]) -> str:
+    """How many variables there are, and a hash of their shapes and types in their order, as text to compare.
+
+    Without names: Keras numbers layers by how many a process has made before.
+    """
+    text = "\n".join(f"{list(v.shape)} {v.dtype}" for v in variables)
+    return f"{len(variables)} variables, {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _check_alike(group: Group, variables: Sequence[Any]) -> None:
+    """Raises DivergedError, on every rank, if the variables of the ranks differ in number, shape or type.
+
+    Horovod waits for ever for what one of them does not have.
+    """
+    if group.size == 1:
+        return
+    found = [text.decode(errors="replace") for text in group.gather(structure_of(variables).encode())]
+    if len(set(found)) > 1:
+        other = next(rank for rank, text in enumerate(found) if text != found[0])
+        raise DivergedError(
+            f"the ranks have different networks: rank 0 has {one_line(found[0], 100)}, rank {other} {one_line(found[other], 100)}; "
+            "start all of them with the same flags and files"
+        )
 
 
 def _keep_one_gpu(local_rank: int) -> None:

@@ -61,6 +61,7 @@ class Observation:
         self.padding = Padding(engine.inference, edges.items(), mask)
         self.samples = 0
         self.number = 0  # of the batch at hand; after the last, how many there were
+        self._content = 0  # checksum of the batches, likewise
         self._extremes: dict[int, np.ndarray] = {}  # by batch, of this rank's; filled only where there are other ranks
 
     def find_targets(self) -> dict[str, tuple[Site, Edge]]:
@@ -125,6 +126,8 @@ class Observation:
                 extremes = self._observe(batch)
                 if group.size > 1:
                     self._extremes[number] = extremes.numpy()
+            if group.size > 1:
+                self._content = _checksum(batch, self._content)
             self.number = number + 1
         if self.number == 0 and self._edges:
             raise ValueError("no calibration batch was given: pass at least one")
@@ -158,6 +161,8 @@ class Observation:
             if len(set(found)) > 1:
                 sizes = " and ".join(map(str, sorted(set(found))))
                 raise ValueError(f"ranks were given {sizes} {what}: calibrate all of them with the same model and batches")
+        if len({int(rank["content"]) for rank in ranks}) > 1:
+            raise ValueError("ranks were given batches of other content: calibrate all of them with the same batches in one order")
         order = np.argsort(np.concatenate([rank["numbers"] for rank in ranks]))
         extremes = np.concatenate([rank["extremes"] for rank in ranks])[order]
         for index, (_, observer) in enumerate(self.observers):
@@ -184,6 +189,7 @@ class Observation:
             extremes=np.array(list(self._extremes.values()), np.float32).reshape(len(self._extremes), len(tallies), 2),
             samples=np.int64(self.samples),
             total=np.int64(self.number),
+            content=np.int64(self._content),
             **rows,
             axes=np.int64(len(self.dimensions)),
             **dimensions,
@@ -211,6 +217,14 @@ def _length(batches: Iterable[Any]) -> int | None:
         return len(batches) if isinstance(batches, Sized) else None
     except TypeError:  # a tf.data.Dataset that does not know
         return None
+
+
+def _checksum(batch: Any, before: int) -> int:
+    """CRC-32 of the values of a batch, going on from that of the batches before."""
+    for leaf in tf.nest.flatten(batch):
+        array = np.ascontiguousarray(leaf)
+        before = zlib.crc32(repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes(), before)
+    return before
 
 
 def _elements(batch: Any) -> int:

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from fileio.messages import printable
+from fileio.reading import parse_json
 from tfquant import checkpoint
 from tfquant.calibration import engine_of, set_ranges_of_weights
 from tfquant.engine import Engine
 from tfquant.graph.source import Source, source_of
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.older_files import lacking, recipe_of_file, with_partners
-from tfquant.quantizer import GROUP_OF
+from tfquant.quantizer import GROUP_OF, Quantizer
 from tfquant.rules import Recipe
 from tfquant.site import Site
+from tfquant.variables import is_finite
 
 # Everything that is not a weight of the model lies below this prefix.
 PREFIX = "tfquant/"
@@ -86,32 +89,81 @@ def load(
       The quantized model with the saved recipe, weights and ranges.
 
     Raises:
-      checkpoint.CheckpointError: no such checkpoint, or damaged.
-      ValueError: weights or sites differ from those of `model`; all differences are listed.
+      FileNotFoundError: no such checkpoint.
+      checkpoint.CheckpointError: it is damaged.
+      ValueError: weights or sites differ from those of `model`, all differences are listed; or one is NaN or infinite. The
+        model is as before then.
     """
-    saved = checkpoint.read(prefix)
+    saved, prefix = checkpoint.read(prefix), printable(os.fspath(prefix))
     if any(name not in saved for name in (RECIPE, SITES, WEIGHTS)):
         raise ValueError(f"{prefix}: holds weights but no recipe: it was not written by tfquant.save")
-    recipe = change(Recipe.from_json(saved[RECIPE]))
-    sites = json.loads(saved[SITES])
+    recipe = change(Recipe.from_dict(record(saved, RECIPE, prefix, dict)))
+    sites = _fingerprints(saved, prefix)
     quantized = wrap(model, engine_as_saved(source_of(model, inputs, signature), recipe, sites))
-    renamed = renamed_sites(quantized, sites, str(prefix))
+    renamed = renamed_sites(quantized, sites, prefix)
     weights = quantized._engine.weights()
-    values = matching_weights(weights, saved, str(prefix))
+    values = matching_weights(weights, saved, prefix)
+    for address, quantizer in quantized._engine.quantizers.items():  # new ones: the model is as before if one fails
+        if address in renamed:
+            _restore_range(quantizer, saved, renamed[address], prefix)
     for name, variable in weights.items():
         variable.assign(values[name])
-    for address, quantizer in quantized._engine.quantizers.items():
-        if address not in renamed:
-            continue
-        lower, upper = (saved[range_name(renamed[address], end)] for end in ("lower", "upper"))
-        if np.isfinite(lower).all() and np.isfinite(upper).all():
-            name = range_name(renamed[address], GROUP_OF)
-            quantizer.set_range(lower, upper, saved[name] if name in saved else None)
-        if all(range_name(renamed[address], name) in saved for name in quantizer.variables):
-            for name, variable in quantizer.variables.items():
-                variable.assign(saved[range_name(renamed[address], name)])
     estimate_parted(quantized._engine, renamed)
     return quantized
+
+
+def record(saved: Mapping[str, Any], name: str, source: str, kind: type) -> Any:
+    """A value of JSON of a checkpoint.
+
+    Args:
+      saved: name -> value.
+      name: of the value.
+      source: what the checkpoint is called in messages.
+      kind: what it must be, a list or a dict.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    text = saved[name]
+    value = parse_json(text, f"{source}, {name}") if isinstance(text, str) else None
+    if not isinstance(value, kind):
+        raise ValueError(f"{source}: {name} is damaged; restore the file or write it again")
+    return value
+
+
+def _fingerprints(saved: Mapping[str, Any], source: str) -> list[list]:
+    """Fingerprints of the sites in a checkpoint.
+
+    Raises:
+      ValueError: it holds something else in their place.
+    """
+    found = record(saved, SITES, source, list)
+    if not all(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in found):
+        raise ValueError(f"{source}: {SITES} is damaged; restore the file or write it again")
+    return found
+
+
+def _restore_range(quantizer: Quantizer, saved: Mapping[str, Any], address: str, source: str) -> None:
+    """Sets the range of a site to what a checkpoint holds; none is set where none was known.
+
+    Raises:
+      ValueError: it does not fit, or is NaN or infinite.
+    """
+    names = {name: range_name(address, name) for name in ("lower", "upper", GROUP_OF, *quantizer.variables)}
+    for end in ("lower", "upper"):
+        if names[end] not in saved:
+            raise ValueError(f"{source}: holds no {names[end]}; it is damaged, or was written by another program")
+    lower, upper = saved[names["lower"]], saved[names["upper"]]
+    if np.isnan(lower).all() or np.isnan(upper).all():  # not calibrated when it was saved
+        return
+    learned = all(names[name] in saved for name in quantizer.variables)
+    for name in ("lower", "upper", *(quantizer.variables if learned else ())):
+        if not is_finite(saved[names[name]]):
+            raise ValueError(f"{source}: {names[name]} is NaN or infinite; load another checkpoint, or calibrate again")
+    quantizer.set_range(lower, upper, saved[names[GROUP_OF]] if names[GROUP_OF] in saved else None)
+    if learned:
+        for name, variable in quantizer.variables.items():
+            variable.assign(saved[names[name]])
 
 
 def estimate_parted(engine: Engine, renamed: Mapping[str, str]) -> None:
@@ -181,7 +233,11 @@ def renamed_sites(model: QuantizedModel | QuantizedFunction, saved: list[list], 
 
 def matching_weights(weights: dict[str, tf.Variable], saved: checkpoint.Checkpoint, prefix: str) -> dict[str, np.ndarray]:
     """Value of every variable, by its name in the model."""
-    stored = json.loads(saved[WEIGHTS])
+    stored = [str(name) for name in record(saved, WEIGHTS, prefix, list)]
+    absent = [name for name in stored if name not in saved.shapes]
+    if absent:
+        names = printable(", ".join(absent[:5]))
+        raise ValueError(f"{prefix}: is damaged, it lists variables that it does not hold: {names}")
     pairs = _pairs(list(weights), stored)
     if pairs is None or len(weights) != len(stored):
         missing, left = sorted(set(weights) - set(stored)), sorted(set(stored) - set(weights))
@@ -193,4 +249,11 @@ def matching_weights(weights: dict[str, tf.Variable], saved: checkpoint.Checkpoi
     ]
     if wrong:
         raise ValueError(f"{prefix}: shapes differ from the model's: {'; '.join(wrong)}")
-    return {name: saved[other] for name, other in pairs.items()}
+    values = {name: saved[other] for name, other in pairs.items()}
+    for name, other in pairs.items():
+        given = tf.as_dtype(np.asarray(values[name]).dtype)
+        if given != weights[name].dtype and not (given.is_floating and weights[name].dtype.is_floating):
+            raise ValueError(f"{prefix}: {other} is of type {given.name}, the model has {weights[name].dtype.name}")
+        if not is_finite(values[name]):
+            raise ValueError(f"{prefix}: variable {other} holds NaN or Inf; load another checkpoint")
+    return values

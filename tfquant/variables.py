@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -14,3 +15,9 @@ def resource(variable: Any) -> tf.Variable:
 def path_of(variable: Any) -> str:
     """A variable's path: Keras has it as `path`, TensorFlow as `name` with the output's number behind."""
     return getattr(variable, "path", None) or variable.name.removesuffix(":0")
+
+
+def is_finite(value: Any) -> bool:
+    """Whether an array holds neither NaN nor Inf; integers and texts never do."""
+    array = np.asarray(value)
+    return array.dtype.kind in "iubOSU" or bool(np.isfinite(array).all())

@@ -7,11 +7,14 @@ import importlib
 import os
 import pathlib
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from fileio.messages import printable
+from fileio.transaction import open_unchanged, recover
 from tfquant.messages import one_line
 
 
@@ -42,21 +45,45 @@ def built(source: str) -> Any:
     module, _, function = source.partition(":")
     if function:
         return _called(source, _imported(module, function))
-    if os.path.isdir(source):
-        import tensorflow as tf
+    path, shown = pathlib.Path(source), f"--model={printable(source)}"
+    try:
+        recover(path.parent)
+    except OSError as error:
+        raise ValueError(f"{shown}: {error}") from error
+    if not path.is_file() and not path.is_dir():
+        raise FileNotFoundError(f"{shown}: there is no such file or folder; a function is written module:function")
+    load = _saved_model if path.is_dir() else _keras_file
+    if path.is_file() and path.suffix != ".keras":
+        raise ValueError(f"{shown}: must be module:function, a .keras file or a SavedModel folder")
+    return open_unchanged(lambda: (path,), lambda: load(path, shown))
 
-        return tf.saved_model.load(source)
-    if not os.path.isfile(source):
-        raise FileNotFoundError(f"--model={source}: there is no such file or folder; a function is written module:function")
-    if pathlib.Path(source).suffix != ".keras":
-        raise ValueError(f"--model={source}: must be module:function, a .keras file or a SavedModel folder")
+
+def _saved_model(path: pathlib.Path, shown: str) -> Any:
+    import tensorflow as tf
+
+    try:
+        return tf.saved_model.load(str(path))
+    except Exception as error:  # damage makes TensorFlow raise errors of all kinds
+        reason = one_line(error, 200)
+        raise ValueError(f"{shown}: TensorFlow cannot load it, it is no SavedModel or damaged: {reason}") from error
+
+
+def _keras_file(path: pathlib.Path, shown: str) -> Any:
     import keras
 
     try:
-        return keras.models.load_model(source, compile=False)
-    except (TypeError, ValueError, OSError) as error:  # Keras fills paragraphs with the layer's configuration
+        with zipfile.ZipFile(path) as archive:
+            if any(info.flag_bits & 0x1 for info in archive.infolist()):
+                raise ValueError("it is encrypted")
+            damaged = archive.testzip()  # Keras leaves some files of it for later
+            if damaged is not None:
+                raise ValueError(f"its file {damaged!r} is damaged")
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:  # of all kinds; Keras fills paragraphs with the layer's configuration
         reason = one_line(error, 200)
-        raise ValueError(f"--model={source}: Keras cannot load it, use module:function for layers of your own: {reason}") from error
+        raise ValueError(
+            f"{shown}: Keras cannot load it, it is damaged or has layers of your own (for those give module:function): {reason}"
+        ) from error
 
 
 def _called(source: str, build: Callable[[], Any]) -> Any:
@@ -73,7 +100,8 @@ def _imported(module: str, function: str) -> Any:
     except ModuleNotFoundError as error:
         raise FileNotFoundError(f"--model={module}:{function}: cannot import {error.name}") from error
     except Exception as error:
-        raise ValueError(f"--model={module}:{function}: importing {module} raised {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {one_line(error, 300)}"
+        raise ValueError(f"--model={module}:{function}: importing {module} raised {reason}") from error
     finally:
         sys.path.pop(0)
     if not callable(found):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from fileio.staging import staging
 from tfquant.calibration import check_batches, engine_of
 from tfquant.dynamic import refuse as refuse_dynamic
 from tfquant.engine import MODES, Engine, UncalibratedError
@@ -129,10 +129,10 @@ def export(
         check_calibrated(engine)
     check_weights(order)
     found = contractions = None
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        written = pathlib.Path(folder, path.name)
+    with staging(path.parent) as folder:
+        written = folder / path.name
         form.write(order, str(written))
-        size = sum(map(size_of, pathlib.Path(folder).iterdir()))
+        size = sum(map(size_of, folder.iterdir()))
         if check_data is not None and form.readers:
             session = form.open(written)
             found = agreement(order, session, check_data, score, check)

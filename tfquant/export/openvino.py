@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 
+from fileio.staging import staging
 from tfquant.export import onnx_file
 from tfquant.export.order import Order
 from tfquant.runtimes import openvino as runtime
@@ -27,8 +27,8 @@ def write(order: Order, path: str) -> None:
         raise missing_package(error, "export to OpenVINO") from None
 
     order.check_ranges("OpenVINO")
-    with tempfile.TemporaryDirectory() as folder:
-        source = os.path.join(folder, "model.onnx")
+    with staging(os.path.dirname(path) or ".") as folder:
+        source = str(folder / "model.onnx")
         onnx_file.write(order, source)
         model = read(source, "OpenVINO", lambda: core.read_model(source))
         openvino.save_model(model, path, compress_to_fp16=False)

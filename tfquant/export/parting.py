@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from fileio.staging import staging
 from tfquant.export import onnx_file, onnx_values
 from tfquant.export.onnx_qdq import site_inputs
 from tfquant.export.order import Order
@@ -58,8 +59,8 @@ def differences(order: Order, runtime: str, batch: Any, *, fused_attention: bool
     known = {output.name for output in model.graph.output}
     added = [name for name in dict.fromkeys(sources.values()) if name not in known]
     model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in added)
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "model.onnx")
+    with staging(tempfile.gettempdir()) as folder:
+        path = str(folder / "model.onnx")
         onnx_values.save(model, path)
         found = open_file(path, runtime)(order.interface.named_inputs([value.numpy() for value in flat]))
     simulated = _simulated(order, flat, [site.members[0] for site in sites])

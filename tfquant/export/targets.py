@@ -9,6 +9,9 @@ import os
 import pathlib
 from collections.abc import Callable
 
+from fileio.atomic import put_in_place
+from fileio.messages import printable
+from fileio.transaction import replace_folder, replacing_together
 from tfquant.export import fastertransformer, litert, onnx_file, openvino, packed, saved_model, tensorrt
 from tfquant.export.order import Order
 from tfquant.runtimes import PACKAGES, Contractions, Session, onnxruntime, open_file
@@ -65,7 +68,9 @@ class Target:
             hint = f", or give {' or '.join(others)}" if others else ""
             raise ValueError(f"{path}: must end in {self.suffix}{hint}")
         if self.suffix and path.is_dir():
-            raise ValueError(f"{path}: is a folder")
+            raise ValueError(f"{printable(path)}: is a folder")
+        if self.suffix and path.exists() and not path.is_file():
+            raise ValueError(f"{printable(path)}: is a device or a pipe, name a file")
         if self.may_replace is not None and path.exists() and not self.may_replace(path):
             raise ValueError(f"{path}: is there and is no {self.name}: name another folder")
 
@@ -89,16 +94,25 @@ TARGETS = {
 
 
 def publish(written: pathlib.Path, path: pathlib.Path) -> None:
-    """Moves what was written, and the files that belong to it, to its place; what was there before is replaced."""
+    """Moves what was written, and the files that belong to it, to its place; what was there before is replaced.
+
+    Killed at any moment, the old or the new is there as a whole, at the latest when it is opened or written again.
+
+    Args:
+      written: in a staging folder beside `path` that holds nothing else.
+
+    Raises:
+      OSError: it cannot be replaced; the old one is as it was.
+    """
+    parts = sorted(written.parent.iterdir())
     if written.is_dir():
-        if path.exists():
-            os.replace(path, written.parent / "replaced")
-        os.replace(written, path)
-        return
-    for other in sorted(written.parent.iterdir()):
-        if other != written:
-            os.replace(other, path.parent / other.name)
-    os.replace(written, path)  # the last one, as it names the others
+        replace_folder(written, path)
+    elif len(parts) == 1:
+        put_in_place(written, path)
+    else:
+        with replacing_together(path.parent) as together:
+            for part in parts:
+                os.rename(part, together / part.name)
 
 
 def size_of(path: pathlib.Path) -> int:

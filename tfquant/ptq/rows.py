@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 import tempfile
 import weakref
 
 import numpy as np
+
+from fileio.staging import staging
 
 
 class Space:
@@ -19,15 +22,15 @@ class Space:
 
     def __init__(self, limit: int):
         self.limit, self.used, self.on_disk = limit, 0, 0
-        self._folder: tempfile.TemporaryDirectory | None = None
+        self._folder: pathlib.Path | None = None
+        self._cleanup = contextlib.ExitStack()
         self._files = 0
 
     def __enter__(self) -> Space:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._cleanup.close()
 
     def keep(self, value: np.ndarray) -> np.ndarray:
         """A copy of `value`, which takes its room until nothing refers to it any more.
@@ -48,8 +51,8 @@ class Space:
 
     def _write(self, value: np.ndarray) -> np.ndarray:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="tfquant-", ignore_cleanup_errors=True)
-        path = f"{self._folder.name}/{self._files}"
+            self._folder = self._cleanup.enter_context(staging(tempfile.gettempdir()))
+        path = str(self._folder / str(self._files))
         self._files += 1
         self.on_disk += value.nbytes
         try:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pathlib
 
+from fileio.messages import printable
+from fileio.transaction import open_unchanged, recover
 from tfquant.runtimes import litert, onnxruntime, openvino, saved_model
 from tfquant.runtimes.session import Contractions, Input, RuntimeFileError, Session
 
@@ -53,11 +56,22 @@ def open_file(path: str | os.PathLike, runtime: str | None = None, *, threads: i
       ValueError: unknown runtime, or `threads` is not positive.
     """
     path = os.fspath(path)
+    try:
+        recover(os.path.dirname(path) or ".")
+    except OSError as error:
+        raise RuntimeFileError(str(error)) from error
     if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"there is no file {printable(path)}")
+    if not (os.path.isfile(path) or os.path.isdir(path)):
+        raise RuntimeFileError(f"{printable(path)}: is a device or a pipe, not a file")
     runtime = runtime_of(path) if runtime is None else runtime
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime {runtime!r}: must be one of {', '.join(RUNTIMES)}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads={threads}: must be at least 1")
-    return RUNTIMES[runtime](path, threads=threads)
+    return open_unchanged(lambda: _files(pathlib.Path(path)), lambda: RUNTIMES[runtime](path, threads=threads))
+
+
+def _files(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """A file, or folder, and what it may refer to."""
+    return path, path.with_suffix(".bin"), path.with_name(path.name + ".data")

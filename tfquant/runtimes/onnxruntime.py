@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fileio.staging import staging
 from tfquant.runtimes.session import Contractions, Input, Outputs, fed, missing_package, read
 
 _INTEGER = {
@@ -44,8 +45,8 @@ class OnnxSession:
     def contractions(self) -> Contractions:
         import onnx
 
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "optimized.onnx")
+        with staging(tempfile.gettempdir()) as folder:
+            path = str(folder / "optimized.onnx")
             opened(self._path, None, written=path)
             nodes = list(onnx.load(path, load_external_data=False).graph.node)
         attentions = [node.name for node in nodes if node.op_type == "MultiHeadAttention"]

@@ -4,6 +4,7 @@ The state of a run is what its checkpoint holds: weights, optimizer slots, step,
 from a callable that can start at any batch, so a run that was cut off and resumed ends with the very same weights.
 """
 
+import dataclasses
 import os
 import pathlib
 import time
@@ -15,14 +16,15 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfquant import checkpoint
-from tfquant.distributed import Group, Single, timed_average
+from tfquant.agreement import agree
+from tfquant.distributed import Group, Single, structure_of, timed_average
 from tfquant.training.hooks import Hook
 from tfquant.training.interrupt import Terminate, TrainingInterrupted
 from tfquant.training.loss_scale import DynamicLossScale
 from tfquant.training.meter import Meter, TrainSummary
 from tfquant.training.optimizer import BertAdamW
 from tfquant.training.options import TrainOptions
-from tfquant.variables import path_of, resource
+from tfquant.variables import is_finite, path_of, resource
 
 GLOBAL_STEP = "global_step"
 STATE = "tfquant/state/"
@@ -166,8 +168,12 @@ class Trainer:
                 f"cannot resume training from {prefix}: {'; '.join(wrong)}. "
                 "Use a folder without checkpoints, or the settings that this one was trained with"
             )
+        values = {name: stored[name] for name in wanted}  # all of them, before the first is assigned
+        broken = [name for name, value in values.items() if not is_finite(value)]
+        if broken:
+            raise ValueError(f"cannot resume training from {prefix}: {broken[0]} is NaN or Inf; use an earlier checkpoint")
         for name, variable in wanted.items():
-            variable.assign(stored[name])
+            variable.assign(values[name])
         self._own_seeds()
         return self.step
 
@@ -190,6 +196,7 @@ class Trainer:
             ValueError: the batches end too early.
         """
         options, first = self.options, self.step
+        agree(self._group, self._course(first), "networks or options of training")
         if first >= options.total_steps:
             self._say(
                 f"{options.directory} has already been trained for {first} steps of {options.total_steps}: nothing to "
@@ -234,6 +241,13 @@ class Trainer:
             raise TrainingInterrupted(step, prefix)
         return meter.summary(first, self.step, options.log_every, prefix, self._group)
 
+    def _course(self, first: int) -> dict[str, Any]:
+        """What every rank must have the same of, or one of them would wait for the others for ever."""
+        options = dataclasses.asdict(self.options)
+        shared = ("total_steps", "accumulation", "clip_norm", "checkpoint_every", "loss_scale")
+        variables = structure_of([*self._weights, *self._variables, *self._further.values()])
+        return {"first step": first, "variables": variables} | {name: options[name] for name in shared}
+
     def _say(self, text: str) -> None:
         """For all ranks, once."""
         if self._group.rank == 0:
@@ -261,7 +275,8 @@ class Trainer:
             self._steps = self._steps or self._compiled(batch)
             if index + 1 < self.options.accumulation:
                 earlier += self._steps[0](batch)
-        results = self._steps[1](batch, earlier, tf.constant(bool(terminate.asked)))
+        with self._group.waiting(f"step {step}"):
+            results = self._steps[1](batch, earlier, tf.constant(bool(terminate.asked)))
         loss, norm, stop, outcome, bad, reducing = (t.numpy() for t in results)
         if outcome != _MADE:
             self._not_made(step, outcome, "loss" if not np.isfinite(loss) else self._gradient_name(bad))
