@@ -112,22 +112,32 @@ def open_unchanged(files: Callable[[], Iterable[pathlib.Path]], load: Callable[[
       load: opens them; what it raises counts only if the files have stayed the same.
 
     Raises:
-      OSError: they are replaced again and again.
+      OSError: they are replaced again and again, or a killed process was replacing them and that cannot be finished.
       Exception: as `load`.
     """
     for attempt in range(_ATTEMPTS):
-        before = _state(files())
+        before = _settled(files())
         failure = None
         try:
             result = load()
         except Exception as error:
             failure = error
-        if _state(files()) == before:
+        if before is not None and _state(files()) == before:
             if failure is not None:
                 raise failure
             return result
         time.sleep(0.01 * 2**attempt)
     raise OSError("another process replaces it again and again: wait for that to end")
+
+
+def _settled(files: Iterable[pathlib.Path]) -> list[tuple] | None:
+    """State of files that are not just being moved, or None: a move that a killed process had begun is finished first."""
+    files = list(files)
+    for folder in {path.parent for path in files}:
+        if (folder / COMMIT).is_dir():
+            recover(folder)
+    state = _state(files)
+    return None if any(name == COMMIT and found for name, *found in state) else state
 
 
 @contextlib.contextmanager

@@ -122,6 +122,8 @@ def read(prefix: str | os.PathLike) -> Checkpoint:
         raise FileNotFoundError(
             f"no checkpoint {name}: {name}{INDEX} does not exist. Checkpoints there: {printable(others)}"
         ) from None
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {printable(target)}: {_reason(error)}") from error
     except _READ_ERRORS as error:
         raise _damaged(str(target), error) from error
 

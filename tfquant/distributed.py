@@ -177,8 +177,8 @@ class Horovod(Group):
         return -lowest, highest
 
     def broadcast(self, variables: Sequence[Any]) -> None:
-        _check_alike(self, variables)
         with self.waiting("the start of training"):
+            _check_alike(self, variables)
             self._hvd.broadcast_variables([resource(v) for v in variables], 0)
 
     def gather(self, data: bytes) -> list[bytes]:
