@@ -56,6 +56,7 @@ def run(settings: Settings) -> dict[str, Any]:
     group = distributed.start(settings.horovod, *sending, timeout=settings.rank_timeout)
     speak_for(group.rank)
     agree_on_settings(group, "run_squad.py", settings)
+    check_inputs(settings)
     with output_of(group, settings.output_dir):
         return _run(settings, group)
 
@@ -64,7 +65,6 @@ def _run(settings: Settings, group: distributed.Group) -> dict[str, Any]:
     """What `run` does once the ranks agree and the output folder is held."""
     if settings.do_calib and settings.do_train:
         say("--do_calib given: this run only calibrates. Train in a second run, from its model.ckpt-calibrated")
-    check_inputs(settings)
     keras.utils.set_random_seed(settings.seed)
     config = modeling.BertConfig.from_json_file(settings.bert_config_file)
     tokenizer = squad.Tokenizer(settings.vocab_file, lower_case=settings.do_lower_case)
