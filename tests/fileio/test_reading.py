@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from fileio import arrays, reading
+from fileio import arrays, reading, yaml_text
 from fileio.errors import ContentError
 from fileio.messages import printable
 
@@ -40,15 +40,15 @@ MERGED = "a: &a {x: 1}\n" + "".join(
 )
 def test_hostile_yaml_is_one_line(text, message):
     with pytest.raises(ContentError, match=message) as caught:
-        reading.parse_yaml(text, "the file")
+        yaml_text.parse_yaml(text, "the file")
     assert str(caught.value).startswith("the file: ") and str(caught.value).isprintable() and len(str(caught.value)) < 400
 
 
 def test_yaml_with_a_few_aliases_is_read():
-    assert reading.parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]", "x") == {
+    assert yaml_text.parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]", "x") == {
         "a": {"x": 1}, "b": {"x": 1, "y": 2}, "c": [{"x": 1}, {"x": 1}],
     }  # fmt: skip
-    assert reading.parse_yaml("", "x") is None
+    assert yaml_text.parse_yaml("", "x") is None
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_yaml_with_a_few_aliases_is_read():
         ("[" * 100_000, "nested deeper than 100 levels"),
         ('{"a":' * 100_000, "nested deeper than 100 levels"),
         ("[" * 150 + "]" * 150, "nested deeper than 100 levels"),
-        ("1" * 10_000, "is no JSON"),
-        ("", "is no JSON"),
+        ("1" * 10_000, "not a JSON text"),
+        ("", "not a JSON text"),
         ('{"a": 1, "a": 2}', "key 'a' is there twice"),
     ],
 )
