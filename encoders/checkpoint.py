@@ -7,9 +7,7 @@ compared with the model's variables; nothing is assigned unless the whole compar
 import dataclasses
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import keras
 import numpy as np
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from encoders.names import HEAD_NAMES, architecture_of, variable_name
 from encoders.names import google_name as google_name
+from fileio.bundles import open_bundle
 from fileio.messages import printable
 from tasks.files import read_json, read_text
 
@@ -182,22 +181,22 @@ def _open_bundle(prefix: str) -> dict[str, _Stored]:
     if not os.path.isfile(prefix + ".index"):
         raise FileNotFoundError(f"no checkpoint {printable(repr(prefix))}: {_hint(prefix)}")
     try:
-        reader, links = _reader(prefix)
+        reader = open_bundle(prefix)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     except _READER_ERRORS as error:
-        raise ValueError(f"checkpoint {printable(prefix)} cannot be read, it is damaged or incomplete: {error}") from error
+        raise ValueError(f"checkpoint {printable(prefix)} cannot be read, {_damaged(error)}") from error
     if "_CHECKPOINTABLE_OBJECT_GRAPH" in shapes:
         raise ValueError(
             f"checkpoint {printable(prefix)} was written by tf.train.Checkpoint or Keras and is keyed by objects; "
             "a name-based one is wanted (variables called bert/encoder/layer_0/...)"
         )
 
-    def read(name: str, links: object = links) -> np.ndarray:
+    def read(name: str) -> np.ndarray:
         try:
             return np.asarray(reader.get_tensor(name), np.float32)
         except _READER_ERRORS as error:
             place = f"checkpoint {printable(prefix)}: {printable(name)}"
-            raise ValueError(f"{place} cannot be read, a file of it is damaged or missing: {error}") from error
+            raise ValueError(f"{place} cannot be read, a file of it is damaged or missing: {printable(error, 300)}") from error
 
     return {
         name: _Stored(name, tuple(shape), dtypes[name].name, lambda name=name: read(name))
@@ -206,20 +205,8 @@ def _open_bundle(prefix: str) -> dict[str, _Stored]:
     }
 
 
-def _reader(prefix: str) -> tuple[Any, tempfile.TemporaryDirectory | None]:
-    """TensorFlow's reader of a checkpoint, and the folder that has to stay as long as the reader is used.
-
-    TensorFlow takes a prefix for a pattern of file names: where it has characters of one that do not stand for themselves, it reads
-    the files through links.
-    """
-    if not re.search(r"[\[\\]", prefix):
-        return tf.train.load_checkpoint(prefix), None
-    links = tempfile.TemporaryDirectory()
-    folder, name = os.path.split(os.path.abspath(prefix))
-    for file in os.listdir(folder):
-        if re.fullmatch(re.escape(name) + r"\.(index|data-\d{5}-of-\d{5})", file):
-            os.symlink(os.path.join(folder, file), os.path.join(links.name, f"model{file.removeprefix(name)}"))
-    return tf.train.load_checkpoint(os.path.join(links.name, "model")), links
+def _damaged(error: Exception) -> str:
+    return f"it is damaged or incomplete: {printable(error, 300)}"
 
 
 def _hint(prefix: str) -> str:
@@ -255,7 +242,7 @@ def _open_safetensors(path: str, architecture: str) -> dict[str, _Stored]:
                 slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
                 shapes = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{printable(file)} cannot be read as safetensors, it is damaged or incomplete: {error}") from error
+            raise ValueError(f"{printable(file)} cannot be read as safetensors, {_damaged(error)}") from error
         for name, (shape, dtype) in shapes.items():
             if _IGNORED.search(name):
                 continue

@@ -9,6 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer as _RustTokenizer
 from tokenizers import models, pre_tokenizers
 
+from fileio.messages import printable
 from tasks.files import read_json
 from tasks.sequences import ROBERTA, Encoded, encode_sequences, use_layout
 from tasks.vocabulary import MISSING, VOCABULARY, check_ids
@@ -68,7 +69,7 @@ def _from_vocab_and_merges(path: str) -> _RustTokenizer:
     try:
         model = models.BPE.from_file(path, merges)
     except Exception as error:  # The library raises plain Exceptions.
-        raise ValueError(f"{path} and {merges} make no BPE vocabulary: {error}") from error
+        raise ValueError(f"{path} and {merges} make no BPE vocabulary: {printable(error, 300)}") from error
     tokenizer = _RustTokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return tokenizer
@@ -81,4 +82,4 @@ def _from_tokenizer_json(path: str, content: dict) -> _RustTokenizer:
     try:
         return _RustTokenizer.from_file(path)
     except Exception as error:  # The library raises plain Exceptions.
-        raise ValueError(f"{path} is no tokenizer.json: {error}") from error
+        raise ValueError(f"{path} is no tokenizer.json: {printable(error, 300)}") from error

@@ -266,3 +266,14 @@ def test_a_reader_waits_for_a_live_writer_instead_of_tidying_its_files_away(tmp_
     )
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) == 2.0
+
+
+@pytest.mark.parametrize("folder", ["run[1]", "back\\slash", "a*b?", "[open", "[x]{y}*"])
+def test_folders_that_look_like_patterns_are_folders(folder, tmp_path):
+    for step in (1, 2):
+        checkpoint.write(tmp_path / folder / f"model.ckpt-{step}", {"x": np.full(3, step, np.float32)})
+    (_, _), (step, prefix) = checkpoint.steps(tmp_path / folder)
+    assert step == 2 and prefix == checkpoint.latest(tmp_path / folder)
+    assert np.array_equal(checkpoint.read(prefix)["x"], np.full(3, 2, np.float32))
+    checkpoint.prune(tmp_path / folder, 1)
+    assert [step for step, _ in checkpoint.steps(tmp_path / folder)] == [2]

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from fileio import transaction
+from fileio.bundles import open_bundle
 from fileio.errors import ContentError
 from fileio.messages import printable
 from fileio.reading import check_regular
@@ -217,7 +218,7 @@ def _opened(prefix: pathlib.Path) -> Checkpoint:
     """
     for path in _files(prefix):
         check_regular(path)
-    reader = tf.train.load_checkpoint(str(prefix))
+    reader = open_bundle(prefix)
     found = Checkpoint(str(prefix), reader)
     filled = [name for name, shape in found.shapes.items() if 0 not in shape]
     if filled:
