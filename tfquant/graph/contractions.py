@@ -93,7 +93,11 @@ def _classify(flow: Dataflow, op: tf.Operation) -> Contraction | Skipped:
     index = fixed[0]
     handle = flow.variable_behind(op.inputs[index])
     path = _layer_path(flow.trace.paths[handle]) if handle else op.name
-    return Contraction(op, "linear", path, index, handle, output_channels(op, index))
+    shape = op.inputs[index].shape
+    channels = () if shape.rank is None else output_channels(op, index)
+    # Channels whose number is not known cannot have ranges of their own.
+    known = all(shape[axis] is not None for axis in channels)
+    return Contraction(op, "linear", path, index, handle, channels if known else ())
 
 
 def _path_or_name(flow: Dataflow, op: tf.Operation) -> str:
@@ -151,7 +155,7 @@ def equation(op: tf.Operation) -> tuple[list[str], str]:
     for term, tensor in zip(left.split(","), op.inputs, strict=True):
         if "..." in term:
             # Each axis under the ellipsis becomes its own upper-case-free label, counted from the right as broadcasting does.
-            n = tensor.shape.rank - len(term.replace("...", ""))
+            n = (tensor.shape.rank or 0) - len(term.replace("...", ""))
             term = term.replace("...", "".join(chr(0x100 + n - i) for i in range(n)))
         terms.append(term)
     if "..." in result:

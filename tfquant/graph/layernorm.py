@@ -69,7 +69,8 @@ def _channel_variable(flow: Dataflow, op: tf.Operation) -> tuple[int, str] | Non
         read = flow.root(other).op
         if read.type != "ReadVariableOp" or other.shape.rank != 1 or not flow.is_dynamic(tensor):
             continue
-        if read.inputs[0].name in flow.trace.paths and tensor.shape.rank > 1 and tensor.shape[-1] == other.shape[0]:
+        several = tensor.shape.rank is not None and tensor.shape.rank > 1
+        if read.inputs[0].name in flow.trace.paths and several and tensor.shape[-1] == other.shape[0]:
             return index, flow.trace.paths[read.inputs[0].name]
     return None
 
@@ -133,7 +134,7 @@ def _close(flow: Dataflow, source: tf.Tensor, core: tf.Operation) -> tf.Tensor |
         if op.type not in _NORMALISING_OPS or not inputs & (tainted | values):
             continue
         result = op.outputs[0]
-        whole = result.shape.rank == source.shape.rank and result.shape[-1] == source.shape[-1]
+        whole = bool(source.shape.rank) and result.shape.rank == source.shape.rank and result.shape[-1] == source.shape[-1]
         applied = inputs & values and inputs & tainted and not inputs & values & tainted
         if inputs & values and (whole or op.type == "Reshape") and (not applied or op.type in ("Mul", "RealDiv")):
             values.add(result.name)

@@ -200,9 +200,10 @@ def _resolved(rule: Rule, edge: Edge, embedding: Embedding) -> QuantSpec:
     if spec.unsigned == "auto":
         spec = dataclasses.replace(spec, unsigned=edge.nonnegative and spec.symmetric)
     if spec.granularity == "per_channel" and not edge.channel_axes:
-        raise RecipeError(
-            f"rule {rule.name!r} asks for per_channel at {edge.address}, which has no output channels: use per_tensor there"
-        )
+        reason = "which has no output channels"
+        if edge.parameter and not edge.tensor.shape.is_fully_defined():
+            reason = f"whose shape {edge.tensor.shape} is not known"
+        raise RecipeError(f"rule {rule.name!r} asks for per_channel at {edge.address}, {reason}: use per_tensor there")
     if spec.dynamic and edge.parameter:
         raise RecipeError(f"rule {rule.name!r} asks for a dynamic range at {edge.address}, which is a parameter: its range stays")
     if spec.along_last_axis:

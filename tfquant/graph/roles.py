@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfquant.graph import produced
 from tfquant.graph.attention import Attention, find_attention, projection
-from tfquant.graph.contractions import Contraction, Skipped, find_contractions
+from tfquant.graph.contractions import Contraction, Skipped, find_contractions, product_equation
 from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, common_parent
 from tfquant.graph.expression import Expressions
 from tfquant.graph.layernorm import LayerNorm, find_layernorms
@@ -423,7 +423,13 @@ class Structure:
         """A product with one-hot rows only selects rows of the parameter."""
         if contraction.kind != "linear" or contraction.handle is None:
             return False
-        return self.flow.root(contraction.op.inputs[contraction.input_index]).op.type == "OneHot"
+        op, index = contraction.op, contraction.input_index
+        tensor = op.inputs[index]
+        while tensor.op.type in ("Identity", "Cast", "Reshape") and tensor.shape.rank and tensor.op.inputs[0].shape.rank:
+            if tensor.shape[-1] != tensor.op.inputs[0].shape[-1]:
+                return False
+            tensor = tensor.op.inputs[0]
+        return _is_one_hot(tensor) and _summed_axes(op, index) == (op.inputs[index].shape.rank - 1,)
 
     def _contraction_paths(self) -> dict[str, str]:
         """Operation name -> layer path; the products of an attention take that of the attention.
@@ -495,6 +501,20 @@ class Structure:
     ) -> Edge:
         known = nonnegative or tensor.op.type in _NONNEGATIVE_OPS
         return Edge(role, path, port, tensor, None, _shape(tensor), nonnegative=known, fusable=fusable)
+
+
+def _is_one_hot(tensor: tf.Tensor) -> bool:
+    """Whether the last axis of a tensor holds a single one, or zeros alone."""
+    op = tensor.op
+    if op.type != "OneHot" or tensor.shape.rank is None or op.get_attr("axis") not in (-1, tensor.shape.rank - 1):
+        return False
+    return [tf.get_static_value(value) for value in op.inputs[2:4]] == [1, 0]
+
+
+def _summed_axes(op: tf.Operation, index: int) -> tuple[int, ...]:
+    """Axes of operand `index` along which a product sums."""
+    terms, result = product_equation(op) or (["", ""], "")
+    return tuple(axis for axis, label in enumerate(terms[index]) if label in terms[1 - index] and label not in result)
 
 
 def _shape(value: tf.Tensor | tf.Variable) -> tuple[int | None, ...]:
