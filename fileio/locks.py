@@ -24,7 +24,8 @@ class FolderInUseError(OSError):
 def folder_in_use(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Holds a folder for this process while the block runs; the system lets go of it when the process dies.
 
-    A process may enter it several times. Where the file system has no locks, the folder is not guarded.
+    A process may enter it several times. Where the file system has no locks, the folder is not guarded. Where the block ends with
+    an error and has written nothing, a folder that was made for it goes again.
 
     Args:
       folder: made if there is none.
@@ -34,6 +35,7 @@ def folder_in_use(folder: str | os.PathLike[str]) -> Iterator[None]:
       OSError: it cannot be written.
     """
     folder = pathlib.Path(folder)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / NAME
     lock = filelock.FileLock(path, timeout=0, is_singleton=True, thread_local=False, fallback_to_soft=False)
@@ -50,8 +52,20 @@ def folder_in_use(folder: str | os.PathLike[str]) -> Iterator[None]:
         if lock.lock_counter == 1:
             _note(path)
         yield
+    except BaseException:
+        if missing and lock.lock_counter == 1 and os.listdir(folder) == [NAME]:
+            _remove(path, missing)
+        raise
     finally:
         lock.release()
+
+
+def _remove(path: pathlib.Path, folders: list[pathlib.Path]) -> None:
+    """Removes the lock file and the folders above it, the innermost first; while it is held, so that no other run has it."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+        for folder in folders:
+            folder.rmdir()
 
 
 def _note(path: pathlib.Path) -> None:

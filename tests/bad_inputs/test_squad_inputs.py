@@ -193,3 +193,13 @@ def test_results_never_replace_what_the_run_reads(squad_folder, monkeypatch):
     for place in (squad_folder, squad_folder / "link", squad_folder / "link" / ".." / squad_folder.name):
         with pytest.raises(EXPECTED, match="predictions.json of this run would replace --predict_file"):
             run_squad.run(Settings(**files | lengths, do_train=True, do_predict=True, output_dir=str(place)))
+
+
+@pytest.mark.parametrize("content", [b"x" * 100, b""], ids=["noise", "empty"])
+def test_a_checkpoint_that_cannot_be_read_leaves_no_output_folder(content, squad_folder, tmp_path):
+    files = {name: str(squad_folder / file) for name, file in FILES.items()} | {"max_seq_length": 96, "max_query_length": 24}
+    (tmp_path / "model.ckpt.index").write_bytes(content)
+    output = tmp_path / "new" / "output"
+    with pytest.raises(EXPECTED, match="model.ckpt cannot be read, it is damaged or incomplete"):
+        run_squad.run(Settings(**files, do_train=True, init_checkpoint=str(tmp_path / "model.ckpt"), output_dir=str(output)))
+    assert not (tmp_path / "new").exists()

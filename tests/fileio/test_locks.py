@@ -62,6 +62,18 @@ def test_one_process_may_enter_a_folder_by_two_names_and_twice(tmp_path):
     assert enter(tmp_path / "out") == "went on"
 
 
+def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
+    for place, left in ((tmp_path / "new" / "out", []), (tmp_path / "used", ["used"])):
+        with pytest.raises(KeyError), folder_in_use(place):
+            if left:
+                (place / "result").touch()
+            raise KeyError
+        assert [path.name for path in tmp_path.iterdir()] == left
+    with pytest.raises(KeyError), folder_in_use(tmp_path / "used"):
+        raise KeyError
+    assert (tmp_path / "used" / "result").exists() and enter(tmp_path / "new") == "went on"
+
+
 def test_a_folder_is_made_and_an_unwritable_one_is_an_error(tmp_path):
     assert enter(tmp_path / "a" / "b") == "went on" and os.listdir(tmp_path / "a" / "b") == [NAME]
     (tmp_path / "file").touch()
