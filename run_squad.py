@@ -35,7 +35,7 @@ from runs.stopping import end_on_signals
 from runs.versions import versions
 from squad_run import demo, flag_checks, flags
 from squad_run.calibration import calibrate
-from squad_run.exporting import export, file_forward
+from squad_run.exporting import export, file_forward, file_to_predict_with
 from squad_run.flags import Settings
 from squad_run.input_checks import check_inputs
 from squad_run.networks import build, load_for_prediction
@@ -82,7 +82,7 @@ def _run(settings: Settings, group: distributed.Group) -> dict[str, Any]:
     if settings.do_export:
         figures["export"] = export(network, tokenizer, settings, group)
     if settings.do_predict:
-        forward = forward_of(network) if in_this_process else file_forward(settings.exported_file, settings.predict_with)
+        forward = forward_of(network) if in_this_process else file_forward(file_to_predict_with(settings), settings.predict_with)
         figures["prediction"] = predict(forward, step, tokenizer, settings, group)
     if group.rank == 0:
         write_json(os.path.join(settings.output_dir, "results.json"), report(settings, figures))

@@ -27,7 +27,7 @@ def export(network: Any, task: glue.Task, tokenizer: Any, settings: Settings, di
         ExportError: the file could not be written as asked, or answers otherwise than the network.
     """
     target = TARGETS[settings.export]
-    path = os.path.join(directory, OUT, f"model{target.suffix}" if target.suffix else settings.export)
+    path = os.path.join(directory, OUT, target.file)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     batches, score = check_rows(task, tokenizer, settings) if target.readers else (None, None)
     written = tfquant.export(network, path, target=settings.export, opset=settings.export_opset, check_data=batches, score=score,

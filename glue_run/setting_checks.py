@@ -7,7 +7,7 @@ from typing import Any
 
 from glue_run.evaluation import scores_of_training
 from glue_run.outputs import logs_of
-from glue_run.settings import PTQ, QUANTIZING, Settings, option, rounding_options
+from glue_run.settings import EXPORTS, PTQ, QUANTIZING, Settings, option, rounding_options
 from runs import teaching
 from runs.folders import problem_with
 from runs.settings import FlagError, refuse, unusable_numbers
@@ -19,8 +19,6 @@ from tfquant.formats.integer import MAX_BITS, MIN_BITS
 from tfquant.ptq.options import Options
 from tfquant.recipes.quant_dict import parse_quant_dict
 
-# The other one wants the sites of a recipe of its own, which these options do not describe.
-EXPORTS = tuple(name for name in TARGETS if name != "fastertransformer")
 OLDEST_OPSET = 17
 OF_ONNX = ("onnx", "onnxruntime", "tensorrt", "openvino")
 

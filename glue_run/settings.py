@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from runs.settings import CONTENT, FREE, StepNames, flag
 from tasks import glue
+from tfquant.export.targets import TARGETS
 from tfquant.ptq.rounding import DECAYS
 from tfquant.training.distillation import DIRECTIONS, TEMPERATURE
 from tfquant.training.teaching import SCALE
@@ -35,6 +36,8 @@ SEARCHES = ("grid", "golden_section")
 STRATEGIES = ("no", "steps", "epoch")
 SETUPS = ("all", "FP_logits", "MSE_logits")
 ORDERS = ("sequential", "parallel")
+# FasterTransformer wants the sites of a recipe of its own, which these options do not describe.
+EXPORTS = tuple(name for name in TARGETS if name != "fastertransformer")
 # Names of `--adaround-mode` -> those of `tfquant.ptq`.
 ROUNDINGS = {"learned_hard_sigmoid": "hard_sigmoid", "learned_sigmoid": "sigmoid", "sigmoid_temp_decay": "sigmoid_temp_decay"}
 
@@ -247,7 +250,11 @@ class Settings:
         "Hidden states and attention: layers of student:teacher, counted from 0, such as 0:1,1:3; spread evenly if not given.",
         "same",
     )  # fmt: skip
-    export: str | None = _of(QUANTIZING, None, "Write the quantized model to out/ for another runtime.")
+    export: str | None = _of(
+        QUANTIZING, None,
+        "Write the quantized model to out/ for another runtime: "
+        + ", ".join(f"{name} ({target.file})" for name, target in TARGETS.items() if name in EXPORTS) + ".",
+    )
     export_opset: int = _of(QUANTIZING, 17, "ONNX opset of that file.")
     export_tolerance: float = _of(QUANTIZING, 0.1, "Largest share of rows with another answer than the network's.")
 

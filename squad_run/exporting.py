@@ -17,7 +17,7 @@ from tasks import squad
 from tfquant.agreement import together
 from tfquant.distributed import Group
 from tfquant.export.check import Score
-from tfquant.export.targets import TARGETS
+from tfquant.export.targets import TARGETS, targets_for
 from tfquant.runtimes import open_file
 
 CHECKED_QUESTIONS = 64
@@ -73,15 +73,34 @@ def check_windows(tokenizer: squad.Tokenizer, settings: Settings) -> tuple[list[
     return [only(batch, INPUTS) for batch in batches], f1 if known else None
 
 
+def file_to_predict_with(settings: Settings) -> str:
+    """The exported file that answers: what this run or --export_target names, else the one that is there.
+
+    Raises:
+        FileNotFoundError: it was not exported.
+        ValueError: there are several that the runtime reads.
+    """
+    runtime = settings.predict_with
+    named = settings.do_export or settings.export_target is not None
+    targets = (settings.target,) if named else targets_for(runtime)
+    there = [target for target in targets if os.path.exists(settings.file_of(target))]
+    if not there:
+        files = " or ".join(settings.file_of(target) for target in reversed(targets))
+        raise FileNotFoundError(f"--predict_with={runtime}: there is no {files}: give --do_export as well, or run with it before")
+    if len(there) > 1:
+        files = " and ".join(settings.file_of(target) for target in there)
+        flags = " or ".join(f"--export_target={target}" for target in there)
+        raise ValueError(f"--predict_with={runtime}: reads both {files}: say which with {flags}")
+    return settings.file_of(there[0])
+
+
 def file_forward(path: str, runtime: str) -> Forward:
     """An exported file as what prediction asks for logits.
 
     Raises:
-        FileNotFoundError: it was not exported.
+        FileNotFoundError: there is no such file.
         RuntimeFileError: the runtime cannot read it.
     """
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"--predict_with={runtime}: there is no {path}: give --do_export as well, or run with it before")
     session = open_file(path, runtime)
 
     def forward(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,8 @@ import tfquant
 from runs.settings import CONTENT, FREE, StepNames, flag
 from runs.settings import FlagError as FlagError
 from tfquant import recipes
-from tfquant.export.targets import TARGETS
+from tfquant.export.targets import TARGETS, targets_for
+from tfquant.runtimes import RUNTIMES as RUNTIMES_OF_FILES
 from tfquant.site import PARAMETER_ROLES, ROLES
 from tfquant.spec import UPDATES
 from tfquant.training.distillation import DIRECTIONS, TEMPERATURE
@@ -24,7 +25,7 @@ MODES = ("ft1", "ft2", "ft3", "trt")
 LOSS_SCALES = ("none", "dynamic")
 RANGES_OF = {"all": ROLES, "weights": PARAMETER_ROLES, "activations": tuple(r for r in ROLES if r not in PARAMETER_ROLES)}
 # What else than TensorFlow answers in prediction -> what --do_export writes for it if --export_target does not say.
-TARGET_OF = {"onnxruntime": "onnx", "openvino": "openvino", "litert": "litert"}
+TARGET_OF = {runtime: targets_for(runtime)[0] for runtime in RUNTIMES_OF_FILES if runtime != "tensorflow"}
 RUNTIMES = ("tensorflow", *TARGET_OF)
 TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
 
@@ -78,12 +79,15 @@ class Settings:
     num_eval_iterations: int | None = flag(None, "Answer only so many times --predict_batch_size questions.", FREE)
 
     export_target: str | None = flag(
-        None, f"What --do_export writes to --output_dir: {', '.join(TARGETS)}; if not given, what --predict_with reads best.", FREE
+        None,
+        "What --do_export writes to --output_dir: " + ", ".join(f"{name} ({target.file})" for name, target in TARGETS.items())
+        + "; if not given, what --predict_with reads best.",
+        FREE,
     )
     export_opset: int = flag(17, "ONNX opset of the file, from 17; from 21 on 4-bit weights take half a byte.", FREE)
     export_sm: int = flag(80, "GPU that --export_target=fastertransformer is for: 75 (Turing) or from 80 on.", FREE)
     export_tolerance: float = flag(
-        0.1, "--do_export compares the file with the network: largest share of windows with another start or end.", FREE
+        0.1, "--do_export compares the file with the network: largest share of windows with other starts or with other ends.", FREE
     )
     predict_with: str = flag(
         "tensorflow", f"What answers in --do_predict: {', '.join(RUNTIMES)}; all but the first with the exported file.", FREE
@@ -189,12 +193,12 @@ class Settings:
 
     @property
     def exported_file(self) -> str:
-        """Where --do_export writes, and --predict_with other than tensorflow reads: `model` and the suffix of the target."""
-        suffix = TARGETS[self.target].suffix
-        first = next(name for name, target in TARGETS.items() if target.suffix == suffix)
-        # What has the suffix of another target, or none, is called after its own.
-        name = "model" if suffix and self.target == first else self.target
-        return os.path.join(self.output_dir, name + suffix)
+        """Where --do_export writes."""
+        return self.file_of(self.target)
+
+    def file_of(self, target: str) -> str:
+        """Where --export_target=TARGET writes."""
+        return os.path.join(self.output_dir, TARGETS[target].file)
 
     @property
     def _placement(self) -> str:

@@ -33,3 +33,17 @@ def keep_freed_memory() -> bool:
     # One arena: the others cannot grow beyond 64 MiB and would map large blocks all the same. -1: never trimmed.
     wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, _TOP_PAD), (_M_ARENA_MAX, 1))
     return all([mallopt(name, value) == 1 for name, value in wanted])
+
+
+def check_fits(size: int, what: str) -> None:
+    """Raises ValueError if more than half of the memory of the machine were needed.
+
+    Args:
+      size: bytes.
+      what: needs them, for the message.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory // 2:
+        raise ValueError(
+            f"{what} need {size / 2**30:,.1f} GiB, more than half of the memory ({memory / 2**30:,.1f} GiB)"
+        )

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tfquant.host_memory import check_fits
 from tfquant.runtimes.session import Input, Session
 
 WARM_UP = 3
@@ -64,8 +65,12 @@ class Workload:
           rows: data by input name; without it inputs are zeros, and ones where the name has `mask` in it.
 
         Raises:
-          ValueError: `rows` lacks an input or has too few rows, or `real` finds no mask.
+          ValueError: `rows` lacks an input or has too few rows, `real` finds no mask, or inputs do not fit into memory.
         """
+        open_size = 1 if length == "real" else int(length)
+        sizes = [[batch, *(open_size if size is None else size for size in entry.shape[1:])] for entry in inputs]
+        needed = sum(math.prod(size) * entry.dtype.itemsize for size, entry in zip(sizes, inputs, strict=True))
+        check_fits(needed, f"inputs of {batch} rows of length {length}")
         if rows is None:
             return cls([{entry.name: _constant(entry, batch, int(length)) for entry in inputs}], batch)
         missing = [entry.name for entry in inputs if entry.name not in rows]

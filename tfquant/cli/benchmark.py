@@ -12,6 +12,9 @@ from tfquant.latency import Measured, Workload, measure
 from tfquant.messages import one_line
 from tfquant.runtimes import RUNTIMES, Session, open_file, runtime_of
 
+_LONGEST = 86400  # seconds for a file, batch and length
+_THREADS_PER_CORE = 16
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
@@ -40,16 +43,19 @@ def run(options: argparse.Namespace) -> None:
     lengths = [length if length == "real" else _positive("--length", length) for length in options.length.split(",")]
     if "real" in lengths and rows is None:
         raise ValueError("--length=real: needs --data")
-    if options.seconds <= 0:
-        raise ValueError(f"--seconds={options.seconds}: must be positive")
+    if not 0 < options.seconds <= _LONGEST:
+        raise ValueError(f"--seconds={options.seconds}: must be positive, and at most {_LONGEST}")
+    most = _THREADS_PER_CORE * (os.cpu_count() or 1)
+    if not 1 <= options.threads <= most:
+        raise ValueError(f"--threads={options.threads}: must be from 1 to {most}, {_THREADS_PER_CORE} for each core")
     batches = [_positive("--batch", size) for size in options.batch.split(",")]
     sessions = {path: _opened(path, options) for path in options.files}
     if not options.json:
         print(f"{'file':<40}{'batch':>6}{'length':>8}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'rows/s':>9}{'speed':>8}")
     for batch in batches:
         for length in lengths:
-            workload = Workload.of(next(iter(sessions.values())).inputs, batch, length, rows)
             try:
+                workload = Workload.of(next(iter(sessions.values())).inputs, batch, length, rows)
                 found = measure(sessions, workload, options.seconds)
             except Exception as error:  # of many kinds, each runtime's own
                 reason = one_line(error, 300)

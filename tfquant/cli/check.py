@@ -14,7 +14,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
         help="compare an exported file with its checkpoint",
-        description="Compares an exported file with its checkpoint; ends with 1 if more rows differ than --tolerance allows.",
+        description="Compares an exported file with its checkpoint, every output by itself; ends with 1 if more rows differ than "
+        "--tolerance allows.",
     )
     models.add(parser)
     parser.add_argument("path", help="the exported file")
@@ -28,9 +29,12 @@ def run(options: argparse.Namespace) -> None:
     """Prints how far both agree."""
     import tfquant
 
+    kinds = arrays.check_options(options)
     rows = arrays.read(options.check_data)
     batches = list(arrays.batches(rows, options.batch_size))
     found = tfquant.compare(
-        models.load(options, rows), options.path, batches, mode=options.mode, runtime=options.runtime, tolerance=options.tolerance
-    )
+        models.load(options, rows), options.path, batches, mode=options.mode, runtime=options.runtime, tolerance=options.tolerance,
+        check=kinds,
+    )  # fmt: skip
+    print(found.table())
     print(f"{options.path}: {found}")

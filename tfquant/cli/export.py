@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> None:
     """Prints what was written."""
     import tfquant
 
+    kinds = arrays.check_options(options)
     rows = arrays.read(options.check_data) if options.check_data else None
     written = tfquant.export(
         models.load(options, rows),
@@ -39,6 +40,9 @@ def run(options: argparse.Namespace) -> None:
         opset=options.opset,
         sm=options.sm,
         tolerance=options.tolerance,
+        check=kinds,
         check_data=None if rows is None else list(arrays.batches(rows, options.batch_size)),
     )
+    if written.agreement:
+        print(written.agreement.table())
     print(written)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,7 +44,8 @@ class Exported:
       agreement: with the simulation; None where there was nothing to compare on.
       contractions: which products the runtime computes in integers on this machine; None like `agreement`.
       proven: what is known of the file without a check; empty for most targets.
-      note: what to mind where the file is run on a processor like this one; empty for most.
+      note: what to mind where the file is run on a processor like this one, and which recipe suits the target where that of the
+        model does not; empty for most.
     """
 
     path: str
@@ -127,6 +129,7 @@ def export(
         check_data = checked_batches(engine, check_data)
     if mode == "quantized":
         check_calibrated(engine)
+    form.check(order)
     check_weights(order)
     found = contractions = None
     with staging(path.parent) as folder:
@@ -143,7 +146,11 @@ def export(
     sites = order.sites()
     stored = sum(1 for site in sites if site.is_weight)
     floats = sum(int(np.prod(v.shape)) * 4 for v in engine.inference.variables.values())
-    note = overflow.note(order, form.readers[0]) if form.readers and not form.as_written else ""
+    notes = [overflow.note(order, form.readers[0])] if form.readers and not form.as_written else []
+    if advice := form.advice(order, contractions) if contractions else "":
+        warnings.warn(advice, stacklevel=2)
+        notes.append(advice)
+    note = "; ".join(filter(None, notes))
     return Exported(str(path), size, floats, (len(sites) - stored, stored), found, contractions, form.proven, note)
 
 

@@ -63,14 +63,11 @@ class Agreement:
         return [output for output in self.outputs if not output.agrees(tolerance)]
 
 
-def check_tolerance(tolerance: float) -> None:
-    """Raises ValueError if it is no share."""
-    if (
-        isinstance(tolerance, bool)
-        or not isinstance(tolerance, (int, float))
-        or not 0.0 <= tolerance <= 1.0
-    ):
-        raise ValueError(f"tolerance={tolerance}: is a share of rows, from 0 to 1")
+def check_tolerance(tolerance: float, name: str = "tolerance") -> None:
+    """Raises ValueError if it is no share; `name` is what the message calls it."""
+    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if not number or not 0.0 <= tolerance <= 1.0:
+        raise ValueError(f"{name}={tolerance}: is a share of rows, from 0 to 1")
 
 
 def check_weights(order: Order) -> None:

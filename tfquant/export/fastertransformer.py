@@ -75,6 +75,13 @@ QUANTIZED = _Layout(
 _RESERVED = 21
 
 
+def check(order: Order) -> None:
+    """Raises ExportError for the float network, which has no codes, and for networks of other names."""
+    if order.mode != "quantized":
+        raise ExportError(f"target fastertransformer holds codes, of which mode {order.mode!r} has none: export mode 'quantized'")
+    _layers(order.engine)
+
+
 def write(order: Order, path: str) -> None:
     """Writes a folder with one checkpoint.
 
@@ -82,8 +89,7 @@ def write(order: Order, path: str) -> None:
       ExportError: the network is no BERT of `modeling.py`, or not quantized as the engine computes; the message names the site.
       CheckpointError: the folder could not be written.
     """
-    if order.mode != "quantized":
-        raise ExportError(f"target fastertransformer holds codes, of which mode {order.mode!r} has none: export mode 'quantized'")
+    check(order)
     layers = _layers(order.engine)
     layout = QUANTIZED if any(_SCORES in layer.sites for layer in layers) else ROUNDED
     if layout is ROUNDED and order.sm >= AMPERE:

@@ -28,6 +28,14 @@ _STEPS = 255  # between the codes of eight bits
 _SMALLEST_SCALE = 2.0**-12
 
 
+def check(order: Order) -> None:
+    """Raises ExportError for types, granularities and formats that have no kernels in LiteRT."""
+    order.check_types("LiteRT does not")
+    order.check_ranges("LiteRT")
+    for site in order.sites():
+        _affine(site, order.engine)
+
+
 def write(order: Order, path: str) -> None:
     """Writes a `.tflite` file with one signature: named inputs to named outputs, both as the model has them, open sizes open.
 
@@ -35,8 +43,7 @@ def write(order: Order, path: str) -> None:
       ExportError: a site has a format or granularity without kernels, or an operation no counterpart in LiteRT.
     """
     engine, interface = order.engine, order.interface
-    order.check_types("LiteRT does not")
-    order.check_ranges("LiteRT")
+    check(order)
     sites = order.sites()
     quantizers, rewriting = _Quantizers(engine, sites), Rewriting(engine, order.mode)
     module = tf.Module()

@@ -21,6 +21,11 @@ def write(order: Order, path: str, *, fused_attention: bool = False) -> None:
     onnx_values.save(build(order, fused_attention=fused_attention), path)
 
 
+def check(order: Order) -> None:
+    """Raises ExportError for what no ONNX file holds."""
+    order.check_types("ONNX runtimes on processors do not")
+
+
 def build(order: Order, *, signed: bool = False, fused_attention: bool = False) -> Any:
     """The ONNX model of a network: QDQ at the activations, parameters as integers, open batch and length.
 
@@ -35,7 +40,7 @@ def build(order: Order, *, signed: bool = False, fused_attention: bool = False) 
     import onnx
 
     engine = order.engine
-    order.check_types("ONNX runtimes on processors do not")
+    check(order)
     # The approximate GELU has no form that runtimes recognise before it has an operation.
     exact_only = order.opset < GELU_OPSET
     regions = find_regions(engine, order.mode, attention=fused_attention)

@@ -15,7 +15,7 @@ from tfquant.export.onnx_graph import read_by
 from tfquant.export.onnx_regions import WANTED_SHAPE
 
 # First opset in which DequantizeLinear takes the type.
-_INT4_OPSET, INT16_OPSET = 21, 21
+INT4_OPSET, INT16_OPSET = 21, 21
 _VIEWS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity"})
 
 
@@ -183,7 +183,7 @@ class _Writer:
         """The smallest ONNX type that holds the codes."""
         tensor, grid = self._onnx.TensorProto, affine.grid
         kinds = [tensor.INT8, tensor.UINT8, tensor.INT16, tensor.UINT16]
-        if self._opset >= _INT4_OPSET:
+        if self._opset >= INT4_OPSET:
             kinds = [tensor.INT4, tensor.UINT4, *kinds]
         fitting = [kind for kind in kinds if _limits(kind)[0] <= grid.qmin and grid.qmax <= _limits(kind)[1]]
         if not fitting or (fitting[0] in (tensor.INT16, tensor.UINT16) and self._opset < INT16_OPSET):

@@ -11,6 +11,12 @@ from tfquant.runtimes import openvino as runtime
 from tfquant.runtimes.session import missing_package, read
 
 
+def check(order: Order) -> None:
+    """Raises ExportError for what OpenVINO, or ONNX, from which it reads, does not take."""
+    onnx_file.check(order)
+    order.check_ranges("OpenVINO")
+
+
 def write(order: Order, path: str) -> None:
     """Writes `path` and, beside it, a file of the same name that ends in `.bin`.
 
@@ -26,7 +32,7 @@ def write(order: Order, path: str) -> None:
     except ModuleNotFoundError as error:
         raise missing_package(error, "export to OpenVINO") from None
 
-    order.check_ranges("OpenVINO")
+    check(order)
     with staging(os.path.dirname(path) or ".") as folder:
         source = str(folder / "model.onnx")
         onnx_file.write(order, source)

@@ -18,9 +18,11 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-# A row may differ by so many times the root mean square of the rounding errors of the output.
-ROUNDINGS = 4.0
-# Shares of the spread: what a row may always differ by, and what it never may.
+# All rows together may differ by so many times the root mean square of the rounding errors (two
+# realizations of them that have nothing in common differ by 1.4 times that), a row by so many times
+# more, and the best of several classes may be missed by so many times more.
+ROUNDINGS, ROW, TIE = 2.0, 2.0, 3.0
+# Shares of the spread: what all rows together may always differ by, and what they never may.
 ALWAYS, NEVER = 0.02, 0.3
 # Shares of the magnitude in their place, for an output that hardly varies or of few values.
 CONSTANT, STEADY = 0.005, 0.03
@@ -49,9 +51,9 @@ class OutputAgreement:
       same: share of rows with the same answer. Of several columns of `number`, that of the worst.
       largest, mean: absolute difference.
       spread: mean absolute value of the simulation's answers about their mean.
-      error: root mean square of the differences as a share of the standard deviation; of columns
-        of `number` the largest.
-      limit: error of a row that is taken for rounding, likewise.
+      error: root mean square of the differences as a share of the standard deviation (of the
+        magnitude where that is 0); of columns of `number` the worst.
+      limit: largest error that is taken for rounding, likewise.
       columns: how many columns (of vectors, maps and scores) differ as a whole, however small they
         are beside the others.
       note: what makes the judgement less sharp: an output that is constant, or too few rows.
@@ -70,8 +72,12 @@ class OutputAgreement:
     note: str = ""
 
     def agrees(self, tolerance: float) -> bool:
-        """Whether no more than the share `tolerance` of rows has another answer."""
-        return 1.0 - self.same <= tolerance and (self.columns == 0 or tolerance == 1.0)
+        """Whether no more than the share `tolerance` of rows differs, and all together by rounding.
+
+        A tolerance of 1 takes everything.
+        """
+        rounding = self.error <= self.limit and self.columns == 0
+        return tolerance == 1.0 or (1.0 - self.same <= tolerance and rounding)
 
     def __str__(self) -> str:
         parts = [f"same answer in {100 * self.same:.2f} % of {self.rows} rows"]
@@ -168,20 +174,18 @@ class OutputParity:
     def result(self) -> OutputAgreement:
         """The verdict on all batches."""
         pooled = self.kind != "number"
-        spreads, limits, note = self._limits(pooled)
+        units, limits, note = self._limits(pooled)
         rows = np.concatenate(self._rows)
-        same = ~np.concatenate(self._flaws) & (np.abs(rows) <= limits)
+        same = ~np.concatenate(self._flaws) & (np.abs(rows) <= ROW * limits)
         if self._margins:
-            same &= np.concatenate(self._margins) <= 2.0 * limits[0]
+            same &= np.concatenate(self._margins) <= TIE * limits[0]
         if self._norms:
             same &= ~(np.concatenate(self._norms) > 2.0 * limits[0])
         count, elements = len(rows), self._sums[0].sum()
         shares = same.mean(0) if count else np.ones(1)
-        errors = _ratio(
-            np.sqrt(self._total(4, pooled) / np.maximum(self._total(0, pooled), 1)), spreads
-        )
-        relative = _ratio(limits, spreads)
-        worst = int(np.argmax(errors))
+        together = np.sqrt(self._total(4, pooled) / np.maximum(self._total(0, pooled), 1))
+        errors, relative = _ratio(together, units), _ratio(limits, units)
+        worst = int(np.argmax(_ratio(errors, relative)))
         return OutputAgreement(
             self.name,
             self.kind,
@@ -200,9 +204,10 @@ class OutputParity:
         return self._sums[part].sum(keepdims=True) if pooled else self._sums[part]
 
     def _limits(self, pooled: bool) -> tuple[np.ndarray, np.ndarray, str]:
-        """Standard deviation, largest difference that is rounding, and what weakens the judgement.
+        """Standard deviation, largest error that is rounding, and what weakens the judgement.
 
-        The numbers are those of each column, or one for all where they are in the same units.
+        The numbers are those of each column, or one for all where they are in the same units. An
+        output that does not vary has its magnitude in place of a standard deviation.
         """
         count = np.maximum(self._total(0, pooled), 1)
         spread = self._spread(pooled)
@@ -215,7 +220,7 @@ class OutputParity:
             np.minimum(ROUNDINGS * rounding, most), np.maximum(ALWAYS * spread, least)
         )
         note = _CONSTANT_NOTE if constant.any() else _FEW_NOTE if few.any() else ""
-        return spread, limits, note
+        return np.where(constant, magnitude, spread), limits, note
 
     def _variances(self) -> np.ndarray:
         """Of every column."""

@@ -42,11 +42,13 @@ import tensorflow as tf
 from tfquant import qdq
 from tfquant.bitpacking import PackedArray, read_file, write_file
 from tfquant.calibration import engine_of
+from tfquant.checkpoint import CheckpointError
 from tfquant.engine import Engine
 from tfquant.export.errors import ExportError
 from tfquant.export.order import Order
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.source import source_of
+from tfquant.messages import one_line
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.quantizer import GROUP_OF, Quantizer
 from tfquant.rules import Recipe
@@ -66,6 +68,12 @@ _COPIES = ("ReadVariableOp", "Identity", "StopGradient")
 _LOOKUPS = ("ResourceGather", "GatherV2", "Gather")
 
 
+def check(order: Order) -> None:
+    """Raises ExportError for the float network, which has no codes."""
+    if order.mode != "quantized":
+        raise ExportError(f"a packed file holds codes, of which mode {order.mode!r} has none: export with mode 'quantized'")
+
+
 def write(order: Order, path: str) -> None:
     """Writes a network as one file.
 
@@ -75,8 +83,7 @@ def write(order: Order, path: str) -> None:
       CheckpointError: the file could not be written.
     """
     engine = order.engine
-    if order.mode != "quantized":
-        raise ExportError(f"a packed file holds codes, of which mode {order.mode!r} has none: export with mode 'quantized'")
+    check(order)
     engine.check_calibrated()
     stored = _stored(engine)
     pairs = [pair for variable in stored for pair in variable.tensors.items()] + list(_ranges(engine).items())
@@ -112,12 +119,29 @@ def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: 
     quantized = wrap(model, engine)
     renamed = renamed_sites(quantized, file.sites, str(path))
     variables = engine.weights()
-    values = matching_weights(variables, file, str(path))
-    types = [(name, values[name].dtype.name, variable.dtype.name) for name, variable in variables.items()]
+    try:
+        values = matching_weights(variables, file, str(path))
+        _restore_ranges(engine, file, renamed)  # whose variables are not yet the user's
+    except (KeyError, TypeError, AttributeError, IndexError) as error:  # entries and tensors that do not go together
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__} {one_line(error, 200)}") from error
+    found = [(name, values[name], variable) for name, variable in variables.items()]
+    types = [(name, value.dtype.name, variable.dtype.name) for name, value, variable in found]
     wrong = [f"{name}: {saved} in the file, {own} in the model" for name, saved, own in types if saved != own]
     if wrong:
         raise ValueError(f"{path}: types differ from the model's: {'; '.join(wrong)}")
-    for address, quantizer in engine.quantizers.items():  # not yet the user's
+    shapes = [(name, list(value.shape), list(variable.shape)) for name, value, variable in found]
+    wrong = [f"{name}: {saved} in the file, {own} in the model" for name, saved, own in shapes if saved != own]
+    if wrong:
+        raise ValueError(f"{path}: shapes differ from the model's: {'; '.join(wrong)}")
+    for _, value, variable in found:
+        variable.assign(value)
+    estimate_parted(engine, renamed)
+    return quantized
+
+
+def _restore_ranges(engine: Engine, file: _File, renamed: dict[str, str]) -> None:
+    """The state of every site."""
+    for address, quantizer in engine.quantizers.items():
         if address not in renamed:
             continue
         saved = {name: file.tensors.get(range_name(renamed[address], name)) for name in quantizer.variables}
@@ -127,10 +151,6 @@ def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: 
         else:
             for name, variable in quantizer.variables.items():
                 variable.assign(saved[name])
-    for name, variable in variables.items():
-        variable.assign(values[name])
-    estimate_parted(engine, renamed)
-    return quantized
 
 
 def size_report(model: QuantizedModel | QuantizedFunction, path: str | os.PathLike | None = None) -> SizeReport:
@@ -280,9 +300,12 @@ class _File:
 
     def __init__(self, path: str | os.PathLike):
         self.tensors, texts = read_file(path, MARKS)
-        self.recipe, self.sites = Recipe.from_json(texts["recipe"]), json.loads(texts["sites"])
-        self._entries = {entry["path"]: entry for entry in json.loads(texts["variables"])}
-        self.shapes = {name: tuple(entry["shape"]) for name, entry in self._entries.items()}
+        try:
+            self.recipe, self.sites = Recipe.from_json(texts["recipe"]), json.loads(texts["sites"])
+            self._entries = {entry["path"]: entry for entry in json.loads(texts["variables"])}
+            self.shapes = {name: tuple(entry["shape"]) for name, entry in self._entries.items()}
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} is damaged: {type(error).__name__} {one_line(error, 200)}") from error
 
     def __getitem__(self, name: str) -> np.ndarray | str:
         """The values of a variable in its own type."""

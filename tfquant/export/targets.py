@@ -13,6 +13,7 @@ from fileio.atomic import put_in_place
 from fileio.messages import printable
 from fileio.transaction import replace_folder, replacing_together
 from tfquant.export import fastertransformer, litert, onnx_file, openvino, packed, saved_model, tensorrt
+from tfquant.export.onnx_qdq import INT4_OPSET
 from tfquant.export.order import Order
 from tfquant.runtimes import PACKAGES, Contractions, Session, onnxruntime, open_file
 
@@ -23,7 +24,7 @@ class Target:
 
     Attributes:
       write: writes an order to a path.
-      suffix: of the file; a folder has none.
+      file: what the run scripts call it; its suffix is demanded of every path. A folder has none.
       readers: which of `tfquant.runtimes.RUNTIMES` answer it here; the first one checks it. A file without a
         reader is for tfquant itself.
       as_written: checked node by node: what ONNX Runtime makes of signed bytes it cannot always run.
@@ -32,10 +33,12 @@ class Target:
       name: what such a folder is called.
       contractions: file -> which products are computed in integers; the reader is asked if not given.
       packages: what has to be installed to write it, beside what tfquant requires.
+      check: raises ExportError for what the target cannot hold, before anything is computed.
+      recipes: made for what reads it, the recommended one first; none where any suits.
     """
 
     write: Callable[[Order, str], None]
-    suffix: str
+    file: str
     readers: tuple[str, ...] = ()
     as_written: bool = False
     proven: str = ""
@@ -43,6 +46,13 @@ class Target:
     name: str = ""
     contractions: Callable[[str], Contractions] | None = None
     packages: tuple[str, ...] = ()
+    check: Callable[[Order], None] = lambda order: None
+    recipes: tuple[str, ...] = ()
+
+    @property
+    def suffix(self) -> str:
+        """Of the file; empty for a folder."""
+        return pathlib.PurePath(self.file).suffix
 
     def missing_packages(self, checked: bool) -> list[str]:
         """Packages that are not installed and that writing wants, and checking where the file is checked."""
@@ -58,6 +68,19 @@ class Target:
     def contractions_of(self, path: pathlib.Path, session: Session) -> Contractions:
         """How the products of a written file are computed."""
         return session.contractions() if self.contractions is None else self.contractions(str(path))
+
+    def advice(self, order: Order, found: Contractions) -> str:
+        """Which recipe to take where the runtime computes in float what is quantized; else empty."""
+        kernels = [site for site in order.sites() if site.role == "weight"]
+        if not self.recipes or not kernels or not found.floating or 2 * len(found.integer) >= len(kernels):
+            return ""
+        runtime, count, own = self.readers[0], len(found.integer), order.engine.plan.recipe.name
+        said = f"{runtime} computes {count or 'none'} of {len(kernels)} quantized products in integers"
+        if order.opset >= INT4_OPSET and any(site.spec.grid.qmax - site.spec.grid.qmin < 16 for site in kernels) and self.packages:
+            return f"{said}: weights of 4 bits or fewer are half bytes from opset {INT4_OPSET} on: export with opset=17"
+        if own in self.recipes:  # which leaves in float what the runtime computes faster so
+            return ""
+        return f"{said}: recipe {own!r} is made for another runtime, quantize with recipe {self.recipes[0]!r}"
 
     def check_path(self, path: pathlib.Path) -> None:
         """Raises ValueError if the target cannot be written to `path`."""
@@ -77,20 +100,43 @@ class Target:
 
 _ONNX = ("onnx", "tf2onnx")
 TARGETS = {
-    "onnx": Target(onnx_file.write, ".onnx", ("onnxruntime", "openvino"), packages=_ONNX),
-    "onnxruntime": Target(functools.partial(onnx_file.write, fused_attention=True), ".onnx", ("onnxruntime",), packages=_ONNX),
+    "onnx": Target(
+        onnx_file.write, "model.onnx", ("onnxruntime", "openvino"), packages=_ONNX, check=onnx_file.check,
+        recipes=("cpu_onnxruntime",),
+    ),
+    "onnxruntime": Target(
+        functools.partial(onnx_file.write, fused_attention=True), "onnxruntime.onnx", ("onnxruntime",), packages=_ONNX,
+        check=onnx_file.check, recipes=("cpu_onnxruntime",),
+    ),
     "tensorrt": Target(
-        tensorrt.write, ".onnx", ("onnxruntime", "openvino"), as_written=True, contractions=tensorrt.contractions, packages=_ONNX
+        tensorrt.write, "tensorrt.onnx", ("onnxruntime", "openvino"), as_written=True, contractions=tensorrt.contractions,
+        packages=_ONNX, check=onnx_file.check, recipes=("int8_residual",),
     ),
-    "openvino": Target(openvino.write, ".xml", ("openvino",), packages=(*_ONNX, "openvino")),
-    "litert": Target(litert.write, ".tflite", ("litert",)),
-    "packed": Target(packed.write, ".safetensors", proven="bit for bit the simulation, tried out for every parameter"),
-    "saved_model": Target(saved_model.write, "", ("tensorflow",), may_replace=saved_model.may_be_replaced, name="SavedModel"),
+    "openvino": Target(
+        openvino.write, "model.xml", ("openvino",), packages=(*_ONNX, "openvino"), check=openvino.check,
+        recipes=("cpu_openvino",),
+    ),
+    "litert": Target(litert.write, "model.tflite", ("litert",), check=litert.check, recipes=("litert",)),
+    "packed": Target(
+        packed.write, "model.safetensors", proven="bit for bit the simulation, tried out for every parameter",
+        check=packed.check,
+    ),
+    "saved_model": Target(
+        saved_model.write, "saved_model", ("tensorflow",), may_replace=saved_model.may_be_replaced, name="SavedModel"
+    ),
     "fastertransformer": Target(
-        fastertransformer.write, "", proven="codes are the simulation's; nothing here runs them, so nothing was compared",
-        may_replace=fastertransformer.may_be_replaced, name="FasterTransformer checkpoint",
+        fastertransformer.write, "fastertransformer",
+        proven="codes are the simulation's; nothing here runs them, so nothing was compared",
+        may_replace=fastertransformer.may_be_replaced, name="FasterTransformer checkpoint", check=fastertransformer.check,
+        recipes=("ft1", "ft2", "ft3"),
     ),
-}
+}  # fmt: skip
+
+
+def targets_for(runtime: str) -> tuple[str, ...]:
+    """Names of the targets whose files a runtime reads, those that are checked in it first."""
+    found = [name for name, target in TARGETS.items() if runtime in target.readers]
+    return tuple(sorted(found, key=lambda name: TARGETS[name].readers[0] != runtime))
 
 
 def publish(written: pathlib.Path, path: pathlib.Path) -> None:

@@ -61,7 +61,8 @@ def mixed_precision(
       model: from `tfquant.quantize`, calibrated; where everything starts.
       batches: inputs of the model, or (inputs, targets) pairs. All are held in memory.
       formats: the other format, such as `int16` or `int4`; for `smallest` also several, of fewer and fewer bits.
-      target: `fewest`: the fewest sites with more bits. `smallest`: weights with fewer bits, as many as possible.
+      target: `fewest`: the fewest sites with more bits. `smallest`: weights with fewer bits, as many as possible, which makes
+        packed files smaller but none faster: runtimes have integer kernels for 8 bits, see `SearchReport.note`.
       max_loss: the most that may be lost against the float network: for `kl` the divergence in nats, for `sqnr` minus the ratio in
         dB (-30 demands at least 30 dB), for a callable how much worse its number may be.
       sites: whose formats may change, see `tfquant.sensitivity`; for `smallest` weights alone. By default all.

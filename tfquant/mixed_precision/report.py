@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tfquant import formats as number_formats
+
 
 @dataclasses.dataclass(frozen=True)
 class Try:
@@ -68,7 +70,15 @@ class SearchReport:
         Console(file=stream, width=400, color_system=None).print(grid)
         lines = [line.rstrip() for line in stream.getvalue().rstrip().splitlines()]
         lines += [f"{format}: {address}" for address, format in self.best.formats.items()]
-        return "\n".join([*lines, f"loss {self.best.loss:.5g}, parameters {self.best.bits / 8192:,.1f} KiB"])
+        lines.append(f"loss {self.best.loss:.5g}, parameters {self.best.bits / 8192:,.1f} KiB")
+        return "\n".join([*lines, *([self.note] if self.note else [])])
+
+    @property
+    def note(self) -> str:
+        """What the chosen formats mean for size and speed of exported files; empty for 8 bits."""
+        names = sorted(set(self.best.formats.values()))
+        kinds = {name: _kernels(number_formats.get(name).bits) for name in names}
+        return "\n".join(f"{name}: {said}" for name, said in kinds.items() if said)
 
     def to_json(self) -> str:
         """Standard JSON: what is not finite is a string."""
@@ -109,6 +119,20 @@ class TargetError(ValueError):
     def __init__(self, message: str, report: SearchReport):
         super().__init__(message)
         self.report = report
+
+
+def _kernels(bits: int) -> str:
+    """How runtimes store and compute codes of so many bits; empty for 8."""
+    if bits > 8:
+        return "no runtime has 16-bit kernels as fast as those of 8 bits, LiteRT has none"
+    if bits == 8:
+        return ""
+    if bits > 4:
+        return "files for runtimes store a byte a value, no smaller or faster than 8 bits; target 'packed' stores the bits"
+    return (
+        "half a byte a value from opset 21 on, which ONNX Runtime computes in float and slower than 8 bits; "
+        "with opset=17 a byte a value, computed in integers; target 'packed' stores the bits"
+    )
 
 
 def _read_try(data: Mapping[str, Any]) -> Try:
