@@ -192,8 +192,8 @@ class OutputParity:
             count,
             float(np.min(shares)),
             self._largest,
-            self._absolute / max(elements, 1),
-            self._deviation / max(elements, 1),
+            self._absolute / max(float(elements), 1.0),
+            self._deviation / max(float(elements), 1.0),
             float(errors[worst]),
             float(relative[worst]),
             self._wrong_columns() if pooled else 0,
@@ -242,7 +242,7 @@ class OutputParity:
         0 where there are too few rows to know.
         """
         count, _, _, squares, errors, roundings = self._sums
-        if not self._by_column or count.min(initial=0) < _MANY:
+        if not self._by_column or not count.size or count.min() < _MANY:
             return 0
         allowed = np.maximum(ROUNDINGS**2 * roundings / count, NEVER**2 * self._variances())
         return int(
