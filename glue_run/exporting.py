@@ -33,6 +33,8 @@ def export(network: Any, task: glue.Task, tokenizer: Any, settings: Settings, di
     written = tfquant.export(network, path, target=settings.export, opset=settings.export_opset, check_data=batches, score=score,
                              tolerance=settings.export_tolerance)  # fmt: skip
     say(f"exported {written}")
+    if written.agreement:
+        say(written.agreement.table())
     own, of_file = written.agreement.scores if written.agreement is not None else (0.0, 0.0)
     if own - of_file > MUCH:
         say(

@@ -47,6 +47,8 @@ def export(network: Any, tokenizer: squad.Tokenizer, settings: Settings, group: 
                 tolerance=settings.export_tolerance,
             )
             say(f"exported {written}")
+            if written.agreement:
+                say(written.agreement.table())
             figures = dataclasses.asdict(written)
             figures |= {"same_answers": written.agreement.same} if written.agreement else {}
     return figures

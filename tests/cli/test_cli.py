@@ -117,6 +117,24 @@ def test_a_file_is_checked_against_its_checkpoint(folder, capsys):
         (["benchmark", "rows.npz", "--batch=none"], "--batch: 'none' is no positive number"),
         (["benchmark", "rows.npz", "--length=real"], "--length=real: needs --data"),
         (["benchmark", "rows.npz", "--seconds=0"], "--seconds=0.0: must be positive"),
+        (["benchmark", "rows.npz", "--seconds=inf"], "--seconds=inf: must be positive, and at most"),
+        (["benchmark", "rows.npz", "--seconds=nan"], "--seconds=nan: must be positive, and at most"),
+        (["benchmark", "rows.npz", "--threads=100000000"], "--threads=100000000: must be from 1 to"),
+        (["benchmark", "rows.npz", "--threads=0"], "--threads=0: must be from 1 to"),
+        (["benchmark", "m.onnx", "--data=empty.keras"], "empty.keras: is no .npz file"),
+        *(
+            ([command, "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=rows.npz", f"--tolerance={share}"],
+             f"--tolerance={float(share)}: is a share of rows, from 0 to 1")
+            for command, share in (("check", "nan"), ("export", "nan"), ("export", "inf"), ("check", "-1"))
+        ),
+        (
+            ["export", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=rows.npz", "--check=scores=best"],
+            "--check=scores=best: wants OUTPUT=KIND, with a KIND of classes, number",
+        ),
+        (
+            ["export", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=rows.npz", "--check=other=vector"],
+            "check: there is no output 'other', the network has output",
+        ),
     ],
 )
 def test_what_a_user_may_do_wrong_is_one_line(folder, capsys, arguments, message):

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 import tfquant
 from tests.few import few
 from tests.graph import models
+from tfquant import bitpacking
 from tfquant.calibration import engine_of
 from tfquant.checkpoint import CheckpointError
 from tfquant.export import ExportError, packed
@@ -505,3 +506,50 @@ def test_other_models_are_refused_with_all_differences(path):
     refused(path, two_dense(use_bias=False), r"variables differ from the model's. Missing: none. Left over: \['second/bias'\]")
     text = refused(path, two_dense(dtype="bfloat16"), "types differ from the model's: ")
     assert "first/bias: float32 in the file, bfloat16 in the model" in text
+
+
+def _rewritten(path, change) -> None:
+    """Another file with a checksum that is right: one that a faulty program wrote."""
+    tensors, texts = bitpacking.read_file(path, packed.MARKS)
+    texts = {name: json.loads(text) if name in ("variables", "sites") else text for name, text in texts.items()}
+    change(tensors, texts)
+    texts = {name: text if isinstance(text, str) else json.dumps(text) for name, text in texts.items()}
+    bitpacking.write_file(path, tensors, texts)
+
+
+def _transposed(tensors, texts) -> None:
+    name = next(name for name in tensors if name.startswith("second/bias"))
+    tensors[name] = tensors[name].reshape(1, -1)
+
+
+def _without(ending):
+    def change(tensors, texts) -> None:
+        del tensors[next(name for name in tensors if name.endswith(ending))]
+
+    return change
+
+
+def _with_text(name, text):
+    def change(tensors, texts) -> None:
+        texts[name] = text
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _transposed, _without("second/kernel/codes"), _without("second/kernel/scale"), _without("/upper"), _without("second/bias"),
+        _with_text("variables", "[" * 100000), _with_text("variables", "[{}]"), _with_text("sites", "{"),
+    ],
+)  # fmt: skip
+def test_a_packed_file_is_loaded_whole_or_not_at_all(tmp_path, change):
+    path = written(quantized(two_dense(), FOUR_BITS, [ROWS]), tmp_path / "model.safetensors")
+    _rewritten(path, change)
+    model = two_dense(seed=1)
+    before = [variable.numpy() for variable in model.weights]
+    with pytest.raises((ValueError, CheckpointError), match="model.safetensors") as caught:
+        tfquant.load_packed(path, model)
+    one_line(caught)
+    for variable, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)

@@ -295,3 +295,25 @@ def test_a_file_whose_head_was_made_zero_is_refused_by_the_name_of_the_output(tm
     onnx.save(proto, path)
     with pytest.raises(MismatchError, match="; output 'tiny', number: same answer in"):
         tfquant.compare(model, path, [ROWS])
+
+
+def test_numbers_for_positions_of_texts_of_several_lengths(model):
+    """An axis of open length has no columns: every position is a number."""
+    batches = [(np.random.default_rng(length).normal(size=(8, length, 4)).astype(np.float32), np.ones((8, length), np.float32))
+               for length in (5, 9)]  # fmt: skip
+    one, other = (
+        tfquant.quantize(scores_with_marks(seed), "int8_residual_float", calibration=batches, progress=False) for seed in (1, 2)
+    )
+    for kind in ("number", "classes", "vector", "feature_map"):
+        run = lambda model: lambda feed: {"start": model(feed["x"], feed["mask"])["start"].numpy()}  # noqa: E731
+        assert judged(one, run(one), batches, start=kind)["start"].agrees(0.0)
+        assert not judged(one, run(other), batches, start=kind)["start"].agrees(0.5)
+
+
+def test_complex_numbers_are_judged():
+    kernel = tf.Variable(np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32), name="kernel")
+    spectrum = tf.function(lambda x: {"spectrum": tf.signal.rfft(tf.matmul(x, kernel))})
+    model = tfquant.quantize(spectrum, "int8_residual_float", calibration=[(ROWS,)], progress=False)
+    own = {"spectrum": model(ROWS)["spectrum"].numpy()}
+    assert judged(model, lambda feed: own, [(ROWS,)])["spectrum"].agrees(0.0)
+    assert not judged(model, lambda feed: {"spectrum": own["spectrum"].conj()}, [(ROWS,)])["spectrum"].agrees(0.5)

@@ -1,5 +1,9 @@
 """Every target answers as the simulation and appears whole or not at all."""
 
+import dataclasses
+import pathlib
+import warnings
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,7 +13,7 @@ from tests.export.agreement import agreement_with
 from tests.few import few
 from tests.graph import models
 from tfquant import export
-from tfquant.export import MismatchError, overflow
+from tfquant.export import ExportError, MismatchError, overflow
 from tfquant.export.targets import TARGETS, publish
 from tfquant.runtimes import RuntimeFileError, open_file, openvino
 
@@ -124,6 +128,34 @@ def test_a_target_wants_its_suffix_and_a_folder_that_is_there(tmp_path, model, t
     if TARGETS[target].suffix:
         with pytest.raises(ValueError, match=f"model.bin: must end in {TARGETS[target].suffix}"):
             export(model, tmp_path / "model.bin", target=target)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_documentation_names_the_files_and_runtimes_of_the_table(name):
+    target, text = TARGETS[name], (pathlib.Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    readers = ", ".join(f"`{reader}`" for reader in target.readers if reader != "tensorflow")
+    assert f"| `{name}` | `{target.file}` | {readers}".rstrip() in text and target.file.endswith(target.suffix)
+
+
+def test_a_recipe_of_another_runtime_is_named_and_so_is_the_one_that_fits(tmp_path, bert):
+    other = quantized(bert, "cpu_onnxruntime")
+    with pytest.warns(UserWarning, match="litert computes none of .*'cpu_onnxruntime' is made for another.* recipe 'litert'"):
+        found = export(other, tmp_path / "model.tflite", target="litert", check_data=bert.batches, tolerance=1.0)
+    assert not found.contractions.integer and "quantize with recipe 'litert'" in str(found)
+    narrow = quantized(bert, tfquant.recipe("cpu_onnxruntime").with_spec(roles=["weight"], format="int4"))
+    with pytest.warns(UserWarning, match="half bytes from opset 21 on: export with opset=17"):
+        export(narrow, tmp_path / "model.onnx", opset=21, check_data=bert.batches, tolerance=1.0)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        export(narrow, tmp_path / "model.onnx", check_data=bert.batches, tolerance=1.0)
+
+
+def test_what_a_target_does_not_take_is_refused_before_anything_is_computed(tmp_path, model, monkeypatch):
+    for target in TARGETS:
+        monkeypatch.setitem(TARGETS, target, dataclasses.replace(TARGETS[target], write=lambda order, path: pytest.fail("written")))
+    for target in ("packed", "fastertransformer"):
+        with pytest.raises(ExportError, match="mode 'float' has none"):
+            export(model, tmp_path / TARGETS[target].file, target=target, mode="float")
     assert not list(tmp_path.iterdir())
 
 

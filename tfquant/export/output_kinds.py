@@ -94,6 +94,8 @@ def kind_of(values: np.ndarray, tensor: tf.Tensor) -> str:
         return "exact"
     if values.ndim < 2 or values.shape[-1] == 1:
         return "number"
+    if np.iscomplexobj(values):
+        return "feature_map"
     producer = _moved(tensor).op
     if producer.type in ("Softmax", "LogSoftmax") or _are_probabilities(values):
         return "classes"
@@ -103,7 +105,8 @@ def kind_of(values: np.ndarray, tensor: tf.Tensor) -> str:
         return "feature_map"
     if producer.type == "Tanh" or _have_unit_length(values) or not _is_affine(tensor, 3):
         return "vector"
-    return "number" if _columns_are_unlike(values) else "classes"
+    positions = tensor.shape.rank is None or tensor.shape[-1] is None  # no columns of their own
+    return "classes" if positions or not _columns_are_unlike(values) else "number"
 
 
 def _moved(tensor: tf.Tensor) -> tf.Tensor:
@@ -114,7 +117,7 @@ def _moved(tensor: tf.Tensor) -> tf.Tensor:
 
 
 def _is_affine(tensor: tf.Tensor, depth: int) -> bool:
-    """Whether it is a product with a kernel, behind a bias or a mask at most: scores, no features."""
+    """Whether it is a product with a kernel, behind a bias or a mask at most: scores."""
     op = _moved(tensor).op
     if op.type in _PRODUCTS:
         return True

@@ -30,8 +30,8 @@ FLOAT = 1e-5  # of the magnitude: rounding of float32
 _FEW = 8  # values, below which rounding errors and spread are not known
 _MANY = 32  # rows, from which on every column is judged by itself as well
 _COSINE = 0.9
-# Elements as large as this, and so many times as large as the others, are no answers but marks, such
-# as -10000 or -1e9 on padding; they have to be marks in the file as well.
+# Elements as large as this, and so many times as large as the others, are no answers but marks,
+# such as -10000 or -1e9 on padding; they have to be marks in the file as well.
 _MARK, _MARK_RATIO, _MARK_TOLERANCE = 5000.0, 100.0, 0.1
 _CONSTANT_NOTE, _FEW_NOTE = (
     "constant over the batches: check on rows that differ",
@@ -107,7 +107,7 @@ class OutputParity:
         self._by_column = columns is not None
         self._mark: float | None = None
         self._shift: np.ndarray | None = None
-        # Sums of every column: count, x - shift and its square, squares of x, differences, roundings.
+        # Of every column: count, x - shift and its square, squares of x, differences, roundings.
         self._sums = np.zeros((6, columns or 1))
         self._rows: list[np.ndarray] = []  # root mean square of differences; of `number` all
         self._flaws: list[np.ndarray] = []  # rows that differ whatever the limit is
@@ -117,9 +117,7 @@ class OutputParity:
 
     def add(self, simulated: np.ndarray, found: np.ndarray, unrounded: np.ndarray) -> None:
         """Takes the answers of simulation, file and float network to one batch, of one shape."""
-        simulated, found, unrounded = (
-            _matrix(values, self._sums.shape[1]) for values in (simulated, found, unrounded)
-        )
+        simulated, found, unrounded = map(self._matrix, (simulated, found, unrounded))
         if self._mark is None:
             self._mark = _mark_from(simulated)
         center = (
@@ -134,6 +132,13 @@ class OutputParity:
                 unrounded[rows],
                 center,
             )
+
+    def _matrix(self, values: np.ndarray) -> np.ndarray:
+        """[rows, last axis]; complex numbers as two, numbers without columns one a row."""
+        if np.iscomplexobj(values):
+            values = np.stack([values.real, values.imag], -1).reshape(*values.shape[:-1], -1)
+        single = values.ndim < 2 or (self.kind == "number" and not self._by_column)
+        return values.reshape(-1, 1 if single else values.shape[-1])
 
     def _add(self, x: np.ndarray, found: np.ndarray, unrounded: np.ndarray, center: float) -> None:
         answers = np.abs(x) < self._mark
@@ -288,19 +293,6 @@ def collector(name: str, kind: str, tensor: tf.Tensor) -> OutputParity | ExactPa
 def _ratio(value: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """`value / spread`; 0 where both are, infinite where the spread alone is."""
     return np.divide(value, spread, out=np.where(value > 0, math.inf, 0.0), where=spread > 0)
-
-
-def _matrix(values: np.ndarray, columns: int) -> np.ndarray:
-    """[rows, last axis]; complex numbers as two columns each."""
-    if np.iscomplexobj(values):
-        values = (
-            np.stack([values.real, values.imag], -1).reshape(*values.shape[:-1], -1)
-            if values.ndim
-            else values.view(float)
-        )
-    if values.ndim < 2:
-        return values.reshape(-1, 1)
-    return values.reshape(-1, values.shape[-1])
 
 
 def _chunks(rows: int, columns: int) -> Iterator[slice]:

@@ -122,7 +122,10 @@ def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: 
     try:
         values = matching_weights(variables, file, str(path))
         _restore_ranges(engine, file, renamed)  # whose variables are not yet the user's
-    except (KeyError, TypeError, AttributeError, IndexError) as error:  # entries and tensors that do not go together
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if str(path) in str(error):
+            raise
+        # Entries and tensors that do not go together.
         raise CheckpointError(f"{path} is damaged: {type(error).__name__} {one_line(error, 200)}") from error
     found = [(name, values[name], variable) for name, variable in variables.items()]
     types = [(name, value.dtype.name, variable.dtype.name) for name, value, variable in found]
