@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from encoders.memory import check_memory
 from runs.batches import only
 from runs.narration import say
 from tfquant.training import Distillation, DistillationOptions
@@ -86,7 +87,11 @@ def misfits(student: Any, teacher: Any, settings: Any, written: Callable[..., st
     Args:
         written: see `contradictions`.
         where: option that the teacher's configuration is from, as it is written on the command line.
+
+    Raises:
+        ValueError: the teacher does not fit into memory.
     """
+    check_memory(teacher)
     problems = []
     if teacher.vocab_size != student.vocab_size:
         problems.append(
