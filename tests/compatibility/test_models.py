@@ -1,0 +1,31 @@
+"""KerasHub's backbones and keras.applications through the toolkit, from planning to ONNX."""
+
+import pytest
+
+from benchmarks.compatibility.checks import CHECKS, run_checks
+from benchmarks.compatibility.models import all_models
+
+# One for each kind of architecture; the others are alike.
+_IN_EVERY_RUN = {
+    "BertBackbone", "DebertaV3Backbone", "EfficientNetBackbone", "GPTNeoXBackbone",
+    "Gemma3Backbone", "LlamaBackbone", "MixtralBackbone", "RWKV7Backbone", "SAMBackbone",
+    "SwinTransformerBackbone", "T5Backbone", "WhisperBackbone",
+}  # fmt: skip
+# Exports that end in a refusal, and a part of it that names the reason.
+_NOT_EXPORTED = {"FNetBackbone": "FFT"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in _IN_EVERY_RUN else [pytest.mark.long])
+        for name in all_models()
+    ],
+)
+def test_model_passes_every_check(name):
+    found = run_checks(all_models()[name])
+    failures = {check: value["error"] for check, value in found.items() if isinstance(value, dict)}
+    if name in _NOT_EXPORTED:
+        assert _NOT_EXPORTED[name] in failures.pop("onnx")
+    assert not failures
+    assert set(found) == set(CHECKS)
