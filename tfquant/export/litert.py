@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant.engine import Engine
+from tfquant.export.captures import as_constants
 from tfquant.export.codes import Affine
 from tfquant.export.errors import ExportError
 from tfquant.export.litert_file import repaired
@@ -31,6 +32,7 @@ _SMALLEST_SCALE = 2.0**-12
 def check(order: Order) -> None:
     """Raises ExportError for types, granularities and formats that have no kernels in LiteRT."""
     order.check_types("LiteRT does not")
+    order.check_captures("LiteRT")
     order.check_ranges("LiteRT")
     for site in order.sites():
         _affine(site, order.engine)
@@ -54,7 +56,7 @@ def write(order: Order, path: str) -> None:
         flat = [inputs[spec.name] for spec in interface.inputs]
         quantizers.one = one = hiding_one(flat)
         edits = rewriting(engine.edits(quantizers) if sites else NO_EDITS, one, quantizers.matrices)
-        return interface.named_outputs(engine.inference.emit(flat, edits))
+        return interface.named_outputs(engine.inference.emit(flat, edits, given=as_constants(engine.inference)))
 
     content = repaired(_converted(network.get_concrete_function(), module, quantized=bool(sites)))
     with open(path, "wb") as file:

@@ -14,15 +14,18 @@ from typing import Any
 import tensorflow as tf
 
 from tfquant.engine import Engine
+from tfquant.export.captures import as_constants, captured_constants
 from tfquant.export.interface import Interface
+from tfquant.export.onnx_rewrites import rewrites
 from tfquant.export.region import Region
 from tfquant.graph.replay import Edit, Edits
 from tfquant.graph.trace import Trace
 from tfquant.site import Site
 
-# An identity with a text attribute. TensorFlow says of it that it has effects, so that nobody folds it, not even on a constant.
-MARKER = "CheckNumericsV2"
+# An identity with a text attribute. What it prints is an input of the network, so that nobody folds it, not even on a constant.
+MARKER = "Print"
 ATTRIBUTE = "message"
+PREFIX = "tfquant "  # of the texts of markers; others are operations of the network
 _LARGE = 2**16  # bytes
 _READS = ("ReadVariableOp", "ResourceGather")
 
@@ -41,47 +44,51 @@ class MarkedNetwork:
     """The inference network of a quantized model, with markers in place of its quantizers.
 
     Attributes:
-      function: flat inputs, then large parameters -> mapping of output names to tensors.
-      interface: names of both, without the parameters.
-      parameters: name of an input -> the variable it stands for.
+      function: flat inputs, then large parameters, then a scalar that markers read -> mapping of output names to tensors.
+      interface: names of inputs and outputs, without the parameters.
+      parameters: name of an input -> the variable or captured tensor it stands for.
+      anchor: name of the scalar that markers read; nothing else does.
       sites: text of a marker -> the site it stands for.
       regions: what single operations can stand for.
     """
 
     function: Any
     interface: Interface
-    parameters: Mapping[str, tf.Variable]
+    parameters: Mapping[str, tf.Variable | tf.Tensor]
+    anchor: str
     sites: Mapping[str, Site]
     regions: tuple[MarkedRegion, ...]
 
 
 def marked(engine: Engine, regions: Iterable[Region] = (), mode: str = "quantized") -> MarkedNetwork:
     """The float network with markers at the ends of `regions` and, in mode `quantized`, at every site that quantizes."""
-    trace = engine.inference
-    apart = _large_parameters(trace)
+    trace, interface = engine.inference, Interface.of(engine.inference)
+    variables, constants = _large_parameters(trace), captured_constants(trace)
+    large = {name: value for name, value in constants.items() if value.numpy().nbytes >= _LARGE}
+    apart = [*(trace.variables[handle] for handle in variables), *large.values()]
     sites = {site.address: site for site in engine.plan.sites if site.enabled and mode == "quantized"}
     named = tuple(
         MarkedRegion(region, tuple(f"region {index} input {i}" for i in range(len(region.inputs))), f"region {index} target")
         for index, region in enumerate(regions)
     )
-
-    def mark(site: Site, tensor: tf.Tensor) -> tf.Tensor:
-        return _marker(site.address)(tensor) if site.address in sites else tensor
-
-    interface = Interface.of(trace)
+    replaced = rewrites(trace)
+    *names, anchor = _names([*(trace.paths[handle] for handle in variables), *large, "anchor"], interface)
 
     def network(*flat: tf.Tensor) -> dict[str, tf.Tensor]:
-        inputs, given = flat[: len(interface.inputs)], dict(zip(apart, flat[len(interface.inputs) :], strict=True))
+        inputs, flat = flat[: len(interface.inputs)], flat[len(interface.inputs) :]
+        read, given = dict(zip(variables, flat, strict=False)), dict(zip(large, flat[len(variables) :], strict=False))
+        mark = _Marker(flat[-1])
         for handle, variable in trace.variables.items():  # a converter freezes what the graph watches
-            if handle not in given:
+            if handle not in read:
                 tf.compat.v1.get_default_graph().watch_variable(variable)
-        edits = dataclasses.replace(_with_regions(engine.edits(mark), named), operations=_reads(trace, given))
-        return interface.named_outputs(trace.emit(list(inputs), edits))
+        edits = engine.edits(lambda site, tensor: mark(site.address, tensor) if site.address in sites else tensor)
+        edits = dataclasses.replace(_with_regions(edits, named, mark), operations=_reads(trace, read) | replaced)
+        return interface.named_outputs(trace.emit(list(inputs), edits, given=as_constants(trace) | given))
 
-    parameters = dict(zip(_names(trace, apart, interface), (trace.variables[handle] for handle in apart), strict=True))
-    specs = [tf.TensorSpec(variable.shape, variable.dtype, name=name) for name, variable in parameters.items()]
-    function = tf.function(network, autograph=False, input_signature=[*interface.inputs, *specs])
-    return MarkedNetwork(function, interface, parameters, sites, named)
+    specs = [tf.TensorSpec(value.shape, value.dtype, name=name) for name, value in zip(names, apart, strict=True)]
+    signature = [*interface.inputs, *specs, tf.TensorSpec([], tf.float32, name=anchor)]
+    function = tf.function(network, autograph=False, input_signature=signature)
+    return MarkedNetwork(function, interface, dict(zip(names, apart, strict=True)), anchor, sites, named)
 
 
 def _large_parameters(trace: Trace) -> list[str]:
@@ -107,11 +114,11 @@ def _read(op: tf.Operation, value: tf.Tensor, inputs: list[tf.Tensor]) -> tf.Ten
     return value if op.type == "ReadVariableOp" else tf.gather(value, inputs[1], batch_dims=op.get_attr("batch_dims"))
 
 
-def _names(trace: Trace, handles: Iterable[str], interface: Interface) -> list[str]:
-    """Names of inputs for variables: their paths, as far as TensorFlow takes them."""
+def _names(wanted: Iterable[str], interface: Interface) -> list[str]:
+    """Names of further inputs: those that are wanted, as far as TensorFlow takes them."""
     taken, names = {spec.name for spec in interface.inputs} | set(interface.outputs), []
-    for handle in handles:
-        name = re.sub(r"[^A-Za-z0-9_./-]", "_", trace.paths[handle]).lstrip("_/-") or "parameter"
+    for path in wanted:
+        name = re.sub(r"[^A-Za-z0-9_./-]", "_", path).lstrip("_/-") or "parameter"
         while name in taken:
             name += "_"
         taken.add(name)
@@ -119,19 +126,25 @@ def _names(trace: Trace, handles: Iterable[str], interface: Interface) -> list[s
     return names
 
 
-def _marker(text: str) -> Edit:
-    return lambda tensor: tf.raw_ops.CheckNumericsV2(tensor=tensor, message=text)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Marker:
+    """Marks tensors, by operations that read a scalar input of the network."""
+
+    anchor: tf.Tensor
+
+    def __call__(self, text: str, tensor: tf.Tensor) -> tf.Tensor:
+        return tf.raw_ops.Print(input=tensor, data=[self.anchor], message=f"{PREFIX}{text}")
 
 
-def _with_regions(edits: Edits, regions: Iterable[MarkedRegion]) -> Edits:
+def _with_regions(edits: Edits, regions: Iterable[MarkedRegion], mark: _Marker) -> Edits:
     """What comes in is marked behind the sites on its edge, what goes out before those on it."""
     edges, tensors = dict(edits.edges), dict(edits.tensors)
     for entry in regions:
         region, name = entry.region, entry.region.target.name
         for edge, text in zip(region.inputs, entry.inputs, strict=True):
-            edges[edge] = _then(edges.get(edge), _marker(text))
+            edges[edge] = _then(edges.get(edge), functools.partial(mark, text))
         moved = edges.pop(region.moved, None) if region.moved else None
-        tensors[name] = _then(_marker(entry.target), _then(moved, tensors.get(name)))
+        tensors[name] = _then(functools.partial(mark, entry.target), _then(moved, tensors.get(name)))
     return Edits(edges, tensors)
 
 

@@ -9,8 +9,9 @@ from tfquant.export.codes import Affine
 from tfquant.export.errors import ExportError
 from tfquant.export.marked import marked
 from tfquant.export.onnx_float import converted
-from tfquant.export.onnx_qdq import insert, prune
+from tfquant.export.onnx_qdq import check_sites, insert, prune
 from tfquant.export.onnx_regions import GELU_OPSET, RUNTIMES_DOMAIN, substitute
+from tfquant.export.onnx_rewrites import check_random
 from tfquant.export.order import Order
 from tfquant.export.regions import find_regions
 from tfquant.messages import one_line
@@ -24,6 +25,8 @@ def write(order: Order, path: str, *, fused_attention: bool = False) -> None:
 def check(order: Order) -> None:
     """Raises ExportError for what no ONNX file holds."""
     order.check_types("ONNX runtimes on processors do not")
+    order.check_captures("ONNX")
+    check_random(order.engine.inference)
 
 
 def build(order: Order, *, signed: bool = False, fused_attention: bool = False) -> Any:
@@ -57,8 +60,10 @@ def build(order: Order, *, signed: bool = False, fused_attention: bool = False) 
         affines,
         parameters={address: value for address, value in values.items() if address not in tables},
         tables={address: value for address, value in values.items() if address in tables},
+        value=onnx_values.constants(model, network.parameters),
         signed=signed,
     )
+    check_sites(model, network.sites)
     onnx_values.fill(model, network.parameters)
     _name_open_sizes(model)
     try:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from tfquant.export.errors import ExportError
-from tfquant.export.marked import ATTRIBUTE, MARKER, MarkedNetwork
+from tfquant.export.marked import ATTRIBUTE, MARKER, PREFIX, MarkedNetwork
+from tfquant.graph.dataflow import parent
 from tfquant.messages import one_line
 
-DOMAIN, SITE, ADDRESS = "tfquant", "Site", "address"
+DOMAIN, SITE, ADDRESS, TYPE = "tfquant", "Site", "address", "type"
 _CONVERTERS_LAST = 18  # the last opset that tf2onnx writes
 
 
@@ -23,6 +24,11 @@ def is_site(node: Any) -> bool:
 def address_of(marker: Any) -> str:
     """Its text: of a site the address."""
     return next(attribute.s.decode() for attribute in marker.attribute if attribute.name == ADDRESS)
+
+
+def type_of(marker: Any) -> int:
+    """Return the ONNX type of the tensor that it marks."""
+    return next(attribute.i for attribute in marker.attribute if attribute.name == TYPE)
 
 
 def converted(network: MarkedNetwork, opset: int) -> Any:
@@ -39,12 +45,13 @@ def converted(network: MarkedNetwork, opset: int) -> Any:
         raise ExportError(f"opset={opset}: onnx {onnx.__version__} knows opsets up to {onnx.defs.onnx_opset_version()}")
 
     def carry(context: Any, node: Any, name: str, _: Any) -> None:
-        address, inputs, output = node.get_attr_value(ATTRIBUTE).decode(), list(node.input), node.output[0]
+        text, source, output = node.get_attr_value(ATTRIBUTE).decode(), node.input[0], node.output[0]
         shapes, dtypes = [context.get_shape(output)], [context.get_dtype(output)]
         context.remove_node(name)
-        context.make_node(
-            SITE, inputs, outputs=[output], name=name, shapes=shapes, dtypes=dtypes, attr={ADDRESS: address}, domain=DOMAIN
-        )
+        options = {"outputs": [output], "name": name, "shapes": shapes, "dtypes": dtypes}
+        if text.startswith(PREFIX):
+            options |= {"attr": {ADDRESS: text.removeprefix(PREFIX), TYPE: dtypes[0]}, "domain": DOMAIN}
+        context.make_node(SITE if "domain" in options else "Identity", [source], **options)
 
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # what it cannot convert is said below, in one line
     try:
@@ -57,12 +64,29 @@ def converted(network: MarkedNetwork, opset: int) -> Any:
         )
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise ExportError(f"tf2onnx cannot convert the model: {one_line(error, 500)}") from error
+    kept = [value for value in model.graph.input if value.name != network.anchor]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    _round_scales_up(model)
     if opset > _CONVERTERS_LAST:
         model = _raised(model, opset)
-    left = sorted({node.op_type for node in model.graph.node if not is_site(node) and not _is_known(node, opset)})
+    left = {node.op_type: parent(node.name) for node in model.graph.node if not is_site(node) and not _is_known(node, opset)}
     if left:
-        raise ExportError(f"operations without a counterpart in ONNX: {', '.join(left)}")
+        named = ", ".join(f"{kind} in layer {layer}" for kind, layer in sorted(left.items()))
+        raise ExportError(f"operations without a counterpart in ONNX: {named}")
     return model
+
+
+def _round_scales_up(model: Any) -> None:
+    """Let sizes that Resize computes come out whole: it cuts off, and 5 * float32(9 / 5) is below 9."""
+    import onnx
+
+    scales = {node.input[2] for node in model.graph.node if node.op_type == "Resize" and len(node.input) > 2 and node.input[2]}
+    for tensor in model.graph.initializer:
+        if tensor.name in scales:
+            values = onnx.numpy_helper.to_array(tensor)
+            raised = np.where(values % 1.0 == 0.0, values, np.nextafter(values, np.float32(np.inf)))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(raised.astype(values.dtype), tensor.name))
 
 
 def _raised(model: Any, opset: int) -> Any:
@@ -87,9 +111,11 @@ def _is_known(node: Any, opset: int) -> bool:
 
 def _written_with_erf(context: Any, node: Any, name: str, _: Any) -> None:
     """Erfc, which ONNX lacks: Keras' exact GELU has it."""
+    from tf2onnx.utils import map_onnx_to_numpy_type
+
     source, output = node.input[0], node.output[0]
     shape, dtype = context.get_shape(output), context.get_dtype(output)
-    one = context.make_const(f"{name}/one", np.ones([], np.float32))
+    one = context.make_const(f"{name}/one", np.ones([], map_onnx_to_numpy_type(dtype)))
     context.remove_node(name)
     erf = context.make_node("Erf", [source], shapes=[shape], dtypes=[dtype])
     context.make_node("Sub", [one.output[0], erf.output[0]], outputs=[output], name=name, shapes=[shape], dtypes=[dtype])

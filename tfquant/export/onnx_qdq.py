@@ -10,13 +10,13 @@ import numpy as np
 
 from tfquant.export.codes import Affine, Joined
 from tfquant.export.errors import ExportError
-from tfquant.export.onnx_float import DOMAIN, address_of, is_site
+from tfquant.export.onnx_float import DOMAIN, address_of, is_site, type_of
 from tfquant.export.onnx_graph import read_by
+from tfquant.export.onnx_kernels import VIEWS, Kernels, Values
 from tfquant.export.onnx_regions import WANTED_SHAPE
 
 # First opset in which DequantizeLinear takes the type.
 INT4_OPSET, INT16_OPSET = 21, 21
-_VIEWS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity"})
 
 
 def insert(
@@ -24,6 +24,7 @@ def insert(
     affines: Mapping[str, Affine],
     parameters: Mapping[str, np.ndarray],
     tables: Mapping[str, np.ndarray],
+    value: Values,
     *,
     signed: bool = False,
 ) -> None:
@@ -34,55 +35,45 @@ def insert(
       affines: site address -> its integers.
       parameters: site address -> the values of a parameter, which are stored as codes behind a DequantizeLinear.
       tables: site address -> the values of a table whose rows are looked up: stored as codes, dequantized row by row.
+      value: name of a tensor -> its values if it is constant.
       signed: keep signed bytes where they would be written as unsigned ones, the same values.
 
     Raises:
       ExportError: a site's format does not exist in the model's opset.
     """
+    # Signed bytes are for runtimes with rules of their own, which an operation between a pair and its product breaks.
+    kernels = Kernels(model, {} if signed else affines, parameters.keys() | tables.keys(), value)
     writer = _Writer(model, signed)
     nodes = list(model.graph.node)
-    uses = collections.Counter(name for node in nodes for name in node.input)
+    markers = {node.output[0]: address_of(node) for node in nodes if is_site(node)}
+    uses = collections.Counter(markers[name] for node in nodes for name in node.input if name in markers)
+    moved = {markers[node.input[0]] for node in nodes if node.op_type in VIEWS and node.input[0] in markers}
     makers = {output: node for node in nodes for output in node.output}
-    activations = affines.keys() - parameters.keys() - tables.keys()
-    factors = _factors_in_float(nodes, {address for address in activations if affines[address].axes})
     del model.graph.node[:]
-    for node in nodes:
+    for index, node in enumerate(nodes):
+        for position in [position for position in range(len(node.input)) if (index, position) in kernels.apart]:
+            node.input[position] = writer.unrecognised(node.input[position])
         if not is_site(node):
             model.graph.node.append(node)
             continue
         address = address_of(node)
+        source, target = writer.in_float(node)
         if address in parameters:
-            shared = uses[node.output[0]] > 1
             values, affine = parameters[address], affines[address]
             wanted = next((tuple(a.ints) for a in node.attribute if a.name == WANTED_SHAPE), None)
             if wanted is not None:
                 values, affine = values.reshape(wanted), affine.of_matrix(values.shape, wanted)
-            writer.stored(address, node.output[0], affine, values, shared, kept=node.output[0] in factors)
+            unsigned = uses[address] > 1 or (address in moved and writer.opset >= INT16_OPSET)
+            writer.stored(address, target, affine, values, unsigned, kept=node.output[0] in kernels.kept)
         elif address in tables and (lookup := makers.get(node.input[0])) is not None and lookup.op_type == "Gather":
-            writer.looked_up(address, lookup, node.output[0], affines[address], tables[address])
+            writer.looked_up(address, lookup, target, affines[address], tables[address])
         else:
-            writer.rounded(address, node.input[0], node.output[0], affines[address])
+            writer.rounded(address, source, target, affines[address])
+        writer.cast_back(node, target)
     kept = [entry for entry in model.opset_import if entry.domain != DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(kept)
     prune(model)
-
-
-def _factors_in_float(nodes: Iterable[Any], along: set[str]) -> set[str]:
-    """Tensors that are multiplied with what a site of `along` rounds: with several scales it is no product of integers."""
-    rounded: set[str] = set()
-    factors: set[str] = set()
-    for node in nodes:  # in order of computation
-        if is_site(node):
-            if address_of(node) in along:
-                rounded.add(node.output[0])
-        elif node.op_type in _VIEWS and node.input[0] in rounded:
-            rounded.add(node.output[0])
-        elif node.op_type in ("MatMul", "Gemm"):
-            one, other = node.input[:2]
-            factors |= {other} if one in rounded else set()
-            factors |= {one} if other in rounded else set()
-    return factors
 
 
 class _Writer:
@@ -92,9 +83,22 @@ class _Writer:
         import onnx
 
         self._onnx, self._graph, self._signed = onnx, model.graph, signed
-        self._opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-        self._known: set[str] = set()
+        self.opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+        self._known: dict[str, tuple[int | None, tuple[int, ...]]] = {}
         self._uses: dict[str, int] = {}
+
+    def in_float(self, marker: Any) -> tuple[str, str]:
+        """Return the tensors that a pair is to read and to make, in float32 as those of the simulation; others are cast."""
+        source, target = marker.input[0], marker.output[0]
+        if type_of(marker) == self._onnx.TensorProto.FLOAT:
+            return source, target
+        self._node("Cast", [source], f"{target}/float", to=self._onnx.TensorProto.FLOAT)
+        return f"{target}/float", f"{target}/rounded"
+
+    def cast_back(self, marker: Any, made: str) -> None:
+        """Cast what a pair made to the type of the tensor that `marker` stands at."""
+        if made != marker.output[0]:
+            self._node("Cast", [made], marker.output[0], to=type_of(marker))
 
     def rounded(self, address: str, source: str, target: str, affine: Affine) -> None:
         """Q and DQ of an activation; codes that its integer type has but its grid has not are cut off before. Ranges along an axis
@@ -105,7 +109,7 @@ class _Writer:
         """
         name = self._unique(address)
         affine = self._in_bytes(affine)
-        kind = self._type(address, affine)
+        kind = self._type(address, affine, fewest_bits=8)
         scale, zero = self._scale(address, affine, kind)
         low, high = _limits(kind)
         ends = [affine.scale * (code - affine.zero).astype(np.float32) for code in (affine.grid.qmin, affine.grid.qmax)]
@@ -134,16 +138,15 @@ class _Writer:
         self._node("DequantizeLinear", [f"{name}/codes", scale, zero], f"{name}/dequantized", axis=-1)
         self._node("Min", [f"{name}/dequantized", upper], target, name=f"{name}/cut")
 
-    def stored(self, address: str, target: str, affine: Affine, values: np.ndarray, shared: bool, kept: bool = False) -> None:
+    def stored(self, address: str, target: str, affine: Affine, values: np.ndarray, unsigned: bool, kept: bool = False) -> None:
         """A parameter as codes and a DQ; several channel axes are one while it is scaled.
 
-        Where it is `kept` in float an operation without effect follows: of a DQ and a product with a float tensor ONNX Runtime 1.32
-        makes an operation of its own, which rounds that tensor to 8 bits, with ranges it finds by itself.
+        Where it is `kept` in float an operation without effect follows, see `onnx_kernels`.
 
-        Bytes that several products share are unsigned: ONNX Runtime 1.32 fails where it rewrites shared signed ones for processors
-        without VNNI.
+        Bytes that several products share are `unsigned`: ONNX Runtime 1.32 fails where it rewrites shared signed ones for
+        processors without VNNI, and from opset 21 on those that are seen in another shape, too.
         """
-        if shared:
+        if unsigned or (len(affine.axes) > 1 and self.opset >= INT16_OPSET):
             affine = self._in_bytes(affine)
         kind, name = self._type(address, affine), self._unique(address)
         result, target = target, f"{name}/kept" if kept else target
@@ -164,12 +167,21 @@ class _Writer:
             if moved.back is not None:
                 self._node("Transpose", [split], target, perm=moved.back)
         if kept:
-            lowest = self._initializer("lowest float", np.array(np.finfo(np.float32).min, np.float32))
-            self._node("Max", [target, lowest], result, name=f"{name}/float")
+            self._node("Max", [target, self._lowest()], result, name=f"{name}/float")
+
+    def unrecognised(self, source: str) -> str:
+        """Return `source` behind an operation without effect, for one reader."""
+        target = self._unique(f"{source}/float")
+        self._node("Max", [source, self._lowest()], target)
+        return target
+
+    def _lowest(self) -> str:
+        return self._initializer("lowest float", np.array(np.finfo(np.float32).min, np.float32))
 
     def looked_up(self, address: str, lookup: Any, target: str, affine: Affine, values: np.ndarray) -> None:
         """Rows of a table of codes, and their DQ, in place of rows of the float table."""
-        kind, name = self._type(address, affine), self._unique(address)
+        # Gather takes no types of 4 bits.
+        kind, name = self._type(address, affine, fewest_bits=8), self._unique(address)
         scale, zero = self._scale(address, affine, kind)
         table = self._initializer(f"{address}/codes", affine.encode(values), kind)
         self._node("Gather", [table, lookup.input[1]], f"{name}/rows", axis=0)
@@ -177,18 +189,20 @@ class _Writer:
 
     def _in_bytes(self, affine: Affine) -> Affine:
         """Signed bytes as unsigned ones, unless they are to stay."""
-        return affine.unsigned() if affine.grid.qmin < 0 and affine.grid.qmax == 127 and not self._signed else affine
+        return affine.unsigned() if affine.grid.qmin < 0 and affine.grid.qmax <= 127 and not self._signed else affine
 
-    def _type(self, address: str, affine: Affine) -> int:
-        """The smallest ONNX type that holds the codes."""
+    def _type(self, address: str, affine: Affine, fewest_bits: int = 4) -> int:
+        """The smallest ONNX type of at least `fewest_bits` that holds the codes."""
         tensor, grid = self._onnx.TensorProto, affine.grid
         kinds = [tensor.INT8, tensor.UINT8, tensor.INT16, tensor.UINT16]
-        if self._opset >= INT4_OPSET:
+        if self.opset >= INT4_OPSET and fewest_bits <= 4:
             kinds = [tensor.INT4, tensor.UINT4, *kinds]
+        if grid.qmin >= 0 and not self._signed:
+            kinds = [kind for kind in kinds if _limits(kind)[0] == 0]
         fitting = [kind for kind in kinds if _limits(kind)[0] <= grid.qmin and grid.qmax <= _limits(kind)[1]]
-        if not fitting or (fitting[0] in (tensor.INT16, tensor.UINT16) and self._opset < INT16_OPSET):
+        if not fitting or (fitting[0] in (tensor.INT16, tensor.UINT16) and self.opset < INT16_OPSET):
             raise ExportError(
-                f"site {address}: codes {grid.qmin}..{grid.qmax} have no integer type in opset {self._opset}: use a format of "
+                f"site {address}: codes {grid.qmin}..{grid.qmax} have no integer type in opset {self.opset}: use a format of "
                 f"at most 8 bits (16 from opset {INT16_OPSET} on)"
             )
         return fitting[0]
@@ -199,10 +213,13 @@ class _Writer:
         return scale, self._initializer(f"{address}/zero", affine.zero.reshape(shape), kind)
 
     def _initializer(self, name: str, values: np.ndarray, kind: int | None = None) -> str:
+        values, onnx = np.asarray(values), self._onnx
+        what = (kind, values.shape)
+        while self._known.get(name, what) != what:  # another use of a site may want another shape or type
+            name += "#"
         if name in self._known:
             return name
-        self._known.add(name)
-        values, onnx = np.asarray(values), self._onnx
+        self._known[name] = what
         if kind in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):  # NumPy has no such type
             tensor = onnx.helper.make_tensor(name, kind, values.shape, values.ravel().tolist())
         else:
@@ -244,6 +261,22 @@ def prune(model: Any) -> None:
     for field, values in ((model.graph.node, kept), (model.graph.initializer, initializers)):
         del field[:]
         field.extend(values)
+
+
+def check_sites(model: Any, addresses: Iterable[str]) -> None:
+    """Raise ExportError unless each site has a DequantizeLinear with its scale in the graph.
+
+    Args:
+      model: an ONNX model after `insert`.
+      addresses: of the sites that the plan quantizes.
+    """
+    found = {node.input[1].rstrip("#") for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    missing = [address for address in addresses if f"{address}/scale" not in found]
+    if missing:
+        raise ExportError(
+            f"site {missing[0]} is not in the ONNX graph ({len(missing)} sites are missing): the converter dropped it; leave it "
+            "out of the recipe"
+        )
 
 
 def site_inputs(model: Any) -> dict[str, str]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfquant.export.onnx_graph import read_by
+from tfquant.export.onnx_graph import Graph, read_by
 
 # Bytes of parameters that one file may hold: what ONNX allows less what the graph itself takes.
 LIMIT = 2**31 - 2**27
 _SMALL = 1024  # bytes; what operations want to see the values of, such as axes, is smaller
 
 
-def fill(model: Any, parameters: Mapping[str, tf.Variable]) -> None:
+def fill(model: Any, parameters: Mapping[str, tf.Variable | tf.Tensor]) -> None:
     """Makes initializers, in place, of the inputs that stand for `parameters`; of those that no node reads nothing."""
     import onnx
 
@@ -30,6 +30,16 @@ def fill(model: Any, parameters: Mapping[str, tf.Variable]) -> None:
             tensor = model.graph.initializer.add(name=name, dims=variable.shape)
             tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(variable.dtype.as_numpy_dtype))
             tensor.raw_data = variable.numpy().tobytes()
+
+
+def constants(model: Any, parameters: Mapping[str, tf.Variable | tf.Tensor]) -> Callable[[str], np.ndarray | None]:
+    """Return what looks up the values of a tensor: of initializers, of Constant nodes and of `parameters`; None for others."""
+    graph = Graph(model)
+
+    def value(name: str) -> np.ndarray | None:
+        return parameters[name].numpy() if name in parameters else graph.value(name)
+
+    return value
 
 
 def without_values(model: Any) -> Any:

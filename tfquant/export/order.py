@@ -8,9 +8,13 @@ import functools
 import tensorflow as tf
 
 from tfquant.engine import Engine
+from tfquant.export.captures import uncaptured
 from tfquant.export.errors import ExportError
 from tfquant.export.interface import Interface
+from tfquant.graph.dataflow import parent
 from tfquant.site import Site
+
+_PRODUCTS = frozenset("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum Conv2D Conv3D DepthwiseConv2dNative".split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +38,29 @@ class Order:
         return Interface.of(self.engine.inference)
 
     def check_types(self, lacking: str) -> None:
-        """Raises ExportError if the network computes in bfloat16, for runtimes of which `lacking` says that they do not."""
+        """Raise ExportError if the network computes in a type that runtimes lack: bfloat16, or products of float64.
+
+        Args:
+          lacking: end of a sentence about bfloat16, such as `LiteRT does not`.
+        """
         for op in self.engine.inference.operations:
-            if any(t.dtype == tf.bfloat16 for t in op.outputs):
+            double = op.type in _PRODUCTS and op.outputs[0].dtype == tf.float64
+            if double or any(t.dtype == tf.bfloat16 for t in op.outputs):
+                kind = f"float64 (first at {op.name}), which runtimes have few kernels of"
                 raise ExportError(
-                    f"the network computes in bfloat16 (first at {op.name}), which {lacking}: build it in float32, load the same "
-                    "checkpoint and export that"
+                    f"the network computes in {kind if double else f'bfloat16 (first at {op.name}), which {lacking}'}: build it in "
+                    "float32, load the same checkpoint and export that"
                 )
+
+    def check_captures(self, target: str) -> None:
+        """Raise ExportError if the network reads a captured tensor without values, such as the handle of a hash table."""
+        found = uncaptured(self.engine.inference)
+        if found is not None:
+            op, kind = found
+            raise ExportError(
+                f"operation {op.type} in layer {parent(op.name)} reads a captured tensor of type {kind}, for which {target} has no "
+                "counterpart: move this layer out of the model, into what prepares its inputs"
+            )
 
     def check_ranges(self, runtime: str) -> None:
         """Raises ExportError if an activation has several ranges, for a runtime whose kernels know one."""

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant import qdq
+from tfquant.export.captures import as_constants
 from tfquant.export.order import Order
 from tfquant.quantizer import Quantizer
 from tfquant.runtimes.saved_model import SIGNATURE
@@ -17,6 +18,7 @@ from tfquant.site import Site
 def write(order: Order, path: str) -> None:
     """Writes a folder with one signature, `serving_default`: named inputs to named outputs."""
     engine, interface = order.engine, order.interface
+    order.check_captures("a SavedModel")
     quantizers = {site.address: engine.quantizers[site.address] for site in order.sites()}
     # Copies, as a SavedModel cannot hold names with colons. No constants: folding them rounds otherwise than the simulation.
     ends = {
@@ -32,7 +34,7 @@ def write(order: Order, path: str) -> None:
     @tf.function(autograph=False, input_signature=[{spec.name: spec for spec in interface.inputs}])
     def serve(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         flat = [inputs[spec.name] for spec in interface.inputs]
-        return interface.named_outputs(engine.inference.emit(flat, engine.edits(quantized)))
+        return interface.named_outputs(engine.inference.emit(flat, engine.edits(quantized), given=as_constants(engine.inference)))
 
     module = tf.Module()
     module.weights = list(engine.inference.variables.values())  # what the function reads has to be owned by what is saved

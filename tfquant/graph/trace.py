@@ -91,7 +91,7 @@ class Trace:
         operations = self.operations if targets is None else self.ancestors(targets, given)
         needed = {op.name for op in operations}
         for outside, inside in self.captures:
-            if inside.op.name in needed:
+            if inside.op.name in needed and inside.name not in given:
                 outside = substitutes[inside.name].handle if inside.name in substitutes else outside
                 readers = inside.consumers()
                 replaced = readers and all(op.name in edits.operations for op in readers)
