@@ -10,6 +10,7 @@ import tfquant
 from tfquant.calibration import engine_of
 from tfquant.export import TARGETS, ExportError, MismatchError, check
 from tfquant.export.order import Order
+from tfquant.runtimes import open_file
 
 L = keras.layers
 ROWS = np.random.default_rng(7).normal(size=(48, 8)).astype(np.float32)
@@ -282,6 +283,25 @@ def test_a_feature_map_and_a_pooled_head_agree_in_openvino(tmp_path):
     model = tfquant.quantize(keras.Model(x, {"map": features, "head": head}), "cpu_openvino", calibration=[images], progress=False)
     found = tfquant.export(model, tmp_path / "model.xml", target="openvino", check_data=[images], tolerance=0.05)
     assert {output.name: output.kind for output in found.agreement.outputs} == {"map": "feature_map", "head": "classes"}
+
+
+def test_a_feature_map_and_a_head_that_openvino_answers_with_zeros_are_not_written(tmp_path):
+    """Swish and a batch normalization behind an integer convolution, as OpenVINO 2026.4 computes them."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((8, 8, 3), name="x")
+    features = L.BatchNormalization()(L.Conv2D(8, 3, padding="same", activation="swish")(x))
+    head = L.Dense(5)(L.GlobalAveragePooling2D()(features))
+    images = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(np.float32)
+    model = tfquant.quantize(keras.Model(x, {"map": features, "head": head}), "cpu_openvino", calibration=[images], progress=False)
+    path = tmp_path / "model.xml"
+    try:
+        tfquant.export(model, path, target="openvino", check_data=[images])
+    except MismatchError as error:
+        assert "output 'head', classes" in str(error) and "output 'map', feature_map" in str(error)
+        assert "OpenVINO's integer kernels are not" in str(error) and not list(tmp_path.iterdir())
+    else:  # another version of OpenVINO, or another processor
+        assert not refused(model, lambda feed: open_file(path)({"x": images}))
+    tfquant.export(model, tmp_path / "model.onnx", check_data=[images])
 
 
 def test_a_file_whose_head_was_made_zero_is_refused_by_the_name_of_the_output(tmp_path):

@@ -40,7 +40,7 @@ class OpenVinoSession:
         return Contractions(tuple(found[0]), tuple(found[1]))
 
 
-def open_file(path: str, *, threads: int | None = None, bfloat16: bool = False) -> OpenVinoSession:
+def open_file(path: str, *, threads: int | None = None, bfloat16: bool = False, integers: bool = True) -> OpenVinoSession:
     """Opens an `.xml` or ONNX file.
 
     Args:
@@ -48,12 +48,15 @@ def open_file(path: str, *, threads: int | None = None, bfloat16: bool = False) 
       threads: for one call; OpenVINO's choice if not given.
       bfloat16: whether what is left in floating point may be computed in bfloat16. OpenVINO does so by itself on processors that
         have it, and answers change.
+      integers: whether products are computed in integers where the file says so.
     """
     try:
         plugin = core()
     except ModuleNotFoundError as error:
         raise missing_package(error, "running a file in OpenVINO") from None
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if not integers:
+        options["LP_TRANSFORMS_MODE"] = "NO"
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
     return OpenVinoSession(read(path, "OpenVINO", lambda: plugin.compile_model(plugin.read_model(path), "CPU", options)))
