@@ -6,6 +6,7 @@ The user's code runs once for inference and, when training is first asked for, o
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import calib
 from tfquant.distributed import Group
 from tfquant.dynamic import DynamicRanges
 from tfquant.graph import plan as planning
+from tfquant.graph.alignment import aligned_edges
 from tfquant.graph.embedding import Embedding
 from tfquant.graph.replay import Edits
 from tfquant.graph.roles import Edge, find_roles
@@ -56,7 +58,8 @@ class Engine:
         self.range_rate = tf.Variable(1.0, trainable=False, name="range_rate")
         self.quantizers = {site.address: Quantizer(site, self.range_rate) for site in self.plan.sites if not site.spec.dynamic}
         self.calibration: calib.Calibration | None = None
-        self._edges = {False: {e.address: e for e in roles.edges}}
+        self._roles = roles
+        self._edges = {False: {e.address: [e] for e in roles.edges}}
         self._dynamic: dict[bool, DynamicRanges] = {}
         self._mode = "quantized"
         self._functions: dict[tuple[str, bool, bool, tuple[str, ...], bool], Any] = {}
@@ -216,24 +219,26 @@ class Engine:
         )
 
     def edges(self, training: bool = False) -> dict[str, Edge]:
-        """Address -> edge, in the inference or training trace."""
+        """Address -> edge, in the inference or training trace; of the latter under the address in the former."""
+        return {address: edges[0] for address, edges in self._aligned(training).items()}
+
+    def _aligned(self, training: bool) -> dict[str, list[Edge]]:
         if training not in self._edges:
-            self._edges[training] = {e.address: e for e in find_roles(self.training).edges}
+            roles = find_roles(self.training)
+            self._edges[training] = aligned_edges((self.inference, self._roles), (self.training, roles))
+            missing = [m for site in self.plan.sites for m in site.members if m not in self._edges[training]]
+            if missing:
+                warnings.warn(
+                    f"training computes {len(missing)} of the quantized edges in no place: {', '.join(missing[:3])}"
+                    f"{', ...' if len(missing) > 3 else ''}; they are quantized in inference alone",
+                    stacklevel=2,
+                )
         return self._edges[training]
 
     def placements(self, training: bool = False) -> list[tuple[Site, Edge]]:
         """(site, edge) for every edge a site quantizes, in the inference or training trace."""
-        edges = self.edges(training)
-        pairs = []
-        for site in self.plan.sites:
-            for member in site.members:
-                if member not in edges:
-                    raise planning.RecipeError(
-                        f"{member} exists in the inference trace but not in the training trace: the model computes something else "
-                        "there when it trains; exclude it with a rule whose spec is null"
-                    )
-                pairs.append((site, edges[member]))
-        return pairs
+        edges = self._aligned(training)
+        return [(site, edge) for site in self.plan.sites for member in site.members for edge in edges.get(member, ())]
 
     def weights(self) -> dict[str, tf.Variable]:
         """Path -> variable, without the ranges, in the order of the model. Random states of dropout are no weights.

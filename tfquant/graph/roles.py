@@ -460,7 +460,7 @@ class Structure:
         return f"{found[0]}:{role}" if found else ""
 
     def _on_edge(self, role: str, path: str, port: str, op: tf.Operation, index: int, fusable: str = "") -> Edge:
-        op, index = self._lift(op, index)
+        op, index = self.lifted(op, index)
         tensor = op.inputs[index]
         nonnegative = self.flow.through_dropout(tensor).op.type in _NONNEGATIVE_OPS or any(
             self.flow.through_dropout(tensor).name == a.softmax.name for a in self.attention
@@ -481,7 +481,7 @@ class Structure:
             channel_axes=channel_axes, parameter=True, fusable=fusable,
         )  # fmt: skip
 
-    def _lift(self, op: tf.Operation, index: int) -> tuple[tf.Operation, int]:
+    def lifted(self, op: tf.Operation, index: int) -> tuple[tf.Operation, int]:
         """The edge into the first of the views and dropouts before `op` that nothing else uses.
 
         Before views, so that consumers of one tensor share one QDQ. Before dropout, as it scales what it keeps up: behind it, a

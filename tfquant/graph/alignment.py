@@ -1,0 +1,170 @@
+"""Alignment of the traces for inference and for training: which edge of one is which edge of the other.
+
+Both come from the same Python code, so that most edges have the same address in both. They differ where code reads `training`:
+dropout makes a constant product dynamic (relative positions), drops whole branches, or a layer is called once more. Then the
+operations of both traces are aligned as the lines of two texts are, and edges follow the contraction that they belong to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+
+import tensorflow as tf
+
+from tfquant.graph.dataflow import Dataflow
+from tfquant.graph.roles import Edge, Roles, Structure
+from tfquant.graph.trace import Trace
+
+
+def aligned_edges(
+    inference: tuple[Trace, Roles], training: tuple[Trace, Roles]
+) -> dict[str, list[Edge]]:
+    """Edges of the training trace by the address that they have in the inference trace.
+
+    An address has no edge where the training trace does not compute it. It has several where the training trace uses a quantized
+    parameter once more, in a contraction that the inference trace lacks.
+
+    Args:
+      inference: the trace that sites are planned on, and its roles.
+      training: another trace of the same model, and its roles.
+    """
+    (_, planned), (_, roles) = inference, training
+    known = {edge.address for edge in planned.edges}
+    if known == {edge.address for edge in roles.edges}:
+        return {edge.address: [edge] for edge in roles.edges}
+    return _Alignment(inference, training).edges(known)
+
+
+class _Alignment:
+    """Counterparts of operations, contractions and edges where the traces differ."""
+
+    def __init__(self, inference: tuple[Trace, Roles], training: tuple[Trace, Roles]):
+        (self._first, self._planned), (self._second, self._roles) = inference, training
+        self._of_first = _aligned_operations(self._first, self._second)
+        self._flow = Dataflow(self._first)
+        self._of_second = {second: first for first, second in self._of_first.items()}
+
+    def edges(self, known: set[str]) -> dict[str, list[Edge]]:
+        """See `aligned_edges`."""
+        renamed, more = self._contractions()
+        found: dict[str, list[Edge]] = {}
+        for edge in self._roles.edges:
+            address = renamed.get(edge.address)
+            if address is None and edge.path in self._paths:
+                path = self._paths[edge.path]
+                address = None if path is None else dataclasses.replace(edge, path=path).address
+            elif address is None:
+                address = edge.address
+            if address in known:
+                found.setdefault(address, [edge])
+        for address, edge in self._by_operation(known - found.keys()):
+            found[address] = [edge]
+        for address, edge in more:
+            if address in found:
+                found[address].append(edge)
+        return found
+
+    def _contractions(self) -> tuple[dict[str, str], list[tuple[str, Edge]]]:
+        """(address in training -> address in inference, parameters that only training uses) of the inputs of contractions.
+
+        Leaves in `_paths` the path of each contraction of the training trace in the inference trace, None where it has none.
+        """
+        planned, roles = self._planned.contraction_edges, self._roles.contraction_edges
+        by_path = {path: op for op, (path, _) in planned.items() if op not in self._of_first}
+        edges = {edge.address: edge for edge in self._roles.edges}
+        self._paths: dict[str, str | None] = {}
+        renamed: dict[str, str] = {}
+        more: list[tuple[str, Edge]] = []
+        for op, (path, addresses) in roles.items():
+            counterpart = self._of_second.get(op)
+            if counterpart is None:
+                counterpart = by_path.get(path)
+                if counterpart is None:
+                    more += _used_again(edges[a] for a in addresses)
+            if counterpart not in planned:
+                self._paths.setdefault(path, None)
+                continue
+            other, others = planned[counterpart]
+            self._paths[path] = other
+            if len(addresses) == len(others):
+                renamed.update(zip(addresses, self._in_order(counterpart, others, of=edges[addresses[0]]), strict=True))
+        return renamed, more
+
+    def _in_order(self, contraction: str, addresses: tuple[str, ...], of: Edge) -> tuple[str, ...]:
+        """Addresses of the operands of a contraction of the inference trace in the order of those of its counterpart.
+
+        A linear has its input before its weight, whichever comes first; without a fixed weight, as with dropout on it, the
+        counterpart is a product of two activations, whose operands stand as they come.
+        """
+        if of.role != "matmul_input" or any(":matmul_input:" in address for address in addresses):
+            return addresses
+        weight_first = self._flow.is_fixed(self._first.graph.get_operation_by_name(contraction).inputs[0])
+        return tuple(reversed(addresses)) if weight_first else addresses
+
+    def _by_operation(self, missing: set[str]):
+        """(address, edge) of edges whose operation is in both traces, though its role was found in one alone."""
+        wanted = [edge for edge in self._planned.edges if edge.address in missing and edge.table is None and not edge.parameter]
+        if not wanted:
+            return
+        structure = Structure(Dataflow(self._second))
+        for edge in wanted:
+            name = self._of_first.get(edge.tensor.op.name if edge.consumer is None else edge.consumer[0])
+            if name is None:
+                continue
+            op = self._second.graph.get_operation_by_name(name)
+            if edge.consumer is None:
+                tensor = op.outputs[edge.tensor.value_index]
+                yield edge.address, dataclasses.replace(edge, tensor=tensor)
+            else:
+                op, index = structure.lifted(op, edge.consumer[1])
+                yield edge.address, dataclasses.replace(edge, tensor=op.inputs[index], consumer=(op.name, index))
+
+
+def _used_again(edges) -> list[tuple[str, Edge]]:
+    """Parameters of one more call of a layer, under the address of the first."""
+    calls = [(dataclasses.replace(edge, path=edge.path.partition("#")[0]), edge) for edge in edges if edge.parameter]
+    return [(first.address, edge) for first, edge in calls]
+
+
+def _aligned_operations(first: Trace, second: Trace) -> dict[str, str]:
+    """Name of an operation of `first` -> name of its counterpart in `second`.
+
+    Operations that compute the same from the inputs belong together, in the order in which they come; of the others those whose
+    names follow each other in the same order.
+    """
+    found: dict[str, str] = {}
+    waiting: dict[int, list[str]] = {}
+    for name, signature in _signatures(second).items():
+        waiting.setdefault(signature, []).append(name)
+    for name, signature in _signatures(first).items():
+        if waiting.get(signature):
+            found[name] = waiting[signature].pop(0)
+    taken = set(found.values())
+    left = [op for op in first.operations if op.name not in found]
+    right = [op for op in second.operations if op.name not in taken]
+    keys = [[_key(op) for op in operations] for operations in (left, right)]
+    for start, other, count in difflib.SequenceMatcher(None, *keys, autojunk=False).get_matching_blocks():
+        found.update((left[start + i].name, right[other + i].name) for i in range(count))
+    return found
+
+
+def _signatures(trace: Trace) -> dict[str, int]:
+    """Name of an operation -> a number equal for operations that make the same of inputs and variables, dropout left out."""
+    flow, found = Dataflow(trace), {}
+    for op in trace.operations:
+        parts = [op.type, tuple(t.dtype.as_datatype_enum for t in op.outputs)]
+        if op.type == "Placeholder":
+            parts.append(trace.paths.get(op.outputs[0].name, op.name))
+        elif op.type == "Const":
+            parts.append(op.node_def.attr["value"].SerializeToString())
+        for tensor in map(flow.through_dropout, op.inputs):
+            parts.append((found[tensor.op.name], tensor.value_index))
+        found[op.name] = hash(tuple(parts))
+    return found
+
+
+def _key(op: tf.Operation) -> tuple[str, str]:
+    """Type and name without the number that makes it unique: what is inserted before shifts such numbers."""
+    return op.type, re.sub(r"_\d+$", "", op.name)
