@@ -156,11 +156,20 @@ def test_a_weight_with_dropout_keeps_its_quantizer_before_the_dropout(layer):
     assert weight.tensor.op.type == "ReadVariableOp"
 
 
-def test_products_of_a_table_stay_as_they_are_in_inference():
-    _, quantized = quantized_with(RelativePositions())
-    plan = {site.address for site in quantized.plan.sites}
-    assert not any("first:weight" in address or "first:linear_input" in address for address in plan)
-    assert {site.address for site, _ in quantized._engine.placements(True)} == plan
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+def test_a_table_that_dropout_makes_an_activation_keeps_the_quantizers_of_inference(granularity):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, keras.layers.Dense(3, name="head")(RelativePositions()(inputs)))
+    weight, activation = (tfquant.QuantSpec(granularity=g) for g in (granularity, "per_tensor"))
+    recipe = tfquant.Recipe((tfquant.Rule(weight, role="weight"), tfquant.Rule(activation, role="linear_input")))
+    quantized = tfquant.quantize(model, recipe, calibration=[X], progress=False)
+    placed = {site.address: edge for site, edge in quantized._engine.placements(True)}
+    assert placed.keys() == {site.address for site in quantized.plan.sites}
+    for site in quantized.plan.sites:
+        assert tuple(placed[site.address].tensor.shape) == site.shape
+    quantized.compile("sgd", "mse")
+    quantized.fit(X, np.ones((6, 3)), verbose=0)
 
 
 def test_what_inference_alone_computes_is_named_in_a_warning():

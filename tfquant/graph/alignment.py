@@ -43,7 +43,7 @@ class _Alignment:
     def __init__(self, inference: tuple[Trace, Roles], training: tuple[Trace, Roles]):
         (self._first, self._planned), (self._second, self._roles) = inference, training
         self._of_first = _aligned_operations(self._first, self._second)
-        self._flow = Dataflow(self._first)
+        self._flow, self._training_flow = Dataflow(self._first), Dataflow(self._second)
         self._of_second = {second: first for first, second in self._of_first.items()}
 
     def edges(self, known: set[str]) -> dict[str, list[Edge]]:
@@ -58,7 +58,7 @@ class _Alignment:
             elif address is None:
                 address = edge.address
             if address in known:
-                found.setdefault(address, [edge])
+                found.setdefault(address, [self._weights.get(address, edge)])
         for address, edge in self._by_operation(known - found.keys()):
             found[address] = [edge]
         for address, edge in more:
@@ -69,12 +69,15 @@ class _Alignment:
     def _contractions(self) -> tuple[dict[str, str], list[tuple[str, Edge]]]:
         """(address in training -> address in inference, parameters that only training uses) of the inputs of contractions.
 
-        Leaves in `_paths` the path of each contraction of the training trace in the inference trace, None where it has none.
+        Leaves in `_paths` the path of each contraction of the training trace in the inference trace, None where it has none, and
+        in `_weights` the edges of weights that are activations in training.
         """
         planned, roles = self._planned.contraction_edges, self._roles.contraction_edges
         by_path = {path: op for op, (path, _) in planned.items() if op not in self._of_first}
         edges = {edge.address: edge for edge in self._roles.edges}
+        weights = {edge.address: edge for edge in self._planned.edges if edge.parameter}
         self._paths: dict[str, str | None] = {}
+        self._weights: dict[str, Edge] = {}
         renamed: dict[str, str] = {}
         more: list[tuple[str, Edge]] = []
         for op, (path, addresses) in roles.items():
@@ -88,8 +91,13 @@ class _Alignment:
                 continue
             other, others = planned[counterpart]
             self._paths[path] = other
-            if len(addresses) == len(others):
-                renamed.update(zip(addresses, self._in_order(counterpart, others, of=edges[addresses[0]]), strict=True))
+            if len(addresses) != len(others):
+                continue
+            others = self._in_order(counterpart, others, of=edges[addresses[0]])
+            renamed.update(zip(addresses, others, strict=True))
+            for index, (own, address) in enumerate(zip(addresses, others, strict=True)):
+                if address in weights and not edges[own].parameter:
+                    self._weights[address] = self._before_dropout(weights[address], op, index)
         return renamed, more
 
     def _in_order(self, contraction: str, addresses: tuple[str, ...], of: Edge) -> tuple[str, ...]:
@@ -103,12 +111,22 @@ class _Alignment:
         weight_first = self._flow.is_fixed(self._first.graph.get_operation_by_name(contraction).inputs[0])
         return tuple(reversed(addresses)) if weight_first else addresses
 
+    def _before_dropout(self, weight: Edge, contraction: str, index: int) -> Edge:
+        """A weight that is an activation in training: before dropout but behind views, as its channels lie where they were."""
+        flow, op = self._training_flow, self._second.graph.get_operation_by_name(contraction)
+        while True:
+            source = op.inputs[index]
+            kept = flow.undropped(source.op)
+            if kept is None or len(flow.value_consumers(source)) > 1:
+                return dataclasses.replace(weight, tensor=source, consumer=(op.name, index))
+            op, index = source.op, kept
+
     def _by_operation(self, missing: set[str]):
         """(address, edge) of edges whose operation is in both traces, though its role was found in one alone."""
         wanted = [edge for edge in self._planned.edges if edge.address in missing and edge.table is None and not edge.parameter]
         if not wanted:
             return
-        structure = Structure(Dataflow(self._second))
+        structure = Structure(self._training_flow)
         for edge in wanted:
             name = self._of_first.get(edge.tensor.op.name if edge.consumer is None else edge.consumer[0])
             if name is None:
