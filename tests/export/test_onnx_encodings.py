@@ -88,6 +88,17 @@ def test_tables_of_few_bits_are_looked_up(tmp_path, bits):
     assert share_of_equal_values(model, roles, batch, tmp_path / "m.onnx", opset=21) > 0.98
 
 
+@pytest.mark.parametrize(
+    ("opset", "roles", "said"),
+    [(21, ("linear_input", "weight"), True), (17, ("linear_input",), False), (21, ("weight",), False)],
+)
+def test_the_report_says_which_sites_take_a_byte_for_fewer_bits(tmp_path, opset, roles, said):
+    model, batch = sequential(layers.Dense(3), shape=(8,)), data(16, 8)
+    quantized = tfquant.quantize(model, recipe(**dict.fromkeys(roles, spec("int4"))), calibration=[batch], progress=False)
+    found = str(tfquant.export(quantized, tmp_path / "m.onnx", opset=opset))
+    assert ("1 of the sites, the first " in found and "take a byte a code" in found) == said
+
+
 # Kernels that would compute other numbers.
 
 

@@ -147,6 +147,7 @@ def export(
     stored = sum(1 for site in sites if site.is_weight)
     floats = sum(int(np.prod(v.shape)) * 4 for v in engine.inference.variables.values())
     notes = [overflow.note(order, form.readers[0])] if form.readers and not form.as_written else []
+    notes.append(form.widened(order))
     if advice := form.advice(order, contractions) if contractions else "":
         warnings.warn(advice, stacklevel=2)
         notes.append(advice)

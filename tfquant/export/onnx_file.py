@@ -9,7 +9,7 @@ from tfquant.export.codes import Affine
 from tfquant.export.errors import ExportError
 from tfquant.export.marked import marked
 from tfquant.export.onnx_float import converted
-from tfquant.export.onnx_qdq import check_sites, insert, prune
+from tfquant.export.onnx_qdq import INT4_OPSET, check_sites, insert, prune
 from tfquant.export.onnx_regions import GELU_OPSET, RUNTIMES_DOMAIN, substitute
 from tfquant.export.onnx_rewrites import check_random
 from tfquant.export.order import Order
@@ -71,6 +71,22 @@ def build(order: Order, *, signed: bool = False, fused_attention: bool = False) 
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"what came out is no valid ONNX model: {one_line(error, 500)}") from error
     return model
+
+
+def widened(order: Order) -> str:
+    """Return a sentence on sites whose codes take a byte in a file that has types of 4 bits; empty if there are none."""
+    tables = {site.address for site, edge in order.engine.placements() if edge.table is not None}
+    found = [
+        site.address
+        for site in order.sites()
+        if site.spec.grid.qmax - site.spec.grid.qmin < 16 and (not site.is_weight or site.address in tables)
+    ]
+    if not found or order.opset < INT4_OPSET:
+        return ""
+    return (
+        f"{len(found)} of the sites, the first {found[0]}, have up to 4 bits and take a byte a code: ONNX Runtime does not open "
+        "4-bit activations and look-ups everywhere"
+    )
 
 
 def has_fused_attention(path: str) -> bool:

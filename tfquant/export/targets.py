@@ -82,6 +82,10 @@ class Target:
             return ""
         return f"{said}: recipe {own!r} is made for another runtime, quantize with recipe {self.recipes[0]!r}"
 
+    def widened(self, order: Order) -> str:
+        """Which sites of a file that is made of ONNX take more bits than they have; else empty."""
+        return onnx_file.widened(order) if self.packages else ""
+
     def check_path(self, path: pathlib.Path) -> None:
         """Raises ValueError if the target cannot be written to `path`."""
         if not path.parent.is_dir():
