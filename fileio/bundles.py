@@ -1,8 +1,11 @@
-"""TensorFlow's reader of name-based checkpoints, under whatever name they have."""
+"""Opening TensorFlow's name-based checkpoints: under any name, beside a writer, and never a device in the place of a file."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import pathlib
 import re
 import tempfile
 import weakref
@@ -10,9 +13,15 @@ from typing import Any
 
 import tensorflow as tf
 
+from fileio.reading import check_regular
+from fileio.staging import staging
+from fileio.transaction import open_unchanged, recover
+
+INDEX = ".index"
+
 
 def open_bundle(prefix: str | os.PathLike[str]) -> Any:
-    """`tf.train.load_checkpoint(prefix)`, also where the prefix has brackets or backslashes.
+    """`tf.train.load_checkpoint(prefix)` with the data open, so that it stays what it is when the files are replaced.
 
     TensorFlow takes a prefix for a pattern of file names. One with characters that would not stand for themselves is read through
     links in a temporary folder, which stays as long as the reader is used.
@@ -21,16 +30,41 @@ def open_bundle(prefix: str | os.PathLike[str]) -> Any:
       prefix: the path without `.index`.
 
     Raises:
-      tf.errors.OpError, ValueError, RuntimeError: there is no checkpoint, or it is damaged.
+      FileNotFoundError: it has no index.
+      ContentError: one of its files is a folder, a device or a pipe.
+      OSError: it is replaced again and again, or a killed process was replacing it and that cannot be finished.
+      tf.errors.OpError, ValueError, IndexError, RuntimeError: it is damaged.
     """
-    prefix = os.fspath(prefix)
-    if not re.search(r"[\[\\]", prefix):
+    recover(pathlib.Path(prefix).parent)
+    return open_unchanged(lambda: bundle_files(prefix), lambda: _opened(prefix))
+
+
+def bundle_files(prefix: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """Paths of the files of a checkpoint, its index first."""
+    prefix = pathlib.Path(prefix)
+    shard = re.compile(re.escape(prefix.name) + r"\.data-\d{5}-of-\d{5}")
+    names = sorted(os.listdir(prefix.parent)) if prefix.parent.is_dir() else []
+    return [prefix.with_name(prefix.name + INDEX), *(prefix.parent / name for name in names if shard.fullmatch(name))]
+
+
+def _opened(prefix: str | os.PathLike[str]) -> Any:
+    files = bundle_files(prefix)
+    for path in files:
+        check_regular(path)
+    reader = _reader(os.fspath(prefix), files)
+    shapes = {name: shape for name, shape in reader.get_variable_to_shape_map().items() if 0 not in shape}
+    if shapes:  # the data are opened with the first tensor that is read
+        reader.get_tensor(min(shapes, key=lambda name: (math.prod(shapes[name]), name)))
+    return reader
+
+
+def _reader(prefix: str, files: list[pathlib.Path]) -> Any:
+    if not re.search(r"[\[\]\\*?]", prefix):
         return tf.train.load_checkpoint(prefix)
-    links = tempfile.TemporaryDirectory(prefix="checkpoint-")
-    folder, name = os.path.split(os.path.abspath(prefix))
-    for file in os.listdir(folder):
-        if re.fullmatch(re.escape(name) + r"\.(index|data-\d{5}-of-\d{5})", file):
-            os.symlink(os.path.join(folder, file), os.path.join(links.name, f"model{file.removeprefix(name)}"))
-    reader = tf.train.load_checkpoint(os.path.join(links.name, "model"))
-    weakref.finalize(reader, links.cleanup)
+    with contextlib.ExitStack() as stack:
+        links = stack.enter_context(staging(tempfile.gettempdir()))
+        for path in files:
+            (links / f"model{path.name.removeprefix(os.path.basename(prefix))}").symlink_to(path.absolute())
+        reader = tf.train.load_checkpoint(str(links / "model"))
+        weakref.finalize(reader, stack.pop_all().close)
     return reader

@@ -20,6 +20,7 @@ import errno
 import fcntl
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -152,27 +153,50 @@ def locked(folder: str | os.PathLike[str], patience: float | None = None) -> Ite
       TimeoutError: another process holds it for longer.
       OSError: there is no such folder.
     """
-    limit = time.monotonic() + (PATIENCE if patience is None else patience)
     descriptor = os.open(folder, os.O_RDONLY)
+    _Acquisition(descriptor, folder).wait(PATIENCE if patience is None else patience)
     try:
-        pause = 0.001
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > limit:
-                    raise TimeoutError(
-                        errno.ETIMEDOUT, f"another process is writing to {printable(folder)} and does not end"
-                    ) from None
-                time.sleep(pause)
-                pause = min(2 * pause, 0.1)
-                continue
-            except OSError:  # no locks here
-                pass
-            break
         yield
     finally:
         os.close(descriptor)
+
+
+class _Acquisition:
+    """Waits for the lock of a folder for a limited time.
+
+    In a thread: the system serves those that wait in their order, while one that asked again and again would never get a lock that
+    another process takes all the time; and a wait in the main thread has no limit.
+    """
+
+    def __init__(self, descriptor: int, folder: pathlib.Path):
+        self._descriptor, self._folder = descriptor, folder
+        self._guard, self._acquired, self._given_up = threading.Lock(), threading.Event(), False
+
+    def wait(self, seconds: float) -> None:
+        """Raises TimeoutError, and closes the descriptor, if another process holds the lock for longer."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            pass
+        except OSError:  # no locks here
+            return
+        threading.Thread(target=self._acquire, daemon=True).start()
+        try:
+            self._acquired.wait(seconds)
+        finally:
+            with self._guard:
+                self._given_up = not self._acquired.is_set()
+        if self._given_up:
+            raise TimeoutError(errno.ETIMEDOUT, f"another process is writing to {printable(self._folder)} and does not end")
+
+    def _acquire(self) -> None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        with self._guard:
+            self._acquired.set()
+            if self._given_up:
+                os.close(self._descriptor)
 
 
 def _roll_forward(folder: pathlib.Path) -> None:

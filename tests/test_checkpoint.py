@@ -277,3 +277,33 @@ def test_folders_that_look_like_patterns_are_folders(folder, tmp_path):
     assert np.array_equal(checkpoint.read(prefix)["x"], np.full(3, 2, np.float32))
     checkpoint.prune(tmp_path / folder, 1)
     assert [step for step, _ in checkpoint.steps(tmp_path / folder)] == [2]
+
+
+def test_a_reader_beside_a_writer_always_gets_one_whole_checkpoint(tmp_path):
+    result = run_child(
+        """
+        checkpoint.write(base / "model", tensors(1, size=5_000))
+
+        def forever():
+            for value in range(2, 1_000_000):
+                checkpoint.write(base / "model", tensors(value, size=5_000))
+
+        pid = in_child(forever)
+        found, last, deadline = 0, 0.0, time.monotonic() + 5
+        try:
+            while time.monotonic() < deadline:
+                read = checkpoint.read(base / "model")
+                time.sleep(0.002)  # what is open stays what it was
+                seen = {float(v) for name in read if name != "name" for v in np.unique(read[name])} | {float(read["name"])}
+                assert len(seen) == 1 and max(seen) >= last, seen
+                found, last = found + 1, max(seen)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        assert last > 3 and found > 5, (found, last)
+        """,
+        str(tmp_path),
+    )
+    assert result.returncode == 0, result.stderr
+    checkpoint.recover(tmp_path / "model")
+    assert set(os.listdir(tmp_path)) == {name.replace("model.ckpt-1", "model") for name in FILES}

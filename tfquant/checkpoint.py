@@ -18,14 +18,14 @@ import numpy as np
 import tensorflow as tf
 
 from fileio import transaction
+from fileio.bundles import INDEX as INDEX
 from fileio.bundles import open_bundle
 from fileio.errors import ContentError
 from fileio.messages import printable
 from fileio.reading import check_regular
 from fileio.transaction import STATE as STATE
-from fileio.transaction import locked, open_unchanged, replacing_together
+from fileio.transaction import locked, replacing_together
 
-INDEX = ".index"
 DATA = ".data-00000-of-00001"
 # What TensorFlow's checkpoint reader throws at a damaged file; IndexError is its "fewer bytes than expected".
 _READ_ERRORS = (tf.errors.OpError, RuntimeError, ValueError, IndexError)
@@ -114,9 +114,8 @@ def read(prefix: str | os.PathLike) -> Checkpoint:
         CheckpointError: the files are there but damaged.
     """
     target = pathlib.Path(str(prefix).removesuffix(INDEX))
-    recover(target)
     try:
-        return open_unchanged(lambda: _files(target), lambda: _opened(target))
+        return Checkpoint(str(target), open_bundle(target))
     except FileNotFoundError:
         others = ", ".join(_names(target.parent)[:8]) or "none"
         name = printable(target)
@@ -200,30 +199,6 @@ def _stated(directory: pathlib.Path) -> pathlib.Path | None:
 
 def _file(prefix: pathlib.Path, suffix: str) -> pathlib.Path:
     return prefix.with_name(prefix.name + suffix)
-
-
-def _files(prefix: pathlib.Path) -> list[pathlib.Path]:
-    """The files of a checkpoint, its index first."""
-    shard = re.compile(re.escape(prefix.name) + r"\.data-\d{5}-of-\d{5}")
-    names = sorted(os.listdir(prefix.parent)) if prefix.parent.is_dir() else []
-    return [_file(prefix, INDEX), *(prefix.parent / name for name in names if shard.fullmatch(name))]
-
-
-def _opened(prefix: pathlib.Path) -> Checkpoint:
-    """A checkpoint with its data open as well, so that it stays what it is when its files are replaced or removed.
-
-    Raises:
-        FileNotFoundError: it has no index.
-        _READ_ERRORS: it is damaged.
-    """
-    for path in _files(prefix):
-        check_regular(path)
-    reader = open_bundle(prefix)
-    found = Checkpoint(str(prefix), reader)
-    filled = [name for name, shape in found.shapes.items() if 0 not in shape]
-    if filled:
-        reader.get_tensor(min(filled, key=lambda name: np.prod(found.shapes[name], dtype=float)))
-    return found
 
 
 def _check_replaceable(path: pathlib.Path) -> None:

@@ -138,7 +138,7 @@ def _fingerprints(saved: Mapping[str, Any], source: str) -> list[list]:
       ValueError: it holds something else in their place.
     """
     found = record(saved, SITES, source, list)
-    if not all(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) for entry in found):
+    if not all(isinstance(e, list) and len(e) == 2 and isinstance(e[0], str) and e[0].count(":") >= 2 for e in found):
         raise ValueError(f"{source}: {SITES} is damaged; restore the file or write it again")
     return found
 
