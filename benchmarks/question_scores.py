@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pathlib
 import threading
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from benchmarks.results import FOLDER
+from fileio.atomic import replacing
 from squad_evaluate import score_questions
 
 _writing = threading.Lock()  # rows are computed in several threads
@@ -34,9 +34,8 @@ class QuestionScores:
         """Scores a row's answers and adds them to the file."""
         scored = score_questions(json.loads(dataset.read_text()), json.loads(predictions.read_text()))
         with _writing:
-            temporary = self.path.with_suffix(".tmp.npz")
-            np.savez_compressed(temporary, **self.read() | {row: np.array([100.0 * f1 for _, _, f1 in scored], np.float32)})
-            os.replace(temporary, self.path)
+            with replacing(self.path) as temporary:
+                np.savez_compressed(temporary, **self.read() | {row: np.array([100.0 * f1 for _, _, f1 in scored], np.float32)})
 
     def beside(self, bases: Mapping[str, str]) -> dict[str, dict[str, float]]:
         """F1 of rows minus that of others, and its standard error over the questions, which both answered.

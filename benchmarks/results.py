@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fileio.atomic import write_json
+
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "results"
 _PACKAGES = ("tensorflow", "keras", "numpy", "tfquant")
 
@@ -55,9 +57,7 @@ class Results:
 
     def _write(self) -> None:
         self.path.parent.mkdir(exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**self.header, "rows": self.rows}, indent=1) + "\n")
-        os.replace(temporary, self.path)
+        write_json(self.path, {**self.header, "rows": self.rows}, indent=1)
 
 
 def _module() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import platform
@@ -14,6 +15,8 @@ import filelock
 from fileio.messages import printable
 
 NAME = ".tfquant-lock"
+# What network file systems without locks answer.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class FolderInUseError(OSError):
@@ -45,7 +48,9 @@ def folder_in_use(folder: str | os.PathLike[str]) -> Iterator[None]:
         raise FolderInUseError(
             f"{printable(folder)} is in use by another run ({_holder(path)}): wait until it has ended, or name another folder"
         ) from None
-    except NotImplementedError:
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
         yield
         return
     try:

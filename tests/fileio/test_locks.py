@@ -1,5 +1,6 @@
 """Two runs in one folder notice each other, and a dead one holds nothing."""
 
+import errno
 import os
 import pathlib
 import signal
@@ -81,3 +82,14 @@ def test_a_folder_is_made_and_an_unwritable_one_is_an_error(tmp_path):
         enter(tmp_path / "file")
     with pytest.raises(OSError, match="/proc"):
         enter("/proc/nowhere")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_goes_without(tmp_path, monkeypatch, number):
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert enter(tmp_path / "out") == "went on"
+    monkeypatch.undo()
+    assert enter(tmp_path / "out") == "went on"
