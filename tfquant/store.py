@@ -103,6 +103,9 @@ def load(
     renamed = renamed_sites(quantized, sites, prefix)
     weights = quantized._engine.weights()
     values = matching_weights(weights, saved, prefix)
+    broken = [name for name, value in values.items() if not is_finite(value)]
+    if broken:
+        raise ValueError(f"{prefix}: variable {printable(broken[0])} holds NaN or Inf; load another checkpoint")
     for address, quantizer in quantized._engine.quantizers.items():  # new ones: the model is as before if one fails
         if address in renamed:
             _restore_range(quantizer, saved, renamed[address], prefix)
@@ -254,6 +257,4 @@ def matching_weights(weights: dict[str, tf.Variable], saved: checkpoint.Checkpoi
         given = tf.as_dtype(np.asarray(values[name]).dtype)
         if given != weights[name].dtype and not (given.is_floating and weights[name].dtype.is_floating):
             raise ValueError(f"{prefix}: {other} is of type {given.name}, the model has {weights[name].dtype.name}")
-        if not is_finite(values[name]):
-            raise ValueError(f"{prefix}: variable {other} holds NaN or Inf; load another checkpoint")
     return values
