@@ -258,19 +258,29 @@ class Engine:
                 raise ValueError(f"two variables are called {path!r}: give the layers of the model different names to save it")
         return named
 
-    def parameter_values(self) -> dict[str, np.ndarray]:
+    def parameter_edges(self) -> dict[str, Edge]:
+        """Address of each parameter site -> one of its edges, a product before a look-up."""
+        found: dict[str, Edge] = {}
+        for site, edge in self.placements():
+            if edge.parameter and (site.address not in found or (found[site.address].table and not edge.table)):
+                found[site.address] = edge
+        return found
+
+    def parameter_values(self, edges: Mapping[str, Edge] | None = None) -> dict[str, np.ndarray]:
         """Current values of what the parameter sites quantize, as they reach the site.
+
+        Args:
+          edges: name -> where a parameter is quantized; by default one edge of every parameter site, by the address of the site.
+
+        Returns:
+          Name -> values, of tables all rows.
 
         Raises:
           calib.NonFiniteError: a weight is NaN or infinite; the message names the site.
         """
-        targets: dict[str, tf.Tensor] = {}
-        values: dict[str, np.ndarray] = {}
-        for site, edge in self.placements():
-            if edge.table is not None:
-                values[site.address] = self.inference.variables[edge.table].numpy()
-            elif edge.parameter:
-                targets.setdefault(site.address, edge.tensor)
+        edges = self.parameter_edges() if edges is None else edges
+        values = {name: self.inference.variables[edge.table].numpy() for name, edge in edges.items() if edge.table is not None}
+        targets = {name: edge.tensor for name, edge in edges.items() if edge.table is None}
         if targets:
             emit = tf.function(lambda: self.inference.emit([], targets=list(targets.values())), autograph=False)
             # A concrete function, as TensorFlow warns of functions that are made and called again and again.
