@@ -16,9 +16,11 @@ import tensorflow as tf
 from tfquant.engine import Engine
 from tfquant.export.captures import as_constants, captured_constants
 from tfquant.export.interface import Interface
+from tfquant.export.layouts import find_layouts
 from tfquant.export.onnx_rewrites import rewrites
 from tfquant.export.region import Region
 from tfquant.graph.replay import Edit, Edits
+from tfquant.graph.roles import Edge
 from tfquant.graph.trace import Trace
 from tfquant.site import Site
 
@@ -48,7 +50,8 @@ class MarkedNetwork:
       interface: names of inputs and outputs, without the parameters.
       parameters: name of an input -> the variable or captured tensor it stands for.
       anchor: name of the scalar that markers read; nothing else does.
-      sites: text of a marker -> the site it stands for.
+      sites: text of a marker -> the site it stands for; the text is its address, or that of an edge in another layout.
+      edges: text of a marker on a parameter -> an edge that it stands for.
       regions: what single operations can stand for.
     """
 
@@ -57,6 +60,7 @@ class MarkedNetwork:
     parameters: Mapping[str, tf.Variable | tf.Tensor]
     anchor: str
     sites: Mapping[str, Site]
+    edges: Mapping[str, Edge]
     regions: tuple[MarkedRegion, ...]
 
 
@@ -66,7 +70,8 @@ def marked(engine: Engine, regions: Iterable[Region] = (), mode: str = "quantize
     variables, constants = _large_parameters(trace), captured_constants(trace)
     large = {name: value for name, value in constants.items() if value.numpy().nbytes >= _LARGE}
     apart = [*(trace.variables[handle] for handle in variables), *large.values()]
-    sites = {site.address: site for site in engine.plan.sites if site.enabled and mode == "quantized"}
+    layouts = find_layouts(engine)
+    sites = {name: site for name, site in layouts.sites.items() if site.enabled and mode == "quantized"}
     named = tuple(
         MarkedRegion(region, tuple(f"region {index} input {i}" for i in range(len(region.inputs))), f"region {index} target")
         for index, region in enumerate(regions)
@@ -81,14 +86,20 @@ def marked(engine: Engine, regions: Iterable[Region] = (), mode: str = "quantize
         for handle, variable in trace.variables.items():  # a converter freezes what the graph watches
             if handle not in read:
                 tf.compat.v1.get_default_graph().watch_variable(variable)
-        edits = engine.edits(lambda site, tensor: mark(site.address, tensor) if site.address in sites else tensor)
+
+        def mark_site(_: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
+            name = layouts.names[edge.address]
+            return mark(name, tensor) if name in sites else tensor
+
+        edits = engine.edits_at_edges(mark_site)
         edits = dataclasses.replace(_with_regions(edits, named, mark), operations=_reads(trace, read) | replaced)
         return interface.named_outputs(trace.emit(list(inputs), edits, given=as_constants(trace) | given))
 
     specs = [tf.TensorSpec(value.shape, value.dtype, name=name) for name, value in zip(names, apart, strict=True)]
     signature = [*interface.inputs, *specs, tf.TensorSpec([], tf.float32, name=anchor)]
     function = tf.function(network, autograph=False, input_signature=signature)
-    return MarkedNetwork(function, interface, dict(zip(names, apart, strict=True)), anchor, sites, named)
+    edges = {name: edge for name, edge in layouts.parameters.items() if name in sites}
+    return MarkedNetwork(function, interface, dict(zip(names, apart, strict=True)), anchor, sites, edges, named)
 
 
 def _large_parameters(trace: Trace) -> list[str]:

@@ -52,14 +52,14 @@ def build(order: Order, *, signed: bool = False, fused_attention: bool = False) 
     model = converted(network, order.opset)
     substitute(model, network.regions)
     prune(model)  # what the regions were made of reads parameters too
-    affines = {address: Affine.of(site, engine.quantizers[address]) for address, site in network.sites.items()}
-    values = {address: value for address, value in engine.parameter_values().items() if address in network.sites}
-    tables = {site.address for site, edge in engine.placements() if edge.table is not None}
+    affines = {name: Affine.of(site, engine.quantizers[site.address]) for name, site in network.sites.items()}
+    values = engine.parameter_values(network.edges)
+    tables = {name for name, edge in network.edges.items() if edge.table is not None}
     insert(
         model,
         affines,
-        parameters={address: value for address, value in values.items() if address not in tables},
-        tables={address: value for address, value in values.items() if address in tables},
+        parameters={name: value for name, value in values.items() if name not in tables},
+        tables={name: value for name, value in values.items() if name in tables},
         value=onnx_values.constants(model, network.parameters),
         signed=signed,
     )

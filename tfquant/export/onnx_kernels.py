@@ -8,6 +8,8 @@ Seen with ONNX Runtime 1.32, all of it without a word:
   where both operands have few codes.
 * A weight in float beside a dequantized activation is rounded to 8 bits where the result is quantized.
 
+And with an error: a product of matrices whose weight has more than two axes and a scale for each channel.
+
 An operation without effect keeps the pattern from being recognised.
 """
 
@@ -21,6 +23,7 @@ import numpy as np
 
 from tfquant.export.codes import Affine
 from tfquant.export.onnx_float import address_of, is_site
+from tfquant.export.onnx_regions import WANTED_SHAPE
 
 VIEWS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity"})
 _MATRICES, _CONVOLUTIONS = ("MatMul", "Gemm"), ("Conv", "ConvTranspose")
@@ -37,7 +40,7 @@ class Kernels:
     Args:
       model: with nodes `Site`.
       affines: site address -> its integers; empty to leave all products as they are.
-      parameters: addresses of sites whose values are stored.
+      parameters: address of each site whose values are stored -> number of its axes.
       value: name of a tensor -> its values if it is constant.
 
     Attributes:
@@ -45,7 +48,7 @@ class Kernels:
       apart: (index of a node, index of its input) where an activation arrives beside a weight in float.
     """
 
-    def __init__(self, model: Any, affines: Mapping[str, Affine], parameters: frozenset[str], value: Values):
+    def __init__(self, model: Any, affines: Mapping[str, Affine], parameters: Mapping[str, int], value: Values):
         self._nodes, self._affines, self._parameters, self._value = list(model.graph.node), affines, parameters, value
         self._makers = {output: node for node in self._nodes for output in node.output}
         self._readers: dict[str, list[Any]] = collections.defaultdict(list)
@@ -63,7 +66,7 @@ class Kernels:
             weight, source = (self._site(node.input[i]) for i in (position, 1 - position))
             in_bytes = source is not None and self._is_in_bytes(source)
             if weight is not None and address_of(weight) in self._parameters:
-                fits = in_bytes if node.op_type in _MATRICES else True
+                fits = node.op_type not in _MATRICES or (in_bytes and not self._has_scales_of_a_stack(weight))
                 if not fits or (in_bytes and not self._bias_fits(node, weight, source)):
                     self.kept.add(weight.output[0])
             elif weight is None and in_bytes and self._is_constant(node.input[position]):
@@ -84,6 +87,12 @@ class Kernels:
         """Whether it rounds an activation with one scale to at most 8 bits."""
         affine = self._affines[address_of(marker)]
         return address_of(marker) not in self._parameters and not affine.axes and affine.grid.qmax - affine.grid.qmin < 256
+
+    def _has_scales_of_a_stack(self, weight: Any) -> bool:
+        """Whether a weight is a stack of matrices with several scales, which reaches its product as it is."""
+        address = address_of(weight)
+        as_matrix = any(attribute.name == WANTED_SHAPE for attribute in weight.attribute)
+        return len(self._affines[address].axes) == 1 and self._parameters[address] > 2 and not as_matrix
 
     def _bias_fits(self, product: Any, weight: Any, source: Any) -> bool:
         """Whether every bias that is added to a product can be rounded to int32 in units of the product of the scales."""

@@ -42,7 +42,8 @@ def insert(
       ExportError: a site's format does not exist in the model's opset.
     """
     # Signed bytes are for runtimes with rules of their own, which an operation between a pair and its product breaks.
-    kernels = Kernels(model, {} if signed else affines, parameters.keys() | tables.keys(), value)
+    ranks = {address: values.ndim for address, values in {**parameters, **tables}.items()}
+    kernels = Kernels(model, {} if signed else affines, ranks, value)
     writer = _Writer(model, signed)
     nodes = list(model.graph.node)
     markers = {node.output[0]: address_of(node) for node in nodes if is_site(node)}
