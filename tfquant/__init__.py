@@ -1,6 +1,6 @@
 """Graph-level quantization of TensorFlow and Keras 3 models.
 
-    quantized = tfquant.quantize(model, "int8_residual_float", calibration=batches)
+    quantized = tfquant.quantize(model, calibration=batches)
 
 See the README for a tour, `docs/` for the longer texts.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def calibrate(
     batches: Iterable[Any],
     *,
     order: str = "parallel",
-    mask: str | None = "auto",
+    mask: str | Sequence[str] | None = "auto",
     bins: int = 2048,
     sample: int = 65536,
     seed: int = 0,
@@ -54,9 +54,10 @@ def calibrate(
         dealt out to processes, and every range estimated anew without data. `sequential`: the one that is quantized with the
         ranges so far, so that a site sees the errors of the quantizers before it; one pass as well, with a search for the range
         of every site in every batch, on every rank. See `tfquant.sequential`, and docs/calibration.md for figures.
-      mask: name of the input that marks real tokens with nonzero values, [batch, tokens]: padding then stays out of the
-        statistics. `auto` takes the first of `input_mask`, `attention_mask`, `padding_mask`, `mask` that the model has; None
-        counts padding as well.
+      mask: name of the input that marks real tokens with nonzero values, [batch, tokens], or names of several: padding then stays
+        out of the statistics. `auto` finds inputs of conventional names (`input_mask`, `attention_mask`, `decoder_padding_mask`
+        ...), else the masks of Keras (`mask_zero=True`, `Masking`); None counts padding as well. What cannot be told from padding
+        is counted, and a warning says so.
       bins: of the histograms.
       sample: most elements of a batch that a histogram counts one by one; extremes see all.
       seed: of that sample.

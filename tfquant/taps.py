@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -16,6 +16,7 @@ from tensorflow.python.eager import record
 
 from tfquant.engine import Engine
 from tfquant.graph.letters import find_letters
+from tfquant.graph.padding import Padding
 from tfquant.graph.roles import Block, find_blocks
 from tfquant.graph.source import source_of
 from tfquant.model import QuantizedModel
@@ -62,6 +63,12 @@ class Tapped:
           ValueError: the model has no such edge.
         """
         return tuple(self._edge(address).tensor.shape)
+
+    def validity(self, address: str, mask: str | Sequence[str] | None = "auto") -> Callable[[Any], tf.Tensor | None]:
+        """Inputs of the model -> which elements of the tensor at an address are real, see `tfquant.graph.padding.Validity.of`."""
+        engine, tensor = self._engine, self._edge(address).tensor
+        padding = Padding(engine.inference, [(address, tensor)], mask, "tensors")
+        return lambda inputs: padding.values(engine.flatten_inputs(inputs)).of(tensor)
 
     def __call__(
         self, inputs: Any, addresses: Sequence[str] = (), training: bool = False

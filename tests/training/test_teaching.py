@@ -128,6 +128,17 @@ def test_padding_has_no_share_in_what_is_learned_from_inside(teacher):
     assert float(unmasked["hidden"]) != pytest.approx(float(parts["hidden"]), rel=1e-2)
 
 
+@pytest.mark.parametrize("options", [{}, {"hidden_scale": 0.0}])
+def test_padding_is_found_in_the_student_unless_a_mask_is_given(teacher, options):
+    student, data = network(), tensors()
+    given, found, none = (distil(student, teacher, mask, **options).parts(data) for mask in (
+        lambda batch: batch["input_mask"], "auto", None,
+    ))  # fmt: skip
+    assert float(found["attention"]) == pytest.approx(float(given["attention"]), rel=1e-6)
+    assert float(found.get("hidden", 0.0)) == pytest.approx(float(given.get("hidden", 0.0)), rel=1e-6)
+    assert float(none["attention"]) != pytest.approx(float(given["attention"]), rel=1e-2)
+
+
 @pytest.mark.parametrize("options", [
     {"hidden_scale": 0.0, "attention_scale": 0.0, "direction": "teacher_student"},
     {"logits_scale": 0.0, "attention_scale": 0.0},

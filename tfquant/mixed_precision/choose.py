@@ -46,7 +46,7 @@ def mixed_precision(
     better: str = "higher",
     method: str | calib.Method | None = None,
     calibration: calib.Calibration | None = None,
-    mask: str | None = "auto",
+    mask: str | Sequence[str] | None = "auto",
     folder: str | os.PathLike[str] | None = None,
     memory_limit: int = 1 << 30,
     progress: bool = True,

@@ -42,7 +42,7 @@ def adaround(
     batches: Iterable[Any],
     *,
     sites: str | Sequence[str] = "kernels",
-    mask: str | None = "auto",
+    mask: str | Sequence[str] | None = "auto",
     folder: str | os.PathLike[str] | None = None,
     memory_limit: int = 1 << 30,
     progress: bool = True,
@@ -108,7 +108,7 @@ class _Run:
         layers: list[Layer],
         batches: list[Any],
         space: Space,
-        mask: str | None,
+        mask: str | Sequence[str] | None,
         options: Options,
         progress: bool,
     ):
@@ -127,7 +127,7 @@ class _Run:
         self.results: dict[str, LayerResult] = {}
         self.finished: dict[str, tf.Variable] = {}
 
-    def resume(self, folder: str | os.PathLike[str] | None, mask: str | None) -> None:
+    def resume(self, folder: str | os.PathLike[str] | None, mask: str | Sequence[str] | None) -> None:
         """Takes over what the folder holds."""
         if folder is None:
             return

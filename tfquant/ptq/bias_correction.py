@@ -64,7 +64,7 @@ def correct_bias(
     batches: Iterable[Any],
     *,
     sites: str | Sequence[str] = "kernels",
-    mask: str | None = "auto",
+    mask: str | Sequence[str] | None = "auto",
     memory_limit: int = 1 << 30,
     progress: bool = True,
 ) -> BiasReport:

@@ -43,7 +43,7 @@ def equalize(
     powers_of_two: bool = False,
     max_factor: float = 2.0**16,
     tolerance: float = 1e-4,
-    mask: str | None = "auto",
+    mask: str | Sequence[str] | None = "auto",
     inputs: Any = None,
     signature: Any = None,
     progress: bool = True,

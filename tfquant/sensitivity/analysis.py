@@ -30,7 +30,7 @@ def sensitivity(
     switch: str = "on",
     measure: str | Metric = "sqnr",
     better: str = "higher",
-    mask: str | None = "auto",
+    mask: str | Sequence[str] | None = "auto",
     folder: str | os.PathLike[str] | None = None,
     memory_limit: int = 1 << 30,
     progress: bool = True,

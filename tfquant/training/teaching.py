@@ -77,8 +77,8 @@ class Distillation:
         logits: (outputs, batch) -> what the divergence compares, each [..., classes]; all outputs when not given.
         regression: what `logits` gives are values, not logits of classes: their mean squared error is taken in place of the
             divergence.
-        mask: batch -> [B, S], not zero where a token is real; only these count in hidden states and attention. All do
-            when not given.
+        mask: batch -> [B, S], not zero where a token is real, or None; only these count in hidden states and attention. Not a
+            function: as for `tfquant.calibrate`, of the student's inputs; None counts all.
 
     Attributes:
         variables: the projections; `Trainer` needs them as `loss_variables`. They are no part of the student.
@@ -97,11 +97,11 @@ class Distillation:
         inputs: Callable[[Batch], Any],
         options: DistillationOptions | None = None,
         logits: Callable[[Any, Batch], Sequence[tf.Tensor]] = lambda outputs, batch: tf.nest.flatten(outputs),
-        mask: Callable[[Batch], tf.Tensor | None] = lambda batch: None,
+        mask: Callable[[Batch], tf.Tensor | None] | str | Sequence[str] | None = "auto",
         regression: bool = False,
     ):
         self.options = options or DistillationOptions()
-        self._model, self._hard, self._inputs, self._logits, self._mask = student, hard, inputs, logits, mask
+        self._model, self._hard, self._inputs, self._logits = student, hard, inputs, logits
         self._regression = regression
         self._student = _Side("student", tap(student), self.options)
         self._teacher = _Side("teacher", tap(teacher, differentiable=False), self.options)
@@ -111,6 +111,7 @@ class Distillation:
             self.pairs = layer_pairs(self._student.depth, self._teacher.depth, self.options.layers)
             self._student.choose([layer for layer, _ in self.pairs])
             self._teacher.choose([layer for _, layer in self.pairs])
+        self._mask = mask if callable(mask) else self._found_mask(mask)
         if self.options.hidden_scale:
             widths = zip(self._student.widths(), self._teacher.widths(), strict=True)
             self._projections = [self._projection(layer, *w) for (layer, _), w in zip(self.pairs, widths, strict=True)]
@@ -138,6 +139,10 @@ class Distillation:
         if options.attention_scale:
             parts["attention"] = attention_loss(ours[1], theirs[1], mask=mask)
         return parts
+
+    def _found_mask(self, mask: str | Sequence[str] | None) -> Callable[[Batch], tf.Tensor | None]:
+        real_tokens = self._student.real_tokens(mask)
+        return lambda batch: real_tokens(self._inputs(batch))
 
     def _difference(self, student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
         """Between two answers."""
@@ -202,6 +207,21 @@ class _Side:
         found = [self._tapped.shape(address)[-1] for address in self._hidden]
         if None in found:
             raise ValueError(f"the {self._name}'s {self._hidden[found.index(None)]} has no known width: give the model one")
+        return found
+
+    def real_tokens(self, mask: str | Sequence[str] | None) -> Callable[[Any], tf.Tensor | None]:
+        """Inputs -> [B, S], 1 where a token is real; None where the model has no such mask, or nothing is compared."""
+        addresses = [*self._hidden[:1], *self._attention[:1]][:1]
+        if not addresses:
+            return lambda inputs: None
+        validity = self._tapped.validity(addresses[0], mask)
+
+        def found(inputs: Any) -> tf.Tensor | None:
+            valid = validity(inputs)
+            if valid is None:
+                return None
+            return valid[..., 0] if self._hidden else tf.linalg.diag_part(valid[:, 0])  # of pairs those of a token with itself
+
         return found
 
     def run(self, inputs: Any, training: bool) -> tuple[Any, list[tf.Tensor], list[tf.Tensor]]:
