@@ -101,7 +101,9 @@ class Engine:
         """
         if self._python_state() == self._state:
             return False
-        self._take_trace(trace(self.source), self.plan.recipe)
+        inference = trace(self.source)
+        self.source = self.source.narrowed(inference.input_structure)
+        self._take_trace(inference, self.plan.recipe)
         return True
 
     @functools.cached_property

@@ -38,7 +38,7 @@ class Inputs:
           ValueError: `inputs` do not fit the signature; the message names the input.
         """
         if self._arguments is not None:
-            inputs = self._arguments.bind_batch(inputs)
+            inputs = self._arguments.bind_batch(tuple(inputs) if self._of_model and isinstance(inputs, list) else inputs)
         flat = self._by_name(inputs)
         if flat is None:
             inputs = self._as_structure(inputs)
@@ -54,8 +54,12 @@ class Inputs:
         """The inputs of a batch that may be (inputs, targets) or (inputs, targets, weights), or a function's single argument."""
         if self._arguments is not None and not self._of_model:
             return batch if isinstance(batch, (tuple, Mapping)) else (batch,)
+        if self._arguments is not None and self._binds(batch):
+            return batch
         if self._fits(batch):
             return batch
+        if self._arguments is not None and isinstance(batch, (tuple, list)) and len(batch) in (2, 3) and self._binds(batch[0]):
+            return batch[0]
         if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3 and self._fits(batch[0]):
             return batch[0]
         return batch
@@ -64,7 +68,20 @@ class Inputs:
         """Whether `inputs` is a mapping with names of inputs, at least one of them."""
         return isinstance(inputs, Mapping) and any(name in inputs for name in self._names)
 
+    def _binds(self, batch: Any) -> bool:
+        """Whether a batch is all arguments of a layer that takes several."""
+        if isinstance(batch, Mapping):
+            return set(self._structure) <= set(batch)
+        if not isinstance(batch, (tuple, list)) or len(batch) != len(self._structure):
+            return False
+        return all(
+            len(tf.nest.flatten(part)) == len(tf.nest.flatten(spec))
+            for part, spec in zip(batch, self._structure.values(), strict=True)
+        )
+
     def _fits(self, inputs: Any) -> bool:
+        if self._arguments is not None and self._of_model:
+            return False
         if isinstance(self._structure, Mapping):
             return isinstance(inputs, Mapping)
         return self.takes_names(inputs) or self._same_structure(self._as_structure(inputs))

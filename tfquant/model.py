@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -87,6 +88,7 @@ class QuantizedModel(_State, keras.Model):
         self.supports_jit = False  # XLA on CPU runs QDQ graphs many times slower
         self.supports_masking = True  # masks come out of the trace
         self._metrics.extend(getattr(model, "_metrics", ()) if isinstance(model, keras.Layer) else ())
+        self._trains_by_default = bool(_default_training(model))
         self._track_state()
         self.built = True
 
@@ -180,8 +182,9 @@ class QuantizedModel(_State, keras.Model):
         """
         arguments = self._engine.source.arguments
         if arguments is not None:
-            return arguments.bind(args, kwargs)
-        if mask is not None or len(args) > 1 or (kwargs and args):
+            return arguments.bind(args, kwargs if mask is None else {**kwargs, "mask": mask})
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        if mask is not None or len(args) + len(kwargs) != 1:
             extra = "mask" if mask is not None else next(iter(kwargs), "another argument")
             raise ValueError(
                 f"{self.name}: {extra} was not given when the model was traced: quantize it with inputs={{...}}, a mapping with "
@@ -189,7 +192,8 @@ class QuantizedModel(_State, keras.Model):
             )
         return args[0] if args else next(iter(kwargs.values()))
 
-    def call(self, inputs, training=False):
+    def call(self, inputs, training=None):
+        training = self._trains_by_default if training is None else training
         outputs, _, losses = self._engine.run(inputs, bool(training))
         self.add_loss(losses)
         return outputs
@@ -278,6 +282,12 @@ class QuantizedModel(_State, keras.Model):
 
     def get_config(self):
         raise ValueError(_NOT_SAVED)
+
+
+def _default_training(model: Any) -> Any:
+    """What `training` is in a call of `model` that does not say it."""
+    parameter = inspect.signature(model.call).parameters.get("training") if hasattr(model, "call") else None
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 class QuantizedFunction(_State):

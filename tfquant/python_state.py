@@ -24,11 +24,13 @@ _READ_BY_CALLS = frozenset({
 })  # fmt: skip
 # Left on a model by `compile`, `fit` and the like.
 _LEFT_BY_TRAINING = frozenset({
-    "_compile_config", "_compiled_trainable_state", "_epoch_iterator", "_eval_epoch_iterator", "_optimizer", "_pss_evaluation_shards",
+    "_compile_config", "_compiled_trainable_state", "_epoch_iterator", "_eval_epoch_iterator", "_optimizer",
+    "_pss_evaluation_shards",
     "_saved_model_arg_spec", "history", "loss", "optimizer", "stop_evaluating", "stop_predicting", "stop_training",
 })  # fmt: skip
 _LARGEST_ARRAY = 1 << 20  # bytes of an array whose values are compared; of larger ones the object
 _LIBRARIES = frozenset({*sys.stdlib_module_names, "tensorflow", "numpy", "absl", "h5py", "six", "google"}) - {"__main__"}
+_INTERNALS = ("keras.src.ops", "keras.src.backend", "keras.src.utils.tracking", "tf_keras.src.engine.node")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), tf.DType, tf.TensorShape, np.generic, np.dtype)
 
 
@@ -125,7 +127,7 @@ def _is_opaque(value: Any) -> bool:
         not hasattr(value, "__dict__")
         or isinstance(value, type | types.ModuleType | types.FunctionType | keras.KerasTensor | keras.optimizers.Optimizer)
         or _of_library(kind.__module__)
-        or kind.__module__.startswith(("keras.src.ops", "keras.src.backend", "keras.src.utils.tracking", "tf_keras.src.engine.node"))
+        or kind.__module__.startswith(_INTERNALS)
         and not isinstance(value, keras.Operation)
     )
 
