@@ -280,6 +280,11 @@ class QuantizedModel(_State, keras.Model):
     def save(self, filepath, *args, **kwargs):
         raise ValueError(_NOT_SAVED)
 
+    def export(self, filepath, *args, **kwargs):
+        raise ValueError(
+            "Keras exports float models: use tfquant.export(model, path, target), which keeps the quantizers and checks the file"
+        )
+
     def get_config(self):
         raise ValueError(_NOT_SAVED)
 
