@@ -204,11 +204,6 @@ class QuantizedModel(_State, keras.Model):
     def add_loss(self, loss):
         keras.Layer.add_loss(self, loss)
 
-    def take_over_losses(self, losses: list[tf.Tensor]) -> None:
-        """Replace the losses of the last call by those of a pass that was made around `call`, see `tfquant.taps`."""
-        self._clear_losses()
-        self.add_loss(losses)
-
     def compute_mask(self, inputs, previous_mask):
         return None  # `call` has set the masks that the original computes
 
