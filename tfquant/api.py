@@ -9,6 +9,7 @@ from typing import Any
 import calib
 from tfquant.calibration import apply, calibrate, check_batches
 from tfquant.engine import Engine
+from tfquant.graph.call_arguments import inputs_of_pair
 from tfquant.graph.plan import Plan, make_plan
 from tfquant.graph.source import TraceError, is_keras_model, source_of
 from tfquant.graph.trace import trace
@@ -104,5 +105,4 @@ def _peek(model: Any, batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     if first is None:
         return None, []
     rest = batches if hasattr(batches, "__len__") else itertools.chain([first], iterator)
-    is_pair = is_keras_model(model) and isinstance(first, tuple) and len(first) in (2, 3)
-    return (first[0] if is_pair else first), rest
+    return (inputs_of_pair(model, first) if is_keras_model(model) else first), rest

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from tfquant.graph.roles import Edge, find_roles
 from tfquant.graph.side_outputs import set_keras_mask
 from tfquant.graph.source import Source
 from tfquant.graph.trace import Trace, trace
+from tfquant.inputs import Inputs
+from tfquant.python_state import fingerprint
 from tfquant.quantizer import Quantizer, UncalibratedError
 from tfquant.rules import Recipe
 from tfquant.site import Site
@@ -41,32 +43,82 @@ class Engine:
       inference: its trace; `training` is a second one, made when first used.
       plan: the sites.
       embedding: which edges have an embedding axis.
+      inputs: how what users pass becomes the inputs of the trace.
       quantizers: address of a site -> its state; of dynamic sites there is none.
       calibration: what the ranges came from, None if they were loaded or not set.
       latent: whether functions for training hold the float network as well, and run it while `quantizing` is false.
       quantizing: see there.
+      runs: how often the network was called or made part of a graph.
       range_rate: how fast ranges move in training as a multiple of the usual; at 0 moving averages stand still.
     """
 
     def __init__(self, source: Source, recipe: Recipe):
-        self.inference = trace(source)
-        self.source = source.narrowed(self.inference.input_structure)
-        self.plan, roles = planning.make_plan(self.inference, recipe)
-        self.embedding = Embedding(self.inference, roles.edges)
+        inference = trace(source)
+        self.source = source.narrowed(inference.input_structure)
         self.latent = False
         self.quantizing = tf.Variable(True, trainable=False, name="quantizing")
         self.range_rate = tf.Variable(1.0, trainable=False, name="range_rate")
-        self.quantizers = {site.address: Quantizer(site, self.range_rate) for site in self.plan.sites if not site.spec.dynamic}
         self.calibration: calib.Calibration | None = None
+        self._known: dict[str, Quantizer] = {}  # every site's of all traces so far
+        self._group: Group | None = None
+        self.runs = 0
+        self._mode = "quantized"
+        self._take_trace(inference, recipe)
+
+    def _take_trace(self, inference: Trace, recipe: Recipe) -> None:
+        """Start from a new trace for inference; ranges stay with the addresses of their sites."""
+        plan, roles = planning.make_plan(inference, recipe)
+        self.inference, self.plan = inference, plan
+        self.__dict__.pop("training", None)
+        self.inputs = Inputs(self.source, inference)
+        self.embedding = Embedding(inference, roles.edges)
+        self.quantizers = {site.address: self._quantizer(site) for site in plan.sites if not site.spec.dynamic}
+        self._known |= self.quantizers
         self._roles = roles
         self._edges = {False: {e.address: [e] for e in roles.edges}}
         self._dynamic: dict[bool, DynamicRanges] = {}
-        self._mode = "quantized"
         self._functions: dict[tuple[str, bool, bool, tuple[str, ...], bool], Any] = {}
+        self._state = self._python_state()
+
+    def _quantizer(self, site: Site) -> Quantizer:
+        known = self._known.get(site.address)
+        if known is not None and (known.site.spec, known.site.range_shape) == (site.spec, site.range_shape):
+            known.site = site
+            return known
+        quantizer = Quantizer(site, self.range_rate)
+        if self._group is not None:
+            quantizer.group = self._group
+        return quantizer
+
+    def _python_state(self) -> Hashable:
+        return None if self.source.model is None else fingerprint(self.source.model)
+
+    def retrace(self) -> bool:
+        """Trace the model again if anything changed that Python code reads while it is traced.
+
+        Returns:
+          Whether it was.
+
+        Raises:
+          TraceError, RecipeError: as for a new engine; this one is as before then.
+        """
+        if self._python_state() == self._state:
+            return False
+        inference = trace(self.source)
+        self.source = self.source.narrowed(inference.input_structure)
+        self._take_trace(inference, self.plan.recipe)
+        return True
 
     @functools.cached_property
     def training(self) -> Trace:
-        return trace(self.source, training=True) if self.source.modes else self.inference
+        """The trace for training, made when it is first used."""
+        if not self.source.modes:
+            return self.inference
+        unchanged = self._python_state() == self._state
+        found = trace(self.source, training=True)
+        if unchanged:  # what the trace itself leaves on the model is no change
+            self._state = self._python_state()
+        return found
 
     @property
     def mode(self) -> str:
@@ -80,7 +132,8 @@ class Engine:
 
     def share_ranges(self, group: Group) -> None:
         """Moving averages follow the batches of all ranks of `group` from now on."""
-        for quantizer in self.quantizers.values():
+        self._group = group
+        for quantizer in self._known.values():
             quantizer.group = group
         self._functions = {key: made for key, made in self._functions.items() if not key[1]}
 
@@ -119,6 +172,7 @@ class Engine:
         """
         trace = self.trace_of(training)
         flat = self.flatten_inputs(inputs)
+        self.runs += 1
         found = self.function(self._mode, training, taps, side_outputs=bool(trace.side_outputs))(*flat)
         found = list(found) if isinstance(found, (list, tuple)) else [found]
         outputs, rest = found[: len(trace.outputs)], found[len(trace.outputs) :]
@@ -294,53 +348,12 @@ class Engine:
         return values
 
     def flatten_inputs(self, inputs: Any) -> list[tf.Tensor]:
-        """Flat tensors in the types of the signature.
-
-        Args:
-          inputs: of a model; of a function a tuple of arguments or a mapping with the names of parameters.
-
-        Raises:
-          ValueError: `inputs` do not fit the signature; the message names the input.
-        """
-        structure = self.inference.input_structure
-        if self.source.arguments is not None:
-            inputs = self.source.arguments.bind_batch(inputs)
-        if isinstance(structure, Mapping) and isinstance(inputs, Mapping):
-            missing = sorted(set(structure) - set(inputs))
-            if missing:
-                raise ValueError(f"input {missing[0]!r} is missing; the model takes {', '.join(sorted(structure))}")
-            inputs = {name: inputs[name] for name in structure}
-        elif isinstance(inputs, Mapping) and self.takes_names(inputs):
-            # Keras takes inputs by their names as well.
-            missing = [name for name in self.inference.input_names if name not in inputs]
-            if missing:
-                raise ValueError(f"input {missing[0]!r} is missing; the model takes {', '.join(self.inference.input_names)}")
-            inputs = tf.nest.pack_sequence_as(structure, [inputs[name] for name in self.inference.input_names])
-        try:
-            tf.nest.assert_same_structure(_without_lists(structure), _without_lists(inputs))
-        except (ValueError, TypeError):
-            names = ", ".join(self.inference.input_names)
-            raise ValueError(f"inputs are {_kind(inputs)}, the model takes {_kind(structure)} ({names})") from None
-        flat = tf.nest.flatten(inputs)
-        names, specs = self.inference.input_names, self.inference.input_specs
-        return [_fitted(value, spec, name) for value, spec, name in zip(flat, specs, names, strict=True)]
+        """Flat tensors in the types of the signature, see `Inputs.flatten`."""
+        return self.inputs.flatten(inputs)
 
     def inputs_of(self, batch: Any) -> Any:
-        """The inputs of a batch that may be an (inputs, targets) pair, or a function's single argument."""
-        structure = self.inference.input_structure
-        if _fits(structure, batch) or (isinstance(batch, Mapping) and self.takes_names(batch)):
-            return batch
-        if self.source.is_function:
-            return batch if isinstance(batch, tuple) else (batch,)
-        if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3:
-            by_name = isinstance(batch[0], Mapping) and self.takes_names(batch[0])
-            if by_name or _fits(structure, batch[0]):
-                return batch[0]
-        return batch
-
-    def takes_names(self, inputs: Mapping) -> bool:
-        """Whether the keys of `inputs` are names of inputs, at least one of them."""
-        return any(name in inputs for name in self.inference.input_names)
+        """The inputs of a batch, see `Inputs.of_batch`."""
+        return self.inputs.of_batch(batch)
 
     def pack_outputs(self, flat, training: bool) -> Any:
         graph = self.trace_of(training)
@@ -414,44 +427,3 @@ def fused_ranges(sites, ranges: dict[str, tuple[np.ndarray, np.ndarray]]) -> dic
         upper = np.max([ranges[a][1] for a in members], axis=0)
         ranges.update({a: (lower, upper) for a in members})
     return ranges
-
-
-def _fitted(value: Any, spec: tf.TensorSpec, name: str) -> tf.Tensor:
-    if not tf.is_tensor(value):
-        value = np.asarray(value)
-    dtype = tf.as_dtype(value.dtype)
-    if not spec.shape.is_compatible_with(value.shape):
-        raise ValueError(f"input {name!r} has shape {list(value.shape)}, the model takes {list(spec.shape)}")
-    if dtype != spec.dtype:
-        kinds = [{"f": d.is_floating, "i": d.is_integer or d.is_bool}["f"] for d in (dtype, spec.dtype)]
-        if kinds[0] != kinds[1]:
-            raise ValueError(f"input {name!r} is {dtype.name}, the model takes {spec.dtype.name}")
-        return tf.cast(value, spec.dtype)
-    return tf.convert_to_tensor(value)
-
-
-def _fits(structure: Any, value: Any) -> bool:
-    if isinstance(structure, Mapping):
-        return isinstance(value, Mapping)
-    try:
-        tf.nest.assert_same_structure(structure, value)
-    except (ValueError, TypeError):
-        return False
-    return True
-
-
-def _without_lists(structure: Any) -> Any:
-    """Tuples in place of lists: Keras makes one of the other while it passes inputs on."""
-    if isinstance(structure, Mapping):
-        return {key: _without_lists(value) for key, value in structure.items()}
-    if isinstance(structure, (list, tuple)):
-        return tuple(map(_without_lists, structure))
-    return structure
-
-
-def _kind(structure: Any) -> str:
-    if isinstance(structure, Mapping):
-        return f"a mapping of {', '.join(map(str, sorted(structure)))}"
-    if isinstance(structure, (tuple, list)):
-        return f"a {type(structure).__name__} of {len(structure)}"
-    return "one tensor"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +14,16 @@ import tensorflow as tf
 from tfquant.distributed import Group
 from tfquant.engine import Engine
 from tfquant.graph.plan import Plan
+from tfquant.graph.side_outputs import get_keras_mask
 from tfquant.graph.source import is_keras_model
 from tfquant.learned import parameter_path
+from tfquant.overrides import class_for
 from tfquant.rules import Recipe
+
+_NOT_SAVED = (
+    "a quantized model is not rebuilt from a configuration: save it with tfquant.save(model, path) and load it with "
+    "tfquant.load(path, original_model), or use save_weights"
+)
 
 
 class _State:
@@ -65,52 +74,164 @@ class _State:
 class QuantizedModel(_State, keras.Model):
     """A model whose graph holds quantizers. Inputs, outputs and variables are those of the original; ranges come on top.
 
-    `compile`, `fit`, `evaluate`, `predict` and `save_weights` work as on any Keras model. The weights are shared with the
-    original: training one trains the other.
+    `compile`, `fit`, `evaluate`, `predict` and `save_weights` work as on any Keras model, and layers, names, metrics and what the
+    model's class defines for training are the original's. The weights are shared with the original: training one trains the
+    other.
     """
 
     def __init__(self, model: Any, engine: Engine):
-        super().__init__(name=getattr(model, "name", None), autocast=False)
+        # Not `super()`: the class of the original may stand between, and has been initialized in the original.
+        policy = model.dtype_policy if isinstance(model, keras.Layer) else None
+        keras.Model.__init__(self, name=getattr(model, "name", None), autocast=False, dtype=policy)
         self._engine = engine
         self.original = model
         self.supports_jit = False  # XLA on CPU runs QDQ graphs many times slower
-        tracked = {id(v.value) for v in self.variables}
-        graphs = (engine.inference,) if isinstance(model, keras.layers.Layer) else (engine.inference, engine.training)
-        for graph in graphs:
-            for name, variable in graph.variables.items():
+        self.supports_masking = True  # masks come out of the trace
+        self._metrics.extend(getattr(model, "_metrics", ()) if isinstance(model, keras.Layer) else ())
+        self._trains_by_default = bool(_default_training(model))
+        self._track_state()
+        self.built = True
+
+    def _track_state(self) -> None:
+        """Track variables that Keras does not see through the original: ranges, and what a foreign model holds."""
+        self._tracker.unlock()
+        engine, tracked = self._engine, {id(v.value): v for v in self.variables}
+        foreign = not isinstance(self.original, keras.Layer)
+        trained = {id(v) for v in getattr(self.original, "trainable_variables", ())} if is_keras_model(self.original) else None
+        for trace in (engine.inference, engine.training) if foreign else (engine.inference,):
+            for name, variable in trace.variables.items():
+                # Keras 3 trains no variable of a layer that is not its own.
+                trainable = foreign and (variable.trainable if trained is None else id(variable) in trained)
                 if id(variable) not in tracked:
-                    tracked.add(id(variable))
-                    self._track_variable(adopt(variable, graph.paths[name]))
+                    tracked[id(variable)] = adopted = adopt(variable, trace.paths[name], trainable=trainable)
+                    self._track_variable(adopted)
+                elif foreign and tracked[id(variable)].trainable != trainable:
+                    self._untrack_variable(tracked[id(variable)])
+                    tracked[id(variable)].trainable = trainable
+                    self._track_variable(tracked[id(variable)])
         for address, quantizer in engine.quantizers.items():
             constraints = {} if quantizer.learned is None else quantizer.learned.constraints()
             for name, variable in quantizer.variables.items():
+                if id(variable) in tracked:
+                    continue
                 # Keras makes scopes of the paths of what it trains, in which a colon is not allowed.
                 path = f"{address}/{name}" if quantizer.learned is None else parameter_path(address, name)
                 self._track_variable(adopt(variable, path, constraints.get(name)))
-        self.built = True
+        self._tracker.lock()
+
+    def retrace(self) -> None:
+        """Take over what has changed in the Python objects of the original: flags, rates, regularizers, layers.
+
+        `compile` does it, and so does the first `fit`, `evaluate` or `predict` after it: nothing happens where nothing has changed.
+        Ranges stay with the addresses of their sites.
+
+        Raises:
+          TraceError, RecipeError: as for `tfquant.quantize`; the model is as before then.
+        """
+        if not self._engine.retrace():
+            return
+        self._track_state()
+        self.train_function = self.test_function = self.predict_function = None
+        missing = [address for address, quantizer in self._engine.quantizers.items() if not quantizer.calibrated]
+        if missing and len(missing) < len(self._engine.quantizers):
+            warnings.warn(
+                f"site {missing[0]} is new since the model was quantized and has no range ({len(missing)} of "
+                f"{len(self._engine.quantizers)} sites have none): run tfquant.calibrate(model, batches)",
+                stacklevel=3,
+            )
+
+    def compile(self, *args, **kwargs):
+        self.retrace()
+        super().compile(*args, **kwargs)
+
+    def make_train_function(self, force=False):
+        if force or self.train_function is None:
+            self.retrace()
+        return super().make_train_function(force=force)
+
+    def make_test_function(self, force=False):
+        if force or self.test_function is None:
+            self.retrace()
+        return super().make_test_function(force=force)
+
+    def make_predict_function(self, force=False):
+        if force or self.predict_function is None:
+            self.retrace()
+        return super().make_predict_function(force=force)
 
     @tf.autograph.experimental.do_not_convert
-    def __call__(self, *args, **kwargs):
-        # Both checks come before Keras wraps errors of `call` into many lines about arguments.
+    def __call__(self, *args, training=None, mask=None, **kwargs):
+        # Checks come before Keras wraps errors of `call` into many lines about arguments.
         self._engine.check_ready()
-        if args and not any(isinstance(value, keras.KerasTensor) for value in tf.nest.flatten(args[0])):
-            self._engine.flatten_inputs(args[0])
-        return super().__call__(*args, **kwargs)
+        inputs = self._single_argument(args, kwargs, mask)
+        leaves = tf.nest.flatten(inputs)
+        if any(get_keras_mask(leaf) is not None for leaf in leaves):
+            raise ValueError(
+                f"an input of the quantized model {self.name!r} carries a Keras mask, with which it was not traced: quantize the "
+                "model that the mask comes from as a whole"
+            )
+        if not any(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
+            inputs = tf.nest.pack_sequence_as(self._engine.inference.input_structure, self._engine.flatten_inputs(inputs))
+        return keras.Model.__call__(self, inputs, **({} if training is None else {"training": training}))
 
-    def call(self, inputs, training=False):
+    def _single_argument(self, args: tuple, kwargs: dict[str, Any], mask: Any) -> Any:
+        """All arguments of a call but `training` as one structure.
+
+        Raises:
+          ValueError: the model was traced without one of them.
+        """
+        arguments = self._engine.source.arguments
+        if arguments is not None:
+            return arguments.bind(args, kwargs if mask is None else {**kwargs, "mask": mask})
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        if mask is not None or len(args) + len(kwargs) != 1:
+            extra = "mask" if mask is not None else next(iter(kwargs), "another argument")
+            raise ValueError(
+                f"{self.name}: {extra} was not given when the model was traced: quantize it with inputs={{...}}, a mapping with "
+                "the names of all arguments that carry tensors"
+            )
+        return args[0] if args else next(iter(kwargs.values()))
+
+    def call(self, inputs, training=None):
+        training = self._trains_by_default if training is None else training
         outputs, _, losses = self._engine.run(inputs, bool(training))
         self.add_loss(losses)
         return outputs
 
-    def take_over_losses(self, losses: list[tf.Tensor]) -> None:
-        """Replace the losses of the last call by those of a pass that was made around `call`, see `tfquant.taps`."""
-        self._clear_losses()
-        self.add_loss(losses)
+    def build(self, input_shape=None):
+        self.built = True
+
+    def add_loss(self, loss):
+        keras.Layer.add_loss(self, loss)
+
+    def compute_mask(self, inputs, previous_mask):
+        return None  # `call` has set the masks that the original computes
 
     def set_mode(self, mode: str) -> None:
         super().set_mode(mode)
         # Keras keeps compiled steps that hold the graph of the old mode.
         self.train_function = self.test_function = self.predict_function = None
+
+    def __getattr__(self, name: str) -> Any:
+        """What only the original has: attributes that its class sets, `output_names`, `input_shape` and so on."""
+        original = self.__dict__.get("original")
+        if original is None or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(original, name)
+
+    @property
+    def trainable(self):
+        return keras.Model.trainable.fget(self)
+
+    @trainable.setter
+    def trainable(self, value):
+        keras.Model.trainable.fset(self, value)
+        if "original" in self.__dict__ and not isinstance(self.original, keras.Layer):
+            self.original.trainable = value
+
+    @property
+    def layers(self):
+        return self.original.layers
 
     @property
     def inputs(self):
@@ -121,6 +242,14 @@ class QuantizedModel(_State, keras.Model):
         return getattr(self.original, "outputs", None)
 
     @property
+    def input(self):
+        return self.original.input
+
+    @property
+    def output(self):
+        return self.original.output
+
+    @property
     def input_shape(self):
         return self.original.input_shape
 
@@ -128,11 +257,37 @@ class QuantizedModel(_State, keras.Model):
     def output_shape(self):
         return self.original.output_shape
 
-    def get_config(self):
+    def get_layer(self, name=None, index=None):
+        return self.original.get_layer(name=name, index=index)
+
+    def summary(self, *args, **kwargs):
+        return self.original.summary(*args, **kwargs)
+
+    def count_params(self):
+        return self.original.count_params()
+
+    def compute_output_shape(self, *args, **kwargs):
+        return self.original.compute_output_shape(*args, **kwargs)
+
+    def compute_output_spec(self, *args, **kwargs):
+        return keras.Operation.compute_output_spec(self, *args, **kwargs)
+
+    def save(self, filepath, *args, **kwargs):
+        raise ValueError(_NOT_SAVED)
+
+    def export(self, filepath, *args, **kwargs):
         raise ValueError(
-            "a quantized model is not rebuilt from a configuration: save it with tfquant.save(model, path) and load it with "
-            "tfquant.load(path, original_model), or use save_weights"
+            "Keras exports float models: use tfquant.export(model, path, target), which keeps the quantizers and checks the file"
         )
+
+    def get_config(self):
+        raise ValueError(_NOT_SAVED)
+
+
+def _default_training(model: Any) -> Any:
+    """What `training` is in a call of `model` that does not say it."""
+    parameter = inspect.signature(model.call).parameters.get("training") if hasattr(model, "call") else None
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 class QuantizedFunction(_State):
@@ -166,20 +321,29 @@ class QuantizedFunction(_State):
 def wrap(model: Any, engine: Engine) -> QuantizedModel | QuantizedFunction:
     """The wrapper that fits what the user gave: a keras.Model for models, a callable for functions."""
     if is_keras_model(model) or hasattr(model, "signatures"):
-        return QuantizedModel(model, engine)
+        return class_for(QuantizedModel, model)(model, engine)
     return QuantizedFunction(model, engine)
 
 
-def adopt(variable: tf.Variable, path: str, constraint: Callable[[tf.Tensor], tf.Tensor] | None = None) -> keras.Variable:
+def adopt(
+    variable: tf.Variable,
+    path: str,
+    constraint: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    trainable: bool | None = None,
+) -> keras.Variable:
     """A keras.Variable that *is* `variable`: same memory, so that Keras tracks, trains and saves it.
 
-    `constraint` is what an optimizer passes its value through after an update.
+    Args:
+      variable: of TensorFlow.
+      path: of the Keras variable.
+      constraint: what an optimizer passes its value through after an update.
+      trainable: None for what `variable` says.
     """
     adopted = keras.Variable(
         lambda shape, dtype=None: tf.zeros(shape, dtype),
         shape=tuple(variable.shape),
         dtype=variable.dtype.name,
-        trainable=variable.trainable,
+        trainable=variable.trainable if trainable is None else trainable,
         autocast=False,
         name=path.rpartition("/")[2].replace("/", "_"),
     )

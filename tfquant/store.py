@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from tfquant.graph.source import Source, source_of
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.older_files import lacking, recipe_of_file, with_partners
 from tfquant.quantizer import GROUP_OF, Quantizer
+from tfquant.renaming import AmbiguousNamesError, given_names, pair_sites, pair_weights
 from tfquant.rules import Recipe
 from tfquant.site import Site
 from tfquant.variables import is_finite
@@ -100,9 +100,9 @@ def load(
     recipe = change(Recipe.from_dict(record(saved, RECIPE, prefix, dict)))
     sites = _fingerprints(saved, prefix)
     quantized = wrap(model, engine_as_saved(source_of(model, inputs, signature), recipe, sites))
-    renamed = renamed_sites(quantized, sites, prefix)
+    paths, renamed = stored_names(quantized, saved, sites, prefix)
     weights = quantized._engine.weights()
-    values = matching_weights(weights, saved, prefix)
+    values = matching_weights(weights, paths, saved, prefix)
     broken = [name for name, value in values.items() if not is_finite(value)]
     if broken:
         raise ValueError(f"{prefix}: variable {printable(broken[0])} holds NaN or Inf; load another checkpoint")
@@ -174,7 +174,7 @@ def estimate_parted(engine: Engine, renamed: Mapping[str, str]) -> None:
 
     Args:
       engine: with the weights and ranges of the file.
-      renamed: from `renamed_sites`.
+      renamed: from `stored_names`.
     """
     if all(quantizer.calibrated for address, quantizer in engine.quantizers.items() if address in renamed):
         parted = [address for address in engine.quantizers if address not in renamed]
@@ -202,58 +202,63 @@ def fingerprint(site: Site) -> list:
     return [site.address, list(site.range_shape)]
 
 
-def _unnumbered(name: str) -> str:
-    """`model/dense_3/kernel` -> `model/dense/kernel`."""
-    return re.sub(r"_\d+(?=[/:]|$)", "", name)
+def stored_names(
+    model: QuantizedModel | QuantizedFunction, saved: Mapping[str, Any], sites: list[list], prefix: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What variables and sites of a model are called in a file.
 
+    Args:
+      model: built like the saved one.
+      saved: the file, which lists variables in the order of the saved model.
+      sites: `fingerprint` of each site in the file, in graph order.
+      prefix: of the file, for messages.
 
-def _pairs(own: list[str], saved: list[str]) -> dict[str, str] | None:
-    """Name in the model -> name in the file; None if they do not correspond.
+    Returns:
+      Path in the model -> path in the file, address in the model -> address in the file; without parameters that an earlier
+      version did not tell apart.
 
-    Keras numbers layers without a name by how many a process has made before (`dense`, `dense_1`). Where names differ in such
-    numbers alone, they are matched by their order.
+    Raises:
+      ValueError: they differ, or it cannot be told which is which; all differences are listed.
     """
-    if set(own) <= set(saved):
-        return {name: name for name in own}
-    if [_unnumbered(name) for name in own] == [_unnumbered(name) for name in saved]:
-        return dict(zip(own, saved, strict=True))
-    return None
-
-
-def renamed_sites(model: QuantizedModel | QuantizedFunction, saved: list[list], prefix: str) -> dict[str, str]:
-    """Address in the model -> address in the file; without parameters that an earlier version did not tell apart."""
-    stored, own = {address: shape for address, shape in saved}, {site.address: site for site in model.plan.sites}
-    parted = {site.address for site in lacking(own.values(), stored)}
-    common = [address for address in own if address not in parted]
-    pairs = _pairs(common, list(stored)) if len(common) == len(stored) else None
-    if pairs is None:
-        missing, left = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
+    engine, given = model._engine, given_names(model.original)
+    weights = [str(name) for name in record(saved, WEIGHTS, prefix, list)]
+    try:
+        paths = pair_weights(list(engine.weights()), weights, given)
+    except AmbiguousNamesError as error:
+        raise ValueError(f"{prefix}: {error}") from error
+    stored = [address for address, _ in sites]
+    parted = {site.address for site in lacking(engine.plan.sites, stored)}
+    addresses = pair_sites([site for site in engine.plan.sites if site.address not in parted], stored, paths or {}, given)
+    if addresses is None:
+        own = {site.address for site in engine.plan.sites}
+        missing, left = sorted(own - set(stored)), sorted(set(stored) - own)
         raise ValueError(
             f"{prefix}: sites differ from the model's. Missing in the file: {missing or 'none'}. Left over: {left or 'none'}"
         )
-    return pairs
+    if paths is None:
+        own = set(engine.weights())
+        missing, left = sorted(own - set(weights)), sorted(set(weights) - own)
+        raise ValueError(f"{prefix}: variables differ from the model's. Missing: {missing or 'none'}. Left over: {left or 'none'}")
+    return paths, addresses
 
 
-def matching_weights(weights: dict[str, tf.Variable], saved: checkpoint.Checkpoint, prefix: str) -> dict[str, np.ndarray]:
-    """Value of every variable, by its name in the model."""
-    stored = [str(name) for name in record(saved, WEIGHTS, prefix, list)]
-    absent = [name for name in stored if name not in saved.shapes]
+def matching_weights(
+    weights: dict[str, tf.Variable], paths: dict[str, str], saved: checkpoint.Checkpoint, prefix: str
+) -> dict[str, np.ndarray]:
+    """Value of every variable, by its name in the model; `paths` are their names in the file."""
+    absent = [name for name in paths.values() if name not in saved.shapes]
     if absent:
         names = printable(", ".join(absent[:5]))
         raise ValueError(f"{prefix}: is damaged, it lists variables that it does not hold: {names}")
-    pairs = _pairs(list(weights), stored)
-    if pairs is None or len(weights) != len(stored):
-        missing, left = sorted(set(weights) - set(stored)), sorted(set(stored) - set(weights))
-        raise ValueError(f"{prefix}: variables differ from the model's. Missing: {missing or 'none'}. Left over: {left or 'none'}")
     wrong = [
         f"{name}: {list(saved.shapes[other])} in the file, {list(weights[name].shape)} in the model"
-        for name, other in pairs.items()
+        for name, other in paths.items()
         if list(saved.shapes[other]) != list(weights[name].shape)
     ]
     if wrong:
         raise ValueError(f"{prefix}: shapes differ from the model's: {'; '.join(wrong)}")
-    values = {name: saved[other] for name, other in pairs.items()}
-    for name, other in pairs.items():
+    values = {name: saved[other] for name, other in paths.items()}
+    for name, other in paths.items():
         given = tf.as_dtype(np.asarray(values[name]).dtype)
         if given != weights[name].dtype and not (given.is_floating and weights[name].dtype.is_floating):
             raise ValueError(f"{prefix}: {other} is of type {given.name}, the model has {weights[name].dtype.name}")

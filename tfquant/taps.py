@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 from tensorflow.python.eager import record
 
@@ -18,8 +19,8 @@ from tfquant.engine import Engine
 from tfquant.graph.letters import find_letters
 from tfquant.graph.padding import Padding
 from tfquant.graph.roles import Block, find_blocks
+from tfquant.graph.side_outputs import replace_losses
 from tfquant.graph.source import source_of
-from tfquant.model import QuantizedModel
 from tfquant.rules import Recipe, Rule
 
 _FLOAT = Recipe((Rule(None, optional=True),), "float")
@@ -32,7 +33,7 @@ class Tapped:
       differentiable: whether gradients reach the variables of the model.
     """
 
-    def __init__(self, engine: Engine, differentiable: bool, model: QuantizedModel | None = None):
+    def __init__(self, engine: Engine, differentiable: bool, model: keras.Layer | None = None):
         self._engine, self._model = engine, model
         self.differentiable = differentiable
 
@@ -98,7 +99,7 @@ class Tapped:
             with record.stop_recording():  # else a tape around would have the intermediate values kept and a backward pass built
                 outputs, found, losses = engine.run(inputs, training, taps)
         if self._model is not None:
-            self._model.take_over_losses(losses)
+            replace_losses(self._model, losses)
         return outputs, dict(zip(taps, found, strict=True))
 
     def _edge(self, address: str):
@@ -126,4 +127,5 @@ def tap(model: Any, *, differentiable: bool = True, inputs: Any = None, signatur
     engine = getattr(model, "_engine", None)
     if not isinstance(engine, Engine):
         engine = Engine(source_of(model, inputs, signature), _FLOAT)
-    return Tapped(engine, differentiable, model if isinstance(model, QuantizedModel) and differentiable else None)
+    # Who trains it counts the losses that its layers add.
+    return Tapped(engine, differentiable, model if isinstance(model, keras.Layer) and differentiable else None)

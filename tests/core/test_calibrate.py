@@ -312,7 +312,7 @@ def test_weights_alone_need_no_batch(two_dense):
         ("data.npz", "calibration takes an iterable of batches, got str"),
         ([RNG_ROWS, RNG_ROWS[:, :5]], r"calibration batch 1: input '.*' has shape \[40, 5\], the model takes \[None, 6\]"),
         ([RNG_ROWS[0]], r"calibration batch 0: input '.*' has shape \[6\], the model takes \[None, 6\]"),
-        ([RNG_ROWS.astype(np.int32)], "calibration batch 0: input '.*' is int32, the model takes float32"),
+        ([RNG_ROWS.astype(np.complex64)], "calibration batch 0: input '.*' is complex64, the model takes float32"),
         ([{"y": RNG_ROWS}], "calibration batch 0: inputs are a mapping of y, the model takes"),
         ([None], "calibration batch 0: "),
         ([[[1.0, 2.0], [3.0]]], "calibration batch 0: "),
@@ -334,7 +334,10 @@ def test_batches_that_do_not_fit_are_refused_in_one_line_and_change_nothing(quan
     ("change", "message"),
     [
         (lambda b: b.pop("segment_ids"), "calibration batch 0: input 'segment_ids' is missing; the model takes input_ids"),
-        (lambda b: b.update(input_ids=b["input_ids"] * 1.0), "batch 0: input 'input_ids' is float64, the model takes int32"),
+        (
+            lambda b: b.update(input_ids=b["input_ids"] + 0.5),
+            "batch 0: input 'input_ids' holds numbers that are not whole, the model takes int32: round them",
+        ),
         (lambda b: b.update(input_ids=b["input_ids"][0]), r"batch 0: input 'input_ids' has shape \[5\], the model takes"),
     ],
 )

@@ -60,7 +60,7 @@ from tfquant.store import (
     fingerprint,
     matching_weights,
     range_name,
-    renamed_sites,
+    stored_names,
 )
 
 MARKS = {"format": "tfquant.packed", "version": "1"}
@@ -117,10 +117,10 @@ def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: 
     file = _File(path)
     engine = engine_as_saved(source_of(model, inputs, signature), file.recipe, file.sites)
     quantized = wrap(model, engine)
-    renamed = renamed_sites(quantized, file.sites, str(path))
+    paths, renamed = stored_names(quantized, file, file.sites, str(path))
     variables = engine.weights()
     try:
-        values = matching_weights(variables, file, str(path))
+        values = matching_weights(variables, paths, file, str(path))
         _restore_ranges(engine, file, renamed)  # whose variables are not yet the user's
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         if str(path) in str(error):

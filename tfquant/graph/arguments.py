@@ -32,6 +32,15 @@ class Arguments:
     signature: inspect.Signature
     given: dict[str, Any]
 
+    @classmethod
+    def bound(cls, name: str, signature: inspect.Signature, batch: Any) -> Arguments:
+        """Arguments of a call with `batch`, see `arguments_of`.
+
+        Raises:
+          ArgumentError: the batch does not fit the parameters.
+        """
+        return cls(name, signature, _bind_batch(name, signature, batch))
+
     @property
     def tensors(self) -> dict[str, Any]:
         """The parameters that carry tensors; the others were constants of the trace."""
@@ -87,7 +96,7 @@ def arguments_of(function: Callable, batch: Any) -> Arguments:
       ArgumentError: the batch does not fit the function's parameters, or holds no tensor.
     """
     name, signature = name_of(function), _signature_of(function)
-    found = Arguments(name, signature, _bind_batch(name, signature, batch))
+    found = Arguments.bound(name, signature, batch)
     if not found.tensors:
         raise ArgumentError(f"{name} is called with no tensor: pass arrays or tensors, numbers are constants of the graph")
     return found

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
-__all__ = ["get_keras_mask", "outside_of_calls", "output_masks", "set_keras_mask", "take_losses"]
+__all__ = ["get_keras_mask", "outside_of_calls", "output_masks", "replace_losses", "set_keras_mask", "take_losses"]
 
 # What Keras keeps for the calls it is in: a trace made while a model is called must not inherit it.
 _CALL_STATE = ("current_call_ctx", "stateless_scope", "symbolic_scope", "autocast_scope", "name_scope_stack")
@@ -51,3 +52,9 @@ def take_losses(model: Any) -> list[tf.Tensor]:
     if hasattr(model, "_clear_losses"):
         model._clear_losses()  # they belong to a graph that is finished
     return losses
+
+
+def replace_losses(model: keras.Layer, losses: Sequence[tf.Tensor]) -> None:
+    """Make `losses` those that the last call of a Keras 3 model added."""
+    model._clear_losses()
+    keras.Layer.add_loss(model, list(losses))  # functional models refuse theirs

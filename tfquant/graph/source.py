@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from tfquant.graph import shapes
 from tfquant.graph.arguments import ArgumentError, Arguments, arguments_of, name_of, own_arguments
+from tfquant.graph.call_arguments import call_arguments
 from tfquant.graph.side_outputs import take_losses
 
 
@@ -29,7 +31,7 @@ class Source:
       structure: nested structure of `tf.TensorSpec`; of a function a mapping from parameters to such structures.
       named_variables: (variable, path) pairs known up front; what the trace finds beyond them is named by the variable.
       modes: whether training and inference can differ.
-      arguments: of a function; None for models.
+      arguments: of a function, or of a layer whose `call` takes several that carry tensors; None for other models.
       model: the Keras model that is called; None for functions and SavedModels.
       fallbacks: structures with fewer open axes, to trace with where `structure` does not trace: of a batch that was given.
       input_names: of the leaves of `structure`, in the order of `tf.nest.flatten` (`input_mask`, `features/0`, ...): for messages,
@@ -51,7 +53,7 @@ class Source:
 
     @property
     def is_function(self) -> bool:
-        return self.arguments is not None
+        return self.arguments is not None and self.model is None
 
     def narrowed(self, structure: Any) -> Source:
         """This source with another structure: its own, or one of its fallbacks."""
@@ -106,23 +108,35 @@ def _keras_source(model, example, signature) -> Source:
         signature = _functional_signature(model)
         if not isinstance(signature, Mapping):
             names = tuple(tensor.name for tensor in tf.nest.flatten(model.inputs))
-    if signature is None:
-        if example is None:
-            raise TraceError(
-                f"{type(model).__name__} {model.name!r} does not say what its inputs are: pass inputs=one_batch, "
-                "signature=tf.TensorSpec(...) or calibration batches"
-            )
+    arguments = None
+    if signature is None and example is None:
+        raise TraceError(
+            f"{type(model).__name__} {model.name!r} does not say what its inputs are: pass inputs=one_batch, "
+            "signature=tf.TensorSpec(...) or calibration batches"
+        )
+    if not getattr(model, "inputs", None):
+        try:
+            arguments = call_arguments(model, example if signature is None else signature)
+        except ArgumentError as error:
+            raise TraceError(str(error)) from error
+    if arguments is not None:
+        signature = {name: relaxed_spec(value) for name, value in arguments.tensors.items()}
+    elif signature is None:
         signature = relaxed_spec(example)
     takes_training = "training" in inspect.signature(model.call).parameters or not _is_tf_keras(model)
     if not _is_tf_keras(model) and not getattr(model, "_call_has_training_arg", True):
         takes_training = False
 
     def call(inputs, training):
-        return model(inputs, training=training) if takes_training else model(inputs)
+        mode = {"training": training} if takes_training else {}
+        return model(inputs, **mode) if arguments is None else arguments.call(functools.partial(model, **mode), inputs)
 
     if not getattr(model, "built", True):
-        _build(model, signature, shapes.of_batch(signature, example, names=names) if example is not None else ())
-    return Source(call, signature, named_variables_of(model), modes=takes_training, input_names=names, model=model)
+        fallbacks = () if example is None else shapes.of_batch(signature, example, arguments, names)
+        _build(functools.partial(call, training=None if takes_training else False), signature, fallbacks)
+    return Source(
+        call, signature, named_variables_of(model), modes=takes_training, arguments=arguments, input_names=names, model=model
+    )
 
 
 def named_variables_of(model) -> tuple[tuple[tf.Variable, str], ...]:
@@ -136,13 +150,13 @@ def named_variables_of(model) -> tuple[tuple[tf.Variable, str], ...]:
     return tuple(pairs)
 
 
-def _build(model, signature, fallbacks: tuple[Any, ...]) -> None:
+def _build(call: Callable, signature, fallbacks: tuple[Any, ...]) -> None:
     """Creates the variables of a model that has not seen an input yet, outside of any graph; open axes have size 2, or that of a
     batch."""
     failure: Exception | None = None
     for structure in (signature, *fallbacks[-1:]):
         try:
-            model(tf.nest.map_structure(lambda s: tf.zeros([2 if d is None else d for d in s.shape], s.dtype), structure))
+            call(tf.nest.map_structure(lambda s: tf.zeros([2 if d is None else d for d in s.shape], s.dtype), structure))
             return
         except Exception as error:
             failure = failure or error

@@ -50,7 +50,8 @@ class Trainer:
 
     Args:
         model: a `keras.Model`, or anything with `weights`, `trainable_variables` and `variables` whose names are paths.
-        loss: `loss(model, batch)` -> scalar; calls the model itself, with `training=True`.
+        loss: `loss(model, batch)` -> scalar; calls the model itself, with `training=True`. Losses that layers add and
+            regularizers (`model.losses`) are added to it.
         optimizer: see `BertAdamW`; must not be shared with another trainer.
         options: see `TrainOptions`.
         weights: what to save beside the state of training; `model.weights` when not given.
@@ -324,6 +325,8 @@ class Trainer:
     def _gradients(self, batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, Gradients]:
         with tf.GradientTape() as tape:
             loss = tf.cast(self._loss(self.model, batch), tf.float32)
+            # What layers added in this call, and regularizers of weights.
+            loss = tf.add_n([loss, *(tf.cast(added, tf.float32) for added in getattr(self.model, "losses", ()))])
             target = self._scale.scale(loss) if self._scale else loss
         gradients = tape.gradient(target, [resource(v) for v in self._variables])
         self._reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
