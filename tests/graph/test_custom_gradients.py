@@ -235,26 +235,28 @@ def model_of(*layers, dtype="float32"):
 
 
 class CustomProduct(keras.layers.Layer):
-    """A product with its own gradient, which scales those of its operands by 2 and 3."""
+    """A product with its own gradient, which scales those of its operands."""
 
-    def __init__(self, through_variables):
+    def __init__(self, through_variables, scales=(2.0, 3.0)):
         super().__init__()
-        self.through_variables = through_variables
+        self.through_variables, self.scales = through_variables, scales
 
     def build(self, shape):
         self.kernel = self.add_weight(shape=(shape[-1], 5), name="kernel")
 
     def call(self, x):
+        a, b = self.scales
+
         @tf.custom_gradient
         def of_arguments(x, w):
-            return tf.matmul(x, w), lambda dy: (2 * tf.matmul(dy, w, transpose_b=True), 3 * tf.matmul(x, dy, transpose_a=True))
+            return tf.matmul(x, w), lambda dy: (a * tf.matmul(dy, w, transpose_b=True), b * tf.matmul(x, dy, transpose_a=True))
 
         @tf.custom_gradient
         def of_variables(x):
             w = self.kernel.value
 
             def gradient(dy, variables=None):
-                return 2 * tf.matmul(dy, w, transpose_b=True), [3 * tf.matmul(x, dy, transpose_a=True)]
+                return a * tf.matmul(dy, w, transpose_b=True), [b * tf.matmul(x, dy, transpose_a=True)]
 
             return tf.matmul(x, w), gradient
 
@@ -337,3 +339,21 @@ def test_a_saved_model_keeps_its_custom_gradients(tmp_path):
     expected = gradients(module, sources=[module.w])
     found = gradients(lambda x: next(iter(quantized({"x": x}).values())), sources=[loaded.w])
     assert_same(expected, found)
+
+
+def test_ranges_inside_a_custom_gradient_learn_as_without_it():
+    weights = [np.random.default_rng(n).normal(size=size).astype(np.float32) for n, size in enumerate([(4, 5), (5, 2)])]
+    spec = tfquant.QuantSpec("int4", update="lsq")
+    recipe = tfquant.Recipe((tfquant.Rule(spec, role=("weight", "linear_input")),))
+    trained = []
+    for inner in (keras.layers.Dense(5, use_bias=False), CustomProduct(False, scales=(1.0, 1.0))):
+        model = model_of(inner, keras.layers.Dense(2, use_bias=False))
+        model.set_weights(weights)
+        quantized = tfquant.quantize(model, recipe, calibration=[X], progress=False)
+        before = list(quantized.ranges().values())
+        quantized.compile(keras.optimizers.SGD(0.05), "mse")
+        quantized.fit(X, np.ones((6, 2)), verbose=0)
+        after = list(quantized.ranges().values())
+        assert all((old[1] != new[1]).any() for old, new in zip(before, after, strict=True))
+        trained.append([*model.get_weights(), *(end for ends in after for end in ends)])
+    assert_same(*trained, rtol=1e-6, atol=1e-7)
