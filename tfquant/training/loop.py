@@ -324,9 +324,7 @@ class Trainer:
 
     def _gradients(self, batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, Gradients]:
         with tf.GradientTape() as tape:
-            loss = tf.cast(self._loss(self.model, batch), tf.float32)
-            # What layers added in this call, and regularizers of weights.
-            loss = tf.add_n([loss, *(tf.cast(added, tf.float32) for added in getattr(self.model, "losses", ()))])
+            loss = _with_added(tf.cast(self._loss(self.model, batch), tf.float32), self.model)
             target = self._scale.scale(loss) if self._scale else loss
         gradients = tape.gradient(target, [resource(v) for v in self._variables])
         self._reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
@@ -395,3 +393,11 @@ class Trainer:
 def _dense(gradients: Sequence[tf.Tensor | tf.IndexedSlices]) -> Gradients:
     """Dense ones, so that a word that occurs twice counts as the sum of its gradients in the norm."""
     return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+
+@tf.autograph.experimental.do_not_convert
+def _with_added(loss: tf.Tensor, model: Any) -> tf.Tensor:
+    """The loss with what layers of the model have added to it in the last call, and with its regularizers of weights."""
+    for added in getattr(model, "losses", ()):
+        loss = loss + tf.cast(added, loss.dtype)
+    return loss
