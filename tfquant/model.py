@@ -94,6 +94,7 @@ class QuantizedModel(_State, keras.Model):
 
     def _track_state(self) -> None:
         """Track variables that Keras does not see through the original: ranges, and what a foreign model holds."""
+        locked = self._tracker.locked
         self._tracker.unlock()
         engine, tracked = self._engine, {id(v.value): v for v in self.variables}
         foreign = not isinstance(self.original, keras.Layer)
@@ -117,7 +118,8 @@ class QuantizedModel(_State, keras.Model):
                 # Keras makes scopes of the paths of what it trains, in which a colon is not allowed.
                 path = f"{address}/{name}" if quantizer.learned is None else parameter_path(address, name)
                 self._track_variable(adopt(variable, path, constraints.get(name)))
-        self._tracker.lock()
+        if locked:
+            self._tracker.lock()
 
     def retrace(self) -> None:
         """Take over what has changed in the Python objects of the original: flags, rates, regularizers, layers.
