@@ -32,6 +32,8 @@ def check(settings: Settings) -> None:
     """
     without_files = (_numbers, _recipe, _work, _placement, _ranges, _export, teacher_flags.contradictions, _sparsity)
     problems = [problem for look in (*without_files, _files) for problem in look(settings)]
+    named = {problem.partition("=")[0] for problem in problems}  # a flag that is refused already
+    problems += [text for name, text in unusable_numbers(settings, teacher_flags.written) if f"--{name}" not in named]
     if not problems:  # these read the files
         problems = _model(settings)
     if not problems:
@@ -40,12 +42,6 @@ def check(settings: Settings) -> None:
 
 
 def _numbers(s: Settings) -> list[str]:
-    problems = _small_numbers(s)
-    named = {problem.partition("=")[0] for problem in problems}
-    return problems + [problem for name, problem in unusable_numbers(s, teacher_flags.written) if f"--{name}" not in named]
-
-
-def _small_numbers(s: Settings) -> list[str]:
     at_least_one = (
         "doc_stride", "max_query_length", "train_batch_size", "predict_batch_size", "num_accumulation_steps",
         "save_checkpoints_steps", "n_best_size", "max_answer_length", "calib_batch",

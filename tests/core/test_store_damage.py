@@ -53,7 +53,7 @@ def spoiled(value, number):
         (lambda s: {"tfquant/sites": "[1, 2]"}, "tfquant/sites is damaged"),
         (lambda s: {"tfquant/sites": '[["a\\u001b[31m", []]]'}, "tfquant/sites is damaged"),
         (lambda s: {"tfquant/sites": '[["a\\u001b[31m:weight:kernel", []]]'}, "sites differ"),
-        (lambda s: {"tfquant/weights": '["a\\u001b[31m"]'}, r"variables that it does not hold: a\\x1b"),
+        (lambda s: {"tfquant/weights": '["a\\u001b[31m"]'}, r"Left over: \['a\\x1b"),
         (lambda s: {"tfquant/weights": "7"}, "tfquant/weights is damaged"),
         (lambda s: {"tfquant/weights": None}, "holds weights but no recipe"),
     ],
