@@ -53,8 +53,6 @@ class Engine:
     """
 
     def __init__(self, source: Source, recipe: Recipe):
-        inference = trace(source)
-        self.source = source.narrowed(inference.input_structure)
         self.latent = False
         self.quantizing = tf.Variable(True, trainable=False, name="quantizing")
         self.range_rate = tf.Variable(1.0, trainable=False, name="range_rate")
@@ -63,11 +61,14 @@ class Engine:
         self._group: Group | None = None
         self.runs = 0
         self._mode = "quantized"
-        self._take_trace(inference, recipe)
+        self._trace_inference(source, recipe)
 
-    def _take_trace(self, inference: Trace, recipe: Recipe) -> None:
-        """Start from a new trace for inference; ranges stay with the addresses of their sites."""
+    def _trace_inference(self, source: Source, recipe: Recipe) -> None:
+        """Trace a model for inference and start from that; ranges stay with the addresses of their sites."""
+        inference = trace(source)
         plan, roles = planning.make_plan(inference, recipe)
+        # Nothing of the engine changes before this line, behind which nothing is refused.
+        self.source = source.narrowed(inference.input_structure)
         self.inference, self.plan = inference, plan
         self.__dict__.pop("training", None)
         self.inputs = Inputs(self.source, inference)
@@ -104,9 +105,7 @@ class Engine:
         """
         if self._python_state() == self._state:
             return False
-        inference = trace(self.source)
-        self.source = self.source.narrowed(inference.input_structure)
-        self._take_trace(inference, self.plan.recipe)
+        self._trace_inference(self.source, self.plan.recipe)
         return True
 
     @functools.cached_property

@@ -12,13 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 import tfquant
+from benchmarks.compatibility import CHECKS
 from benchmarks.compatibility.inputs import random_batch
 from tfquant.messages import one_line
 
 # Largest relative error of outputs at 16 bits, and of gradients in float mode.
 LARGEST_ERROR_16_BITS = 1e-2
 LARGEST_GRADIENT_ERROR = 1e-3
-CHECKS = ("sites", "float", "16 bits", "8 bits", "gradients", "training", "storing", "onnx")
 
 
 class Subject:

@@ -7,14 +7,15 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-COLUMNS = ("sites", "float", "16 bits", "8 bits", "gradients", "training", "storing", "onnx")
+from benchmarks.compatibility import CHECKS
+
 _HEADINGS = (
     "sites", "float mode equal", "error, 16 bits", "error, 8 bits", "gradients equal",
     "training step", "save and load", "ONNX",
 )  # fmt: skip
 # Part of an error message -> the cell of the table.
 _REASONS = {
-    "no ONNX counterpart": "no ONNX counterpart",
+    "without a counterpart in ONNX": "no ONNX counterpart",
     "no end within": "time limit reached",
 }
 
@@ -70,12 +71,12 @@ def _is_backbone(name: str) -> bool:
 def _table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     passed = [
         sum(name in row and not isinstance(row[name], Mapping) for row in rows.values())
-        for name in COLUMNS
+        for name in CHECKS
     ]
     return [
         f"| | {' | '.join(_HEADINGS)} |",
         f"| --- |{' --- |' * len(_HEADINGS)}",
-        *(f"| {name} | {' | '.join(_cell(row.get(c)) for c in COLUMNS)} |" for name, row in rows.items()),
+        *(f"| {name} | {' | '.join(_cell(row.get(c)) for c in CHECKS)} |" for name, row in rows.items()),
         f"| **passed of {len(rows)}** | {' | '.join(map(str, passed))} |",
     ]
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.compatibility.checks import CHECKS, run_checks
+from benchmarks.compatibility import CHECKS
+from benchmarks.compatibility.checks import run_checks
 from benchmarks.compatibility.models import all_models
 
 # One for each kind of architecture; the others are alike.
