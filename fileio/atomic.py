@@ -150,7 +150,9 @@ def _take_over_permissions(target: pathlib.Path, temporary: pathlib.Path) -> Non
     try:
         old = target.stat()
     except FileNotFoundError:
-        return  # those that the umask leaves, as of any new file
+        # Some libraries (safetensors) write for the owner alone. The folder has what the umask leaves.
+        os.chmod(temporary, stat.S_IMODE(temporary.parent.stat().st_mode) & 0o666)
+        return
     os.chmod(temporary, stat.S_IMODE(old.st_mode))
     if (old.st_uid, old.st_gid) != (os.getuid(), os.getgid()):
         with contextlib.suppress(OSError):

@@ -149,3 +149,15 @@ def test_the_next_write_removes_what_dead_processes_left_and_nothing_else(tmp_pa
 
 def test_readers_need_no_right_to_write(tmp_path):
     assert staging.leftovers(tmp_path / "nowhere") == [] and staging.leftovers(pathlib.Path("/proc/1/root")) == []
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_has_the_permissions_that_the_umask_leaves(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with atomic.replacing(tmp_path / "private") as temporary:  # as safetensors writes
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+        atomic.write_text(tmp_path / "plain", "text")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("private", "plain")] == [mode, mode]
