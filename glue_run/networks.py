@@ -10,6 +10,7 @@ import keras
 
 import modeling
 import tfquant
+from fileio.atomic import replacing
 from fileio.messages import printable
 from glue_run.settings import ARCHITECTURES, HUB, Settings
 from runs.heads import fresh_head
@@ -179,7 +180,8 @@ def save(model: keras.Model, network: Any, task: glue.Task, source: str, directo
     os.makedirs(out, exist_ok=True)
     for name in COMPANIONS:
         if os.path.isfile(os.path.join(source, name)) and not _same(os.path.join(source, name), os.path.join(out, name)):
-            shutil.copyfile(os.path.join(source, name), os.path.join(out, name))
+            with replacing(os.path.join(out, name)) as temporary:
+                shutil.copyfile(os.path.join(source, name), temporary)
     write_json(os.path.join(out, CONFIG), read_json(os.path.join(source, CONFIG)) | {TRAINED_ON: task.name})
     prefix = os.path.join(out, NAME)
     if network is model:

@@ -64,7 +64,7 @@ PARAMETER_PATH = rf"^ranges/.*/({'|'.join([*(p.name for p in PARAMETRIZATIONS.va
 
 
 def parameter_path(address: str, name: str) -> str:
-    """Path of the Keras variable that trains the range of a site."""
+    """Name of a variable that holds the range of a site; exporters and Keras allow no colon in it."""
     return f"ranges/{address.replace(':', '/')}/{name}"
 
 
@@ -81,10 +81,10 @@ class LearnedRange:
         self.parametrization = PARAMETRIZATIONS[update]
         self._grid, self._steps = grid, grid.steps
         unset = np.full(shape, np.nan, np.float32)
-        self.value = tf.Variable(unset, trainable=True, name=f"{address}/{self.parametrization.name}")
+        self.value = tf.Variable(unset, trainable=True, name=parameter_path(address, self.parametrization.name))
         self.offset = None
         if not grid.symmetric:
-            self.offset = tf.Variable(unset, trainable=True, name=f"{address}/{self.parametrization.offset}")
+            self.offset = tf.Variable(unset, trainable=True, name=parameter_path(address, self.parametrization.offset))
 
     @property
     def variables(self) -> dict[str, tf.Variable]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.saving import saving_lib
 
 from tfquant.distributed import Group
 from tfquant.engine import Engine
@@ -90,7 +92,6 @@ class QuantizedModel(_State, keras.Model):
         self._metrics.extend(getattr(model, "_metrics", ()) if isinstance(model, keras.Layer) else ())
         self._trains_by_default = bool(_default_training(model))
         self._track_state()
-        self.built = True
 
     def _track_state(self) -> None:
         """Track variables that Keras does not see through the original: ranges, and what a foreign model holds."""
@@ -201,7 +202,7 @@ class QuantizedModel(_State, keras.Model):
         return outputs
 
     def build(self, input_shape=None):
-        self.built = True
+        pass
 
     def add_loss(self, loss):
         keras.Layer.add_loss(self, loss)
@@ -273,6 +274,18 @@ class QuantizedModel(_State, keras.Model):
 
     def compute_output_spec(self, *args, **kwargs):
         return keras.Operation.compute_output_spec(self, *args, **kwargs)
+
+    @property
+    def built(self):
+        # All that `keras.saving.save_model` looks at before it opens the file, which would then be lost.
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "save_model" and caller.f_globals.get("__name__") == saving_lib.__name__:
+            raise ValueError(_NOT_SAVED)
+        return True
+
+    @built.setter
+    def built(self, value):
+        pass  # there is nothing to build: the variables are those of the original
 
     def save(self, filepath, *args, **kwargs):
         raise ValueError(_NOT_SAVED)

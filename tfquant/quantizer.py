@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfquant import qdq
 from tfquant.distributed import Group, Single
-from tfquant.learned import PARAMETRIZATIONS, LearnedRange
+from tfquant.learned import PARAMETRIZATIONS, LearnedRange, parameter_path
 from tfquant.site import Site
 
 GROUP_OF = "group_of"
@@ -47,11 +47,12 @@ class Quantizer:
             self.learned = LearnedRange(spec.update, spec.grid, site.range_shape, site.address)
         else:
             unset = np.full(site.range_shape, np.nan, np.float32)
-            self._ends = {end: tf.Variable(unset, trainable=False, name=f"{site.address}/{end}") for end in ("lower", "upper")}
+            names = {end: parameter_path(site.address, end) for end in ("lower", "upper")}
+            self._ends = {end: tf.Variable(unset, trainable=False, name=name) for end, name in names.items()}
         self.group_of: tf.Variable | None = None
         if spec.groups is not None:
             ungrouped = np.full(site.shape[-1], -1, np.int32)
-            self.group_of = tf.Variable(ungrouped, trainable=False, name=f"{site.address}/{GROUP_OF}")
+            self.group_of = tf.Variable(ungrouped, trainable=False, name=parameter_path(site.address, GROUP_OF))
         self._calibrated = False
 
     @property

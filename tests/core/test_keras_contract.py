@@ -482,12 +482,39 @@ def test_batches_are_taken_as_fit_takes_them():
         assert tfquant.quantize(single, calibration=[batch], progress=False).calibrated
 
 
+WRITERS = {
+    "save": lambda model, path: model.save(path),
+    "export": lambda model, path: model.export(path),
+    "save_model": lambda model, path: keras.saving.save_model(model, path, zipped=path.suffix == ".keras"),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("name", ["m.keras", "m.h5", "m"])
-def test_what_keras_would_write_is_refused_before_the_path_is_touched(tmp_path, name):
-    quantized = in_float(two_outputs())
+@pytest.mark.parametrize("make", [two_outputs, stepping])
+def test_what_keras_would_write_is_refused_before_the_path_is_touched(tmp_path, make, writer, name):
+    quantized = in_float(make())
     path = tmp_path / name
     path.write_bytes(b"as before")
-    for write in (quantized.save, quantized.export):
-        with pytest.raises(ValueError, match="tfquant.save|tfquant.export"):
-            write(path)
-        assert path.read_bytes() == b"as before" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ValueError, match="tfquant.save|tfquant.export"):
+        WRITERS[writer](quantized, path)
+    assert path.read_bytes() == b"as before" and list(tmp_path.iterdir()) == [path]
+    path.unlink()
+    with pytest.raises(ValueError, match="tfquant.save|tfquant.export"):
+        WRITERS[writer](quantized, path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_a_model_around_a_quantized_one_are_saved_and_it_is_exported(tmp_path):
+    inner = tfquant.quantize(two_outputs(), calibration=[X], progress=False)
+    inputs = keras.Input((8,))
+    outer = keras.Model(inputs, layers.Dense(1)(layers.Concatenate()(inner(inputs))))
+    expected = outer(X).numpy()
+    outer.save_weights(tmp_path / "m.weights.h5")
+    for variable in outer.weights:
+        variable.assign(tf.zeros_like(variable))
+    outer.load_weights(tmp_path / "m.weights.h5")
+    np.testing.assert_array_equal(outer(X), expected)
+    outer.export(tmp_path / "exported", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "exported")
+    np.testing.assert_allclose(loaded.serve(X), expected, rtol=1e-5, atol=1e-6)
