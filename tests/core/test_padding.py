@@ -314,6 +314,80 @@ def test_an_input_mask_comes_before_that_of_keras():
     assert found["out:linear_input:input"].statistics.count == real.sum() * WIDTH
 
 
+# Masks that are passed to attention alone
+
+
+def attending(x, mask, **options):
+    return keras.layers.MultiHeadAttention(2, 4)(x, x, attention_mask=mask, **options)
+
+
+def added(x, ids, valid):
+    """Attention written out, with a term that lowers the scores."""
+    scores = keras.layers.Dense(WIDTH)(x) @ keras.ops.transpose(x, (0, 2, 1))
+    lowered = (1.0 - keras.ops.cast(valid, "float32"))[:, None, :] * -1e9
+    return keras.ops.softmax(scores + lowered) @ x
+
+
+def pooled_by_attention(x, ids, valid):
+    scores = keras.ops.where(valid, keras.ops.squeeze(keras.layers.Dense(1)(x), -1), -1e9)
+    return keras.layers.Dense(WIDTH)(x) + keras.ops.softmax(scores)[:, None, :] @ x
+
+
+PASSED = {
+    "computed from ids": lambda x, ids, valid: attending(x, keras.ops.not_equal(ids, 0)[:, None, :]),
+    "computed from ids with another axis": lambda x, ids, valid: attending(x, keras.ops.not_equal(ids[:, None, :], 0)),
+    "an input": lambda x, ids, valid: attending(x, valid[:, None, :]),
+    "joined with a causal one": lambda x, ids, valid: attending(x, valid[:, None, :], use_causal_mask=True),
+    "pairs": lambda x, ids, valid: attending(x, valid[:, None, :] & valid[:, :, None]),
+    "added": added,
+    "pooling": pooled_by_attention,
+    "encoder of KerasHub": lambda x, ids, valid: keras_hub.layers.TransformerEncoder(12, 2)(x, padding_mask=valid),
+    "decoder of KerasHub": lambda x, ids, valid: keras_hub.layers.TransformerDecoder(12, 2)(x, decoder_padding_mask=valid),
+    "true for padding": lambda x, ids, padding: attending(x, keras.ops.logical_not(padding)[:, None, :]),
+}
+
+
+def masked_by_argument(change, name="valid", dtype="bool"):
+    ids, valid = tokens("ids"), keras.Input((None,), dtype=dtype, name=name)
+    x = change(keras.layers.Embedding(VOCAB, WIDTH)(ids), ids, valid)
+    return unlike_any_other(keras.Model([ids, valid], keras.layers.Dense(3, name="behind")(x)))
+
+
+@pytest.mark.parametrize("name", PASSED)
+def test_masks_that_attention_alone_is_given_are_used(name):
+    ids, real = ids_of()
+    batch = [ids, ~real if name == "true for padding" else real]
+    assert_as_cut(masked_by_argument(PASSED[name]), batch, cut_rows(batch, LENGTHS))
+
+
+DOUBTFUL = {
+    "another id than 0": lambda x, ids, valid: attending(x, keras.ops.not_equal(ids[:, None, :], 7)),
+    "segments": lambda x, ids, valid: attending(x, keras.ops.equal(valid[:, None, :], valid[:, :, None])),
+    "numbers": lambda x, ids, valid: attending(x, keras.ops.less(valid[:, None, :], 4)),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_a_warning_names_an_attention_mask_that_does_not_tell_padding(name):
+    ids, real = ids_of()
+    quantized = tfquant.quantize(masked_by_argument(DOUBTFUL[name], dtype="int32"), INPUTS, inputs=[ids, ids])
+    pattern = r"padding is counted at (\d+) of \1 sites, .*: the attention mask at .* follows from .*; pass mask="
+    with pytest.warns(UserWarning, match=pattern):
+        calibration = tfquant.calibrate(quantized, [[ids, real.astype("int32")]], progress=False)
+    assert calibration["behind:linear_input:input"].statistics.count == ids.size * WIDTH
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="padding is counted")
+        calibration = tfquant.calibrate(quantized, [[ids, real.astype("int32")]], mask="valid", progress=False)
+    assert calibration["behind:linear_input:input"].statistics.count == real.sum() * WIDTH
+
+
+def test_attention_without_a_mask_of_inputs_gives_no_warning():
+    model = masked_by_argument(lambda x, ids, valid: attending(x, None, use_causal_mask=True))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="padding is counted")
+        tfquant.quantize(model, INPUTS, [list(ids_of())], progress=False)
+
+
 # What cannot be told
 
 

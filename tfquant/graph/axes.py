@@ -66,6 +66,11 @@ class Axes:
         if self._sizes.any_pinned():
             self.follow(self._tensors)
 
+    @property
+    def input_shapes(self) -> list[list[int | None] | None]:
+        """A shape for each input, with sizes that the graph takes together."""
+        return self._sizes.shapes()
+
     def follow(self, names: Iterable[str]) -> None:
         """Finds the labels of tensors anew, by the operations that make them; those of tensors that these cannot tell stay."""
         for name in names:

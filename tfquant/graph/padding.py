@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import tensorflow as tf
 
+from tfquant.graph.attention_masks import find_token_masks
 from tfquant.graph.axes import Axes, Labels
 from tfquant.graph.axis_flow import PART
 from tfquant.graph.axis_sizes import BATCH
@@ -85,6 +86,12 @@ class Padding:
         self._trace, self.masks, tensors = trace, find_masks(trace, mask), list(tensors)
         self.uncertain: list[tuple[str, str]] = []
         self._places: dict[str, tuple[Placement, ...]] = {}
+        self._marking_padding: frozenset[str] = frozenset()  # names of masks that are nonzero for padding
+        unexplained: dict[str, list[str]] = {}
+        if mask == "auto" and tensors:
+            found, unexplained = find_token_masks(trace, self.masks)
+            self.masks += tuple(own.tensor for own in found)
+            self._marking_padding = frozenset(own.tensor.name for own in found if own.marks_padding)
         if self.masks and tensors:
             try:
                 axes = Axes(trace, [*(tensor for _, tensor in tensors), *self.masks])
@@ -94,11 +101,13 @@ class Padding:
             else:
                 self._place(axes, tensors)
         self._keep_used()
+        if unexplained:
+            self._doubt(tensors, *next(iter(unexplained.items())))
         self._warn(len(tensors), what)
 
     def of_masks(self, masks: Sequence[tf.Tensor]) -> Validity:
         """What the values of `masks` say of the tensors."""
-        return Validity(self._places, masks)
+        return Validity(self._places, [self._real(mask, old) for mask, old in zip(masks, self.masks, strict=True)])
 
     def values(self, flat: Sequence[tf.Tensor]) -> Validity:
         """What the masks say of one batch.
@@ -108,8 +117,12 @@ class Padding:
         """
         if all(mask.op.type == "Placeholder" for mask in self.masks):
             names = [tensor.name for tensor in self._trace.inputs]
-            return Validity(self._places, [flat[names.index(mask.name)] for mask in self.masks])
-        return Validity(self._places, self._masks_of(flat))
+            return self.of_masks([flat[names.index(mask.name)] for mask in self.masks])
+        return self.of_masks(self._masks_of(flat))
+
+    def _real(self, mask: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
+        """Nonzero for real tokens."""
+        return tf.equal(tf.cast(mask, tf.float32), 0.0) if old.name in self._marking_padding else mask
 
     def _masks_of(self, flat: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
         return self._function(*flat) if tf.executing_eagerly() else self._trace.emit(list(flat), targets=list(self.masks))
@@ -174,6 +187,22 @@ class Padding:
                 if len(lengths) == 1:
                     found[number] = (labels[0], tuple(lengths))
         return found
+
+    def _doubt(self, tensors: Sequence[tuple[str, tf.Tensor]], operation: str, inputs: Sequence[str]) -> None:
+        """Take up tensors that may hold padding which an attention mask leaves out in a way that is not understood."""
+        if self.uncertain:
+            return
+        named = ", ".join(inputs)
+        reason = (
+            f"the attention mask at {operation} follows from {named}, and which tokens it leaves out cannot be told; pass "
+            "mask= the input of [batch, tokens] that marks real ones, or mask=None if all count"
+        )
+        order, sources = _Order(self._trace), {tensor.name for tensor in self._trace.inputs}
+        self.uncertain = [
+            (name, reason)
+            for name, tensor in tensors
+            if tensor.name not in self._places and tensor.shape.rank != 0 and order.follows(tensor, sources)
+        ]
 
     def _keep_used(self) -> None:
         used = sorted({place.mask for places in self._places.values() for place in places})
