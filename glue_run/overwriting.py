@@ -22,11 +22,18 @@ RECORD, FINISHED = "config.out", "results.json"  # which a run writes first and 
 _OWN = re.compile(
     rf"config\.out|results\.json|final_score\.txt|eval_results_[a-z0-9-]+\.txt|checkpoint|model\.ckpt-\d+\.{folders.CHECKPOINT}"
 )
-_EXPORTED = "|".join(sorted({re.escape(target.suffix) for target in TARGETS.values() if target.suffix} | {r"\.bin"}))
+_EXPORTED = {target.file for target in TARGETS.values() if target.suffix} | {"model.bin"}  # OpenVINO's weights
 _OF_OUT = re.compile(
     rf"{'|'.join(map(re.escape, (CONFIG, *COMPANIONS)))}|checkpoint|{re.escape(NAME)}\.{folders.CHECKPOINT}"
-    rf"|model({_EXPORTED})(\.data)?"
+    rf"|({'|'.join(map(re.escape, sorted(_EXPORTED)))})(\.data)?"
 )
+# Folders that are exported, below OUT, the inner ones first, with the files that they hold.
+_EXPORTED_FOLDERS = {
+    ("saved_model", "variables"): re.compile(rf"variables\.{folders.CHECKPOINT}"),
+    ("saved_model", "assets"): re.compile("(?!)"),
+    ("saved_model",): re.compile(r"saved_model\.pb|fingerprint\.pb"),
+    ("fastertransformer",): re.compile(rf"checkpoint|model\.ckpt\.{folders.CHECKPOINT}"),
+}
 
 
 def check(directory: str, sources: dict[str, str]) -> None:
@@ -60,8 +67,8 @@ def start_anew(directory: str, settings: Settings, ranks: int) -> None:
     if cut_off and resume.is_same_run(saved[-1][1], settings, ranks):
         say(f"--overwrite-output: {directory} holds a run of the same options that was cut off; training goes on")
         return
-    inner = [os.path.join(directory, OUT)]
-    folders.remove(list(_files(directory)), [*inner, *_logs(directory)])
+    exported = [os.path.join(directory, OUT, *parts) for parts in _EXPORTED_FOLDERS]
+    folders.remove(list(_files(directory)), [*exported, os.path.join(directory, OUT), *_logs(directory)])
 
 
 def _files(directory: str) -> Iterator[str]:
@@ -71,7 +78,12 @@ def _files(directory: str) -> Iterator[str]:
         return
     yield from folders.matching(directory, _OWN)
     if record.get("save_model") or record.get("export"):
-        yield from folders.matching(os.path.join(directory, OUT), _OF_OUT)
+        out = os.path.join(directory, OUT)
+        yield from folders.matching(out, _OF_OUT)
+        for parts, pattern in _EXPORTED_FOLDERS.items():
+            above = [os.path.join(out, *parts[:depth]) for depth in range(len(parts))]
+            if not any(os.path.islink(folder) for folder in above):
+                yield from folders.matching(os.path.join(out, *parts), pattern)
     for folder in _logs(directory):
         yield from folders.matching(folder, folders.EVENTS)
 

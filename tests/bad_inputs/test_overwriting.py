@@ -12,16 +12,22 @@ from glue_run import overwriting
 from glue_run.settings import Settings
 from squad_run import demo
 from tfquant import checkpoint
+from tfquant.export import TARGETS
 
 LEFT = (
     "config.out", "results.json", "final_score.txt", "eval_results_rte.txt", "checkpoint", "model.ckpt-12.index",
     "model.ckpt-12.data-00000-of-00001", "out/config.json", "out/vocab.txt", "out/model.ckpt.index",
     "out/model.ckpt.data-00000-of-00001", "out/checkpoint", "out/model.onnx", "tb_logs/events.out.tfevents.1.host",
+    "out/onnxruntime.onnx", "out/onnxruntime.onnx.data", "out/tensorrt.onnx", "out/model.xml", "out/model.bin", "out/model.tflite",
+    "out/model.safetensors", "out/saved_model/saved_model.pb", "out/saved_model/fingerprint.pb",
+    "out/saved_model/variables/variables.index", "out/saved_model/variables/variables.data-00000-of-00001",
+    "out/fastertransformer/checkpoint", "out/fastertransformer/model.ckpt.index",
 )  # fmt: skip
 KEPT = (
     "notes.txt", "RTE/train.tsv", "vocab.txt", "config.json", "model.safetensors", "bert_model.ckpt.index", "model.ckpt.index",
     "out/pytorch_model.bin", "out/notes.txt", "tb_logs/notes.txt", "model.ckpt-12.index.bak", "my_model.ckpt-3.index",
-    "results.json.old", "other/results.json", "other/model.ckpt-3.index",
+    "results.json.old", "other/results.json", "other/model.ckpt-3.index", "saved_model/saved_model.pb", "out/mine.onnx",
+    "out/saved_model/notes.txt", "out/saved_model/assets/vocab.txt", "out/fastertransformer/model.ckpt-3.index",
 )  # fmt: skip
 
 
@@ -60,6 +66,10 @@ def test_folders_that_become_empty_go_too(tmp_path):
     place = tmp_path / "run"
     (place / "out").mkdir(parents=True)
     (place / "out" / "config.json").write_text("{}")
+    for name in ("saved_model/variables/variables.index", "saved_model/saved_model.pb", "fastertransformer/checkpoint"):
+        (place / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "out" / name).write_text("x")
+    (place / "out" / "saved_model" / "assets").mkdir()
     record(place, save_model=True)
     anew(place)
     assert os.listdir(place) == []
@@ -85,14 +95,19 @@ def test_a_model_that_the_run_did_not_save_stays(folder):
     assert there(folder, ["out/config.json", "out/vocab.txt"]) == ["out/config.json", "out/vocab.txt"]
 
 
-@pytest.mark.parametrize("linked", ["out", "tb_logs"])
+@pytest.mark.parametrize("linked", ["out", "out/saved_model", "out/saved_model/variables", "out/fastertransformer", "tb_logs"])
 def test_nothing_is_removed_behind_links(folder, linked, tmp_path):
     target = tmp_path / "elsewhere"
     (folder / linked).rename(target)
     (folder / linked).symlink_to(target)
-    before = sorted(os.listdir(target))
+    before = sorted(target.rglob("*"))
     anew(folder)
-    assert sorted(os.listdir(target)) == before and (folder / linked).is_symlink()
+    assert sorted(target.rglob("*")) == before and (folder / linked).is_symlink()
+
+
+def test_every_target_has_a_name_that_is_removed():
+    exported = {parts[0] for parts in overwriting._EXPORTED_FOLDERS}
+    assert {target.file for target in TARGETS.values() if not target.suffix} == exported
 
 
 @pytest.mark.parametrize("form", ["plain", "relative", "link", "dots"])
