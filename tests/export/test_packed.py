@@ -325,14 +325,21 @@ def test_a_table_is_packed_if_every_lookup_is_quantized(tmp_path):
         np.testing.assert_array_equal(loaded(ids), before)
 
 
-def test_nan_stays_where_it_was(tmp_path):
-    model = quantized(two_dense(), FOUR_BITS, [ROWS])
-    kernel = model.original.get_layer("first").kernel
-    kernel.assign(np.where(np.arange(30).reshape(6, 5) == 7, np.nan, kernel.numpy()))
-    assert sizes(model)["first/kernel"].bits == 32
-    other = two_dense(seed=3)
-    packed.load(written(model, tmp_path / "model.safetensors"), other)
-    np.testing.assert_array_equal(other.get_layer("first").kernel, kernel)
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("layer", ["first", "second"])
+def test_weights_that_are_not_finite_are_refused_when_loaded(tmp_path, layer, broken):
+    """A network with them answers NaN; `tfquant.load` refuses them as well."""
+    model, other = quantized(two_dense(), FOUR_BITS, [ROWS]), two_dense(seed=3)
+    kernel = model.original.get_layer(layer).kernel
+    values = kernel.numpy()
+    values[1, 2] = broken
+    kernel.assign(values)
+    before = other.get_weights()
+    path = written(model, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"{path}: variable {layer}/kernel holds NaN or Inf; load another file"):
+        packed.load(path, other)
+    for old, new in zip(before, other.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
 
 
 # The file, read without tfquant

@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from fileio.messages import printable
 from tfquant import qdq
 from tfquant.bitpacking import PackedArray, read_file, write_file
 from tfquant.calibration import engine_of
@@ -62,6 +63,7 @@ from tfquant.store import (
     range_name,
     stored_names,
 )
+from tfquant.variables import is_finite
 
 MARKS = {"format": "tfquant.packed", "version": "1"}
 _COPIES = ("ReadVariableOp", "Identity", "StopGradient")
@@ -111,8 +113,8 @@ def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: 
     Raises:
       FileNotFoundError: no such file.
       CheckpointError: it is damaged.
-      ValueError: it is no packed file, or weights or sites differ from those of `model`; all differences are listed. The weights of
-        `model` are as before then.
+      ValueError: it is no packed file, weights or sites differ from those of `model`, all differences are listed, or a variable is
+        NaN or infinite. The weights of `model` are as before then.
     """
     file = _File(path)
     engine = engine_as_saved(source_of(model, inputs, signature), file.recipe, file.sites)
@@ -136,6 +138,9 @@ def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: 
     wrong = [f"{name}: {saved} in the file, {own} in the model" for name, saved, own in shapes if saved != own]
     if wrong:
         raise ValueError(f"{path}: shapes differ from the model's: {'; '.join(wrong)}")
+    broken = [name for name, value, _ in found if not is_finite(value)]
+    if broken:
+        raise ValueError(f"{path}: variable {printable(broken[0])} holds NaN or Inf; load another file")
     for _, value, variable in found:
         variable.assign(value)
     estimate_parted(engine, renamed)
