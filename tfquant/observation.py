@@ -30,7 +30,10 @@ class Observation:
       observers: of the sites with one range.
       dimensions: address -> observer of each embedding dimension: of sites whose ranges lie along it, of what dimensions are sorted
         by and, where asked for, of all other sites that have such an axis.
+      shared: whether each of several ranks observes some of the batches; else each of them observes all.
     """
+
+    shared = True
 
     def __init__(
         self,
@@ -116,15 +119,16 @@ class Observation:
     def run(self, batches: Iterable[Any], progress: bool, group: Group | None = None) -> None:
         """Observes the batches that fall to this rank; with several ranks, `join` must follow."""
         group = group or Single()
+        ranks = group.size if self.shared else 1
         total, hidden = _length(batches), not progress or group.rank > 0
         # What was made beforehand can be dealt out by size: batches of long texts take several times as long as those of short.
-        ready = isinstance(batches, (list, tuple)) and group.size > 1
-        owners = dealt([_elements(batch) for batch in batches], group.size) if ready else None
+        ready = isinstance(batches, (list, tuple)) and ranks > 1
+        owners = dealt([_elements(batch) for batch in batches], ranks) if ready else None
         self.number = 0
         for number, batch in enumerate(tqdm(batches, "calibrating", total, unit="batch", disable=hidden)):
-            if (number % group.size if owners is None else owners[number]) == group.rank:
+            if ranks == 1 or (number % ranks if owners is None else owners[number]) == group.rank:
                 extremes = self._observe(batch)
-                if group.size > 1:
+                if ranks > 1:
                     self._extremes[number] = extremes.numpy()
             if group.size > 1:
                 self._content = _checksum(batch, self._content)
@@ -153,16 +157,10 @@ class Observation:
           ValueError: the ranks were given different numbers of batches or have different sites.
         """
         ranks = [_unpacked(data) for data in group.gather(self._packed())]
-        for what, found in (
-            ("batches", [int(rank["total"]) for rank in ranks]),
-            ("sites", [len(rank["counts"]) for rank in ranks]),
-            ("embedding axes", [int(rank["axes"]) for rank in ranks]),
-        ):
-            if len(set(found)) > 1:
-                sizes = " and ".join(map(str, sorted(set(found))))
-                raise ValueError(f"ranks were given {sizes} {what}: calibrate all of them with the same model and batches")
-        if len({int(rank["content"]) for rank in ranks}) > 1:
-            raise ValueError("ranks were given batches of other content: calibrate all of them with the same batches in one order")
+        _check_counts("batches", [int(rank["total"]) for rank in ranks])
+        _check_counts("sites", [len(rank["counts"]) for rank in ranks])
+        _check_counts("embedding axes", [int(rank["axes"]) for rank in ranks])
+        _check_contents([int(rank["content"]) for rank in ranks])
         order = np.argsort(np.concatenate([rank["numbers"] for rank in ranks]))
         extremes = np.concatenate([rank["extremes"] for rank in ranks])[order]
         for index, (_, observer) in enumerate(self.observers):
@@ -172,6 +170,16 @@ class Observation:
         for index, observer in enumerate(self.dimensions.values()):
             observer.join([(rank[f"dimension_counters/{index}"], rank[f"dimension_extremes/{index}"]) for rank in ranks])
         self.samples = sum(int(rank["samples"]) for rank in ranks)
+
+    def compare_batches(self, group: Group) -> None:
+        """Compare the batches that the ranks were given.
+
+        Raises:
+          ValueError: their number or their content differs.
+        """
+        found = [np.frombuffer(data, np.int64) for data in group.gather(np.array([self.number, self._content]).tobytes())]
+        _check_counts("batches", [int(number) for number, _ in found])
+        _check_contents([int(content) for _, content in found])
 
     def _packed(self) -> bytes:
         tallies = [observer.tallies() for _, observer in self.observers]
@@ -195,6 +203,19 @@ class Observation:
             **dimensions,
         )
         return file.getvalue()
+
+
+def _check_counts(what: str, counts: Sequence[int]) -> None:
+    """Raise ValueError if the ranks have different numbers of something."""
+    if len(set(counts)) > 1:
+        sizes = " and ".join(map(str, sorted(set(counts))))
+        raise ValueError(f"ranks were given {sizes} {what}: calibrate all of them with the same model and batches")
+
+
+def _check_contents(checksums: Sequence[int]) -> None:
+    """Raise ValueError if the batches of the ranks differ."""
+    if len(set(checksums)) > 1:
+        raise ValueError("ranks were given batches of other content: calibrate all of them with the same batches in one order")
 
 
 def _check_method(site: Site) -> None:

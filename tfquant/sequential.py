@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from tfquant.site import Site
 class SequentialObservation(Observation):
     """Observers of all activation sites in a network that is quantized with what they have seen so far."""
 
+    shared = False  # each batch depends on those before
     _weights: dict[str, tuple[np.ndarray, np.ndarray]]
     _failure: calib.CalibrationError | None = None
 
@@ -59,12 +60,13 @@ class SequentialObservation(Observation):
             found[address] = (site, self.engine.edges()[first])
         return found
 
-    def run(self, batches: Iterable[Any], progress: bool, group: Group | None = None) -> None:
-        """Observes all batches, on every rank: each of them depends on those before."""
-        super().run(batches, progress and (group is None or group.rank == 0))
-
     def join(self, group: Group) -> None:
-        """Every rank has seen everything."""
+        """Every rank has seen everything, if all were given the same batches.
+
+        Raises:
+          ValueError: they were not.
+        """
+        self.compare_batches(group)
 
     @functools.cached_property
     def function(self):

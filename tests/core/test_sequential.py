@@ -176,6 +176,28 @@ def test_several_ranks_find_what_one_finds(two_dense):
         assert calibration.equals(alone)
 
 
+OTHERS = {
+    "more": (lambda: [*BATCHES, BATCHES[0]], "ranks were given"),
+    "other values": (lambda: [batch + np.float32(1) for batch in BATCHES], "other content"),
+    "another order": (lambda: BATCHES[::-1], "other content"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("made", [iter, list])
+def test_other_batches_on_one_rank_are_refused_on_all(two_dense, name, made):
+    models = [tfquant.quantize(two_dense, COARSE) for _ in range(2)]
+    other, message = OTHERS[name]
+    found = on_ranks(
+        2,
+        lambda group: tfquant.calibrate(
+            models[group.rank], made(other() if group.rank else BATCHES), progress=False, order="sequential", group=group
+        ),
+    )
+    assert all(type(error) is ValueError and message in str(error) for error in found), found
+    assert not any(model.calibrated for model in models)
+
+
 @pytest.mark.parametrize("place", [0, 2])
 def test_nan_names_site_and_batch_and_changes_nothing(two_dense, place):
     quantized, _ = calibrated(two_dense, COARSE)
