@@ -10,7 +10,7 @@ from glue_run.outputs import logs_of
 from glue_run.settings import EXPORTS, PTQ, QUANTIZING, Settings, option, rounding_options
 from runs import teaching
 from runs.folders import problem_with
-from runs.settings import FlagError, refuse, unusable_numbers
+from runs.settings import FlagError, problems_of_numbers, refuse
 from tasks import glue
 from tfquant.distributed import launched
 from tfquant.export import TARGETS
@@ -31,16 +31,10 @@ def check(settings: Settings) -> None:
     """
     looks = (_numbers, _work, _export, _evaluation, _quantization, _training_of_ranges, _teaching, _groups, _dynamic)
     problems = [problem for look in looks for problem in look(settings)]
-    refuse(problems, settings)
+    refuse([*problems, *problems_of_numbers(problems, settings, option)], settings)
 
 
 def _numbers(s: Settings) -> list[str]:
-    problems = _small_numbers(s)
-    named = {problem.partition(" ")[0] for problem in problems}
-    return problems + [problem for name, problem in unusable_numbers(s, option) if option(name) not in named]
-
-
-def _small_numbers(s: Settings) -> list[str]:
     at_least_one = ("batch_size", "eval_batch_size", "num_train_samples", "num_val_samples", "gradient_accumulation_steps",
                     "logging_steps", "num_candidates", "act_num_candidates", "num_est_batches", "est_ranges_batch_size",
                     "per_groups", "save_total_limit", "eval_steps", "max_seq_length")  # fmt: skip

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ MAX_INTEGER = 2**31 - 1  # steps, sizes and counts are int32
 MAX_SEED = 2**32 - 1  # NumPy's
 MAX_EPOCHS = 1e6
 MAX_CANDIDATES = 100_000  # each is one row of a table in memory
+_FLAG = re.compile(r"--[\w-]+")
 _MAX_FLOAT = 3.4e38  # of float32
 _LARGEST = {"seed": MAX_SEED, "num_candidates": MAX_CANDIDATES, "act_num_candidates": MAX_CANDIDATES}
 _LARGEST |= {"num_train_epochs": MAX_EPOCHS, "num_epochs": MAX_EPOCHS}
@@ -40,13 +42,23 @@ def refuse(problems: Sequence[str], settings: Any) -> None:
         raise FlagError("\n".join(lines))
 
 
-def unusable_numbers(settings: Any, written: Callable[[str, Any], str]) -> Iterator[tuple[str, str]]:
-    """Yield (field, problem) of every number that nothing can be computed with: NaN, infinity, and what is far too large.
+def problems_of_numbers(problems: Sequence[str], settings: Any, written: Callable[..., str]) -> list[str]:
+    """Return a problem for every number that nothing can be computed with and that no other problem names.
 
     Args:
-        settings: a dataclass; its other fields are passed over.
-        written: (name of a field, its value) -> the two as they are written on the command line.
+        problems: found otherwise, one line each, those about one flag with its name in front.
+        settings: a dataclass; fields that are no numbers are passed over.
+        written: name of a field, and its value if given -> the two as they are written on the command line.
+
+    Returns:
+        One line for each NaN, infinity, and number that is far too large.
     """
+    named = {match[0] for problem in problems if (match := _FLAG.match(problem))}
+    return [problem for name, problem in _unusable_numbers(settings, written) if written(name) not in named]
+
+
+def _unusable_numbers(settings: Any, written: Callable[..., str]) -> Iterator[tuple[str, str]]:
+    """Yield (field, problem) of every number that nothing can be computed with; see `problems_of_numbers`."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         for number in value if isinstance(value, tuple) else (value,):

@@ -8,7 +8,7 @@ import pathlib
 import calib
 import modeling
 from runs.folders import problem_with, same_files
-from runs.settings import refuse, unusable_numbers
+from runs.settings import problems_of_numbers, refuse
 from squad_run import teacher_flags
 from squad_run.flags import LOSS_SCALES, MODES, RANGES_OF, RUNTIMES, TARGET_OF, TFDS, Settings
 from tasks.wordpiece import num_ids, read_vocab
@@ -32,8 +32,7 @@ def check(settings: Settings) -> None:
     """
     without_files = (_numbers, _recipe, _work, _placement, _ranges, _export, teacher_flags.contradictions, _sparsity)
     problems = [problem for look in (*without_files, _files) for problem in look(settings)]
-    named = {problem.partition("=")[0] for problem in problems}  # a flag that is refused already
-    problems += [text for name, text in unusable_numbers(settings, teacher_flags.written) if f"--{name}" not in named]
+    problems += problems_of_numbers(problems, settings, teacher_flags.written)
     if not problems:  # these read the files
         problems = _model(settings)
     if not problems:

@@ -10,11 +10,13 @@ import pytest
 import tensorflow as tf
 
 import run_squad
-from glue_run import networks
+from glue_run import networks, setting_checks
 from glue_run.settings import Settings as GlueSettings
 from runs import resume
 from runs.errors import EXPECTED, describe
 from runs.folders import problem_with
+from runs.settings import FlagError
+from squad_run import flag_checks
 from squad_run.flags import Settings
 from squad_run.training import steps_of
 from tasks import glue
@@ -125,3 +127,28 @@ def test_a_fresh_head_is_said_in_one_line(good_glue, tmp_path, capsys):
         networks.load_float(model, str(tmp_path), new_head=False)
     with pytest.raises(ValueError, match="has no head for a task"):
         networks.check_head(str(tmp_path), task, "--model-path")
+
+
+def check_squad_numbers(value):
+    flag_checks.check(Settings(learning_rate=value, seed=10**12, n_best_size=-(10**12), do_predict=True))
+
+
+def check_glue_numbers(value):
+    settings = GlueSettings(mode="train-baseline", learning_rate=value, max_steps=10**12, batch_size=-(10**12))
+    setting_checks.check(settings)
+
+
+NUMBERED = {
+    "SQuAD": (check_squad_numbers, ("--learning_rate=", "--seed=", "--n_best_size=")),
+    "GLUE": (check_glue_numbers, ("--learning-rate ", "--max-steps ", "--batch-size ")),
+}
+
+
+@pytest.mark.parametrize("script", NUMBERED)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
+def test_a_number_that_is_refused_is_named_once(script, value):
+    check, flags = NUMBERED[script]
+    with pytest.raises(FlagError) as caught:
+        check(value)
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert [sum(line.startswith(flag) for line in lines) for flag in flags] == [1, 1, 1], lines
