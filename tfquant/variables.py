@@ -1,10 +1,13 @@
 """One view of variables of Keras and of TensorFlow."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from tfquant.graph.dataflow import distinct
 
 
 def resource(variable: Any) -> tf.Variable:
@@ -15,6 +18,19 @@ def resource(variable: Any) -> tf.Variable:
 def path_of(variable: Any) -> str:
     """A variable's path: Keras has it as `path`, TensorFlow as `name` with the output's number behind."""
     return getattr(variable, "path", None) or variable.name.removesuffix(":0")
+
+
+def names_of(variables: Iterable[Any]) -> dict[int, str]:
+    """Return names that tell variables apart: nested models may hold layers of one path.
+
+    Args:
+      variables: of Keras or TensorFlow; one may occur several times.
+
+    Returns:
+      `id` of the TensorFlow variable -> its path; the second variable of a path becomes `path#2`, and so on.
+    """
+    found = {id(resource(variable)): variable for variable in variables}
+    return dict(zip(found, distinct(map(path_of, found.values())), strict=True))
 
 
 def is_finite(value: Any) -> bool:

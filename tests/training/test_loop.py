@@ -89,6 +89,35 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(tmp_pat
     assert not np.array_equal(one["words/embeddings"], four["words/embeddings"])
 
 
+def with_layers_of_one_name() -> keras.Model:
+    """Nested models name their layers by themselves: two kernels are called `inner/kernel`, two `head/kernel`."""
+
+    def nested(width, units, name):
+        inputs = keras.Input((None, width))
+        return keras.Model(inputs, keras.layers.Dense(units, name=name)(inputs))
+
+    ids = keras.Input((None,), dtype="int32", name="ids")
+    x = keras.layers.Embedding(WORDS, 6, name="words")(ids)
+    x = nested(6, 6, "inner")(nested(6, 6, "inner")(x))
+    return keras.Model(ids, nested(6, 2, "head")(nested(6, 6, "head")(x)))
+
+
+def test_variables_of_one_path_are_all_saved_and_restored(tmp_path):
+    trainer = make_trainer(tmp_path, 2, model=with_layers_of_one_name())
+    trainer.fit(batches)
+    expected = [v.numpy() for v in trainer.model.weights]
+    slots = [slot.numpy() for pair in trainer.optimizer.slots() for slot in pair]
+    names = everything(tmp_path / "model.ckpt-2").keys()
+    assert {"inner/kernel", "inner/kernel#2", "head/kernel#2/adam_m", "head/bias#2/adam_v"} <= names
+    keras.utils.set_random_seed(99)
+    resumed = make_trainer(tmp_path, 2, model=with_layers_of_one_name())
+    assert resumed.restore() == 2
+    for own, value in zip(resumed.model.weights, expected, strict=True):
+        np.testing.assert_array_equal(own, value)
+    for own, value in zip((slot for pair in resumed.optimizer.slots() for slot in pair), slots, strict=True):
+        np.testing.assert_array_equal(own, value)
+
+
 def test_the_checkpoint_holds_weights_slots_step_and_seeds_under_their_names(tmp_path):
     trainer = make_trainer(tmp_path, 2)
     trainer.fit(batches)

@@ -33,6 +33,17 @@ def test_masks_keep_the_two_largest_of_four_along_the_inputs():
     check({"k": variable.numpy()}, "2x4")
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_kernels_of_one_path_are_all_kept_sparse(count):
+    kernels = [kernel(seed=seed, name="d/kernel") for seed in range(count)]
+    wanted = [v.numpy() * two_largest_of_four(v.numpy()) for v in kernels]
+    sparsity = StructuredSparsity([*kernels, kernels[0]])
+    assert list(sparsity.state()) == ["tfquant/masks/d/kernel", *(f"tfquant/masks/d/kernel#{n}" for n in range(2, count + 1))]
+    sparsity.before_step(0)
+    for variable, value in zip(kernels, wanted, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
 def test_masks_are_made_when_the_schedule_says_so():
     sparsity = StructuredSparsity([kernel()], begin_step=2, end_step=7, frequency=3)
     assert [step for step in range(12) if sparsity.before_step(step)] == [2, 5]

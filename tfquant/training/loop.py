@@ -24,7 +24,7 @@ from tfquant.training.loss_scale import DynamicLossScale
 from tfquant.training.meter import Meter, TrainSummary
 from tfquant.training.optimizer import BertAdamW
 from tfquant.training.options import TrainOptions
-from tfquant.variables import is_finite, path_of, resource
+from tfquant.variables import is_finite, names_of, path_of, resource
 
 GLOBAL_STEP = "global_step"
 STATE = "tfquant/state/"
@@ -88,6 +88,7 @@ class Trainer:
         self._variables += loss_variables
         optimizer.build(self._variables)
         self._weights = [*(model.weights if weights is None else weights), *loss_variables]
+        self._names = names_of([*self._weights, *self._variables, *model.variables])
         self._seeds = list(seed_variables(model) if seeds is None else seeds)
         self._reached: list[int] = []  # which variables the loss depends on; known once the step is traced
         self._sums = [tf.Variable(tf.zeros_like(v)) for v in self._variables] if options.accumulation > 1 else []
@@ -109,17 +110,22 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Checkpoint name -> variable, for everything that training changes."""
-        named = {path_of(v): v for v in self._weights}
+        named = {self._name(v): v for v in self._weights}
         for variable, (m, v) in zip(self._variables, self.optimizer.slots(), strict=True):
-            named[path_of(variable) + "/adam_m"], named[path_of(variable) + "/adam_v"] = m, v
+            named[self._name(variable) + "/adam_m"], named[self._name(variable) + "/adam_v"] = m, v
         # Numbered, not named: Keras counts the names of seed generators per process.
         named |= {f"{STATE}seed_{i}": variable for i, variable in enumerate(self._seeds)}
         return named | self._further | {GLOBAL_STEP: self.optimizer.iterations}
 
+    def _name(self, variable: Any) -> str:
+        """Of a variable in the checkpoint."""
+        return self._names.get(id(resource(variable))) or path_of(variable)
+
     def _alike(self) -> dict[str, Any]:
         """What all ranks must hold the same of: what is saved and what else the model has, but for the random states."""
         own = {id(resource(v)) for v in self._seeds}
-        state = self.state() | {path_of(v): v for v in self.model.variables if path_of(v) not in self.state()}
+        state = self.state()
+        state |= {self._name(v): v for v in self.model.variables if self._name(v) not in state}
         return {name: v for name, v in state.items() if id(resource(v)) not in own}
 
     def save(self) -> str:

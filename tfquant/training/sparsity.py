@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant.training.hooks import Hook
-from tfquant.variables import path_of, resource
+from tfquant.variables import names_of, path_of, resource
 
 ENCODER_KERNELS = r"(^|/)(attention/self/(query|key|value)|attention/output/dense|intermediate/dense|output/dense)/kernel$"
 MASKS = "tfquant/masks/"
@@ -55,7 +55,9 @@ class StructuredSparsity(Hook):
         from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule
 
         self.zeros, self.block = parse_pattern(pattern)
-        self._kernels = {path_of(v): resource(v) for v in variables}
+        variables = list(variables)
+        names = names_of(variables)
+        self._kernels = {names[id(resource(v))]: resource(v) for v in variables}
         if not self._kernels:
             raise ValueError("structured sparsity was given no kernels: choose some with encoder_kernels")
         for name, kernel in self._kernels.items():
