@@ -61,13 +61,7 @@ def multimodal_backbones() -> dict[str, Callable[[], Any]]:
         "SigLIPTextEncoder": lambda: models.SigLIPTextEncoder(**_TEXT, max_sequence_length=8),
         "SigLIPVisionEncoder": lambda: models.SigLIPVisionEncoder(**_VISION),
         "SAM3PromptableConceptBackbone": _sam3,
-        "StableDiffusion3Backbone": lambda: models.StableDiffusion3Backbone(
-            mmdit_patch_size=2, mmdit_hidden_dim=32, mmdit_num_layers=1, mmdit_num_heads=2,
-            mmdit_position_size=16, mmdit_qk_norm=None, mmdit_dual_attention_indices=None,
-            vae=vae(), clip_l=models.CLIPTextEncoder(50, 16, 16, 2, 2, 32, "quick_gelu", -2),
-            clip_g=models.CLIPTextEncoder(50, 16, 16, 2, 2, 32, "gelu", -2),
-            image_shape=(32, 32, 3),
-        ),
+        "StableDiffusion3Backbone": _stable_diffusion,
     }  # fmt: skip
 
 
@@ -116,3 +110,15 @@ def _sam3() -> Any:
         ),
         dtype="float32",
     )  # fmt: skip
+
+
+def _stable_diffusion() -> Any:
+    model = models.StableDiffusion3Backbone(
+        mmdit_patch_size=2, mmdit_hidden_dim=32, mmdit_num_layers=1, mmdit_num_heads=2,
+        mmdit_position_size=16, mmdit_qk_norm=None, mmdit_dual_attention_indices=None,
+        vae=vae(), clip_l=models.CLIPTextEncoder(50, 16, 16, 2, 2, 32, "quick_gelu", -2),
+        clip_g=models.CLIPTextEncoder(50, 16, 16, 2, 2, 32, "gelu", -2), image_shape=(32, 32, 3),
+    )  # fmt: skip
+    # The schedule is Python state, which KerasHub's tasks set as well before they trace.
+    model.configure_scheduler(1)
+    return model

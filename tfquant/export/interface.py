@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -17,7 +17,7 @@ class Interface:
 
     Attributes:
       inputs: signature, named, in the order of `tf.nest.flatten`.
-      outputs: names, in that order too.
+      outputs: names, in that order too; none is that of an input, as formats such as ONNX have one name for one tensor.
     """
 
     inputs: tuple[tf.TensorSpec, ...]
@@ -26,7 +26,8 @@ class Interface:
     @classmethod
     def of(cls, trace: Trace) -> Interface:
         specs = zip(trace.input_specs, trace.input_names, strict=True)
-        return cls(tuple(tf.TensorSpec(spec.shape, spec.dtype, name=name) for spec, name in specs), _names(trace.output_structure))
+        inputs = tuple(tf.TensorSpec(spec.shape, spec.dtype, name=name) for spec, name in specs)
+        return cls(inputs, tuple(_unlike(trace.input_names, _names(trace.output_structure))))
 
     def named_inputs(self, flat: Sequence[Any]) -> dict[str, Any]:
         return {spec.name: value for spec, value in zip(self.inputs, flat, strict=True)}
@@ -41,3 +42,15 @@ def _names(structure: Any) -> tuple[str, ...]:
         return tuple(sorted(structure))  # the order of tf.nest.flatten
     leaves = [leaf for leaf in tf.nest.flatten(structure) if isinstance(leaf, tf.TensorSpec)]
     return ("output",) if len(leaves) == 1 else tuple(f"output_{index}" for index in range(len(leaves)))
+
+
+def _unlike(inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[str]:
+    """Names of outputs, those that an input has with `_output` behind."""
+    taken = {*inputs, *outputs}
+    for name in outputs:
+        if name in inputs:
+            name += "_output"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+        yield name
