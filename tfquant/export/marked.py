@@ -92,7 +92,11 @@ def marked(engine: Engine, regions: Iterable[Region] = (), mode: str = "quantize
             return mark(name, tensor) if name in sites else tensor
 
         edits = engine.edits_at_edges(mark_site)
-        edits = dataclasses.replace(_with_regions(edits, named, mark), operations=_reads(trace, read) | replaced)
+        edits = dataclasses.replace(
+            _with_regions(edits, named, mark),
+            operations=_reads(trace, read) | replaced,
+            in_bodies={"ReadVariableOp": _with_shape},
+        )
         return interface.named_outputs(trace.emit(list(inputs), edits, given=as_constants(trace) | given))
 
     specs = [tf.TensorSpec(value.shape, value.dtype, name=name) for name, value in zip(names, apart, strict=True)]
@@ -123,6 +127,11 @@ def _reads(trace: Trace, given: Mapping[str, tf.Tensor]) -> dict[str, Callable[[
 
 def _read(op: tf.Operation, value: tf.Tensor, inputs: list[tf.Tensor]) -> tf.Tensor:
     return value if op.type == "ReadVariableOp" else tf.gather(value, inputs[1], batch_dims=op.get_attr("batch_dims"))
+
+
+def _with_shape(value: tf.Tensor) -> tf.Tensor:
+    """The value of a variable, with its shape, which converters need and lose where they freeze variables in bodies."""
+    return value if value.shape.rank is None else tf.ensure_shape(value, value.shape)
 
 
 def _names(wanted: Iterable[str], interface: Interface) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from tfquant.export.errors import ExportError
+from tfquant.export.tensor_lists import TensorLists
 from tfquant.graph.dataflow import parent
 from tfquant.graph.trace import Trace
 
@@ -47,6 +49,8 @@ def rewrites(trace: Trace) -> dict[str, Replacement]:
         if op.type == "Bitcast" and (masks := list(_sign_masks(op))):
             found[op.name] = _first
             found |= dict.fromkeys(masks, _sign_bit)
+    lists = TensorLists(trace.operations)
+    found |= {name: functools.partial(lists.emit, name) for name in lists.operations}
     return found
 
 

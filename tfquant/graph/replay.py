@@ -38,11 +38,21 @@ class Edits:
       edges: (operation name, input index) -> callable applied to the tensor on that edge alone.
       tensors: tensor name -> callable applied to the tensor for all its consumers and the outputs.
       operations: operation name -> callable that makes its one output from its new inputs, in place of the operation.
+      in_bodies: type of an operation in the body of a loop or branch -> callable applied to its outputs for all their consumers.
     """
 
     edges: Mapping[tuple[str, int], Edit] = dataclasses.field(default_factory=dict)
     tensors: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
     operations: Mapping[str, Callable[[list[tf.Tensor]], tf.Tensor]] = dataclasses.field(default_factory=dict)
+    in_bodies: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
+
+    def of_body(self, body: tf.Graph) -> Edits:
+        """The edits inside the body of a loop or branch."""
+        if not self.in_bodies:
+            return NO_EDITS
+        places = [(t.name, op.type) for op in body.get_operations() for t in op.outputs]
+        tensors = {name: self.in_bodies[kind] for name, kind in places if kind in self.in_bodies}
+        return Edits(tensors=tensors, in_bodies=self.in_bodies)
 
 
 NO_EDITS = Edits()
@@ -260,7 +270,7 @@ def _copied_body(state: _State, source: tf.Graph, name: str) -> tuple[tf.Graph, 
             body.inputs.append(tf.compat.v1.placeholder(parameter.dtype, parameter.shape, name=parameter.op.name))
             handle_data_util.copy_handle_data(parameter, body.inputs[-1])  # shape and type of variables
         known = {t.name: new for t, new in zip(old.inputs, body.inputs, strict=True)}
-        inner = _State(body, known, {}, NO_EDITS, state.inline, old, state)
+        inner = _State(body, known, {}, state.edits.of_body(old), state.inline, old, state)
         for operation in old.get_operations():
             _replay_operation(inner, operation)
         body.outputs = [known[t.name] for t in old.outputs]
