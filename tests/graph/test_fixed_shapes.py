@@ -136,8 +136,28 @@ def test_a_model_that_traces_with_no_shapes_raises_its_first_error():
             return keras.KerasTensor(x.shape, x.dtype)
 
     model = functional(Broken(), keras.layers.Dense(4))
-    with pytest.raises(ValueError, match="(?s)could not be traced.*cannot take None"):
+    with pytest.raises(ValueError, match="could not be traced.*RuntimeError: cannot take None"):
         tfquant.quantize(model, calibration=[X], progress=False)
+
+
+@pytest.mark.parametrize("wrap", ["layer", "function", "subclassed", "not built"])
+def test_errors_of_the_users_code_are_told_in_one_line(wrap):
+    def fail(x):
+        raise TypeError(f"first {x.dtype.name}\nsecond")
+
+    class Failing(keras.Model):
+        def call(self, x):
+            return tf.function(fail)(x) if wrap == "function" else fail(x)
+
+        def compute_output_spec(self, x):
+            return keras.KerasTensor(x.shape, x.dtype)
+
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, Failing()(inputs)) if wrap in ("layer", "function") else Failing()
+    model.built = wrap != "not built"
+    with pytest.raises(ValueError, match="could not be (traced|built).*: TypeError: first float32") as error:
+        tfquant.quantize(model, calibration=[np.ones((2, 3), np.float32)], progress=False)
+    assert "\n" not in str(error.value)
 
 
 def test_shapes_of_a_signature_are_taken_as_they_are():

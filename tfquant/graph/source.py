@@ -16,6 +16,7 @@ from tfquant.graph import shapes
 from tfquant.graph.arguments import ArgumentError, Arguments, arguments_of, name_of, own_arguments
 from tfquant.graph.call_arguments import call_arguments
 from tfquant.graph.side_outputs import take_losses
+from tfquant.messages import reason_of
 
 
 class TraceError(ValueError):
@@ -161,7 +162,7 @@ def _build(call: Callable, signature, fallbacks: tuple[Any, ...]) -> None:
         except Exception as error:
             failure = failure or error
     raise TraceError(
-        f"the model could not be built with inputs {describe(signature)}: {type(failure).__name__}: {failure}"
+        f"the model could not be built with inputs {describe(signature)}: {reason_of(failure)}"
     ) from failure
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from tfquant.graph.keras_masks import AttachedMasks, attached_masks
 from tfquant.graph.shapes import fixed_axes
 from tfquant.graph.side_outputs import output_masks, outside_of_calls
 from tfquant.graph.source import Source, TraceError, describe
+from tfquant.messages import reason_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ def trace(source: Source, training: bool = False) -> Trace:
         if failure is not None:
             warnings.warn(
                 f"the model traces with fixed shapes alone: {fixed_axes(source.input_names, source.structure, structure)}, as in "
-                f"the batch that was given; other sizes are refused. With open shapes: {_reason_in_one_line(failure)}",
+                f"the batch that was given; other sizes are refused. With open shapes: {reason_of(failure)}",
                 stacklevel=2,
             )
         return _flatten(concrete, source.narrowed(structure), attached)
@@ -134,7 +134,7 @@ def trace(source: Source, training: bool = False) -> Trace:
         "; if it needs the sizes of its inputs, pass inputs=one_batch, calibration batches, or a signature= with these sizes"
     )  # fmt: skip
     raise TraceError(
-        f"the model could not be traced with inputs {describe(source.structure)}: {_reason(failure)}{hint}"
+        f"the model could not be traced with inputs {describe(source.structure)}: {reason_of(failure)}{hint}"
     ) from failure
 
 
@@ -147,17 +147,6 @@ def _traced(source: Source, structure: Any, training: bool) -> tuple[Any, Attach
 
     with outside_of_calls(), attached_masks() as attached:
         return tf.function(flat_call, autograph=False).get_concrete_function(*tf.nest.flatten(structure)), attached
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _reason_in_one_line(error: Exception) -> str:
-    """Keras wraps errors of a layer into many lines, with the error itself in bold below a heading."""
-    lines = [re.sub(r"\x1b\[\d+m", "", line).strip() for line in str(error).splitlines()]
-    lines = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
 def _has_open_axes(structure: Any) -> bool:
