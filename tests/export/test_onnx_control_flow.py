@@ -21,7 +21,7 @@ def data(*shape, seed=0):
 
 def answers(model, batches, path):
     """Outputs of the float file of a quantized model for each batch, in order."""
-    quantized = tfquant.quantize(model, calibration=batches, progress=False)
+    quantized = tfquant.quantize(model, calibration=batches[:1], progress=False)
     tfquant.export(quantized, path, mode="float")
     interface, session = Interface.of(engine_of(quantized).inference), onnxruntime.open_file(str(path))
     named = [session(interface.named_inputs(tf.nest.flatten(batch))) for batch in batches]
@@ -109,6 +109,19 @@ class Branching(layers.Layer):
         return keras.ops.cond(keras.ops.equal(keras.ops.shape(x)[1], 0), lambda: none, applied)
 
 
+class Parts(layers.Layer):
+    """Operations that need the rank of what a branch takes from outside."""
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(2,))
+
+    def call(self, x):
+        def parts():
+            return x[..., 0:1] * self.table + keras.ops.stack(keras.ops.unstack(x, axis=-1), axis=-1)
+
+        return keras.ops.cond(keras.ops.equal(keras.ops.shape(x)[1], 0), lambda: x, parts)
+
+
 class Repeating(layers.Layer):
     """A layer with weights, applied three times."""
 
@@ -142,6 +155,32 @@ def test_layers_in_branches_keep_the_shapes_of_their_weights(tmp_path, kind):
     batches = [data(3, 2, 4, 4, 2), data(3, 1, 4, 4, 2)]
     for batch, found in zip(batches, answers(model, batches, tmp_path / "m.onnx"), strict=True):
         np.testing.assert_allclose(found[0], model(batch)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_branches_keep_the_shapes_of_what_they_take_from_outside(tmp_path):
+    model = keras.Sequential([keras.Input((None, 2)), Parts(), layers.Dense(3)])
+    batches = [data(3, 4, 2), data(3, 0, 2)]
+    for batch, found in zip(batches, answers(model, batches, tmp_path / "m.onnx"), strict=True):
+        np.testing.assert_allclose(found[0], model(batch), rtol=1e-5, atol=1e-6)
+
+
+class Refused(layers.Layer):
+    def call(self, x):
+        def bits():
+            return tf.cast(tf.raw_ops.FFT(input=tf.cast(x, tf.complex64)), tf.float32)
+
+        return keras.ops.cond(keras.ops.equal(keras.ops.shape(x)[1], 0), lambda: x, bits)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+def test_operations_in_branches_without_a_counterpart_are_named(tmp_path):
+    model = keras.Sequential([keras.Input((None, 2)), Refused(name="mine"), layers.Dense(3)])
+    quantized = tfquant.quantize(model, calibration=[data(3, 4, 2)], progress=False)
+    with pytest.raises(ExportError, match="FFT in layer .*mine") as error:
+        tfquant.export(quantized, tmp_path / "m.onnx", mode="float")
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["convolution", "depthwise convolution", "dense"])

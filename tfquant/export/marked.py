@@ -29,6 +29,7 @@ MARKER = "Print"
 ATTRIBUTE = "message"
 PREFIX = "tfquant "  # of the texts of markers; others are operations of the network
 _LARGE = 2**16  # bytes
+_HANDLES = (tf.resource, tf.variant)
 _READS = ("ReadVariableOp", "ResourceGather")
 
 
@@ -95,7 +96,7 @@ def marked(engine: Engine, regions: Iterable[Region] = (), mode: str = "quantize
         edits = dataclasses.replace(
             _with_regions(edits, named, mark),
             operations=_reads(trace, read) | replaced,
-            in_bodies={"ReadVariableOp": _with_shape},
+            in_bodies={"ReadVariableOp": _with_shape, "Placeholder": _with_shape},
         )
         return interface.named_outputs(trace.emit(list(inputs), edits, given=as_constants(trace) | given))
 
@@ -129,9 +130,9 @@ def _read(op: tf.Operation, value: tf.Tensor, inputs: list[tf.Tensor]) -> tf.Ten
     return value if op.type == "ReadVariableOp" else tf.gather(value, inputs[1], batch_dims=op.get_attr("batch_dims"))
 
 
-def _with_shape(value: tf.Tensor) -> tf.Tensor:
-    """The value of a variable, with its shape, which converters need and lose where they freeze variables in bodies."""
-    return value if value.shape.rank is None else tf.ensure_shape(value, value.shape)
+def _with_shape(tensor: tf.Tensor) -> tf.Tensor:
+    """A tensor with its shape written down: functions, which bodies become, keep none of inputs and frozen variables."""
+    return tensor if tensor.dtype in _HANDLES or tensor.shape.rank is None else tf.ensure_shape(tensor, tensor.shape)
 
 
 def _names(wanted: Iterable[str], interface: Interface) -> list[str]:

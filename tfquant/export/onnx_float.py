@@ -9,6 +9,7 @@ import numpy as np
 
 from tfquant.export.errors import ExportError
 from tfquant.export.marked import ATTRIBUTE, MARKER, PREFIX, MarkedNetwork
+from tfquant.export.onnx_graph import nodes_inside
 from tfquant.graph.dataflow import parent
 from tfquant.messages import one_line
 
@@ -70,7 +71,12 @@ def converted(network: MarkedNetwork, opset: int) -> Any:
     _round_scales_up(model)
     if opset > _CONVERTERS_LAST:
         model = _raised(model, opset)
-    left = {node.op_type: parent(node.name) for node in model.graph.node if not is_site(node) and not _is_known(node, opset)}
+    left = {
+        inner.op_type: parent(node.name)
+        for node in model.graph.node
+        for inner in (node, *nodes_inside(node))
+        if not is_site(inner) and not _is_known(inner, opset)
+    }
     if left:
         named = ", ".join(f"{kind} in layer {layer}" for kind, layer in sorted(left.items()))
         raise ExportError(f"operations without a counterpart in ONNX: {named}")

@@ -47,7 +47,7 @@ class Graph:
             node for node in self.of(*_PRODUCTS) if len(node.input) > 1 and not self.constants.issuperset(node.input[:2])
         ]
         self._results = {node.output[0] for node in self.products}
-        self.inner = [node for outer in self.nodes for node in _inside(outer) if node.op_type in _PRODUCTS]
+        self.inner = [node for outer in self.nodes for node in nodes_inside(outer) if node.op_type in _PRODUCTS]
 
     def of(self, *kinds: str) -> Iterator[Any]:
         return (node for node in self.nodes if node.op_type in kinds)
@@ -142,11 +142,11 @@ def read_by(node: Any) -> Iterator[str]:
             yield from read_by(inner)
 
 
-def _inside(node: Any) -> Iterator[Any]:
+def nodes_inside(node: Any) -> Iterator[Any]:
     """Operations in the bodies of a loop or branch."""
     for body in bodies(node):
         for inner in body.node:
-            yield from (inner, *_inside(inner))
+            yield from (inner, *nodes_inside(inner))
 
 
 def type_of_codes(graph: Graph, node: Any) -> str:

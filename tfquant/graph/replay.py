@@ -38,7 +38,8 @@ class Edits:
       edges: (operation name, input index) -> callable applied to the tensor on that edge alone.
       tensors: tensor name -> callable applied to the tensor for all its consumers and the outputs.
       operations: operation name -> callable that makes its one output from its new inputs, in place of the operation.
-      in_bodies: type of an operation in the body of a loop or branch -> callable applied to its outputs for all their consumers.
+      in_bodies: type of an operation in the body of a loop or branch, `Placeholder` for inputs of the body -> callable applied to
+        its outputs for all their consumers.
     """
 
     edges: Mapping[tuple[str, int], Edit] = dataclasses.field(default_factory=dict)
@@ -269,8 +270,10 @@ def _copied_body(state: _State, source: tf.Graph, name: str) -> tuple[tf.Graph, 
         for parameter in old.inputs:
             body.inputs.append(tf.compat.v1.placeholder(parameter.dtype, parameter.shape, name=parameter.op.name))
             handle_data_util.copy_handle_data(parameter, body.inputs[-1])  # shape and type of variables
+        edits = state.edits.of_body(old)
         known = {t.name: new for t, new in zip(old.inputs, body.inputs, strict=True)}
-        inner = _State(body, known, {}, state.edits.of_body(old), state.inline, old, state)
+        known |= {name: edit(known[name]) for name, edit in edits.tensors.items() if name in known}
+        inner = _State(body, known, {}, edits, state.inline, old, state)
         for operation in old.get_operations():
             _replay_operation(inner, operation)
         body.outputs = [known[t.name] for t in old.outputs]
