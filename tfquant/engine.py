@@ -23,7 +23,7 @@ from tfquant.graph.replay import Edits
 from tfquant.graph.roles import Edge, find_roles
 from tfquant.graph.side_outputs import set_keras_mask
 from tfquant.graph.source import Source
-from tfquant.graph.trace import Trace, trace
+from tfquant.graph.trace import Trace, free_path, trace
 from tfquant.inputs import Inputs
 from tfquant.python_state import fingerprint
 from tfquant.quantizer import Quantizer, UncalibratedError
@@ -296,19 +296,20 @@ class Engine:
     def weights(self) -> dict[str, tf.Variable]:
         """Path -> variable, without the ranges, in the order of the model. Random states of dropout are no weights.
 
-        Raises:
-          ValueError: two variables have one path.
+        Layers of one name are told apart: `dense`, `dense_1`, ... in the order data flows through them, then those that inference
+        does not use in the order of the model.
         """
-        # The trace tells layers of one name apart: `dense`, `dense_1` in the order data flows.
         traced = {id(variable): self.inference.paths[handle] for handle, variable in self.inference.variables.items()}
-        pairs = [(traced.get(id(variable), path), variable) for variable, path in self.source.named_variables]
-        pairs += [(traced[id(variable)], variable) for variable in self.inference.variables.values()]
+        pairs = [*self.source.named_variables, *((variable, "") for variable in self.inference.variables.values())]
         named: dict[str, tf.Variable] = {}
-        for path, variable in pairs:
-            if path.rpartition("/")[2] == "seed_generator_state":
+        seen: set[int] = set()
+        for variable, path in pairs:
+            if id(variable) in seen:
                 continue
-            if named.setdefault(path, variable) is not variable:
-                raise ValueError(f"two variables are called {path!r}: give the layers of the model different names to save it")
+            seen.add(id(variable))
+            path = traced.get(id(variable)) or free_path(path, {*traced.values(), *named})
+            if path.rpartition("/")[2] != "seed_generator_state":
+                named[path] = variable
         return named
 
     def parameter_edges(self) -> dict[str, Edge]:

@@ -53,6 +53,8 @@ def find_residuals(
             continue
         if not all(map(flow.is_dynamic, op.inputs)) or not _same_shape(*op.inputs):
             continue
+        if op.name not in flow.used:  # such as the last state of a loop
+            continue
         residual = _identity(flow, op, by_name, paths) or _projection(flow, op, by_name, paths)
         if residual is not None:
             found.append(residual)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -209,11 +209,16 @@ def _unique_paths(graph: tf.Graph, variables: dict[str, tf.Variable], source: So
     taken: set[str] = set()
     for name in sorted(variables, key=lambda n: first_use.get(n, 1 << 60)):
         wanted = known.get(id(variables[name].handle)) or variables[name].name.split(":")[0]
-        layer, slash, leaf = wanted.rpartition("/")
-        path, count = wanted, 0
-        while path in taken:
-            count += 1
-            path = f"{layer}_{count}/{leaf}" if slash else f"{leaf}_{count}"
+        paths[name] = path = free_path(wanted, taken)
         taken.add(path)
-        paths[name] = path
     return paths
+
+
+def free_path(wanted: str, taken: Container[str]) -> str:
+    """`wanted`, or if it is taken the first of `layer_1/leaf`, `layer_2/leaf`, ... that is not."""
+    layer, slash, leaf = wanted.rpartition("/")
+    path, count = wanted, 0
+    while path in taken:
+        count += 1
+        path = f"{layer}_{count}/{leaf}" if slash else f"{leaf}_{count}"
+    return path
