@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import special
 
-from calib.grid import Grid
+from calib.codebook import Codebook
 
 # (lower, upper), float32 or float64 [candidates] each -> float64 [candidates].
 Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -20,65 +20,55 @@ _CHUNK = 1 << 16  # values quantized at once: a few of their copies stay in the 
 _LOOKUP = 4
 
 
-def squared_error(values: np.ndarray, counts: np.ndarray | None, grid: Grid) -> Loss:
+def squared_error(values: np.ndarray, counts: np.ndarray | None, codebook: Codebook) -> Loss:
     """Sum of (x - Q(x))^2, up to a constant where there are many more values than codes.
 
     Args:
         values: [n], any order.
         counts: how often each occurs, [n]; None: once.
-        grid: the integer grid of Q.
+        codebook: values that Q rounds to.
     """
     values = np.asarray(values, np.float64).reshape(-1)
     weights = np.ones_like(values) if counts is None else np.asarray(counts, np.float64)
-    if values.size > _LOOKUP * (grid.qmax - grid.qmin + 1):
-        return _from_sums(values, weights, grid)
+    if values.size > _LOOKUP * codebook.num_codes:
+        return _from_sums(values, weights, codebook)
 
     def error(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
         x = values.astype(lower.dtype)
-        return np.square(grid.fake_quantize(x, lower[:, np.newaxis], upper[:, np.newaxis]) - x) @ weights
+        return np.square(codebook.quantize(x, lower[:, np.newaxis], upper[:, np.newaxis]) - x) @ weights
 
     return _chunked(error, values.size)
 
 
-def _from_sums(values: np.ndarray, weights: np.ndarray, grid: Grid) -> Loss:
+def _from_sums(values: np.ndarray, weights: np.ndarray, codebook: Codebook) -> Loss:
     """Squared error less the sum of x^2, from sums over sorted values: a candidate costs a look-up a code, not a pass over all."""
     order = np.argsort(values)
     values, weights = values[order], weights[order]
     zeros = [0.0]
     counts, sums = (np.concatenate([zeros, np.cumsum(terms)]) for terms in (weights, weights * values))
-    codes = np.arange(grid.qmin, grid.qmax + 1)
 
     def error(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        step, zero = _step_and_zero(grid, lower, upper)
-        levels = (codes - zero[:, np.newaxis]) * step[:, np.newaxis].astype(np.float64)
-        inner = np.searchsorted(values, (levels[:, :-1] + levels[:, 1:]) / 2)
+        levels = codebook.values(lower, upper)
+        inner = np.searchsorted(values, codebook.boundaries(lower, upper))
         edges = np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (0, values.size)))
         return (np.square(levels) * np.diff(counts[edges]) - 2 * levels * np.diff(sums[edges])).sum(1)
 
-    return _chunked(error, codes.size)
+    return _chunked(error, codebook.num_codes)
 
 
-def _step_and_zero(grid: Grid, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Step and zero point of candidate ranges, as `Grid.fake_quantize` has them."""
-    if grid.symmetric:
-        return np.maximum(np.abs(lower), np.abs(upper)) / lower.dtype.type(grid.qmax), np.zeros_like(lower)
-    step = (upper - lower) / lower.dtype.type(grid.qmax - grid.qmin)
-    return step, np.rint(grid.qmin - lower / np.where(step > 0, step, 1))
-
-
-def cross_entropy(rows: np.ndarray, grid: Grid) -> Loss:
+def cross_entropy(rows: np.ndarray, codebook: Codebook) -> Loss:
     """Sum over rows of -softmax(x) . log softmax(Q(x)).
 
     Args:
         rows: logits, [n, classes].
-        grid: the integer grid of Q.
+        codebook: values that Q rounds to.
     """
     rows = np.asarray(rows, np.float64)
     shares = special.softmax(rows, -1)
 
     def loss(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
         x = rows.astype(lower.dtype)
-        quantized = grid.fake_quantize(x, lower[:, np.newaxis, np.newaxis], upper[:, np.newaxis, np.newaxis])
+        quantized = codebook.quantize(x, lower[:, np.newaxis, np.newaxis], upper[:, np.newaxis, np.newaxis])
         return -np.einsum("crk,rk->c", special.log_softmax(quantized.astype(np.float64), -1), shares)
 
     return _chunked(loss, rows.size)

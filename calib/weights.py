@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from calib import losses, range_search
+from calib.codebook import Codebook
 from calib.errors import CalibrationError, EmptyStatisticsError, NonFiniteError
-from calib.grid import Grid
 from calib.methods import GENERAL, Method
 from calib.statistics import Histogram, Statistics
 
@@ -46,7 +46,7 @@ def weight_statistics(
 
 
 def per_channel_range(
-    array: np.ndarray, axis: int | None, method: Method | str, grid: Grid, *, name: str = "weight"
+    array: np.ndarray, axis: int | None, method: Method | str, codebook: Codebook, *, name: str = "weight"
 ) -> tuple[np.ndarray, np.ndarray]:
     """(lower, upper), float32 (channels,) or () for axis None, estimated from the values of each channel themselves.
 
@@ -67,15 +67,15 @@ def per_channel_range(
             f"{name}: method {method.name!r} is for logits and this is a weight; use {', '.join(GENERAL)} for it"
         )
     if method.name in ("max", "moving_average", "current_minmax"):
-        lower, upper = method.estimate(weight_statistics(array, axis, name=name), grid, site=name)
+        lower, upper = method.estimate(weight_statistics(array, axis, name=name), codebook, site=name)
     elif method.name == "percentile":
-        lower, upper = _percentile(rows, grid, **method.options)
+        lower, upper = _percentile(rows, codebook, **method.options)
     elif method.name == "mse" and method.options["search"] == "bins":
-        lower, upper = _mse(rows, grid)
+        lower, upper = _mse(rows, codebook)
     elif method.name == "mse":
-        lower, upper = _searched(rows, grid, method)
+        lower, upper = _searched(rows, codebook, method)
     else:
-        ranges = [method.estimate(weight_statistics(row, signed=grid.two_sided), grid, site=name) for row in rows]
+        ranges = [method.estimate(weight_statistics(row, signed=not codebook.symmetric), codebook, site=name) for row in rows]
         lower, upper = (np.array(ends, np.float32) for ends in zip(*ranges, strict=True))
     shape = () if axis is None else (rows.shape[0],)
     return np.reshape(lower, shape).astype(np.float32), np.reshape(upper, shape).astype(np.float32)
@@ -96,53 +96,54 @@ def _channels(array: np.ndarray, axis: int | None, name: str) -> np.ndarray:
     return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
 
 
-def _percentile(rows: np.ndarray, grid: Grid, percentile: float, edge: str) -> tuple[np.ndarray, np.ndarray]:
-    if grid.two_sided:
+def _percentile(rows: np.ndarray, codebook: Codebook, percentile: float, edge: str) -> tuple[np.ndarray, np.ndarray]:
+    if not codebook.symmetric:
         rest = (100 - percentile) / 2
         upper = np.percentile(rows, 100 - rest, axis=1, method=_QUANTILES[edge])
         lower = -np.percentile(-rows, 100 - rest, axis=1, method=_QUANTILES[edge])
         return np.minimum(lower, 0), np.maximum(upper, 0)
-    magnitudes = np.maximum(rows, 0) if grid.unsigned else np.abs(rows)
-    return grid.interval(np.percentile(magnitudes, percentile, axis=1, method=_QUANTILES[edge]))
+    magnitudes = np.maximum(rows, 0) if codebook.unsigned else np.abs(rows)
+    return codebook.symmetric_range(np.percentile(magnitudes, percentile, axis=1, method=_QUANTILES[edge]))
 
 
-def _searched(rows: np.ndarray, grid: Grid, method: Method) -> tuple[np.ndarray, np.ndarray]:
+def _searched(rows: np.ndarray, codebook: Codebook, method: Method) -> tuple[np.ndarray, np.ndarray]:
     options = {key: method.options[key] for key in ("search", "candidates", "margin")}
-    ranges = [
-        range_search.least_loss(losses.squared_error(row, None, grid), row.min(), row.max(), grid, **options) for row in rows
-    ]
+    ranges = []
+    for row in rows:
+        loss = losses.squared_error(row, None, codebook)
+        ranges.append(range_search.least_loss(loss, row.min(), row.max(), codebook, **options))
     lower, upper = (np.array(ends, np.float32) for ends in zip(*ranges, strict=True))
     return lower, upper
 
 
-def _mse(rows: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def _mse(rows: np.ndarray, codebook: Codebook) -> tuple[np.ndarray, np.ndarray]:
     """Best ends by trial, in blocks of channels that fit the cache."""
     block = max(1, (1 << 16) // rows.shape[1])
-    parts = [_mse_block(rows[start : start + block], grid) for start in range(0, rows.shape[0], block)]
+    parts = [_mse_block(rows[start : start + block], codebook) for start in range(0, rows.shape[0], block)]
     lower, upper = (np.concatenate(ends) for ends in zip(*parts, strict=True))
     return lower, upper
 
 
-def _mse_block(rows: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    if not grid.two_sided:
-        amax = np.maximum(rows, 0).max(1) if grid.unsigned else np.abs(rows).max(1)
-        share = _best_share(lambda s: grid.interval(s * amax), rows, grid)
-        return grid.interval(share * amax)
+def _mse_block(rows: np.ndarray, codebook: Codebook) -> tuple[np.ndarray, np.ndarray]:
+    if codebook.symmetric:
+        amax = np.maximum(rows, 0).max(1) if codebook.unsigned else np.abs(rows).max(1)
+        share = _best_share(lambda s: codebook.symmetric_range(s * amax), rows, codebook)
+        return codebook.symmetric_range(share * amax)
     least, most = np.minimum(rows.min(1), 0), np.maximum(rows.max(1), 0)
-    low = high = _best_share(lambda s: (s * least, s * most), rows, grid)
+    low = high = _best_share(lambda s: (s * least, s * most), rows, codebook)
     for _ in range(2):
-        low = _best_share(lambda s, high=high: (s * least, high * most), rows, grid)
-        high = _best_share(lambda s, low=low: (low * least, s * most), rows, grid)
+        low = _best_share(lambda s, high=high: (s * least, high * most), rows, codebook)
+        high = _best_share(lambda s, low=low: (low * least, s * most), rows, codebook)
     return low * least, high * most
 
 
-def _best_share(ends, rows: np.ndarray, grid: Grid) -> np.ndarray:
+def _best_share(ends, rows: np.ndarray, codebook: Codebook) -> np.ndarray:
     """float32 [channels]: the share whose range ``ends(share)`` gives the least squared error in each channel."""
     best, least = np.ones(rows.shape[0], np.float32), np.full(rows.shape[0], math.inf)
 
     def consider(share: np.ndarray) -> None:
         lower, upper = ends(share)
-        quantized = grid.fake_quantize(rows, lower[:, np.newaxis], upper[:, np.newaxis])
+        quantized = codebook.quantize(rows, lower[:, np.newaxis], upper[:, np.newaxis])
         error = np.square(quantized - rows).sum(1)
         better = error < least
         best[better], least[better] = share[better], error[better]

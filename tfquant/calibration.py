@@ -139,11 +139,13 @@ def apply(model: QuantizedModel | QuantizedFunction, calibration: calib.Calibrat
     if not isinstance(calibration, calib.Calibration):
         raise TypeError(f"a calibration is what tfquant.calibrate returns or its file, got {type(calibration).__name__}")
     for site in engine.plan.sites:
-        if site.address in engine.quantizers and site.address in calibration and calibration[site.address].grid != site.spec.grid:
-            grids = [f"codes {g.qmin}..{g.qmax}{'' if g.symmetric else ' asymmetric'}" for g in
-                     (calibration[site.address].grid, site.spec.grid)]  # fmt: skip
+        if site.address not in engine.quantizers or site.address not in calibration:
+            continue
+        codebooks = calibration[site.address].codebook, site.spec.grid
+        if codebooks[0] != codebooks[1]:
+            found, wanted = (f"codes {codebook}{'' if codebook.symmetric else ' asymmetric'}" for codebook in codebooks)
             raise ValueError(
-                f"site {site.address}: the calibration is for {grids[0]}, the recipe wants {grids[1]}: calibrate with this recipe"
+                f"site {site.address}: the calibration is for {found}, the recipe wants {wanted}: calibrate with this recipe"
             )
     engine.apply(_with_parted_weights(engine, calibration))
     model.set_mode("quantized")

@@ -79,7 +79,7 @@ class LearnedRange:
 
     def __init__(self, update: str, grid: Grid, shape: tuple[int, ...], address: str):
         self.parametrization = PARAMETRIZATIONS[update]
-        self._grid, self._steps = grid, grid.steps
+        self._grid, self._steps = grid, grid.quant_max
         unset = np.full(shape, np.nan, np.float32)
         self.value = tf.Variable(unset, trainable=True, name=f"{address}/{self.parametrization.name}")
         self.offset = None

@@ -49,7 +49,7 @@ class Observation:
         self.dimensions = {a: calib.DimensionObserver(a, edge.shape[-1]) for a, edge in self._along.items()}
         self.observers = [
             (site, calib.Observer(
-                site.address, signed=site.spec.grid.two_sided, bins=bins, sample=sample, decay=site.spec.method.decay,
+                site.address, signed=not site.spec.grid.symmetric, bins=bins, sample=sample, decay=site.spec.method.decay,
                 seed=zlib.crc32(f"{seed}:{site.address}".encode()),
             ))
             for site, _ in self.targets

@@ -107,7 +107,7 @@ def _round_with_native_op(x: tf.Tensor, amax: tf.Tensor, grid: Grid) -> tf.Tenso
 
 def _round_along_axes(x: tf.Tensor, amax: tf.Tensor, grid: Grid) -> tf.Tensor:
     """Gradient of `x` alone."""
-    largest = float(grid.steps)
+    largest = float(grid.quant_max)
 
     @tf.custom_gradient
     def rounded(x, amax):

@@ -1,4 +1,4 @@
-"""Range methods: each module has ``estimate(stats, grid, **options) -> (lower, upper)``.
+"""Range methods: each module has ``estimate(stats, codebook, **options) -> (lower, upper)``.
 
 Ranges are float32 of shape () or (C,). Symmetric grids get (-amax, amax), unsigned ones (0, amax); asymmetric grids
 get a range that holds 0, so that 0 is representable. All-zero data give (0, 0).
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from calib.codebook import Codebook
 from calib.errors import CalibrationError
-from calib.grid import Grid
 from calib.methods import cross_entropy, current_minmax, entropy, maximum, moving_average, mse, percentile
 from calib.statistics import DECAY, Statistics
 
@@ -104,10 +104,10 @@ class Method:
         able = getattr(_MODULES[self.name], "can_use", None)
         return able is None or able(stats, **self.options)
 
-    def estimate(self, stats: Statistics, grid: Grid, *, site: str = "") -> tuple[np.ndarray, np.ndarray]:
+    def estimate(self, stats: Statistics, codebook: Codebook, *, site: str = "") -> tuple[np.ndarray, np.ndarray]:
         """(lower, upper) for ``stats`` on ``grid``; errors start with ``site``."""
         try:
-            return get(self.name)(stats, grid, **self.options)
+            return get(self.name)(stats, codebook, **self.options)
         except CalibrationError as error:
             raise type(error)(f"{site}: {error}" if site else str(error)) from None
 

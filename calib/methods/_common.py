@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from calib.codebook import Codebook
 from calib.errors import EmptyStatisticsError, MissingHistogramError
-from calib.grid import Grid
 from calib.statistics import Histogram, Statistics
 
 Range = tuple[np.ndarray, np.ndarray]
@@ -14,7 +14,7 @@ def require_data(stats: Statistics) -> None:
         raise EmptyStatisticsError("no value was seen, so no range can be estimated; calibrate with data that reach it")
 
 
-def require_histogram(stats: Statistics, grid: Grid, method: str) -> Histogram:
+def require_histogram(stats: Statistics, codebook: Codebook, method: str) -> Histogram:
     """The histogram a method searches: of magnitudes for symmetric grids, with signs for asymmetric ones."""
     require_data(stats)
     histogram = stats.histogram
@@ -25,8 +25,8 @@ def require_histogram(stats: Statistics, grid: Grid, method: str) -> Histogram:
         )
     if not histogram.counts.any():
         raise EmptyStatisticsError("the histogram is empty, so no range can be estimated; calibrate with more data")
-    if not grid.two_sided:
-        return histogram.rectified() if grid.unsigned else histogram.folded()
+    if codebook.symmetric:
+        return histogram.rectified() if codebook.unsigned else histogram.folded()
     if histogram.signed:
         return histogram
     if stats.minimum < 0:
@@ -37,16 +37,16 @@ def require_histogram(stats: Statistics, grid: Grid, method: str) -> Histogram:
     return Histogram(counts, histogram.bin_width, True)
 
 
-def true_amax(stats: Statistics, grid: Grid) -> np.ndarray:
+def true_amax(stats: Statistics, codebook: Codebook) -> np.ndarray:
     """Largest magnitude the grid has to hold."""
-    if grid.unsigned:
+    if codebook.unsigned:
         return np.maximum(stats.maximum, 0)
     return np.maximum(np.abs(stats.minimum), np.abs(stats.maximum))
 
 
-def symmetric(amax: float | np.ndarray, stats: Statistics, grid: Grid) -> Range:
+def symmetric(amax: float | np.ndarray, stats: Statistics, codebook: Codebook) -> Range:
     """Range of ``amax``, never beyond the data."""
-    return grid.interval(np.minimum(np.asarray(amax, np.float32), true_amax(stats, grid)))
+    return codebook.symmetric_range(np.minimum(np.asarray(amax, np.float32), true_amax(stats, codebook)))
 
 
 def asymmetric(lower: float | np.ndarray, upper: float | np.ndarray, stats: Statistics) -> Range:

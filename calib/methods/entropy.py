@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from calib.grid import Grid
+from calib.codebook import Codebook
 from calib.methods._common import Range, asymmetric, check_search, require_histogram, symmetric, used
 from calib.statistics import Statistics
 
@@ -15,7 +15,7 @@ def check_options(start_bin: int, stride: int) -> None:
     check_search("entropy", start_bin, stride)
 
 
-def estimate(stats: Statistics, grid: Grid, *, start_bin: int = 128, stride: int = 1) -> Range:
+def estimate(stats: Statistics, codebook: Codebook, *, start_bin: int = 128, stride: int = 1) -> Range:
     """Tries bin edges as the end of the range and keeps the one with the least divergence, the last on ties.
 
     For a candidate range, P is the histogram inside it with everything outside added to the end bins; Q merges the
@@ -25,29 +25,30 @@ def estimate(stats: Statistics, grid: Grid, *, start_bin: int = 128, stride: int
 
     Args:
         stats: with a histogram.
-        grid: the integer grid.
+        codebook: values of the number format.
         start_bin: first edge tried, in bins from zero; lowered to the bins in use if those are fewer.
         stride: step between the edges tried.
     """
     check_options(start_bin, stride)
-    histogram = require_histogram(stats, grid, "entropy")
+    histogram = require_histogram(stats, codebook, "entropy")
+    groups = codebook.quant_max + 1 if codebook.symmetric else codebook.num_codes
     counts = histogram.counts.astype(np.float64)
-    zero = counts.size // 2 if grid.two_sided else 0
+    zero = 0 if codebook.symmetric else counts.size // 2
     counts[zero] = counts[zero + 1]
     if not counts.any():  # everything was in the bin of zero
         counts[zero] = 1
     first, last = used(counts)
-    if not grid.two_sided:
+    if codebook.symmetric:
         stops = _stops(last, start_bin, stride)
-        best = stops[_last_smallest(divergences(counts, np.zeros_like(stops), stops, grid.levels))]
-        return symmetric(best * histogram.bin_width, stats, grid)
+        best = stops[_last_smallest(divergences(counts, np.zeros_like(stops), stops, groups))]
+        return symmetric(best * histogram.bin_width, stats, codebook)
     lower, upper = min(first, zero), max(last, zero)
     if upper > zero:
         stops = zero + _stops(upper - zero, start_bin, stride)
-        upper = stops[_last_smallest(divergences(counts, np.full_like(stops, lower), stops, grid.levels))]
+        upper = stops[_last_smallest(divergences(counts, np.full_like(stops, lower), stops, groups))]
     if lower < zero:
         starts = zero - _stops(zero - lower, start_bin, stride)
-        lower = starts[_last_smallest(divergences(counts, starts, np.full_like(starts, upper), grid.levels))]
+        lower = starts[_last_smallest(divergences(counts, starts, np.full_like(starts, upper), groups))]
     return asymmetric((lower - zero) * histogram.bin_width, (upper - zero) * histogram.bin_width, stats)
 
 

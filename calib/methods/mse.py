@@ -3,7 +3,7 @@
 import numpy as np
 
 from calib import losses, range_search
-from calib.grid import Grid
+from calib.codebook import Codebook
 from calib.methods._common import Range, asymmetric, check_search, require_histogram, symmetric, used
 from calib.statistics import Histogram, Statistics
 
@@ -30,7 +30,7 @@ def check_options(start_bin: int, stride: int, search: str, candidates: int, mar
 
 def estimate(
     stats: Statistics,
-    grid: Grid,
+    codebook: Codebook,
     *,
     start_bin: int = 128,
     stride: int = 1,
@@ -48,7 +48,7 @@ def estimate(
 
     Args:
         stats: with a histogram.
-        grid: the integer grid.
+        codebook: values of the number format.
         start_bin: of `bins`: first bin tried, counted from zero; lowered to an eighth of the bins in use if those are few.
         stride: of `bins`: step between the bins tried.
         search: `bins`, `grid` or `golden_section`.
@@ -56,27 +56,27 @@ def estimate(
         margin: of `grid` and `golden_section`: how far beyond the data a range may reach, in the unit of the data.
     """
     check_options(start_bin, stride, search, candidates, margin)
-    histogram = require_histogram(stats, grid, "mse")
+    histogram = require_histogram(stats, codebook, "mse")
     if search != "bins":
         filled = np.flatnonzero(histogram.counts)
-        loss = losses.squared_error(histogram.centers[filled], histogram.counts[filled], grid)
+        loss = losses.squared_error(histogram.centers[filled], histogram.counts[filled], codebook)
         ends = range_search.least_loss(
-            loss, stats.minimum, stats.maximum, grid, search=search, candidates=candidates, margin=margin
+            loss, stats.minimum, stats.maximum, codebook, search=search, candidates=candidates, margin=margin
         )
         return np.asarray(ends[0], np.float32), np.asarray(ends[1], np.float32)
-    if not grid.two_sided:
+    if codebook.symmetric:
         _, last = used(histogram.counts)
         amax = histogram.centers[_candidates(last, start_bin, stride)]
-        scores = _scores(histogram, grid, *grid.interval(amax))
-        return symmetric(amax[np.argmin(scores)], stats, grid)
-    return asymmetric(*_search_both(histogram, grid, start_bin, stride), stats)
+        scores = _scores(histogram, codebook, *codebook.symmetric_range(amax))
+        return symmetric(amax[np.argmin(scores)], stats, codebook)
+    return asymmetric(*_search_both(histogram, codebook, start_bin, stride), stats)
 
 
 def _candidates(last: int, start_bin: int, stride: int) -> np.ndarray:
     return np.arange(min(start_bin, last // 8), last, stride)
 
 
-def _search_both(histogram: Histogram, grid: Grid, start_bin: int, stride: int) -> tuple[float, float]:
+def _search_both(histogram: Histogram, codebook: Codebook, start_bin: int, stride: int) -> tuple[float, float]:
     """(lower, upper) by a joint shrink and then coordinate descent over the bin centres either side of zero."""
     zero = histogram.counts.size // 2
     first, last = used(histogram.counts)
@@ -86,13 +86,13 @@ def _search_both(histogram: Histogram, grid: Grid, start_bin: int, stride: int) 
         ends.append((_candidates(bins, start_bin, stride) + 0.5) * width if bins > 0 else np.zeros(1))
     lowers, uppers = -ends[0], ends[1]
     shrink = np.linspace(1 / 16, 1, 128)
-    joint = np.argmin(_scores(histogram, grid, lowers[-1] * shrink, uppers[-1] * shrink))
+    joint = np.argmin(_scores(histogram, codebook, lowers[-1] * shrink, uppers[-1] * shrink))
     lower, upper = lowers[-1] * shrink[joint], uppers[-1] * shrink[joint]
     best = np.inf
     for _ in range(_ROUNDS):
-        scores = _scores(histogram, grid, np.append(lowers, lower), np.full(lowers.size + 1, upper))
+        scores = _scores(histogram, codebook, np.append(lowers, lower), np.full(lowers.size + 1, upper))
         lower = np.append(lowers, lower)[np.argmin(scores)]
-        scores = _scores(histogram, grid, np.full(uppers.size + 1, lower), np.append(uppers, upper))
+        scores = _scores(histogram, codebook, np.full(uppers.size + 1, lower), np.append(uppers, upper))
         upper = np.append(uppers, upper)[np.argmin(scores)]
         if not scores.min() < best:
             break
@@ -100,7 +100,7 @@ def _search_both(histogram: Histogram, grid: Grid, start_bin: int, stride: int) 
     return float(lower), float(upper)
 
 
-def _scores(histogram: Histogram, grid: Grid, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+def _scores(histogram: Histogram, codebook: Codebook, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """Squared error, summed over the histogram, of every candidate range; float64 [candidates]."""
     filled = np.flatnonzero(histogram.counts)
     centers, counts = histogram.centers[filled], histogram.counts[filled].astype(np.float64)
@@ -108,6 +108,6 @@ def _scores(histogram: Histogram, grid: Grid, lower: np.ndarray, upper: np.ndarr
     scores = np.empty(lower.size)
     for start in range(0, lower.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        error = grid.fake_quantize(centers[np.newaxis], lower[part, np.newaxis], upper[part, np.newaxis]) - centers
+        error = codebook.quantize(centers[np.newaxis], lower[part, np.newaxis], upper[part, np.newaxis]) - centers
         scores[part] = np.square(error) @ counts
     return scores

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from calib.grid import Grid
+from calib.codebook import Codebook
 from calib.methods._common import Range, asymmetric, require_histogram, symmetric
 from calib.statistics import Statistics
 
@@ -17,23 +17,23 @@ def check_options(percentile: float, edge: str) -> None:
         raise ValueError(f"range method 'percentile': edge must be one of {', '.join(EDGES)}, got {edge!r}")
 
 
-def estimate(stats: Statistics, grid: Grid, *, percentile: float = 99.99, edge: str = "interpolated") -> Range:
+def estimate(stats: Statistics, codebook: Codebook, *, percentile: float = 99.99, edge: str = "interpolated") -> Range:
     """Smallest range that keeps ``percentile`` percent of the values.
 
     A symmetric grid cuts the largest magnitudes, an asymmetric one half of the rest at each end.
 
     Args:
         stats: with a histogram.
-        grid: the integer grid.
+        codebook: values of the number format.
         percentile: percent of the values kept, 0 to 100; 100 gives the true extremes (unless ``edge`` is "left").
         edge: where in the bin that completes the share the range ends: "interpolated" as if the bin were
             evenly filled, "right" its outer edge, "left" its inner edge as NVIDIA's calibrators do. The range never
             exceeds the true extremes.
     """
     check_options(percentile, edge)
-    histogram = require_histogram(stats, grid, "percentile")
-    if not grid.two_sided:
-        return symmetric(_position(histogram.counts, percentile / 100, edge) * histogram.bin_width, stats, grid)
+    histogram = require_histogram(stats, codebook, "percentile")
+    if codebook.symmetric:
+        return symmetric(_position(histogram.counts, percentile / 100, edge) * histogram.bin_width, stats, codebook)
     share = 1 - (100 - percentile) / 200
     zero = histogram.counts.size // 2
     upper = (_position(histogram.counts, share, edge) - zero) * histogram.bin_width

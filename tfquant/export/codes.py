@@ -41,7 +41,7 @@ class Affine:
             width = np.maximum(np.maximum(np.abs(lower), np.abs(upper)), np.float32(qdq.SMALLEST_AMAX))
         else:
             lower, width = _zero_in_range(quantizer, grid)
-        scale = (width / np.float32(grid.steps)).astype(np.float32)
+        scale = (width / np.float32(grid.quant_max)).astype(np.float32)
         zero = np.zeros_like(scale) if grid.symmetric else np.rint(grid.qmin - lower / scale)
         return cls(scale, zero.astype(np.int32), grid, site.channel_axes)
 

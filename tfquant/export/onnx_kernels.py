@@ -101,7 +101,7 @@ class Kernels:
         if not biases:
             return True
         unit = float(source.scale) * weight.scale.astype(np.float64)
-        coarse = source.grid.steps * weight.grid.steps < _FEWEST_STEPS
+        coarse = source.grid.quant_max * weight.grid.quant_max < _FEWEST_STEPS
         return not any(bias.any() and (coarse or np.abs(bias).max() > _LARGEST_BIAS * unit.min()) for bias in biases)
 
     def _biases(self, product: Any) -> Iterator[str]:

@@ -255,7 +255,7 @@ def _packed(value: np.ndarray, quantizers: list[Quantizer]) -> PackedArray | Non
     site, simulations = quantizers[0].site, [_simulation(quantizer, value) for quantizer in quantizers]
     grid, before = site.spec.grid, [simulation(value) for simulation in simulations]
     rounded, lower, width = before[0]
-    scale = np.asarray(width / np.float32(grid.steps), np.float32)
+    scale = np.asarray(width / np.float32(grid.quant_max), np.float32)
     zero = np.zeros_like(scale) if grid.symmetric else np.rint(-lower / scale) + grid.qmin
     ones = [size if axis in site.channel_axes else 1 for axis, size in enumerate(value.shape)]
     codes = (np.rint(rounded / scale.reshape(ones)) + zero.reshape(ones)).astype(np.int32)
