@@ -145,7 +145,11 @@ class UniformCodebook:
             scale = np.maximum(np.abs(lower), np.abs(upper)) / lower.dtype.type(self.quant_max)
             return scale, np.zeros_like(scale)
         scale = (upper - lower) / lower.dtype.type(self.quant_max)
-        return scale, np.rint(self.qmin - lower / np.where(scale > 0, scale, 1).astype(lower.dtype))
+        return scale, self.zero_point(lower, np.where(scale > 0, scale, 1).astype(lower.dtype))
+
+    def zero_point(self, lower: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Code of zero in asymmetric ranges with this lower end and scale, in the type of these."""
+        return np.rint(self.qmin - lower / scale)
 
     def quantize(self, x: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float) -> np.ndarray:
         """Rounds half to even; see `Codebook.quantize`."""

@@ -22,6 +22,7 @@ from fileio.errors import ContentError, WriteError
 from fileio.messages import printable
 from fileio.reading import check_regular
 from tfquant.checkpoint import CheckpointError
+from tfquant.layout import aligned_shape
 from tfquant.messages import one_line
 
 MAX_BITS = 16
@@ -131,11 +132,11 @@ class PackedArray:
 
     def values(self) -> np.ndarray:
         """float32 of `shape`."""
-        aligned = [size if axis in self.axes else 1 for axis, size in enumerate(self.shape)]
+        ones = aligned_shape(self.shape, self.axes)
         codes = unpack(self.codes, self.bits, self.shape).astype(np.int32) + self.qmin
         if self.zero is not None:
-            codes -= self.zero.astype(np.int32).reshape(aligned)
-        return self.scale.reshape(aligned) * codes.astype(np.float32)
+            codes -= self.zero.astype(np.int32).reshape(ones)
+        return self.scale.reshape(ones) * codes.astype(np.float32)
 
 
 def write_file(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:

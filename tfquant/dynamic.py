@@ -21,9 +21,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant import qdq
+from tfquant.gradients import Gradient, identity
 from tfquant.graph.padding import Padding
 from tfquant.graph.roles import Edge
 from tfquant.graph.trace import Trace
+from tfquant.layout import shared_axes
 from tfquant.site import Site
 
 
@@ -51,13 +53,8 @@ class DynamicRanges:
             spec, valid = site.spec, None if validity is None else validity.of(edge.tensor)
             ends = extremes(tensor, site, valid)
             if spec.ste == "strict":
-                return qdq.quantize_dequantize(tensor, *ends, spec.grid, site.channel_axes, strict=True)
-
-            @tf.custom_gradient
-            def straight_through(x):
-                return qdq.quantize_dequantize(x, *ends, spec.grid, site.channel_axes), lambda dy: dy
-
-            return straight_through(tensor)
+                return qdq.quantize_dequantize(tensor, *ends, spec.grid, site.channel_axes, gradient=Gradient("strict"))
+            return identity(lambda x: qdq.quantize_dequantize(x, *ends, spec.grid, site.channel_axes), tensor)
 
         return quantize
 
@@ -84,7 +81,7 @@ def extremes(x: tf.Tensor, site: Site, valid: tf.Tensor | None = None) -> tuple[
     """
     x = tf.stop_gradient(tf.cast(x, tf.float32))
     per_token = site.spec.granularity == "per_token"
-    axes = [-1] if per_token else [axis for axis in range(x.shape.rank) if axis not in site.channel_axes]
+    axes = [-1] if per_token else shared_axes(x.shape.rank, site.channel_axes)
     if valid is not None and not per_token:
         x = tf.where(valid > 0.0, x, 0.0)  # zero lies in every range
     lower, upper = tf.minimum(tf.reduce_min(x, axes, per_token), 0.0), tf.maximum(tf.reduce_max(x, axes, per_token), 0.0)

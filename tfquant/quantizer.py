@@ -7,7 +7,10 @@ import tensorflow as tf
 
 from tfquant import qdq
 from tfquant.distributed import Group, Single
+from tfquant.gradients import Gradient
+from tfquant.layout import shared_axes, spread
 from tfquant.learned import PARAMETRIZATIONS, LearnedRange
+from tfquant.scale import LARGEST_AMAX, symmetric_range
 from tfquant.site import Site
 
 GROUP_OF = "group_of"
@@ -76,7 +79,7 @@ class Quantizer:
 
     def _spread(self, value: tf.Variable | tf.Tensor) -> tf.Tensor:
         value = tf.convert_to_tensor(value)
-        return value if self.group_of is None else _of_groups(value, self.group_of)
+        return value if self.group_of is None else spread(value, self.group_of)
 
     @property
     def calibrated(self) -> bool:
@@ -91,7 +94,7 @@ class Quantizer:
         """Assigns the range.
 
         Args:
-          lower, upper: finite, `lower <= upper`, of `site.range_shape`, magnitudes at most `qdq.LARGEST_AMAX`.
+          lower, upper: finite, `lower <= upper`, of `site.range_shape`, magnitudes at most `LARGEST_AMAX`.
           group_of: where dimensions are grouped, int32 [embedding size], the group of each: equally many in every one.
 
         Raises:
@@ -107,7 +110,7 @@ class Quantizer:
             raise ValueError(f"site {self.site.address}: range is not finite ({lower.min()} ... {upper.max()})")
         if (lower > upper).any():
             raise ValueError(f"site {self.site.address}: lower end of the range lies above the upper end")
-        if max(abs(lower).max(), abs(upper).max()) > qdq.LARGEST_AMAX:
+        if max(abs(lower).max(), abs(upper).max()) > LARGEST_AMAX:
             raise ValueError(
                 f"site {self.site.address}: range {lower.min():.6g} ... {upper.max():.6g} is too wide for float32: a mask "
                 "or an overflow is in the data; leave the site in float with a rule whose spec is null"
@@ -134,22 +137,22 @@ class Quantizer:
     def __call__(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """QDQ of `x` with the current range, in the current graph. In training a moving range takes note of `x` before."""
         spec, axes = self.site.spec, self.site.channel_axes
-        strict = spec.ste == "strict"
+        gradient = Gradient(spec.ste)
         if self.learned is None:
             lower, upper = self._moved(x) if training and spec.update == "moving_average" else self.ends()
-            return qdq.quantize_dequantize(x, lower, upper, spec.grid, axes, strict=strict)
+            return qdq.quantize_dequantize(x, lower, upper, spec.grid, axes, gradient=gradient)
         elements = tf.size(x) // int(np.prod(self.site.range_shape, dtype=int))
         if not self.site.is_weight and x.shape.rank:  # the source counts an activation's elements in one example
             elements //= tf.maximum(tf.shape(x)[0], 1)
         lower, upper = self.learned.ends(elements)
         lower, upper = self._spread(lower), self._spread(upper)
-        gradient = self.learned.parametrization.gradient
-        return qdq.quantize_dequantize(x, lower, upper, spec.grid, axes, strict=strict, range_gradient=gradient)
+        of_range = self.learned.parametrization.gradient
+        return qdq.quantize_dequantize(x, lower, upper, spec.grid, axes, gradient=gradient, range_gradient=of_range)
 
     def _moved(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The ends after a step of the moving average towards the extremes of `x`."""
         x = tf.cast(tf.stop_gradient(x), tf.float32)
-        axes = [axis for axis in range(x.shape.rank) if axis not in self.site.channel_axes]
+        axes = shared_axes(x.shape.rank, self.site.channel_axes)
         lowest, highest = tf.reduce_min(x, axes), tf.reduce_max(x, axes)
         if self.group_of is not None:
             lowest = tf.math.unsorted_segment_min(lowest, self.group_of, self.site.spec.groups)
@@ -159,7 +162,7 @@ class Quantizer:
         ends = {"lower": lowest, "upper": highest}
         if self.site.spec.grid.symmetric:
             amax = tf.maximum(-ends["lower"], ends["upper"])
-            ends = {"lower": -amax if self.site.spec.grid.qmin < 0 else tf.zeros_like(amax), "upper": amax}
+            ends = dict(zip(("lower", "upper"), symmetric_range(amax, self.site.spec.grid), strict=True))
         decay = self.site.spec.decay
         for name, seen in ends.items():
             variable = self._ends[name]
@@ -168,14 +171,3 @@ class Quantizer:
                 moved = tf.where(self._rate > 0.0, moved, variable)
             ends[name] = variable.assign(moved, read_value=True)
         return self._spread(ends["lower"]), self._spread(ends["upper"])
-
-
-def _of_groups(value: tf.Tensor, group_of: tf.Variable) -> tf.Tensor:
-    """[groups] -> [dimensions]. TensorFlow's own gradient of it is a sparse one, which it then makes dense with a warning."""
-    group_of, groups = tf.convert_to_tensor(group_of), value.shape[0]
-
-    @tf.custom_gradient
-    def gathered(value):
-        return tf.gather(value, group_of), lambda dy: tf.math.unsorted_segment_sum(dy, group_of, groups)
-
-    return gathered(value)

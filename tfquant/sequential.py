@@ -26,6 +26,7 @@ from tfquant.distributed import Group
 from tfquant.engine import fused_ranges
 from tfquant.graph.roles import Edge
 from tfquant.observation import Observation
+from tfquant.scale import LARGEST_AMAX
 from tfquant.site import Site
 
 
@@ -132,7 +133,7 @@ class SequentialObservation(Observation):
             statistics = dataclasses.replace(statistics, rows=self.rows[site.address].with_rows(state[-1]))
         ends = np.stack(site.spec.method.estimate(statistics, site.spec.grid, site=site.address)).astype(np.float32)
         # Such a range is refused when it is assigned, by a message that names the site; until then it shall make no infinities.
-        return ends.reshape(unknown.shape) if np.abs(ends).max() <= qdq.LARGEST_AMAX else unknown
+        return ends.reshape(unknown.shape) if np.abs(ends).max() <= LARGEST_AMAX else unknown
 
     def _observe(self, batch: Any) -> tf.Tensor:
         extremes = super()._observe(batch)

@@ -12,6 +12,7 @@ import calib
 from calib.grid import Grid
 from tfquant import fields, formats
 from tfquant.messages import shown
+from tfquant.scale import Scale
 
 GRANULARITIES = ("per_tensor", "per_channel", "per_embedding", "per_embedding_group", "per_token")
 PER_EMBEDDING = ("per_embedding", "per_embedding_group")
@@ -127,9 +128,7 @@ class QuantSpec:
     @property
     def grid(self) -> Grid:
         """The integer codes of this spec. `unsigned="auto"` counts as signed until planning has resolved it."""
-        return formats.get(self.format).grid(
-            symmetric=self.symmetric, narrow_range=self.narrow_range, unsigned=self.unsigned is True
-        )
+        return formats.get(self.format).codebook(Scale(self.symmetric, self.narrow_range, self.unsigned))
 
     def describe(self) -> str:
         """A few words for tables: `int8 per_channel symmetric max`, `int8 per_embedding_group 6 (shared order) asymmetric max`."""

@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 
 import tfquant
-from tfquant import qdq
 from tfquant.calibration import engine_of
 from tfquant.export.codes import Affine
+from tfquant.scale import SMALLEST_AMAX
 
 
 def site_with(lower: float, upper: float, **spec):
@@ -52,4 +52,4 @@ def test_a_range_without_zero_is_widened_to_it():
 
 def test_an_empty_range_has_a_scale_above_zero():
     affine = Affine.of(*site_with(0.0, 0.0, symmetric=False))
-    assert affine.scale >= qdq.SMALLEST_AMAX / 255 > 0
+    assert affine.scale >= SMALLEST_AMAX / 255 > 0

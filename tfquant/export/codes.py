@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 
 import numpy as np
-import tensorflow as tf
 
 from calib.grid import Grid
-from tfquant import qdq
 from tfquant.export.errors import ExportError
+from tfquant.layout import aligned, aligned_shape
 from tfquant.quantizer import Quantizer
+from tfquant.scale import scale_and_zero_of
 from tfquant.site import Site
 
 
@@ -36,14 +35,7 @@ class Affine:
     def of(cls, site: Site, quantizer: Quantizer) -> Affine:
         """Of a site with its current range."""
         grid = site.spec.grid
-        if grid.symmetric:
-            lower, upper = (np.asarray(end, np.float32) for end in quantizer.ends())
-            width = np.maximum(np.maximum(np.abs(lower), np.abs(upper)), np.float32(qdq.SMALLEST_AMAX))
-        else:
-            lower, width = _zero_in_range(quantizer, grid)
-        scale = (width / np.float32(grid.quant_max)).astype(np.float32)
-        zero = np.zeros_like(scale) if grid.symmetric else np.rint(grid.qmin - lower / scale)
-        return cls(scale, zero.astype(np.int32), grid, site.channel_axes)
+        return cls(*scale_and_zero_of(*quantizer.ends(), grid), grid, site.channel_axes)
 
     def unsigned(self) -> Affine:
         """The same values under codes from 0 on: signed integers are shifted by half of their type's range."""
@@ -59,7 +51,7 @@ class Affine:
         """
         if not self.axes:
             return self
-        ones = [size if axis in self.axes else 1 for axis, size in enumerate(shape)]
+        ones = aligned_shape(shape, self.axes)
         scale, zero = (np.broadcast_to(a.reshape(ones), shape).reshape(matrix) for a in (self.scale, self.zero))
         if (scale != scale[0]).any() or (zero != zero[0]).any():
             raise ExportError(f"a parameter of shape {list(shape)} has scales along axes {self.axes}, not one for each column")
@@ -67,10 +59,9 @@ class Affine:
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """int32 codes of `values`, rounded half to even."""
-        shape = [size if axis in self.axes else 1 for axis, size in enumerate(values.shape)]
-        codes = np.asarray(values, np.float32) / self.scale.reshape(shape)
+        codes = np.asarray(values, np.float32) / aligned(self.scale, values.shape, self.axes)
         np.rint(codes, out=codes)  # in place, as tables of gigabytes come by
-        codes += self.zero.reshape(shape).astype(np.float32)
+        codes += aligned(self.zero, values.shape, self.axes).astype(np.float32)
         return np.clip(codes, self.grid.qmin, self.grid.qmax, out=codes).astype(np.int32)
 
 
@@ -102,17 +93,3 @@ class Joined:
         end = self.axis + self._count
         shape = [*self.apart[: self.axis], math.prod(self.apart[self.axis : end]), *self.apart[end:]]
         return values.transpose(self._order).reshape(shape)
-
-
-def _zero_in_range(quantizer: Quantizer, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Lower end and width of the very range that the simulation uses.
-
-    In a graph, as there a division by a constant becomes a product with its reciprocal: the step differs in its last bit, and with
-    a range that mirrors itself the zero point by one.
-    """
-    ends = quantizer.ends()
-    spec = tf.TensorSpec(ends[0].shape, tf.float32)
-    move = functools.partial(qdq.zero_in_range, grid=grid)
-    function = tf.function(move, autograph=False, input_signature=[spec, spec])
-    lower, width = function.get_concrete_function()(*ends)
-    return lower.numpy(), width.numpy()

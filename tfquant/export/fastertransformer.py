@@ -13,12 +13,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfquant import checkpoint, qdq
+from tfquant import checkpoint
 from tfquant.engine import Engine
 from tfquant.export.codes import Affine
 from tfquant.export.errors import ExportError
 from tfquant.export.order import Order
 from tfquant.quantizer import Quantizer
+from tfquant.scale import SMALLEST_AMAX
 
 NAME = "model.ckpt"  # of the checkpoint in the folder
 SMALLEST_SM, AMPERE = 75, 80
@@ -220,7 +221,7 @@ def _amaxes(quantizer: Quantizer) -> np.ndarray:
             f"site {site.address}: FasterTransformer has symmetric codes up to 127, this site has {site.spec.describe()}; {_MEND}"
         )
     ends = np.maximum(np.abs(quantizer.lower), np.abs(quantizer.upper))
-    return np.maximum(np.asarray(ends, np.float32), np.float32(qdq.SMALLEST_AMAX))
+    return np.maximum(np.asarray(ends, np.float32), np.float32(SMALLEST_AMAX))
 
 
 Tiles = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -39,7 +39,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfquant import qdq
 from tfquant.bitpacking import PackedArray, read_file, write_file
 from tfquant.calibration import engine_of
 from tfquant.checkpoint import CheckpointError
@@ -48,10 +47,12 @@ from tfquant.export.errors import ExportError
 from tfquant.export.order import Order
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.source import source_of
+from tfquant.layout import aligned
 from tfquant.messages import one_line
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.quantizer import GROUP_OF, Quantizer
 from tfquant.rules import Recipe
+from tfquant.scale import placed, scale_and_zero
 from tfquant.sizes import SizeReport, VariableSize
 from tfquant.store import (
     WEIGHTS,
@@ -255,10 +256,9 @@ def _packed(value: np.ndarray, quantizers: list[Quantizer]) -> PackedArray | Non
     site, simulations = quantizers[0].site, [_simulation(quantizer, value) for quantizer in quantizers]
     grid, before = site.spec.grid, [simulation(value) for simulation in simulations]
     rounded, lower, width = before[0]
-    scale = np.asarray(width / np.float32(grid.quant_max), np.float32)
-    zero = np.zeros_like(scale) if grid.symmetric else np.rint(-lower / scale) + grid.qmin
-    ones = [size if axis in site.channel_axes else 1 for axis, size in enumerate(value.shape)]
-    codes = (np.rint(rounded / scale.reshape(ones)) + zero.reshape(ones)).astype(np.int32)
+    scale, zero = scale_and_zero(lower, width, grid)
+    codes = np.rint(rounded / aligned(scale, value.shape, site.channel_axes)).astype(np.int32)
+    codes += aligned(zero, value.shape, site.channel_axes)
     if (codes < grid.qmin).any() or (codes > grid.qmax).any():
         return None
     packed = PackedArray.of(codes, scale, zero, grid, site.channel_axes)
@@ -275,12 +275,7 @@ def _simulation(quantizer: Quantizer, value: np.ndarray) -> Callable[[np.ndarray
     grid = quantizer.site.spec.grid
 
     def simulate(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        lower, upper = quantizer.lower, quantizer.upper
-        if grid.symmetric:
-            width = tf.maximum(tf.maximum(tf.abs(lower), tf.abs(upper)), qdq.SMALLEST_AMAX)
-        else:
-            lower, width = qdq.zero_in_range(lower, upper, grid)
-        return tf.cast(quantizer(x), tf.float32), tf.convert_to_tensor(lower), width
+        return tf.cast(quantizer(x), tf.float32), *placed(quantizer.lower, quantizer.upper, grid)
 
     spec = tf.TensorSpec(value.shape, tf.as_dtype(value.dtype))
     function = tf.function(simulate, autograph=False, input_signature=[spec]).get_concrete_function()

@@ -12,6 +12,7 @@ import tensorflow as tf
 from calib.grid import Grid
 from tfquant.engine import Engine
 from tfquant.export.codes import Affine
+from tfquant.layout import aligned_shape
 from tfquant.ptq.layers import Layer
 from tfquant.ptq.layout import Layout, called
 
@@ -43,7 +44,7 @@ class Weight:
         direct = edge.table is not None or edge.tensor.name in {read.name for read in layer.reads}
         layout = Layout(engine.inference, layer.reads, None if direct else edge.tensor)
         affine = Affine.of(site, quantizer)
-        shape = [size if axis in site.channel_axes else 1 for axis, size in enumerate(edge.tensor.shape)]
+        shape = aligned_shape(edge.tensor.shape, site.channel_axes)
         if site.channel_axes:
             full = [np.broadcast_to(a.reshape(shape).astype(np.float32), edge.tensor.shape) for a in (affine.scale, affine.zero)]
             scale, zero = (_compressed(layout.to_variable(a)) for a in full)
