@@ -1,10 +1,13 @@
-"""Codebooks: the values that a number format can hold within a range, and the boundaries between them.
+"""Codebooks: the values that a number format can hold within a range, and the boundaries between
+them.
 
-A range method scores a range by what quantization makes of the data, so all it has to know of a number format is which values
-exist for that range and where rounding switches from one to the next. Two kinds:
+A range method scores a range by what quantization makes of the data, so all it has to know of a
+number format is which values exist for that range and where rounding switches from one to the next.
+Two kinds:
 
 - `UniformCodebook`: integers times a scale, with a zero point where the range is asymmetric.
-- `ScaledCodebook`: fixed signed values in units of the scale, such as those of float8 or posit formats.
+- `ScaledCodebook`: fixed signed values in units of the scale, such as those of float8 or posit
+formats.
 
 No format has a name here; `tfquant.formats` makes the codebook of a format.
 """
@@ -21,7 +24,8 @@ Range = tuple[np.ndarray, np.ndarray]
 class Codebook(Protocol):
     """What range methods ask of a number format.
 
-    The width of a range is amax = max(|lower|, |upper|) where symmetric, and upper - lower otherwise; scale = width / quant_max.
+    The width of a range is amax = max(|lower|, |upper|) where symmetric, and upper - lower
+    otherwise; scale = width / quant_max.
     """
 
     @property
@@ -51,26 +55,32 @@ class Codebook(Protocol):
 
     @property
     def limit(self) -> float:
-        """Largest value in units of the scale, from the lower end where the range is asymmetric; values beyond saturate."""
+        """Largest value in units of the scale; values beyond saturate.
+
+        Where the range is asymmetric, it counts from the lower end.
+        """
         ...
 
     def symmetric_range(self, amax: np.ndarray | float) -> Range:
         """(lower, upper), float32, of a symmetric codebook."""
         ...
 
-    def quantize(self, x: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float) -> np.ndarray:
-        """Quantized and dequantized values of ``x`` in its own type, at least float32; arguments broadcast.
+    def quantize(
+        self, x: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float
+    ) -> np.ndarray:
+        """Quantized and dequantized values of ``x`` in its own type, at least float32; arguments
+        broadcast.
 
         An empty range gives zeros.
         """
         ...
 
     def values(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        """All values of ranges of any shape, ascending along a last axis: float64 [..., num_codes]."""
+        """All values of ranges, ascending along a last axis: float64 [..., num_codes]."""
         ...
 
     def boundaries(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        """Where rounding switches from one of `values` to the next: float64 [..., num_codes - 1]."""
+        """Where rounding switches between neighbouring `values`: float64 [..., num_codes - 1]."""
         ...
 
     def to_dict(self) -> dict:
@@ -82,8 +92,9 @@ class Codebook(Protocol):
 class UniformCodebook:
     """Integer codes times a scale.
 
-    Symmetric codes have zero point 0 and scale ``amax / qmax``: narrow (-127..127), full (-128..127) or unsigned
-    (0..255). Asymmetric codes map [lower, upper] to [qmin, qmax] with a rounded zero point.
+    Symmetric codes have zero point 0 and scale ``amax / qmax``: narrow (-127..127), full
+    (-128..127) or unsigned (0..255). Asymmetric codes map [lower, upper] to [qmin, qmax] with a
+    rounded zero point.
 
     Attributes:
         qmin: smallest code.
@@ -100,15 +111,15 @@ class UniformCodebook:
             raise ValueError(f"grid {self.qmin}..{self.qmax}: qmin must be smaller than qmax")
         if self.symmetric and self.qmin not in (0, -self.qmax, -self.qmax - 1):
             raise ValueError(
-                f"symmetric grid {self.qmin}..{self.qmax}: qmin must be 0 (unsigned), {-self.qmax} (narrow) "
-                f"or {-self.qmax - 1} (full)"
+                f"symmetric grid {self.qmin}..{self.qmax}: qmin must be 0 (unsigned), "
+                f"{-self.qmax} (narrow) or {-self.qmax - 1} (full)"
             )
 
     @classmethod
     def integer(
         cls, bits: int, *, symmetric: bool = True, signed: bool = True, narrow: bool = True
     ) -> "UniformCodebook":
-        """Codes of a ``bits``-wide integer; ``narrow`` drops the lowest code of a signed symmetric grid."""
+        """Codes of a ``bits``-wide integer; ``narrow`` drops the lowest of signed symmetric ones."""
         if bits < (2 if signed else 1) or bits > 32:
             raise ValueError(f"grid of {bits} bits: use 2 to 32 bits (1 bit only when unsigned)")
         if not signed:
@@ -140,7 +151,10 @@ class UniformCodebook:
         return _symmetric_range(amax, self.unsigned)
 
     def scale_and_zero(self, lower: np.ndarray, upper: np.ndarray) -> Range:
-        """(scale, zero point) of ranges, in the type of their ends; the zero point of an empty range counts steps of 1."""
+        """(scale, zero point) of ranges, in the type of their ends.
+
+        The scale of an empty range is 0; its zero point counts steps of 1.
+        """
         if self.symmetric:
             scale = np.maximum(np.abs(lower), np.abs(upper)) / lower.dtype.type(self.quant_max)
             return scale, np.zeros_like(scale)
@@ -151,7 +165,9 @@ class UniformCodebook:
         """Code of zero in asymmetric ranges with this lower end and scale, in the type of these."""
         return np.rint(self.qmin - lower / scale)
 
-    def quantize(self, x: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float) -> np.ndarray:
+    def quantize(
+        self, x: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float
+    ) -> np.ndarray:
         """Rounds half to even; see `Codebook.quantize`."""
         dtype = np.result_type(x, np.float32)
         scale, zero = self.scale_and_zero(np.asarray(lower, dtype), np.asarray(upper, dtype))
@@ -180,12 +196,14 @@ class UniformCodebook:
 
 @dataclass(frozen=True)
 class ScaledCodebook:
-    """Fixed signed values in units of a scale, amax / quant_max; zero is among them, so that there is no zero point.
+    """Fixed signed values in units of a scale, amax / quant_max; zero is among them, so that there
+    is no zero point.
 
     Attributes:
         levels: the values in units of the scale, ascending, exact in float32.
-        thresholds: where rounding switches from one level to the next, in units of the scale, exact in float32. A number on a
-            threshold is rounded up; where it is to be rounded down, the threshold is the float32 number above.
+        thresholds: where rounding switches from one level to the next, in units of the scale, exact
+            in float32. A number on a threshold is rounded up; where it is to be rounded down, the
+            threshold is the float32 number above.
         quant_max: what amax is mapped to.
         name: of the number format, for tables; equal levels are equal codebooks.
     """
@@ -205,18 +223,27 @@ class ScaledCodebook:
             object.__setattr__(self, name, exact)
         below, above = np.asarray(self.levels[:-1]), np.asarray(self.levels[1:])
         if len(self.levels) < 2 or len(self.thresholds) != len(self.levels) - 1:
-            raise ValueError(f"codebook: {len(self.levels)} levels have {len(self.levels) - 1} thresholds between them")
+            raise ValueError(
+                f"codebook: {len(self.levels)} levels have {len(self.levels) - 1} thresholds "
+                "between them"
+            )
         if ((self.thresholds <= below) | (self.thresholds > above)).any():
             raise ValueError("codebook: each threshold must lie between its two levels")
         if 0.0 not in self.levels or self.levels[-1] <= 0:
             raise ValueError("codebook: 0 and a positive number must be among the levels")
         if not 0 < self.quant_max <= self.limit:
-            raise ValueError(f"codebook: quant_max must lie above 0 and not above {self.limit:g}, got {self.quant_max!r}")
+            raise ValueError(
+                f"codebook: quant_max must lie above 0 and not above {self.limit:g}, "
+                f"got {self.quant_max!r}"
+            )
         object.__setattr__(self, "quant_max", float(self.quant_max))
 
     @classmethod
-    def nearest(cls, levels: Sequence[float], quant_max: float | None = None, name: str = "") -> "ScaledCodebook":
-        """Codebook that rounds to the nearest level, and half-way to the one of even rank counted from zero.
+    def nearest(
+        cls, levels: Sequence[float], quant_max: float | None = None, name: str = ""
+    ) -> "ScaledCodebook":
+        """Codebook that rounds to the nearest level, and half-way to the one of even rank counted
+        from zero.
 
         That is round half to even of floating point formats, whose codes count up from zero.
 
@@ -230,7 +257,12 @@ class ScaledCodebook:
         ranks = np.arange(numbers.size) - int(np.searchsorted(numbers, 0.0))
         down = ranks[:-1] % 2 == 0
         thresholds = np.where(down, np.nextafter(middles, np.float32(np.inf)), middles)
-        return cls(tuple(levels), tuple(thresholds.tolist()), numbers[-1] if quant_max is None else quant_max, name)
+        return cls(
+            tuple(levels),
+            tuple(thresholds.tolist()),
+            numbers[-1] if quant_max is None else quant_max,
+            name,
+        )
 
     @property
     def symmetric(self) -> bool:
@@ -259,7 +291,9 @@ class ScaledCodebook:
         """Scale of ranges, in the type of their ends."""
         return np.maximum(np.abs(lower), np.abs(upper)) / lower.dtype.type(self.quant_max)
 
-    def quantize(self, x: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float) -> np.ndarray:
+    def quantize(
+        self, x: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float
+    ) -> np.ndarray:
         dtype = np.result_type(x, np.float32)
         scale = self.scale(np.asarray(lower, dtype), np.asarray(upper, dtype))
         units = x / np.where(scale > 0, scale, 1).astype(dtype)
@@ -267,16 +301,24 @@ class ScaledCodebook:
         return np.asarray(self.levels, dtype)[codes] * np.where(scale > 0, scale, 0).astype(dtype)
 
     def values(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        return np.asarray(self.levels) * self.scale(lower, upper)[..., np.newaxis].astype(np.float64)
+        return np.asarray(self.levels) * self.scale(lower, upper)[..., np.newaxis].astype(
+            np.float64
+        )
 
     def boundaries(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        return np.asarray(self.thresholds) * self.scale(lower, upper)[..., np.newaxis].astype(np.float64)
+        return np.asarray(self.thresholds) * self.scale(lower, upper)[..., np.newaxis].astype(
+            np.float64
+        )
 
     def __str__(self):
         return self.name or f"{self.num_codes} values up to {self.limit:g}"
 
     def to_dict(self) -> dict:
-        data = {"levels": list(self.levels), "thresholds": list(self.thresholds), "quant_max": self.quant_max}
+        data = {
+            "levels": list(self.levels),
+            "thresholds": list(self.thresholds),
+            "quant_max": self.quant_max,
+        }
         return data | ({"name": self.name} if self.name else {})
 
 
@@ -288,7 +330,10 @@ def codebook_from_dict(data: Mapping) -> Codebook:
     """
     if "levels" in data:
         return ScaledCodebook(
-            tuple(data["levels"]), tuple(data["thresholds"]), float(data["quant_max"]), str(data.get("name", ""))
+            tuple(data["levels"]),
+            tuple(data["thresholds"]),
+            float(data["quant_max"]),
+            str(data.get("name", "")),
         )
     return UniformCodebook(int(data["qmin"]), int(data["qmax"]), bool(data["symmetric"]))
 

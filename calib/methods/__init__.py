@@ -104,9 +104,20 @@ class Method:
         able = getattr(_MODULES[self.name], "can_use", None)
         return able is None or able(stats, **self.options)
 
+    def check_codebook(self, codebook: Codebook) -> None:
+        """Raises CalibrationError if it cannot estimate ranges of such a number format."""
+        if codebook.uniform or not _uniform_only(self.name):
+            return
+        able = [name for name in GENERAL if not _uniform_only(name)]
+        raise CalibrationError(
+            f"range method {self.name!r} needs codes that are equally far apart, and those of {codebook} are not; "
+            f"use one of {', '.join(able)}"
+        )
+
     def estimate(self, stats: Statistics, codebook: Codebook, *, site: str = "") -> tuple[np.ndarray, np.ndarray]:
         """(lower, upper) for ``stats`` on ``grid``; errors start with ``site``."""
         try:
+            self.check_codebook(codebook)
             return get(self.name)(stats, codebook, **self.options)
         except CalibrationError as error:
             raise type(error)(f"{site}: {error}" if site else str(error)) from None
@@ -120,6 +131,10 @@ class Method:
         if "name" not in options:
             raise ValueError(f"range method without a name: {dict(data)!r}")
         return cls(options.pop("name"), options)
+
+
+def _uniform_only(name: str) -> bool:
+    return getattr(_MODULES[name], "UNIFORM_ONLY", False)
 
 
 def _defaults(estimate: Estimate) -> dict:

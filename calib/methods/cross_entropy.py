@@ -3,9 +3,9 @@
 import numpy as np
 
 from calib import losses, range_search
-from calib.codebook import Codebook
+from calib.codebook import Codebook, Range
 from calib.errors import EmptyStatisticsError
-from calib.methods._common import Range, require_data
+from calib.methods._common import require_data
 from calib.statistics import Statistics
 
 NEEDS_HISTOGRAM = False

@@ -1,8 +1,7 @@
 """The extremes of the last batch alone (`current_minmax` of Qualcomm's transformer-quantization)."""
 
-from calib.codebook import Codebook
+from calib.codebook import Codebook, Range
 from calib.methods import moving_average
-from calib.methods._common import Range
 from calib.statistics import Statistics
 
 NEEDS_HISTOGRAM = False

@@ -1,7 +1,7 @@
 """The exact extremes."""
 
-from calib.codebook import Codebook
-from calib.methods._common import Range, asymmetric, require_data, symmetric, true_amax
+from calib.codebook import Codebook, Range
+from calib.methods._common import asymmetric, require_data, symmetric, true_amax
 from calib.statistics import Statistics
 
 NEEDS_HISTOGRAM = False

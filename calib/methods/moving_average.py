@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from calib.codebook import Codebook
+from calib.codebook import Codebook, Range
 from calib.errors import CalibrationError, EmptyStatisticsError
-from calib.methods._common import Range, asymmetric, require_data, symmetric
+from calib.methods._common import asymmetric, require_data, symmetric
 from calib.statistics import DECAY, Statistics
 
 NEEDS_HISTOGRAM = False

@@ -9,19 +9,29 @@ import pytest
 from calib import ScaledCodebook, UniformCodebook
 from calib.codebook import codebook_from_dict
 
-FLOATS = [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float6_e3m2fn, ml_dtypes.float4_e2m1fn]
+FLOATS = [
+    ml_dtypes.float8_e4m3fn,
+    ml_dtypes.float8_e5m2,
+    ml_dtypes.float6_e3m2fn,
+    ml_dtypes.float4_e2m1fn,
+]
 BITS = {ml_dtypes.float6_e3m2fn: 6, ml_dtypes.float4_e2m1fn: 4}
 NF4 = ScaledCodebook.nearest([-1.0, -0.75, -0.5, -0.25, 0.0, 0.125, 0.5, 1.0])
 INTEGERS = [
-    UniformCodebook(-127, 127), UniformCodebook(-8, 7), UniformCodebook(0, 15), UniformCodebook(0, 255, symmetric=False)
-]  # fmt: skip
+    UniformCodebook(-127, 127),
+    UniformCodebook(-8, 7),
+    UniformCodebook(0, 15),
+    UniformCodebook(0, 255, symmetric=False),
+]
 
 
 def floating(dtype) -> ScaledCodebook:
     """Codebook of all finite values of an `ml_dtypes` type."""
     codes = np.arange(2 ** BITS.get(dtype, 8)).astype(np.uint8).view(dtype)
     values = codes.astype(np.float32)
-    return ScaledCodebook.nearest(np.unique(values[np.isfinite(values)]).tolist(), name=dtype.__name__)
+    return ScaledCodebook.nearest(
+        np.unique(values[np.isfinite(values)]).tolist(), name=dtype.__name__
+    )
 
 
 def every_bfloat16(limit: float) -> np.ndarray:
@@ -44,7 +54,8 @@ def test_values_beyond_the_limit_saturate(dtype):
     codebook = floating(dtype)
     beyond = np.float32([-1e30, -1.5 * codebook.limit, 1.01 * codebook.limit, np.inf])
     np.testing.assert_array_equal(
-        codebook.quantize(beyond, -codebook.limit, codebook.limit), np.sign(beyond) * np.float32(codebook.limit)
+        codebook.quantize(beyond, -codebook.limit, codebook.limit),
+        np.sign(beyond) * np.float32(codebook.limit),
     )
 
 
@@ -52,25 +63,38 @@ def test_amax_is_mapped_to_quant_max_and_values_up_to_the_limit_stay():
     codebook = ScaledCodebook.nearest([-4.0, -1.0, 0.0, 1.0, 4.0], quant_max=1.0)
     assert (codebook.quant_max, codebook.limit) == (1.0, 4.0)
     x = np.float32([-9, -5, -3, 0.9, 1.1, 2, 5.1, 8, 9])
-    np.testing.assert_array_equal(codebook.quantize(x, -2, 2), np.float32([-8, -8, -2, 0, 2, 2, 8, 8, 8]))
+    np.testing.assert_array_equal(
+        codebook.quantize(x, -2, 2), np.float32([-8, -8, -2, 0, 2, 2, 8, 8, 8])
+    )
 
 
 def test_a_number_on_a_threshold_is_rounded_up_and_thresholds_need_not_be_midpoints():
-    codebook = ScaledCodebook((0.0, 0.5, 1.0), (0.375, 0.75), 1.0)  # powers of two that switch at 0.75 * 2**j
+    codebook = ScaledCodebook(
+        (0.0, 0.5, 1.0), (0.375, 0.75), 1.0
+    )  # powers of two that switch at 0.75 * 2**j
     below = np.nextafter(np.float32([0.375, 0.75]), np.float32(0))
     np.testing.assert_array_equal(codebook.quantize(np.float32([0.375, 0.75]), 0, 1), [0.5, 1])
     np.testing.assert_array_equal(codebook.quantize(below, 0, 1), [0, 0.5])
 
 
-@pytest.mark.parametrize("codebook", [*INTEGERS, floating(FLOATS[0]), floating(FLOATS[3]), NF4], ids=str)
+@pytest.mark.parametrize(
+    "codebook", [*INTEGERS, floating(FLOATS[0]), floating(FLOATS[3]), NF4], ids=str
+)
 def test_quantized_values_are_those_that_the_boundaries_say(codebook):
     random = np.random.default_rng(0)
     x = random.normal(size=500).astype(np.float32) * 2
     x = np.abs(x) if codebook.unsigned else x
     lower, upper = np.float32([-1.5, -2, -3]), np.float32([1.5, 1.25, 4])
     values, boundaries = codebook.values(lower, upper), codebook.boundaries(lower, upper)
-    assert values.shape == (3, codebook.num_codes) and boundaries.shape == (3, codebook.num_codes - 1)
-    assert (np.diff(values) > 0).all() and (values[:, :-1] <= boundaries).all() and (boundaries <= values[:, 1:]).all()
+    assert values.shape == (3, codebook.num_codes) and boundaries.shape == (
+        3,
+        codebook.num_codes - 1,
+    )
+    assert (
+        (np.diff(values) > 0).all()
+        and (values[:, :-1] <= boundaries).all()
+        and (boundaries <= values[:, 1:]).all()
+    )
     for index, ends in enumerate(zip(lower, upper, strict=True)):
         expected = values[index][np.searchsorted(boundaries[index], x)]
         np.testing.assert_allclose(codebook.quantize(x, *ends), expected, rtol=2e-6, atol=1e-6)
