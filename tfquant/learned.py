@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from calib.codebook import Codebook
+from tfquant.distributed import Group
 from tfquant.gradients import scaled
 from tfquant.scale import SMALLEST_AMAX, symmetric_range, width_of
 
@@ -75,11 +76,18 @@ class LearnedRange:
     Attributes:
       parametrization: see there.
       value: float32 variable of the range's shape, NaN until set.
-      offset: the lower end where the grid is asymmetric, or its share of the width, from -1 to 0; else None.
+      offset: the lower end where the codebook is asymmetric, or its share of the width, from -1 to 0; else None.
+
+    Args:
+      update: name of the parametrization.
+      codebook: of the site's format.
+      shape: of either end.
+      address: of the site.
+      is_weight: whether the site quantizes a parameter, all of whose elements count for LSQ's scale of the gradient.
     """
 
-    def __init__(self, update: str, codebook: Codebook, shape: tuple[int, ...], address: str):
-        self.parametrization = PARAMETRIZATIONS[update]
+    def __init__(self, update: str, codebook: Codebook, shape: tuple[int, ...], address: str, *, is_weight: bool = False):
+        self.parametrization, self._is_weight = PARAMETRIZATIONS[update], is_weight
         self._codebook, self._steps = codebook, codebook.quant_max
         unset = np.full(shape, np.nan, np.float32)
         self.value = tf.Variable(unset, trainable=True, name=f"{address}/{self.parametrization.name}")
@@ -100,7 +108,7 @@ class LearnedRange:
             lower = np.minimum(lower, np.float32(0))
             self.offset.assign(lower / width if self.parametrization.offset == RELATIVE_OFFSET else lower)
 
-    def ends(self, elements: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+    def range(self, elements: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """(lower, upper), differentiable in the variables.
 
         Args:
@@ -117,6 +125,18 @@ class LearnedRange:
                 lower = lower * width
             return lower, lower + width
         return symmetric_range(width, self._codebook)
+
+    @property
+    def range_gradient(self) -> str:
+        """What the ends get, see `tfquant.gradients`."""
+        return self.parametrization.gradient
+
+    def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
+        """See `tfquant.stored_range.RangeState`."""
+        elements = tf.size(x) // int(np.prod(self.value.shape, dtype=int))
+        if not self._is_weight and x.shape.rank:  # the source counts an activation's elements in one example
+            elements //= tf.maximum(tf.shape(x)[0], 1)
+        return self.range(elements)
 
     def constraints(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
         """What keeps each variable where it makes a range, by name: a width is positive, zero lies inside the range."""
