@@ -288,8 +288,9 @@ class ScaledCodebook:
         return _symmetric_range(amax, self.unsigned)
 
     def scale(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        """Scale of ranges, in the type of their ends."""
-        return np.maximum(np.abs(lower), np.abs(upper)) / lower.dtype.type(self.quant_max)
+        """Scale of ranges, in the type of their ends: a product, which compilers leave as it is."""
+        dtype = lower.dtype.type
+        return np.maximum(np.abs(lower), np.abs(upper)) * (dtype(1) / dtype(self.quant_max))
 
     def quantize(
         self, x: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float

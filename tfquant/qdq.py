@@ -34,6 +34,7 @@ def quantize_dequantize(
     *,
     gradient: Gradient = INCLUSIVE,
     range_gradient: str = "none",
+    compiled: bool = True,
 ) -> tf.Tensor:
     """Round `x` to the values that a tensor of a format can hold within a range.
 
@@ -48,6 +49,8 @@ def quantize_dequantize(
       gradient: straight-through variant for `x`.
       range_gradient: what the ends of the range get, see
         `tfquant.gradients.clipped_straight_through`.
+      compiled: whether kernels may be compiled by XLA, which a graph for other programs must not
+        need.
 
     Returns:
       A tensor like `x`.
@@ -70,7 +73,7 @@ def quantize_dequantize(
     else:
         offset, width = placed(lower, upper, codebook)
         x = minus(x, offset)
-    rounding = functools.partial(format.round, codebook=codebook)
+    rounding = functools.partial(format.round, codebook=codebook, compiled=compiled)
     if format.has_gradient(width) and not gradient.strict and range_gradient == "none":
         y = rounding(x, width)
     else:

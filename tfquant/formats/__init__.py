@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from calib.codebook import Codebook, UniformCodebook
+from tfquant.formats import floating, integer
 from tfquant.formats.contract import Format
-from tfquant.formats.integer import KNOWN, IntegerFormat
+from tfquant.formats.floating import FloatFormat
+from tfquant.formats.integer import IntegerFormat
 from tfquant.messages import shown
 
-__all__ = ["Format", "IntegerFormat", "get", "of"]
+__all__ = ["FloatFormat", "Format", "IntegerFormat", "get", "of"]
+
+_FAMILIES = (integer, floating)
 
 
 def get(name: str) -> Format:
-    """The format called `name`, for example `"int8"`.
+    """The format called `name`, for example `"int8"` or `"e4m3"`.
 
     Raises:
       ValueError: no family knows the name; the message lists what exists.
     """
-    found = IntegerFormat.parse(name) if isinstance(name, str) else None
-    if found is None:
-        raise ValueError(f"unknown number format {shown(name)}; known: {KNOWN}")
-    return found
+    for family in _FAMILIES if isinstance(name, str) else ():
+        found = family.parse(name)
+        if found is not None:
+            return found
+    known = ", ".join(family.KNOWN for family in _FAMILIES)
+    raise ValueError(f"unknown number format {shown(name)}; known: {known}")
 
 
 def of(codebook: Codebook) -> Format:

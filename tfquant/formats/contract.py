@@ -46,7 +46,9 @@ class Format(Protocol):
         """Whether the kernel for this shape of `amax` has the inclusive clipped gradient itself."""
         ...
 
-    def round(self, x: tf.Tensor, amax: tf.Tensor, codebook: Codebook) -> tf.Tensor:
+    def round(
+        self, x: tf.Tensor, amax: tf.Tensor, codebook: Codebook, *, compiled: bool = True
+    ) -> tf.Tensor:
         """Round to the values of ranges; saturates, NaN stays NaN.
 
         Args:
@@ -54,6 +56,8 @@ class Format(Protocol):
           amax: float32 width of the ranges, a scalar or of the rank of `x`, size 1 along axes that
             share a range.
           codebook: of this format.
+          compiled: whether to use kernels that only a TensorFlow with XLA runs, see
+            `tfquant.kernels`; the result is the same.
 
         Returns:
           float32 like `x`.

@@ -33,21 +33,6 @@ class IntegerFormat:
 
     bits: int
 
-    @classmethod
-    def parse(cls, name: str) -> IntegerFormat | None:
-        """The format called `name`; None if it is of another family.
-
-        Raises:
-          ValueError: there are no integers of so many bits.
-        """
-        match = re.fullmatch(r"int([0-9]{1,3})", name)
-        if match is None:
-            return None
-        bits = int(match.group(1))
-        if not MIN_BITS <= bits <= MAX_BITS:
-            raise ValueError(f"number format {name!r}: bits must lie in {MIN_BITS} ... {MAX_BITS}")
-        return cls(bits)
-
     @property
     def name(self) -> str:
         return f"int{self.bits}"
@@ -66,7 +51,9 @@ class IntegerFormat:
     def has_gradient(self, amax: tf.Tensor) -> bool:
         return amax.shape.rank == 0
 
-    def round(self, x: tf.Tensor, amax: tf.Tensor, codebook: UniformCodebook) -> tf.Tensor:
+    def round(
+        self, x: tf.Tensor, amax: tf.Tensor, codebook: UniformCodebook, *, compiled: bool = True
+    ) -> tf.Tensor:
         if amax.shape.rank == 0:
             return _native(x, amax, codebook)
         largest, amax = float(codebook.quant_max), tf.maximum(amax, SMALLEST_AMAX)
@@ -77,6 +64,21 @@ class IntegerFormat:
 
     def decode(self, codes: np.ndarray, codebook: UniformCodebook) -> np.ndarray:
         return codes.astype(np.float32)
+
+
+def parse(name: str) -> IntegerFormat | None:
+    """The format called `name`; None if it is of another family.
+
+    Raises:
+      ValueError: there are no integers of so many bits.
+    """
+    match = re.fullmatch(r"int([0-9]{1,3})", name)
+    if match is None:
+        return None
+    bits = int(match.group(1))
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise ValueError(f"number format {name!r}: bits must lie in {MIN_BITS} ... {MAX_BITS}")
+    return IntegerFormat(bits)
 
 
 def _native(x: tf.Tensor, amax: tf.Tensor, codebook: UniformCodebook) -> tf.Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
+from tfquant import formats
 from tfquant.graph.contractions import Skipped
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.embedding import Embedding
@@ -198,7 +199,8 @@ def _rank(member: tuple[Edge, Rule]) -> tuple:
 def _resolved(rule: Rule, edge: Edge, embedding: Embedding) -> QuantSpec:
     spec = rule.spec
     if spec.scale.unsigned == "auto":
-        spec = dataclasses.replace(spec, unsigned=edge.nonnegative and spec.scale.symmetric)
+        can_be = spec.scale.symmetric and formats.get(spec.format).kind == "uniform"
+        spec = dataclasses.replace(spec, unsigned=edge.nonnegative and can_be)
     if spec.layout.granularity == "per_channel" and not edge.channel_axes:
         reason = "which has no output channels"
         if edge.parameter and not edge.tensor.shape.is_fully_defined():
