@@ -15,9 +15,9 @@ import numpy as np
 
 from tfquant import checkpoint
 from tfquant.engine import Engine
-from tfquant.export.codes import Affine
 from tfquant.export.errors import ExportError
 from tfquant.export.order import Order
+from tfquant.quantized_array import QuantParams
 from tfquant.quantizer import Quantizer
 from tfquant.scale import SMALLEST_AMAX
 
@@ -164,7 +164,7 @@ class _Layer:
     def codes(self, dense: str, kernel: np.ndarray) -> np.ndarray:
         """int8 [inputs, outputs]."""
         quantizer = self._site(f"{dense}:weight:kernel")
-        return Affine.of(quantizer.site, quantizer).encode(kernel).astype(np.int8)
+        return QuantParams.of(quantizer.site, quantizer).quantize(kernel).codes.astype(np.int8)
 
     def _kernel_amaxes(self, dense: str) -> np.ndarray:
         """One for each output."""
