@@ -5,6 +5,7 @@ Knows nothing of models or recipes. `Observer` and `DimensionObserver` are the o
 
 from calib import methods, rows
 from calib.calibration import Calibration, SiteCalibration
+from calib.codebook import Codebook, ScaledCodebook, UniformCodebook
 from calib.dimensions import DimensionObserver
 from calib.errors import (
     CalibrationError,
@@ -24,6 +25,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "CalibrationFileError",
+    "Codebook",
     "DimensionObserver",
     "EmptyStatisticsError",
     "Grid",
@@ -33,8 +35,10 @@ __all__ = [
     "MissingHistogramError",
     "NonFiniteError",
     "Observer",
+    "ScaledCodebook",
     "SiteCalibration",
     "Statistics",
+    "UniformCodebook",
     "merge",
     "methods",
     "per_channel_range",

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from calib import storage
+from calib.codebook import Codebook, codebook_from_dict
 from calib.errors import CalibrationError, MissingHistogramError
-from calib.grid import Grid
 from calib.grouping import Grouping
 from calib.methods import Method
 from calib.statistics import Statistics, merge
@@ -23,14 +23,14 @@ class SiteCalibration:
     Attributes:
         statistics: what was seen.
         method: how the range was chosen.
-        grid: the integers it is for.
+        codebook: values of the number format it is for.
         lower, upper: float32, shape () or (C,); (groups,) where the dimensions that the statistics are of are grouped.
         grouping: of the dimensions; None where every one has a range of its own, or the tensor has one.
     """
 
     statistics: Statistics
     method: Method
-    grid: Grid
+    codebook: Codebook
     lower: np.ndarray
     upper: np.ndarray
     grouping: Grouping | None = None
@@ -45,20 +45,25 @@ class SiteCalibration:
 
     @classmethod
     def estimate(
-        cls, statistics: Statistics, method: Method, grid: Grid, grouping: Grouping | None = None, *, address: str = ""
+        cls, statistics: Statistics, method: Method, codebook: Codebook, grouping: Grouping | None = None, *, address: str = ""
     ) -> "SiteCalibration":
         """Chooses the range; errors name ``address``."""
         seen = statistics if grouping is None else grouping.reduced(statistics)
-        return cls(statistics, method, grid, *method.estimate(seen, grid, site=address), grouping)
+        return cls(statistics, method, codebook, *method.estimate(seen, codebook, site=address), grouping)
 
     @classmethod
     def of_weight(
-        cls, array: np.ndarray, axis: int | None, method: Method, grid: Grid, *, address: str = "", bins: int = 2048
+        cls, array: np.ndarray, axis: int | None, method: Method, codebook: Codebook, *, address: str = "", bins: int = 2048
     ) -> "SiteCalibration":
         """Range of a constant tensor, from its values."""
         name = address or "weight"
-        statistics = weight_statistics(array, axis, grid.two_sided, bins, name=name)
-        return cls(statistics, method, grid, *per_channel_range(array, axis, method, grid, name=name))
+        statistics = weight_statistics(array, axis, not codebook.symmetric, bins, name=name)
+        return cls(statistics, method, codebook, *per_channel_range(array, axis, method, codebook, name=name))
+
+    @property
+    def grid(self) -> Codebook:
+        """The former name of `codebook`."""
+        return self.codebook
 
     def can_use(self, method: Method) -> bool:
         """Whether ``method`` can be applied to what was kept."""
@@ -67,7 +72,7 @@ class SiteCalibration:
     def equals(self, other: "SiteCalibration") -> bool:
         """Bit-for-bit equality."""
         return (
-            (self.method, self.grid) == (other.method, other.grid)
+            (self.method, self.codebook) == (other.method, other.codebook)
             and np.array_equal(self.lower, other.lower)
             and np.array_equal(self.upper, other.upper)
             and self.statistics.equals(other.statistics)
@@ -131,7 +136,7 @@ class Calibration(Mapping[str, SiteCalibration]):
                 entry["address"]: SiteCalibration(
                     storage.read_statistics(entry, arrays, index),
                     Method.from_dict(entry["method"]),
-                    Grid.from_dict(entry["grid"]),
+                    codebook_from_dict(entry["grid"]),
                     arrays[f"{index}/lower"],
                     arrays[f"{index}/upper"],
                     storage.read_grouping(entry, arrays, index),
@@ -164,7 +169,7 @@ class Calibration(Mapping[str, SiteCalibration]):
         """Joins two calibrations, of other data or other sites; ranges of common sites are estimated anew.
 
         Raises:
-            CalibrationError: a common site has another method or grid, or statistics that do not fit.
+            CalibrationError: a common site has another method or number format, or statistics that do not fit.
         """
         sites = dict(self._sites)
         dimensions = _merge_dimensions(self, other)
@@ -204,7 +209,7 @@ class Calibration(Mapping[str, SiteCalibration]):
         sites = dict(self._sites)
         for address in able:
             site = self[address]
-            sites[address] = SiteCalibration.estimate(site.statistics, method, site.grid, site.grouping, address=address)
+            sites[address] = SiteCalibration.estimate(site.statistics, method, site.codebook, site.grouping, address=address)
         return Calibration(sites, samples=self.samples, dimensions=self.dimensions)
 
     def keeps_dimensions(self, address: str) -> bool:
@@ -266,13 +271,13 @@ def _regrouped(address: str, calibration: Calibration) -> SiteCalibration:
     site, order = calibration[address], calibration[address].grouping.order
     statistics = calibration.dimension_statistics(order) if order else None
     grouping = Grouping.of(site.grouping.groups, site.grouping.group_of.size, order, statistics)
-    return SiteCalibration.estimate(site.statistics, site.method, site.grid, grouping, address=address)
+    return SiteCalibration.estimate(site.statistics, site.method, site.codebook, grouping, address=address)
 
 
 def _merge_site(address: str, ours: SiteCalibration, theirs: SiteCalibration) -> SiteCalibration:
     groupings = [None if site.grouping is None else site.grouping.to_dict() for site in (ours, theirs)]
     for what, a, b in (
-        ("method", ours.method, theirs.method), ("grid", ours.grid, theirs.grid), ("groups of dimensions", *groupings),
+        ("method", ours.method, theirs.method), ("grid", ours.codebook, theirs.codebook), ("groups of dimensions", *groupings),
     ):  # fmt: skip
         if a != b:
             raise CalibrationError(f"{address}: cannot merge {what} {a} with {b}; make them alike first")
@@ -282,4 +287,4 @@ def _merge_site(address: str, ours: SiteCalibration, theirs: SiteCalibration) ->
         raise CalibrationError(f"{address}: {error}") from None
     if statistics.constant:  # the range came from the values, which both calibrations saw
         return replace(ours, statistics=statistics)
-    return SiteCalibration.estimate(statistics, ours.method, ours.grid, ours.grouping, address=address)
+    return SiteCalibration.estimate(statistics, ours.method, ours.codebook, ours.grouping, address=address)

@@ -1,8 +1,9 @@
-"""What a candidate range costs: the squared error of quantized values, the cross-entropy of quantized logits.
+"""What a candidate range costs: the squared error of quantized values, the cross-entropy of
+quantized logits.
 
-Values are quantized in the type of the candidates. float32 is what the network will do; that matters where many candidates have
-their zero point half-way between two integers, as -r..r, and the last bit decides which it is. float64 is for minimizers, which
-need a loss without noise.
+Values are quantized in the type of the candidates. float32 is what the network will do; that
+matters where many candidates have their zero point half-way between two integers, as -r..r, and the
+last bit decides which it is. float64 is for minimizers, which need a loss without noise.
 """
 
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy import special
 
-from calib.grid import Grid
+from calib.codebook import Codebook
 
-# (lower, upper), float32 or float64 [candidates] each -> float64 [candidates].
+# (lower, upper), float32 or float64 [candidates] or [candidates, channels] each -> loss of each.
 Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _CHUNK = 1 << 16  # values quantized at once: a few of their copies stay in the cache
@@ -20,66 +21,89 @@ _CHUNK = 1 << 16  # values quantized at once: a few of their copies stay in the 
 _LOOKUP = 4
 
 
-def squared_error(values: np.ndarray, counts: np.ndarray | None, grid: Grid) -> Loss:
-    """Sum of (x - Q(x))^2, up to a constant where there are many more values than codes.
+def squared_error(
+    values: np.ndarray,
+    counts: np.ndarray | None,
+    codebook: Codebook,
+    *,
+    up_to_constant: bool = False,
+) -> Loss:
+    """Sum of (x - Q(x))^2.
 
     Args:
-        values: [n], any order.
-        counts: how often each occurs, [n]; None: once.
-        grid: the integer grid of Q.
+        values: [n], any order; or [channels, n], whose candidate ranges are [candidates, channels].
+        counts: how often each occurs, [n]; None: once, summed in the type of the candidates.
+        codebook: values that Q rounds to.
+        up_to_constant: leave out the sum of x^2 where that is faster, with many more values than
+            codes. The rest is so much larger than the error that it suits candidates which are far
+            apart, not the bins of one histogram.
     """
-    values = np.asarray(values, np.float64).reshape(-1)
-    weights = np.ones_like(values) if counts is None else np.asarray(counts, np.float64)
-    if values.size > _LOOKUP * (grid.qmax - grid.qmin + 1):
-        return _from_sums(values, weights, grid)
+    if up_to_constant and counts is not None and values.size > _LOOKUP * codebook.num_codes:
+        return _from_sums(values, counts, codebook)
+    if values.ndim == 1:
+        return _each_value(values, counts, codebook)
+    size = max(1, _CHUNK // values.shape[1])
+    blocks = [slice(start, start + size) for start in range(0, values.shape[0], size)]
+    parts = [(block, _each_value(values[block], counts, codebook)) for block in blocks]
+    return lambda lower, upper: np.concatenate(
+        [loss(lower[:, block], upper[:, block]) for block, loss in parts], 1
+    )
+
+
+def _each_value(values: np.ndarray, counts: np.ndarray | None, codebook: Codebook) -> Loss:
+    """Squared error, value by value; of all channels at once."""
 
     def error(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        x = values.astype(lower.dtype)
-        return np.square(grid.fake_quantize(x, lower[:, np.newaxis], upper[:, np.newaxis]) - x) @ weights
+        x = values.astype(lower.dtype, copy=False)
+        quantized = codebook.quantize(x, lower[..., np.newaxis], upper[..., np.newaxis])
+        with np.errstate(over="ignore"):  # an infinite loss is not the least
+            squares = np.square(quantized - x)
+        return squares.sum(-1) if counts is None else squares @ np.asarray(counts, np.float64)
 
     return _chunked(error, values.size)
 
 
-def _from_sums(values: np.ndarray, weights: np.ndarray, grid: Grid) -> Loss:
-    """Squared error less the sum of x^2, from sums over sorted values: a candidate costs a look-up a code, not a pass over all."""
+def _from_sums(values: np.ndarray, weights: np.ndarray, codebook: Codebook) -> Loss:
+    """Squared error less the sum of x^2, from sums over sorted values.
+
+    A candidate costs a look-up for each code, not a pass over all values.
+    """
     order = np.argsort(values)
-    values, weights = values[order], weights[order]
+    values, weights = np.asarray(values, np.float64)[order], np.asarray(weights, np.float64)[order]
     zeros = [0.0]
-    counts, sums = (np.concatenate([zeros, np.cumsum(terms)]) for terms in (weights, weights * values))
-    codes = np.arange(grid.qmin, grid.qmax + 1)
+    counts, sums = (
+        np.concatenate([zeros, np.cumsum(terms)]) for terms in (weights, weights * values)
+    )
 
     def error(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        step, zero = _step_and_zero(grid, lower, upper)
-        levels = (codes - zero[:, np.newaxis]) * step[:, np.newaxis].astype(np.float64)
-        inner = np.searchsorted(values, (levels[:, :-1] + levels[:, 1:]) / 2)
+        levels = codebook.values(lower, upper)
+        inner = np.searchsorted(values, codebook.boundaries(lower, upper))
         edges = np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (0, values.size)))
-        return (np.square(levels) * np.diff(counts[edges]) - 2 * levels * np.diff(sums[edges])).sum(1)
+        return (np.square(levels) * np.diff(counts[edges]) - 2 * levels * np.diff(sums[edges])).sum(
+            1
+        )
 
-    return _chunked(error, codes.size)
-
-
-def _step_and_zero(grid: Grid, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Step and zero point of candidate ranges, as `Grid.fake_quantize` has them."""
-    if grid.symmetric:
-        return np.maximum(np.abs(lower), np.abs(upper)) / lower.dtype.type(grid.qmax), np.zeros_like(lower)
-    step = (upper - lower) / lower.dtype.type(grid.qmax - grid.qmin)
-    return step, np.rint(grid.qmin - lower / np.where(step > 0, step, 1))
+    return _chunked(error, codebook.num_codes)
 
 
-def cross_entropy(rows: np.ndarray, grid: Grid) -> Loss:
+def cross_entropy(rows: np.ndarray, codebook: Codebook) -> Loss:
     """Sum over rows of -softmax(x) . log softmax(Q(x)).
 
     Args:
         rows: logits, [n, classes].
-        grid: the integer grid of Q.
+        codebook: values that Q rounds to.
     """
     rows = np.asarray(rows, np.float64)
     shares = special.softmax(rows, -1)
 
     def loss(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
         x = rows.astype(lower.dtype)
-        quantized = grid.fake_quantize(x, lower[:, np.newaxis, np.newaxis], upper[:, np.newaxis, np.newaxis])
-        return -np.einsum("crk,rk->c", special.log_softmax(quantized.astype(np.float64), -1), shares)
+        quantized = codebook.quantize(
+            x, lower[:, np.newaxis, np.newaxis], upper[:, np.newaxis, np.newaxis]
+        )
+        return -np.einsum(
+            "crk,rk->c", special.log_softmax(quantized.astype(np.float64), -1), shares
+        )
 
     return _chunked(loss, rows.size)
 
@@ -90,7 +114,7 @@ def _chunked(loss: Loss, size: int) -> Loss:
 
     def whole(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
         lower, upper = np.atleast_1d(lower), np.atleast_1d(upper)
-        parts = [slice(start, start + count) for start in range(0, lower.size, count)]
+        parts = [slice(start, start + count) for start in range(0, len(lower), count)]
         return np.concatenate([loss(lower[part], upper[part]) for part in parts])
 
     return whole

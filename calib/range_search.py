@@ -8,7 +8,7 @@ r of the range and its shift t, for (t - r, t + r).
 import numpy as np
 from scipy import optimize
 
-from calib.grid import Grid
+from calib.codebook import Codebook
 from calib.losses import Loss
 
 SEARCHES = ("grid", "golden_section")
@@ -30,14 +30,14 @@ def check_options(method: str, candidates: int, margin: float) -> None:
 
 
 def least_loss(
-    loss: Loss, minimum: float, maximum: float, grid: Grid, *, search: str, candidates: int, margin: float
+    loss: Loss, minimum: float, maximum: float, codebook: Codebook, *, search: str, candidates: int, margin: float
 ) -> tuple[float, float]:
     """The range of least loss, which holds 0 and ends at most ``margin`` beyond the data; (0, 0) for data that are all zero.
 
     Args:
         loss: of candidate ranges.
         minimum, maximum: extremes of the data.
-        grid: the integer grid.
+        codebook: values of the number format.
         search: one of `SEARCHES`. `grid` tries equal steps and returns the first of the best. `golden_section` (SciPy's bounded
             minimizer) takes some 30 evaluations, nested for two ends, and may stop in a poor local minimum where the loss has
             several, as with 2 bits: prefer `grid` below 4 bits.
@@ -45,18 +45,18 @@ def least_loss(
         margin: how far beyond the data candidates reach, in their unit.
     """
     lowest, highest = min(float(minimum), 0.0), max(float(maximum), 0.0)
-    if grid.unsigned:
+    if codebook.unsigned:
         lowest = 0.0
     if lowest == highest:
         return 0.0, 0.0
-    if grid.symmetric or lowest == 0.0 or highest == 0.0:
+    if codebook.symmetric or lowest == 0.0 or highest == 0.0:
         reach = max(-lowest, highest) + margin
-        if grid.symmetric:
-            sides = (0.0, 1.0) if grid.unsigned else (-1.0, 1.0)
+        if codebook.symmetric:
+            sides = (0.0, 1.0) if codebook.unsigned else (-1.0, 1.0)
         else:
             sides = (0.0, 1.0) if lowest == 0.0 else (-1.0, 0.0)
         return _one_end(loss, sides, reach, search, candidates)
-    return _two_ends(loss, (lowest - margin, highest + margin), grid, search, candidates)
+    return _two_ends(loss, (lowest - margin, highest + margin), codebook, search, candidates)
 
 
 def _one_end(loss: Loss, sides: tuple[float, float], reach: float, search: str, candidates: int) -> tuple[float, float]:
@@ -69,10 +69,10 @@ def _one_end(loss: Loss, sides: tuple[float, float], reach: float, search: str, 
     return best * sides[0], best * sides[1]
 
 
-def _two_ends(loss: Loss, limits: tuple[float, float], grid: Grid, search: str, candidates: int) -> tuple[float, float]:
+def _two_ends(loss: Loss, limits: tuple[float, float], codebook: Codebook, search: str, candidates: int) -> tuple[float, float]:
     """Best range within ``limits`` over half its width and its shift."""
     reach = max(-limits[0], limits[1])
-    codes = grid.qmax - grid.qmin + 1
+    codes = codebook.num_codes
     shifts = max(1, codes // 4)
     if search == "grid":
         halves = reach * np.arange(1, candidates + 1) / candidates

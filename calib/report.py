@@ -30,7 +30,7 @@ def table(calibration) -> str:
         grid.add_row(
             address,
             str(site.method),
-            f"{site.grid.qmin}..{site.grid.qmax}{channels}",
+            f"{site.codebook}{channels}",
             *(f"{value:.6g}" for value in outermost),
             "-" if cut is None else f"{100 * cut:.4f}",
             f"{stats.count:,}",

@@ -32,7 +32,7 @@ def pack(sites: Mapping[str, object], samples: int, dimensions: Mapping[str, Sta
         entry = {
             "address": address,
             "method": site.method.to_dict(),
-            "grid": site.grid.to_dict(),
+            "grid": site.codebook.to_dict(),
             "count": stats.count,
             "batches": stats.batches,
             "constant": stats.constant,

@@ -1,23 +1,21 @@
 """Ranges of weights: constant tensors that are at hand, so no histogram has to stand in for the values."""
 
-import math
-
 import numpy as np
 
-from calib import losses, range_search
+from calib.codebook import Codebook
+from calib.distribution import ExactStatistics
 from calib.errors import CalibrationError, EmptyStatisticsError, NonFiniteError
-from calib.grid import Grid
 from calib.methods import GENERAL, Method
 from calib.statistics import Histogram, Statistics
 
-# Shares of the extremes the per-channel mse search tries, then the refinement around the best of them.
-_SHARES = np.linspace(1 / 16, 1, 61)
-_FINE = np.linspace(-1, 1, 9)[1:-1] * (_SHARES[1] - _SHARES[0])
-_QUANTILES = {"interpolated": "linear", "right": "inverted_cdf", "left": "lower"}
-
 
 def weight_statistics(
-    array: np.ndarray, axis: int | None = None, signed: bool = False, bins: int = 2048, *, name: str = "weight"
+    array: np.ndarray,
+    axis: int | None = None,
+    signed: bool = False,
+    bins: int = 2048,
+    *,
+    name: str = "weight",
 ) -> Statistics:
     """Statistics of a constant tensor.
 
@@ -46,14 +44,21 @@ def weight_statistics(
 
 
 def per_channel_range(
-    array: np.ndarray, axis: int | None, method: Method | str, grid: Grid, *, name: str = "weight"
+    array: np.ndarray,
+    axis: int | None,
+    method: Method | str,
+    codebook: Codebook,
+    *,
+    name: str = "weight",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(lower, upper), float32 (channels,) or () for axis None, estimated from the values of each channel themselves.
+    """(lower, upper), float32 (channels,) or () for axis None, estimated from the values of each
+    channel themselves.
 
-    max, moving_average and current_minmax take the extremes, percentile sorts, mse tries shares of the extremes (both ends
-    apart on an asymmetric grid; its start_bin and stride do not apply) or, with `search` grid or golden_section, what that
-    says, for each channel within its own extremes; entropy makes a histogram of each channel. The latter take some
-    milliseconds a channel, but mse by grid for both ends of 8-bit codes 0.1 s: leave that to weights of one range.
+    max, moving_average and current_minmax take the extremes, percentile sorts, mse tries shares of
+    the extremes (both ends apart on an asymmetric grid; its start_bin and stride do not apply) or,
+    with `search` grid or golden_section, what that says, for each channel within its own extremes;
+    entropy makes a histogram of each channel. The latter take some milliseconds a channel, but mse
+    by grid for both ends of 8-bit codes 0.1 s: leave that to weights of one range.
 
     Raises:
         CalibrationError: the method is for logits.
@@ -66,17 +71,7 @@ def per_channel_range(
         raise CalibrationError(
             f"{name}: method {method.name!r} is for logits and this is a weight; use {', '.join(GENERAL)} for it"
         )
-    if method.name in ("max", "moving_average", "current_minmax"):
-        lower, upper = method.estimate(weight_statistics(array, axis, name=name), grid, site=name)
-    elif method.name == "percentile":
-        lower, upper = _percentile(rows, grid, **method.options)
-    elif method.name == "mse" and method.options["search"] == "bins":
-        lower, upper = _mse(rows, grid)
-    elif method.name == "mse":
-        lower, upper = _searched(rows, grid, method)
-    else:
-        ranges = [method.estimate(weight_statistics(row, signed=grid.two_sided), grid, site=name) for row in rows]
-        lower, upper = (np.array(ends, np.float32) for ends in zip(*ranges, strict=True))
+    lower, upper = method.estimate(ExactStatistics.of(rows), codebook, site=name)
     shape = () if axis is None else (rows.shape[0],)
     return np.reshape(lower, shape).astype(np.float32), np.reshape(upper, shape).astype(np.float32)
 
@@ -85,71 +80,16 @@ def _channels(array: np.ndarray, axis: int | None, name: str) -> np.ndarray:
     """float32 [channels, values]; one channel when axis is None."""
     array = np.asarray(array).astype(np.float32)
     if array.size == 0:
-        raise EmptyStatisticsError(f"{name}: the weight is empty (shape {list(array.shape)}), so it has no range")
+        raise EmptyStatisticsError(
+            f"{name}: the weight is empty (shape {list(array.shape)}), so it has no range"
+        )
     finite = np.isfinite(array)
     if not finite.all():
-        raise NonFiniteError(f"{name}: {array.size - finite.sum()} of {array.size} weights are NaN or Inf; reload them")
+        raise NonFiniteError(
+            f"{name}: {array.size - finite.sum()} of {array.size} weights are NaN or Inf; reload them"
+        )
     if axis is None:
         return array.reshape(1, -1)
     if not -array.ndim <= axis < array.ndim:
         raise ValueError(f"{name}: no channel axis {axis} in a weight of shape {list(array.shape)}")
     return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
-
-
-def _percentile(rows: np.ndarray, grid: Grid, percentile: float, edge: str) -> tuple[np.ndarray, np.ndarray]:
-    if grid.two_sided:
-        rest = (100 - percentile) / 2
-        upper = np.percentile(rows, 100 - rest, axis=1, method=_QUANTILES[edge])
-        lower = -np.percentile(-rows, 100 - rest, axis=1, method=_QUANTILES[edge])
-        return np.minimum(lower, 0), np.maximum(upper, 0)
-    magnitudes = np.maximum(rows, 0) if grid.unsigned else np.abs(rows)
-    return grid.interval(np.percentile(magnitudes, percentile, axis=1, method=_QUANTILES[edge]))
-
-
-def _searched(rows: np.ndarray, grid: Grid, method: Method) -> tuple[np.ndarray, np.ndarray]:
-    options = {key: method.options[key] for key in ("search", "candidates", "margin")}
-    ranges = [
-        range_search.least_loss(losses.squared_error(row, None, grid), row.min(), row.max(), grid, **options) for row in rows
-    ]
-    lower, upper = (np.array(ends, np.float32) for ends in zip(*ranges, strict=True))
-    return lower, upper
-
-
-def _mse(rows: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Best ends by trial, in blocks of channels that fit the cache."""
-    block = max(1, (1 << 16) // rows.shape[1])
-    parts = [_mse_block(rows[start : start + block], grid) for start in range(0, rows.shape[0], block)]
-    lower, upper = (np.concatenate(ends) for ends in zip(*parts, strict=True))
-    return lower, upper
-
-
-def _mse_block(rows: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    if not grid.two_sided:
-        amax = np.maximum(rows, 0).max(1) if grid.unsigned else np.abs(rows).max(1)
-        share = _best_share(lambda s: grid.interval(s * amax), rows, grid)
-        return grid.interval(share * amax)
-    least, most = np.minimum(rows.min(1), 0), np.maximum(rows.max(1), 0)
-    low = high = _best_share(lambda s: (s * least, s * most), rows, grid)
-    for _ in range(2):
-        low = _best_share(lambda s, high=high: (s * least, high * most), rows, grid)
-        high = _best_share(lambda s, low=low: (low * least, s * most), rows, grid)
-    return low * least, high * most
-
-
-def _best_share(ends, rows: np.ndarray, grid: Grid) -> np.ndarray:
-    """float32 [channels]: the share whose range ``ends(share)`` gives the least squared error in each channel."""
-    best, least = np.ones(rows.shape[0], np.float32), np.full(rows.shape[0], math.inf)
-
-    def consider(share: np.ndarray) -> None:
-        lower, upper = ends(share)
-        quantized = grid.fake_quantize(rows, lower[:, np.newaxis], upper[:, np.newaxis])
-        error = np.square(quantized - rows).sum(1)
-        better = error < least
-        best[better], least[better] = share[better], error[better]
-
-    for value in _SHARES:
-        consider(np.full_like(best, value))
-    coarse = best.copy()
-    for offset in _FINE:
-        consider(np.clip(coarse + np.float32(offset), 0, 1))
-    return best

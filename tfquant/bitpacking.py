@@ -5,7 +5,6 @@ What a file means is its writer's business; here it is tensors and texts by name
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 import os
@@ -16,13 +15,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from calib.grid import Grid
+from calib.codebook import UniformCodebook
 from fileio.atomic import replacing
 from fileio.errors import ContentError, WriteError
 from fileio.messages import printable
 from fileio.reading import check_regular
+from tfquant import formats
 from tfquant.checkpoint import CheckpointError
 from tfquant.messages import one_line
+from tfquant.quantized_array import QuantizedArray, QuantParams
+from tfquant.scale import Scale
 
 MAX_BITS = 16
 CHECKSUM = "sha256"
@@ -94,48 +96,52 @@ def _check_bits(bits: int) -> None:
         raise ValueError(f"codes of {bits} bits: must be 1 to {MAX_BITS}")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class PackedArray:
-    """An array as packed codes: value = scale · (code - zero).
+def pack_array(array: QuantizedArray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and attributes that store a quantized array.
 
-    Attributes:
-      codes: what `pack` made of code - qmin.
-      scale: float32, one value, or one for each combination of indices along `axes`.
-      zero: integers like `scale`; None where it is 0.
-      shape: of the array.
-      bits: of one code.
-      qmin: smallest code.
-      axes: axes that have a scale of their own.
+    Returns:
+      (tensors, attributes): `codes`, bits of code - smallest code; `scale`; and `zero` where the codebook is asymmetric, integers
+      like `scale`. And, for JSON, `bits` of one code, `axes` with scales of their own, and `qmin`, the smallest code, of integers
+      or else the name of the `format`.
     """
+    params, bits = array.params, array.params.format.bits
+    attributes: dict[str, Any] = {"bits": bits}
+    if params.codebook.uniform:
+        attributes["qmin"] = params.codebook.qmin
+    else:
+        attributes["format"] = params.format.name
+    tensors = {"codes": pack(array.codes - attributes.get("qmin", 0), bits), "scale": params.scale}
+    if not params.codebook.symmetric:
+        tensors["zero"] = params.zero.astype(np.uint8 if bits <= 8 else np.uint16)
+    return tensors, attributes | {"axes": params.axes}
 
-    codes: np.ndarray
-    scale: np.ndarray
-    zero: np.ndarray | None
-    shape: tuple[int, ...]
-    bits: int
-    qmin: int
-    axes: tuple[int, ...]
 
-    @classmethod
-    def of(cls, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray, grid: Grid, axes: tuple[int, ...]) -> PackedArray:
-        """From codes of `grid`; the zero points of a symmetric one are 0 and left out."""
-        bits = (grid.qmax - grid.qmin).bit_length()
-        packed = pack(codes - grid.qmin, bits)
-        stored = None if grid.symmetric else zero.astype(np.uint8 if bits <= 8 else np.uint16)
-        return cls(packed, scale, stored, codes.shape, bits, grid.qmin, axes)
+def unpack_array(tensors: Mapping[str, np.ndarray], attributes: Mapping[str, Any], shape: tuple[int, ...]) -> QuantizedArray:
+    """Inverse of `pack_array`.
 
-    @property
-    def tensors(self) -> dict[str, np.ndarray]:
-        """What has to be stored, by name."""
-        return {"codes": self.codes, "scale": self.scale} | ({} if self.zero is None else {"zero": self.zero})
+    Args:
+      tensors: by name; `zero` may be missing.
+      attributes: of `pack_array`.
+      shape: of the array.
 
-    def values(self) -> np.ndarray:
-        """float32 of `shape`."""
-        aligned = [size if axis in self.axes else 1 for axis, size in enumerate(self.shape)]
-        codes = unpack(self.codes, self.bits, self.shape).astype(np.int32) + self.qmin
-        if self.zero is not None:
-            codes -= self.zero.astype(np.int32).reshape(aligned)
-        return self.scale.reshape(aligned) * codes.astype(np.float32)
+    Raises:
+      ValueError: `tensors` are not of such an array, or there are no such codes.
+    """
+    bits, axes, zero = attributes["bits"], tuple(attributes["axes"]), tensors.get("zero")
+    codes = unpack(tensors["codes"], bits, shape).astype(np.int32)
+    if "format" in attributes:
+        codebook = formats.get(attributes["format"]).codebook(Scale())
+    else:
+        codes += attributes["qmin"]
+        codebook = _integers(bits, attributes["qmin"], symmetric=zero is None)
+    zeros = np.zeros(tensors["scale"].shape, np.int32) if zero is None else zero.astype(np.int32)
+    return QuantizedArray(codes, QuantParams(tensors["scale"], zeros, codebook, axes))
+
+
+def _integers(bits: int, qmin: int, symmetric: bool) -> UniformCodebook:
+    """Codebook of the integers of a file, whose largest code follows from the smallest."""
+    narrow = symmetric and qmin == 1 - 2 ** (bits - 1)
+    return UniformCodebook(qmin, qmin + 2**bits - (2 if narrow else 1), symmetric)
 
 
 def write_file(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:

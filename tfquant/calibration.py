@@ -101,11 +101,11 @@ def calibrate(
             if owner == group.rank:
                 address = site.address
                 entries[address] = calib.SiteCalibration.estimate(
-                    collector.statistics(site, observer), site.spec.method, site.spec.grid, address=address
+                    collector.statistics(site, observer), site.spec.method, site.spec.codebook, address=address
                 )
         seen = {address: observer.statistics() for address, observer in collector.dimensions.items()}
         for site in engine.plan.sites:
-            if site.spec.per_embedding and not site.spec.dynamic:  # on every rank, as there is nothing to search
+            if site.spec.layout.per_embedding and not site.spec.scale.dynamic:  # on every rank, as there is nothing to search
                 address = site.address
                 entries[address] = dimension_entry(site, seen)
     if group.size > 1:
@@ -139,11 +139,13 @@ def apply(model: QuantizedModel | QuantizedFunction, calibration: calib.Calibrat
     if not isinstance(calibration, calib.Calibration):
         raise TypeError(f"a calibration is what tfquant.calibrate returns or its file, got {type(calibration).__name__}")
     for site in engine.plan.sites:
-        if site.address in engine.quantizers and site.address in calibration and calibration[site.address].grid != site.spec.grid:
-            grids = [f"codes {g.qmin}..{g.qmax}{'' if g.symmetric else ' asymmetric'}" for g in
-                     (calibration[site.address].grid, site.spec.grid)]  # fmt: skip
+        if site.address not in engine.quantizers or site.address not in calibration:
+            continue
+        codebooks = calibration[site.address].codebook, site.spec.codebook
+        if codebooks[0] != codebooks[1]:
+            found, wanted = (f"codes {codebook}{'' if codebook.symmetric else ' asymmetric'}" for codebook in codebooks)
             raise ValueError(
-                f"site {site.address}: the calibration is for {grids[0]}, the recipe wants {grids[1]}: calibrate with this recipe"
+                f"site {site.address}: the calibration is for {found}, the recipe wants {wanted}: calibrate with this recipe"
             )
     engine.apply(_with_parted_weights(engine, calibration))
     model.set_mode("quantized")
@@ -230,9 +232,9 @@ def dimension_entry(site: Site, seen: Mapping[str, calib.Statistics]) -> calib.S
       seen: address -> statistics of each dimension, of this site and of what its dimensions are sorted by.
     """
     statistics, grouping = seen[site.address], None
-    if site.spec.groups is not None:
-        grouping = calib.Grouping.of(site.spec.groups, site.shape[-1], site.order, seen[site.order] if site.order else None)
-    return calib.SiteCalibration.estimate(statistics, site.spec.method, site.spec.grid, grouping, address=site.address)
+    if site.spec.layout.groups is not None:
+        grouping = calib.Grouping.of(site.spec.layout.groups, site.shape[-1], site.order, seen[site.order] if site.order else None)
+    return calib.SiteCalibration.estimate(statistics, site.spec.method, site.spec.codebook, grouping, address=site.address)
 
 
 def _keeps_dimensions(entry: calib.SiteCalibration | None) -> bool:
@@ -245,4 +247,4 @@ def weight_entry(site: Site, value: np.ndarray) -> calib.SiteCalibration:
     if site.channel_axes:
         value = np.moveaxis(value, site.channel_axes, range(len(site.channel_axes)))
         value, axis = value.reshape(int(np.prod(site.range_shape)), -1), 0
-    return calib.SiteCalibration.of_weight(value, axis, site.spec.method, site.spec.grid, address=site.address)
+    return calib.SiteCalibration.of_weight(value, axis, site.spec.method, site.spec.codebook, address=site.address)

@@ -21,9 +21,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant import qdq
+from tfquant.gradients import identity
 from tfquant.graph.padding import Padding
 from tfquant.graph.roles import Edge
 from tfquant.graph.trace import Trace
+from tfquant.layout import shared_axes
 from tfquant.site import Site
 
 
@@ -39,7 +41,7 @@ class DynamicRanges:
         over_tokens = [
             (site.address, edge.tensor)
             for site, edge in placements
-            if site.spec.dynamic and site.spec.granularity != "per_token"
+            if site.spec.scale.dynamic and not site.spec.layout.per_token
         ]
         self._padding = Padding(trace, over_tokens, what="dynamic sites") if over_tokens else None
 
@@ -50,21 +52,16 @@ class DynamicRanges:
         def quantize(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
             spec, valid = site.spec, None if validity is None else validity.of(edge.tensor)
             ends = extremes(tensor, site, valid)
-            if spec.ste == "strict":
-                return qdq.quantize_dequantize(tensor, *ends, spec.grid, site.channel_axes, strict=True)
-
-            @tf.custom_gradient
-            def straight_through(x):
-                return qdq.quantize_dequantize(x, *ends, spec.grid, site.channel_axes), lambda dy: dy
-
-            return straight_through(tensor)
+            if spec.gradient.strict:
+                return qdq.quantize_dequantize(tensor, *ends, spec.codebook, site.channel_axes, gradient=spec.gradient)
+            return identity(lambda x: qdq.quantize_dequantize(x, *ends, spec.codebook, site.channel_axes), tensor)
 
         return quantize
 
 
 def refuse(sites: Iterable[Site], what: str) -> None:
     """Raises ValueError if one of the sites has a dynamic range, where `what` needs ranges that stay."""
-    found = [site.address for site in sites if site.spec.dynamic and site.enabled]
+    found = [site.address for site in sites if site.spec.scale.dynamic and site.enabled]
     if found:
         raise ValueError(
             f"site {found[0]} has a dynamic range ({len(found)} sites have): {what} needs ranges that stay: leave dynamic "
@@ -83,8 +80,8 @@ def extremes(x: tf.Tensor, site: Site, valid: tf.Tensor | None = None) -> tuple[
       (lower, upper), float32, without gradient: scalars, [embedding size], or shaped like `x` with 1 in place of its last axis.
     """
     x = tf.stop_gradient(tf.cast(x, tf.float32))
-    per_token = site.spec.granularity == "per_token"
-    axes = [-1] if per_token else [axis for axis in range(x.shape.rank) if axis not in site.channel_axes]
+    per_token = site.spec.layout.per_token
+    axes = [-1] if per_token else shared_axes(x.shape.rank, site.channel_axes)
     if valid is not None and not per_token:
         x = tf.where(valid > 0.0, x, 0.0)  # zero lies in every range
     lower, upper = tf.minimum(tf.reduce_min(x, axes, per_token), 0.0), tf.maximum(tf.reduce_max(x, axes, per_token), 0.0)

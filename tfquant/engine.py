@@ -73,7 +73,7 @@ class Engine:
         self.__dict__.pop("training", None)
         self.inputs = Inputs(self.source, inference)
         self.embedding = Embedding(inference, roles.edges)
-        self.quantizers = {site.address: self._quantizer(site) for site in plan.sites if not site.spec.dynamic}
+        self.quantizers = {site.address: self._quantizer(site) for site in plan.sites if not site.spec.scale.dynamic}
         self._known |= self.quantizers
         self._roles = roles
         self._edges = {False: {e.address: [e] for e in roles.edges}}
@@ -232,7 +232,7 @@ class Engine:
         def quantize(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
             if not site.enabled:
                 return tensor
-            return dynamic(site, edge, tensor) if site.spec.dynamic else self.quantizers[site.address](tensor, training)
+            return dynamic(site, edge, tensor) if site.spec.scale.dynamic else self.quantizers[site.address](tensor, training)
 
         return quantize
 
@@ -399,7 +399,7 @@ class Engine:
 
 def _check_grouping(site: Site, found: calib.Grouping | None) -> None:
     """Raises ValueError if the groups of dimensions in a calibration are not those that a site is to have."""
-    wanted = None if site.spec.groups is None else (site.spec.groups, site.order, site.shape[-1])
+    wanted = None if site.spec.layout.groups is None else (site.spec.layout.groups, site.order, site.shape[-1])
     given = None if found is None else (found.groups, found.order, found.group_of.size)
     if wanted != given:
         has, wants = (

@@ -41,10 +41,20 @@ def public_fields(instance) -> dict[str, Any]:
     return {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
 
 
-def build(cls, data: Mapping[str, Any], what: str):
-    """An instance of a dataclass from keys and values; `what` it is called in messages."""
+def build(cls, data: Mapping[str, Any], what: str, known: Iterable[str] | None = None):
+    """An instance of a dataclass from keys and values.
+
+    Args:
+      cls: the dataclass.
+      data: key -> value.
+      what: name of the data in messages.
+      known: keys that exist; None: the fields of the class.
+
+    Raises:
+      ValueError: `data` is no mapping, or has an unknown key.
+    """
     data = mapping(data, what)
-    known = {f.name for f in dataclasses.fields(cls)}
+    known = {f.name for f in dataclasses.fields(cls)} if known is None else set(known)
     unknown = sorted(map(str, set(data) - known))
     if unknown:
         named = f"{what} {shown(data['name'])}" if "name" in data else what

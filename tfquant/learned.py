@@ -19,8 +19,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from calib.grid import Grid
-from tfquant import qdq
+from calib.codebook import Codebook
+from tfquant.distributed import Group
+from tfquant.gradients import scaled
+from tfquant.scale import SMALLEST_AMAX, symmetric_range, width_of
 
 OFFSET, RELATIVE_OFFSET = "offset", "relative_offset"
 
@@ -31,7 +33,7 @@ class Parametrization:
 
     Attributes:
       name: of the trained variable; part of its name in checkpoints.
-      gradient: `rounding` or `clipping`, see `qdq.quantize_dequantize`.
+      gradient: `rounding` or `clipping`, see `tfquant.gradients.clipped_straight_through`.
       of_width, to_width: (value, number of steps in the width) -> value; the second on tensors.
       positive: whether the variable has to be, for the width to be.
       scaled: whether the gradient gets LSQ's scale.
@@ -74,16 +76,23 @@ class LearnedRange:
     Attributes:
       parametrization: see there.
       value: float32 variable of the range's shape, NaN until set.
-      offset: the lower end where the grid is asymmetric, or its share of the width, from -1 to 0; else None.
+      offset: the lower end where the codebook is asymmetric, or its share of the width, from -1 to 0; else None.
+
+    Args:
+      update: name of the parametrization.
+      codebook: of the site's format.
+      shape: of either end.
+      address: of the site.
+      is_weight: whether the site quantizes a parameter, all of whose elements count for LSQ's scale of the gradient.
     """
 
-    def __init__(self, update: str, grid: Grid, shape: tuple[int, ...], address: str):
-        self.parametrization = PARAMETRIZATIONS[update]
-        self._grid, self._steps = grid, grid.steps
+    def __init__(self, update: str, codebook: Codebook, shape: tuple[int, ...], address: str, *, is_weight: bool = False):
+        self.parametrization, self._is_weight = PARAMETRIZATIONS[update], is_weight
+        self._codebook, self._steps = codebook, codebook.quant_max
         unset = np.full(shape, np.nan, np.float32)
         self.value = tf.Variable(unset, trainable=True, name=parameter_path(address, self.parametrization.name))
         self.offset = None
-        if not grid.symmetric:
+        if not codebook.symmetric:
             self.offset = tf.Variable(unset, trainable=True, name=parameter_path(address, self.parametrization.offset))
 
     @property
@@ -93,14 +102,13 @@ class LearnedRange:
 
     def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
         """Starts from a calibrated range."""
-        width = np.maximum(abs(lower), abs(upper)) if self._grid.symmetric else np.maximum(upper, 0) - np.minimum(lower, 0)
-        width = np.maximum(width, np.float32(qdq.SMALLEST_AMAX))
+        width = width_of(lower, upper, self._codebook)
         self.value.assign(np.asarray(self.parametrization.of_width(width, self._steps), np.float32))
         if self.offset is not None:
             lower = np.minimum(lower, np.float32(0))
             self.offset.assign(lower / width if self.parametrization.offset == RELATIVE_OFFSET else lower)
 
-    def ends(self, elements: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+    def range(self, elements: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """(lower, upper), differentiable in the variables.
 
         Args:
@@ -109,30 +117,34 @@ class LearnedRange:
         value = tf.convert_to_tensor(self.value)
         if self.parametrization.scaled and elements is not None:
             factor = tf.math.rsqrt(tf.cast(elements, tf.float32) * self._steps)
-            value = _with_scaled_gradient(value, factor)
+            value = scaled(value, factor)
         width = self.parametrization.to_width(value, self._steps)
         if self.offset is not None:
             lower = tf.convert_to_tensor(self.offset)
             if self.parametrization.offset == RELATIVE_OFFSET:
                 lower = lower * width
             return lower, lower + width
-        return (-width if self._grid.qmin < 0 else tf.zeros_like(width)), width
+        return symmetric_range(width, self._codebook)
+
+    @property
+    def range_gradient(self) -> str:
+        """What the ends get, see `tfquant.gradients`."""
+        return self.parametrization.gradient
+
+    def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
+        """See `tfquant.stored_range.RangeState`."""
+        elements = tf.size(x) // int(np.prod(self.value.shape, dtype=int))
+        if not self._is_weight and x.shape.rank:  # the source counts an activation's elements in one example
+            elements //= tf.maximum(tf.shape(x)[0], 1)
+        return self.range(elements)
 
     def constraints(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
         """What keeps each variable where it makes a range, by name: a width is positive, zero lies inside the range."""
         found: dict[str, Callable] = {}
         if self.parametrization.positive:
-            narrowest = self.parametrization.of_width(np.float32(qdq.SMALLEST_AMAX), self._steps)
+            narrowest = self.parametrization.of_width(np.float32(SMALLEST_AMAX), self._steps)
             found[self.parametrization.name] = lambda v: tf.maximum(v, narrowest)
         if self.offset is not None:
             lowest = -1.0 if self.parametrization.offset == RELATIVE_OFFSET else -np.inf
             found[self.parametrization.offset] = lambda v: tf.clip_by_value(v, lowest, 0.0)
         return found
-
-
-def _with_scaled_gradient(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    @tf.custom_gradient
-    def identity(x):
-        return tf.identity(x), lambda dy: dy * factor
-
-    return identity(x)

@@ -47,12 +47,12 @@ class Observation:
     ):
         self.engine = engine
         found = self.find_targets()
-        self.targets = [(site, edge) for site, edge in found.values() if not site.spec.per_embedding]
+        self.targets = [(site, edge) for site, edge in found.values() if not site.spec.layout.per_embedding]
         self._along = self._dimension_edges(found, dimensions)
         self.dimensions = {a: calib.DimensionObserver(a, edge.shape[-1]) for a, edge in self._along.items()}
         self.observers = [
             (site, calib.Observer(
-                site.address, signed=site.spec.grid.two_sided, bins=bins, sample=sample, decay=site.spec.method.decay,
+                site.address, signed=not site.spec.codebook.symmetric, bins=bins, sample=sample, decay=site.spec.method.decay,
                 seed=zlib.crc32(f"{seed}:{site.address}".encode()),
             ))
             for site, _ in self.targets
@@ -71,14 +71,14 @@ class Observation:
         """Address of every activation site whose range is to be known -> site and the edge that is observed."""
         found: dict[str, tuple[Site, Edge]] = {}
         for site, edge in self.engine.placements():
-            if not edge.parameter and not site.spec.dynamic:
+            if not edge.parameter and not site.spec.scale.dynamic:
                 _check_method(site)
                 found.setdefault(site.address, (site, edge))
         return found
 
     def _dimension_edges(self, found: dict[str, tuple[Site, Edge]], everywhere: bool) -> dict[str, Edge]:
         """Address -> edge of everything whose dimensions are observed."""
-        edges = {address: edge for address, (site, edge) in found.items() if site.spec.per_embedding}
+        edges = {address: edge for address, (site, edge) in found.items() if site.spec.layout.per_embedding}
         if everywhere:
             edges |= {address: edge for address, (_, edge) in found.items() if not self.engine.embedding.refusal(edge)}
         for site, _ in found.values():

@@ -1,4 +1,4 @@
-"""Quantizer: the state of one site. Range variables and the statistics collected for them; nothing else holds state."""
+"""Quantizer: the state of one site, and QDQ with it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import tensorflow as tf
 
 from tfquant import qdq
 from tfquant.distributed import Group, Single
+from tfquant.layout import spread
 from tfquant.learned import PARAMETRIZATIONS, LearnedRange, parameter_path
+from tfquant.scale import LARGEST_AMAX
 from tfquant.site import Site
+from tfquant.stored_range import MovingRange, RangeState, StoredRange
 
 GROUP_OF = "group_of"
 
@@ -17,13 +20,37 @@ class UncalibratedError(RuntimeError):
     """A site was asked to quantize before it had a range."""
 
 
+def range_state(site: Site, rate: tf.Variable | None = None) -> RangeState:
+    """The state that the range of a site needs, by what training does to it.
+
+    Args:
+      site: whose range is not dynamic.
+      rate: a moving average stands still while it is 0; None for never.
+
+    Raises:
+      ValueError: a range that other sites share is to be learned.
+    """
+    if site.spec.update not in PARAMETRIZATIONS:
+        return (
+            MovingRange(site, rate) if site.spec.update == "moving_average" else StoredRange(site)
+        )
+    if site.group:
+        raise ValueError(
+            f"site {site.address}: its range is fused with others ({site.group}) and cannot be "
+            "learned: set update to frozen for it, or leave `fuse` out of the recipe"
+        )
+    spec, shape = site.spec, site.range_shape
+    return LearnedRange(spec.update, spec.codebook, shape, site.address, is_weight=site.is_weight)
+
+
 class Quantizer:
-    """Range of one site.
+    """Range of one site, and QDQ with it.
 
     Attributes:
       site: what is quantized and how.
-      group_of: int32 [embedding size], the group whose range each dimension has; -1 until known. None where none are grouped.
-      learned: the trainable variables of a range that is learned, else None.
+      state: what is stored or learned.
+      group_of: int32 [embedding size], the group whose range each dimension has; -1 until known.
+        None where none are grouped.
       group: the processes whose batches a moving average follows together.
 
     Args:
@@ -34,50 +61,43 @@ class Quantizer:
     def __init__(self, site: Site, rate: tf.Variable | None = None):
         self.site = site
         self.group: Group = Single()
-        self._rate = rate
-        spec = site.spec
-        self.learned: LearnedRange | None = None
-        self._ends: dict[str, tf.Variable] = {}
-        if spec.update in PARAMETRIZATIONS:
-            if site.group:
-                raise ValueError(
-                    f"site {site.address}: its range is fused with others ({site.group}) and cannot be learned: set update to "
-                    "frozen for it, or leave `fuse` out of the recipe"
-                )
-            self.learned = LearnedRange(spec.update, spec.grid, site.range_shape, site.address)
-        else:
-            unset = np.full(site.range_shape, np.nan, np.float32)
-            names = {end: parameter_path(site.address, end) for end in ("lower", "upper")}
-            self._ends = {end: tf.Variable(unset, trainable=False, name=name) for end, name in names.items()}
+        self.state = range_state(site, rate)
         self.group_of: tf.Variable | None = None
-        if spec.groups is not None:
+        if site.spec.layout.groups is not None:
             ungrouped = np.full(site.shape[-1], -1, np.int32)
-            self.group_of = tf.Variable(ungrouped, trainable=False, name=parameter_path(site.address, GROUP_OF))
+            self.group_of = tf.Variable(
+                ungrouped, trainable=False, name=parameter_path(site.address, GROUP_OF)
+            )
         self._calibrated = False
 
     @property
+    def learned(self) -> LearnedRange | None:
+        """The state if training learns it."""
+        return self.state if isinstance(self.state, LearnedRange) else None
+
+    @property
     def variables(self) -> dict[str, tf.Variable]:
-        """All state by name: `lower` and `upper`, or what is learned in their place, NaN until known; and `group_of`."""
-        ends = self._ends if self.learned is None else self.learned.variables
-        return ends if self.group_of is None else ends | {GROUP_OF: self.group_of}
+        """All state by name: that of the range, NaN until known, and `group_of`."""
+        groups = {} if self.group_of is None else {GROUP_OF: self.group_of}
+        return self.state.variables | groups
 
     @property
     def lower(self) -> tf.Variable | tf.Tensor:
         """Lower end, float32 of `site.range_shape`; NaN until a range is known."""
-        return self._ends["lower"] if self.learned is None else self.learned.ends()[0]
+        return self.state.range()[0]
 
     @property
     def upper(self) -> tf.Variable | tf.Tensor:
         """Upper end, like `lower`."""
-        return self._ends["upper"] if self.learned is None else self.learned.ends()[1]
+        return self.state.range()[1]
 
     def ends(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """(lower, upper), one value for each index along `site.channel_axes`: dimensions of a group repeat its range."""
+        """(lower, upper), one value for each index along `site.channel_axes`."""
         return self._spread(self.lower), self._spread(self.upper)
 
     def _spread(self, value: tf.Variable | tf.Tensor) -> tf.Tensor:
         value = tf.convert_to_tensor(value)
-        return value if self.group_of is None else _of_groups(value, self.group_of)
+        return value if self.group_of is None else spread(value, self.group_of)
 
     @property
     def calibrated(self) -> bool:
@@ -85,98 +105,68 @@ class Quantizer:
         if not self._calibrated:
             with tf.init_scope():  # also while a function is traced
                 known = all(np.isfinite(v.numpy()).all() for v in self.variables.values())
-                self._calibrated = known and (self.group_of is None or bool((self.group_of.numpy() >= 0).all()))
+                groups = self.group_of
+                self._calibrated = known and (groups is None or bool((groups.numpy() >= 0).all()))
         return self._calibrated
 
     def set_range(self, lower, upper, group_of=None) -> None:
-        """Assigns the range.
+        """Assign the range.
 
         Args:
-          lower, upper: finite, `lower <= upper`, of `site.range_shape`, magnitudes at most `qdq.LARGEST_AMAX`.
-          group_of: where dimensions are grouped, int32 [embedding size], the group of each: equally many in every one.
+          lower, upper: finite, `lower <= upper`, of `site.range_shape`, magnitudes at most
+            `scale.LARGEST_AMAX`.
+          group_of: where dimensions are grouped, int32 [embedding size], the group of each: equally
+            many in every one.
 
         Raises:
           ValueError: they are not.
         """
-        lower = np.asarray(lower, np.float32)
-        upper = np.asarray(upper, np.float32)
-        if lower.shape != self.site.range_shape or upper.shape != self.site.range_shape:
+        lower, upper = np.asarray(lower, np.float32), np.asarray(upper, np.float32)
+        where, wanted = f"site {self.site.address}", self.site.range_shape
+        if lower.shape != wanted or upper.shape != wanted:
             raise ValueError(
-                f"site {self.site.address}: range has shape {list(lower.shape)}, the site needs {list(self.site.range_shape)}"
+                f"{where}: range has shape {list(lower.shape)}, the site needs {list(wanted)}"
             )
         if not (np.isfinite(lower).all() and np.isfinite(upper).all()):
-            raise ValueError(f"site {self.site.address}: range is not finite ({lower.min()} ... {upper.max()})")
+            raise ValueError(f"{where}: range is not finite ({lower.min()} ... {upper.max()})")
         if (lower > upper).any():
-            raise ValueError(f"site {self.site.address}: lower end of the range lies above the upper end")
-        if max(abs(lower).max(), abs(upper).max()) > qdq.LARGEST_AMAX:
+            raise ValueError(f"{where}: lower end of the range lies above the upper end")
+        if max(abs(lower).max(), abs(upper).max()) > LARGEST_AMAX:
             raise ValueError(
-                f"site {self.site.address}: range {lower.min():.6g} ... {upper.max():.6g} is too wide for float32: a mask "
-                "or an overflow is in the data; leave the site in float with a rule whose spec is null"
+                f"{where}: range {lower.min():.6g} ... {upper.max():.6g} is too wide for float32: a "
+                "mask or an overflow is in the data; leave the site in float with a rule whose spec "
+                "is null"
             )
         self._set_groups(group_of)
-        if self.learned is not None:
-            self.learned.set_range(lower, upper)
-        else:
-            self._ends["lower"].assign(lower)
-            self._ends["upper"].assign(upper)
+        self.state.set_range(lower, upper)
 
     def _set_groups(self, group_of) -> None:
+        where = f"site {self.site.address}"
         if (group_of is None) != (self.group_of is None):
-            has, needs = ("no groups", "them") if group_of is None else ("groups of dimensions", "none")
-            raise ValueError(f"site {self.site.address}: range has {has}, the site needs {needs}")
+            found, wanted = (
+                ("no groups", "them") if group_of is None else ("groups of dimensions", "none")
+            )
+            raise ValueError(f"{where}: range has {found}, the site needs {wanted}")
         if group_of is None:
             return
-        group_of, groups = np.asarray(group_of, np.int32), self.site.spec.groups
+        group_of, groups = np.asarray(group_of, np.int32), self.site.spec.layout.groups
         size = self.site.shape[-1]
-        if group_of.shape != (size,) or not np.array_equal(np.sort(group_of), np.arange(size) * groups // size):
-            raise ValueError(f"site {self.site.address}: group_of must deal {size} dimensions out to {groups} groups of equal size")
+        equal = np.arange(size) * groups // size
+        if group_of.shape != (size,) or not np.array_equal(np.sort(group_of), equal):
+            raise ValueError(
+                f"{where}: group_of must assign {size} dimensions to {groups} groups of equal size"
+            )
         self.group_of.assign(group_of)
 
     def __call__(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """QDQ of `x` with the current range, in the current graph. In training a moving range takes note of `x` before."""
-        spec, axes = self.site.spec, self.site.channel_axes
-        strict = spec.ste == "strict"
-        if self.learned is None:
-            lower, upper = self._moved(x) if training and spec.update == "moving_average" else self.ends()
-            return qdq.quantize_dequantize(x, lower, upper, spec.grid, axes, strict=strict)
-        elements = tf.size(x) // int(np.prod(self.site.range_shape, dtype=int))
-        if not self.site.is_weight and x.shape.rank:  # the source counts an activation's elements in one example
-            elements //= tf.maximum(tf.shape(x)[0], 1)
-        lower, upper = self.learned.ends(elements)
-        lower, upper = self._spread(lower), self._spread(upper)
-        gradient = self.learned.parametrization.gradient
-        return qdq.quantize_dequantize(x, lower, upper, spec.grid, axes, strict=strict, range_gradient=gradient)
-
-    def _moved(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The ends after a step of the moving average towards the extremes of `x`."""
-        x = tf.cast(tf.stop_gradient(x), tf.float32)
-        axes = [axis for axis in range(x.shape.rank) if axis not in self.site.channel_axes]
-        lowest, highest = tf.reduce_min(x, axes), tf.reduce_max(x, axes)
-        if self.group_of is not None:
-            lowest = tf.math.unsorted_segment_min(lowest, self.group_of, self.site.spec.groups)
-            highest = tf.math.unsorted_segment_max(highest, self.group_of, self.site.spec.groups)
-        if not self.site.is_weight:  # these are the same on all ranks
-            lowest, highest = self.group.extremes(lowest, highest)
-        ends = {"lower": lowest, "upper": highest}
-        if self.site.spec.grid.symmetric:
-            amax = tf.maximum(-ends["lower"], ends["upper"])
-            ends = {"lower": -amax if self.site.spec.grid.qmin < 0 else tf.zeros_like(amax), "upper": amax}
-        decay = self.site.spec.decay
-        for name, seen in ends.items():
-            variable = self._ends[name]
-            moved = decay * variable + (1.0 - decay) * seen
-            if self._rate is not None:
-                moved = tf.where(self._rate > 0.0, moved, variable)
-            ends[name] = variable.assign(moved, read_value=True)
-        return self._spread(ends["lower"]), self._spread(ends["upper"])
-
-
-def _of_groups(value: tf.Tensor, group_of: tf.Variable) -> tf.Tensor:
-    """[groups] -> [dimensions]. TensorFlow's own gradient of it is a sparse one, which it then makes dense with a warning."""
-    group_of, groups = tf.convert_to_tensor(group_of), value.shape[0]
-
-    @tf.custom_gradient
-    def gathered(value):
-        return tf.gather(value, group_of), lambda dy: tf.math.unsorted_segment_sum(dy, group_of, groups)
-
-    return gathered(value)
+        """QDQ of `x` with the current range; in training a moving range first follows `x`."""
+        lower, upper = self.state.range_for(x, training, self.group_of, self.group)
+        return qdq.quantize_dequantize(
+            x,
+            self._spread(lower),
+            self._spread(upper),
+            self.site.spec.codebook,
+            self.site.channel_axes,
+            gradient=self.site.spec.gradient,
+            range_gradient=self.state.range_gradient,
+        )

@@ -23,7 +23,7 @@ from fileio.yaml_text import parse_yaml, read_yaml
 from tfquant import fields
 from tfquant.messages import one_line, shown
 from tfquant.site import PARAMETER_ROLES, ROLES
-from tfquant.spec import QuantSpec
+from tfquant.spec import KEYS, QuantSpec
 
 _LONGEST = 1000  # characters of an error about a file
 
@@ -226,10 +226,9 @@ class Recipe:
         Raises:
           ValueError: unknown field, value or role, or no rule quantizes any of `roles`.
         """
-        known = [field.name for field in dataclasses.fields(QuantSpec)]
-        unknown = sorted(set(changes) - set(known))
+        unknown = sorted(set(changes) - set(KEYS))
         if unknown:
-            raise ValueError(f"a quantization spec has no field {unknown[0]!r}; known: {', '.join(known)}")
+            raise ValueError(f"a quantization spec has no field {unknown[0]!r}; known: {', '.join(KEYS)}")
         return self._map_specs(roles, lambda spec: dataclasses.replace(spec, **changes))
 
     def _map_specs(self, roles: Iterable[str] | None, change: Callable[[QuantSpec], QuantSpec]) -> Recipe:

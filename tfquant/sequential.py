@@ -26,6 +26,7 @@ from tfquant.distributed import Group
 from tfquant.engine import fused_ranges
 from tfquant.graph.roles import Edge
 from tfquant.observation import Observation
+from tfquant.scale import LARGEST_AMAX
 from tfquant.site import Site
 
 
@@ -51,9 +52,9 @@ class SequentialObservation(Observation):
         order = {address: index for index, address in enumerate(self.engine.edges())}
         found: dict[str, tuple[Site, Edge]] = {}
         for address, (site, _) in super().find_targets().items():
-            if site.spec.per_embedding:
+            if site.spec.layout.per_embedding:
                 raise ValueError(
-                    f"site {address}: {site.spec.granularity} ranges are not estimated in sequential order: calibrate with "
+                    f"site {address}: {site.spec.layout.granularity} ranges are not estimated in sequential order: calibrate with "
                     "order='parallel'"
                 )
             first = min(site.members, key=order.__getitem__)
@@ -83,7 +84,7 @@ class SequentialObservation(Observation):
             dynamic = self.engine.site_quantizer(flat)
 
             def edit(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
-                if site.spec.dynamic:
+                if site.spec.scale.dynamic:
                     return dynamic(site, edge, tensor)
                 # Edges of one site may carry views of one tensor: it is counted once.
                 if site.address not in ranges:
@@ -132,9 +133,9 @@ class SequentialObservation(Observation):
             return unknown
         if site.address in self.rows:
             statistics = dataclasses.replace(statistics, rows=self.rows[site.address].with_rows(state[-1]))
-        ends = np.stack(site.spec.method.estimate(statistics, site.spec.grid, site=site.address)).astype(np.float32)
+        ends = np.stack(site.spec.method.estimate(statistics, site.spec.codebook, site=site.address)).astype(np.float32)
         # Such a range is refused when it is assigned, by a message that names the site; until then it shall make no infinities.
-        return ends.reshape(unknown.shape) if np.abs(ends).max() <= qdq.LARGEST_AMAX else unknown
+        return ends.reshape(unknown.shape) if np.abs(ends).max() <= LARGEST_AMAX else unknown
 
     def _observe(self, batch: Any) -> tf.Tensor:
         extremes = super()._observe(batch)
@@ -149,5 +150,5 @@ def _quantized(site: Site, tensor: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor
         return tensor
     known = tf.reduce_all(tf.math.is_finite(lower) & tf.math.is_finite(upper))
     lower, upper = tf.where(known, lower, 0.0), tf.where(known, upper, 0.0)  # the kernel refuses NaN
-    rounded = qdq.quantize_dequantize(tensor, lower, upper, site.spec.grid, site.channel_axes)
+    rounded = qdq.quantize_dequantize(tensor, lower, upper, site.spec.codebook, site.channel_axes)
     return tf.where(known, rounded, tensor)

@@ -60,9 +60,7 @@ class Site:
     @property
     def range_shape(self) -> tuple[int, ...]:
         """Shape of either end of a stored range: `[groups]` where dimensions are grouped, else the sizes of `channel_axes`."""
-        if self.spec.groups is not None:
-            return (self.spec.groups,)
-        return tuple(self.shape[axis] for axis in self.channel_axes)
+        return self.spec.layout.range_shape(self.shape, self.channel_axes)
 
 
 def address(role: str, path: str, port: str) -> str:

@@ -1,4 +1,4 @@
-"""QuantSpec: how one tensor is quantized, as plain frozen data."""
+"""QuantSpec: how one tensor is quantized, as format x layout x scale x gradient."""
 
 from __future__ import annotations
 
@@ -9,154 +9,180 @@ from typing import Any, Literal
 import numpy as np
 
 import calib
-from calib.grid import Grid
+from calib.codebook import Codebook
 from tfquant import fields, formats
+from tfquant.gradients import Gradient
+from tfquant.layout import Layout
 from tfquant.messages import shown
+from tfquant.scale import Scale
 
-GRANULARITIES = ("per_tensor", "per_channel", "per_embedding", "per_embedding_group", "per_token")
-PER_EMBEDDING = ("per_embedding", "per_embedding_group")
-PERMUTES = ("none", "own", "shared")
-STES = ("inclusive", "strict")
 UPDATES = ("frozen", "lsq", "tqt", "pact", "moving_average")
 
+# Field of a part -> name of the part.
+_PART_OF = {
+    field.name: part
+    for part, kind in (("layout", Layout), ("scale", Scale), ("gradient", Gradient))
+    for field in dataclasses.fields(kind)
+}
+# Keys of a spec in files, in the order in which they are written.
+KEYS = (
+    *("format", "granularity", "groups", "permute", "symmetric", "narrow_range", "unsigned"),
+    *("method", "update", "ste", "decay", "dynamic"),
+)
+_LAYOUT, _SCALE, _GRADIENT = Layout(), Scale(), Gradient()
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, init=False)
 class QuantSpec:
     """How one tensor is quantized.
 
+    Made from parts, from fields of parts by their names (`QuantSpec("int4",
+    granularity="per_channel")`), or from both, where the fields change the given parts. Files hold
+    the fields, and a spec reads them like its own: `spec.granularity` is `spec.layout.granularity`.
+
     Attributes:
       format: name of a number format, see `tfquant.formats`.
-      granularity: `per_tensor`; `per_channel` (one range for each output channel; weights only); of activations `per_embedding`
-        (one range for each index of the last axis) or `per_embedding_group` (one for each of `groups` groups of such indices).
-        Bondarenko et al. 2021, arXiv:2109.12948, section 4. `per_token`, of activations with `dynamic` alone: one range for each
-        position of each sample, over the last axis.
-      groups: K of `per_embedding_group`, at least 1, a divisor of the embedding size; None elsewhere.
-      permute: how its indices are dealt out to groups of equal size. `none`: in their order. `own`: sorted by the width of their
-        ranges, so that outliers share a group. `shared`: sorted likewise, by the output of the feed-forward part of the encoder
-        layer the tensor belongs to, so that all operands of a layer have the same groups; planning turns it to `own` for tensors
-        outside of all layers.
-      symmetric: range -amax..amax with zero point 0; otherwise min..max with a zero point.
-      narrow_range: symmetric signed grids leave the lowest code out (-127..127).
-      unsigned: True spends all codes on values >= 0; `"auto"` does so exactly where the graph shows that the tensor cannot be
-        negative (after Softmax, Relu, Sigmoid); False never.
+      layout: which elements share a scale (granularity, groups, permute).
+      scale: where the scale comes from (symmetric, narrow_range, unsigned, dynamic).
+      gradient: what the backward pass does (ste).
       method: how the range is estimated from statistics, see `calib.methods`.
-      update: what training does to the range: nothing (`frozen`), learn it (`lsq`, `tqt`, `pact`; see `tfquant.learned`), or follow
-        the extremes of each batch (`moving_average`).
-      ste: whether the straight-through gradient reaches values exactly on an end of the range: `inclusive` or `strict`.
+      update: what training does to the range: nothing (`frozen`), learn it (`lsq`, `tqt`, `pact`;
+        see `tfquant.learned`), or follow the extremes of each batch (`moving_average`).
       decay: of the moving average, in each training step.
-      dynamic: the range is computed in the graph, from the extremes of the tensor at hand, in every call: nothing is calibrated or
-        stored. Of activations alone. See `tfquant.dynamic`.
     """
 
-    format: str = "int8"
-    granularity: Literal["per_tensor", "per_channel", "per_embedding", "per_embedding_group", "per_token"] = "per_tensor"
-    groups: int | None = None
-    permute: Literal["none", "own", "shared"] = "none"
-    symmetric: bool = True
-    narrow_range: bool = True
-    unsigned: bool | Literal["auto"] = False
-    method: calib.Method = dataclasses.field(default_factory=lambda: calib.Method.parse("max"))
-    update: Literal["frozen", "lsq", "tqt", "pact", "moving_average"] = "frozen"
-    ste: Literal["inclusive", "strict"] = "inclusive"
-    decay: float = 0.9999
-    dynamic: bool = False
+    format: str
+    layout: Layout
+    scale: Scale
+    gradient: Gradient
+    method: calib.Method
+    update: Literal["frozen", "lsq", "tqt", "pact", "moving_average"]
+    decay: float
 
-    def __post_init__(self):
-        formats.get(self.format)
+    def __init__(
+        self,
+        format: str = "int8",
+        granularity: str | None = None,
+        *,
+        layout: Layout = _LAYOUT,
+        scale: Scale = _SCALE,
+        gradient: Gradient = _GRADIENT,
+        method: calib.Method | Mapping[str, Any] | str = "max",
+        update: str = "frozen",
+        decay: float = 0.9999,
+        **part_fields: Any,
+    ):
+        if granularity is not None:
+            part_fields["granularity"] = granularity
+        parts = with_fields({"layout": layout, "scale": scale, "gradient": gradient}, part_fields)
+        plain = {"format": format, "method": _method(method), "update": update, "decay": decay}
+        for name, value in {**plain, **parts}.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def __getattr__(self, name: str) -> Any:
+        """Fields of the parts, by the names that files have."""
+        if name not in _PART_OF:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(object.__getattribute__(self, _PART_OF[name]), name)
+
+    def _check(self) -> None:
+        """Raise ValueError for values that do not exist or do not go together."""
+        formats.get(self.format).codebook(self.scale)
         if self.update not in UPDATES:
             raise ValueError(f"unknown update {shown(self.update)}; known: {', '.join(UPDATES)}")
-        if self.ste not in STES:
-            raise ValueError(f"ste must be {' or '.join(map(repr, STES))}, got {shown(self.ste)}")
-        if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0.0 <= self.decay < 1.0:
+        number = isinstance(self.decay, (int, float)) and not isinstance(self.decay, bool)
+        if not number or not 0.0 <= self.decay < 1.0:
             raise ValueError(f"decay must be a number from 0 to below 1, got {shown(self.decay)}")
-        if self.granularity not in GRANULARITIES:
-            raise ValueError(f"unknown granularity {shown(self.granularity)}; known: {', '.join(GRANULARITIES)}")
-        for field in ("symmetric", "narrow_range", "dynamic"):
-            if not isinstance(getattr(self, field), bool):
-                raise ValueError(f"{field} must be true or false, got {shown(getattr(self, field))}")
-        if not isinstance(self.unsigned, bool) and self.unsigned != "auto":
-            raise ValueError(f"unsigned must be true, false or 'auto', got {shown(self.unsigned)}")
-        if not isinstance(self.method, calib.Method):
-            object.__setattr__(self, "method", _method(self.method))
-        self._check_embedding()
-        self._check_dynamic()
-
-    def _check_embedding(self) -> None:
-        """Raises ValueError where granularity, groups, permute and method do not go together."""
-        grouped = self.granularity == "per_embedding_group"
-        if self.permute not in PERMUTES:
-            raise ValueError(f"unknown permute {shown(self.permute)}; known: {', '.join(PERMUTES)}")
-        if grouped and (isinstance(self.groups, bool) or not isinstance(self.groups, int) or self.groups < 1):
-            raise ValueError(f"per_embedding_group needs groups, an integer of at least 1, got {shown(self.groups)}")
-        if not grouped and (self.groups is not None or self.permute != "none"):
+        if self.layout.per_embedding and self.method.name != "max":
             raise ValueError(
-                f"groups and permute belong to granularity per_embedding_group, got {self.granularity} with groups "
-                f"{self.groups!r}, permute {self.permute!r}"
+                f"{self.layout.granularity} keeps the extremes of each dimension, no histogram: "
+                f"its method must be max, got {self.method}"
             )
-        if self.granularity in PER_EMBEDDING and self.method.name != "max":
+        if self.scale.dynamic:
+            self._check_dynamic()
+        elif self.layout.per_token:
             raise ValueError(
-                f"{self.granularity} keeps the extremes of each dimension, no histogram: its method must be max, got {self.method}"
+                "per_token ranges exist only while a batch is there: set dynamic: true"
             )
 
     def _check_dynamic(self) -> None:
-        """Raises ValueError where a range of the tensor at hand is wanted in a way that there is none."""
-        if not self.dynamic:
-            if self.granularity == "per_token":
-                raise ValueError("per_token ranges exist only while a batch is there: set dynamic: true")
-            return
-        if self.granularity in ("per_channel", "per_embedding_group"):
+        """Raise ValueError for a dynamic range that cannot be computed, or learned."""
+        if self.layout.granularity in ("per_channel", "per_embedding_group"):
             raise ValueError(
-                f"a dynamic range is per_tensor, per_token or per_embedding, got {self.granularity}: those of weights stay, "
-                "and groups are found in calibration"
+                "a dynamic range is per_tensor, per_token or per_embedding, got "
+                f"{self.layout.granularity}: those of weights stay, and groups are found in "
+                "calibration"
             )
         if self.method.name != "max":
-            raise ValueError(f"a dynamic range spans the extremes of the tensor at hand: its method must be max, got {self.method}")
+            raise ValueError(
+                "a dynamic range spans the extremes of the tensor at hand: its method must be max, "
+                f"got {self.method}"
+            )
         if self.update != "frozen":
-            raise ValueError(f"a dynamic range is not stored, so that training cannot move it: leave out update {self.update!r}")
+            raise ValueError(
+                "a dynamic range is not stored, so that training cannot move it: leave out update "
+                f"{self.update!r}"
+            )
 
     @property
-    def along_last_axis(self) -> bool:
-        """Whether ranges are tied to the last axis of the tensor, so that it has to be one over the embedding."""
-        return self.per_embedding or self.granularity == "per_token"
+    def codebook(self) -> Codebook:
+        """Values of the format; `unsigned="auto"` counts as signed until planning decides."""
+        return formats.get(self.format).codebook(self.scale)
 
     @property
-    def per_embedding(self) -> bool:
-        """Whether ranges lie along the embedding axis, one for each index or group of indices."""
-        return self.granularity in PER_EMBEDDING
-
-    @property
-    def grid(self) -> Grid:
-        """The integer codes of this spec. `unsigned="auto"` counts as signed until planning has resolved it."""
-        return formats.get(self.format).grid(
-            symmetric=self.symmetric, narrow_range=self.narrow_range, unsigned=self.unsigned is True
-        )
+    def grid(self) -> Codebook:
+        """The former name of `codebook`."""
+        return self.codebook
 
     def describe(self) -> str:
-        """A few words for tables: `int8 per_channel symmetric max`, `int8 per_embedding_group 6 (shared order) asymmetric max`."""
-        kind = "symmetric" if self.symmetric else "asymmetric"
-        if self.symmetric and self.unsigned is True:
-            kind = "unsigned"
-        elif self.symmetric and not self.narrow_range:
-            kind = "symmetric full"
-        groups = "" if self.groups is None else f" {self.groups}"
-        order = "" if self.permute == "none" else f" ({self.permute} order)"
-        return f"{self.format} {self.granularity}{groups}{order} {kind} {'dynamic' if self.dynamic else self.method}"
+        """A few words for tables, such as `int8 per_channel symmetric max`."""
+        method = "dynamic" if self.scale.dynamic else self.method
+        return f"{self.format} {self.layout.describe()} {self.scale.describe()} {method}"
 
     def to_dict(self) -> dict[str, Any]:
-        options = {k: v.item() if isinstance(v, np.generic) else v for k, v in self.method.to_dict().items()}
-        data = {**fields.public_fields(self), "method": options}
-        if self.groups is None:  # nor has it an order then
+        """The spec as files hold it."""
+        data = {key: getattr(self, key) for key in KEYS}
+        options = self.method.to_dict().items()
+        data["method"] = {k: v.item() if isinstance(v, np.generic) else v for k, v in options}
+        if self.layout.groups is None:  # nor has it an order then
             del data["groups"], data["permute"]
-        if not self.dynamic:
+        if not self.scale.dynamic:
             del data["dynamic"]
         return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> QuantSpec:
-        return fields.build(cls, data, "quantization spec")
+        """The spec of a file, of this version or an earlier one.
+
+        Raises:
+          ValueError: unknown key or value.
+        """
+        return fields.build(cls, data, "quantization spec", known=KEYS)
+
+
+def with_fields(parts: Mapping[str, Any], part_fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts of a spec with fields of theirs changed.
+
+    Args:
+      parts: name of a part -> the part.
+      part_fields: name of a field of any part -> its new value.
+
+    Raises:
+      TypeError: no part has such a field.
+      ValueError: a value does not exist.
+    """
+    changes: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    for name, value in part_fields.items():
+        if name not in _PART_OF:
+            raise TypeError(f"a quantization spec has no field {name!r}; known: {', '.join(KEYS)}")
+        changes[_PART_OF[name]][name] = value
+    return {name: dataclasses.replace(part, **changes[name]) for name, part in parts.items()}
 
 
 def _method(value: Any) -> calib.Method:
+    if isinstance(value, calib.Method):
+        return value
     if isinstance(value, str):
         return calib.Method.parse(value)
     if isinstance(value, Mapping):

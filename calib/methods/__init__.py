@@ -1,4 +1,4 @@
-"""Range methods: each module has ``estimate(stats, grid, **options) -> (lower, upper)``.
+"""Range methods: each module has ``estimate(stats, codebook, **options) -> (lower, upper)``.
 
 Ranges are float32 of shape () or (C,). Symmetric grids get (-amax, amax), unsigned ones (0, amax); asymmetric grids
 get a range that holds 0, so that 0 is representable. All-zero data give (0, 0).
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from calib.codebook import Codebook
 from calib.errors import CalibrationError
-from calib.grid import Grid
 from calib.methods import cross_entropy, current_minmax, entropy, maximum, moving_average, mse, percentile
 from calib.statistics import DECAY, Statistics
 
@@ -104,10 +104,21 @@ class Method:
         able = getattr(_MODULES[self.name], "can_use", None)
         return able is None or able(stats, **self.options)
 
-    def estimate(self, stats: Statistics, grid: Grid, *, site: str = "") -> tuple[np.ndarray, np.ndarray]:
+    def check_codebook(self, codebook: Codebook) -> None:
+        """Raises CalibrationError if it cannot estimate ranges of such a number format."""
+        if codebook.uniform or not _uniform_only(self.name):
+            return
+        able = [name for name in GENERAL if not _uniform_only(name)]
+        raise CalibrationError(
+            f"range method {self.name!r} needs codes that are equally far apart, and those of {codebook} are not; "
+            f"use one of {', '.join(able)}"
+        )
+
+    def estimate(self, stats: Statistics, codebook: Codebook, *, site: str = "") -> tuple[np.ndarray, np.ndarray]:
         """(lower, upper) for ``stats`` on ``grid``; errors start with ``site``."""
         try:
-            return get(self.name)(stats, grid, **self.options)
+            self.check_codebook(codebook)
+            return get(self.name)(stats, codebook, **self.options)
         except CalibrationError as error:
             raise type(error)(f"{site}: {error}" if site else str(error)) from None
 
@@ -120,6 +131,10 @@ class Method:
         if "name" not in options:
             raise ValueError(f"range method without a name: {dict(data)!r}")
         return cls(options.pop("name"), options)
+
+
+def _uniform_only(name: str) -> bool:
+    return getattr(_MODULES[name], "UNIFORM_ONLY", False)
 
 
 def _defaults(estimate: Estimate) -> dict:

@@ -1,21 +1,36 @@
 """What the range methods share: checks on their input and the shape of their answer."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
+from calib.codebook import Codebook, Range
+from calib.distribution import Binned, Exact, ExactStatistics
 from calib.errors import EmptyStatisticsError, MissingHistogramError
-from calib.grid import Grid
 from calib.statistics import Histogram, Statistics
-
-Range = tuple[np.ndarray, np.ndarray]
 
 
 def require_data(stats: Statistics) -> None:
     if stats.empty:
-        raise EmptyStatisticsError("no value was seen, so no range can be estimated; calibrate with data that reach it")
+        raise EmptyStatisticsError(
+            "no value was seen, so no range can be estimated; calibrate with data that reach it"
+        )
 
 
-def require_histogram(stats: Statistics, grid: Grid, method: str) -> Histogram:
-    """The histogram a method searches: of magnitudes for symmetric grids, with signs for asymmetric ones."""
+def distribution(stats: Statistics, codebook: Codebook, method: str) -> Binned | Exact:
+    """Values that a method searches: exact where they are at hand, else the histogram."""
+    if isinstance(stats, ExactStatistics):
+        return Exact(stats.values)
+    return Binned(_histogram(stats, codebook, method))
+
+
+def _histogram(stats: Statistics, codebook: Codebook, method: str) -> Histogram:
+    """The histogram of magnitudes for symmetric codebooks, with signs for asymmetric ones.
+
+    Raises:
+        EmptyStatisticsError: no value was seen.
+        MissingHistogramError: there is none, or it has no signs and values below zero were seen.
+    """
     require_data(stats)
     histogram = stats.histogram
     if histogram is None:
@@ -24,29 +39,40 @@ def require_histogram(stats: Statistics, grid: Grid, method: str) -> Histogram:
             "per_channel_range on the values of a weight"
         )
     if not histogram.counts.any():
-        raise EmptyStatisticsError("the histogram is empty, so no range can be estimated; calibrate with more data")
-    if not grid.two_sided:
-        return histogram.rectified() if grid.unsigned else histogram.folded()
+        raise EmptyStatisticsError(
+            "the histogram is empty, so no range can be estimated; calibrate with more data"
+        )
+    if codebook.symmetric:
+        return Binned(histogram).magnitudes(codebook).histogram
     if histogram.signed:
         return histogram
     if stats.minimum < 0:
         raise MissingHistogramError(
             f"method {method!r} on an asymmetric grid needs a histogram that keeps the signs; observe with signed=True"
         )
-    counts = np.concatenate([np.zeros_like(histogram.counts), histogram.counts])  # non-negative data: |x| is x
+    counts = np.concatenate(
+        [np.zeros_like(histogram.counts), histogram.counts]
+    )  # non-negative data: |x| is x
     return Histogram(counts, histogram.bin_width, True)
 
 
-def true_amax(stats: Statistics, grid: Grid) -> np.ndarray:
+def true_amax(stats: Statistics, codebook: Codebook) -> np.ndarray:
     """Largest magnitude the grid has to hold."""
-    if grid.unsigned:
+    if codebook.unsigned:
         return np.maximum(stats.maximum, 0)
     return np.maximum(np.abs(stats.minimum), np.abs(stats.maximum))
 
 
-def symmetric(amax: float | np.ndarray, stats: Statistics, grid: Grid) -> Range:
+def per_channel(values: Iterable, stats: Statistics) -> np.ndarray:
+    """float32 values of all channels, one each, in the shape of the statistics' extremes."""
+    return np.asarray(list(values), np.float32).reshape(stats.minimum.shape)
+
+
+def symmetric(amax: float | np.ndarray, stats: Statistics, codebook: Codebook) -> Range:
     """Range of ``amax``, never beyond the data."""
-    return grid.interval(np.minimum(np.asarray(amax, np.float32), true_amax(stats, grid)))
+    return codebook.symmetric_range(
+        np.minimum(np.asarray(amax, np.float32), true_amax(stats, codebook))
+    )
 
 
 def asymmetric(lower: float | np.ndarray, upper: float | np.ndarray, stats: Statistics) -> Range:
@@ -56,13 +82,9 @@ def asymmetric(lower: float | np.ndarray, upper: float | np.ndarray, stats: Stat
     return low.astype(np.float32), high.astype(np.float32)
 
 
-def used(counts: np.ndarray) -> tuple[int, int]:
-    """(first, one past the last) non-empty bin."""
-    filled = np.flatnonzero(counts)
-    return int(filled[0]), int(filled[-1]) + 1
-
-
 def check_search(method: str, start_bin: int, stride: int) -> None:
     for option, value, least in (("start_bin", start_bin, 0), ("stride", stride, 1)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"range method {method!r}: {option} must be an integer of at least {least}, got {value!r}")
+            raise ValueError(
+                f"range method {method!r}: {option} must be an integer of at least {least}, got {value!r}"
+            )

@@ -3,9 +3,9 @@
 import numpy as np
 
 from calib import losses, range_search
+from calib.codebook import Codebook, Range
 from calib.errors import EmptyStatisticsError
-from calib.grid import Grid
-from calib.methods._common import Range, require_data
+from calib.methods._common import require_data
 from calib.statistics import Statistics
 
 NEEDS_HISTOGRAM = False
@@ -30,7 +30,7 @@ def can_use(stats: Statistics, search: str, candidates: int, margin: float, rows
 
 def estimate(
     stats: Statistics,
-    grid: Grid,
+    codebook: Codebook,
     *,
     search: str = "grid",
     candidates: int = 100,
@@ -44,7 +44,7 @@ def estimate(
 
     Args:
         stats: with rows, per tensor.
-        grid: the integer grid.
+        codebook: values of the number format.
         search: `grid` or `golden_section`, see `calib.range_search`.
         candidates: of `grid`: how many widths are tried.
         margin: how far beyond the data a range may reach, in the unit of the logits.
@@ -56,6 +56,6 @@ def estimate(
         raise EmptyStatisticsError("no rows of logits were kept; calibrate with method 'cross_entropy' in the recipe")
     kept = stats.rows[:rows]
     ends = range_search.least_loss(
-        losses.cross_entropy(kept, grid), kept.min(), kept.max(), grid, search=search, candidates=candidates, margin=margin
+        losses.cross_entropy(kept, codebook), kept.min(), kept.max(), codebook, search=search, candidates=candidates, margin=margin
     )
     return np.asarray(ends[0], np.float32), np.asarray(ends[1], np.float32)

@@ -1,8 +1,7 @@
 """The extremes of the last batch alone (`current_minmax` of Qualcomm's transformer-quantization)."""
 
-from calib.grid import Grid
+from calib.codebook import Codebook, Range
 from calib.methods import moving_average
-from calib.methods._common import Range
 from calib.statistics import Statistics
 
 NEEDS_HISTOGRAM = False
@@ -13,6 +12,6 @@ def can_use(stats: Statistics) -> bool:
     return moving_average.can_use(stats, DECAY)
 
 
-def estimate(stats: Statistics, grid: Grid) -> Range:
+def estimate(stats: Statistics, codebook: Codebook) -> Range:
     """Range of the last batch's minimum and maximum; a constant tensor (a weight) has its own extremes."""
-    return moving_average.estimate(stats, grid, decay=DECAY)
+    return moving_average.estimate(stats, codebook, decay=DECAY)

@@ -1,15 +1,15 @@
 """The exact extremes."""
 
-from calib.grid import Grid
-from calib.methods._common import Range, asymmetric, require_data, symmetric, true_amax
+from calib.codebook import Codebook, Range
+from calib.methods._common import asymmetric, require_data, symmetric, true_amax
 from calib.statistics import Statistics
 
 NEEDS_HISTOGRAM = False
 
 
-def estimate(stats: Statistics, grid: Grid) -> Range:
+def estimate(stats: Statistics, codebook: Codebook) -> Range:
     """Range of the smallest and largest value seen; per tensor or per channel."""
     require_data(stats)
-    if grid.two_sided:
+    if not codebook.symmetric:
         return asymmetric(stats.minimum, stats.maximum, stats)
-    return symmetric(true_amax(stats, grid), stats, grid)
+    return symmetric(true_amax(stats, codebook), stats, codebook)

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from calib.codebook import Codebook, Range
 from calib.errors import CalibrationError, EmptyStatisticsError
-from calib.grid import Grid
-from calib.methods._common import Range, asymmetric, require_data, symmetric
+from calib.methods._common import asymmetric, require_data, symmetric
 from calib.statistics import DECAY, Statistics
 
 NEEDS_HISTOGRAM = False
@@ -20,14 +20,14 @@ def can_use(stats: Statistics, decay: float) -> bool:
     return stats.constant or (stats.ema_minimum is not None and (stats.ema_decay == decay or stats.batches <= 1))
 
 
-def estimate(stats: Statistics, grid: Grid, *, decay: float = DECAY) -> Range:
+def estimate(stats: Statistics, codebook: Codebook, *, decay: float = DECAY) -> Range:
     """Range of the averaged batch minimum and maximum; a constant tensor (a weight) has its own extremes.
 
     The average starts at the first batch's extremes.
 
     Args:
         stats: with moving averages of this decay.
-        grid: the integer grid.
+        codebook: values of the number format.
         decay: weight of the old value in every step, 0 to below 1. Qualcomm's `running_minmax` has 0.9 (`--act-momentum`).
     """
     check_options(decay)
@@ -42,7 +42,7 @@ def estimate(stats: Statistics, grid: Grid, *, decay: float = DECAY) -> Range:
             f"moving averages were kept with a decay of {stats.ema_decay:g}, not {decay:g}; calibrate with this method in "
             "the recipe"
         )
-    if grid.two_sided:
+    if not codebook.symmetric:
         return asymmetric(lower, upper, stats)
-    amax = np.maximum(upper, 0) if grid.unsigned else np.maximum(np.abs(lower), np.abs(upper))
-    return symmetric(amax, stats, grid)
+    amax = np.maximum(upper, 0) if codebook.unsigned else np.maximum(np.abs(lower), np.abs(upper))
+    return symmetric(amax, stats, codebook)

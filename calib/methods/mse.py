@@ -1,22 +1,23 @@
-"""Range with the smallest mean squared quantization error of the histogram."""
+"""Range with the smallest mean squared quantization error."""
 
 import numpy as np
 
 from calib import losses, range_search
-from calib.grid import Grid
-from calib.methods._common import Range, asymmetric, check_search, require_histogram, symmetric, used
-from calib.statistics import Histogram, Statistics
+from calib.codebook import Codebook, Range
+from calib.methods._common import asymmetric, check_search, distribution, per_channel, symmetric
+from calib.statistics import Statistics
+from calib.trials import least_of_trials
 
 NEEDS_HISTOGRAM = True
 SEARCHES = ("bins", *range_search.SEARCHES)
-_CHUNK = 32  # candidates scored at once: their errors, 32 x 2048 doubles, stay in the cache
-_ROUNDS = 4
 
 
 def check_options(start_bin: int, stride: int, search: str, candidates: int, margin: float) -> None:
     check_search("mse", start_bin, stride)
     if search not in SEARCHES:
-        raise ValueError(f"range method 'mse': search must be one of {', '.join(SEARCHES)}, got {search!r}")
+        raise ValueError(
+            f"range method 'mse': search must be one of {', '.join(SEARCHES)}, got {search!r}"
+        )
     range_search.check_options("mse", candidates, margin)
     for option, value, default, of in (
         ("start_bin", start_bin, 128, ("bins",)),
@@ -25,12 +26,14 @@ def check_options(start_bin: int, stride: int, search: str, candidates: int, mar
         ("margin", margin, 0.0, range_search.SEARCHES),
     ):
         if value != default and search not in of:
-            raise ValueError(f"range method 'mse': {option} says nothing to search {search!r}, only to {' and '.join(of)}")
+            raise ValueError(
+                f"range method 'mse': {option} says nothing to search {search!r}, only to {' and '.join(of)}"
+            )
 
 
 def estimate(
     stats: Statistics,
-    grid: Grid,
+    codebook: Codebook,
     *,
     start_bin: int = 128,
     stride: int = 1,
@@ -40,74 +43,39 @@ def estimate(
 ) -> Range:
     """Keeps the range with the least squared error among those that the search tries.
 
-    Each bin's values are taken to sit at its centre. `bins` tries the centres of bins as the end of the range, the first of
-    the best wins; on an asymmetric grid both ends are searched: first shrunk together, then in turn until neither moves. `grid`
-    and `golden_section` are those of Qualcomm's transformer-quantization (`--act-opt-method`, `--weight-opt-method`), over
-    the values of all batches, see `calib.range_search`; a margin of 0.5 is what it has. `bins` and `grid` find good ranges for any
-    number of bits; golden section is the fastest with two ends, and can be far off below 4 bits.
+    Each bin's values are taken to sit at its centre. `bins` tries the centres of bins as the end of
+    the range, the first of the best wins; on an asymmetric grid both ends are searched: first
+    shrunk together, then in turn until neither moves. `grid` and `golden_section` are those of
+    Qualcomm's transformer-quantization (`--act-opt-method`, `--weight-opt-method`), over the values
+    of all batches, see `calib.range_search`; a margin of 0.5 is what it has. `bins` and `grid` find
+    good ranges for any number of bits; golden section is the fastest with two ends, and can be far
+    off below 4 bits.
 
     Args:
-        stats: with a histogram.
-        grid: the integer grid.
-        start_bin: of `bins`: first bin tried, counted from zero; lowered to an eighth of the bins in use if those are few.
+        stats: with a histogram, or exact.
+        codebook: values of the number format.
+        start_bin: of `bins`: first bin tried, counted from zero; lowered to an eighth of the bins
+            in use if those are few.
         stride: of `bins`: step between the bins tried.
         search: `bins`, `grid` or `golden_section`.
         candidates: of `grid`: how many widths are tried.
-        margin: of `grid` and `golden_section`: how far beyond the data a range may reach, in the unit of the data.
+        margin: of `grid` and `golden_section`: how far beyond the data a range may reach, in the
+            unit of the data.
     """
     check_options(start_bin, stride, search, candidates, margin)
-    histogram = require_histogram(stats, grid, "mse")
-    if search != "bins":
-        filled = np.flatnonzero(histogram.counts)
-        loss = losses.squared_error(histogram.centers[filled], histogram.counts[filled], grid)
-        ends = range_search.least_loss(
-            loss, stats.minimum, stats.maximum, grid, search=search, candidates=candidates, margin=margin
+    values = distribution(stats, codebook, "mse")
+    if search == "bins":
+        loss = losses.squared_error(*values.points(), codebook)
+        lower, upper = least_of_trials(loss, values.trials(codebook, start_bin, stride), codebook)
+        return (
+            symmetric(upper, stats, codebook)
+            if codebook.symmetric
+            else asymmetric(lower, upper, stats)
         )
-        return np.asarray(ends[0], np.float32), np.asarray(ends[1], np.float32)
-    if not grid.two_sided:
-        _, last = used(histogram.counts)
-        amax = histogram.centers[_candidates(last, start_bin, stride)]
-        scores = _scores(histogram, grid, *grid.interval(amax))
-        return symmetric(amax[np.argmin(scores)], stats, grid)
-    return asymmetric(*_search_both(histogram, grid, start_bin, stride), stats)
-
-
-def _candidates(last: int, start_bin: int, stride: int) -> np.ndarray:
-    return np.arange(min(start_bin, last // 8), last, stride)
-
-
-def _search_both(histogram: Histogram, grid: Grid, start_bin: int, stride: int) -> tuple[float, float]:
-    """(lower, upper) by a joint shrink and then coordinate descent over the bin centres either side of zero."""
-    zero = histogram.counts.size // 2
-    first, last = used(histogram.counts)
-    width = histogram.bin_width
-    ends = []
-    for bins in (zero - first, last - zero):  # bins in use below and above zero
-        ends.append((_candidates(bins, start_bin, stride) + 0.5) * width if bins > 0 else np.zeros(1))
-    lowers, uppers = -ends[0], ends[1]
-    shrink = np.linspace(1 / 16, 1, 128)
-    joint = np.argmin(_scores(histogram, grid, lowers[-1] * shrink, uppers[-1] * shrink))
-    lower, upper = lowers[-1] * shrink[joint], uppers[-1] * shrink[joint]
-    best = np.inf
-    for _ in range(_ROUNDS):
-        scores = _scores(histogram, grid, np.append(lowers, lower), np.full(lowers.size + 1, upper))
-        lower = np.append(lowers, lower)[np.argmin(scores)]
-        scores = _scores(histogram, grid, np.full(uppers.size + 1, lower), np.append(uppers, upper))
-        upper = np.append(uppers, upper)[np.argmin(scores)]
-        if not scores.min() < best:
-            break
-        best = scores.min()
-    return float(lower), float(upper)
-
-
-def _scores(histogram: Histogram, grid: Grid, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """Squared error, summed over the histogram, of every candidate range; float64 [candidates]."""
-    filled = np.flatnonzero(histogram.counts)
-    centers, counts = histogram.centers[filled], histogram.counts[filled].astype(np.float64)
-    lower, upper = np.asarray(lower, np.float64), np.asarray(upper, np.float64)
-    scores = np.empty(lower.size)
-    for start in range(0, lower.size, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        error = grid.fake_quantize(centers[np.newaxis], lower[part, np.newaxis], upper[part, np.newaxis]) - centers
-        scores[part] = np.square(error) @ counts
-    return scores
+    ranges, options = [], {"search": search, "candidates": candidates, "margin": margin}
+    extremes = zip(np.atleast_1d(stats.minimum), np.atleast_1d(stats.maximum), strict=True)
+    for points, ends in zip(values.channels(), extremes, strict=True):
+        loss = losses.squared_error(*points, codebook, up_to_constant=True)
+        ranges.append(range_search.least_loss(loss, *ends, codebook, **options))
+    lower, upper = (per_channel(ends, stats) for ends in zip(*ranges, strict=True))
+    return lower, upper

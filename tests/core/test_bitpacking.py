@@ -1,5 +1,7 @@
 """Codes as bits: the layout against Python's own large integers, round trips, files that are whole or refused."""
 
+import json
+
 import hypothesis
 import hypothesis.extra.numpy
 import hypothesis.strategies as st
@@ -7,10 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from calib.grid import Grid
+from calib.codebook import UniformCodebook
 from tfquant import bitpacking
-from tfquant.bitpacking import PackedArray, pack, packed_size, read_file, unpack, write_file
+from tfquant.bitpacking import pack, pack_array, packed_size, read_file, unpack, unpack_array, write_file
 from tfquant.checkpoint import CheckpointError
+from tfquant.quantized_array import QuantizedArray, QuantParams
 
 MARKS = {"format": "test", "version": "1"}
 
@@ -84,15 +87,22 @@ def test_bytes_of_another_number_of_codes_are_refused(packed):
 
 
 @pytest.mark.parametrize("axes", [(), (0,), (2,), (1, 2)])
-@pytest.mark.parametrize("grid", [Grid(-7, 7), Grid(-4, 3), Grid(0, 3), Grid(0, 31, False), Grid(0, 65535, False)])
-def test_values_are_scale_times_code_less_zero(grid, axes):
+@pytest.mark.parametrize("qmin, qmax, symmetric", [(-7, 7, True), (-4, 3, True), (0, 3, True), (0, 31, False), (0, 65535, False)])
+def test_values_are_scale_times_code_less_zero(qmin, qmax, symmetric, axes):
+    grid = UniformCodebook(qmin, qmax, symmetric)
     rng, shape = np.random.default_rng(0), (3, 4, 5)
     codes = rng.integers(grid.qmin, grid.qmax + 1, shape)
     scale = rng.uniform(0.1, 2.0, [shape[a] for a in axes]).astype(np.float32)
     zero = np.zeros(scale.shape) if grid.symmetric else rng.integers(grid.qmin, grid.qmax + 1, scale.shape)
-    array = PackedArray.of(codes, scale, np.asarray(zero), grid, axes)
-    assert array.tensors.keys() == ({"codes", "scale"} if grid.symmetric else {"codes", "scale", "zero"})
-    values = array.values()
+    array = QuantizedArray(codes, QuantParams(scale, np.asarray(zero), grid, axes))
+    tensors, attributes = pack_array(array)
+    assert tensors.keys() == ({"codes", "scale"} if grid.symmetric else {"codes", "scale", "zero"})
+    assert attributes == {"bits": (grid.qmax - grid.qmin).bit_length(), "qmin": grid.qmin, "axes": axes}
+    stored = json.loads(json.dumps(attributes))
+    back = unpack_array(tensors, stored, shape)
+    np.testing.assert_array_equal(back.codes, codes)
+    assert back.params.codebook == grid
+    values = back.values()
     assert values.dtype == np.float32 and values.shape == shape
     for place in np.ndindex(shape):
         channel = tuple(place[a] for a in axes)

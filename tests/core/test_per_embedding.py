@@ -12,8 +12,8 @@ from tests.calib.test_dimensions import X
 from tests.core.test_qdq import formula
 from tests.few import few
 from tests.graph import models
-from tfquant.export.codes import Affine
 from tfquant.graph.plan import RecipeError
+from tfquant.quantized_array import QuantParams
 from tfquant.rules import Fuse, Recipe, Rule
 from tfquant.spec import QuantSpec
 
@@ -199,10 +199,10 @@ def test_scales_and_zero_points_are_those_of_the_papers_code(permute):
     scales, zeros, group_of = GOLDEN[permute]
     model, address = dense_on(X, grouped(3, permute=permute, symmetric=False))
     quantizer = model._engine.quantizers[address]
-    affine = Affine.of(quantizer.site, quantizer)
+    params = QuantParams.of(quantizer.site, quantizer)
     np.testing.assert_array_equal(quantizer.group_of, group_of)
-    np.testing.assert_allclose(affine.scale, np.float32(scales)[group_of], rtol=1e-6)
-    np.testing.assert_array_equal(affine.zero, np.array(zeros)[group_of])
+    np.testing.assert_allclose(params.scale, np.float32(scales)[group_of], rtol=1e-6)
+    np.testing.assert_array_equal(params.zero, np.array(zeros)[group_of])
     scale, zero = np.float64(scales)[group_of], np.array(zeros)[group_of]
     expected = (np.clip(np.rint(X / scale) + zero, 0, 255) - zero) * scale
     np.testing.assert_allclose(model(X), expected, rtol=1e-5, atol=1e-6)

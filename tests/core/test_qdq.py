@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from calib.grid import Grid
 from tfquant import formats, qdq
 from tfquant.quantizer import Quantizer
+from tfquant.scale import LARGEST_AMAX, Scale
 from tfquant.site import Site
 from tfquant.spec import QuantSpec
 
@@ -191,7 +192,7 @@ def test_zero_range_gives_zeros_without_nan(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", [2, 8, 16])
 def test_largest_range_allowed_is_still_exact(bits, kind):
-    grid, amax = grid_of(bits, kind), qdq.LARGEST_AMAX
+    grid, amax = grid_of(bits, kind), LARGEST_AMAX
     lower = {"unsigned": 0.0, "asymmetric": -0.25 * amax}.get(kind, -amax)
     x = np.array([3.4e38, amax, 0.61 * amax, 0.0, -amax, -3.4e38], np.float32)
     expected = exact(x, lower, amax, grid)[0]
@@ -360,8 +361,7 @@ def test_quantizer_has_no_range_until_it_is_given_one():
     site.set_range(-2.0, 2.0)
     assert site.calibrated
     x = values_around(-2.0, 2.0)
-    np.testing.assert_array_equal(site(tf.constant(x)), formula(x, -2.0, 2.0, formats.get("int8").grid(
-        symmetric=True, narrow_range=True, unsigned=False)))
+    np.testing.assert_array_equal(site(tf.constant(x)), formula(x, -2.0, 2.0, formats.get("int8").codebook(Scale())))
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ import pytest
 import tensorflow as tf
 
 import tfquant
-from tfquant import qdq
 from tfquant.calibration import engine_of
-from tfquant.export.codes import Affine
+from tfquant.export.onnx_params import unsigned
+from tfquant.quantized_array import QuantParams
+from tfquant.scale import SMALLEST_AMAX
 
 
 def site_with(lower: float, upper: float, **spec):
@@ -32,24 +33,24 @@ RANGES = [(-1.3, 0.7), (0.5, 2.0), (-3.0, -1.0), (0.0, 0.0), (1e-30, 2e-30), (0.
 @pytest.mark.parametrize(("lower", "upper"), RANGES)
 def test_decoded_codes_are_what_the_simulation_rounds_to(lower, upper, symmetric):
     site, quantizer = site_with(lower, upper, symmetric=symmetric)
-    affine = Affine.of(site, quantizer)
+    params = QuantParams.of(site, quantizer)
     values = np.random.default_rng(0).uniform(lower - 1.0, upper + 1.0, 4000).astype(np.float32)
     simulated = tf.function(lambda x: quantizer(x, False))(tf.constant(values)).numpy()  # as networks compute: in a graph
-    step = float(affine.scale)
-    for written in (affine, affine.unsigned() if affine.grid.qmin < 0 else affine):
-        codes = written.encode(values)
-        assert written.grid.qmin <= codes.min() and codes.max() <= written.grid.qmax
-        assert written.grid.qmin <= written.zero <= written.grid.qmax, "zero has no code"
+    step = float(params.scale)
+    for written in (params, unsigned(params) if params.codebook.qmin < 0 else params):
+        codes = written.quantize(values).codes
+        assert written.codebook.qmin <= codes.min() and codes.max() <= written.codebook.qmax
+        assert written.codebook.qmin <= written.zero <= written.codebook.qmax, "zero has no code"
         # A value on the border between two codes may fall to either.
         error = np.abs(written.scale * (codes - written.zero) - simulated)
         assert np.mean(error > 1e-5 * np.abs(simulated).max() + 1e-30) < 2e-3 and error.max() <= 1.01 * step
 
 
 def test_a_range_without_zero_is_widened_to_it():
-    affine = Affine.of(*site_with(0.5, 2.0, symmetric=False))
-    assert affine.zero == affine.grid.qmin and float(affine.scale) == pytest.approx(2.0 / 255)
+    params = QuantParams.of(*site_with(0.5, 2.0, symmetric=False))
+    assert params.zero == params.codebook.qmin and float(params.scale) == pytest.approx(2.0 / 255)
 
 
 def test_an_empty_range_has_a_scale_above_zero():
-    affine = Affine.of(*site_with(0.0, 0.0, symmetric=False))
-    assert affine.scale >= qdq.SMALLEST_AMAX / 255 > 0
+    params = QuantParams.of(*site_with(0.0, 0.0, symmetric=False))
+    assert params.scale >= SMALLEST_AMAX / 255 > 0

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import tfquant
 from tfquant import QuantSpec, Recipe, Rule
-from tfquant.export.codes import Joined
+from tfquant.export.onnx_params import Joined
 
 CHANNELS = (Rule(QuantSpec(granularity="per_channel"), role="weight"), Rule(QuantSpec(), role="linear_input"))
 ONE_RANGE = (Rule(QuantSpec(), role=("weight", "linear_input")), Rule(QuantSpec(), role="embedding", optional=True))

@@ -68,7 +68,7 @@ def test_every_site_is_a_pair_along_the_last_axis_with_a_scale_for_each_dimensio
     graph = onnx.load(path).graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     along = [node for node in graph.node if node.op_type == "QuantizeLinear" and list(stored[node.input[1]].dims)]
-    assert len(along) == sum(site.spec.per_embedding for site in model.plan.sites)
+    assert len(along) == sum(site.spec.layout.per_embedding for site in model.plan.sites)
     for node in along:
         assert {a.name: a.i for a in node.attribute} == {"axis": -1}
         site = model.plan.site(node.input[1].removesuffix("/scale"))

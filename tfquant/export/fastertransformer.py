@@ -13,12 +13,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfquant import checkpoint, qdq
+from tfquant import checkpoint
 from tfquant.engine import Engine
-from tfquant.export.codes import Affine
 from tfquant.export.errors import ExportError
 from tfquant.export.order import Order
+from tfquant.quantized_array import QuantParams
 from tfquant.quantizer import Quantizer
+from tfquant.scale import SMALLEST_AMAX
 
 NAME = "model.ckpt"  # of the checkpoint in the folder
 SMALLEST_SM, AMPERE = 75, 80
@@ -163,7 +164,7 @@ class _Layer:
     def codes(self, dense: str, kernel: np.ndarray) -> np.ndarray:
         """int8 [inputs, outputs]."""
         quantizer = self._site(f"{dense}:weight:kernel")
-        return Affine.of(quantizer.site, quantizer).encode(kernel).astype(np.int8)
+        return QuantParams.of(quantizer.site, quantizer).quantize(kernel).codes.astype(np.int8)
 
     def _kernel_amaxes(self, dense: str) -> np.ndarray:
         """One for each output."""
@@ -220,7 +221,7 @@ def _amaxes(quantizer: Quantizer) -> np.ndarray:
             f"site {site.address}: FasterTransformer has symmetric codes up to 127, this site has {site.spec.describe()}; {_MEND}"
         )
     ends = np.maximum(np.abs(quantizer.lower), np.abs(quantizer.upper))
-    return np.maximum(np.asarray(ends, np.float32), np.float32(qdq.SMALLEST_AMAX))
+    return np.maximum(np.asarray(ends, np.float32), np.float32(SMALLEST_AMAX))
 
 
 Tiles = Callable[[np.ndarray, np.ndarray], np.ndarray]

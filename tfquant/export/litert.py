@@ -15,13 +15,13 @@ import tensorflow as tf
 
 from tfquant.engine import Engine
 from tfquant.export.captures import as_constants
-from tfquant.export.codes import Affine
 from tfquant.export.errors import ExportError
 from tfquant.export.litert_file import repaired
 from tfquant.export.litert_graph import Rewriting, hiding_one
 from tfquant.export.order import Order
 from tfquant.graph.dataflow import VIEW_OPS
 from tfquant.graph.replay import NO_EDITS
+from tfquant.quantized_array import QuantParams
 from tfquant.site import Site
 
 _STEPS = 255  # between the codes of eight bits
@@ -35,7 +35,7 @@ def check(order: Order) -> None:
     order.check_captures("LiteRT")
     order.check_ranges("LiteRT")
     for site in order.sites():
-        _affine(site, order.engine)
+        _params(site, order.engine)
 
 
 def write(order: Order, path: str) -> None:
@@ -94,30 +94,30 @@ class _Quantizers:
     """
 
     def __init__(self, engine: Engine, sites: list[Site]):
-        self._affines = {site.address: _affine(site, engine) for site in sites}
+        self._params = {site.address: _params(site, engine) for site in sites}
         self._constants = {site.address for site, edge in engine.placements() if edge.parameter and edge.table is None}
         self.matrices: dict[int, tf.Tensor] = {}
         self.one: tf.Tensor | None = None
         self._kept: list[tf.Tensor] = []  # ids must not be used again while the graph is built
 
     def __call__(self, site: Site, tensor: tf.Tensor) -> tf.Tensor:
-        affine = self._affines.get(site.address)
-        if affine is None:
+        params = self._params.get(site.address)
+        if params is None:
             return tensor
         if tensor.dtype != tf.float32:
             raise ExportError(f"site {site.address}: is {tensor.dtype.name}, LiteRT quantizes float32")
-        if affine.axes and affine.axes != (tensor.shape.rank - 1,):
-            return self._by_channels(affine, tensor)
+        if params.axes and params.axes != (tensor.shape.rank - 1,):
+            return self._by_channels(params, tensor)
         if _is_rounded(tensor) and self.one is not None:
             tensor = tensor * self.one  # of two FakeQuants in a row the converter drops one
-        return _rounded(affine, tensor, constant=site.address in self._constants)
+        return _rounded(params, tensor, constant=site.address in self._constants)
 
-    def _by_channels(self, affine: Affine, kernel: tf.Tensor) -> tf.Tensor:
+    def _by_channels(self, params: QuantParams, kernel: tf.Tensor) -> tf.Tensor:
         """FakeQuant knows ranges along the last axis alone: all axes of channels are made that one."""
-        others = tuple(axis for axis in range(kernel.shape.rank) if axis not in affine.axes)
-        order, shape = (*others, *affine.axes), kernel.shape.as_list()
-        matrix = tf.reshape(tf.transpose(kernel, order), [-1, math.prod(shape[axis] for axis in affine.axes)])
-        matrix = _rounded(affine, matrix, constant=True)
+        others = tuple(axis for axis in range(kernel.shape.rank) if axis not in params.axes)
+        order, shape = (*others, *params.axes), kernel.shape.as_list()
+        matrix = tf.reshape(tf.transpose(kernel, order), [-1, math.prod(shape[axis] for axis in params.axes)])
+        matrix = _rounded(params, matrix, constant=True)
         result = tf.transpose(tf.reshape(matrix, [shape[axis] for axis in order]), np.argsort(order).tolist())
         if order == tuple(range(kernel.shape.rank)):
             self.matrices[id(result)] = matrix
@@ -125,19 +125,19 @@ class _Quantizers:
         return result
 
 
-def _affine(site: Site, engine: Engine) -> Affine:
-    """The integers of a site.
+def _params(site: Site, engine: Engine) -> QuantParams:
+    """The quantization parameters of a site.
 
     Raises:
       ExportError: LiteRT has no kernels for them.
     """
-    affine = Affine.of(site, engine.quantizers[site.address])
-    grid = affine.grid
-    if grid.qmax - grid.qmin > _STEPS:
-        raise ExportError(f"site {site.address}: codes {grid.qmin}..{grid.qmax} have no kernels in LiteRT: use at most 8 bits")
-    if site.is_weight and (not grid.symmetric or grid.qmin >= 0):
+    params = QuantParams.of(site, engine.quantizers[site.address])
+    codebook = params.codebook
+    if codebook.num_codes > _STEPS + 1:
+        raise ExportError(f"site {site.address}: codes {codebook} have no kernels in LiteRT: use at most 8 bits")
+    if site.is_weight and (not codebook.symmetric or codebook.qmin >= 0):
         raise ExportError(f"site {site.address}: LiteRT's parameters are signed and have no zero point: make the spec symmetric")
-    return affine
+    return params
 
 
 def _is_rounded(tensor: tf.Tensor) -> bool:
@@ -147,26 +147,26 @@ def _is_rounded(tensor: tf.Tensor) -> bool:
     return tensor.op.type.startswith("FakeQuant")
 
 
-def _rounded(affine: Affine, tensor: tf.Tensor, constant: bool) -> tf.Tensor:
+def _rounded(params: QuantParams, tensor: tf.Tensor, constant: bool) -> tf.Tensor:
     """`tensor` behind a FakeQuant with the scale and zero point of a site; codes that its grid lacks are cut off before.
 
     One code more than a narrow grid has is let pass, as in ONNX files.
     """
-    grid, scale, zero = affine.grid, affine.scale.reshape(-1), affine.zero.reshape(-1)
-    few = grid.qmax - grid.qmin < _STEPS - 1
+    codebook, scale, zero = params.codebook, params.scale.reshape(-1), params.zero.reshape(-1)
+    few = codebook.num_codes < _STEPS
     if few:
-        ends = [scale * (code - zero).astype(np.float32) for code in (grid.qmin, grid.qmax)]
-        tensor = tf.clip_by_value(tensor, *(end if affine.axes else end[0] for end in ends))
+        ends = [scale * (code - zero).astype(np.float32) for code in (codebook.qmin, codebook.qmax)]
+        tensor = tf.clip_by_value(tensor, *(end if params.axes else end[0] for end in ends))
     if not constant:
-        first = 0 if grid.qmin >= 0 else -128
+        first = 0 if codebook.qmin >= 0 else -128
         low, high = (scale[0] * np.float32(code - zero[0]) for code in (first, first + _STEPS))
         return tf.quantization.fake_quant_with_min_max_vars(tensor, low, high, num_bits=8)
     if few:
         # The same values as every k-th code: biases are stored in units of this scale, of which coarse ones would round them much.
         tensor = tf.round(tensor / scale) * scale
-        scale = scale / np.float32(127 // grid.qmax)
+        scale = scale / np.float32(127 // codebook.qmax)
     high = 127 * _raised(scale)
-    if affine.axes:
+    if params.axes:
         return tf.quantization.fake_quant_with_min_max_vars_per_channel(tensor, -high, high, num_bits=8, narrow_range=True)
     return tf.quantization.fake_quant_with_min_max_vars(tensor, -high[0], high[0], num_bits=8, narrow_range=True)
 

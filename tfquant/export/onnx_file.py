@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from tfquant.export import onnx_values
-from tfquant.export.codes import Affine
 from tfquant.export.errors import ExportError
 from tfquant.export.marked import marked
 from tfquant.export.onnx_float import converted
@@ -15,6 +14,7 @@ from tfquant.export.onnx_rewrites import check_random
 from tfquant.export.order import Order
 from tfquant.export.regions import find_regions
 from tfquant.messages import one_line
+from tfquant.quantized_array import QuantParams
 
 
 def write(order: Order, path: str, *, fused_attention: bool = False) -> None:
@@ -52,12 +52,12 @@ def build(order: Order, *, signed: bool = False, fused_attention: bool = False) 
     model = converted(network, order.opset)
     substitute(model, network.regions)
     prune(model)  # what the regions were made of reads parameters too
-    affines = {name: Affine.of(site, engine.quantizers[site.address]) for name, site in network.sites.items()}
+    params = {name: QuantParams.of(site, engine.quantizers[site.address]) for name, site in network.sites.items()}
     values = engine.parameter_values(network.edges)
     tables = {name for name, edge in network.edges.items() if edge.table is not None}
     insert(
         model,
-        affines,
+        params,
         parameters={name: value for name, value in values.items() if name not in tables},
         tables={name: value for name, value in values.items() if name in tables},
         value=onnx_values.constants(model, network.parameters),

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from tfquant.export.codes import Affine
 from tfquant.export.onnx_float import address_of, is_site
 from tfquant.export.onnx_regions import WANTED_SHAPE
+from tfquant.quantized_array import QuantParams
 
 VIEWS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity"})
 _MATRICES, _CONVOLUTIONS = ("MatMul", "Gemm"), ("Conv", "ConvTranspose")
@@ -39,7 +39,7 @@ class Kernels:
 
     Args:
       model: with nodes `Site`.
-      affines: site address -> its integers; empty to leave all products as they are.
+      params: site address -> its quantization parameters; empty to leave all products as they are.
       parameters: address of each site whose values are stored -> number of its axes.
       value: name of a tensor -> its values if it is constant.
 
@@ -48,8 +48,8 @@ class Kernels:
       apart: (index of a node, index of its input) where an activation arrives beside a weight in float.
     """
 
-    def __init__(self, model: Any, affines: Mapping[str, Affine], parameters: Mapping[str, int], value: Values):
-        self._nodes, self._affines, self._parameters, self._value = list(model.graph.node), affines, parameters, value
+    def __init__(self, model: Any, params: Mapping[str, QuantParams], parameters: Mapping[str, int], value: Values):
+        self._nodes, self._params, self._parameters, self._value = list(model.graph.node), params, parameters, value
         self._makers = {output: node for node in self._nodes for output in node.output}
         self._readers: dict[str, list[Any]] = collections.defaultdict(list)
         for node in self._nodes:
@@ -57,7 +57,7 @@ class Kernels:
                 self._readers[name].append(node)
         self.kept: set[str] = set()
         self.apart: set[tuple[int, int]] = set()
-        for index, node in enumerate(self._nodes if affines else []):
+        for index, node in enumerate(self._nodes if params else []):
             if node.op_type in _MATRICES + _CONVOLUTIONS and node.domain == "":
                 self._look_at(index, node)
 
@@ -85,23 +85,23 @@ class Kernels:
 
     def _is_in_bytes(self, marker: Any) -> bool:
         """Whether it rounds an activation with one scale to at most 8 bits."""
-        affine = self._affines[address_of(marker)]
-        return address_of(marker) not in self._parameters and not affine.axes and affine.grid.qmax - affine.grid.qmin < 256
+        params = self._params[address_of(marker)]
+        return address_of(marker) not in self._parameters and not params.axes and params.codebook.num_codes <= 256
 
     def _has_scales_of_a_stack(self, weight: Any) -> bool:
         """Whether a weight is a stack of matrices with several scales, which reaches its product as it is."""
         address = address_of(weight)
         as_matrix = any(attribute.name == WANTED_SHAPE for attribute in weight.attribute)
-        return len(self._affines[address].axes) == 1 and self._parameters[address] > 2 and not as_matrix
+        return len(self._params[address].axes) == 1 and self._parameters[address] > 2 and not as_matrix
 
     def _bias_fits(self, product: Any, weight: Any, source: Any) -> bool:
         """Whether every bias that is added to a product can be rounded to int32 in units of the product of the scales."""
-        weight, source = (self._affines[address_of(marker)] for marker in (weight, source))
+        weight, source = (self._params[address_of(marker)] for marker in (weight, source))
         biases = [value for name in self._biases(product) if (value := self._value(name)) is not None and value.size]
         if not biases:
             return True
         unit = float(source.scale) * weight.scale.astype(np.float64)
-        coarse = source.grid.steps * weight.grid.steps < _FEWEST_STEPS
+        coarse = source.codebook.quant_max * weight.codebook.quant_max < _FEWEST_STEPS
         return not any(bias.any() and (coarse or np.abs(bias).max() > _LARGEST_BIAS * unit.min()) for bias in biases)
 
     def _biases(self, product: Any) -> Iterator[str]:

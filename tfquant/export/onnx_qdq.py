@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from tfquant.export.codes import Affine, Joined
 from tfquant.export.errors import ExportError
 from tfquant.export.onnx_float import DOMAIN, address_of, is_site, type_of
 from tfquant.export.onnx_graph import read_by
 from tfquant.export.onnx_kernels import VIEWS, Kernels, Values
+from tfquant.export.onnx_params import Joined, of_matrix, unsigned
 from tfquant.export.onnx_regions import WANTED_SHAPE
+from tfquant.quantized_array import QuantParams
 
 # First opset in which DequantizeLinear takes the type.
 INT4_OPSET, INT16_OPSET = 21, 21
@@ -21,7 +22,7 @@ INT4_OPSET, INT16_OPSET = 21, 21
 
 def insert(
     model: Any,
-    affines: Mapping[str, Affine],
+    params: Mapping[str, QuantParams],
     parameters: Mapping[str, np.ndarray],
     tables: Mapping[str, np.ndarray],
     value: Values,
@@ -32,7 +33,7 @@ def insert(
 
     Args:
       model: from `onnx_float.converted`.
-      affines: site address -> its integers.
+      params: site address -> its quantization parameters.
       parameters: site address -> the values of a parameter, which are stored as codes behind a DequantizeLinear.
       tables: site address -> the values of a table whose rows are looked up: stored as codes, dequantized row by row.
       value: name of a tensor -> its values if it is constant.
@@ -43,7 +44,7 @@ def insert(
     """
     # Signed bytes are for runtimes with rules of their own, which an operation between a pair and its product breaks.
     ranks = {address: values.ndim for address, values in {**parameters, **tables}.items()}
-    kernels = Kernels(model, {} if signed else affines, ranks, value)
+    kernels = Kernels(model, {} if signed else params, ranks, value)
     writer = _Writer(model, signed)
     nodes = list(model.graph.node)
     markers = {node.output[0]: address_of(node) for node in nodes if is_site(node)}
@@ -60,16 +61,16 @@ def insert(
         address = address_of(node)
         source, target = writer.in_float(node)
         if address in parameters:
-            values, affine = parameters[address], affines[address]
+            values, own = parameters[address], params[address]
             wanted = next((tuple(a.ints) for a in node.attribute if a.name == WANTED_SHAPE), None)
             if wanted is not None:
-                values, affine = values.reshape(wanted), affine.of_matrix(values.shape, wanted)
-            unsigned = uses[address] > 1 or (address in moved and writer.opset >= INT16_OPSET)
-            writer.stored(address, target, affine, values, unsigned, kept=node.output[0] in kernels.kept)
+                values, own = values.reshape(wanted), of_matrix(own, values.shape, wanted)
+            shared = uses[address] > 1 or (address in moved and writer.opset >= INT16_OPSET)
+            writer.stored(address, target, own, values, shared, kept=node.output[0] in kernels.kept)
         elif address in tables and (lookup := makers.get(node.input[0])) is not None and lookup.op_type == "Gather":
-            writer.looked_up(address, lookup, target, affines[address], tables[address])
+            writer.looked_up(address, lookup, target, params[address], tables[address])
         else:
-            writer.rounded(address, source, target, affines[address])
+            writer.rounded(address, source, target, params[address])
         writer.cast_back(node, target)
     kept = [entry for entry in model.opset_import if entry.domain != DOMAIN]
     del model.opset_import[:]
@@ -101,7 +102,7 @@ class _Writer:
         if made != marker.output[0]:
             self._node("Cast", [made], marker.output[0], to=type_of(marker))
 
-    def rounded(self, address: str, source: str, target: str, affine: Affine) -> None:
+    def rounded(self, address: str, source: str, target: str, params: QuantParams) -> None:
         """Q and DQ of an activation; codes that its integer type has but its grid has not are cut off before. Ranges along an axis
         lie along the last one.
 
@@ -109,16 +110,16 @@ class _Writer:
         (and from opset 21 on it fails where it rewrites signed ones by itself).
         """
         name = self._unique(address)
-        affine = self._in_bytes(affine)
-        kind = self._type(address, affine, fewest_bits=8)
-        scale, zero = self._scale(address, affine, kind)
+        params = self._in_bytes(params)
+        kind = self._type(address, params, fewest_bits=8)
+        scale, zero = self._scale(address, params, kind)
         low, high = _limits(kind)
-        ends = [affine.scale * (code - affine.zero).astype(np.float32) for code in (affine.grid.qmin, affine.grid.qmax)]
-        if affine.axes:
+        ends = [params.scale * (code - params.zero).astype(np.float32) for code in (params.codebook.qmin, params.codebook.qmax)]
+        if params.axes:
             self._rounded_along(name, source, target, scale, zero, ends)
             return
         # One code more than a narrow grid has is let pass: cutting it off would cost a node at every site.
-        if affine.grid.qmax < high or affine.grid.qmin > low + 1:
+        if params.codebook.qmax < high or params.codebook.qmin > low + 1:
             limits = [self._initializer(f"{name}/{end}", value) for end, value in zip(("lower", "upper"), ends, strict=True)]
             self._node("Clip", [source, *limits], f"{name}/clipped")
             source = f"{name}/clipped"
@@ -139,24 +140,24 @@ class _Writer:
         self._node("DequantizeLinear", [f"{name}/codes", scale, zero], f"{name}/dequantized", axis=-1)
         self._node("Min", [f"{name}/dequantized", upper], target, name=f"{name}/cut")
 
-    def stored(self, address: str, target: str, affine: Affine, values: np.ndarray, unsigned: bool, kept: bool = False) -> None:
+    def stored(self, address: str, target: str, params: QuantParams, values: np.ndarray, shared: bool, kept: bool = False) -> None:
         """A parameter as codes and a DQ; several channel axes are one while it is scaled.
 
         Where it is `kept` in float an operation without effect follows, see `onnx_kernels`.
 
-        Bytes that several products share are `unsigned`: ONNX Runtime 1.32 fails where it rewrites shared signed ones for
+        Bytes that several products share are unsigned: ONNX Runtime 1.32 fails where it rewrites shared signed ones for
         processors without VNNI, and from opset 21 on those that are seen in another shape, too.
         """
-        if unsigned or (len(affine.axes) > 1 and self.opset >= INT16_OPSET):
-            affine = self._in_bytes(affine)
-        kind, name = self._type(address, affine), self._unique(address)
+        if shared or (len(params.axes) > 1 and self.opset >= INT16_OPSET):
+            params = self._in_bytes(params)
+        kind, name = self._type(address, params), self._unique(address)
         result, target = target, f"{name}/kept" if kept else target
-        codes, axis = affine.encode(values), affine.axes[0] if affine.axes else None
-        several = len(affine.axes) > 1
-        moved = Joined(affine.axes, values.shape) if several else None
+        codes, axis = params.quantize(values).codes, params.axes[0] if params.axes else None
+        several = len(params.axes) > 1
+        moved = Joined(params.axes, values.shape) if several else None
         if several:
             codes, axis = moved.join(codes), moved.axis
-        scale, zero = self._scale(address, affine, kind)
+        scale, zero = self._scale(address, params, kind)
         integers = self._initializer(f"{address}/codes", codes, kind)
         dequantized = f"{name}/flat" if several else target
         attributes = {} if axis is None else {"axis": axis}
@@ -179,39 +180,40 @@ class _Writer:
     def _lowest(self) -> str:
         return self._initializer("lowest float", np.array(np.finfo(np.float32).min, np.float32))
 
-    def looked_up(self, address: str, lookup: Any, target: str, affine: Affine, values: np.ndarray) -> None:
+    def looked_up(self, address: str, lookup: Any, target: str, params: QuantParams, values: np.ndarray) -> None:
         """Rows of a table of codes, and their DQ, in place of rows of the float table."""
         # Gather takes no types of 4 bits.
-        kind, name = self._type(address, affine, fewest_bits=8), self._unique(address)
-        scale, zero = self._scale(address, affine, kind)
-        table = self._initializer(f"{address}/codes", affine.encode(values), kind)
+        kind, name = self._type(address, params, fewest_bits=8), self._unique(address)
+        scale, zero = self._scale(address, params, kind)
+        table = self._initializer(f"{address}/codes", params.quantize(values).codes, kind)
         self._node("Gather", [table, lookup.input[1]], f"{name}/rows", axis=0)
         self._node("DequantizeLinear", [f"{name}/rows", scale, zero], target, name=f"{name}/dequantized")
 
-    def _in_bytes(self, affine: Affine) -> Affine:
+    def _in_bytes(self, params: QuantParams) -> QuantParams:
         """Signed bytes as unsigned ones, unless they are to stay."""
-        return affine.unsigned() if affine.grid.qmin < 0 and affine.grid.qmax <= 127 and not self._signed else affine
+        codebook = params.codebook
+        return unsigned(params) if codebook.qmin < 0 and codebook.qmax <= 127 and not self._signed else params
 
-    def _type(self, address: str, affine: Affine, fewest_bits: int = 4) -> int:
+    def _type(self, address: str, params: QuantParams, fewest_bits: int = 4) -> int:
         """The smallest ONNX type of at least `fewest_bits` that holds the codes."""
-        tensor, grid = self._onnx.TensorProto, affine.grid
+        tensor, codebook = self._onnx.TensorProto, params.codebook
         kinds = [tensor.INT8, tensor.UINT8, tensor.INT16, tensor.UINT16]
         if self.opset >= INT4_OPSET and fewest_bits <= 4:
             kinds = [tensor.INT4, tensor.UINT4, *kinds]
-        if grid.qmin >= 0 and not self._signed:
+        if codebook.qmin >= 0 and not self._signed:
             kinds = [kind for kind in kinds if _limits(kind)[0] == 0]
-        fitting = [kind for kind in kinds if _limits(kind)[0] <= grid.qmin and grid.qmax <= _limits(kind)[1]]
+        fitting = [kind for kind in kinds if _limits(kind)[0] <= codebook.qmin and codebook.qmax <= _limits(kind)[1]]
         if not fitting or (fitting[0] in (tensor.INT16, tensor.UINT16) and self.opset < INT16_OPSET):
             raise ExportError(
-                f"site {address}: codes {grid.qmin}..{grid.qmax} have no integer type in opset {self.opset}: use a format of "
+                f"site {address}: codes {codebook} have no integer type in opset {self.opset}: use a format of "
                 f"at most 8 bits (16 from opset {INT16_OPSET} on)"
             )
         return fitting[0]
 
-    def _scale(self, address: str, affine: Affine, kind: int) -> tuple[str, str]:
-        shape = (-1,) if affine.axes else ()
-        scale = self._initializer(f"{address}/scale", affine.scale.reshape(shape))
-        return scale, self._initializer(f"{address}/zero", affine.zero.reshape(shape), kind)
+    def _scale(self, address: str, params: QuantParams, kind: int) -> tuple[str, str]:
+        shape = (-1,) if params.axes else ()
+        scale = self._initializer(f"{address}/scale", params.scale.reshape(shape))
+        return scale, self._initializer(f"{address}/zero", params.zero.reshape(shape), kind)
 
     def _initializer(self, name: str, values: np.ndarray, kind: int | None = None) -> str:
         values, onnx = np.asarray(values), self._onnx

@@ -67,8 +67,8 @@ class Order:
         for site in self.sites():
             if site.channel_axes and not site.is_weight:
                 raise ExportError(
-                    f"site {site.address}: {runtime} has one range for an activation, this site has {site.spec.granularity}: set "
-                    "granularity: per_tensor there, or export to onnx"
+                    f"site {site.address}: {runtime} has one range for an activation, this site has "
+                    f"{site.spec.layout.granularity}: set granularity: per_tensor there, or export to onnx"
                 )
 
     def sites(self) -> list[Site]:

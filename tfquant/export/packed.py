@@ -40,8 +40,7 @@ import numpy as np
 import tensorflow as tf
 
 from fileio.messages import printable
-from tfquant import qdq
-from tfquant.bitpacking import PackedArray, read_file, write_file
+from tfquant.bitpacking import pack_array, read_file, unpack_array, write_file
 from tfquant.calibration import engine_of
 from tfquant.checkpoint import CheckpointError
 from tfquant.engine import Engine
@@ -51,8 +50,10 @@ from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.source import source_of
 from tfquant.messages import one_line
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
+from tfquant.quantized_array import QuantizedArray, QuantParams
 from tfquant.quantizer import GROUP_OF, Quantizer
 from tfquant.rules import Recipe
+from tfquant.scale import placed, scale_and_zero
 from tfquant.sizes import SizeReport, VariableSize
 from tfquant.store import (
     WEIGHTS,
@@ -176,7 +177,7 @@ def size_report(model: QuantizedModel | QuantizedFunction, path: str | os.PathLi
     sizes = []
     for variable in _stored(engine):
         value, used = variable.value, sum(tensor.nbytes for tensor in variable.tensors.values())
-        bits = value.itemsize * 8 if variable.packed is None else variable.packed.bits
+        bits = value.itemsize * 8 if variable.packed is None else variable.packed[1]["bits"]
         sizes.append(VariableSize(variable.path, value.shape, bits, value.nbytes, used, variable.note))
     ranges = sum(value.nbytes for value in _ranges(engine).values())
     return SizeReport(tuple(sizes), ranges, None if path is None else os.path.getsize(path))
@@ -184,24 +185,24 @@ def size_report(model: QuantizedModel | QuantizedFunction, path: str | os.PathLi
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Stored:
-    """A variable as it is in the file; `value` in float, `note` as in `VariableSize`."""
+    """A variable as it is in the file; `value` in float, `packed` of `pack_array`, `note` as in `VariableSize`."""
 
     path: str
     dtype: str
     value: np.ndarray
-    packed: PackedArray | None
+    packed: tuple[dict[str, np.ndarray], dict[str, Any]] | None
     note: str
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
         if self.packed is None:
             return {self.path: self.value}
-        return {f"{self.path}/{name}": value for name, value in self.packed.tensors.items()}
+        return {f"{self.path}/{name}": value for name, value in self.packed[0].items()}
 
     @property
     def entry(self) -> dict[str, Any]:
         entry = {"path": self.path, "shape": self.value.shape, "dtype": self.dtype}
-        return entry if self.packed is None else entry | {n: getattr(self.packed, n) for n in ("bits", "qmin", "axes")}
+        return entry if self.packed is None else entry | self.packed[1]
 
 
 def _stored(engine: Engine) -> list[_Stored]:
@@ -215,7 +216,8 @@ def _stored(engine: Engine) -> list[_Stored]:
         value, packed, note = np.asarray(variable.numpy()), None, ""
         sites, other = readers.get(id(variable), ([], ""))
         if sites and not other:
-            packed = _packed(value, [engine.quantizers[address] for address in sites])
+            array = _quantized(value, [engine.quantizers[address] for address in sites])
+            packed = None if array is None else pack_array(array)
             reason = "its sites have different ranges" if len(sites) > 1 else f"site {sites[0]} rounds its codes to other values"
             note = "" if packed else reason
         elif sites or id(variable) in sited:
@@ -253,22 +255,17 @@ def _readers(engine: Engine, flow: Dataflow) -> dict[int, tuple[list[str], str]]
     return found
 
 
-def _packed(value: np.ndarray, quantizers: list[Quantizer]) -> PackedArray | None:
+def _quantized(value: np.ndarray, quantizers: list[Quantizer]) -> QuantizedArray | None:
     """`value` as codes; None if one of its quantizers would make something else of them."""
     if not np.isfinite(value).all():
         return None
     site, simulations = quantizers[0].site, [_simulation(quantizer, value) for quantizer in quantizers]
-    grid, before = site.spec.grid, [simulation(value) for simulation in simulations]
+    before = [simulation(value) for simulation in simulations]
     rounded, lower, width = before[0]
-    scale = np.asarray(width / np.float32(grid.steps), np.float32)
-    zero = np.zeros_like(scale) if grid.symmetric else np.rint(-lower / scale) + grid.qmin
-    ones = [size if axis in site.channel_axes else 1 for axis, size in enumerate(value.shape)]
-    codes = (np.rint(rounded / scale.reshape(ones)) + zero.reshape(ones)).astype(np.int32)
-    if (codes < grid.qmin).any() or (codes > grid.qmax).any():
-        return None
-    packed = PackedArray.of(codes, scale, zero, grid, site.channel_axes)
-    after = [simulation(packed.values().astype(value.dtype)) for simulation in simulations]
-    return packed if all(np.array_equal(old[0], new[0]) for old, new in zip(before, after, strict=True)) else None
+    params = QuantParams(*scale_and_zero(lower, width, site.spec.grid), site.spec.grid, site.channel_axes)
+    array = params.quantize(rounded)
+    after = [simulation(array.values().astype(value.dtype)) for simulation in simulations]
+    return array if all(np.array_equal(old[0], new[0]) for old, new in zip(before, after, strict=True)) else None
 
 
 def _simulation(quantizer: Quantizer, value: np.ndarray) -> Callable[[np.ndarray], list[np.ndarray]]:
@@ -280,12 +277,7 @@ def _simulation(quantizer: Quantizer, value: np.ndarray) -> Callable[[np.ndarray
     grid = quantizer.site.spec.grid
 
     def simulate(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        lower, upper = quantizer.lower, quantizer.upper
-        if grid.symmetric:
-            width = tf.maximum(tf.maximum(tf.abs(lower), tf.abs(upper)), qdq.SMALLEST_AMAX)
-        else:
-            lower, width = qdq.zero_in_range(lower, upper, grid)
-        return tf.cast(quantizer(x), tf.float32), tf.convert_to_tensor(lower), width
+        return tf.cast(quantizer(x), tf.float32), *placed(quantizer.lower, quantizer.upper, grid)
 
     spec = tf.TensorSpec(value.shape, tf.as_dtype(value.dtype))
     function = tf.function(simulate, autograph=False, input_signature=[spec]).get_concrete_function()
@@ -321,7 +313,7 @@ class _File:
             return json.dumps(list(self._entries))
         entry, value = self._entries[name], self.tensors.get(name)
         if "bits" in entry:
-            codes, scale, zero = (self.tensors.get(f"{name}/{part}") for part in ("codes", "scale", "zero"))
-            shape, axes = self.shapes[name], tuple(entry["axes"])
-            value = PackedArray(codes, scale, zero, shape, entry["bits"], entry["qmin"], axes).values()
+            parts = {part: f"{name}/{part}" for part in ("codes", "scale", "zero")}
+            tensors = {part: self.tensors[key] for part, key in parts.items() if key in self.tensors}
+            value = unpack_array(tensors, entry, self.shapes[name]).values()
         return value.astype(tf.as_dtype(entry["dtype"]).as_numpy_dtype)

@@ -54,7 +54,7 @@ class Sites:
         pairs = [(site, edge) for site, edge in engine.placements() if site.enabled] if engine else []
         self.edges = {edge.consumer for _, edge in pairs if edge.consumer is not None}
         self.tensors = {edge.tensor.name for _, edge in pairs if edge.consumer is None}
-        self.per_channel = {edge.consumer for site, edge in pairs if site.spec.granularity != "per_tensor"}
+        self.per_channel = {edge.consumer for site, edge in pairs if site.spec.layout.granularity != "per_tensor"}
 
     def inside(self, operations: Sequence[tf.Operation], target: tf.Tensor) -> bool:
         """Whether a site changes what `operations` read, or what they make other than `target`."""

@@ -29,7 +29,8 @@ def write(order: Order, path: str) -> None:
     def quantized(site: Site, tensor: tf.Tensor) -> tf.Tensor:
         if site.address not in ends:
             return tensor
-        return qdq.quantize_dequantize(tensor, *ends[site.address], site.spec.grid, site.channel_axes)
+        codebook, axes = site.spec.codebook, site.channel_axes
+        return qdq.quantize_dequantize(tensor, *ends[site.address], codebook, axes, compiled=False)
 
     @tf.function(autograph=False, input_signature=[{spec.name: spec for spec in interface.inputs}])
     def serve(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

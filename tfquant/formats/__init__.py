@@ -1,18 +1,35 @@
-"""Number formats by name. One file a family; a format turns a name in a recipe into the levels a value may take."""
+"""Number formats by name, one file a family; `tfquant.formats.contract` says what a format is."""
 
+from __future__ import annotations
+
+from calib.codebook import Codebook, UniformCodebook
+from tfquant.formats import floating, integer
+from tfquant.formats.contract import Format
+from tfquant.formats.floating import FloatFormat
 from tfquant.formats.integer import IntegerFormat
 from tfquant.messages import shown
 
-__all__ = ["IntegerFormat", "get"]
+__all__ = ["FloatFormat", "Format", "IntegerFormat", "get", "of"]
+
+_FAMILIES = (integer, floating)
 
 
-def get(name: str) -> IntegerFormat:
-    """Returns the format called `name`, for example `"int8"`.
+def get(name: str) -> Format:
+    """The format called `name`, for example `"int8"` or `"e4m3"`.
 
     Raises:
       ValueError: no family knows the name; the message lists what exists.
     """
-    found = IntegerFormat.parse(name) if isinstance(name, str) else None
-    if found is None:
-        raise ValueError(f"unknown number format {shown(name)}; known: int2 ... int16")
-    return found
+    for family in _FAMILIES if isinstance(name, str) else ():
+        found = family.parse(name)
+        if found is not None:
+            return found
+    known = ", ".join(family.KNOWN for family in _FAMILIES)
+    raise ValueError(f"unknown number format {shown(name)}; known: {known}")
+
+
+def of(codebook: Codebook) -> Format:
+    """The format that a codebook belongs to."""
+    if isinstance(codebook, UniformCodebook):
+        return IntegerFormat((codebook.num_codes - 1).bit_length())
+    return get(codebook.name)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
+from tfquant import formats
 from tfquant.graph.contractions import Skipped
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.embedding import Embedding
@@ -167,7 +168,7 @@ def _sites(values: _Values, recipe: Recipe, chosen: list[tuple[Edge, Rule]], emb
     for edge, rule in chosen:
         spec = _resolved(rule, edge, embedding)
         # Views of one tensor share an embedding axis only where they have it at the same place.
-        axes = (_channels(spec, edge), edge.shape if spec.along_last_axis else ())
+        axes = (_channels(spec, edge), edge.shape if spec.layout.along_last_axis else ())
         key = (values.key(edge, bool(axes[0])), spec, axes) if recipe.share else (edge.address,)
         groups.setdefault(key, []).append((edge, rule))
     sites = []
@@ -197,18 +198,19 @@ def _rank(member: tuple[Edge, Rule]) -> tuple:
 
 def _resolved(rule: Rule, edge: Edge, embedding: Embedding) -> QuantSpec:
     spec = rule.spec
-    if spec.unsigned == "auto":
-        spec = dataclasses.replace(spec, unsigned=edge.nonnegative and spec.symmetric)
-    if spec.granularity == "per_channel" and not edge.channel_axes:
+    if spec.scale.unsigned == "auto":
+        can_be = spec.scale.symmetric and formats.get(spec.format).kind == "uniform"
+        spec = dataclasses.replace(spec, unsigned=edge.nonnegative and can_be)
+    if spec.layout.granularity == "per_channel" and not edge.channel_axes:
         reason = "which has no output channels"
         if edge.parameter and not edge.tensor.shape.is_fully_defined():
             reason = f"whose shape {edge.tensor.shape} is not known"
         raise RecipeError(f"rule {rule.name!r} asks for per_channel at {edge.address}, {reason}: use per_tensor there")
-    if spec.dynamic and edge.parameter:
+    if spec.scale.dynamic and edge.parameter:
         raise RecipeError(f"rule {rule.name!r} asks for a dynamic range at {edge.address}, which is a parameter: its range stays")
-    if spec.along_last_axis:
+    if spec.layout.along_last_axis:
         _check_embedding(rule, edge, embedding)
-    if spec.permute == "shared" and embedding.layer_order(edge) is None:
+    if spec.layout.permute == "shared" and embedding.layer_order(edge) is None:
         spec = dataclasses.replace(spec, permute="own")
     return spec
 
@@ -217,14 +219,14 @@ def _check_embedding(rule: Rule, edge: Edge, embedding: Embedding) -> None:
     """Raises RecipeError if the edge has no embedding axis, or one that cannot be grouped as the rule wants."""
     spec, reason = rule.spec, embedding.refusal(edge)
     if reason:
-        raise RecipeError(f"rule {rule.name!r} asks for {spec.granularity} at {edge.address}, {reason}")
+        raise RecipeError(f"rule {rule.name!r} asks for {spec.layout.granularity} at {edge.address}, {reason}")
     size = edge.shape[-1]
-    if spec.groups is not None and size % spec.groups:
+    if spec.layout.groups is not None and size % spec.layout.groups:
         raise RecipeError(
-            f"rule {rule.name!r} asks for {spec.groups} groups at {edge.address}, whose embedding size {size} they do not divide: "
-            "set groups to a divisor"
+            f"rule {rule.name!r} asks for {spec.layout.groups} groups at {edge.address}, whose embedding size {size} they do not "
+            "divide: set groups to a divisor"
         )
-    source = embedding.layer_order(edge) if spec.permute == "shared" else None
+    source = embedding.layer_order(edge) if spec.layout.permute == "shared" else None
     if source is not None and source.shape[-1:] != (size,):
         raise RecipeError(
             f"rule {rule.name!r} asks for the shared order of its layer at {edge.address}, which has {size} dimensions where "
@@ -234,15 +236,14 @@ def _check_embedding(rule: Rule, edge: Edge, embedding: Embedding) -> None:
 
 def _order(spec: QuantSpec, edge: Edge, embedding: Embedding) -> str:
     """Address of the edge by whose ranges the dimensions of a site are sorted."""
-    if spec.permute == "none":
+    if spec.layout.permute == "none":
         return ""
-    return edge.address if spec.permute == "own" else embedding.layer_order(edge).address
+    return edge.address if spec.layout.permute == "own" else embedding.layer_order(edge).address
 
 
 def _channels(spec: QuantSpec, edge: Edge) -> tuple[int, ...]:
-    if spec.per_embedding:
-        return (len(edge.shape) - 1,)
-    return edge.channel_axes if spec.granularity == "per_channel" else ()
+    rank = 0 if edge.shape is None else len(edge.shape)
+    return spec.layout.channel_axes(rank, edge.channel_axes)
 
 
 def _is_disabled(recipe: Recipe, edges: Iterable[Edge]) -> bool:
@@ -261,12 +262,12 @@ def _check_groups(recipe: Recipe, sites: list[Site]) -> None:
     for site in sites:
         if not site.group:
             continue
-        if site.spec.dynamic:
+        if site.spec.scale.dynamic:
             raise RecipeError(
                 f"recipe {recipe.name!r}: fused site {site.address} has a dynamic range, which it cannot share with others: remove "
                 "the fusion, or dynamic"
             )
-        if site.spec.permute == "own":
+        if site.spec.layout.permute == "own":
             raise RecipeError(
                 f"recipe {recipe.name!r}: fused site {site.address} sorts dimensions in an order of its own, so that others cannot "
                 "have its ranges: use permute: none or shared, or remove the fusion"

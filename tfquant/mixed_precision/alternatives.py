@@ -69,7 +69,7 @@ class Alternatives:
         return calib.Calibration(entries, samples=self._calibration.samples, dimensions=self._calibration.dimensions)
 
     def _spec(self, spec: QuantSpec, format: str) -> QuantSpec:
-        method = spec.method if self._method is None or spec.per_embedding else self._method
+        method = spec.method if self._method is None or spec.layout.per_embedding else self._method
         return dataclasses.replace(spec, format=format, method=method)
 
     def _estimated(self, site: Site, values) -> calib.SiteCalibration:
@@ -84,7 +84,7 @@ class Alternatives:
                 "calibrate with it in the recipe"
             )
         return calib.SiteCalibration.estimate(
-            entry.statistics, site.spec.method, site.spec.grid, entry.grouping, address=site.address
+            entry.statistics, site.spec.method, site.spec.codebook, entry.grouping, address=site.address
         )
 
     def _add_quantizers(self, sites: list[Site], format: str) -> None:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfquant.graph import replay
 from tfquant.graph.dataflow import ELEMENTWISE_OPS, Dataflow
+from tfquant.layout import aligned_shape
 from tfquant.ptq.layers import Layer, Unsuitable, Use
 
 _PLACE_BOUND_ATTRS = ("_class", "_output_shapes")
@@ -135,7 +136,7 @@ class Form:
             return rows
         axes = self._use.row_axes
         first = tuple(slice(None) if axis in axes else slice(0, 1) for axis in range(value.ndim))
-        sizes = [size if axis in axes else 1 for axis, size in enumerate(value.shape)]
+        sizes = aligned_shape(value.shape, axes)
         return rows[np.transpose(np.broadcast_to(valid[first], sizes), self._order).reshape(-1) > 0]
 
     def __call__(self, rows: tf.Tensor, weight: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:

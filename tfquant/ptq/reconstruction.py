@@ -26,7 +26,7 @@ class Reconstruction:
     """Compiled steps for all layers of one form: one rounding variable and its optimizer, set anew for each layer."""
 
     def __init__(self, forms: Sequence[Form], weight: Weight, options: Options):
-        self._forms, self._grid, self._options = tuple(forms), weight.grid, options
+        self._forms, self._codebook, self._options = tuple(forms), weight.codebook, options
         self._alpha = keras.Variable(np.zeros(weight.value.shape, np.float32), name="alpha")
         self._optimizer = keras.optimizers.Adam(options.learning_rate)
         self._optimizer.build([self._alpha])
@@ -46,7 +46,7 @@ class Reconstruction:
     @staticmethod
     def key(forms: Sequence[Form], weight: Weight) -> tuple:
         """Equal for layers that can share one object."""
-        return (*(form.key for form in forms), weight.value.shape, weight.scale.shape, weight.zero.shape, weight.grid)
+        return (*(form.key for form in forms), weight.value.shape, weight.scale.shape, weight.zero.shape, weight.codebook)
 
     def fit(self, weight: Weight, samples: Sequence[Samples], name: str, progress: Callable[[int, float], None]) -> np.ndarray:
         """Learns the rounding variable of a layer.
@@ -100,7 +100,7 @@ class Reconstruction:
 
     def _soft_weight(self, h: tf.Tensor, constants) -> tf.Tensor:
         floor, scale, zero = constants
-        return scale * (tf.clip_by_value(floor + h + zero, float(self._grid.qmin), float(self._grid.qmax)) - zero)
+        return scale * (tf.clip_by_value(floor + h + zero, float(self._codebook.qmin), float(self._codebook.qmax)) - zero)
 
     def _steps(self, rows, parameters, constants, values, scales) -> tf.Tensor:
         """As many steps as `values` is long; the mean reconstruction loss."""

@@ -9,29 +9,30 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from calib.grid import Grid
+from calib.codebook import Codebook
 from tfquant.engine import Engine
-from tfquant.export.codes import Affine
+from tfquant.layout import aligned_shape
 from tfquant.ptq.layers import Layer
 from tfquant.ptq.layout import Layout, called
+from tfquant.quantized_array import QuantParams
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weight:
-    """value = scale · (code - zero), codes from `grid.qmin` to `grid.qmax`.
+    """value = scale · (code - zero), codes of `codebook`.
 
     Attributes:
       value: float32, the weight before it is rounded.
       nearest: what the site's quantizer makes of it.
       scale, zero: float32, broadcast to `value`.
-      grid: the codes in use.
+      codebook: the values in use.
     """
 
     value: np.ndarray
     nearest: np.ndarray
     scale: np.ndarray
     zero: np.ndarray
-    grid: Grid
+    codebook: Codebook
     _quantize: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
 
     @classmethod
@@ -42,16 +43,16 @@ class Weight:
         edge = layer.edges[0]
         direct = edge.table is not None or edge.tensor.name in {read.name for read in layer.reads}
         layout = Layout(engine.inference, layer.reads, None if direct else edge.tensor)
-        affine = Affine.of(site, quantizer)
-        shape = [size if axis in site.channel_axes else 1 for axis, size in enumerate(edge.tensor.shape)]
+        params = QuantParams.of(site, quantizer)
+        shape = aligned_shape(edge.tensor.shape, site.channel_axes)
         if site.channel_axes:
-            full = [np.broadcast_to(a.reshape(shape).astype(np.float32), edge.tensor.shape) for a in (affine.scale, affine.zero)]
+            full = [np.broadcast_to(a.reshape(shape).astype(np.float32), edge.tensor.shape) for a in (params.scale, params.zero)]
             scale, zero = (_compressed(layout.to_variable(a)) for a in full)
         else:
-            scale, zero = (a.astype(np.float32).reshape([1] * variable.shape.rank) for a in (affine.scale, affine.zero))
+            scale, zero = (a.astype(np.float32).reshape([1] * variable.shape.rank) for a in (params.scale, params.zero))
         value = tf.cast(variable, tf.float32).numpy()
         quantize = functools.partial(_quantized, layout, quantizer)
-        return cls(value, quantize(value), scale, zero, affine.grid, quantize)
+        return cls(value, quantize(value), scale, zero, params.codebook, quantize)
 
     @functools.cached_property
     def floor(self) -> np.ndarray:
@@ -71,7 +72,7 @@ class Weight:
         Raises:
           ValueError: the quantizer would round these values to other codes.
         """
-        codes = np.clip(self.floor + up + self.zero, self.grid.qmin, self.grid.qmax) - self.zero
+        codes = np.clip(self.floor + up + self.zero, self.codebook.qmin, self.codebook.qmax) - self.zero
         value = self._quantize((codes * self.scale).astype(np.float32))
         off = np.abs(value / self.scale - codes).max(initial=0.0)
         again = np.abs((self._quantize(value) - value) / self.scale).max(initial=0.0)

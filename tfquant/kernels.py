@@ -1,0 +1,75 @@
+"""Element-wise kernels compiled by XLA.
+
+Rounding to a codebook takes a dozen plain operations, each a pass over memory; compiled they are
+one. Only the rounding is compiled, never the network around it. XLA compiles for each shape anew,
+which takes longer than many calls, so tensors whose size is open are padded to one of few sizes:
+those with at most four significant binary digits, 8 for each power of two. Small tensors run as
+plain operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+# (values, scale that broadcasts to them) -> values, element by element.
+Elementwise = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# Elements from which on compilation pays.
+SMALLEST_COMPILED = 2**14
+_SIGNIFICANT_DIGITS = 4
+
+
+class CompiledKernel:
+    """An element-wise function of values and a scale, compiled once for each shape.
+
+    Args:
+      plain: the function, of float32 tensors of any shape; it must map padding (zeros) to numbers.
+    """
+
+    def __init__(self, plain: Elementwise):
+        self._plain = plain
+        signature = [tf.TensorSpec(None, tf.float32), tf.TensorSpec(None, tf.float32)]
+        self._compiled = tf.function(
+            plain, input_signature=signature, autograph=False, jit_compile=True
+        )
+
+    def __call__(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        """Apply the function.
+
+        Args:
+          x: float32.
+          scale: float32, a scalar or of the rank of `x`, size 1 along axes that share a scale.
+
+        Returns:
+          float32 like `x`.
+        """
+        if x.shape.is_fully_defined():
+            small = x.shape.num_elements() < SMALLEST_COMPILED
+            return tf.ensure_shape((self._plain if small else self._compiled)(x, scale), x.shape)
+        if scale.shape.rank == 0:
+            return self._padded(x, scale)
+        return self._padded(x / scale, tf.constant(1.0)) * scale
+
+    def _padded(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        """The function on a tensor of open size and a scalar scale."""
+        size = tf.size(x)
+        y = tf.cond(
+            size < SMALLEST_COMPILED,
+            lambda: self._plain(x, scale),
+            lambda: tf.reshape(
+                self._compiled(self._to_known_size(x, size), scale)[:size], tf.shape(x)
+            ),
+        )
+        return tf.ensure_shape(y, x.shape)
+
+    def _to_known_size(self, x: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+        """`x` as one axis, with zeros behind up to the next size that is compiled for."""
+        return tf.pad(tf.reshape(x, [-1]), [[0, compiled_size(size) - size]])
+
+
+def compiled_size(size: tf.Tensor) -> tf.Tensor:
+    """Smallest number of at most four binary digits times a power of two that is not below `size`."""
+    exponent = tf.cast(tf.bitcast(tf.cast(size, tf.float64), tf.int64) // 2**52, tf.int32) - 1023
+    unit = tf.bitwise.left_shift(1, tf.maximum(exponent - (_SIGNIFICANT_DIGITS - 1), 0))
+    return (size + unit - 1) // unit * unit

@@ -1,0 +1,145 @@
+"""Layouts: which elements of a tensor share a scale.
+
+`Layout` is the part of a quantization spec that names the granularity. Bound to a tensor it becomes
+*channel axes*: the axes along which every index has a scale of its own, ascending; none of them
+where the whole tensor shares one scale. Ranges and scales are stored as one value for each
+combination of indices along these axes. Where embedding dimensions are grouped, one value for each
+group is stored and `spread` repeats it for the dimensions of the group.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from tfquant.messages import shown
+
+GRANULARITIES = ("per_tensor", "per_channel", "per_embedding", "per_embedding_group", "per_token")
+PER_EMBEDDING = ("per_embedding", "per_embedding_group")
+PERMUTES = ("none", "own", "shared")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Granularity of the scales of a tensor.
+
+    Attributes:
+      granularity: `per_tensor`; `per_channel` (one scale for each output channel of a weight); of
+        activations `per_embedding` (one for each index of the last axis), `per_embedding_group`
+        (one for each of `groups` groups of such indices) or `per_token` (one for each position of
+        each sample, over the last axis). Bondarenko et al. 2021, arXiv:2109.12948, section 4.
+      groups: K of `per_embedding_group`, a divisor of the embedding size; None elsewhere.
+      permute: order in which embedding dimensions are cut into groups: `none` as they are; `own`
+        sorted by the width of their ranges, so that outliers share a group; `shared` sorted by
+        those of the feed-forward output of the encoder layer.
+    """
+
+    granularity: Literal[
+        "per_tensor", "per_channel", "per_embedding", "per_embedding_group", "per_token"
+    ] = "per_tensor"
+    groups: int | None = None
+    permute: Literal["none", "own", "shared"] = "none"
+
+    def __post_init__(self):
+        if self.granularity not in GRANULARITIES:
+            raise ValueError(
+                f"unknown granularity {shown(self.granularity)}; known: {', '.join(GRANULARITIES)}"
+            )
+        if self.permute not in PERMUTES:
+            raise ValueError(f"unknown permute {shown(self.permute)}; known: {', '.join(PERMUTES)}")
+        grouped, groups = self.granularity == "per_embedding_group", self.groups
+        if grouped and (isinstance(groups, bool) or not isinstance(groups, int) or groups < 1):
+            raise ValueError(
+                f"per_embedding_group needs groups, an integer of at least 1, got {shown(groups)}"
+            )
+        if not grouped and (groups is not None or self.permute != "none"):
+            raise ValueError(
+                "groups and permute belong to granularity per_embedding_group, got "
+                f"{self.granularity} with groups {groups!r}, permute {self.permute!r}"
+            )
+
+    @property
+    def per_embedding(self) -> bool:
+        """Whether scales lie along the embedding axis, one for each index or group of indices."""
+        return self.granularity in PER_EMBEDDING
+
+    @property
+    def per_token(self) -> bool:
+        return self.granularity == "per_token"
+
+    @property
+    def along_last_axis(self) -> bool:
+        """Whether scales are tied to the last axis of the tensor, its embedding axis."""
+        return self.per_embedding or self.per_token
+
+    def channel_axes(self, rank: int, output_channels: tuple[int, ...]) -> tuple[int, ...]:
+        """Axes of a tensor that have scales of their own.
+
+        Args:
+          rank: of the tensor.
+          output_channels: its axes of output channels, ascending.
+        """
+        if self.per_embedding:
+            return (rank - 1,)
+        return output_channels if self.granularity == "per_channel" else ()
+
+    def range_shape(
+        self, shape: Sequence[int | None], channel_axes: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Shape of either end of a stored range: `[groups]`, else the sizes of the channel axes."""
+        if self.groups is not None:
+            return (self.groups,)
+        return tuple(shape[axis] for axis in channel_axes)
+
+    def describe(self) -> str:
+        """For tables, such as `per_channel` or `per_embedding_group 6 (shared order)`."""
+        groups = "" if self.groups is None else f" {self.groups}"
+        order = "" if self.permute == "none" else f" ({self.permute} order)"
+        return f"{self.granularity}{groups}{order}"
+
+
+def aligned_shape(shape: Sequence[Any], channel_axes: tuple[int, ...]) -> list[Any]:
+    """Shape of values along `channel_axes` that broadcasts to a tensor, 1 along other axes.
+
+    Args:
+      shape: of the tensor; sizes may be None along the other axes.
+      channel_axes: see the module.
+    """
+    return [size if axis in channel_axes else 1 for axis, size in enumerate(shape)]
+
+
+def aligned(values: np.ndarray, shape: Sequence[int], channel_axes: tuple[int, ...]) -> np.ndarray:
+    """Values along `channel_axes`, reshaped to broadcast to an array of `shape`."""
+    return values.reshape(aligned_shape(shape, channel_axes))
+
+
+def shared_axes(rank: int, channel_axes: tuple[int, ...]) -> list[int]:
+    """Axes of a tensor along which elements share a scale."""
+    return [axis for axis in range(rank) if axis not in channel_axes]
+
+
+def spread(values: tf.Tensor, group_of: tf.Tensor | tf.Variable) -> tf.Tensor:
+    """Values of groups repeated for their dimensions.
+
+    TensorFlow's own gradient of a gather is sparse, and made dense later with a warning.
+
+    Args:
+      values: [groups].
+      group_of: int32 [dimensions], the group of each.
+
+    Returns:
+      [dimensions], differentiable in `values`.
+    """
+    group_of, groups = tf.convert_to_tensor(group_of), values.shape[0]
+
+    @tf.custom_gradient
+    def gathered(values):
+        return tf.gather(values, group_of), lambda dy: tf.math.unsorted_segment_sum(
+            dy, group_of, groups
+        )
+
+    return gathered(values)

@@ -1,0 +1,82 @@
+"""Quantized arrays: codes with the scale, zero point and number format that give them a value.
+
+    value = scale * (decoded code - zero)
+
+A code is decoded by its format: integers stand for themselves, those of other formats for a value
+in units of the scale. `QuantParams` is what a site says of its tensor; with codes it makes up a
+`QuantizedArray`, the one form in which exporters, packing and rounding methods hold parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from calib.codebook import Codebook
+from tfquant import formats
+from tfquant.layout import aligned
+from tfquant.quantizer import Quantizer
+from tfquant.scale import scale_and_zero_of
+from tfquant.site import Site
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantParams:
+    """Quantization parameters of a tensor.
+
+    Attributes:
+      scale: float32, above 0; one value, or one for each combination of indices along `axes`.
+      zero: int32 zero points like `scale`; all 0 where the codebook is symmetric.
+      codebook: the values in use, in units of the scale.
+      axes: channel axes of the tensor, ascending.
+    """
+
+    scale: np.ndarray
+    zero: np.ndarray
+    codebook: Codebook
+    axes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, site: Site, quantizer: Quantizer) -> QuantParams:
+        """Parameters of a site with its current range."""
+        codebook = site.spec.grid
+        return cls(*scale_and_zero_of(*quantizer.ends(), codebook), codebook, site.channel_axes)
+
+    @property
+    def format(self) -> formats.Format:
+        """The number format of the codes."""
+        return formats.of(self.codebook)
+
+    def quantize(self, values: np.ndarray) -> QuantizedArray:
+        """Round float values of any shape to the nearest codes, half to even for integers."""
+        units = np.asarray(values, np.float32) / aligned(self.scale, values.shape, self.axes)
+        return QuantizedArray(self.encode(units), self)
+
+    def encode(self, units: np.ndarray) -> np.ndarray:
+        """int32 codes of values in units of the scale, an array that may be overwritten."""
+        if not self.codebook.symmetric:  # zero is added to whole numbers, as runtimes do
+            np.rint(units, out=units)
+            units += aligned(self.zero, units.shape, self.axes).astype(np.float32)
+        return self.format.encode(units, self.codebook)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedArray:
+    """Codes and their parameters.
+
+    Attributes:
+      codes: int32 codes of the format, of the shape of the array.
+      params: scale, zero point, codebook and channel axes.
+    """
+
+    codes: np.ndarray
+    params: QuantParams
+
+    def values(self) -> np.ndarray:
+        """Dequantized values, float32 of the shape of `codes`."""
+        params = self.params
+        units = params.format.decode(self.codes, params.codebook)
+        if not params.codebook.symmetric:
+            units = units - aligned(params.zero, self.codes.shape, params.axes).astype(np.float32)
+        return aligned(params.scale, self.codes.shape, params.axes) * units

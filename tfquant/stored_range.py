@@ -1,0 +1,112 @@
+"""Stored ranges: calibrated ones, and moving averages that follow the training batches."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from tfquant.distributed import Group
+from tfquant.layout import shared_axes
+from tfquant.learned import parameter_path
+from tfquant.scale import symmetric_range
+from tfquant.site import Site
+
+
+class RangeState(Protocol):
+    """State of a site's range: what is stored or trained, and the range that follows from it."""
+
+    range_gradient: str
+    """What the ends get in the backward pass, see `tfquant.gradients`."""
+
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        """By the last part of their names in checkpoints; NaN until a range is known."""
+        ...
+
+    def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
+        """Assign a range, float32 of the site's range shape."""
+        ...
+
+    def range(self) -> tuple[tf.Tensor | tf.Variable, tf.Tensor | tf.Variable]:
+        """(lower, upper), float32 of the site's range shape; NaN until a range is known."""
+        ...
+
+    def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
+        """(lower, upper) to quantize `x` with, of the site's range shape.
+
+        Args:
+          x: what is quantized.
+          training: whether training may move the range by `x`.
+          group_of: the group of each embedding dimension where these are grouped.
+          group: the processes whose batches move a range together.
+        """
+        ...
+
+
+class StoredRange:
+    """A range that stays as calibrated: `lower` and `upper`.
+
+    Args:
+      site: whose range it is.
+    """
+
+    range_gradient = "none"
+
+    def __init__(self, site: Site):
+        unset = np.full(site.range_shape, np.nan, np.float32)
+        self.lower, self.upper = (
+            tf.Variable(unset, trainable=False, name=parameter_path(site.address, end))
+            for end in ("lower", "upper")
+        )
+
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        return {"lower": self.lower, "upper": self.upper}
+
+    def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
+        self.lower.assign(lower)
+        self.upper.assign(upper)
+
+    def range(self) -> tuple[tf.Variable, tf.Variable]:
+        return self.lower, self.upper
+
+    def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
+        return self.range()
+
+
+class MovingRange(StoredRange):
+    """A range that follows the extremes of each training batch.
+
+    Args:
+      site: whose range it is.
+      rate: the range stands still while it is 0; None for never.
+    """
+
+    def __init__(self, site: Site, rate: tf.Variable | None):
+        super().__init__(site)
+        self._site, self._rate = site, rate
+
+    def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
+        if not training:
+            return self.range()
+        spec, x = self._site.spec, tf.cast(tf.stop_gradient(x), tf.float32)
+        axes = shared_axes(x.shape.rank, self._site.channel_axes)
+        lowest, highest = tf.reduce_min(x, axes), tf.reduce_max(x, axes)
+        if group_of is not None:
+            lowest = tf.math.unsorted_segment_min(lowest, group_of, spec.layout.groups)
+            highest = tf.math.unsorted_segment_max(highest, group_of, spec.layout.groups)
+        if not self._site.is_weight:  # these are the same on all ranks
+            lowest, highest = group.extremes(lowest, highest)
+        if spec.codebook.symmetric:
+            lowest, highest = symmetric_range(tf.maximum(-lowest, highest), spec.codebook)
+        return self._moved(self.lower, lowest), self._moved(self.upper, highest)
+
+    def _moved(self, end: tf.Variable, seen: tf.Tensor) -> tf.Tensor:
+        """An end after a step of the moving average towards what was seen."""
+        decay = self._site.spec.decay
+        moved = decay * end + (1.0 - decay) * seen
+        if self._rate is not None:
+            moved = tf.where(self._rate > 0.0, moved, end)
+        return end.assign(moved, read_value=True)
