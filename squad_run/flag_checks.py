@@ -17,8 +17,9 @@ from tfquant.calibration import ORDERS
 from tfquant.distributed import COMPRESSIONS, launched
 from tfquant.export import TARGETS
 from tfquant.export.fastertransformer import SMALLEST_SM
+from tfquant.gradients import STES
 from tfquant.runtimes import PACKAGES
-from tfquant.spec import STES, UPDATES
+from tfquant.spec import UPDATES
 from tfquant.training.sparsity import parse_pattern
 
 RESULTS = ("predictions.json", "nbest_predictions.json", "null_odds.json", "results.json")
