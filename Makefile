@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: env demo test test-shared test-long glue squad outliers squad-qat bench bench-int8 bench-ptq compatibility readme lint clean
+.PHONY: env demo test test-shared test-long glue squad outliers squad-qat bench bench-int8 bench-ptq compatibility tables lint clean
 
 env: $(READY) $(HOROVOD)
 
@@ -79,8 +79,9 @@ bench-ptq: $(READY)
 	$(BIN)/python -m benchmarks.sensitivity_sites --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.adaround_cost --shared=$(SHARED)
 
-readme: $(READY)
-	$(BIN)/python -m benchmarks.readme
+# Tables of docs/benchmarks.md, from the result files.
+tables: $(READY)
+	$(BIN)/python -m benchmarks.tables
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
     python run_glue.py train-baseline --task rte --model-path bert-base-uncased --output-dir output/rte
     python run_glue.py validate-quantized --task rte --model-path output/rte/out --qmethod symmetric_uniform
-    python run_glue.py MODE --help            all options of a mode; README.md has worked examples
+    python run_glue.py MODE --help            all options of a mode; docs/glue.md has worked examples
 
 Training leaves in --output-dir: config.out, model.ckpt-<step>, out/ (the model), tb_logs/, eval_results_<task>.txt, final_score.txt
 and results.json; with several tasks or seeds each in a folder of its own, and summary.json beside these.

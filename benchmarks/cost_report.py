@@ -1,4 +1,4 @@
-"""The table of costs that the README holds, from the results of `make bench`."""
+"""Table of costs in docs/benchmarks.md, from the results of `make bench`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LINES = (
         (*STEP, "int8_residual, lsq, teacher"), "{:.3f}", "at most 1.6",
     ),
     (
-        "float training step, freed memory given back / kept (as `run_squad.py` does)",
+        "float training step, freed memory returned to the system / kept (as `run_squad.py` does)",
         ("host_memory", "training step", "speed-up"), "{:.2f}", "",
     ),
     (
@@ -30,20 +30,20 @@ LINES = (
         ("ranks", "training", "ratio"), "{:.2f}", "at least 1.8",
     ),
     (
-        "two such trainings that know nothing of each other / 1, examples/s: what the machine has to give",
+        "2 independent trainings / 1, examples/s (upper bound of this machine)",
         ("ranks", "training", "ratio of two apart"), "{:.2f}", "",
     ),
     ("share of step time in all-reduce, 2 processes", ("ranks", "training", "all-reduce share"), "{:.1%}", ""),
     (
-        "calibration of 2,048 windows in 2 processes / 1 process, same file, times as fast",
+        "calibration of 2,048 windows, speed-up of 2 processes over 1, same file",
         ("ranks", "calibration on 2048 windows", "ratio", "calibration"), "{:.2f}", "at least 1.8",
     ),
     (
-        "two such calibrations that know nothing of each other / 1: what the machine has to give",
+        "2 independent calibrations / 1 (upper bound of this machine)",
         ("ranks", "calibration on 2048 windows", "ratio of two apart"), "{:.2f}", "",
     ),
     (
-        "calibration of 256 windows in 2 processes / 1 process, times as fast",
+        "calibration of 256 windows, speed-up of 2 processes over 1",
         ("ranks", "calibration on 256 windows", "ratio", "calibration"), "{:.2f}", "",
     ),
     (
@@ -59,7 +59,7 @@ LINES = (
         ("calibration_cost", "memory", "ratio"), "{:.3f}", "at most 1.2",
     ),
     ("planning for 12 layers, 768 wide, seconds", ("planning", "bert-base", "plan seconds"), "{:.2f}", ""),
-    ("planning and inserting for it, seconds", ("planning", "bert-base", "quantize seconds"), "{:.2f}", "at most 10"),
+    ("planning and inserting quantizers for it, seconds", ("planning", "bert-base", "quantize seconds"), "{:.2f}", "at most 10"),
 )  # fmt: skip
 
 

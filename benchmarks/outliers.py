@@ -107,11 +107,14 @@ def measure(results: Results, scorer: Scorer) -> None:
     results.row("float", lambda: scorer.float(scorer.squad.model()))
     results.row("8 bits", lambda: scorer.quantized(scorer.squad.model(), recipe()))
     results.row("widened, 8 bits", lambda: widened(lambda m: scorer.quantized(m, recipe(), "widened")))
-    results.row("widened, 8 bits, 6 sorted groups", lambda: widened(lambda m: scorer.quantized(m, recipe(**GROUPS))))
-    results.row("widened, 8 bits, 16 at the wide tensors", lambda: widened(lambda m: scorer.quantized(m, recipe(format="int16"))))
+    results.row("widened, 8 bits, PEG-6 with permutation", lambda: widened(lambda m: scorer.quantized(m, recipe(**GROUPS))))
+    results.row(
+        "widened, 8 bits, 16 bits at the wide tensors",
+        lambda: widened(lambda m: scorer.quantized(m, recipe(format="int16"))),
+    )
     results.row("widened, equalized, 8 bits", equalized)
     results.row("int8_outputs", lambda: outputs({}))
-    results.row("int8_outputs, hidden states in 6 sorted groups", lambda: outputs({"hidden": "ngp6"}))
+    results.row("int8_outputs, hidden states PEG-6 with permutation", lambda: outputs({"hidden": "ngp6"}))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The table of `results/squad_noise.json` that docs/training.md holds."""
+"""Table of `results/squad_noise.json` in docs/benchmarks.md."""
 
 from __future__ import annotations
 

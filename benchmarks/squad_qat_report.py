@@ -1,6 +1,6 @@
 """The table and the learning curves of `results/squad_qat.json`.
 
-python -m benchmarks.squad_qat_report            prints the Markdown table that the README holds
+python -m benchmarks.squad_qat_report            prints the Markdown table of docs/benchmarks.md
 """
 
 from __future__ import annotations

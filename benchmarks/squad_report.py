@@ -1,6 +1,6 @@
 """The table and plot of `results/squad_ptq.json`.
 
-python -m benchmarks.squad_report            prints the Markdown table that the README holds
+python -m benchmarks.squad_report            prints the Markdown table of docs/benchmarks.md
 """
 
 from __future__ import annotations

@@ -34,14 +34,14 @@ TRAINING = Settings(
 )
 NAMES = {
     "float": "float32",
-    "ptq": "int8, residual in float",
-    "qat": "the same, trained",
-    "ptq_residual": "int8, residual quantized",
-    "qat_residual": "the same, trained",
-    "w4a8_ptq": "4-bit weights",
-    "w4a8_qat": "the same, trained",
+    "ptq": "int8_residual_float",
+    "qat": "int8_residual_float + QAT",
+    "ptq_residual": "int8_residual",
+    "qat_residual": "int8_residual + QAT",
+    "w4a8_ptq": "w4a8_residual",
+    "w4a8_qat": "w4a8_residual + QAT",
     "onnx_float": "float32, ONNX Runtime",
-    "onnx": "int8 trained, ONNX Runtime",
+    "onnx": "int8 + QAT, ONNX Runtime",
 }
 TUNING = {"if_quant": True, "num_train_epochs": 2}
 # Thresholds are trained as logarithms, so that one learning rate suits ranges of every size; it is higher than that of weights.

@@ -25,7 +25,7 @@ def test_every_command_is_understood_and_starts_from_the_model_it_should(row, mo
         assert settings.model_path == str(PRETRAINED if row == "float" and task != "rte" else float_model)
         assert settings.num_train_samples == (10000 if task == "sst2" and settings.trains else None)
         if settings.mode == "train-quantized":
-            assert settings.num_epochs == (2 if "2 bits" in row and task == "cola" else 1) and settings.learn_ranges
+            assert settings.num_epochs == (2 if "2-bit" in row and task == "cola" else 1) and settings.learn_ranges
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
-"""Tables of README.md and docs/, made from result files.
+"""Tables of docs/benchmarks.md, generated from the result files.
 
-    python -m benchmarks.readme            writes them
+    python -m benchmarks.tables            updates the document
 
-A table stands between the lines `<!-- table NAME -->` and `<!-- end -->`; NAME is one of those below.
+A table lies between the lines `<!-- table NAME -->` and `<!-- end -->`; NAME is a key of `TABLES`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from benchmarks import (
 from benchmarks.results import FOLDER
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("training.md", "export.md", "post_training.md")))
+DOCUMENT = ROOT / "docs" / "benchmarks.md"
 BLOCK = re.compile(r"(<!-- table (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rows_of(name: str) -> dict[str, Any]:
-    """Row name -> figures of `results/<name>.json`; none if nothing has been measured yet."""
+    """Figures of `results/<name>.json` by row name; empty if nothing has been measured yet."""
     path = FOLDER / f"{name}.json"
     return json.loads(path.read_text())["rows"] if path.exists() else {}
 
@@ -54,19 +54,18 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def filled(text: str) -> str:
-    """The text with every table made anew.
+    """Return the text with every table generated again.
 
     Raises:
-      KeyError: a table of another name.
+      KeyError: the name of a table is not in `TABLES`.
     """
     return BLOCK.sub(lambda found: f"{found[1]}{TABLES[found['name']]()}\n{found[3]}", text)
 
 
 def main() -> None:
-    for document in DOCUMENTS:
-        text = document.read_text()
-        document.write_text(filled(text))
-        print(f"{len(BLOCK.findall(text))} tables in {document.name}")
+    text = DOCUMENT.read_text()
+    DOCUMENT.write_text(filled(text))
+    print(f"{len(BLOCK.findall(text))} tables in {DOCUMENT.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
