@@ -10,7 +10,7 @@ import yaml
 import calib
 import modeling
 import tfquant
-from calib.grid import Grid
+from calib import Grid
 from tfquant import recipes
 from tfquant.gradients import Gradient
 from tfquant.graph.plan import RecipeError
