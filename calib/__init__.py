@@ -14,12 +14,13 @@ from calib.errors import (
     MissingHistogramError,
     NonFiniteError,
 )
-from calib.grid import Grid
 from calib.grouping import Grouping
 from calib.methods import Method
 from calib.observer import Observer
 from calib.statistics import Histogram, Statistics, merge
 from calib.weights import per_channel_range, weight_statistics
+
+Grid = UniformCodebook  # the former name
 
 __all__ = [
     "Calibration",

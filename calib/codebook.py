@@ -54,6 +54,11 @@ class Codebook(Protocol):
         ...
 
     @property
+    def extremes(self) -> tuple[float, float]:
+        """Smallest and largest value in units of the scale, before a zero point is taken off."""
+        ...
+
+    @property
     def limit(self) -> float:
         """Largest value in units of the scale; values beyond saturate.
 
@@ -142,6 +147,10 @@ class UniformCodebook:
     @property
     def quant_max(self) -> int:
         return self.qmax if self.symmetric else self.qmax - self.qmin
+
+    @property
+    def extremes(self) -> tuple[int, int]:
+        return self.qmin, self.qmax
 
     @property
     def limit(self) -> int:
@@ -279,6 +288,10 @@ class ScaledCodebook:
     @property
     def num_codes(self) -> int:
         return len(self.levels)
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        return self.levels[0], self.levels[-1]
 
     @property
     def limit(self) -> float:

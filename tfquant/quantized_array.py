@@ -40,7 +40,7 @@ class QuantParams:
     @classmethod
     def of(cls, site: Site, quantizer: Quantizer) -> QuantParams:
         """Parameters of a site with its current range."""
-        codebook = site.spec.grid
+        codebook = site.spec.codebook
         return cls(*scale_and_zero_of(*quantizer.ends(), codebook), codebook, site.channel_axes)
 
     @property

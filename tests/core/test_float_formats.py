@@ -30,9 +30,9 @@ def book(name: str) -> calib.ScaledCodebook:
 
 
 def nearest(x: np.ndarray, name: str) -> np.ndarray:
-    """The oracle's rounding, saturating."""
+    """The oracle's rounding, saturating; NaN stays NaN, which not every type has."""
     limit = float(ml_dtypes.finfo(ORACLES[name]).max)
-    return np.clip(x, -limit, limit).astype(ORACLES[name]).astype(np.float32)
+    return np.where(np.isnan(x), x, np.clip(x, -limit, limit).astype(ORACLES[name]).astype(np.float32))
 
 
 def reference(x: np.ndarray, amax: np.ndarray | float, name: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfquant
-from calib.grid import Grid
+from calib import Grid
 from tests.few import few
 from tfquant import qdq
 from tfquant.gradients import Gradient

@@ -6,7 +6,7 @@ import tensorflow as tf
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from calib.grid import Grid
+from calib import Grid
 from tfquant import formats, qdq
 from tfquant.quantizer import Quantizer
 from tfquant.scale import LARGEST_AMAX, Scale

@@ -10,12 +10,15 @@ import yaml
 import calib
 import modeling
 import tfquant
-from calib.grid import Grid
+from calib import Grid
 from tfquant import recipes
+from tfquant.gradients import Gradient
 from tfquant.graph.plan import RecipeError
 from tfquant.graph.source import source_of
 from tfquant.graph.trace import trace
+from tfquant.layout import Layout
 from tfquant.rules import Fuse, Recipe, Rule
+from tfquant.scale import Scale
 from tfquant.site import ROLES
 from tfquant.spec import QuantSpec
 
@@ -197,6 +200,35 @@ def test_widths_out_of_range_are_refused(name):
 def test_unknown_formats_are_refused(name):
     with pytest.raises(ValueError, match=r"unknown number format .*; known: int2 \.\.\. int16"):
         QuantSpec(name)
+
+
+def test_fields_of_parts_make_the_spec_that_the_parts_make():
+    by_fields = QuantSpec("int4", granularity="per_embedding_group", groups=4, symmetric=False, ste="strict")
+    by_parts = QuantSpec(
+        "int4", layout=Layout("per_embedding_group", groups=4), scale=Scale(symmetric=False), gradient=Gradient("strict")
+    )
+    assert by_fields == by_parts and hash(by_fields) == hash(by_parts)
+    assert (by_parts.granularity, by_parts.groups, by_parts.symmetric, by_parts.ste) == ("per_embedding_group", 4, False, "strict")
+
+
+@pytest.mark.parametrize("change", [{"symmetric": False}, {"ste": "strict"}, {"granularity": "per_channel"}, {"format": "int4"}])
+def test_replacing_a_field_leaves_all_others(change):
+    spec = QuantSpec("int5", "per_tensor", narrow_range=False, unsigned="auto", update="lsq", method="mse")
+    before, after = spec.to_dict(), dataclasses.replace(spec, **change).to_dict()
+    assert after == {**before, **change}
+
+
+def test_fields_that_no_part_has_are_refused_and_cannot_be_read():
+    with pytest.raises(TypeError, match="a quantization spec has no field 'bits'; known: format, granularity"):
+        QuantSpec(bits=8)
+    with pytest.raises(AttributeError, match="'QuantSpec' object has no attribute 'bits'"):
+        _ = QuantSpec().bits
+
+
+def test_files_hold_the_keys_of_earlier_versions_in_their_order():
+    keys = ["format", "granularity", "symmetric", "narrow_range", "unsigned", "method", "update", "ste", "decay"]
+    assert list(QuantSpec().to_dict()) == keys
+    assert list(QuantSpec(dynamic=True).to_dict())[-1] == "dynamic"
 
 
 def test_description_tells_sign_conventions_apart():

@@ -53,6 +53,25 @@ def test_outputs_of_a_linear_are_much_closer_than_with_rounding_to_nearest():
     assert report.layers[0].changed > 0.05
 
 
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+@pytest.mark.parametrize("format", ["e4m3", "e5m2"])
+def test_weights_of_floating_point_formats_end_on_one_of_the_two_values_around_them(format, granularity):
+    x, model, quantized = quantized_linear(8, 4, format=format, granularity=granularity)
+    w = model.get_layer("d").kernel.numpy()
+    (result,) = adaround(quantized, [x], **{**FAST, "iterations": 200}).layers
+    assert result.mse < result.mse_nearest and result.changed > 0
+    rounded = model.get_layer("d").kernel.numpy()
+    codebook = quantized.plan.sites[0].spec.codebook
+    ((lower, upper),) = quantized.ranges().values()
+    scale = np.maximum(np.abs(lower), np.abs(upper)) / codebook.quant_max
+    levels, units = np.asarray(codebook.levels), rounded / scale
+    nearest = np.abs(units[..., np.newaxis] - levels).argmin(-1)
+    np.testing.assert_allclose(units, levels[nearest], rtol=1e-5)
+    below = np.clip(np.searchsorted(levels, w / scale * (1 + 1e-6), side="right") - 1, 0, len(levels) - 2)
+    assert ((nearest >= below - 1) & (nearest <= below + 1)).all()
+    np.testing.assert_allclose(quantized(x), model(x), atol=1e-4 * np.abs(model(x)).max())  # quantized once
+
+
 @pytest.mark.parametrize("spec", [
     dict(), dict(granularity="per_tensor"), dict(symmetric=False), dict(symmetric=False, granularity="per_tensor"),
     dict(narrow_range=False),

@@ -129,6 +129,7 @@ def export(
         check_data = checked_batches(engine, check_data)
     if mode == "quantized":
         check_calibrated(engine)
+    form.check_formats(order)
     form.check(order)
     check_weights(order)
     found = contractions = None

@@ -216,7 +216,8 @@ def _amax(quantizer: Quantizer) -> np.float32:
 def _amaxes(quantizer: Quantizer) -> np.ndarray:
     """The larger end of each range of a site."""
     site = quantizer.site
-    if not site.spec.grid.symmetric or site.spec.grid.qmax != 127:
+    codebook = site.spec.codebook
+    if not (codebook.uniform and codebook.symmetric and codebook.quant_max == 127):
         raise ExportError(
             f"site {site.address}: FasterTransformer has symmetric codes up to 127, this site has {site.spec.describe()}; {_MEND}"
         )

@@ -155,7 +155,7 @@ def _rounded(params: QuantParams, tensor: tf.Tensor, constant: bool) -> tf.Tenso
     codebook, scale, zero = params.codebook, params.scale.reshape(-1), params.zero.reshape(-1)
     few = codebook.num_codes < _STEPS
     if few:
-        ends = [scale * (code - zero).astype(np.float32) for code in (codebook.qmin, codebook.qmax)]
+        ends = [scale * (code - zero).astype(np.float32) for code in codebook.extremes]
         tensor = tf.clip_by_value(tensor, *(end if params.axes else end[0] for end in ends))
     if not constant:
         first = 0 if codebook.qmin >= 0 else -128

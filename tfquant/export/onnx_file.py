@@ -79,7 +79,7 @@ def widened(order: Order) -> str:
     found = [
         site.address
         for site in order.sites()
-        if site.spec.grid.qmax - site.spec.grid.qmin < 16 and (not site.is_weight or site.address in tables)
+        if site.spec.codebook.num_codes <= 16 and (not site.is_weight or site.address in tables)
     ]
     if not found or order.opset < INT4_OPSET:
         return ""

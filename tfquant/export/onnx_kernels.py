@@ -86,7 +86,8 @@ class Kernels:
     def _is_in_bytes(self, marker: Any) -> bool:
         """Whether it rounds an activation with one scale to at most 8 bits."""
         params = self._params[address_of(marker)]
-        return address_of(marker) not in self._parameters and not params.axes and params.codebook.num_codes <= 256
+        in_bytes = params.codebook.uniform and params.codebook.num_codes <= 256
+        return address_of(marker) not in self._parameters and not params.axes and in_bytes
 
     def _has_scales_of_a_stack(self, weight: Any) -> bool:
         """Whether a weight is a stack of matrices with several scales, which reaches its product as it is."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from calib.codebook import UniformCodebook
 from tfquant.export.errors import ExportError
 from tfquant.export.onnx_float import DOMAIN, address_of, is_site, type_of
 from tfquant.export.onnx_graph import read_by
@@ -17,7 +18,9 @@ from tfquant.export.onnx_regions import WANTED_SHAPE
 from tfquant.quantized_array import QuantParams
 
 # First opset in which DequantizeLinear takes the type.
-INT4_OPSET, INT16_OPSET = 21, 21
+INT4_OPSET, INT16_OPSET, FLOAT8_OPSET = 21, 21, 19
+# Number format -> ONNX type, whose codes are the format's.
+FLOAT8_TYPES = {"e4m3": "FLOAT8E4M3FN", "e5m2": "FLOAT8E5M2"}
 
 
 def insert(
@@ -113,13 +116,11 @@ class _Writer:
         params = self._in_bytes(params)
         kind = self._type(address, params, fewest_bits=8)
         scale, zero = self._scale(address, params, kind)
-        low, high = _limits(kind)
-        ends = [params.scale * (code - params.zero).astype(np.float32) for code in (params.codebook.qmin, params.codebook.qmax)]
+        ends = [params.scale * (code - params.zero).astype(np.float32) for code in params.codebook.extremes]
         if params.axes:
             self._rounded_along(name, source, target, scale, zero, ends)
             return
-        # One code more than a narrow grid has is let pass: cutting it off would cost a node at every site.
-        if params.codebook.qmax < high or params.codebook.qmin > low + 1:
+        if params.codebook.uniform and not _fills(params.codebook, kind):
             limits = [self._initializer(f"{name}/{end}", value) for end, value in zip(("lower", "upper"), ends, strict=True)]
             self._node("Clip", [source, *limits], f"{name}/clipped")
             source = f"{name}/clipped"
@@ -186,17 +187,25 @@ class _Writer:
         kind, name = self._type(address, params, fewest_bits=8), self._unique(address)
         scale, zero = self._scale(address, params, kind)
         table = self._initializer(f"{address}/codes", params.quantize(values).codes, kind)
+        if not params.codebook.uniform:  # nor float8
+            self._node("DequantizeLinear", [table, scale, zero], f"{name}/table", name=f"{name}/dequantized")
+            self._node("Gather", [f"{name}/table", lookup.input[1]], target, axis=0)
+            return
         self._node("Gather", [table, lookup.input[1]], f"{name}/rows", axis=0)
         self._node("DequantizeLinear", [f"{name}/rows", scale, zero], target, name=f"{name}/dequantized")
 
     def _in_bytes(self, params: QuantParams) -> QuantParams:
         """Signed bytes as unsigned ones, unless they are to stay."""
         codebook = params.codebook
+        if not codebook.uniform:
+            return params
         return unsigned(params) if codebook.qmin < 0 and codebook.qmax <= 127 and not self._signed else params
 
     def _type(self, address: str, params: QuantParams, fewest_bits: int = 4) -> int:
         """The smallest ONNX type of at least `fewest_bits` that holds the codes."""
         tensor, codebook = self._onnx.TensorProto, params.codebook
+        if not codebook.uniform:
+            return getattr(tensor, FLOAT8_TYPES[params.format.name])
         kinds = [tensor.INT8, tensor.UINT8, tensor.INT16, tensor.UINT16]
         if self.opset >= INT4_OPSET and fewest_bits <= 4:
             kinds = [tensor.INT4, tensor.UINT4, *kinds]
@@ -223,7 +232,9 @@ class _Writer:
         if name in self._known:
             return name
         self._known[name] = what
-        if kind in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):  # NumPy has no such type
+        if kind in [getattr(onnx.TensorProto, name) for name in FLOAT8_TYPES.values()]:  # values are codes
+            tensor = onnx.helper.make_tensor(name, kind, values.shape, values.astype(np.uint8).tobytes(), raw=True)
+        elif kind in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):  # NumPy has no such type
             tensor = onnx.helper.make_tensor(name, kind, values.shape, values.ravel().tolist())
         else:
             dtype = values.dtype if kind is None else onnx.helper.tensor_dtype_to_np_dtype(kind)
@@ -238,6 +249,12 @@ class _Writer:
         """A site may stand at several tensors: one name a use."""
         count = self._uses[address] = self._uses.get(address, 0) + 1
         return address if count == 1 else f"{address}#{count}"
+
+
+def _fills(codebook: UniformCodebook, kind: int) -> bool:
+    """Whether a codebook has all codes of an integer type, or all but one: cutting that off would cost a node at every site."""
+    low, high = _limits(kind)
+    return codebook.qmax == high and codebook.qmin <= low + 1
 
 
 def _limits(kind: int) -> tuple[int, int]:

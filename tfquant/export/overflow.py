@@ -22,8 +22,8 @@ def note(order: Order, runtime: str) -> str:
 
 def _is_wide(site: Site) -> bool:
     """Whether a parameter has codes of 8 bits; those of 7 cannot overflow."""
-    grid = site.spec.grid
-    return site.is_weight and max(-grid.qmin, grid.qmax) > 64
+    codebook = site.spec.codebook
+    return site.is_weight and codebook.uniform and codebook.quant_max > 64
 
 
 def _lacks_vnni() -> bool:

@@ -4,7 +4,8 @@ What is in the file, for readers without tfquant. Its metadata, all of them text
 
     format     `tfquant.packed`
     version    `1`
-    variables  JSON, in the order of the model: [{"path", "shape", "dtype"}, ...]; with "bits", "qmin" and "axes" where packed
+    variables  JSON, in the order of the model: [{"path", "shape", "dtype"}, ...]; with "bits", "qmin" and "axes" where
+               packed, or "format", the name of a number format, in place of "qmin" where codes are no integers
     recipe     JSON, see `tfquant.Recipe`
     sites      JSON: [[address, shape of its range], ...]
     sha256     of all tensors and texts, see `tfquant.bitpacking`
@@ -262,7 +263,7 @@ def _quantized(value: np.ndarray, quantizers: list[Quantizer]) -> QuantizedArray
     site, simulations = quantizers[0].site, [_simulation(quantizer, value) for quantizer in quantizers]
     before = [simulation(value) for simulation in simulations]
     rounded, lower, width = before[0]
-    params = QuantParams(*scale_and_zero(lower, width, site.spec.grid), site.spec.grid, site.channel_axes)
+    params = QuantParams(*scale_and_zero(lower, width, site.spec.codebook), site.spec.codebook, site.channel_axes)
     array = params.quantize(rounded)
     after = [simulation(array.values().astype(value.dtype)) for simulation in simulations]
     return array if all(np.array_equal(old[0], new[0]) for old, new in zip(before, after, strict=True)) else None
@@ -274,7 +275,7 @@ def _simulation(quantizer: Quantizer, value: np.ndarray) -> Callable[[np.ndarray
     In a graph: there TensorFlow divides by constants through a product with their reciprocal, which moves a step by its last bit,
     and the zero point that follows from it by one where it lies between two codes.
     """
-    grid = quantizer.site.spec.grid
+    grid = quantizer.site.spec.codebook
 
     def simulate(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return tf.cast(quantizer(x), tf.float32), *placed(quantizer.lower, quantizer.upper, grid)

@@ -7,13 +7,15 @@ import functools
 import importlib.util
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fileio.atomic import put_in_place
 from fileio.messages import printable
 from fileio.transaction import replace_folder, replacing_together
+from tfquant import formats
 from tfquant.export import fastertransformer, litert, onnx_file, openvino, packed, saved_model, tensorrt
-from tfquant.export.onnx_qdq import INT4_OPSET
+from tfquant.export.errors import ExportError
+from tfquant.export.onnx_qdq import FLOAT8_OPSET, FLOAT8_TYPES, INT4_OPSET
 from tfquant.export.order import Order
 from tfquant.runtimes import PACKAGES, Contractions, Session, onnxruntime, open_file
 
@@ -35,6 +37,8 @@ class Target:
       packages: what has to be installed to write it, beside what tfquant requires.
       check: raises ExportError for what the target cannot hold, before anything is computed.
       recipes: made for what reads it, the recommended one first; none where any suits.
+      formats: number formats beside integers that it takes, and the first ONNX opset that has them (0 where
+        that does not matter); None where it takes all.
     """
 
     write: Callable[[Order, str], None]
@@ -48,6 +52,7 @@ class Target:
     packages: tuple[str, ...] = ()
     check: Callable[[Order], None] = lambda order: None
     recipes: tuple[str, ...] = ()
+    formats: Mapping[str, int] | None = dataclasses.field(default_factory=dict)
 
     @property
     def suffix(self) -> str:
@@ -69,6 +74,24 @@ class Target:
         """How the products of a written file are computed."""
         return session.contractions() if self.contractions is None else self.contractions(str(path))
 
+    def check_formats(self, order: Order) -> None:
+        """Raise ExportError, naming the first site, for a number format that the target lacks."""
+        for site in order.sites():
+            name = site.spec.format
+            if formats.get(name).kind == "uniform" or self.formats is None:
+                continue
+            if name not in self.formats:
+                takers = [key for key, target in TARGETS.items() if target.formats is None or name in target.formats]
+                raise ExportError(
+                    f"site {site.address}: number format {name!r} does not exist in this target: export to "
+                    f"{' or '.join(takers)}, or set format: int8"
+                )
+            if order.opset < self.formats[name]:
+                raise ExportError(
+                    f"site {site.address}: number format {name!r} exists from ONNX opset {self.formats[name]} on, got "
+                    f"{order.opset}: export with opset={self.formats[name]}"
+                )
+
     def advice(self, order: Order, found: Contractions) -> str:
         """Which recipe to take where the runtime computes in float what is quantized; else empty."""
         kernels = [site for site in order.sites() if site.role == "weight"]
@@ -76,7 +99,7 @@ class Target:
             return ""
         runtime, count, own = self.readers[0], len(found.integer), order.engine.plan.recipe.name
         said = f"{runtime} computes {count or 'none'} of {len(kernels)} quantized products in integers"
-        if order.opset >= INT4_OPSET and any(site.spec.grid.qmax - site.spec.grid.qmin < 16 for site in kernels) and self.packages:
+        if order.opset >= INT4_OPSET and any(site.spec.codebook.num_codes <= 16 for site in kernels) and self.packages:
             return f"{said}: weights of 4 bits or fewer are half bytes from opset {INT4_OPSET} on: export with opset=17"
         if own in self.recipes:  # which leaves in float what the runtime computes faster so
             return ""
@@ -103,14 +126,15 @@ class Target:
 
 
 _ONNX = ("onnx", "tf2onnx")
+_FLOAT8 = dict.fromkeys(FLOAT8_TYPES, FLOAT8_OPSET)
 TARGETS = {
     "onnx": Target(
         onnx_file.write, "model.onnx", ("onnxruntime", "openvino"), packages=_ONNX, check=onnx_file.check,
-        recipes=("cpu_onnxruntime",),
+        recipes=("cpu_onnxruntime",), formats=_FLOAT8,
     ),
     "onnxruntime": Target(
         functools.partial(onnx_file.write, fused_attention=True), "onnxruntime.onnx", ("onnxruntime",), packages=_ONNX,
-        check=onnx_file.check, recipes=("cpu_onnxruntime",),
+        check=onnx_file.check, recipes=("cpu_onnxruntime",), formats=_FLOAT8,
     ),
     "tensorrt": Target(
         tensorrt.write, "tensorrt.onnx", ("onnxruntime", "openvino"), as_written=True, contractions=tensorrt.contractions,
@@ -123,10 +147,11 @@ TARGETS = {
     "litert": Target(litert.write, "model.tflite", ("litert",), check=litert.check, recipes=("litert",)),
     "packed": Target(
         packed.write, "model.safetensors", proven="bit for bit the simulation, tried out for every parameter",
-        check=packed.check,
+        check=packed.check, formats=None,
     ),
     "saved_model": Target(
-        saved_model.write, "saved_model", ("tensorflow",), may_replace=saved_model.may_be_replaced, name="SavedModel"
+        saved_model.write, "saved_model", ("tensorflow",), may_replace=saved_model.may_be_replaced, name="SavedModel",
+        formats=None,
     ),
     "fastertransformer": Target(
         fastertransformer.write, "fastertransformer",

@@ -31,7 +31,7 @@ class Reconstruction:
         self._optimizer = keras.optimizers.Adam(options.learning_rate)
         self._optimizer.build([self._alpha])
         self._fresh = [(v, v.numpy()) for v in self._optimizer.variables]
-        floats = [tf.TensorSpec(a.shape, tf.float32) for a in (weight.floor, weight.scale, weight.zero)]
+        floats = [tf.TensorSpec(a.shape, tf.float32) for a in self._arrays(weight)]
         steps = tf.TensorSpec([None], tf.float32)
         data, parameters = [f.signature(1) for f in forms], [f.parameter_specs for f in forms]
         self._run = tf.function(self._steps, autograph=False, input_signature=[data, parameters, floats, steps, steps])
@@ -96,11 +96,16 @@ class Reconstruction:
         return total / count
 
     def _constants(self, weight: Weight) -> list[tf.Tensor]:
-        return [tf.constant(a) for a in (weight.floor, weight.scale, weight.zero)]
+        return [tf.constant(a) for a in self._arrays(weight)]
+
+    @staticmethod
+    def _arrays(weight: Weight) -> tuple[np.ndarray, ...]:
+        return weight.below, weight.gap, weight.scale, weight.zero
 
     def _soft_weight(self, h: tf.Tensor, constants) -> tf.Tensor:
-        floor, scale, zero = constants
-        return scale * (tf.clip_by_value(floor + h + zero, float(self._codebook.qmin), float(self._codebook.qmax)) - zero)
+        below, gap, scale, zero = constants
+        lowest, highest = map(float, self._codebook.extremes)
+        return scale * (tf.clip_by_value(below + h * gap + zero, lowest, highest) - zero)
 
     def _steps(self, rows, parameters, constants, values, scales) -> tf.Tensor:
         """As many steps as `values` is long; the mean reconstruction loss."""

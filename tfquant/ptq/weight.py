@@ -1,4 +1,4 @@
-"""The weight of a layer on its integer grid, in the layout of its variable."""
+"""The weight of a layer between the values of its codebook, in the layout of its variable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tfquant.quantized_array import QuantParams
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weight:
-    """value = scale · (code - zero), codes of `codebook`.
+    """A weight whose rounding is to be learned: what it may be rounded to, up or down.
 
     Attributes:
       value: float32, the weight before it is rounded.
@@ -55,34 +55,53 @@ class Weight:
         return cls(value, quantize(value), scale, zero, params.codebook, quantize)
 
     @functools.cached_property
-    def floor(self) -> np.ndarray:
-        """floor(w / s), float32; the code below without the zero point."""
-        return np.floor(self.value / self.scale)
+    def below(self) -> np.ndarray:
+        """The value of the codebook below each weight in units of the scale, without the zero point; float32."""
+        units = self.value / self.scale
+        if self.codebook.uniform:
+            return np.floor(units)
+        return self._levels[self._index(units)]
+
+    @functools.cached_property
+    def gap(self) -> np.ndarray:
+        """Distance from `below` to the next value of the codebook, which broadcasts to `value`; float32."""
+        if self.codebook.uniform:
+            return np.ones([1] * self.value.ndim, np.float32)
+        return self._levels[self._index(self.value / self.scale) + 1] - self.below
 
     @property
     def fraction(self) -> np.ndarray:
-        """w / s - floor(w / s), in [0, 1)."""
-        return self.value / self.scale - self.floor
+        """Where a weight lies between `below`, 0, and the next value, 1."""
+        fraction = (self.value / self.scale - self.below) / self.gap
+        return fraction if self.codebook.uniform else np.clip(fraction, 0, 1)  # saturated ones lie beyond
+
+    @property
+    def _levels(self) -> np.ndarray:
+        return np.asarray(self.codebook.levels, np.float32)
+
+    def _index(self, units: np.ndarray) -> np.ndarray:
+        """Index of the last level that is not above, and not the last of all."""
+        return np.clip(np.searchsorted(self._levels, units, side="right") - 1, 0, len(self._levels) - 2)
 
     def rounded(self, up: np.ndarray) -> np.ndarray:
-        """The weight on its grid: `floor` where `up` is 0, one code more where it is 1.
+        """The weight on its codebook: `below` where `up` is 0, the next value where it is 1.
 
         Passed through the quantizer, so that the quantizer changes it no more.
 
         Raises:
           ValueError: the quantizer would round these values to other codes.
         """
-        codes = np.clip(self.floor + up + self.zero, self.codebook.qmin, self.codebook.qmax) - self.zero
+        codes = np.clip(self.below + up * self.gap + self.zero, *self.codebook.extremes) - self.zero
         value = self._quantize((codes * self.scale).astype(np.float32))
-        off = np.abs(value / self.scale - codes).max(initial=0.0)
-        again = np.abs((self._quantize(value) - value) / self.scale).max(initial=0.0)
+        off = np.abs((value / self.scale - codes) / self.gap).max(initial=0.0)
+        again = np.abs((self._quantize(value) - value) / self.scale / self.gap).max(initial=0.0)
         if off > 0.01 or again > 0.01:
             raise ValueError(f"rounded weights do not stay on their grid ({max(off, again):.3g} steps off): too small steps")
         return value
 
     def changed(self, value: np.ndarray) -> float:
         """Share of the weights that are not where rounding to nearest puts them."""
-        return float(np.mean(np.abs(value - self.nearest) > 0.5 * self.scale))
+        return float(np.mean(np.abs(value - self.nearest) > 0.5 * self.scale * self.gap))
 
 
 def _quantized(layout: Layout, quantizer, value: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""Codes in the file mean what the simulation rounds to, whatever the range."""
+"""Codes mean what the simulation rounds to, whatever the range and the format."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfquant
+from tfquant.bitpacking import pack_array, unpack_array
 from tfquant.calibration import engine_of
 from tfquant.export.onnx_params import unsigned
 from tfquant.quantized_array import QuantParams
@@ -54,3 +55,33 @@ def test_a_range_without_zero_is_widened_to_it():
 def test_an_empty_range_has_a_scale_above_zero():
     params = QuantParams.of(*site_with(0.0, 0.0, symmetric=False))
     assert params.scale >= SMALLEST_AMAX / 255 > 0
+
+
+FORMATS = ["int8", "int3", "int12", "e4m3", "e5m2"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("lower", "upper"), [(-1.3, 0.7), (0.0, 5.0), (-2.9, 2.9)])
+def test_dequantized_arrays_are_what_the_simulation_rounds_to(format, lower, upper):
+    site, quantizer = site_with(lower, upper, format=format)
+    params = QuantParams.of(site, quantizer)
+    values = np.random.default_rng(0).uniform(lower - 1.0, upper + 1.0, (50, 80)).astype(np.float32)
+    simulated = tf.function(lambda x: quantizer(x, False))(tf.constant(values)).numpy()
+    found = params.quantize(values).values()
+    assert found.dtype == np.float32 and found.shape == values.shape
+    equal = np.abs(found - simulated) <= 1e-6 * np.abs(simulated).max()
+    assert equal.mean() > 0.998  # a value on the border between two codes may fall to either
+
+
+@pytest.mark.parametrize(
+    ("format", "symmetric"), [*((format, True) for format in FORMATS), *((format, False) for format in FORMATS[:3])]
+)
+def test_packed_arrays_come_back_with_codes_and_parameters(format, symmetric):
+    site, quantizer = site_with(-1.3, 0.7, format=format, symmetric=symmetric)
+    array = QuantParams.of(site, quantizer).quantize(np.linspace(-2, 2, 60, dtype=np.float32).reshape(3, 20))
+    tensors, attributes = pack_array(array)
+    assert tensors["codes"].nbytes == -(-60 * array.params.format.bits // 8)
+    back = unpack_array(tensors, attributes, (3, 20))
+    np.testing.assert_array_equal(back.codes, array.codes)
+    assert back.params.codebook == array.params.codebook and back.params.zero == array.params.zero
+    np.testing.assert_array_equal(back.values(), array.values())
