@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 from runs.settings import CONTENT, FREE, StepNames, flag
 from tasks import glue
+from tfquant.choices import DISTILLATION_SCALE as SCALE
 from tfquant.export.targets import TARGETS
 from tfquant.ptq.rounding import DECAYS
 from tfquant.training.distillation import DIRECTIONS, TEMPERATURE
-from tfquant.training.teaching import SCALE
 from tfquant.watchdog import TIMEOUT
 
 MODES = ("train-baseline", "validate-baseline", "train-quantized", "validate-quantized")
