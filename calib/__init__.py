@@ -3,46 +3,20 @@
 Knows nothing of models or recipes. `Observer` and `DimensionObserver` are the only parts that use TensorFlow.
 """
 
-from calib import methods, rows
-from calib.calibration import Calibration, SiteCalibration
-from calib.codebook import Codebook, ScaledCodebook, UniformCodebook
-from calib.dimensions import DimensionObserver
-from calib.errors import (
-    CalibrationError,
-    CalibrationFileError,
-    EmptyStatisticsError,
-    MissingHistogramError,
-    NonFiniteError,
-)
-from calib.grouping import Grouping
-from calib.methods import Method
-from calib.observer import Observer
-from calib.statistics import Histogram, Statistics, merge
-from calib.weights import per_channel_range, weight_statistics
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
-Grid = UniformCodebook  # the former name
+if TYPE_CHECKING:
+    from calib.public import *  # noqa: F403
 
-__all__ = [
-    "Calibration",
-    "CalibrationError",
-    "CalibrationFileError",
-    "Codebook",
-    "DimensionObserver",
-    "EmptyStatisticsError",
-    "Grid",
-    "Grouping",
-    "Histogram",
-    "Method",
-    "MissingHistogramError",
-    "NonFiniteError",
-    "Observer",
-    "ScaledCodebook",
-    "SiteCalibration",
-    "Statistics",
-    "UniformCodebook",
-    "merge",
-    "methods",
-    "per_channel_range",
-    "rows",
-    "weight_statistics",
-]
+
+def __getattr__(name: str) -> Any:
+    """Return a module or a public name; all public names are imported with the first one."""
+    if name.startswith("__") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if importlib.util.find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
+    public = importlib.import_module(f"{__name__}.public")
+    found = getattr(public, name)
+    globals().update({one: getattr(public, one) for one in public.__all__})
+    return found

@@ -15,27 +15,28 @@ from fileio.reading import MAX_DEPTH, read_text
 MAX_ALIASED = 10_000
 
 
-def read_yaml(path: str | os.PathLike[str]) -> Any:
+def read_yaml(path: str | os.PathLike[str], *, resolve: bool = True) -> Any:
     """Value of a YAML file, see `parse_yaml`.
 
     Raises:
       FileNotFoundError, ContentError, OSError: as `read_text` and `parse_yaml`.
     """
-    return parse_yaml(read_text(path), os.fspath(path))
+    return parse_yaml(read_text(path), os.fspath(path), resolve=resolve)
 
 
-def parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str, *, resolve: bool = True) -> Any:
     """Value of a YAML text of plain values; keys of a mapping must differ.
 
     Args:
       text: YAML of one document.
       source: what the text is called in messages, such as the path of its file.
+      resolve: whether `1e-5`, `no` and the like are numbers, truth values and so on; texts otherwise.
 
     Raises:
       ContentError: it is no YAML, nested deeper than `MAX_DEPTH`, or its aliases stand for more than `MAX_ALIASED` values.
     """
     try:
-        loader = _Loader(text)
+        loader = _Loader(text) if resolve else _TextLoader(text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -64,6 +65,12 @@ class _Loader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         finally:
             self._depth -= 1
+
+
+class _TextLoader(_Loader):
+    """Takes every value that has no tag as the text that is written."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
 
 class _Size(NamedTuple):

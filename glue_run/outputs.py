@@ -1,7 +1,6 @@
 """What a run leaves behind: the settings, the scores of each task, and the score of all."""
 
 import dataclasses
-import json
 import os
 import pprint
 import statistics
@@ -66,4 +65,3 @@ def tell(found: Mapping[str, Any], directory: str | None) -> None:
         write_json(os.path.join(directory, "summary.json"), found)
     for name, value in found.items():
         say(f"{name}: {value:.2f}")
-    print(json.dumps(found), flush=True)

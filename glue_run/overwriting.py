@@ -16,7 +16,7 @@ from runs import folders, resume
 from runs.narration import say
 from tasks.files import read_text
 from tfquant import checkpoint
-from tfquant.export import TARGETS
+from tfquant.export.targets import TARGETS
 
 RECORD, FINISHED = "config.out", "results.json"  # which a run writes first and last
 _OWN = re.compile(

@@ -10,11 +10,11 @@ from glue_run.outputs import logs_of
 from glue_run.settings import EXPORTS, PTQ, QUANTIZING, Settings, option, rounding_options
 from runs import teaching
 from runs.folders import problem_with
-from runs.settings import FlagError, problems_of_numbers, refuse
+from runs.settings import FlagError, problems_of_numbers, refuse, wrong_choices
 from tasks import glue
 from tfquant.distributed import launched
-from tfquant.export import TARGETS
 from tfquant.export.onnx_qdq import INT16_OPSET
+from tfquant.export.targets import TARGETS
 from tfquant.formats.integer import MAX_BITS, MIN_BITS
 from tfquant.ptq.options import Options
 from tfquant.recipes.quant_dict import parse_quant_dict
@@ -30,7 +30,7 @@ def check(settings: Settings) -> None:
         FlagError: lists every problem with its option and what to do.
     """
     looks = (_numbers, _work, _export, _evaluation, _quantization, _training_of_ranges, _teaching, _groups, _dynamic)
-    problems = [problem for look in looks for problem in look(settings)]
+    problems = [*wrong_choices(settings, option), *(problem for look in looks for problem in look(settings))]
     refuse([*problems, *problems_of_numbers(problems, settings, option)], settings)
 
 
@@ -100,7 +100,7 @@ def _export(s: Settings) -> list[str]:
     if not s.export:
         return []
     if s.export not in EXPORTS:
-        return [f"--export {s.export}: must be one of {', '.join(EXPORTS)}"]
+        return []  # refused by `wrong_choices`
     problems = [] if s.output_dir else ["--export: give --output-dir as well"]
     if s.export in OF_ONNX and s.export_opset < OLDEST_OPSET:
         problems.append(f"--export-opset {s.export_opset}: must be at least {OLDEST_OPSET}")

@@ -4,11 +4,9 @@ import dataclasses
 from typing import Any, ClassVar
 
 from runs.settings import CONTENT, FREE, StepNames, flag
-from tasks import glue
+from tasks.glue.task import TASKS
+from tfquant.choices import COMPRESSIONS, DECAYS, DIRECTIONS, DISTILLATION_SCALE, TEMPERATURE
 from tfquant.export.targets import TARGETS
-from tfquant.ptq.rounding import DECAYS
-from tfquant.training.distillation import DIRECTIONS, TEMPERATURE
-from tfquant.training.teaching import SCALE
 from tfquant.watchdog import TIMEOUT
 
 MODES = ("train-baseline", "validate-baseline", "train-quantized", "validate-quantized")
@@ -65,7 +63,10 @@ class Settings:
     STEPS: ClassVar = StepNames("batch_size", "gradient_accumulation_steps", "learning_rate", "num_epochs")
 
     mode: str = _any("train-baseline", "What to do.", choices=MODES, positional=True)
-    task: tuple[str, ...] = _any(("mrpc",), f"One of {', '.join(glue.TASKS)}, or {ALL}; may be given more than once.", "same")
+    task: tuple[str, ...] = _any(
+        ("mrpc",), f"One of {', '.join(TASKS)}, or {ALL}; may be given more than once.", "same",
+        choices=(*TASKS, ALL), metavar="TASK", parse=str.lower,
+    )  # fmt: skip
     data_dir: str = _any("~/.glue_data", "Folder with the tasks' folders (RTE/train.tsv, ...), tfds, or tfds:FOLDER.")
     seed: tuple[int, ...] = _any((1000,), "Of initial weights, dropout, data order; several give median and spread.", "same")
     output_dir: str | None = _any(None, "Where everything is written; training wants it.")
@@ -140,7 +141,7 @@ class Settings:
     rank_timeout: float = _any(
         TIMEOUT, "Seconds that a process waits for the others in one place before it ends with a line; 0 waits for ever."
     )
-    horovod_compression: str = _any("none", "What gradients are sent as.", choices=("none", "fp16"))
+    horovod_compression: str = _any("none", "What gradients are sent as.", choices=COMPRESSIONS)
 
     qmethod: str | None = _of(QUANTIZING, None, "Grid of weights.", "same", choices=(SYMMETRIC, ASYMMETRIC))
     qmethod_act: str | None = _of(
@@ -171,7 +172,7 @@ class Settings:
     est_ranges_batch_size: int | None = _of(QUANTIZING, None, "Rows in such a batch; --batch-size if not given.")
     est_ranges_pad: bool | None = _of(
         QUANTIZING, None, "Pad them to --max-seq-length; as --pad-to-max-length says if not given. Padding never counts.",
-        negative="est-ranges-no-pad",
+        negative="est_ranges_no_pad",
     )  # fmt: skip
     est_ranges_order: str = _of(
         QUANTIZING, "parallel", "Ranges from the float network, or from what is quantized so far.", choices=ORDERS
@@ -198,7 +199,7 @@ class Settings:
     adaround_mode: str = _of(PTQ, "learned_hard_sigmoid", "How rounding is relaxed.", choices=tuple(ROUNDINGS))
     adaround_asym: bool = _of(PTQ, True, "Inputs of a layer come from the quantized network.")
     adaround_include_act_func: bool = _of(
-        PTQ, True, "Compare behind the activation function, where one follows.", negative="adaround-no-act-func"
+        PTQ, True, "Compare behind the activation function, where one follows.", negative="adaround_no_act_func"
     )
     adaround_lr: float = _of(PTQ, 1e-2, "Learning rate of the rounding.")
     adaround_iters: int = _of(PTQ, 1000, "Steps for each layer.")
@@ -233,8 +234,9 @@ class Settings:
         ("train-quantized",), None, "Folder of another model that teaches, or of runs; it may be larger.", CONTENT
     )
     distillation_loss_scale: float = _of(
-        ("train-quantized",), SCALE, "Weight of the divergence from its answers (of a regression the squared error).", "same"
-    )
+        ("train-quantized",), DISTILLATION_SCALE,
+        "Weight of the divergence from its answers (of a regression the squared error).", "same",
+    )  # fmt: skip
     distillation_temperature: float = _of(
         ("train-quantized",), TEMPERATURE, "What both answers are divided by before they are compared; of classes alone.", "same"
     )
@@ -254,14 +256,15 @@ class Settings:
         QUANTIZING, None,
         "Write the quantized model to out/ for another runtime: "
         + ", ".join(f"{name} ({target.file})" for name, target in TARGETS.items() if name in EXPORTS) + ".",
-    )
+        choices=EXPORTS, metavar="TARGET",
+    )  # fmt: skip
     export_opset: int = _of(QUANTIZING, 17, "ONNX opset of that file.")
     export_tolerance: float = _of(QUANTIZING, 0.1, "Largest share of rows with another answer than the network's.")
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks in the order in which they are run."""
-        return tuple(glue.TASKS) if ALL in self.task else tuple(name for name in glue.TASKS if name in self.task)
+        return tuple(TASKS) if ALL in self.task else tuple(name for name in TASKS if name in self.task)
 
     @property
     def trains(self) -> bool:

@@ -71,6 +71,22 @@ def _unusable_numbers(settings: Any, written: Callable[..., str]) -> Iterator[tu
                 yield field.name, f"{written(field.name, printable(number, 40))}: must be at most {largest:,.10g}"
 
 
+def wrong_choices(settings: Any, written: Callable[[str, Any], str]) -> list[str]:
+    """Return a problem for every field whose value is none of its `choices`.
+
+    Args:
+        settings: a dataclass with fields made by `flag`; None is no choice and no problem.
+        written: (name of a field, its value) -> the two as they are written on the command line.
+    """
+    problems = []
+    for field in dataclasses.fields(settings):
+        choices, value = field.metadata.get("choices"), getattr(settings, field.name)
+        for name in value if isinstance(value, tuple) else (value,):
+            if choices and name is not None and name not in choices:
+                problems.append(f"{written(field.name, name)}: must be one of {', '.join(filter(None, choices))}")
+    return problems
+
+
 def flag(default: Any, help: str, resume: str = SAME, **metadata: Any) -> Any:
     """A field of settings.
 
@@ -78,7 +94,7 @@ def flag(default: Any, help: str, resume: str = SAME, **metadata: Any) -> Any:
         default: its value where it is not given.
         help: what it means.
         resume: `SAME`, `CONTENT` or `FREE`.
-        **metadata: what else the command line wants to know of it.
+        **metadata: what else the command line wants to know of it, see `runs.command_line`.
     """
     return dataclasses.field(default=default, metadata={"help": help, "resume": resume, **metadata})
 

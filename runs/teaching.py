@@ -13,7 +13,7 @@ from encoders.memory import check_memory
 from runs.batches import only
 from runs.narration import say
 from tfquant.training import Distillation, DistillationOptions
-from tfquant.training.distillation import DIRECTIONS, layer_pairs
+from tfquant.training.distillation import layer_pairs
 
 SCALES = ("distillation_loss_scale", "distillation_hidden_scale", "distillation_attention_scale")
 ABOUT_ANSWERS = ("distillation_temperature", "distillation_direction")
@@ -45,9 +45,6 @@ def contradictions(settings: Any, written: Callable[..., str]) -> list[str]:
     problems = []
     if not 0.0 < settings.distillation_temperature < math.inf:
         problems.append(f"{written('distillation_temperature', settings.distillation_temperature)}: must be above 0 and finite")
-    if settings.distillation_direction not in DIRECTIONS:
-        shown = written("distillation_direction", settings.distillation_direction)
-        problems.append(f"{shown}: must be one of {', '.join(DIRECTIONS)}")
     scales = {name: getattr(settings, name) for name in SCALES}
     problems += [f"{written(name, v)}: must be at least 0 and finite" for name, v in scales.items() if not 0.0 <= v < math.inf]
     if not any(scales.values()):

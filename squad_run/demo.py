@@ -7,7 +7,6 @@ One of them and the float network are written as ONNX files, which answer in ONN
 
 import dataclasses
 import importlib.util
-import json
 import os
 import re
 import sys
@@ -70,7 +69,7 @@ def demo(
     training: Settings = TRAINING,
     **sizes: int,
 ) -> dict[str, float]:
-    """Prints a table and, as the last line, one JSON object.
+    """Run the example and print a table.
 
     Args:
         run: what does one run (`run_squad.run`).
@@ -79,7 +78,7 @@ def demo(
         **sizes: of the data set, see `synthetic.write_dataset`.
 
     Returns:
-        That object.
+        Scores of every network, and how the exported ones compare.
     """
     started = time.perf_counter()
     print(f"no flags given: running the embedded example in {directory} (--help shows the flags)", file=sys.stderr)
@@ -98,9 +97,7 @@ def demo(
     runs |= quantized(run, training, folders)
     runs |= exported(run, training, folders, runs)
     print_table(runs)
-    result = summary(runs) | {"seconds": round(time.perf_counter() - started, 1)}
-    print(json.dumps(result), flush=True)
-    return result
+    return summary(runs) | {"seconds": round(time.perf_counter() - started, 1)}
 
 
 def quantized(run: Run, training: Settings, folders: Mapping[str, str]) -> dict[str, Figures]:
@@ -167,12 +164,12 @@ def tuned(run: Run, settings: Settings) -> Figures:
 
 
 def print_table(runs: Mapping[str, Figures]) -> None:
-    print(f"\n{'network':<28}{'quantized':>10}{'exact match':>14}{'F1':>9}{'loss of F1':>13}{'examples/s':>13}")
+    lines = ["", f"{'network':<28}{'quantized':>10}{'exact match':>14}{'F1':>9}{'loss of F1':>13}{'examples/s':>13}"]
     reference = runs["float"]["prediction"]["f1"]
     for name, figures in runs.items():
         scores, edges = figures["prediction"], figures.get("calibration", {}).get("edges", 0)
-        print(
+        lines.append(
             f"{NAMES[name]:<28}{edges:>10}{scores['exact_match']:>14.2f}{scores['f1']:>9.2f}"
             f"{reference - scores['f1']:>13.2f}{scores['examples_per_second']:>13.1f}"
         )
-    print()
+    print("\n".join(lines), end="\n\n", file=sys.stderr)

@@ -5,21 +5,18 @@ import math
 import os
 import pathlib
 
-import calib
 import modeling
+from calib.names import GENERAL, NAMES
 from runs.folders import problem_with, same_files
-from runs.settings import problems_of_numbers, refuse
+from runs.settings import problems_of_numbers, refuse, wrong_choices
 from squad_run import teacher_flags
-from squad_run.flags import LOSS_SCALES, MODES, RANGES_OF, RUNTIMES, TARGET_OF, TFDS, Settings
+from squad_run.flags import MODES, TARGET_OF, TFDS, Settings
 from tasks.wordpiece import num_ids, read_vocab
 from tfquant import checkpoint
-from tfquant.calibration import ORDERS
-from tfquant.distributed import COMPRESSIONS, launched
-from tfquant.export import TARGETS
+from tfquant.distributed import launched
 from tfquant.export.fastertransformer import SMALLEST_SM
-from tfquant.gradients import STES
+from tfquant.export.targets import TARGETS
 from tfquant.runtimes import PACKAGES
-from tfquant.spec import UPDATES
 from tfquant.training.sparsity import parse_pattern
 
 RESULTS = ("predictions.json", "nbest_predictions.json", "null_odds.json", "results.json")
@@ -33,6 +30,7 @@ def check(settings: Settings) -> None:
     """
     without_files = (_numbers, _recipe, _work, _placement, _ranges, _export, teacher_flags.contradictions, _sparsity)
     problems = [problem for look in (*without_files, _files) for problem in look(settings)]
+    problems += wrong_choices(settings, teacher_flags.written)
     problems += problems_of_numbers(problems, settings, teacher_flags.written)
     if not problems:  # these read the files
         problems = _model(settings)
@@ -78,15 +76,11 @@ def _work(s: Settings) -> list[str]:
             f"--horovod is missing, though this is one of {processes} processes: set it, or each works for itself and all write "
             "the same files; or start one process, without mpirun or horovodrun"
         )
-    if s.horovod_compression not in COMPRESSIONS:
-        problems.append(f"--horovod_compression={s.horovod_compression}: must be {' or '.join(COMPRESSIONS)}")
     for name in ("horovod_compression", "horovod_sparse_as_dense"):
         if getattr(s, name) not in ("none", False) and not s.horovod:
             problems.append(f"--{name} is used with --horovod only: set that, or leave it out")
     if not 0.0 <= s.rank_timeout < math.inf:
         problems.append(f"--rank_timeout={s.rank_timeout}: must be a finite number of seconds, or 0 for no limit")
-    if s.loss_scale not in LOSS_SCALES:
-        problems.append(f"--loss_scale={s.loss_scale}: must be {' or '.join(LOSS_SCALES)}")
     if s.loss_scale != "none" and not s.do_train:
         problems.append("--loss_scale is about training: set --do_train as well, or leave it out")
     return problems
@@ -95,8 +89,6 @@ def _work(s: Settings) -> list[str]:
 def _placement(s: Settings) -> list[str]:
     """What is to be quantized, and how its ranges are found."""
     problems = []
-    if s.quant_mode and s.quant_mode not in MODES:
-        problems.append(f"--quant_mode={s.quant_mode}: must be one of {', '.join(MODES)}, or empty")
     if s.quant_mode and (s.quantize_residual is not None or s.quant_another_add_input):
         problems.append("--quant_mode sets the placement: leave out --quantize_residual and --quant_another_add_input")
     placement = [n for n in ("quant_recipe", "quant_mode", "quantize_residual", "quant_another_add_input") if getattr(s, n)]
@@ -108,14 +100,12 @@ def _placement(s: Settings) -> list[str]:
         )
     if s.quant_another_add_input and s.quantize_residual is False:
         problems.append("--quant_another_add_input needs --quantize_residual: set both, or the second to false as well")
-    if s.percentile is not None and s.calib_method in calib.methods.NAMES and s.calib_method != "percentile":
+    if s.percentile is not None and s.calib_method in NAMES and s.calib_method != "percentile":
         problems.append(f"--percentile={s.percentile} says nothing to --calib_method={s.calib_method}: leave one out")
     if s.percentile is not None and not 0.0 < s.percentile <= 100.0:
         problems.append(f"--percentile={s.percentile}: must be above 0 and at most 100")
-    if s.calib_method in set(calib.methods.NAMES) - set(calib.methods.GENERAL):
+    if s.calib_method in set(NAMES) - set(GENERAL):
         problems.append(f"--calib_method={s.calib_method}: is for logits alone; name it in a rule of --quant_recipe")
-    if s.calib_order not in ORDERS:
-        problems.append(f"--calib_order={s.calib_order}: must be one of {', '.join(ORDERS)}")
     if s.calib_order == "sequential" and not s.do_calib:
         problems.append("--calib_order is about calibration: set --do_calib as well, or leave it out")
     if os.path.basename(s.calibrator_file) != s.calibrator_file or not s.calibrator_file.endswith(".npz"):
@@ -126,17 +116,12 @@ def _placement(s: Settings) -> list[str]:
 def _ranges(s: Settings) -> list[str]:
     """What training does to ranges, and when."""
     problems = []
-    for name, known in (("range_update", UPDATES), ("ste", STES)):
-        if getattr(s, name) not in (None, *known):
-            problems.append(f"--{name}={getattr(s, name)}: must be one of {', '.join(known)}")
     for name in ("range_update", "ste", "range_decay"):
         if getattr(s, name) is not None and not (s.do_train and s.if_quant):
             problems.append(f"--{name} is about quantized training: set --do_train and --if_quant as well, or leave it out")
     for name in ("range_learning_rate", "range_start_step", "range_freeze_step", "quant_start_step"):
         if getattr(s, name) and not (s.do_train and s.if_quant):
             problems.append(f"--{name} is about quantized training: set --do_train and --if_quant as well, or leave it out")
-    if s.range_update_of not in RANGES_OF:
-        problems.append(f"--range_update_of={s.range_update_of}: must be one of {', '.join(RANGES_OF)}")
     if s.range_update_of != "all" and s.range_update is None:
         problems.append("--range_update_of is used with --range_update only: set that, or leave it out")
     if s.range_freeze_step is not None and s.range_freeze_step <= s.range_start_step:
@@ -151,13 +136,9 @@ def _ranges(s: Settings) -> list[str]:
 def _export(s: Settings) -> list[str]:
     """What is written for another runtime, and what answers."""
     problems = []
-    if s.predict_with not in RUNTIMES:
-        problems.append(f"--predict_with={s.predict_with}: must be one of {', '.join(RUNTIMES)}")
-    elif s.predict_with != "tensorflow" and not s.do_predict:
+    if s.predict_with != "tensorflow" and not s.do_predict:
         problems.append(f"--predict_with={s.predict_with} is about prediction: set --do_predict as well, or leave it out")
-    if s.export_target is not None and s.export_target not in TARGETS:
-        problems.append(f"--export_target={s.export_target}: must be one of {', '.join(TARGETS)}")
-    elif s.predict_with in TARGET_OF and s.predict_with not in TARGETS[s.target].readers:
+    if s.predict_with in TARGET_OF and s.target in TARGETS and s.predict_with not in TARGETS[s.target].readers:
         problems.append(f"--export_target={s.target}: --predict_with={s.predict_with} cannot answer with what it writes")
     if s.do_export and s.export_target in ("packed", "fastertransformer") and not s.if_quant:
         problems.append(f"--export_target={s.export_target} stores quantized weights: give --if_quant as well")
@@ -206,8 +187,8 @@ def _sparsity(s: Settings) -> list[str]:
 
 
 def _recipe(s: Settings) -> list[str]:
-    if s.quant_mode and s.quant_mode not in MODES:
-        return []  # said already
+    if s.quant_mode not in ("", *MODES) or s.calib_method not in (None, *NAMES):
+        return []  # refused by `wrong_choices`
     try:
         _ = s.recipe
     except (ValueError, OSError) as error:

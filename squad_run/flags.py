@@ -1,25 +1,26 @@
-"""Settings of run_squad.py: one frozen object, and absl flags made from it. `squad_run/flag_checks.py` refuses what cannot work.
+"""Settings of run_squad.py: one frozen object, and a command line made from it.
 
-The names are those of NVIDIA's run_squad.py. Nothing here is read at import time.
+The names are those of NVIDIA's run_squad.py. `squad_run/flag_checks.py` refuses what cannot work. TensorFlow is not imported here.
 """
 
 import dataclasses
 import os
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from absl import flags
-
-import calib
-import tfquant
-from runs.settings import CONTENT, FREE, StepNames, flag
+from calib.names import GENERAL, NAMES
+from runs.command_line import CommandLine
+from runs.settings import CONTENT, FREE, SAME, StepNames, flag
 from runs.settings import FlagError as FlagError
 from tfquant import recipes
+from tfquant.choices import COMPRESSIONS, DIRECTIONS, DISTILLATION_SCALE, ORDERS, STES, TEMPERATURE, UPDATES
 from tfquant.export.targets import TARGETS, targets_for
 from tfquant.runtimes import RUNTIMES as RUNTIMES_OF_FILES
 from tfquant.site import PARAMETER_ROLES, ROLES
-from tfquant.spec import UPDATES
-from tfquant.training.distillation import DIRECTIONS, TEMPERATURE
 from tfquant.watchdog import TIMEOUT
+
+if TYPE_CHECKING:
+    import tfquant
 
 MODES = ("ft1", "ft2", "ft3", "trt")
 LOSS_SCALES = ("none", "dynamic")
@@ -28,6 +29,12 @@ RANGES_OF = {"all": ROLES, "weights": PARAMETER_ROLES, "activations": tuple(r fo
 TARGET_OF = {runtime: targets_for(runtime)[0] for runtime in RUNTIMES_OF_FILES if runtime != "tensorflow"}
 RUNTIMES = ("tensorflow", *TARGET_OF)
 TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
+ALIASES = {"use_fp16": "use_bf16", "target": "export_target"}
+
+
+def _one_of(choices: Sequence[str], default: str | None, help: str, resume: str = SAME) -> Any:
+    """Return a field whose value is a name."""
+    return flag(default, help, resume, choices=tuple(choices), metavar="NAME")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +85,8 @@ class Settings:
     null_score_diff_threshold: float = flag(0.0, "SQuAD 2.0: no answer wins if it is better by more than this.", FREE)
     num_eval_iterations: int | None = flag(None, "Answer only so many times --predict_batch_size questions.", FREE)
 
-    export_target: str | None = flag(
+    export_target: str | None = _one_of(
+        TARGETS,
         None,
         "What --do_export writes to --output_dir: " + ", ".join(f"{name} ({target.file})" for name, target in TARGETS.items())
         + "; if not given, what --predict_with reads best.",
@@ -89,18 +97,22 @@ class Settings:
     export_tolerance: float = flag(
         0.1, "--do_export compares the file with the network: largest share of windows with other starts or with other ends.", FREE
     )
-    predict_with: str = flag(
-        "tensorflow", f"What answers in --do_predict: {', '.join(RUNTIMES)}; all but the first with the exported file.", FREE
+    predict_with: str = _one_of(
+        RUNTIMES,
+        "tensorflow",
+        f"What answers in --do_predict: {', '.join(RUNTIMES)}; all but the first with the exported file.",
+        FREE,
     )
 
     calib_batch: int = flag(4, "Number of batches, of --train_batch_size windows each, to calibrate on.", FREE)
-    calib_method: str | None = flag(
+    calib_method: str | None = _one_of(
+        NAMES,
         None,
-        f"Range of activations: {', '.join(calib.methods.GENERAL)}. If not given percentile, or what --quant_recipe says.",
+        f"Range of activations: {', '.join(GENERAL)}. If not given percentile, or what --quant_recipe says.",
         FREE,
     )
-    calib_order: str = flag(
-        "parallel", "Ranges from the float network (parallel), or from the one quantized so far (sequential).", FREE
+    calib_order: str = _one_of(
+        ORDERS, "parallel", "Ranges from the float network (parallel), or from the one quantized so far (sequential).", FREE
     )
     percentile: float | None = flag(None, "Percentile of --calib_method=percentile; 99.99 if not given.", FREE)
     calibrator_file: str = flag("calibrators.npz", "Name of the calibration file in --output_dir.", FREE)
@@ -108,17 +120,23 @@ class Settings:
         None, "Quantize the skip operand of each Add before a LayerNorm; true if not given.", FREE
     )
     quant_another_add_input: bool = flag(False, "Quantize the other operand of these additions as well.", FREE)
-    quant_mode: str = flag("", f"A later placement of NVIDIA's instead of --quantize_residual: {', '.join(MODES)}.", FREE)
+    quant_mode: str = _one_of(
+        ("", *MODES), "", f"A later placement of NVIDIA's instead of --quantize_residual: {', '.join(MODES)}.", FREE
+    )
     quant_recipe: str = flag(
         "", f"Instead of the other placement flags: a recipe file (.yaml, .json) or one of {', '.join(recipes.names())}.", FREE
     )
 
-    range_update: str | None = flag(
-        None, f"What quantized training does to ranges: {', '.join(UPDATES)}. If not given frozen, or what the recipe says."
+    range_update: str | None = _one_of(
+        UPDATES,
+        None,
+        f"What quantized training does to ranges: {', '.join(UPDATES)}. If not given frozen, or what the recipe says.",
     )
-    range_update_of: str = flag("all", f"Which ranges --range_update is about: {', '.join(RANGES_OF)}.")
-    ste: str | None = flag(
-        None, "Whether gradients reach values exactly on an end of a range: inclusive (if not given) or strict, as NVIDIA's do."
+    range_update_of: str = _one_of(RANGES_OF, "all", f"Which ranges --range_update is about: {', '.join(RANGES_OF)}.")
+    ste: str | None = _one_of(
+        STES,
+        None,
+        "Whether gradients reach values exactly on an end of a range: inclusive (if not given) or strict, as NVIDIA's do.",
     )
     range_decay: float | None = flag(None, "Decay of --range_update=moving_average in each step; 0.9999 if not given.")
     range_learning_rate: float | None = flag(None, "Highest learning rate of learned ranges; --learning_rate if not given.")
@@ -126,7 +144,8 @@ class Settings:
     range_freeze_step: int | None = flag(None, "Quantized training: steps after which ranges stay as they are.")
     quant_start_step: int = flag(0, "Quantized training: steps in float before quantization is switched on.")
 
-    loss_scale: str = flag(
+    loss_scale: str = _one_of(
+        LOSS_SCALES,
         "none",
         "dynamic scales the loss so that gradients sent as float16 do not vanish, and skips a step whose loss or gradient is NaN "
         "or Inf; none ends the run there.",
@@ -147,7 +166,7 @@ class Settings:
     rank_timeout: float = flag(
         TIMEOUT, "Seconds that a process waits for the others in one place before it ends with a line; 0 waits for ever.", FREE
     )
-    horovod_compression: str = flag("none", "What gradients are sent as: none, or fp16.", FREE)
+    horovod_compression: str = _one_of(COMPRESSIONS, "none", "What gradients are sent as: none, or fp16.", FREE)
     horovod_sparse_as_dense: bool = flag(
         False, "Send the gradients of embeddings as whole tables instead of the rows that occur in the batches.", FREE
     )
@@ -157,10 +176,14 @@ class Settings:
     teacher_config_file: str | None = flag(
         None, "Configuration of a --teacher of another size; the student's if not given.", CONTENT
     )
-    distillation_loss_scale: float = flag(10000.0, "Weight of the divergence from the teacher's answers; 0 leaves it out.")
+    distillation_loss_scale: float = flag(
+        DISTILLATION_SCALE, "Weight of the divergence from the teacher's answers; 0 leaves it out."
+    )
     distillation_temperature: float = flag(TEMPERATURE, "What both answers are divided by before they are compared.")
-    distillation_direction: str = flag(
-        DIRECTIONS[0], "student_teacher is KL(student || teacher), as NVIDIA's; teacher_student is KL(teacher || student)."
+    distillation_direction: str = _one_of(
+        DIRECTIONS,
+        DIRECTIONS[0],
+        "student_teacher is KL(student || teacher), as NVIDIA's; teacher_student is KL(teacher || student).",
     )
     distillation_hidden_scale: float = flag(0.0, "Weight of the mean squared error from the teacher's hidden states.")
     distillation_attention_scale: float = flag(0.0, "Weight of the mean squared error from the teacher's attention.")
@@ -170,12 +193,14 @@ class Settings:
     verbose_logging: bool = flag(False, "Show windows, loaded variables, the placement, and the trace of an error.", FREE)
 
     @property
-    def recipe(self) -> tfquant.Recipe:
+    def recipe(self) -> "tfquant.Recipe":
         """What the placement flags ask for, with the range method of the flags.
 
         Raises:
             ValueError: unknown recipe or method, a file that is none, or a percentile out of range.
         """
+        import tfquant
+
         if self.quant_recipe:
             recipe = tfquant.recipe(self.quant_recipe)
             if self.calib_method is None and self.percentile is None:
@@ -208,7 +233,7 @@ class Settings:
             return "int8_residual_float"
         return "int8_residual_both" if self.quant_another_add_input else "int8_residual"
 
-    def for_training(self, recipe: tfquant.Recipe) -> tfquant.Recipe:
+    def for_training(self, recipe: "tfquant.Recipe") -> "tfquant.Recipe":
         """The recipe of a calibrated checkpoint with what the flags say about training it."""
         of_ranges = {"update": self.range_update, "decay": self.range_decay}
         for roles, wanted in ((RANGES_OF[self.range_update_of], of_ranges), (ROLES, {"ste": self.ste})):
@@ -222,24 +247,20 @@ class Settings:
         return bool(self.quant_recipe or self.quant_mode) or self.quantize_residual is not None or self.quant_another_add_input
 
 
-def define() -> None:
-    """Defines the absl flags."""
-    makers = {
-        "bool": flags.DEFINE_bool,
-        "int": flags.DEFINE_integer,
-        "float": flags.DEFINE_float,
-        "str": flags.DEFINE_string,
-    }
-    for field in dataclasses.fields(Settings):
-        kind = getattr(field.type, "__name__", str(field.type)).replace(" | None", "")
-        makers[kind.split(" |")[0]](field.name, field.default, field.metadata["help"])
-    flags.DEFINE_alias("use_fp16", "use_bf16")
-    flags.DEFINE_alias("target", "export_target")
+def parse(words: Sequence[str], description: str | None) -> Settings:
+    """Return the settings that a command line asks for.
 
+    Args:
+        words: the command line, without the name of the program.
+        description: what `--help` shows above the flags.
 
-def from_flags() -> Settings:
-    """The settings that the command line asked for; `define` and absl's parsing come before."""
-    return Settings(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Settings)})
+    Raises:
+        SystemExit: 0 after help and version; 2, after a line on stderr, where a flag is wrong.
+    """
+    usage = "run_squad.py [--FLAG=VALUE ...]; a flag that is true or false is set by --FLAG and --noFLAG as well"
+    fields = dataclasses.fields(Settings)
+    line = CommandLine("run_squad.py", fields, mark="_", usage=usage, description=description or "", aliases=ALIASES)
+    return Settings(**line.parse(words))
 
 
 def arguments(settings: Settings) -> list[str]:

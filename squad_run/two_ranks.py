@@ -52,7 +52,7 @@ def run(start: list[str], settings: Settings) -> dict[str, Any]:
     )
     threads = str(max(1, (os.cpu_count() or 1) // RANKS))
     environment = os.environ | {"OMP_NUM_THREADS": threads, "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": "1"}
-    done = subprocess.run([*start, *arguments(share)], env=environment)
+    done = subprocess.run([*start, *arguments(share)], env=environment, stdout=2)  # stdout is for the result of this process
     if done.returncode:
         raise RuntimeError(f"{start[0]} ended with exit code {done.returncode}")
     return json.loads((pathlib.Path(settings.output_dir) / "results.json").read_text())["figures"]

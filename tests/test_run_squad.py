@@ -17,10 +17,10 @@ import calib
 import modeling
 import run_squad
 import tfquant
-from runs import resume
+from runs import resume, script
 from runs.batches import only
 from squad_evaluate import score_questions
-from squad_run import calibration, data, demo, flag_checks, flags, losses, networks, training
+from squad_run import calibration, data, demo, flag_checks, flags, losses, networks, pipeline, training
 from squad_run.flags import Settings
 from tasks import squad
 from tasks.squad import synthetic
@@ -102,6 +102,10 @@ def test_training_and_prediction_leave_everything_a_run_promises(files, trained)
     assert weights <= set(checkpoint.read(folder / "model.ckpt-10"))
 
 
+def test_the_last_line_of_a_run_without_scores_says_where_its_figures_are():
+    assert pipeline.summary(Settings(output_dir="out"), {"training": {"loss": 1.0}}) == {"results": "out/results.json"}
+
+
 def test_the_score_is_that_of_the_evaluation_script_on_the_written_predictions(files, trained):
     folder, figures = trained
     command = [sys.executable, "squad_evaluate.py", files["predict_file"], str(folder / "predictions.json")]
@@ -109,7 +113,9 @@ def test_the_score_is_that_of_the_evaluation_script_on_the_written_predictions(f
     assert json.loads(result.stdout) == {k: figures["prediction"][k] for k in ("exact_match", "f1")}
 
 
-def test_questions_without_a_truth_are_named_before_any_work_and_left_out_of_the_score(files, trained, tmp_path, capsys):
+def test_questions_without_a_truth_are_named_before_any_work_and_left_out_of_the_score(
+    files, trained, tmp_path, capsys, monkeypatch
+):
     content = json.loads(pathlib.Path(files["predict_file"]).read_text())
     questions = [question for paragraph in content["data"][0]["paragraphs"] for question in paragraph["qas"]]
     for number, question in enumerate(questions):
@@ -118,11 +124,15 @@ def test_questions_without_a_truth_are_named_before_any_work_and_left_out_of_the
             question["answers"] = []
     (tmp_path / "dev.json").write_text(json.dumps(content))
     changes = {"predict_file": str(tmp_path / "dev.json"), "init_checkpoint": str(trained[0] / "model.ckpt-10")}
-    figures = run_squad.run(Settings(**files | changes, output_dir=str(tmp_path / "out"), do_predict=True))["prediction"]
+    settings = Settings(**files | changes, output_dir=str(tmp_path / "out"), do_predict=True)
+    monkeypatch.setattr(script, "end_on_signals", lambda name: None)
+    script.execute("run_squad.py", lambda: pipeline.main(settings))
     said = capsys.readouterr()
     assert said.err.index("5 of 20 questions of") < said.err.index("loaded") and "--version_2_with_negative" in said.err
+    figures = json.loads((tmp_path / "out" / "results.json").read_text())["figures"]["prediction"]
     shown = {name: figures[name] for name in ("exact_match", "f1")}
-    assert json.loads(said.out.splitlines()[-1]) == shown
+    (line,) = said.out.splitlines()  # everything else is on stderr
+    assert json.loads(line) == shown
     known = {question["id"] for question in questions if question["answers"]}
     predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
     whole = json.loads(pathlib.Path(files["predict_file"]).read_text())
@@ -160,7 +170,7 @@ def test_a_finished_training_is_not_repeated_silently(files, trained, capsys):
     before = (trained[0] / "model.ckpt-10.index").stat().st_mtime_ns
     figures = run_squad.run(Settings(**files, output_dir=str(trained[0]), do_train=True, num_train_epochs=2.0))
     assert figures["training"]["loss"] is None
-    assert "already been trained for 10 steps of 10" in capsys.readouterr().out
+    assert "already been trained for 10 steps of 10" in capsys.readouterr().err
     assert (trained[0] / "model.ckpt-10.index").stat().st_mtime_ns == before
 
 
@@ -452,14 +462,15 @@ def test_distillation_adds_the_scaled_divergence_from_a_teacher_that_stays_as_it
 
 
 @pytest.mark.long
-def test_the_example_ends_with_a_table_and_one_line_of_json(tmp_path, capsys, monkeypatch):
+def test_the_example_shows_a_table_and_returns_its_scores(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo.two_ranks, "launcher", lambda: None)
     quick = dataclasses.replace(demo.TRAINING, num_train_epochs=1, train_batch_size=8)
     (tmp_path / "float").mkdir()
     checkpoint.write(tmp_path / "float" / "model.ckpt-99", {"of": "an earlier example"})
     result = demo.demo(run_squad.run, str(tmp_path), quick, train_questions=64, dev_questions=12)
-    lines = capsys.readouterr().out.strip().splitlines()
-    assert json.loads(lines[-1]) == result
+    said = capsys.readouterr()
+    assert not said.out
+    lines = said.err.splitlines()
     assert {f"{name}_f1" for name in demo.NAMES} <= result.keys() and {"qat_f1", "qat_residual_f1"} <= result.keys()
     table = [line for line in lines if line.startswith(tuple(demo.NAMES.values()))]
     for name, row in zip(demo.NAMES, table, strict=True):
@@ -496,7 +507,7 @@ BAD_FLAGS = {
     "--train_file is required for --do_calib": {"train_file": None, "do_calib": True},
     "--train_file=gone": {"train_file": "gone", "do_train": True},
     "--init_checkpoint=gone: there is no gone.index": {"init_checkpoint": "gone"},
-    "unknown range method 'median'; choose one of max, percentile": {"calib_method": "median"},
+    "--calib_method=median: must be one of max, percentile": {"calib_method": "median"},
     "--percentile=100.5: .*100": {"percentile": 100.5},
     "--percentile=99.0 says nothing to --calib_method=mse": {"percentile": 99.0, "calib_method": "mse"},
     "--calib_method=cross_entropy: is for logits alone; name it in a rule of --quant_recipe": {"calib_method": "cross_entropy"},
@@ -532,7 +543,7 @@ BAD_FLAGS = {
         "range_start_step": 2, "range_freeze_step": 2, "do_train": True, "if_quant": True,
     },
     "--range_decay is used with": {"range_decay": 0.9, "do_train": True, "if_quant": True},
-    "--loss_scale=static: must be none or dynamic": {"loss_scale": "static"},
+    "--loss_scale=static: must be one of none, dynamic": {"loss_scale": "static"},
     "--loss_scale is about training": {"loss_scale": "dynamic"},
     "--sparsity=4x2: .*fewer zeros": {"sparsity": "4x2", "do_train": True},
     "--sparsity is about training": {"sparsity": "2x4"},
@@ -621,7 +632,10 @@ def test_the_command_line_tells_errors_in_lines_not_traces(files, tmp_path):
     assert checkpoint_less.returncode == 1 and "nothing to predict with" in checkpoint_less.stderr.splitlines()[-1]
     assert "Traceback" not in checkpoint_less.stderr
     flags = command(*given, "--calib_method=median", f"--predict_file={broken}")
-    assert flags.returncode == 1 and "--calib_method=median" in flags.stderr.splitlines()[-1]
+    (line,) = flags.stderr.splitlines()
+    assert flags.returncode == 2 and "--calib_method: invalid choice: 'median'" in line
+    contradiction = command(*given, "--percentile=99.9", "--calib_method=mse", f"--predict_file={broken}")
+    assert contradiction.returncode == 2 and "--percentile=99.9 says nothing to" in contradiction.stderr.splitlines()[-1]
 
 
 def test_malformed_data_is_one_message_naming_file_and_key(files, trained, tmp_path):

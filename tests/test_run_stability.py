@@ -10,8 +10,10 @@ import sys
 import numpy as np
 import pytest
 
+import modeling
 import run_squad
 import tfquant
+from squad_run import networks
 from squad_run.flags import Settings
 from tests.test_run_squad import ROOT, make_files, tensors
 from tfquant import checkpoint
@@ -81,7 +83,7 @@ def test_under_loss_scaling_bad_steps_are_skipped_and_told(files, sparse, tmp_pa
     settings = Settings(**files, init_checkpoint=source, do_train=True, num_train_epochs=0.4, loss_scale="dynamic",
                         output_dir=str(tmp_path / "out"))  # fmt: skip
     assert run_squad.run(settings)["training"]["last_step"] == 2
-    said = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
     assert said == [
         f"step {step} skipped: its loss is NaN or Inf; loss scale halved to {scale}, weights unchanged"
         for step, scale in ((1, 16384), (2, 8192))
@@ -93,15 +95,13 @@ def test_under_loss_scaling_bad_steps_are_skipped_and_told(files, sparse, tmp_pa
 
 BUSY = """
 import sys, time
-from absl import app
 import run_squad
 from squad_run import {module}
 def busy(*_, **__):
     print("BUSY", flush=True)
     time.sleep(60)
 {module}.{name} = busy
-run_squad.flags.define()
-app.run(run_squad.main)
+run_squad.command()
 """
 
 
@@ -164,9 +164,9 @@ def test_only_the_newest_quantized_checkpoints_are_kept_each_of_them_whole(files
     assert [step for step, _ in checkpoint.steps(tmp_path)] == [3, 4]
     assert not [path for path in tmp_path.glob("model.ckpt*") if "-3." not in path.name and "-4." not in path.name]
     assert checkpoint.latest(tmp_path) == str(tmp_path / "model.ckpt-4")
-    config = run_squad.modeling.BertConfig.from_json_file(files["bert_config_file"])
+    config = modeling.BertConfig.from_json_file(files["bert_config_file"])
     for _, prefix in checkpoint.steps(tmp_path):
-        assert tfquant.load(prefix, run_squad.build(config, settings)).calibrated
+        assert tfquant.load(prefix, networks.build(config, settings)).calibrated
 
 
 def test_other_patterns_and_schedules_work_and_too_late_a_begin_is_refused(files, tmp_path):

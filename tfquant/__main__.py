@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-from fileio.messages import printable
+from tfquant.cli import benchmark, check, export
+from tfquant.cli.parser import Parser
 from tfquant.messages import one_line
 
 TRACEBACK = "TFQUANT_TRACEBACK"  # environment variable: errors end with Python's trace
-
-
-class _Parser(argparse.ArgumentParser):
-    """Ends with one line where the arguments are wrong, as every other error does."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {printable(message)}; --help lists the arguments\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0, 1 after an error, or 130 if it was interrupted.
 
     Raises:
-      SystemExit: 0 after --help, 2 if the arguments are wrong.
+      SystemExit: 0 after --help and --version, 2 if the arguments are wrong.
     """
-    from tfquant import cli
-
-    parser = _Parser(prog="python -m tfquant", description="Quantization of TensorFlow and Keras 3 models.")
+    parser = Parser(prog="python -m tfquant", description="Quantization of TensorFlow and Keras 3 models.")
+    parser.add_version()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (cli.export, cli.check, cli.benchmark):
+    for command in (export, check, benchmark):
         command.add(commands)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(_underscored(sys.argv[1:] if arguments is None else arguments))
     try:
         options.run(options)
         sys.stdout.flush()
@@ -52,6 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tfquant {options.command}: {_reason(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _underscored(arguments: Sequence[str]) -> list[str]:
+    """Write names of options with underscores: `--check-data=x` is `--check_data=x`."""
+    parts = [word.partition("=") if word.startswith("--") else ("", "", word) for word in arguments]
+    return [name.replace("-", "_").replace("__", "--", 1) + equals + value for name, equals, value in parts]
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 import calib
 from tfquant.agreement import agree, dealt, together
+from tfquant.choices import ORDERS
 from tfquant.distributed import Group, Single, structure_of
 from tfquant.engine import Engine
 from tfquant.model import QuantizedFunction, QuantizedModel
@@ -21,8 +22,6 @@ from tfquant.older_files import lacking, with_partners
 from tfquant.resume import digest
 from tfquant.sequential import SequentialObservation
 from tfquant.site import Site
-
-ORDERS = ("parallel", "sequential")
 
 
 def calibrate(

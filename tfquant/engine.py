@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 import calib
+from tfquant.choices import MODES
 from tfquant.distributed import Group
 from tfquant.dynamic import DynamicRanges
 from tfquant.graph import plan as planning
@@ -30,7 +31,6 @@ from tfquant.quantizer import Quantizer, UncalibratedError
 from tfquant.rules import Recipe
 from tfquant.site import Site
 
-MODES = ("float", "quantized")
 SiteEdit = Callable[[Site, tf.Tensor], tf.Tensor]
 EdgeEdit = Callable[[Site, Edge, tf.Tensor], tf.Tensor]
 

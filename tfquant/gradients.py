@@ -14,10 +14,10 @@ from typing import Literal
 
 import tensorflow as tf
 
+from tfquant.choices import STES
 from tfquant.messages import shown
 from tfquant.scale import SMALLEST_AMAX
 
-STES = ("inclusive", "strict")
 RANGE_GRADIENTS = ("none", "rounding", "clipping")
 
 # (values, amax) -> values rounded within that range.

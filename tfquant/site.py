@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
-from tfquant.spec import QuantSpec
+if TYPE_CHECKING:
+    from tfquant.spec import QuantSpec
 
 # What an edge of the graph can be. `weight` ... `model_output` are found by structure (tfquant.graph.roles).
 ROLES = (

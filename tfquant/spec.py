@@ -11,12 +11,11 @@ import numpy as np
 import calib
 from calib.codebook import Codebook
 from tfquant import fields, formats
+from tfquant.choices import UPDATES
 from tfquant.gradients import Gradient
 from tfquant.layout import Layout
 from tfquant.messages import shown
 from tfquant.scale import Scale
-
-UPDATES = ("frozen", "lsq", "tqt", "pact", "moving_average")
 
 # Field of a part -> name of the part.
 _PART_OF = {

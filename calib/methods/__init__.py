@@ -13,6 +13,7 @@ import numpy as np
 from calib.codebook import Codebook
 from calib.errors import CalibrationError
 from calib.methods import cross_entropy, current_minmax, entropy, maximum, moving_average, mse, percentile
+from calib.names import GENERAL, NAMES
 from calib.statistics import DECAY, Statistics
 
 Estimate = Callable[..., tuple[np.ndarray, np.ndarray]]
@@ -26,9 +27,6 @@ _MODULES = {
     "current_minmax": current_minmax,
     "cross_entropy": cross_entropy,
 }
-NAMES = tuple(_MODULES)
-# Those that work on any tensor; the others are for logits.
-GENERAL = tuple(name for name in NAMES if name != "cross_entropy")
 
 
 def get(name: str) -> Estimate:

@@ -1,33 +1,19 @@
 """GLUE: the nine tasks, reading, features, batches, scores, and a generated data set of the same form."""
 
-from tasks.batching import Batches
-from tasks.glue.batching import batches
-from tasks.glue.examples import Examples, GlueFormatError, from_rows
-from tasks.glue.features import Features, convert
-from tasks.glue.metrics import averages, clamp_similarity, final_score, predictions, score
-from tasks.glue.prepared import check_tfds, from_tfds
-from tasks.glue.task import TASKS, Task, task_named
-from tasks.glue.tsv import read
-from tasks.tokenizer import load_tokenizer
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "TASKS",
-    "Batches",
-    "Examples",
-    "Features",
-    "GlueFormatError",
-    "Task",
-    "averages",
-    "batches",
-    "check_tfds",
-    "clamp_similarity",
-    "convert",
-    "final_score",
-    "from_rows",
-    "from_tfds",
-    "load_tokenizer",
-    "predictions",
-    "read",
-    "score",
-    "task_named",
-]
+if TYPE_CHECKING:
+    from tasks.glue.public import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """Return a module or a public name; all public names are imported with the first one."""
+    if name.startswith("__") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if importlib.util.find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
+    public = importlib.import_module(f"{__name__}.public")
+    found = getattr(public, name)
+    globals().update({one: getattr(public, one) for one in public.__all__})
+    return found

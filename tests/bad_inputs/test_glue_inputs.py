@@ -8,6 +8,7 @@ import os
 import pytest
 
 import run_glue
+from glue_run import networks
 from glue_run.settings import TRAINING, Settings
 from runs.errors import EXPECTED, describe
 
@@ -22,7 +23,7 @@ def refused(glue_folder, tmp_path, monkeypatch):
     def build(*args, **kwargs):
         raise AssertionError("the network is built: the input was not refused")
 
-    monkeypatch.setattr(run_glue.networks, "build", build)
+    monkeypatch.setattr(networks, "build", build)
 
     def run(**changes) -> str:
         paths = {"data_dir": str(glue_folder / "data" / "glue_data"), "model_path": str(glue_folder / "model")}

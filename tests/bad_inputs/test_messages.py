@@ -1,4 +1,4 @@
-"""What a user sees of an error, and of a checkpoint's damaged record; help ends with status 0."""
+"""What a user sees of an error, and of a checkpoint's damaged record."""
 
 import dataclasses
 import errno
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import run_squad
 from glue_run import networks, setting_checks
 from glue_run.settings import Settings as GlueSettings
 from runs import resume
@@ -85,21 +84,6 @@ def test_batches_of_a_step_are_divided_at_once_however_many_they_are(steps):
     assert (course.own, course.parts) == (steps, 1)
     with pytest.raises(ValueError, match="do not make one step"):
         steps_of(1, Settings(num_accumulation_steps=steps), course)
-
-
-@pytest.mark.parametrize("flag", ["--help", "--helpshort", "--helpfull", "-h", "--help=true"])
-def test_help_of_run_squad_ends_with_status_0(flag, capsys):
-    run_squad.define_flags()
-    with pytest.raises(SystemExit) as ended:
-        run_squad.parse(["run_squad.py", flag])
-    assert not ended.value.code and "Try --helpfull" in capsys.readouterr().out + "Try --helpfull" * (flag == "--helpfull")
-
-
-def test_unknown_flags_of_run_squad_end_with_an_error(capsys):
-    run_squad.define_flags()
-    with pytest.raises(SystemExit) as ended:
-        run_squad.parse(["run_squad.py", "--no_such_flag"])
-    assert ended.value.code
 
 
 def test_trial_of_a_folder_leaves_nothing(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 import run_squad
 from runs.errors import EXPECTED, describe
+from squad_run import pipeline
 from squad_run.flags import Settings
 
 FILES = {"bert_config_file": "bert_config.json", "vocab_file": "vocab.txt", "train_file": "train.json", "predict_file": "dev.json"}
@@ -23,7 +24,7 @@ def refused(squad_folder, tmp_path, monkeypatch):
     def build(*args, **kwargs):
         raise AssertionError("the network is built: the input was not refused")
 
-    monkeypatch.setattr(run_squad, "build", build)
+    monkeypatch.setattr(pipeline, "build", build)
 
     def run(**changes) -> str:
         files = {name: str(squad_folder / file) for name, file in FILES.items()}
@@ -184,7 +185,7 @@ def test_terminal_escapes_of_questions_are_shown_escaped(refused, squad_folder):
 
 
 def test_results_never_replace_what_the_run_reads(squad_folder, monkeypatch):
-    monkeypatch.setattr(run_squad, "build", None)
+    monkeypatch.setattr(pipeline, "build", None)
     (squad_folder / "dev.json").rename(squad_folder / "predictions.json")
     files = {name: str(squad_folder / file) for name, file in FILES.items()}
     files["predict_file"] = str(squad_folder / "predictions.json")

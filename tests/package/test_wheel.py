@@ -23,7 +23,7 @@ QUANTIZE = """
     batch = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
     quantized = tfquant.quantize(model, calibration=[batch], progress=False)
     assert 0 < np.abs(np.asarray(quantized(batch)) - np.asarray(model(batch))).max() < 0.1
-    import tfquant.calib, tfquant.modeling, tfquant.run_glue, tfquant.tasks.squad
+    import tfquant.calib, tfquant.modeling, tfquant.glue_run.pipeline, tfquant.tasks.squad
     print(tfquant.__file__, *sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
@@ -70,6 +70,20 @@ def test_the_unpacked_wheel_quantizes_a_model(unpacked, tmp_path):
     assert pathlib.Path(file).is_relative_to(unpacked) and not OURS & set(modules)
 
 
+@pytest.mark.parametrize("module", ["tfquant", "tfquant.run_squad", "tfquant.run_glue"])
+def test_help_of_the_unpacked_wheel_does_not_import_tensorflow(module, unpacked, tmp_path):
+    script = f"""
+        import runpy, sys
+        sys.argv = ["x", "--help"]
+        try:
+            runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            assert not ended.code and "tensorflow" not in sys.modules
+    """
+    environment = os.environ | {"PYTHONPATH": str(unpacked)}
+    assert "--version" in run([sys.executable, "-P", "-c", textwrap.dedent(script)], tmp_path, environment)
+
+
 @pytest.mark.long
 def test_the_wheel_works_in_a_fresh_environment(wheel, tmp_path):
     """With what the wheel requires and nothing else: no TensorFlow Datasets, scikit-learn, matplotlib."""
@@ -77,7 +91,7 @@ def test_the_wheel_works_in_a_fresh_environment(wheel, tmp_path):
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", wheel], check=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    script = textwrap.dedent(QUANTIZE).replace(", tfquant.run_glue, tfquant.tasks.squad", "")
+    script = textwrap.dedent(QUANTIZE).replace(", tfquant.glue_run.pipeline, tfquant.tasks.squad", "")
     found = run([python, "-c", script], tmp_path, environment)
     assert not {"matplotlib", "sklearn", "tensorflow_datasets"} & set(found.splitlines()[-1].split())
     for command in ("tfquant", "tfquant-squad", "tfquant-glue"):

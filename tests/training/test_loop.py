@@ -242,7 +242,7 @@ def test_a_finished_run_says_so_and_does_nothing(tmp_path, capsys):
     again = make_trainer(tmp_path, 2)
     again.restore()
     summary = again.fit(batches)
-    assert "already been trained for 2 steps of 2" in capsys.readouterr().out
+    assert "already been trained for 2 steps of 2" in capsys.readouterr().err
     assert (summary.first_step, summary.last_step) == (2, 2)
     assert summary.checkpoint == str(tmp_path / "model.ckpt-2")
 

@@ -68,7 +68,7 @@ def test_a_signal_to_stop_finishes_the_step_and_saves_it_and_the_resumed_run_end
     assert signal.getsignal(by) is before
     assert (caught.value.code, caught.value.step) == (0, 3)
     assert caught.value.checkpoint == str(tmp_path / "cut" / "model.ckpt-3")
-    assert "stopped by a signal after step 3 of 6" in capsys.readouterr().out
+    assert "stopped by a signal after step 3 of 6" in capsys.readouterr().err
     again = make(tmp_path / "cut", accumulation=accumulation)
     assert again.restore() == 3
     again.fit(batches)

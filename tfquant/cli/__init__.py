@@ -1,5 +1,4 @@
-"""Commands of `python -m tfquant`, one module each, with `add` (its flags) and `run`."""
+"""Commands of `python -m tfquant`, one module each, with `add` (its flags) and `run`.
 
-from tfquant.cli import benchmark, check, export
-
-__all__ = ["benchmark", "check", "export"]
+What a command needs to run, such as TensorFlow, is imported when it runs: `--help` does without.
+"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import tokenize
@@ -12,8 +11,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tfquant.export.check import check_tolerance
-from tfquant.export.output_kinds import KINDS
 from tfquant.host_memory import check_fits
 from tfquant.messages import one_line
 
@@ -24,39 +21,6 @@ _UNREADABLE = (
 )  # fmt: skip
 # Version of an array's format -> what reads its header.
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-
-
-def add(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """The flags of a comparison with an exported file."""
-    otherwise = "" if required else "; without it nothing is compared"
-    parser.add_argument(
-        "--check_data", required=required, help=f".npz with one array for each input, rows first{otherwise}"
-    )
-    parser.add_argument("--batch_size", type=int, default=8, help="rows of --check_data at a time (default %(default)s)")
-    parser.add_argument(
-        "--tolerance", type=float, default=0.01,
-        help="largest share of rows with another answer, of every output by itself, from 0 to 1 (default %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--check", metavar="OUTPUT=KIND,...",
-        help=f"what an output is, where that is not found out: {', '.join(KINDS)}",
-    )  # fmt: skip
-
-
-def check_options(options: argparse.Namespace) -> dict[str, str]:
-    """The kinds of outputs that --check names.
-
-    Raises:
-      ValueError: it is no list of names and kinds, or --tolerance is no share.
-    """
-    check_tolerance(options.tolerance, "--tolerance")
-    if not options.check:
-        return {}
-    found = dict(entry.rpartition("=")[::2] for entry in options.check.split(","))
-    if any(not name or kind not in KINDS for name, kind in found.items()):
-        known = ", ".join(KINDS)
-        raise ValueError(f"--check={options.check}: wants OUTPUT=KIND, with a KIND of {known}")
-    return found
 
 
 def read(path: str) -> dict[str, np.ndarray]:

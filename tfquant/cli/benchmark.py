@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tfquant.cli import arrays
-from tfquant.latency import Measured, Workload, measure
 from tfquant.messages import one_line
 from tfquant.runtimes import RUNTIMES, Session, open_file, runtime_of
+
+if TYPE_CHECKING:
+    from tfquant.latency import Measured
 
 _LONGEST = 86400  # seconds for a file, batch and length
 _THREADS_PER_CORE = 16
@@ -39,6 +40,9 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Prints a line for each file, batch and length."""
+    from tfquant.cli import arrays
+    from tfquant.latency import Workload, measure
+
     rows = arrays.read(options.data) if options.data else None
     lengths = [length if length == "real" else _positive("--length", length) for length in options.length.split(",")]
     if "real" in lengths and rows is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tfquant.cli import arrays, models
-from tfquant.engine import MODES
+from tfquant.choices import MODES
+from tfquant.cli import check_flags
 from tfquant.runtimes import RUNTIMES
 
 
@@ -17,9 +17,9 @@ def add(commands: Any) -> None:
         description="Compares an exported file with its checkpoint, every output by itself; ends with 1 if more rows differ than "
         "--tolerance allows.",
     )
-    models.add(parser)
+    check_flags.add_model(parser)
     parser.add_argument("path", help="the exported file")
-    arrays.add(parser, required=True)
+    check_flags.add_check(parser, required=True)
     parser.add_argument("--mode", default="quantized", choices=MODES, help="in which the file was written (default %(default)s)")
     parser.add_argument("--runtime", choices=list(RUNTIMES), help="that answers; by the file's suffix if not given")
     parser.set_defaults(run=run)
@@ -28,8 +28,9 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Prints how far both agree."""
     import tfquant
+    from tfquant.cli import arrays, models
 
-    kinds = arrays.check_options(options)
+    kinds = check_flags.parse_check(options)
     rows = arrays.read(options.check_data)
     batches = list(arrays.batches(rows, options.batch_size))
     found = tfquant.compare(

@@ -18,15 +18,6 @@ from fileio.transaction import open_unchanged, recover
 from tfquant.messages import one_line
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """The flags."""
-    parser.add_argument("checkpoint", help="prefix as given to tfquant.save, for example out/model.ckpt-calibrated")
-    parser.add_argument(
-        "--model", required=True,
-        help="the model, built like the saved one: module:function that returns it, a .keras file, or a SavedModel folder",
-    )  # fmt: skip
-
-
 def load(options: argparse.Namespace, rows: Mapping[str, np.ndarray] | None) -> Any:
     """The quantized model that the flags name; `rows` are inputs, for models that do not say what they take."""
     import tfquant

@@ -91,7 +91,7 @@ def agreement(
       session: the file.
       batches: of inputs, or of (inputs, targets).
       score: the outputs of all batches, in order -> how good they are.
-      kinds: output name -> kind, of `output_kinds.KINDS`; found out where not given.
+      kinds: output name -> kind, of `tfquant.export.KINDS`; found out where not given.
 
     Raises:
       MismatchError: the file answers NaN.

@@ -18,7 +18,7 @@ from tfquant.export.onnx_regions import WANTED_SHAPE
 from tfquant.quantized_array import QuantParams
 
 # First opset in which DequantizeLinear takes the type.
-INT4_OPSET, INT16_OPSET, FLOAT8_OPSET = 21, 21, 19
+INT4_OPSET, INT16_OPSET = 21, 21
 # Number format -> ONNX type, whose codes are the format's.
 FLOAT8_TYPES = {"e4m3": "FLOAT8E4M3FN", "e5m2": "FLOAT8E5M2"}
 

@@ -23,7 +23,7 @@ class Order:
 
     Attributes:
       engine: calibrated if `mode` is `quantized`.
-      mode: of `tfquant.engine.MODES`.
+      mode: of `tfquant.choices.MODES`.
       opset: of ONNX, for targets that are made of it.
       sm: compute capability of the GPU times ten, for targets whose layout depends on it.
     """

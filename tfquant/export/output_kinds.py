@@ -7,16 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from tfquant.choices import OUTPUT_KINDS as KINDS
 from tfquant.graph.trace import Trace
 
-# Kind -> what counts as the same answer, for reports and documentation.
-KINDS = {
-    "classes": "scores along the last axis (classes, or positions of a text): the largest one",
-    "number": "every column by itself: its value",
-    "vector": "direction and length along the last axis (embeddings)",
-    "feature_map": "values along the last axis at every position",
-    "exact": "equality (integers, booleans, texts)",
-}
 # Operations that move values without changing them -> the operand that they move.
 _MOVES = {
     "Identity": 0, "StopGradient": 0, "Reshape": 0, "Squeeze": 0, "ExpandDims": 0, "Cast": 0,

@@ -46,7 +46,7 @@ class OutputAgreement:
 
     Attributes:
       name: of the output.
-      kind: of `tfquant.export.output_kinds.KINDS`.
+      kind: of `tfquant.export.KINDS`.
       rows: how many were compared: all axes but the last; values where `kind` is `exact`.
       same: share of rows with the same answer. Of several columns of `number`, that of the worst.
       largest, mean: absolute difference.

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import importlib
 import importlib.util
 import os
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from fileio.atomic import put_in_place
 from fileio.messages import printable
 from fileio.transaction import replace_folder, replacing_together
-from tfquant import formats
-from tfquant.export import fastertransformer, litert, onnx_file, openvino, packed, saved_model, tensorrt
-from tfquant.export.errors import ExportError
-from tfquant.export.onnx_qdq import FLOAT8_OPSET, FLOAT8_TYPES, INT4_OPSET
-from tfquant.export.order import Order
-from tfquant.runtimes import PACKAGES, Contractions, Session, onnxruntime, open_file
+from tfquant.runtimes import PACKAGES, Contractions, Session, open_file
+
+if TYPE_CHECKING:
+    from tfquant.export.order import Order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +66,8 @@ class Target:
     def open(self, path: pathlib.Path) -> Session:
         """The written file in its first reader."""
         if self.as_written:
+            from tfquant.runtimes import onnxruntime
+
             return onnxruntime.open_file(str(path), as_written=True)
         return open_file(path, self.readers[0])
 
@@ -74,8 +75,30 @@ class Target:
         """How the products of a written file are computed."""
         return session.contractions() if self.contractions is None else self.contractions(str(path))
 
+    def advice(self, order: Order, found: Contractions) -> str:
+        """Which recipe to take where the runtime computes in float what is quantized; else empty."""
+        from tfquant.export.onnx_qdq import INT4_OPSET
+
+        kernels = [site for site in order.sites() if site.role == "weight"]
+        if not self.recipes or not kernels or not found.floating or 2 * len(found.integer) >= len(kernels):
+            return ""
+        runtime, count, own = self.readers[0], len(found.integer), order.engine.plan.recipe.name
+        said = f"{runtime} computes {count or 'none'} of {len(kernels)} quantized products in integers"
+        if order.opset >= INT4_OPSET and any(site.spec.codebook.num_codes <= 16 for site in kernels) and self.packages:
+            return f"{said}: weights of 4 bits or fewer are half bytes from opset {INT4_OPSET} on: export with opset=17"
+        if own in self.recipes:  # which leaves in float what the runtime computes faster so
+            return ""
+        return f"{said}: recipe {own!r} is made for another runtime, quantize with recipe {self.recipes[0]!r}"
+
+    def widened(self, order: Order) -> str:
+        """Which sites of a file that is made of ONNX take more bits than they have; else empty."""
+        return _late("onnx_file.widened")(order) if self.packages else ""
+
     def check_formats(self, order: Order) -> None:
         """Raise ExportError, naming the first site, for a number format that the target lacks."""
+        from tfquant import formats
+        from tfquant.export.errors import ExportError
+
         for site in order.sites():
             name = site.spec.format
             if formats.get(name).kind == "uniform" or self.formats is None:
@@ -91,23 +114,6 @@ class Target:
                     f"site {site.address}: number format {name!r} exists from ONNX opset {self.formats[name]} on, got "
                     f"{order.opset}: export with opset={self.formats[name]}"
                 )
-
-    def advice(self, order: Order, found: Contractions) -> str:
-        """Which recipe to take where the runtime computes in float what is quantized; else empty."""
-        kernels = [site for site in order.sites() if site.role == "weight"]
-        if not self.recipes or not kernels or not found.floating or 2 * len(found.integer) >= len(kernels):
-            return ""
-        runtime, count, own = self.readers[0], len(found.integer), order.engine.plan.recipe.name
-        said = f"{runtime} computes {count or 'none'} of {len(kernels)} quantized products in integers"
-        if order.opset >= INT4_OPSET and any(site.spec.codebook.num_codes <= 16 for site in kernels) and self.packages:
-            return f"{said}: weights of 4 bits or fewer are half bytes from opset {INT4_OPSET} on: export with opset=17"
-        if own in self.recipes:  # which leaves in float what the runtime computes faster so
-            return ""
-        return f"{said}: recipe {own!r} is made for another runtime, quantize with recipe {self.recipes[0]!r}"
-
-    def widened(self, order: Order) -> str:
-        """Which sites of a file that is made of ONNX take more bits than they have; else empty."""
-        return onnx_file.widened(order) if self.packages else ""
 
     def check_path(self, path: pathlib.Path) -> None:
         """Raises ValueError if the target cannot be written to `path`."""
@@ -125,39 +131,56 @@ class Target:
             raise ValueError(f"{path}: is there and is no {self.name}: name another folder")
 
 
-_ONNX = ("onnx", "tf2onnx")
-_FLOAT8 = dict.fromkeys(FLOAT8_TYPES, FLOAT8_OPSET)
+def _late(name: str, **options: Any) -> Callable[..., Any]:
+    """Return a function of this package whose module is imported at the first call, not when targets are listed.
+
+    Args:
+      name: module and function, such as `onnx_file.write`.
+      options: keyword arguments of every call.
+    """
+    module, _, function = name.partition(".")
+
+    def call(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(f"{__package__}.{module}"), function)(*arguments, **options)
+
+    return call
+
+
+_FLOAT8 = {"e4m3": 19, "e5m2": 19}  # and the first opset of ONNX that has it
+_ONNX, _CHECK_ONNX = ("onnx", "tf2onnx"), _late("onnx_file.check")
 TARGETS = {
     "onnx": Target(
-        onnx_file.write, "model.onnx", ("onnxruntime", "openvino"), packages=_ONNX, check=onnx_file.check,
+        _late("onnx_file.write"), "model.onnx", ("onnxruntime", "openvino"), packages=_ONNX, check=_CHECK_ONNX,
         recipes=("cpu_onnxruntime",), formats=_FLOAT8,
     ),
     "onnxruntime": Target(
-        functools.partial(onnx_file.write, fused_attention=True), "onnxruntime.onnx", ("onnxruntime",), packages=_ONNX,
-        check=onnx_file.check, recipes=("cpu_onnxruntime",), formats=_FLOAT8,
+        _late("onnx_file.write", fused_attention=True), "onnxruntime.onnx", ("onnxruntime",), packages=_ONNX,
+        check=_CHECK_ONNX, recipes=("cpu_onnxruntime",), formats=_FLOAT8,
     ),
     "tensorrt": Target(
-        tensorrt.write, "tensorrt.onnx", ("onnxruntime", "openvino"), as_written=True, contractions=tensorrt.contractions,
-        packages=_ONNX, check=onnx_file.check, recipes=("int8_residual",),
+        _late("tensorrt.write"), "tensorrt.onnx", ("onnxruntime", "openvino"), as_written=True,
+        contractions=_late("tensorrt.contractions"), packages=_ONNX, check=_CHECK_ONNX, recipes=("int8_residual",),
     ),
     "openvino": Target(
-        openvino.write, "model.xml", ("openvino",), packages=(*_ONNX, "openvino"), check=openvino.check,
-        recipes=("cpu_openvino",),
+        _late("openvino.write"), "model.xml", ("openvino",), packages=(*_ONNX, "openvino"),
+        check=_late("openvino.check"), recipes=("cpu_openvino",),
     ),
-    "litert": Target(litert.write, "model.tflite", ("litert",), check=litert.check, recipes=("litert",)),
+    "litert": Target(
+        _late("litert.write"), "model.tflite", ("litert",), check=_late("litert.check"), recipes=("litert",)
+    ),
     "packed": Target(
-        packed.write, "model.safetensors", proven="bit for bit the simulation, tried out for every parameter",
-        check=packed.check, formats=None,
+        _late("packed.write"), "model.safetensors", proven="bit for bit the simulation, tried out for every parameter",
+        check=_late("packed.check"), formats=None,
     ),
     "saved_model": Target(
-        saved_model.write, "saved_model", ("tensorflow",), may_replace=saved_model.may_be_replaced, name="SavedModel",
-        formats=None,
+        _late("saved_model.write"), "saved_model", ("tensorflow",), may_replace=_late("saved_model.may_be_replaced"),
+        name="SavedModel", formats=None,
     ),
     "fastertransformer": Target(
-        fastertransformer.write, "fastertransformer",
+        _late("fastertransformer.write"), "fastertransformer",
         proven="codes are the simulation's; nothing here runs them, so nothing was compared",
-        may_replace=fastertransformer.may_be_replaced, name="FasterTransformer checkpoint", check=fastertransformer.check,
-        recipes=("ft1", "ft2", "ft3"),
+        may_replace=_late("fastertransformer.may_be_replaced"), name="FasterTransformer checkpoint",
+        check=_late("fastertransformer.check"), recipes=("ft1", "ft2", "ft3"),
     ),
 }  # fmt: skip
 

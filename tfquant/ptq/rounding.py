@@ -10,9 +10,9 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from tfquant.choices import DECAYS
+
 ROUNDINGS = ("hard_sigmoid", "sigmoid", "sigmoid_temp_decay")
-# Default shape of each decay; None where it has none.
-DECAYS = {"linear": None, "cosine": None, "sigmoid": 10.0, "power": 4.0, "exp": 4.0, "log": 2.0}
 # The rectified sigmoid reaches 0 and 1: it is stretched to this interval and cut.
 _LOW, _HIGH = -0.1, 1.1
 # A sigmoid never does; fractions nearer to 0 and 1 would start from infinity in float32.

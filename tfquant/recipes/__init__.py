@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+from typing import TYPE_CHECKING
 
 from fileio.messages import printable
-from tfquant.rules import Recipe
+
+if TYPE_CHECKING:
+    from tfquant.rules import Recipe
 
 _FOLDER = pathlib.Path(__file__).parent
 
@@ -25,6 +28,8 @@ def recipe(name: str) -> Recipe:
       ValueError: there is none of that name, the message lists them; or the file is no recipe.
       FileNotFoundError: there is no such file.
     """
+    from tfquant.rules import Recipe
+
     if name.endswith((".yaml", ".yml", ".json")):
         if not pathlib.Path(name).exists():
             raise FileNotFoundError(f"there is no recipe file {printable(name)}")

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
+from collections.abc import Callable
 
 from fileio.messages import printable
 from fileio.transaction import open_unchanged, recover
-from tfquant.runtimes import litert, onnxruntime, openvino, saved_model
 from tfquant.runtimes.session import Contractions, Input, RuntimeFileError, Session
 
 __all__ = ["PACKAGES", "RUNTIMES", "Contractions", "Input", "RuntimeFileError", "Session", "open_file", "runtime_of"]
 
+
+def _opener(module: str) -> Callable[..., Session]:
+    """Return the `open_file` of a module of this package, which is imported at the first call."""
+
+    def call(path: str, **options: int | None) -> Session:
+        return importlib.import_module(f"{__name__}.{module}").open_file(path, **options)
+
+    return call
+
+
 # Name -> what opens a file in it.
 RUNTIMES = {
-    "onnxruntime": onnxruntime.open_file,
-    "openvino": openvino.open_file,
-    "litert": litert.open_file,
-    "tensorflow": saved_model.open_file,
+    "onnxruntime": _opener("onnxruntime"),
+    "openvino": _opener("openvino"),
+    "litert": _opener("litert"),
+    "tensorflow": _opener("saved_model"),
 }
 # Name -> the package it needs.
 PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert", "tensorflow": "tensorflow"}

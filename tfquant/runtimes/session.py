@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol
 
 from tfquant.messages import one_line
 
-Outputs = Mapping[str, np.ndarray]
+if TYPE_CHECKING:
+    import numpy as np
+
+Outputs = Mapping[str, "np.ndarray"]
 
 
 class RuntimeFileError(RuntimeError):
@@ -70,6 +71,8 @@ def fed(inputs: Sequence[Input], feed: Mapping[str, np.ndarray]) -> dict[str, np
     Raises:
       KeyError: an input is missing.
     """
+    import numpy as np
+
     missing = [entry.name for entry in inputs if entry.name not in feed]
     if missing:
         raise KeyError(f"input {missing[0]!r} is missing; the file takes {', '.join(entry.name for entry in inputs)}")

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-TEMPERATURE = 3.0
-DIRECTIONS = ("student_teacher", "teacher_student")
+from tfquant.choices import DIRECTIONS, TEMPERATURE
 
 
 def divergence(

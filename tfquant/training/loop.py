@@ -7,6 +7,7 @@ from a callable that can start at any batch, so a run that was cut off and resum
 import dataclasses
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -258,7 +259,7 @@ class Trainer:
     def _say(self, text: str) -> None:
         """For all ranks, once."""
         if self._group.rank == 0:
-            tqdm.write(text)
+            tqdm.write(text, file=sys.stderr)
 
     def _bar(self, first: int) -> tqdm:
         hidden = {"disable": True} if self._group.rank or not self.options.progress else {}
@@ -298,7 +299,8 @@ class Trainer:
             )
         if self._group.rank == 0:
             factor = float(self._scale.factor)
-            tqdm.write(f"step {step} skipped: its {what} is NaN or Inf; loss scale halved to {factor:g}, weights unchanged")
+            text = f"step {step} skipped: its {what} is NaN or Inf; loss scale halved to {factor:g}, weights unchanged"
+            tqdm.write(text, file=sys.stderr)
 
     def _gradient_name(self, index: int) -> str:
         return "gradient's norm" if index < 0 else f"gradient of {path_of(self._variables[self._reached[index]])}"

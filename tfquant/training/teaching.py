@@ -12,10 +12,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfquant.choices import DIRECTIONS, DISTILLATION_SCALE, TEMPERATURE
 from tfquant.taps import Tapped, tap
-from tfquant.training.distillation import DIRECTIONS, TEMPERATURE, attention_loss, divergence, hidden_loss, layer_pairs
-
-SCALE = 10000.0
+from tfquant.training.distillation import attention_loss, divergence, hidden_loss, layer_pairs
 
 Batch = Mapping[str, tf.Tensor]
 
@@ -36,7 +35,7 @@ class DistillationOptions:
 
     temperature: float = TEMPERATURE
     direction: str = DIRECTIONS[0]
-    logits_scale: float = SCALE
+    logits_scale: float = DISTILLATION_SCALE
     hidden_scale: float = 0.0
     attention_scale: float = 0.0
     layers: Mapping[int, int] | None = None

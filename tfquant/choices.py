@@ -1,0 +1,31 @@
+"""Names and defaults that options may take, as data that needs neither TensorFlow nor NumPy.
+
+The command lines are parsed with these before TensorFlow, which takes seconds, is imported. Each
+name is implemented in the module that its comment says.
+"""
+
+MODES = ("float", "quantized")  # engine
+ORDERS = ("parallel", "sequential")  # of calibration: calibration, sequential
+COMPRESSIONS = ("none", "fp16")  # of gradients between ranks: distributed
+
+STES = ("inclusive", "strict")  # straight-through gradient at the ends of a range: gradients
+UPDATES = ("frozen", "lsq", "tqt", "pact", "moving_average")  # of ranges in training: learned
+
+# Distillation: training/distillation and training/teaching. The temperature and the scale of the
+# divergence are those of NVIDIA's quantization-aware BERT.
+DIRECTIONS = ("student_teacher", "teacher_student")
+TEMPERATURE = 3.0
+DISTILLATION_SCALE = 10000.0
+
+# AdaRound: ptq/rounding. Annealing of its regularizer -> default shape, None where it has none.
+DECAYS = {"linear": None, "cosine": None, "sigmoid": 10.0, "power": 4.0, "exp": 4.0, "log": 2.0}
+
+# Kind of a model's output -> what counts as the same answer in a check of an exported file:
+# export/output_kinds and export/output_parity.
+OUTPUT_KINDS = {
+    "classes": "scores along the last axis (classes, or positions of a text): the largest one",
+    "number": "every column by itself: its value",
+    "vector": "direction and length along the last axis (embeddings)",
+    "feature_map": "values along the last axis at every position",
+    "exact": "equality (integers, booleans, texts)",
+}
