@@ -16,6 +16,7 @@ from tfquant.scale import LARGEST_AMAX, Scale
 ORACLES = {
     "e4m3": ml_dtypes.float8_e4m3fn,
     "e5m2": ml_dtypes.float8_e5m2,
+    "e3m2": ml_dtypes.float6_e3m2fn,
 }
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 

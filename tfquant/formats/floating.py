@@ -1,4 +1,4 @@
-"""Floating point numbers of up to 8 bits, saturating: `e4m3`, `e5m2`.
+"""Floating point numbers of up to 8 bits, saturating: `e4m3`, `e5m2`, `e3m2`.
 
 `eXmY` has a sign, X bits of exponent with the bias 2**(X-1) - 1, and Y bits of mantissa; numbers
 below the smallest normal one are subnormal. Values round half to even and saturate at the largest
@@ -120,6 +120,7 @@ FORMATS = {
     for format in (
         FloatFormat(4, 3, 448.0),  # no infinities
         FloatFormat(5, 2, 57344.0),
+        FloatFormat(3, 2, 28.0),  # neither infinities nor NaN
     )
 }
 KNOWN = ", ".join(FORMATS)
