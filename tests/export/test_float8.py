@@ -42,6 +42,7 @@ def name_of(model) -> str:
     return model.recipe.name
 
 
+@pytest.mark.filterwarnings("error:.*quantized products in integers")  # which float8 is not for
 @pytest.mark.parametrize("target", ["onnx", "onnxruntime"])
 def test_onnx_runtime_answers_as_the_simulation_from_stored_float8(quantized, tmp_path, target):
     path = tmp_path / "model.onnx"

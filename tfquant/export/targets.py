@@ -79,7 +79,7 @@ class Target:
         """Which recipe to take where the runtime computes in float what is quantized; else empty."""
         from tfquant.export.onnx_qdq import INT4_OPSET
 
-        kernels = [site for site in order.sites() if site.role == "weight"]
+        kernels = [site for site in order.sites() if site.role == "weight" and site.spec.codebook.uniform]
         if not self.recipes or not kernels or not found.floating or 2 * len(found.integer) >= len(kernels):
             return ""
         runtime, count, own = self.readers[0], len(found.integer), order.engine.plan.recipe.name
