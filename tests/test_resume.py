@@ -115,7 +115,7 @@ def test_flags_that_change_no_weight_may_differ(begun, capsys):
     free = {"save_checkpoints_steps": 1, "keep_checkpoint_max": 3, "predict_batch_size": 2}
     figures = run_squad.run(dataclasses.replace(begun, **free))
     assert (figures["training"]["first_step"], figures["training"]["last_step"]) == (2, 2)
-    assert "already been trained for 2 steps of 2" in capsys.readouterr().out
+    assert "already been trained for 2 steps of 2" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_warning(begun, tmp_path, capsys):
