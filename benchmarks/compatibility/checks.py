@@ -37,14 +37,16 @@ class Subject:
         self.batches = [random_batch(self.model, seed) for seed in (0, 1)]
         _settle_statistics(self.model, self.batches[0])
         self._quantized: Any = None
+        self._predict = tf.function(lambda batch: self.model(batch, training=False))
 
     def expected(self, batch: Any) -> Any:
         """Outputs of the float model as `predict` computes them.
 
         Without `training`, layers that a functional model calls with a fixed `training=True` (the
-        heads of DeepLabV3 and SegFormer) would compute what only a call by hand does.
+        heads of DeepLabV3 and SegFormer) would compute what only a call by hand does. Called as a
+        graph, since kernels that TensorFlow fuses there differ in their last bits.
         """
-        return self.model(batch, training=False)
+        return self._predict(batch)
 
     @property
     def quantized(self) -> Any:
