@@ -17,6 +17,7 @@ _HEADINGS = (
 _REASONS = {
     "without a counterpart in ONNX": "no ONNX counterpart",
     "no end within": "time limit reached",
+    "answers otherwise than the simulation": "file refused: answers differ",
 }
 
 
