@@ -8,6 +8,8 @@ TensorFlow is imported when the first public name is used, so that `import tfqua
 the commands take milliseconds.
 """
 
+# ruff: noqa: F405 (the names of `__all__` are found when they are used)
+
 import importlib.util
 import sys
 import types
@@ -16,36 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tfquant.version import __version__
 
 if TYPE_CHECKING:
-    from tfquant.public import (
-        Calibration,
-        Fuse,
-        OutlierReport,
-        Outliers,
-        QuantizedFunction,
-        QuantizedModel,
-        QuantSpec,
-        Recipe,
-        Rule,
-        SearchReport,
-        SensitivityReport,
-        Site,
-        TargetError,
-        UncalibratedError,
-        apply,
-        calibrate,
-        compare,
-        export,
-        load,
-        load_packed,
-        mixed_precision,
-        outlier_report,
-        plan,
-        quantize,
-        recipe,
-        save,
-        sensitivity,
-        size_report,
-    )
+    from tfquant.public import *  # noqa: F403
 
 __all__ = [
     "__version__",
