@@ -73,13 +73,18 @@ def find_token_masks(trace: Trace, known: Collection[tf.Tensor]) -> tuple[list[T
     found: list[TokenMask] = []
     unexplained: dict[str, list[str]] = {}
     names = {mask.name for mask in known}
+    in_vain: set[tuple[str, int]] = set()  # layers often share one attention mask, and each trial is a trace
     inputs = dict(zip((tensor.name for tensor in trace.inputs), trace.input_names, strict=True))
     for operand in _operands(trace, from_inputs, mixed):
         behind = [t for op in trace.ancestors([operand.tensor]) for t in op.outputs]
         if any(tensor.name in names for tensor in behind):
             continue
-        mask = _tried_out(trace, operand, _candidates(operand.tensor, from_inputs))
+        tried = operand.tensor.name, operand.sign
+        mask = None
+        if tried not in in_vain:
+            mask = _tried_out(trace, operand, _candidates(operand.tensor, from_inputs))
         if mask is None:
+            in_vain.add(tried)
             unexplained[operand.op.name] = [inputs[t.name] for t in behind if t.name in inputs]
         else:
             found.append(mask)
