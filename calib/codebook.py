@@ -22,7 +22,7 @@ Range = tuple[np.ndarray, np.ndarray]
 
 
 class Codebook(Protocol):
-    """What range methods ask of a number format.
+    """Contract between range methods and number formats.
 
     The width of a range is amax = max(|lower|, |upper|) where symmetric, and upper - lower
     otherwise; scale = width / quant_max.
@@ -30,17 +30,17 @@ class Codebook(Protocol):
 
     @property
     def symmetric(self) -> bool:
-        """Whether zero has the code 0, so that amax alone makes up a range."""
+        """Whether the zero point is 0, so that amax alone defines a range."""
         ...
 
     @property
     def unsigned(self) -> bool:
-        """Whether it is symmetric and has no negative values: these become 0."""
+        """Whether the codebook is symmetric without negative values; negative inputs become 0."""
         ...
 
     @property
     def uniform(self) -> bool:
-        """Whether neighbouring values are equally far apart."""
+        """Whether all steps between neighbouring values have one size."""
         ...
 
     @property
@@ -85,7 +85,7 @@ class Codebook(Protocol):
         ...
 
     def boundaries(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        """Where rounding switches between neighbouring `values`: float64 [..., num_codes - 1]."""
+        """Decision boundaries between neighbouring `values`: float64 [..., num_codes - 1]."""
         ...
 
     def to_dict(self) -> dict:

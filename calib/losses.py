@@ -1,5 +1,4 @@
-"""What a candidate range costs: the squared error of quantized values, the cross-entropy of
-quantized logits.
+"""Losses of candidate ranges: squared error of quantized values, cross-entropy of quantized logits.
 
 Values are quantized in the type of the candidates. float32 is what the network will do; that
 matters where many candidates have their zero point half-way between two integers, as -r..r, and the

@@ -121,7 +121,7 @@ class Padding:
         return self.of_masks(self._masks_of(flat))
 
     def _real(self, mask: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
-        """Nonzero for real tokens."""
+        """Return a mask that is nonzero for real tokens."""
         return tf.equal(tf.cast(mask, tf.float32), 0.0) if old.name in self._marking_padding else mask
 
     def _masks_of(self, flat: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:

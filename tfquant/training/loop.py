@@ -119,7 +119,7 @@ class Trainer:
         return named | self._further | {GLOBAL_STEP: self.optimizer.iterations}
 
     def _name(self, variable: Any) -> str:
-        """Of a variable in the checkpoint."""
+        """Return the name of a variable in the checkpoint."""
         return self._names.get(id(resource(variable))) or path_of(variable)
 
     def _alike(self) -> dict[str, Any]:
