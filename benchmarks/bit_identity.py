@@ -92,7 +92,8 @@ def _dump(folder: pathlib.Path, shared: pathlib.Path) -> None:
         values = {f"range/{address}": np.stack(ends) for address, ends in model.ranges().items()}
         values |= {f"logits/{name}": np.asarray(value) for name, value in model(batches[0]).items()}
         np.savez(folder / f"{recipe}.npz", **values)
-        tfquant.export(model, folder / f"{recipe}.onnx", target="onnx", check_data=batches[:1])
+        # Not checked against the simulation: a file that the check refuses is compared as well.
+        tfquant.export(model, folder / f"{recipe}.onnx", target="onnx")
         print(f"{recipe}: {len(values)} arrays, file of {(folder / f'{recipe}.onnx').stat().st_size} bytes", flush=True)
 
 
