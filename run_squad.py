@@ -1,11 +1,12 @@
 """Fine-tunes, calibrates, quantizes and evaluates BERT on SQuAD.
 
-    python run_squad.py                       a small example from data to quantized accuracy, on data it makes itself
-    python run_squad.py --help                all flags, see docs/squad.md
+    python run_squad.py                       a small example from data to quantized accuracy, on
+    data it makes itself python run_squad.py --help                all flags, see docs/squad.md
 
-A run does, in this order and as its flags say: calibration (--do_calib) or training (--do_train), export (--do_export), then
-prediction (--do_predict). What it leaves in --output_dir: model.ckpt-<step>, model.ckpt-calibrated and the calibration file,
-model.onnx or another exported file, predictions.json, nbest_predictions.json (null_odds.json for SQuAD 2.0), results.json,
+A run does, in this order and as its flags say: calibration (--do_calib) or training (--do_train),
+export (--do_export), then prediction (--do_predict). What it leaves in --output_dir:
+model.ckpt-<step>, model.ckpt-calibrated and the calibration file, model.onnx or another exported
+file, predictions.json, nbest_predictions.json (null_odds.json for SQuAD 2.0), results.json,
 tensorboard/.
 """
 
@@ -18,12 +19,12 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds; a bar in a file is a line at each
 
-from squad_run import flags
+from runs.squad import flags
 
 
 def run(settings: flags.Settings) -> dict[str, Any]:
     """One run as the settings say. Returns the figures that results.json holds."""
-    from squad_run import pipeline
+    from runs.squad import pipeline
 
     return pipeline.run(settings)
 
@@ -33,9 +34,13 @@ def command() -> None:
     settings = flags.parse(sys.argv[1:], __doc__) if sys.argv[1:] else None
     # Imported once the flags are known to be good: TensorFlow takes seconds.
     from runs.script import execute
-    from squad_run import pipeline
+    from runs.squad import pipeline
 
-    execute("run_squad.py", lambda: pipeline.main(settings), trace=settings is not None and settings.verbose_logging)
+    execute(
+        "run_squad.py",
+        lambda: pipeline.main(settings),
+        trace=settings is not None and settings.verbose_logging,
+    )
 
 
 if __name__ == "__main__":

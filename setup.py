@@ -1,9 +1,9 @@
 """Layout of the packages; the metadata is in pyproject.toml.
 
-In the repository `calib`, `tasks`, `modeling` and the others lie beside `tfquant`. In a wheel all of
-them lie below `tfquant`, so that no environment gets a top-level package called `tasks` or `runs`:
-`calib` becomes `tfquant.calib`, and absolute imports of it are rewritten in the built files. An
-editable install (`pip install -e .`) keeps the layout of the repository.
+In the repository `calib`, `tasks`, `modeling` and the others lie beside `tfquant`. In a wheel all
+of them lie below `tfquant`, so that no environment gets a top-level package called `tasks` or
+`runs`: `calib` becomes `tfquant.calib`, and absolute imports of it are rewritten in the built
+files. An editable install (`pip install -e .`) keeps the layout of the repository.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
-PACKAGES = ("calib", "fileio", "encoders", "tasks", "runs", "squad_run", "glue_run")
+PACKAGES = ("calib", "fileio", "encoders", "tasks", "runs", "runs.squad", "runs.glue")
 MODULES = ("modeling", "squad_evaluate", "run_squad", "run_glue")
 
 _NAMES = "|".join(PACKAGES + MODULES)

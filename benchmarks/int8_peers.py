@@ -1,10 +1,12 @@
-"""Exported int8 files beside those of other tools: latency, size, accuracy and how many products run in integers.
+"""Exported int8 files beside those of other tools: latency, size, accuracy and how many products
+run in integers.
 
     python -m benchmarks.int8_peers --shared=../shared
 
-Two models: the MiniLM fine-tuned on SQuAD, and BERT-base with random weights, whose latency is that of any. All pipelines start
-from the same float model and take turns in one run. A row of results/int8_peers.json is one shape of one model, or the
-accuracy of one pipeline; rows that are there are not measured again without --fresh.
+Two models: the MiniLM fine-tuned on SQuAD, and BERT-base with random weights, whose latency is that
+of any. All pipelines start from the same float model and take turns in one run. A row of
+results/int8_peers.json is one shape of one model, or the accuracy of one pipeline; rows that are
+there are not measured again without --fresh.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ import numpy as np
 import modeling
 import tfquant
 from benchmarks.int8_peers_report import accuracy_table, export_cost, latency_table, parity_table
-from benchmarks.int8_pipelines import PIPELINES, Pipeline, Source, with_7_bit_weights
+from benchmarks.int8_pipelines import PIPELINES, ModelAdapter, Pipeline, with_7_bit_weights
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, DevSet, Squad
+from tfquant.error_messages import one_line
 from tfquant.export.targets import size_of
 from tfquant.latency import Workload, measure
-from tfquant.messages import one_line
 from tfquant.runtimes import onnxruntime
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -43,23 +45,34 @@ OURS = {
 SHAPES = ((1, 128), (1, 384), (8, 128), (8, 384))
 
 
-def minilm(squad: Squad, folder: pathlib.Path) -> Source:
-    return _source(squad.model(), modeling.BertConfig.from_json_file(squad.model_dir / "config.json"), folder, squad)
+def minilm(squad: Squad, folder: pathlib.Path) -> ModelAdapter:
+    return _source(
+        squad.model(),
+        modeling.BertConfig.from_json_file(squad.model_dir / "config.json"),
+        folder,
+        squad,
+    )
 
 
-def bert_base(squad: Squad, folder: pathlib.Path) -> Source:
-    config = modeling.BertConfig(30522, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
-    return _source(modeling.build_squad_model(config, dropout=False), config, folder, squad, windows=32)
+def bert_base(squad: Squad, folder: pathlib.Path) -> ModelAdapter:
+    config = modeling.BertConfig(
+        30522, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072
+    )
+    return _source(
+        modeling.build_squad_model(config, dropout=False), config, folder, squad, windows=32
+    )
 
 
-def _source(model, config: modeling.BertConfig, folder: pathlib.Path, squad: Squad, windows: int = WINDOWS) -> Source:
+def _source(
+    model, config: modeling.BertConfig, folder: pathlib.Path, squad: Squad, windows: int = WINDOWS
+) -> ModelAdapter:
     folder.mkdir(parents=True, exist_ok=True)
     batches = squad.calibration_batches(windows, seed=SEED)
-    return Source(model, batches, folder, config.num_attention_heads, config.hidden_size)
+    return ModelAdapter(model, batches, folder, config.num_attention_heads, config.hidden_size)
 
 
 @functools.cache
-def usable(source: Source) -> tuple[str, ...]:
+def usable(source: ModelAdapter) -> tuple[str, ...]:
     """Pipelines that are installed and do not fail on this model; the others are named."""
     found = []
     for name, pipeline in PIPELINES.items():
@@ -73,9 +86,12 @@ def usable(source: Source) -> tuple[str, ...]:
     return tuple(found)
 
 
-def timed(source: Source, batch: int, length: int, threads: int, seconds: float) -> dict:
+def timed(source: ModelAdapter, batch: int, length: int, threads: int, seconds: float) -> dict:
     """p50 in milliseconds of every pipeline, and how many times as fast as the first one it is."""
-    sessions = {name: PIPELINES[name].open(str(PIPELINES[name].write(source)), threads) for name in usable(source)}
+    sessions = {
+        name: PIPELINES[name].open(str(PIPELINES[name].write(source)), threads)
+        for name in usable(source)
+    }
     workload = Workload.of(next(iter(sessions.values())).inputs, batch, length)
     found = measure(sessions, workload, seconds)
     first = next(iter(found.values())).p50
@@ -86,14 +102,16 @@ def timed(source: Source, batch: int, length: int, threads: int, seconds: float)
     }
 
 
-def scored(source: Source, name: str, dev: DevSet, threads: int) -> dict:
+def scored(source: ModelAdapter, name: str, dev: DevSet, threads: int) -> dict:
     """Size, products in integers and the scores of a pipeline."""
     pipeline = PIPELINES[name]
     path = pipeline.write(source)
     session = pipeline.open(str(path), threads)
     products = session.contractions()
     return {
-        **dev.score(lambda batch: session({key: np.asarray(batch[key], np.int32) for key in INPUTS}), name),
+        **dev.score(
+            lambda batch: session({key: np.asarray(batch[key], np.int32) for key in INPUTS}), name
+        ),
         "questions": len(dev.examples),
         "size": size_of(path) + (size_of(path.with_suffix(".bin")) if path.suffix == ".xml" else 0),
         "integer": len(products.integer),
@@ -104,20 +122,34 @@ def scored(source: Source, name: str, dev: DevSet, threads: int) -> dict:
 def node_by_node(name: str) -> Pipeline:
     """The same file with nothing fused into integer kernels."""
     return dataclasses.replace(
-        PIPELINES[name], open=lambda path, threads: onnxruntime.open_file(path, threads=threads, as_written=True)
+        PIPELINES[name],
+        open=lambda path, threads: onnxruntime.open_file(path, threads=threads, as_written=True),
     )
 
 
-def parity(source: Source, pipeline: Pipeline, recipe: str | tfquant.Recipe, dev: DevSet, threads: int) -> dict:
+def parity(
+    source: ModelAdapter,
+    pipeline: Pipeline,
+    recipe: str | tfquant.Recipe,
+    dev: DevSet,
+    threads: int,
+) -> dict:
     """Answers of one of our files beside those of the simulation it was made from."""
     session = pipeline.open(str(pipeline.write(source)), threads)
     simulation = tfquant.quantize(source.model, recipe, calibration=source.calibration)
-    found = dev.answers(lambda batch: session({key: np.asarray(batch[key], np.int32) for key in INPUTS}), "the file")
+    found = dev.answers(
+        lambda batch: session({key: np.asarray(batch[key], np.int32) for key in INPUTS}), "the file"
+    )
     return compared(found, dev.answers(simulation, "simulation"), dev)
 
 
-def parity_with_itself(source: Source, recipe: str, dev: DevSet, move: Callable[[Any, Source], None]) -> dict:
-    """What is left of the simulation's answers after `move`: nobody who computes otherwise in the last bit comes nearer."""
+def parity_with_itself(
+    source: ModelAdapter, recipe: str, dev: DevSet, move: Callable[[Any, ModelAdapter], None]
+) -> dict:
+    """What is left of the simulation's answers after `move`.
+
+    Nobody who computes otherwise in the last bit comes nearer.
+    """
     simulation = tfquant.quantize(source.model, recipe, calibration=source.calibration)
     simulated = dev.answers(simulation, "simulation")
     table = _word_embeddings(source)
@@ -130,12 +162,12 @@ def parity_with_itself(source: Source, recipe: str, dev: DevSet, move: Callable[
     return compared(moved, simulated, dev)
 
 
-def next_embeddings(_: Any, source: Source) -> None:
+def next_embeddings(_: Any, source: ModelAdapter) -> None:
     table = _word_embeddings(source)
     table.assign(np.nextafter(np.asarray(table), np.float32(np.inf)))
 
 
-def next_ranges(simulation: Any, _: Source) -> None:
+def next_ranges(simulation: Any, _: ModelAdapter) -> None:
     """As if what reaches every quantizer of an activation were the next float32."""
     for quantizer in simulation._engine.quantizers.values():
         if not quantizer.site.is_weight:
@@ -143,11 +175,16 @@ def next_ranges(simulation: Any, _: Source) -> None:
             quantizer.set_range(*(np.nextafter(end, np.float32(0.0)) for end in ends))
 
 
-MOVES = {"every word embedding the next float32": next_embeddings, "every range of an activation the next float32": next_ranges}
+MOVES = {
+    "every word embedding the next float32": next_embeddings,
+    "every range of an activation the next float32": next_ranges,
+}
 
 
-def _word_embeddings(source: Source) -> Any:
-    return next(variable for variable in source.model.variables if variable.path.endswith("word_embeddings"))
+def _word_embeddings(source: ModelAdapter) -> Any:
+    return next(
+        variable for variable in source.model.variables if variable.path.endswith("word_embeddings")
+    )
 
 
 def compared(found: Mapping[str, str], simulated: Mapping[str, str], dev: DevSet) -> dict:
@@ -159,8 +196,10 @@ def compared(found: Mapping[str, str], simulated: Mapping[str, str], dev: DevSet
     }
 
 
-def cost_of_export(source: Source) -> dict:
-    """Seconds, and memory at the peak beyond what the process held before, as a multiple of the float parameters."""
+def cost_of_export(source: ModelAdapter) -> dict:
+    """Seconds, and memory at the peak beyond what the process held before, as a multiple of the
+    float parameters.
+    """
     model = tfquant.quantize(source.model, "cpu_onnxruntime", calibration=source.calibration)
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before, began = _memory("VmRSS"), time.perf_counter()
@@ -181,23 +220,44 @@ def _memory(what: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
-    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "output" / "int8_peers", help="where files go")
-    parser.add_argument("--questions", type=int, default=500, help="that accuracy is measured on, evenly spread")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of timing for each pipeline and shape")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared",
+        type=pathlib.Path,
+        default=pathlib.Path("../shared"),
+        help="folder with models/ and data/",
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=ROOT / "output" / "int8_peers", help="where files go"
+    )
+    parser.add_argument(
+        "--questions", type=int, default=500, help="that accuracy is measured on, evenly spread"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="of timing for each pipeline and shape"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     options = parser.parse_args()
-    squad, results = Squad(options.shared.resolve()), Results("int8_peers", seed=SEED, fresh=options.fresh)
+    squad, results = (
+        Squad(options.shared.resolve()),
+        Results("int8_peers", seed=SEED, fresh=options.fresh),
+    )
     mini, dev = minilm(squad, options.output / "MiniLM"), DevSet(squad, options.questions)
     for name in usable(mini):
         results.row(f"MiniLM, {name}", lambda n=name: scored(mini, n, dev, options.threads))
     for name, recipe in OURS.items():
-        results.row(f"MiniLM, parity of {name}", lambda n=name, r=recipe: parity(mini, PIPELINES[n], r, dev, options.threads))
+        results.row(
+            f"MiniLM, parity of {name}",
+            lambda n=name, r=recipe: parity(mini, PIPELINES[n], r, dev, options.threads),
+        )
     results.row(
         "MiniLM, parity of tfquant cpu_onnxruntime, in float node by node",
-        lambda: parity(mini, node_by_node("tfquant cpu_onnxruntime"), "cpu_onnxruntime", dev, options.threads),
+        lambda: parity(
+            mini, node_by_node("tfquant cpu_onnxruntime"), "cpu_onnxruntime", dev, options.threads
+        ),
     )
     for what, move in MOVES.items():
         row = f"MiniLM, parity of the simulation, {what}"
@@ -207,11 +267,18 @@ def main() -> None:
     measure_latency(results, "BERT-base", base, options, SHAPES[:2])
     results.row("BERT-base, export", lambda: cost_of_export(base))
     rows = results.rows
-    tables = [latency_table(rows, "MiniLM"), latency_table(rows, "BERT-base"), accuracy_table(rows, "MiniLM"), parity_table(rows)]
+    tables = [
+        latency_table(rows, "MiniLM"),
+        latency_table(rows, "BERT-base"),
+        accuracy_table(rows, "MiniLM"),
+        parity_table(rows),
+    ]
     print("\n\n".join([*tables, export_cost(rows)]))
 
 
-def measure_latency(results: Results, model: str, source: Source, options: argparse.Namespace, shapes=SHAPES) -> None:
+def measure_latency(
+    results: Results, model: str, source: ModelAdapter, options: argparse.Namespace, shapes=SHAPES
+) -> None:
     for batch, length in shapes:
         results.row(
             f"{model}, batch {batch}, length {length}",

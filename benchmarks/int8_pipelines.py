@@ -1,4 +1,7 @@
-"""Ways from one float model to a file that a runtime answers with: ours and those of others, for `benchmarks.int8_peers`."""
+"""Ways from one float model to a file that a runtime answers with.
+
+Ours and those of others, for `benchmarks.int8_peers`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ Batch = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Source:
+class ModelAdapter:
     """A float model and what pipelines need of it.
 
     Attributes:
@@ -53,7 +56,11 @@ class Source:
         if not path.exists():
             logging.getLogger("onnxruntime.transformers").setLevel(logging.ERROR)
             optimizer.optimize_model(
-                str(self.float_onnx), model_type="bert", num_heads=self.heads, hidden_size=self.width, opt_level=0
+                str(self.float_onnx),
+                model_type="bert",
+                num_heads=self.heads,
+                hidden_size=self.width,
+                opt_level=0,
             ).save_model_to_file(str(path))
         return path
 
@@ -68,7 +75,7 @@ class Pipeline:
       packages: that it needs beside ours.
     """
 
-    write: Callable[[Source], pathlib.Path]
+    write: Callable[[ModelAdapter], pathlib.Path]
     open: Callable[[str, int], Session] = lambda path, threads: open_file(path, threads=threads)
     packages: tuple[str, ...] = ()
 
@@ -77,10 +84,12 @@ class Pipeline:
         return [name for name in self.packages if importlib.util.find_spec(name) is None]
 
 
-def ours(recipe: str | tfquant.Recipe, file: str, target: str) -> Callable[[Source], pathlib.Path]:
+def ours(
+    recipe: str | tfquant.Recipe, file: str, target: str
+) -> Callable[[ModelAdapter], pathlib.Path]:
     """Post-training quantization with a recipe, exported."""
 
-    def write(source: Source) -> pathlib.Path:
+    def write(source: ModelAdapter) -> pathlib.Path:
         path = source.folder / file
         if not path.exists():
             model = tfquant.quantize(source.model, recipe, calibration=source.calibration)
@@ -90,27 +99,38 @@ def ours(recipe: str | tfquant.Recipe, file: str, target: str) -> Callable[[Sour
     return write
 
 
-def ort_dynamic(optimized: bool) -> Callable[[Source], pathlib.Path]:
+def ort_dynamic(optimized: bool) -> Callable[[ModelAdapter], pathlib.Path]:
     """`onnxruntime.quantization.quantize_dynamic`, one scale for each output channel."""
 
-    def write(source: Source) -> pathlib.Path:
+    def write(source: ModelAdapter) -> pathlib.Path:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         start = source.optimized_onnx if optimized else source.float_onnx
         path = start.with_name(f"dynamic_{start.name}")
         if not path.exists():
-            options = {"DefaultTensorType": onnx.TensorProto.FLOAT}  # of what the optimizer's own operations make
-            quantize_dynamic(str(start), str(path), weight_type=QuantType.QInt8, per_channel=True, extra_options=options)
+            options = {
+                "DefaultTensorType": onnx.TensorProto.FLOAT
+            }  # of what the optimizer's own operations make
+            quantize_dynamic(
+                str(start),
+                str(path),
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                extra_options=options,
+            )
         return path
 
     return write
 
 
-def ort_static(optimized: bool) -> Callable[[Source], pathlib.Path]:
-    """`onnxruntime.quantization.quantize_static`: QDQ, extremes of the calibration, one scale for each output channel."""
+def ort_static(optimized: bool) -> Callable[[ModelAdapter], pathlib.Path]:
+    """`onnxruntime.quantization.quantize_static`.
 
-    def write(source: Source) -> pathlib.Path:
+    QDQ, extremes of the calibration, one scale for each output channel.
+    """
+
+    def write(source: ModelAdapter) -> pathlib.Path:
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
@@ -120,23 +140,33 @@ def ort_static(optimized: bool) -> Callable[[Source], pathlib.Path]:
 
             def get_next(self) -> dict[str, np.ndarray] | None:
                 batch = next(self.batches, None)
-                return None if batch is None else {name: np.asarray(rows, np.int32) for name, rows in batch.items()}
+                return (
+                    None
+                    if batch is None
+                    else {name: np.asarray(rows, np.int32) for name, rows in batch.items()}
+                )
 
         start = source.optimized_onnx if optimized else source.float_onnx
         path = start.with_name(f"static_{start.name}")
         if not path.exists():
             quantize_static(
-                str(start), str(path), Reader(source.calibration), per_channel=True,
-                op_types_to_quantize=["MatMul"],  # with all its defaults it fails on Softmax (ONNX Runtime 1.32)
-                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                str(start),
+                str(path),
+                Reader(source.calibration),
+                per_channel=True,
+                op_types_to_quantize=[
+                    "MatMul"
+                ],  # with all its defaults it fails on Softmax (ONNX Runtime 1.32)
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
                 extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-            )  # fmt: skip
+            )
         return path
 
     return write
 
 
-def nncf(source: Source) -> pathlib.Path:
+def nncf(source: ModelAdapter) -> pathlib.Path:
     """NNCF's post-training quantization of the OpenVINO model, its preset for transformers."""
     import nncf
     import openvino
@@ -144,21 +174,44 @@ def nncf(source: Source) -> pathlib.Path:
     path = source.folder / "nncf.xml"
     if not path.exists():
         model = openvino.Core().read_model(source.float_onnx)
-        data = nncf.Dataset([{name: np.asarray(rows, np.int32) for name, rows in b.items()} for b in source.calibration])
-        quantized = nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(source.calibration))
+        data = nncf.Dataset(
+            [
+                {name: np.asarray(rows, np.int32) for name, rows in b.items()}
+                for b in source.calibration
+            ]
+        )
+        quantized = nncf.quantize(
+            model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(source.calibration)
+        )
         openvino.save_model(quantized, path, compress_to_fp16=False)
     return path
 
 
-def litert_dynamic(source: Source) -> pathlib.Path:
-    """TensorFlow's converter with its default optimizations: weights in int8, activations rounded batch by batch."""
+def litert_dynamic(source: ModelAdapter) -> pathlib.Path:
+    """TensorFlow's converter with its default optimizations.
+
+    Weights in int8, activations rounded batch by batch.
+    """
     path = source.folder / "dynamic.tflite"
     if not path.exists():
-        signature = [{name: tf.TensorSpec([None, None], tf.int32, name=name) for name in source.calibration[0]}]
-        network = tf.function(lambda inputs: source.model(inputs, training=False), autograph=False, input_signature=signature)
+        signature = [
+            {
+                name: tf.TensorSpec([None, None], tf.int32, name=name)
+                for name in source.calibration[0]
+            }
+        ]
+        network = tf.function(
+            lambda inputs: source.model(inputs, training=False),
+            autograph=False,
+            input_signature=signature,
+        )
         owner = tf.Module()
-        owner.weights = [variable.value for variable in source.model.variables]  # the converter does not know Keras' own
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([network.get_concrete_function()], owner)
+        owner.weights = [
+            variable.value for variable in source.model.variables
+        ]  # the converter does not know Keras' own
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [network.get_concrete_function()], owner
+        )
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         path.write_bytes(converter.convert())
     return path
@@ -169,7 +222,7 @@ def with_7_bit_weights(recipe: str) -> tfquant.Recipe:
     return tfquant.recipe(recipe).with_spec(roles=["weight"], format="int7")
 
 
-def float_file(source: Source) -> pathlib.Path:
+def float_file(source: ModelAdapter) -> pathlib.Path:
     return source.float_onnx
 
 
@@ -179,21 +232,33 @@ def in_openvino(bfloat16: bool = False) -> Callable[[str, int], Session]:
 
 # The first one is what all others are compared with.
 PIPELINES = {
-    "ONNX Runtime float": Pipeline(float_file, lambda path, threads: onnxruntime.open_file(path, threads=threads)),
+    "ONNX Runtime float": Pipeline(
+        float_file, lambda path, threads: onnxruntime.open_file(path, threads=threads)
+    ),
     "OpenVINO float": Pipeline(float_file, in_openvino()),
     "OpenVINO bfloat16": Pipeline(float_file, in_openvino(bfloat16=True)),
     "ONNX Runtime quantize_dynamic": Pipeline(ort_dynamic(optimized=False)),
-    "ONNX Runtime optimizer + quantize_dynamic": Pipeline(ort_dynamic(optimized=True), packages=("sympy",)),
+    "ONNX Runtime optimizer + quantize_dynamic": Pipeline(
+        ort_dynamic(optimized=True), packages=("sympy",)
+    ),
     "ONNX Runtime quantize_static": Pipeline(ort_static(optimized=False)),
-    "ONNX Runtime optimizer + quantize_static": Pipeline(ort_static(optimized=True), packages=("sympy",)),
+    "ONNX Runtime optimizer + quantize_static": Pipeline(
+        ort_static(optimized=True), packages=("sympy",)
+    ),
     "NNCF, OpenVINO": Pipeline(nncf, in_openvino(), packages=("nncf",)),
     "LiteRT dynamic range": Pipeline(litert_dynamic),
     "tfquant litert, LiteRT": Pipeline(ours("litert", "ours.tflite", "litert")),
     "tfquant cpu_onnxruntime": Pipeline(ours("cpu_onnxruntime", "ours.onnx", "onnx")),
-    "tfquant cpu_onnxruntime_embeddings": Pipeline(ours("cpu_onnxruntime_embeddings", "ours_embeddings.onnx", "onnx")),
+    "tfquant cpu_onnxruntime_embeddings": Pipeline(
+        ours("cpu_onnxruntime_embeddings", "ours_embeddings.onnx", "onnx")
+    ),
     "tfquant cpu_openvino with 7-bit weights, OpenVINO": Pipeline(
         ours(with_7_bit_weights("cpu_openvino"), "ours_int7.xml", "openvino"), in_openvino()
     ),
-    "tfquant cpu_openvino, OpenVINO": Pipeline(ours("cpu_openvino", "ours.xml", "openvino"), in_openvino()),
-    "tfquant cpu_openvino, OpenVINO bfloat16": Pipeline(ours("cpu_openvino", "ours.xml", "openvino"), in_openvino(bfloat16=True)),
+    "tfquant cpu_openvino, OpenVINO": Pipeline(
+        ours("cpu_openvino", "ours.xml", "openvino"), in_openvino()
+    ),
+    "tfquant cpu_openvino, OpenVINO bfloat16": Pipeline(
+        ours("cpu_openvino", "ours.xml", "openvino"), in_openvino(bfloat16=True)
+    ),
 }

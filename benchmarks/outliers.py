@@ -2,11 +2,13 @@
 
     python -m benchmarks.outliers --shared=../shared
 
-Two channels of the values of every attention are widened 52 times, the same in float (`tfquant.ptq.rescale`): as outliers
-of large encoders do, they leave the others next to no codes. Then the tensors that have them, values and results of attentions,
-have a range for each of six groups of sorted dimensions, or 16 bits, or are equalized (`tfquant.ptq.equalize`). The last two rows
-are the model as it is, with all tensors quantized where they are produced. A row is kept in results/outliers.json as soon as it is
-known; an interrupted run goes on there (--fresh starts anew).
+Two channels of the values of every attention are widened 52 times, the same in float
+(`tfquant.ptq.rescale`): as outliers of large encoders do, they leave the others next to no codes.
+Then the tensors that have them, values and results of attentions, have a range for each of six
+groups of sorted dimensions, or 16 bits, or are equalized (`tfquant.ptq.equalize`). The last two
+rows are the model as it is, with all tensors quantized where they are produced. A row is kept in
+results/outliers.json as soon as it is known; an interrupted run goes on there (--fresh starts
+anew).
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ GROUPS = dict(granularity="per_embedding_group", groups=6, permute="own")
 
 
 def recipe(**changes) -> tfquant.Recipe:
-    """`int8_residual_float_asymmetric` with values and results of attentions quantized where all heads lie side by side.
+    """`int8_residual_float_asymmetric` with values and results of attentions quantized where all
+    heads lie side by side.
 
     Args:
       changes: of the specs of values and of the results of attentions.
@@ -42,10 +45,17 @@ def recipe(**changes) -> tfquant.Recipe:
     rules = (
         tfquant.Rule(None, role="matmul_input", port="v", name="values as operands"),
         tfquant.Rule(spec, role="layer_output", path="*/attention/self/value", name="values"),
-        tfquant.Rule(None, role="linear_input", path="*/attention/output/dense", name="results of attentions, head by head"),
+        tfquant.Rule(
+            None,
+            role="linear_input",
+            path="*/attention/output/dense",
+            name="results of attentions, head by head",
+        ),
         tfquant.Rule(spec, role="attention_output", name="results of attentions"),
     )
-    return tfquant.recipe("int8_residual_float_asymmetric").with_rules(*rules, name=f"W8A8 {changes or ''}")
+    return tfquant.recipe("int8_residual_float_asymmetric").with_rules(
+        *rules, name=f"W8A8 {changes or ''}"
+    )
 
 
 class Scorer:
@@ -58,7 +68,9 @@ class Scorer:
 
     def float(self, model) -> dict:
         signature = [{name: tf.TensorSpec([None, None], tf.int32) for name in INPUTS}]
-        return self._score(tf.function(lambda x: model(x, training=False), input_signature=signature), "float")
+        return self._score(
+            tf.function(lambda x: model(x, training=False), input_signature=signature), "float"
+        )
 
     def quantized(self, model, recipe: tfquant.Recipe, picture: str = "") -> dict:
         """Of a recipe; `picture` names a file for the ranges of one tensor's dimensions."""
@@ -101,32 +113,52 @@ def measure(results: Results, scorer: Scorer) -> None:
 
     def outputs(choices: dict) -> dict:
         model = scorer.squad.model()
-        base = tfquant.recipe("int8_outputs").with_spec(roles=["weight", "pooler", "logits"], granularity="per_channel")
+        base = tfquant.recipe("int8_outputs").with_spec(
+            roles=["weight", "pooler", "logits"], granularity="per_channel"
+        )
         return scorer.quantized(model, with_quant_dict(model, base, choices) if choices else base)
 
     results.row("float", lambda: scorer.float(scorer.squad.model()))
     results.row("8 bits", lambda: scorer.quantized(scorer.squad.model(), recipe()))
-    results.row("widened, 8 bits", lambda: widened(lambda m: scorer.quantized(m, recipe(), "widened")))
-    results.row("widened, 8 bits, PEG-6 with permutation", lambda: widened(lambda m: scorer.quantized(m, recipe(**GROUPS))))
+    results.row(
+        "widened, 8 bits", lambda: widened(lambda m: scorer.quantized(m, recipe(), "widened"))
+    )
+    results.row(
+        "widened, 8 bits, PEG-6 with permutation",
+        lambda: widened(lambda m: scorer.quantized(m, recipe(**GROUPS))),
+    )
     results.row(
         "widened, 8 bits, 16 bits at the wide tensors",
         lambda: widened(lambda m: scorer.quantized(m, recipe(format="int16"))),
     )
     results.row("widened, equalized, 8 bits", equalized)
     results.row("int8_outputs", lambda: outputs({}))
-    results.row("int8_outputs, hidden states PEG-6 with permutation", lambda: outputs({"hidden": "ngp6"}))
+    results.row(
+        "int8_outputs, hidden states PEG-6 with permutation", lambda: outputs({"hidden": "ngp6"})
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
-    parser.add_argument("--questions", type=int, default=100, help="this many of the dev file, evenly spread")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared",
+        type=pathlib.Path,
+        default=pathlib.Path("../shared"),
+        help="folder with models/ and data/",
+    )
+    parser.add_argument(
+        "--questions", type=int, default=100, help="this many of the dev file, evenly spread"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     arguments = parser.parse_args()
     results = Results("outliers", seed=SEED, fresh=arguments.fresh)
     asked = results.rows.get("float", {}).get("questions", arguments.questions)
     if asked != arguments.questions:
-        raise SystemExit(f"{results.path} holds rows of {asked} questions: pass --questions={asked}, or --fresh")
+        raise SystemExit(
+            f"{results.path} holds rows of {asked} questions: pass --questions={asked}, or --fresh"
+        )
     measure(results, Scorer(Squad(arguments.shared), arguments.questions, results.path.parent))
     print(table(results.rows))
     print(json.dumps({row: figures["f1"] for row, figures in results.rows.items()}))

@@ -14,7 +14,11 @@ from benchmarks.results import Results
 
 def measure() -> dict:
     config = modeling.BertConfig(
-        vocab_size=30522, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072
+        vocab_size=30522,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
     )
     model = modeling.build_squad_model(config)
     start = time.perf_counter()

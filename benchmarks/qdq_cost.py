@@ -1,6 +1,7 @@
 """Cost of quantize-dequantize by number format: python -m benchmarks.qdq_cost
 
-Times one QDQ of a [8, 384, 1536] tensor in turn with the native int8 kernel, and prints the median ratios.
+Times one QDQ of a [8, 384, 1536] tensor in turn with the native int8 kernel, and prints the median
+ratios.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""F1 of every question in every row of a benchmark: rows are compared question by question, also when they ran weeks apart."""
+"""F1 of every question in every row of a benchmark.
+
+Rows are compared question by question, also when they ran weeks apart.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _writing = threading.Lock()  # rows are computed in several threads
 
 
 class QuestionScores:
-    """`results/<name>_f1.npz`: for each row float32 [questions], 0 to 100, in the order of the data set."""
+    """`results/<name>_f1.npz`.
+
+    For each row float32 [questions], 0 to 100, in the order of the data set.
+    """
 
     def __init__(self, name: str):
         self.path = FOLDER / f"{name}_f1.npz"
@@ -32,16 +38,24 @@ class QuestionScores:
 
     def keep(self, row: str, dataset: pathlib.Path, predictions: pathlib.Path) -> None:
         """Scores a row's answers and adds them to the file."""
-        scored = score_questions(json.loads(dataset.read_text()), json.loads(predictions.read_text()))
+        scored = score_questions(
+            json.loads(dataset.read_text()), json.loads(predictions.read_text())
+        )
         with _writing:
             with replacing(self.path) as temporary:
-                np.savez_compressed(temporary, **self.read() | {row: np.array([100.0 * f1 for _, _, f1 in scored], np.float32)})
+                np.savez_compressed(
+                    temporary,
+                    **self.read()
+                    | {row: np.array([100.0 * f1 for _, _, f1 in scored], np.float32)},
+                )
 
     def beside(self, bases: Mapping[str, str]) -> dict[str, dict[str, float]]:
-        """F1 of rows minus that of others, and its standard error over the questions, which both answered.
+        """F1 of rows minus that of others, and its standard error over the questions, which both
+        answered.
 
         Args:
-          bases: row -> the row that it is compared with; such as are not there, or are the same, are left out.
+          bases: row -> the row that it is compared with; such as are not there, or are the same,
+            are left out.
         """
         scores = self.read()
         figures = {}

@@ -1,12 +1,15 @@
-"""Two processes with one thread each against one process with one thread: training and calibration of the 6-layer model.
+"""Two processes with one thread each against one process with one thread: training and calibration
+of the 6-layer model.
 
     python -m benchmarks.ranks --shared=../shared
 
-Training: `tfquant.training.Trainer` at batch 8 a process, all windows 384 long, steady examples/s of all processes and the share of
-a step that all-reduce takes; beside it two trainings that know nothing of each other, which is all that the machine has to give.
-Calibration: `run_squad.py --do_calib --horovod` with mse, beside two that know nothing of each other: seconds of the calibration as
-the run reports them and of the whole command; the files must be equal. All start under mpirun, in turn; ratios are medians over
-rounds of the ratio within a round. Rows that results/ranks.json has are not measured again without --fresh.
+Training: `tfquant.training.Trainer` at batch 8 a process, all windows 384 long, steady examples/s
+of all processes and the share of a step that all-reduce takes; beside it two trainings that know
+nothing of each other, which is all that the machine has to give. Calibration: `run_squad.py
+--do_calib --horovod` with mse, beside two that know nothing of each other: seconds of the
+calibration as the run reports them and of the whole command; the files must be equal. All start
+under mpirun, in turn; ratios are medians over rounds of the ratio within a round. Rows that
+results/ranks.json has are not measured again without --fresh.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.results import Results
 from benchmarks.squad_data import Squad
-from squad_run.two_ranks import mpirun_command
+from runs.squad.two_ranks import mpirun_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BATCH, LENGTH = 8, 384
@@ -55,7 +58,12 @@ def started(size: int, *arguments: str) -> subprocess.Popen:
         "KERAS_BACKEND": "tensorflow",
     }
     return subprocess.Popen(
-        [*mpirun, sys.executable, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*mpirun, sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -71,8 +79,8 @@ def train(squad: Squad, steps: int) -> None:
     """One rank: prints the figures of its training as one line of JSON."""
     import tensorflow as tf
 
-    from squad_run.losses import squad_loss
-    from tfquant.distributed import Horovod
+    from runs.squad.losses import squad_loss
+    from tfquant.distributed.group import Horovod
     from tfquant.host_memory import keep_freed_memory
     from tfquant.training import BertAdamW, Trainer, TrainOptions
 
@@ -83,7 +91,10 @@ def train(squad: Squad, steps: int) -> None:
     def batches(start: int):
         while True:
             rng = np.random.default_rng([start, group.rank])
-            ids, positions = rng.integers(1000, 30000, (BATCH, LENGTH)), rng.integers(0, LENGTH, (2, BATCH))
+            ids, positions = (
+                rng.integers(1000, 30000, (BATCH, LENGTH)),
+                rng.integers(0, LENGTH, (2, BATCH)),
+            )
             inputs = {"input_ids": ids, "input_mask": ids * 0 + 1, "segment_ids": ids * 0}
             labels = {"start_positions": positions[0], "end_positions": positions[1]}
             yield {name: tf.constant(value, tf.int32) for name, value in (inputs | labels).items()}
@@ -91,17 +102,30 @@ def train(squad: Squad, steps: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         summary = Trainer(
-            model, squad_loss, BertAdamW(1e-6), TrainOptions(folder, steps, checkpoint_every=0), group=group
+            model,
+            squad_loss,
+            BertAdamW(1e-6),
+            TrainOptions(folder, steps, checkpoint_every=0),
+            group=group,
         ).fit(batches)
     if group.rank == 0:
-        found = {"examples per second": summary.total_steady_examples_per_second, "all-reduce share": summary.allreduce_share}
+        found = {
+            "examples per second": summary.total_steady_examples_per_second,
+            "all-reduce share": summary.allreduce_share,
+        }
         print("FOUND " + json.dumps(found), flush=True)
 
 
 def measure_training(squad: Squad, rounds: int, steps: int) -> dict:
     found: dict[int, list] = {size: [] for size in SIZES}
     apart = []
-    arguments = ("-m", "benchmarks.ranks", f"--shared={squad.folder}", f"--steps={steps}", "--worker")
+    arguments = (
+        "-m",
+        "benchmarks.ranks",
+        f"--shared={squad.folder}",
+        f"--steps={steps}",
+        "--worker",
+    )
     for _ in tqdm(range(rounds), "training", unit="round", leave=False):
         for size in SIZES:
             output = under_mpirun(size, *arguments)
@@ -110,11 +134,17 @@ def measure_training(squad: Squad, rounds: int, steps: int) -> dict:
         apart.append(sum(figures_in(finished(one))["examples per second"] for one in both))
     speeds = {size: [one["examples per second"] for one in found[size]] for size in SIZES}
     return {
-        "examples per second": {f"{size} ranks": round(statistics.median(speeds[size]), 2) for size in SIZES}
-        | {"2 apart": round(statistics.median(apart), 2)},
-        "ratio of two apart": round(statistics.median(b / a for a, b in zip(speeds[1], apart, strict=True)), 3),
+        "examples per second": (
+            {f"{size} ranks": round(statistics.median(speeds[size]), 2) for size in SIZES}
+            | {"2 apart": round(statistics.median(apart), 2)}
+        ),
+        "ratio of two apart": round(
+            statistics.median(b / a for a, b in zip(speeds[1], apart, strict=True)), 3
+        ),
         "ratio": round(statistics.median(b / a for a, b in zip(*speeds.values(), strict=True)), 3),
-        "all-reduce share": round(statistics.median(one["all-reduce share"] for one in found[2]), 4),
+        "all-reduce share": round(
+            statistics.median(one["all-reduce share"] for one in found[2]), 4
+        ),
         "rounds": rounds,
         "steps": steps,
     }
@@ -126,7 +156,9 @@ def figures_in(output: str) -> dict:
 
 def measure_calibration(squad: Squad, rounds: int, windows: int) -> dict:
     contenders = {"1 ranks": (1,), "2 ranks": (2,), "2 apart": (1, 1)}
-    taken: dict[str, dict[str, list[float]]] = {what: {} for what in ("calibration", "whole command")}
+    taken: dict[str, dict[str, list[float]]] = {
+        what: {} for what in ("calibration", "whole command")
+    }
     files = set()
     for _ in tqdm(range(rounds), f"calibration on {windows} windows", unit="round", leave=False):
         for name, sizes in contenders.items():
@@ -141,33 +173,43 @@ def measure_calibration(squad: Squad, rounds: int, windows: int) -> dict:
 
     return {
         "seconds": {
-            what: {name: round(statistics.median(values), 2) for name, values in seconds.items()} for what, seconds in taken.items()
+            what: {name: round(statistics.median(values), 2) for name, values in seconds.items()}
+            for what, seconds in taken.items()
         },
         "ratio": {what: ratio(what, "2 ranks") for what in taken},
-        "ratio of two apart": ratio("calibration", "2 apart", gain=2.0),  # they calibrate twice as much
+        "ratio of two apart": ratio(
+            "calibration", "2 apart", gain=2.0
+        ),  # they calibrate twice as much
         "files are equal": len(files) == 1,
         "rounds": rounds,
     }
 
 
 def calibrated_at_once(squad: Squad, windows: int, sizes: Sequence[int]) -> list[dict]:
-    """Seconds of calibrations that run at the same time, each in so many processes, and the checksum of each one's file."""
+    """Seconds of calibrations that run at the same time, each in so many processes, and the
+    checksum of each one's file.
+    """
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         outputs = [pathlib.Path(folder, str(number)) for number in range(len(sizes))]
         flags = calibration_flags(squad, windows)
-        running = [started(n, "run_squad.py", *flags, f"--output_dir={o}") for n, o in zip(sizes, outputs, strict=True)]
+        running = [
+            started(n, "run_squad.py", *flags, f"--output_dir={o}")
+            for n, o in zip(sizes, outputs, strict=True)
+        ]
         for process in running:
             finished(process)
         whole = time.perf_counter() - began
         found = []
         for output in outputs:
             figures = json.loads((output / "results.json").read_text())["figures"]["calibration"]
-            found.append({
-                "calibration": figures["plan_seconds"] + figures["seconds"],
-                "whole command": whole,
-                "file": hashlib.sha256((output / "calibrators.npz").read_bytes()).hexdigest(),
-            })
+            found.append(
+                {
+                    "calibration": figures["plan_seconds"] + figures["seconds"],
+                    "whole command": whole,
+                    "file": hashlib.sha256((output / "calibrators.npz").read_bytes()).hexdigest(),
+                }
+            )
         return found
 
 
@@ -186,11 +228,22 @@ def calibration_flags(squad: Squad, windows: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared",
+        type=pathlib.Path,
+        default=pathlib.Path("../shared"),
+        help="folder with models/ and data/",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of each number of processes")
-    parser.add_argument("--steps", type=int, default=12, help="of training in each round; the first does not count")
-    parser.add_argument("--windows", default="2048,256", help="sizes of calibration, separated by commas")
+    parser.add_argument(
+        "--steps", type=int, default=12, help="of training in each round; the first does not count"
+    )
+    parser.add_argument(
+        "--windows", default="2048,256", help="sizes of calibration, separated by commas"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget earlier figures")
     parser.add_argument("--worker", action="store_true", help="be one of the processes that train")
     arguments = parser.parse_args()
@@ -201,7 +254,10 @@ def main() -> None:
     results = Results("ranks", seed=12345, fresh=arguments.fresh)
     results.row("training", lambda: measure_training(squad, arguments.rounds, arguments.steps))
     for windows in map(int, arguments.windows.split(",")):
-        results.row(f"calibration on {windows} windows", lambda n=windows: measure_calibration(squad, arguments.rounds, n))
+        results.row(
+            f"calibration on {windows} windows",
+            lambda n=windows: measure_calibration(squad, arguments.rounds, n),
+        )
     print(json.dumps({"limit": {"training": LIMIT, "calibration": LIMIT}}))
 
 

@@ -1,4 +1,8 @@
-"""Result files: rows by name, written whole after each row, so that an interrupted benchmark goes on where it stopped."""
+"""Result files.
+
+Rows by name, written whole after each row, so that an interrupted benchmark goes on where it
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,10 @@ class Results:
         self.header = {
             "command": " ".join(["python -m", _module(), *map(_portable, sys.argv[1:])]),
             "seed": seed,
-            "versions": {p: importlib.metadata.version(p) for p in _PACKAGES} | {"python": platform.python_version()},
+            "versions": (
+                {p: importlib.metadata.version(p) for p in _PACKAGES}
+                | {"python": platform.python_version()}
+            ),
             "machine": {"cores": os.cpu_count(), "processor": _processor()},
         }
         self.rows: dict[str, dict[str, Any]] = {}
@@ -39,7 +46,9 @@ class Results:
             self.rows = json.loads(self.path.read_text())["rows"]
 
     def row(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The figures of a row, computed and saved unless the file has them already; prints them as one JSON line."""
+        """The figures of a row, computed and saved unless the file has them already; prints them as
+        one JSON line.
+        """
         if name not in self.rows:
             figures = compute()
             with self._writing:
@@ -49,7 +58,10 @@ class Results:
         return self.rows[name]
 
     def add(self, figures: Mapping[str, Mapping[str, Any]]) -> None:
-        """Adds figures to rows that are there, by row name: such as come of several rows together."""
+        """Adds figures to rows that are there, by row name.
+
+        Such as come of several rows together.
+        """
         with self._writing:
             for name in figures.keys() & self.rows.keys():
                 self.rows[name] |= figures[name]

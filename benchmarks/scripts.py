@@ -13,7 +13,14 @@ from benchmarks.results import FOLDER
 ROOT = FOLDER.parent
 
 
-def run_script(what: str, script: str, arguments: Sequence[str], directory: pathlib.Path, log: pathlib.Path, threads: int) -> None:
+def run_script(
+    what: str,
+    script: str,
+    arguments: Sequence[str],
+    directory: pathlib.Path,
+    log: pathlib.Path,
+    threads: int,
+) -> None:
     """Runs a script whose results.json goes to `directory`, unless that is there.
 
     Args:
@@ -33,12 +40,16 @@ def run_script(what: str, script: str, arguments: Sequence[str], directory: path
         "OMP_NUM_THREADS": str(threads),
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "TF_NUM_INTEROP_THREADS": "1",
-        "TF_ENABLE_ONEDNN_OPTS": "1",  # TensorFlow's default where there is AVX-512 only; with AVX2 its products are faster too
+        # TensorFlow's default where there is AVX-512 only; with AVX2 its products are faster
+        # too
+        "TF_ENABLE_ONEDNN_OPTS": "1",
     }
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as stream:
         command = [sys.executable, str(ROOT / script), *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT
+        )
     if done.returncode:
         raise SystemExit(f"{what} failed with exit code {done.returncode}: see {log}")
     if not (directory / "results.json").exists():

@@ -1,9 +1,11 @@
-"""Cost of a sensitivity analysis: all activation sites on 256 windows against as many float forward passes of the same windows.
+"""Cost of a sensitivity analysis: all activation sites on 256 windows against as many float forward
+passes of the same windows.
 
     python -m benchmarks.sensitivity_cost --shared=../shared
 
-The time of an analysis is that of the whole call, in which graphs are built; the float network is timed warm, before and after. The
-ratio of processor time is the one that other work on the machine does not move.
+The time of an analysis is that of the whole call, in which graphs are built; the float network is
+timed warm, before and after. The ratio of processor time is the one that other work on the machine
+does not move.
 """
 
 from __future__ import annotations
@@ -52,27 +54,51 @@ def measure(squad: Squad, windows: int, length: int, switch: str) -> dict:
         return [predict(batch) for batch in batches]
 
     passes = [seconds(forward) for _ in range(3)]
-    took = seconds(lambda: reports.append(tfquant.sensitivity(quantized, batches, sites="activations", switch=switch)))
+    took = seconds(
+        lambda: reports.append(
+            tfquant.sensitivity(quantized, batches, sites="activations", switch=switch)
+        )
+    )
     passes += [seconds(forward) for _ in range(3)]
-    sites, one = len(reports[0].groups), [statistics.median(times) for times in zip(*passes, strict=True)]
-    ratios = [round(all_of_it / (sites * forward), 3) for all_of_it, forward in zip(took, one, strict=True)]
+    sites, one = (
+        len(reports[0].groups),
+        [statistics.median(times) for times in zip(*passes, strict=True)],
+    )
+    ratios = [
+        round(all_of_it / (sites * forward), 3)
+        for all_of_it, forward in zip(took, one, strict=True)
+    ]
     return {
-        "sites": sites, "windows": windows, "tokens": length,
-        "one float forward, seconds": round(one[0], 3), "analysis, seconds": round(took[0], 2),
-        "ratio to sites x forward": ratios[0], "ratio of processor time": ratios[1],
-    }  # fmt: skip
+        "sites": sites,
+        "windows": windows,
+        "tokens": length,
+        "one float forward, seconds": round(one[0], 3),
+        "analysis, seconds": round(took[0], 2),
+        "ratio to sites x forward": ratios[0],
+        "ratio of processor time": ratios[1],
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared",
+        type=pathlib.Path,
+        default=pathlib.Path("../shared"),
+        help="folder with models/ and data/",
+    )
     parser.add_argument("--windows", type=int, default=256)
     parser.add_argument("--length", type=int, default=128, help="tokens of a window that are kept")
     arguments = parser.parse_args()
     squad = Squad(arguments.shared)
     results = Results("sensitivity_cost", seed=12345, fresh=True)
     for switch in ("on", "off"):
-        results.row(switch, lambda switch=switch: measure(squad, arguments.windows, arguments.length, switch))
+        results.row(
+            switch,
+            lambda switch=switch: measure(squad, arguments.windows, arguments.length, switch),
+        )
 
 
 if __name__ == "__main__":

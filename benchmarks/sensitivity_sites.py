@@ -1,6 +1,6 @@
 """Sensitivity of the activation sites of the MiniLM on SQuAD: a list and a picture.
 
-    python -m benchmarks.sensitivity_sites --shared=../shared
+python -m benchmarks.sensitivity_sites --shared=../shared
 """
 
 from __future__ import annotations
@@ -16,8 +16,15 @@ from benchmarks.squad_data import Squad
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared",
+        type=pathlib.Path,
+        default=pathlib.Path("../shared"),
+        help="folder with models/ and data/",
+    )
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--length", type=int, default=128, help="tokens of a window that are kept")
     parser.add_argument("--measure", choices=("sqnr", "kl"), default="kl")
@@ -28,7 +35,9 @@ def main() -> None:
     report = tfquant.sensitivity(quantized, batches, sites="activations", measure=arguments.measure)
     report.plot(FOLDER / "sensitivity_sites.png")
     print(report.table())
-    Results("sensitivity_sites", seed=12345, fresh=True).row(RECIPE, lambda: json.loads(report.to_json()))
+    Results("sensitivity_sites", seed=12345, fresh=True).row(
+        RECIPE, lambda: json.loads(report.to_json())
+    )
 
 
 if __name__ == "__main__":

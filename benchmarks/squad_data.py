@@ -12,7 +12,16 @@ from tqdm.auto import tqdm
 
 import modeling
 import squad_evaluate
-from tasks.squad import Features, RawScores, SquadExample, Tokenizer, batches, convert, decode, read_squad
+from tasks.squad import (
+    Features,
+    RawScores,
+    SquadExample,
+    Tokenizer,
+    batches,
+    convert,
+    decode,
+    read_squad,
+)
 
 INPUTS = ("input_ids", "input_mask", "segment_ids")
 
@@ -30,7 +39,9 @@ class Squad:
     def __post_init__(self):
         for path in (self.model_dir, self.train_file, self.dev_file):
             if not path.exists():
-                raise FileNotFoundError(f"{path} does not exist: name the folder with the real data with --shared")
+                raise FileNotFoundError(
+                    f"{path} does not exist: name the folder with the real data with --shared"
+                )
 
     @property
     def model_dir(self) -> pathlib.Path:
@@ -54,11 +65,15 @@ class Squad:
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.model_dir / "vocab.txt", lower_case=True)
 
-    def calibration_batches(self, windows: int = 256, batch_size: int = 16, seed: int = 12345) -> list[dict[str, np.ndarray]]:
+    def calibration_batches(
+        self, windows: int = 256, batch_size: int = 16, seed: int = 12345
+    ) -> list[dict[str, np.ndarray]]:
         """`windows` windows of the training file, drawn by `seed`, as model inputs."""
         examples = read_squad(self.train_file, training=True)
         order = np.random.default_rng(seed).permutation(len(examples))[: 2 * windows]
-        features = convert([examples[i] for i in order], self.tokenizer(), training=False, progress=False)
+        features = convert(
+            [examples[i] for i in order], self.tokenizer(), training=False, progress=False
+        )
         chosen = batches(features, batch_size, training=False, bucket_by_length=True)
         picked = np.random.default_rng(seed).permutation(len(chosen))[: windows // batch_size]
         return [{name: chosen[int(i)][name] for name in INPUTS} for i in sorted(picked)]
@@ -73,7 +88,9 @@ class DevSet:
         if questions:
             self.examples = self.examples[:: max(1, len(self.examples) // questions)][:questions]
             self.dataset = _restricted(self.dataset, {e.id for e in self.examples})
-        self.features: Features = convert(self.examples, squad.tokenizer(), training=False, progress=False)
+        self.features: Features = convert(
+            self.examples, squad.tokenizer(), training=False, progress=False
+        )
         self.batches = batches(self.features, batch_size, training=False)
 
     def answers(self, predict, label: str = "predicting") -> dict[str, str]:

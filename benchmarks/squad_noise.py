@@ -1,10 +1,12 @@
-"""Where quantization costs answers: one group of sites rounded at a time, before and after training.
+"""Where quantization costs answers: one group of sites rounded at a time, before and after
+training.
 
     python -m benchmarks.squad_noise --shared=../shared "--row=int8_residual_asymmetric, TQT"
 
-Takes the checkpoints that a row of benchmarks.squad_qat left. The figures are the Kullback-Leibler divergence of the answers (start
-and end, softmax over the window) from those of the same weights in float, and the share of windows whose best start and end are the
-same. A tensor with several consumers has one range and is rounded for all of them: skip operands are inputs of linears as well.
+Takes the checkpoints that a row of benchmarks.squad_qat left. The figures are the Kullback-Leibler
+divergence of the answers (start and end, softmax over the window) from those of the same weights in
+float, and the share of windows whose best start and end are the same. A tensor with several
+consumers has one range and is rounded for all of them: skip operands are inputs of linears as well.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def windows(squad: Squad, number: int) -> list[dict[str, np.ndarray]]:
     """Batches of 16 of the dev file's windows, evenly spread over it."""
     examples = read_squad(squad.dev_file, training=False)
     examples = examples[:: max(1, len(examples) // number)][:number]
-    found = batches(convert(examples, squad.tokenizer(), training=False, progress=False), 16, training=False)
+    found = batches(
+        convert(examples, squad.tokenizer(), training=False, progress=False), 16, training=False
+    )
     chosen = np.linspace(0, len(found) - 1, min(len(found), number // 16)).astype(int)
     return [{name: found[i][name] for name in INPUTS} for i in chosen]
 
@@ -59,7 +63,9 @@ def answers(network, data: Sequence[dict[str, np.ndarray]]) -> list[tuple[np.nda
     for batch in data:
         logits = predict(batch)
         masked = [np.where(batch["input_mask"] > 0, logits[name], -1e9) for name in LOGITS]
-        found.append(tuple(np.asarray(tf.nn.log_softmax(tf.constant(one, tf.float64))) for one in masked))
+        found.append(
+            tuple(np.asarray(tf.nn.log_softmax(tf.constant(one, tf.float64))) for one in masked)
+        )
     return found
 
 
@@ -76,7 +82,9 @@ def compared(base: Sequence, other: Sequence) -> dict[str, float]:
 
 def only(group: str):
     """The change of a recipe that leaves every other site unrounded."""
-    return lambda recipe: dataclasses.replace(recipe, disable=(f"^(?!.*{group})",)) if group else recipe
+    return lambda recipe: (
+        dataclasses.replace(recipe, disable=(f"^(?!.*{group})",)) if group else recipe
+    )
 
 
 def measure(squad: Squad, prefix: str, number: int) -> dict:
@@ -93,23 +101,50 @@ def measure(squad: Squad, prefix: str, number: int) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
-    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "output" / "squad_qat", help="where the rows' runs are")
-    parser.add_argument("--row", choices=ROWS, default="int8_residual_asymmetric, TQT", help="whose checkpoints")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared",
+        type=pathlib.Path,
+        default=pathlib.Path("../shared"),
+        help="folder with models/ and data/",
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=ROOT / "output" / "squad_qat",
+        help="where the rows' runs are",
+    )
+    parser.add_argument(
+        "--row", choices=ROWS, default="int8_residual_asymmetric, TQT", help="whose checkpoints"
+    )
     parser.add_argument("--windows", type=int, default=384)
     parser.add_argument("--fresh", action="store_true", help="forget earlier figures")
     options = parser.parse_args(arguments)
     folder, squad = folder_of(options.row, options.output), Squad(options.shared.resolve())
-    stages = {"after calibration": folder / "calibrated", f"trained: {options.row}": folder / "trained"}
+    stages = {
+        "after calibration": folder / "calibrated",
+        f"trained: {options.row}": folder / "trained",
+    }
     results = Results("squad_noise", seed=0, fresh=options.fresh)
     for stage, directory in stages.items():
         prefix = checkpoint.latest(directory)
         if prefix is None:
-            raise SystemExit(f"{directory} holds no checkpoint: python -m benchmarks.squad_qat '--rows={options.row}' makes it")
+            raise SystemExit(
+                f"{directory} holds no checkpoint: python -m benchmarks.squad_qat"
+                f" '--rows={options.row}' makes it"
+            )
         results.row(stage, lambda p=prefix: measure(squad, p, options.windows))
     print(table(results.rows))
-    print(json.dumps({stage: figures["groups"]["all"]["divergence"] for stage, figures in results.rows.items()}))
+    print(
+        json.dumps(
+            {
+                stage: figures["groups"]["all"]["divergence"]
+                for stage, figures in results.rows.items()
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

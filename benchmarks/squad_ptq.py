@@ -3,9 +3,10 @@
     python -m benchmarks.squad_ptq --shared=../shared
     python -m benchmarks.squad_ptq --shared=../shared --methods --questions=1200
 
-The first scores the most accurate recipe of every placement on all 4,961 questions of the dev file, the second every range
-method at every placement on 1,200 of them, evenly spread. Ranges come from 256 windows of the training file. A row is kept in
-results/squad_ptq*.json as soon as it is known; an interrupted run goes on there (--fresh starts anew).
+The first scores the most accurate recipe of every placement on all 4,961 questions of the dev file,
+the second every range method at every placement on 1,200 of them, evenly spread. Ranges come from
+256 windows of the training file. A row is kept in results/squad_ptq*.json as soon as it is known;
+an interrupted run goes on there (--fresh starts anew).
 """
 
 from __future__ import annotations
@@ -34,13 +35,16 @@ METHODS = (
     calib.Method.parse("moving_average"),
 )
 
+
 def weights_only(bits: int) -> tfquant.Recipe:
     spec = tfquant.QuantSpec(format=f"int{bits}", granularity="per_channel")
     return tfquant.Recipe((tfquant.Rule(spec, role="weight"),), name=f"weights int{bits}")
 
 
 class Scorer:
-    """Scores recipes and methods; calibrates each recipe once and takes the other methods from its statistics."""
+    """Scores recipes and methods; calibrates each recipe once and takes the other methods from its
+    statistics.
+    """
 
     def __init__(self, squad: Squad, questions: int | None):
         self.model = squad.model()
@@ -50,7 +54,9 @@ class Scorer:
 
     def float(self) -> dict:
         signature = [{name: tf.TensorSpec([None, None], tf.int32) for name in INPUTS}]
-        return self._score(tf.function(lambda x: self.model(x, training=False), input_signature=signature), "float")
+        return self._score(
+            tf.function(lambda x: self.model(x, training=False), input_signature=signature), "float"
+        )
 
     def quantized(self, recipe: tfquant.Recipe, method: calib.Method | None = None) -> dict:
         if self.current is None or self.current[0] != recipe.name:
@@ -66,11 +72,24 @@ class Scorer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
-    parser.add_argument("--questions", type=int, help="only this many questions, evenly spread (into a result file of its own)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared",
+        type=pathlib.Path,
+        default=pathlib.Path("../shared"),
+        help="folder with models/ and data/",
+    )
+    parser.add_argument(
+        "--questions",
+        type=int,
+        help="only this many questions, evenly spread (into a result file of its own)",
+    )
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
-    parser.add_argument("--methods", action="store_true", help="every method at every placement as well")
+    parser.add_argument(
+        "--methods", action="store_true", help="every method at every placement as well"
+    )
     arguments = parser.parse_args()
     name = "squad_ptq" + (f"_{arguments.questions}" if arguments.questions else "")
     results = Results(name, seed=SEED, fresh=arguments.fresh)

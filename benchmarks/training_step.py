@@ -1,4 +1,5 @@
-"""Cost of quantizers, learned ranges and a teacher in a training step of the 6-layer, 384-wide model: batch 8, length 384.
+"""Cost of quantizers, learned ranges and a teacher in a training step of the 6-layer, 384-wide
+model: batch 8, length 384.
 
 A step is forward, backward and update.
 
@@ -19,7 +20,7 @@ import tfquant
 from benchmarks import timing
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, Squad
-from squad_run.flags import RANGES_OF
+from runs.squad.flags import RANGES_OF
 from tfquant.host_memory import keep_freed_memory
 from tfquant.site import ROLES
 from tfquant.training import Distillation
@@ -40,7 +41,10 @@ def only_inputs(batch):
 
 
 def make_step(model, teacher=None):
-    """A compiled training step on a fixed batch; runs once per call. A teacher's answers count as well."""
+    """A compiled training step on a fixed batch; runs once per call.
+
+    A teacher's answers count as well.
+    """
     rng = np.random.default_rng(0)
     inputs = {
         "input_ids": tf.constant(rng.integers(1000, 30000, (BATCH, LENGTH)), tf.int32),
@@ -48,17 +52,26 @@ def make_step(model, teacher=None):
         "segment_ids": tf.zeros((BATCH, LENGTH), tf.int32),
     }
     labels = tf.constant(rng.integers(0, LENGTH, (2, BATCH)), tf.int32)
-    distillation = None if teacher is None else Distillation(model, teacher, cross_entropy, inputs=only_inputs)
+    distillation = (
+        None if teacher is None else Distillation(model, teacher, cross_entropy, inputs=only_inputs)
+    )
     optimizer = keras.optimizers.AdamW(1e-6)
     variables = model.trainable_variables
     optimizer.build(variables)
 
     # Open shapes, as with batches of different lengths: the model is traced for all of them alike.
-    @tf.function(jit_compile=False, input_signature=[{name: tf.TensorSpec([None, None], tf.int32) for name in inputs}])
+    @tf.function(
+        jit_compile=False,
+        input_signature=[{name: tf.TensorSpec([None, None], tf.int32) for name in inputs}],
+    )
     def step(inputs):
         batch = inputs | {"labels": labels}
         with tf.GradientTape() as tape:
-            loss = distillation(model, batch) if distillation else cross_entropy(model(inputs, training=True), batch)
+            loss = (
+                distillation(model, batch)
+                if distillation
+                else cross_entropy(model(inputs, training=True), batch)
+            )
         gradients = tape.gradient(loss, [v.value for v in variables])
         optimizer.apply(gradients, variables)
         return loss
@@ -75,7 +88,9 @@ def measure(squad: Squad, rounds: int) -> dict:
     contenders["replayed, no site"] = make_step(replayed)
     contenders["replayed, no site"]()  # traced in this mode
     for recipe in ("int8_residual_float", "int8_residual_both"):
-        contenders[recipe] = make_step(tfquant.quantize(model, recipe, calibration=batches, progress=False))
+        contenders[recipe] = make_step(
+            tfquant.quantize(model, recipe, calibration=batches, progress=False)
+        )
     for update in ("frozen", "moving_average", "lsq"):
         recipe = tfquant.recipe("int8_residual").with_spec(roles=ROLES, update=update)
         quantized = tfquant.quantize(model, recipe, calibration=batches, progress=False)
@@ -83,16 +98,27 @@ def measure(squad: Squad, rounds: int) -> dict:
     # The last one, with all ranges learned, once more beside a teacher of the same size.
     contenders["int8_residual, lsq, teacher"] = make_step(quantized, squad.model())
     # What benchmarks/squad_qat.py trains.
-    recipe = tfquant.recipe("int8_residual_asymmetric").with_spec(roles=RANGES_OF["activations"], update="tqt")
-    contenders["int8_residual_asymmetric, tqt"] = make_step(tfquant.quantize(model, recipe, calibration=batches, progress=False))
+    recipe = tfquant.recipe("int8_residual_asymmetric").with_spec(
+        roles=RANGES_OF["activations"], update="tqt"
+    )
+    contenders["int8_residual_asymmetric, tqt"] = make_step(
+        tfquant.quantize(model, recipe, calibration=batches, progress=False)
+    )
     seconds = timing.interleaved(contenders, rounds=rounds, label="training steps")
     ratios = {name: round(timing.ratio(seconds, name, "float"), 3) for name in contenders}
     return {"seconds": timing.medians(seconds), "ratio to float": ratios, "rounds": rounds}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=pathlib.Path, default=pathlib.Path("../shared"), help="folder with models/ and data/")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared",
+        type=pathlib.Path,
+        default=pathlib.Path("../shared"),
+        help="folder with models/ and data/",
+    )
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     keep_freed_memory()  # as run_squad.py does

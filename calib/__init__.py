@@ -1,6 +1,8 @@
-"""Range estimation: statistics of tensors, methods that turn them into ranges, and a portable file of both.
+"""Range estimation: statistics of tensors, methods that turn them into ranges, and a portable file
+of both.
 
-Knows nothing of models or recipes. `Observer` and `DimensionObserver` are the only parts that use TensorFlow.
+Knows nothing of models or recipes. `Observer` and `DimensionObserver` are the only parts that use
+TensorFlow.
 """
 
 from typing import TYPE_CHECKING

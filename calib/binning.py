@@ -1,15 +1,17 @@
 """The histogram's value grid: bins whose width is always a power of two.
 
-The span of one side of a histogram is the smallest ``2**exponent`` that reaches the largest magnitude seen, divided
-in a power-of-two number of bins. A larger value doubles the width and merges bins by pairs. Bins are closed on the
-side away from zero, ``(i w, (i + 1) w]`` (zero itself falls in the first), because only then does the pair merge of a
-finer histogram equal, count for count, the histogram taken with the coarser bins: a value on an edge, such as the
-maximum itself, stays in the same half. So the result never depends on the order, size or split of the batches.
+The span of one side of a histogram is the smallest ``2**exponent`` that reaches the largest
+magnitude seen, divided in a power-of-two number of bins. A larger value doubles the width and
+merges bins by pairs. Bins are closed on the side away from zero, ``(i w, (i + 1) w]`` (zero itself
+falls in the first), because only then does the pair merge of a finer histogram equal, count for
+count, the histogram taken with the coarser bins: a value on an edge, such as the maximum itself,
+stays in the same half. So the result never depends on the order, size or split of the batches.
 """
 
 import numpy as np
 
-# Values up to 2**-100 count as zero: they all fall in the first bin. Keeps 2**(bits - exponent) a normal float32.
+# Values up to 2**-100 count as zero: they all fall in the first bin. Keeps 2**(bits - exponent) a
+# normal float32.
 MIN_EXPONENT = -100
 MAX_EXPONENT = 128
 MIN_BINS = 8
@@ -17,11 +19,16 @@ MAX_BINS = 1 << 20
 
 
 def check_bins(bins: int) -> int:
-    """Returns ``bins``; ValueError unless it is a power of two in [8, 2**20], so that bins merge by pairs."""
+    """Returns ``bins``; ValueError unless it is a power of two in [8, 2**20], so that bins merge by
+    pairs.
+    """
     if isinstance(bins, bool) or not isinstance(bins, int | np.integer):
         raise ValueError(f"number of histogram bins must be an integer, got {bins!r}")
     if not MIN_BINS <= bins <= MAX_BINS or bins & (bins - 1):
-        raise ValueError(f"number of histogram bins must be a power of two from {MIN_BINS} to {MAX_BINS}, got {bins}")
+        raise ValueError(
+            f"number of histogram bins must be a power of two from {MIN_BINS} to {MAX_BINS}, got"
+            f" {bins}"
+        )
     return int(bins)
 
 
@@ -31,7 +38,9 @@ def side_bins(bins: int, signed: bool) -> int:
 
 
 def exponent_of(amax: float) -> int:
-    """Smallest k with ``amax <= 2**k``, clipped to [MIN_EXPONENT, MAX_EXPONENT]; exact, unlike ceil(log2(amax))."""
+    """Smallest k with ``amax <= 2**k``, clipped to [MIN_EXPONENT, MAX_EXPONENT]; exact, unlike
+    ceil(log2(amax)).
+    """
     mantissa, exponent = np.frexp(np.float64(amax))
     if mantissa <= 0.5:  # amax is itself a power of two, or zero
         exponent -= 1
@@ -70,11 +79,15 @@ def count(values: np.ndarray, exponent: int, bins: int, signed: bool) -> np.ndar
 
 
 def coarsen(counts: np.ndarray, doublings: int, signed: bool) -> np.ndarray:
-    """Counts after the bin width was doubled ``doublings`` times: each doubling merges pairs, outwards from zero."""
+    """Counts after the bin width was doubled ``doublings`` times.
+
+    Each doubling merges pairs, outwards from zero.
+    """
     if doublings == 0:
         return counts
     zero = counts.size // 2 if signed else 0
-    # An arithmetic shift rounds towards minus infinity, which is the mirror image wanted left of zero.
+    # An arithmetic shift rounds towards minus infinity, which is the mirror image wanted left of
+    # zero.
     target = ((np.arange(counts.size) - zero) >> min(doublings, 31)) + zero
     result = np.zeros_like(counts)
     np.add.at(result, target, counts)

@@ -1,4 +1,7 @@
-"""The result of a calibration: for every site its statistics and range; saved, merged, re-estimated without data."""
+"""The result of a calibration.
+
+For every site its statistics and range; saved, merged, re-estimated without data.
+"""
 
 import fnmatch
 import os
@@ -24,8 +27,10 @@ class SiteCalibration:
         statistics: what was seen.
         method: how the range was chosen.
         codebook: values of the number format it is for.
-        lower, upper: float32, shape () or (C,); (groups,) where the dimensions that the statistics are of are grouped.
-        grouping: of the dimensions; None where every one has a range of its own, or the tensor has one.
+        lower, upper: float32, shape () or (C,); (groups,) where the dimensions that the statistics
+          are of are grouped.
+        grouping: of the dimensions; None where every one has a range of its own, or the tensor has
+          one.
     """
 
     statistics: Statistics
@@ -40,25 +45,47 @@ class SiteCalibration:
         for name in ("lower", "upper"):
             value = np.asarray(getattr(self, name), np.float32)
             if value.shape != wanted:
-                raise ValueError(f"{name} has shape {list(value.shape)}, the statistics are for {list(wanted)}")
+                raise ValueError(
+                    f"{name} has shape {list(value.shape)}, the statistics are for {list(wanted)}"
+                )
             object.__setattr__(self, name, value)
 
     @classmethod
     def estimate(
-        cls, statistics: Statistics, method: Method, codebook: Codebook, grouping: Grouping | None = None, *, address: str = ""
+        cls,
+        statistics: Statistics,
+        method: Method,
+        codebook: Codebook,
+        grouping: Grouping | None = None,
+        *,
+        address: str = "",
     ) -> "SiteCalibration":
         """Chooses the range; errors name ``address``."""
         seen = statistics if grouping is None else grouping.reduced(statistics)
-        return cls(statistics, method, codebook, *method.estimate(seen, codebook, site=address), grouping)
+        return cls(
+            statistics, method, codebook, *method.estimate(seen, codebook, site=address), grouping
+        )
 
     @classmethod
     def of_weight(
-        cls, array: np.ndarray, axis: int | None, method: Method, codebook: Codebook, *, address: str = "", bins: int = 2048
+        cls,
+        array: np.ndarray,
+        axis: int | None,
+        method: Method,
+        codebook: Codebook,
+        *,
+        address: str = "",
+        bins: int = 2048,
     ) -> "SiteCalibration":
         """Range of a constant tensor, from its values."""
         name = address or "weight"
         statistics = weight_statistics(array, axis, not codebook.symmetric, bins, name=name)
-        return cls(statistics, method, codebook, *per_channel_range(array, axis, method, codebook, name=name))
+        return cls(
+            statistics,
+            method,
+            codebook,
+            *per_channel_range(array, axis, method, codebook, name=name),
+        )
 
     @property
     def grid(self) -> Codebook:
@@ -76,7 +103,11 @@ class SiteCalibration:
             and np.array_equal(self.lower, other.lower)
             and np.array_equal(self.upper, other.upper)
             and self.statistics.equals(other.statistics)
-            and (other.grouping is None if self.grouping is None else self.grouping.equals(other.grouping))
+            and (
+                other.grouping is None
+                if self.grouping is None
+                else self.grouping.equals(other.grouping)
+            )
         )
 
 
@@ -85,12 +116,18 @@ class Calibration(Mapping[str, SiteCalibration]):
 
     Attributes:
         samples: number of examples that were run through the model.
-        dimensions: address -> statistics of each embedding dimension, [dimensions], of tensors whose sites do not keep
-            them: of sites with one range that were asked for, and of what other sites' dimensions are sorted by.
+        dimensions: address -> statistics of each embedding dimension, [dimensions], of tensors
+          whose sites do not keep
+            them: of sites with one range that were asked for, and of what other sites' dimensions
+              are sorted by.
     """
 
     def __init__(
-        self, sites: Mapping[str, SiteCalibration], *, samples: int = 0, dimensions: Mapping[str, Statistics] | None = None
+        self,
+        sites: Mapping[str, SiteCalibration],
+        *,
+        samples: int = 0,
+        dimensions: Mapping[str, Statistics] | None = None,
     ):
         if samples < 0:
             raise ValueError(f"number of calibration samples must not be negative, got {samples}")
@@ -111,25 +148,36 @@ class Calibration(Mapping[str, SiteCalibration]):
         return f"Calibration({len(self)} sites, {self.samples} samples)"
 
     def _known(self) -> str:
-        return f"there are {len(self)} sites, e.g. {next(iter(self))!r}" if self else "the calibration is empty"
+        return (
+            f"there are {len(self)} sites, e.g. {next(iter(self))!r}"
+            if self
+            else "the calibration is empty"
+        )
 
     def equals(self, other: "Calibration") -> bool:
         """Bit-for-bit equality, the order of sites apart."""
         return (
             self.samples == other.samples
             and self.dimensions.keys() == other.dimensions.keys()
-            and all(statistics.equals(other.dimensions[address]) for address, statistics in self.dimensions.items())
+            and all(
+                statistics.equals(other.dimensions[address])
+                for address, statistics in self.dimensions.items()
+            )
             and self.keys() == other.keys()
             and all(site.equals(other[address]) for address, site in self.items())
         )
 
     def to_bytes(self) -> bytes:
-        """The content of the file `save` writes; the same calibration always gives the same bytes."""
+        """The content of the file `save` writes; the same calibration always gives the same
+        bytes.
+        """
         return storage.pack(self._sites, self.samples, self.dimensions)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, source: str = "calibration data") -> "Calibration":
-        """Inverse of `to_bytes`; CalibrationFileError, naming ``source``, if the bytes are damaged."""
+        """Inverse of `to_bytes`; CalibrationFileError, naming ``source``, if the bytes are
+        damaged.
+        """
         header, arrays = storage.unpack(data, source)
         with storage.damage(source):
             sites = {
@@ -145,14 +193,25 @@ class Calibration(Mapping[str, SiteCalibration]):
             }
             for address, site in sites.items():
                 statistics = site.statistics
-                if not (np.isfinite(site.lower).all() and np.isfinite(site.upper).all() and (site.lower <= site.upper).all()):
-                    raise ValueError(f"site {address!r} has a range that is not finite, or whose ends are the wrong way round")
+                if not (
+                    np.isfinite(site.lower).all()
+                    and np.isfinite(site.upper).all()
+                    and (site.lower <= site.upper).all()
+                ):
+                    raise ValueError(
+                        f"site {address!r} has a range that is not finite, or whose ends are the"
+                        " wrong way round"
+                    )
                 if np.isnan(statistics.minimum).any() or np.isnan(statistics.maximum).any():
                     raise ValueError(f"site {address!r} has seen NaN")
-            return cls(sites, samples=header["samples"], dimensions=storage.read_dimensions(header, arrays))
+            return cls(
+                sites, samples=header["samples"], dimensions=storage.read_dimensions(header, arrays)
+            )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes an .npz file (no pickle); an existing file is replaced only when the new one is complete."""
+        """Writes an .npz file (no pickle); an existing file is replaced only when the new one is
+        complete.
+        """
         storage.write(os.fspath(path), self.to_bytes())
 
     @classmethod
@@ -166,26 +225,35 @@ class Calibration(Mapping[str, SiteCalibration]):
         return cls.from_bytes(storage.read(os.fspath(path)), source=os.fspath(path))
 
     def merge(self, other: "Calibration") -> "Calibration":
-        """Joins two calibrations, of other data or other sites; ranges of common sites are estimated anew.
+        """Joins two calibrations, of other data or other sites; ranges of common sites are
+        estimated anew.
 
         Raises:
-            CalibrationError: a common site has another method or number format, or statistics that do not fit.
+            CalibrationError: a common site has another method or number format, or statistics that
+              do not fit.
         """
         sites = dict(self._sites)
         dimensions = _merge_dimensions(self, other)
         for address, theirs in other.items():
-            sites[address] = _merge_site(address, sites[address], theirs) if address in sites else theirs
+            sites[address] = (
+                _merge_site(address, sites[address], theirs) if address in sites else theirs
+            )
         merged = Calibration(sites, samples=self.samples + other.samples, dimensions=dimensions)
-        regrouped = {a: _regrouped(a, merged) for a in other if a in self and sites[a].grouping is not None}
+        regrouped = {
+            a: _regrouped(a, merged) for a in other if a in self and sites[a].grouping is not None
+        }
         return Calibration(sites | regrouped, samples=merged.samples, dimensions=dimensions)
 
-    def reestimate(self, method: Method | str, address_glob: str = "*", **options: object) -> "Calibration":
+    def reestimate(
+        self, method: Method | str, address_glob: str = "*", **options: object
+    ) -> "Calibration":
         """Chooses the ranges of matching sites with another method, without data.
 
         ``options`` are those of a method given by name, such as ``percentile=99.9``.
 
-        Sites whose statistics cannot serve the method (per-channel weights keep no histogram, moving averages have one decay)
-        keep their range; it is an error only when none of the matching sites can be served.
+        Sites whose statistics cannot serve the method (per-channel weights keep no histogram,
+        moving averages have one decay) keep their range; it is an error only when none of the
+        matching sites can be served.
 
         Raises:
             CalibrationError: no site matches, or no matching site kept what the method reads.
@@ -198,25 +266,32 @@ class Calibration(Mapping[str, SiteCalibration]):
         able = [address for address in matching if self[address].can_use(method)]
         if not able and not method.needs_histogram:
             raise CalibrationError(
-                f"method {str(method)!r} reads what none of the {len(matching)} sites matching {address_glob!r} keeps: calibrate "
-                "with this method in the recipe"
+                f"method {str(method)!r} reads what none of the {len(matching)} sites matching"
+                f" {address_glob!r} keeps: calibrate with this method in the recipe"
             )
         if not able:
             raise MissingHistogramError(
-                f"method {method.name!r} needs a histogram and none of the {len(matching)} sites matching "
-                f"{address_glob!r} keeps one; use method 'max' or quantize the weights anew"
+                f"method {method.name!r} needs a histogram and none of the {len(matching)} sites"
+                f" matching {address_glob!r} keeps one; use method 'max' or quantize the weights"
+                " anew"
             )
         sites = dict(self._sites)
         for address in able:
             site = self[address]
-            sites[address] = SiteCalibration.estimate(site.statistics, method, site.codebook, site.grouping, address=address)
+            sites[address] = SiteCalibration.estimate(
+                site.statistics, method, site.codebook, site.grouping, address=address
+            )
         return Calibration(sites, samples=self.samples, dimensions=self.dimensions)
 
     def keeps_dimensions(self, address: str) -> bool:
         """Whether `dimension_statistics` are there for ``address``."""
         if address in self.dimensions:
             return True
-        return address in self and self[address].statistics.per_channel and not self[address].statistics.constant
+        return (
+            address in self
+            and self[address].statistics.per_channel
+            and not self[address].statistics.constant
+        )
 
     def dimension_statistics(self, address: str) -> Statistics:
         """What was seen of each embedding dimension of a site, or of what dimensions are sorted by.
@@ -225,10 +300,14 @@ class Calibration(Mapping[str, SiteCalibration]):
             CalibrationError: it was not kept for this address.
         """
         if self.keeps_dimensions(address):
-            return self.dimensions[address] if address in self.dimensions else self[address].statistics
+            return (
+                self.dimensions[address] if address in self.dimensions else self[address].statistics
+            )
         if address not in self:
             raise CalibrationError(f"no site {address!r}; {self._known()}")
-        raise CalibrationError(f"{address}: ranges of its dimensions were not kept; calibrate with dimensions=True")
+        raise CalibrationError(
+            f"{address}: ranges of its dimensions were not kept; calibrate with dimensions=True"
+        )
 
     def table(self) -> str:
         """All sites, one a line: range, extremes, what was cut, and how the range was chosen."""
@@ -252,7 +331,9 @@ class Calibration(Mapping[str, SiteCalibration]):
 
 
 def _merge_dimensions(ours: Calibration, theirs: Calibration) -> dict[str, Statistics]:
-    """Those that both keep, or of what only one has seen; what one alone has kept of a common site is of a part of the data."""
+    """Those that both keep, or of what only one has seen; what one alone has kept of a common site
+    is of a part of the data.
+    """
     merged = {}
     for address in ours.dimensions | theirs.dimensions:
         found = [each.dimensions[address] for each in (ours, theirs) if address in each.dimensions]
@@ -267,24 +348,36 @@ def _merge_dimensions(ours: Calibration, theirs: Calibration) -> dict[str, Stati
 
 
 def _regrouped(address: str, calibration: Calibration) -> SiteCalibration:
-    """A site whose dimensions are grouped anew, as what they are sorted by may have other ranges now."""
+    """A site whose dimensions are grouped anew, as what they are sorted by may have other ranges
+    now.
+    """
     site, order = calibration[address], calibration[address].grouping.order
     statistics = calibration.dimension_statistics(order) if order else None
     grouping = Grouping.of(site.grouping.groups, site.grouping.group_of.size, order, statistics)
-    return SiteCalibration.estimate(site.statistics, site.method, site.codebook, grouping, address=address)
+    return SiteCalibration.estimate(
+        site.statistics, site.method, site.codebook, grouping, address=address
+    )
 
 
 def _merge_site(address: str, ours: SiteCalibration, theirs: SiteCalibration) -> SiteCalibration:
-    groupings = [None if site.grouping is None else site.grouping.to_dict() for site in (ours, theirs)]
+    groupings = [
+        None if site.grouping is None else site.grouping.to_dict() for site in (ours, theirs)
+    ]
     for what, a, b in (
-        ("method", ours.method, theirs.method), ("grid", ours.codebook, theirs.codebook), ("groups of dimensions", *groupings),
-    ):  # fmt: skip
+        ("method", ours.method, theirs.method),
+        ("grid", ours.codebook, theirs.codebook),
+        ("groups of dimensions", *groupings),
+    ):
         if a != b:
-            raise CalibrationError(f"{address}: cannot merge {what} {a} with {b}; make them alike first")
+            raise CalibrationError(
+                f"{address}: cannot merge {what} {a} with {b}; make them alike first"
+            )
     try:
         statistics = merge(ours.statistics, theirs.statistics)
     except ValueError as error:
         raise CalibrationError(f"{address}: {error}") from None
     if statistics.constant:  # the range came from the values, which both calibrations saw
         return replace(ours, statistics=statistics)
-    return SiteCalibration.estimate(statistics, ours.method, ours.codebook, ours.grouping, address=address)
+    return SiteCalibration.estimate(
+        statistics, ours.method, ours.codebook, ours.grouping, address=address
+    )

@@ -124,7 +124,9 @@ class UniformCodebook:
     def integer(
         cls, bits: int, *, symmetric: bool = True, signed: bool = True, narrow: bool = True
     ) -> "UniformCodebook":
-        """Codes of a ``bits``-wide integer; ``narrow`` drops the lowest of signed symmetric ones."""
+        """Codes of a ``bits``-wide integer; ``narrow`` drops the lowest of signed symmetric
+        ones.
+        """
         if bits < (2 if signed else 1) or bits > 32:
             raise ValueError(f"grid of {bits} bits: use 2 to 32 bits (1 bit only when unsigned)")
         if not signed:

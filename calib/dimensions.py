@@ -1,4 +1,6 @@
-"""Collects the extremes of every embedding dimension of one tensor inside a TensorFlow graph, in constant memory."""
+"""Collects the extremes of every embedding dimension of one tensor inside a TensorFlow graph, in
+constant memory.
+"""
 
 from collections.abc import Sequence
 
@@ -14,7 +16,8 @@ State = tuple[tf.Tensor, tf.Tensor]
 
 
 class DimensionObserver:
-    """Smallest and largest value of each index of a tensor's last axis over all calibration batches.
+    """Smallest and largest value of each index of a tensor's last axis over all calibration
+    batches.
 
     Exact, whatever the order of the batches and whoever saw which of them (`join`).
     """
@@ -28,8 +31,12 @@ class DimensionObserver:
         """
         self.name, self.dimensions = name, int(dimensions)
         with tf.init_scope():
-            self._extremes = tf.Variable(self._initial_extremes(), trainable=False, name="dimension_extremes")
-            self._counters = tf.Variable(np.array([0, 0, 0, -1], np.int64), trainable=False, name="dimension_counters")
+            self._extremes = tf.Variable(
+                self._initial_extremes(), trainable=False, name="dimension_extremes"
+            )
+            self._counters = tf.Variable(
+                np.array([0, 0, 0, -1], np.int64), trainable=False, name="dimension_counters"
+            )
 
     def _initial_extremes(self) -> np.ndarray:
         return np.outer([np.inf, -np.inf], np.ones(self.dimensions)).astype(np.float32)
@@ -38,17 +45,21 @@ class DimensionObserver:
     def variables(self) -> list[tf.Variable]:
         return [self._extremes, self._counters]
 
-    def update(self, x: tf.Tensor, valid: tf.Tensor | None = None, batch: tf.Tensor | None = None) -> None:
+    def update(
+        self, x: tf.Tensor, valid: tf.Tensor | None = None, batch: tf.Tensor | None = None
+    ) -> None:
         """Counts one batch; to be called while a `tf.function` is traced (or eagerly).
 
-        A batch with NaN or Inf among its valid elements is noted (see `check`) and left out, one without any valid
-        element changes nothing.
+        A batch with NaN or Inf among its valid elements is noted (see `check`) and left out, one
+        without any valid element changes nothing.
 
         Args:
             x: floating tensor [..., dimensions]; float16 and bfloat16 are converted to float32.
-            valid: None, or bool/number tensor broadcastable to ``x`` whose last axis has size 1; rows where it is zero
+            valid: None, or bool/number tensor broadcastable to ``x`` whose last axis has size 1;
+              rows where it is zero
                 (padding) do not count.
-            batch: integer scalar, the number of this batch among all, named by `check`; None: one after the last.
+            batch: integer scalar, the number of this batch among all, named by `check`; None: one
+              after the last.
 
         Raises:
             TypeError: ``x`` is not floating.
@@ -56,9 +67,14 @@ class DimensionObserver:
         """
         x = tf.convert_to_tensor(x)
         if not x.dtype.is_floating:
-            raise TypeError(f"{self.name}: only floating tensors can be observed, got {x.dtype.name}")
+            raise TypeError(
+                f"{self.name}: only floating tensors can be observed, got {x.dtype.name}"
+            )
         if x.shape.rank is None or x.shape[-1:] != [self.dimensions]:
-            raise ValueError(f"{self.name}: the last axis must have size {self.dimensions}, the tensor is {x.shape}")
+            raise ValueError(
+                f"{self.name}: the last axis must have size {self.dimensions}, the tensor is"
+                f" {x.shape}"
+            )
         rows = None if valid is None else self._valid_rows(x, tf.convert_to_tensor(valid))
         extremes, counters = (variable.read_value() for variable in self.variables)
         number = counters[UPDATES] if batch is None else tf.cast(batch, tf.int64)
@@ -70,16 +86,22 @@ class DimensionObserver:
         """bool [rows]."""
         sampling.check_mask(x, valid, self.name)
         if valid.shape[-1:] != [1]:
-            raise ValueError(f"{self.name}: a mask of rows has a last axis of size 1, got {valid.shape}")
+            raise ValueError(
+                f"{self.name}: a mask of rows has a last axis of size 1, got {valid.shape}"
+            )
         valid = valid if valid.dtype == tf.bool else tf.not_equal(valid, tf.zeros([], valid.dtype))
         return tf.reshape(tf.broadcast_to(valid, tf.concat([tf.shape(x)[:-1], [1]], 0)), [-1])
 
     def tallies(self) -> tuple[np.ndarray, np.ndarray]:
-        """(int64 counters, float32 [2, dimensions] extremes): what `join` makes up the whole from."""
+        """(int64 counters, float32 [2, dimensions] extremes).
+
+        What `join` makes up the whole from.
+        """
         return self._counters.numpy(), self._extremes.numpy()
 
     def join(self, tallies: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Becomes, bit for bit, the observer that has seen every batch, from observers that saw some of them each.
+        """Becomes, bit for bit, the observer that has seen every batch, from observers that saw
+        some of them each.
 
         Args:
             tallies: of every such observer, this one among them; in any order.
@@ -103,32 +125,45 @@ class DimensionObserver:
         """What was collected so far, [dimensions]; NonFiniteError if a batch held NaN or Inf."""
         self.check()
         (smallest, largest), counters = self._extremes.numpy(), self._counters.numpy()
-        return Statistics(smallest, largest, count=int(counters[COUNT]), batches=int(counters[BATCHES]))
+        return Statistics(
+            smallest, largest, count=int(counters[COUNT]), batches=int(counters[BATCHES])
+        )
 
 
 # Not inlined, as `calib.update.updated`.
 @tf.function(autograph=False, experimental_attributes={"_noinline": True})
-def _updated(x: tf.Tensor, rows: tf.Tensor | None, extremes: tf.Tensor, counters: tf.Tensor, number: tf.Tensor) -> State:
+def _updated(
+    x: tf.Tensor,
+    rows: tf.Tensor | None,
+    extremes: tf.Tensor,
+    counters: tf.Tensor,
+    number: tf.Tensor,
+) -> State:
     """State after one more batch.
 
     Args:
         x: floating [rows, dimensions].
         rows: bool [rows], which of them count; None: all.
         extremes: float32 [2, dimensions].
-        counters: int64 [4]: elements, batches, number of the next batch, first number with NaN or Inf (-1: none).
+        counters: int64 [4]: elements, batches, number of the next batch, first number with NaN or
+          Inf (-1: none).
         number: int64 scalar, of this batch.
     """
     x = x if rows is None else tf.boolean_mask(x, rows)
-    smallest, largest = (tf.cast(reduce(x, 0), tf.float32) for reduce in (tf.reduce_min, tf.reduce_max))  # NaN spreads
+    smallest, largest = (
+        tf.cast(reduce(x, 0), tf.float32) for reduce in (tf.reduce_min, tf.reduce_max)
+    )  # NaN spreads
     count = tf.size(x, out_type=tf.int64)
     sound = tf.reduce_all(tf.math.is_finite(smallest) & tf.math.is_finite(largest))
     use = sound & (count > 0)
     step, (elements, batches, _, nonfinite) = tf.cast(use, tf.int64), tf.unstack(counters)
     joined = tf.stack([tf.minimum(extremes[0], smallest), tf.maximum(extremes[1], largest)])
-    counters = tf.stack([
-        elements + step * count,
-        batches + step,
-        number + 1,
-        tf.where((count > 0) & ~sound & (nonfinite < 0), number, nonfinite),
-    ])
+    counters = tf.stack(
+        [
+            elements + step * count,
+            batches + step,
+            number + 1,
+            tf.where((count > 0) & ~sound & (nonfinite < 0), number, nonfinite),
+        ]
+    )
     return tf.where(use, joined, extremes), counters

@@ -99,9 +99,11 @@ class Binned:
             centers = self.histogram.centers[_tried(last, start_bin, stride)]
             return Trials(*extremes, centers, centers)
         lower, upper = (
-            (_tried(bins, start_bin, stride) + 0.5) * self.histogram.bin_width
-            if bins > 0
-            else np.zeros(1)
+            (
+                (_tried(bins, start_bin, stride) + 0.5) * self.histogram.bin_width
+                if bins > 0
+                else np.zeros(1)
+            )
             for bins in (zero - first, last - zero)
         )
         return Trials(
@@ -152,7 +154,9 @@ class Exact:
         return self.values, None
 
     def trials(self, codebook: Codebook, start_bin: int, stride: int) -> Trials:
-        """Shares of the extremes, then finer ones around the best; without bins, no options apply."""
+        """Shares of the extremes, then finer ones around the best; without bins, no options
+        apply.
+        """
         shares, fine = np.float32(_SHARES), np.float32(_FINE)
         if codebook.symmetric:
             amax = self.magnitudes(codebook).values.max(1)

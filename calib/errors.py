@@ -12,8 +12,8 @@ class NonFiniteError(CalibrationError):
 def nonfinite_batch(name: str, batch: int) -> NonFiniteError:
     """The error that NaN or Inf in a calibration batch is."""
     return NonFiniteError(
-        f"{name}: NaN or Inf in calibration batch {batch}; check this batch's inputs and the model's weights, or leave the "
-        "batch out"
+        f"{name}: NaN or Inf in calibration batch {batch}; check this batch's inputs and the"
+        " model's weights, or leave the batch out"
     )
 
 

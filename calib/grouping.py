@@ -1,4 +1,7 @@
-"""Groups of embedding dimensions that share a range: which dimension is in which group, and the statistics of groups."""
+"""Groups of embedding dimensions that share a range.
+
+Which dimension is in which group, and the statistics of groups.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +18,8 @@ class Grouping:
 
     Attributes:
         groups: K, how many there are.
-        order: address of what the dimensions are sorted by, from the narrowest range to the widest; empty: they are not.
+        order: address of what the dimensions are sorted by, from the narrowest range to the widest;
+          empty: they are not.
         group_of: int32 [dimensions], the group of each.
     """
 
@@ -25,14 +29,23 @@ class Grouping:
 
     def __post_init__(self):
         group_of = np.asarray(self.group_of, np.int32)
-        sizes = np.bincount(group_of, minlength=self.groups) if group_of.size and group_of.min() >= 0 else ()
+        sizes = (
+            np.bincount(group_of, minlength=self.groups)
+            if group_of.size and group_of.min() >= 0
+            else ()
+        )
         if group_of.ndim != 1 or len(sizes) != self.groups or len(set(sizes)) != 1:
-            raise ValueError(f"group_of must deal its dimensions out to {self.groups} groups of equal size")
+            raise ValueError(
+                f"group_of must deal its dimensions out to {self.groups} groups of equal size"
+            )
         object.__setattr__(self, "group_of", group_of)
 
     @classmethod
-    def of(cls, groups: int, dimensions: int, order: str = "", statistics: Statistics | None = None) -> "Grouping":
-        """Groups of dimensions that lie side by side, after they were sorted where there is an ``order``.
+    def of(
+        cls, groups: int, dimensions: int, order: str = "", statistics: Statistics | None = None
+    ) -> "Grouping":
+        """Groups of dimensions that lie side by side, after they were sorted where there is an
+        ``order``.
 
         Bondarenko et al. 2021, arXiv:2109.12948, section 4.2.
 
@@ -43,15 +56,20 @@ class Grouping:
             statistics: of each dimension of ``order``; equal ranges keep their order.
 
         Raises:
-            ValueError: ``groups`` is no divisor, or the statistics are of another number of dimensions.
+            ValueError: ``groups`` is no divisor, or the statistics are of another number of
+              dimensions.
             EmptyStatisticsError: nothing was seen at ``order``.
         """
         if groups < 1 or dimensions % groups:
-            raise ValueError(f"{dimensions} dimensions cannot be dealt out to {groups} groups of equal size")
+            raise ValueError(
+                f"{dimensions} dimensions cannot be dealt out to {groups} groups of equal size"
+            )
         group_of = np.arange(dimensions, dtype=np.int32) // (dimensions // groups)
         if order:
             if statistics is None or statistics.minimum.shape != (dimensions,):
-                raise ValueError(f"the order of {dimensions} dimensions needs a range of each of them at {order}")
+                raise ValueError(
+                    f"the order of {dimensions} dimensions needs a range of each of them at {order}"
+                )
             positions = np.argsort(widths(statistics, order), kind="stable")
             group_of[positions] = group_of.copy()
         return cls(groups, order, group_of)
@@ -59,9 +77,16 @@ class Grouping:
     def reduced(self, statistics: Statistics) -> Statistics:
         """Statistics of the groups, [groups], from those of the dimensions."""
         if statistics.minimum.shape != self.group_of.shape:
-            raise ValueError(f"{self.group_of.size} dimensions are grouped, statistics are of {statistics.minimum.size}")
+            raise ValueError(
+                f"{self.group_of.size} dimensions are grouped, statistics are of"
+                f" {statistics.minimum.size}"
+            )
         rows = np.argsort(self.group_of, kind="stable").reshape(self.groups, -1)
-        return replace(statistics, minimum=statistics.minimum[rows].min(1), maximum=statistics.maximum[rows].max(1))
+        return replace(
+            statistics,
+            minimum=statistics.minimum[rows].min(1),
+            maximum=statistics.maximum[rows].max(1),
+        )
 
     def equals(self, other: "Grouping | None") -> bool:
         return (
@@ -86,5 +111,8 @@ def widths(statistics: Statistics, name: str) -> np.ndarray:
         EmptyStatisticsError: nothing was seen at ``name``.
     """
     if statistics.empty:
-        raise EmptyStatisticsError(f"{name}: no value was seen, so its dimensions have no ranges; calibrate on data that reach it")
+        raise EmptyStatisticsError(
+            f"{name}: no value was seen, so its dimensions have no ranges; calibrate on data that"
+            " reach it"
+        )
     return np.float64(statistics.maximum) - np.float64(statistics.minimum)

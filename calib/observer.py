@@ -15,16 +15,18 @@ from calib.update import BATCHES, COUNT, EXPONENT, NONFINITE, UPDATES, replayed,
 class Observer:
     """Statistics of one tensor over all calibration batches, kept in three non-trainable variables.
 
-    Extremes are exact over all valid elements. The histogram of a tensor with at most ``sample`` elements is exact
-    too; of a larger one it is made of two parts. The cells (some dozen neighbours) with the largest magnitudes, three
-    quarters of ``sample``, are counted in full, so every value larger than anything outside them (the tail that
-    percentile methods cut) is counted exactly. All other values are counted by a random element of every stretch of n
-    elements, weighted by n, so the counts estimate the true ones without bias and long batches weigh more than short
-    ones. With the default, the 99.999th percentile of a batch of 16 windows of 384 tokens is exact on every tensor of
-    BERT, and the 99.99th on those up to the hidden size.
+    Extremes are exact over all valid elements. The histogram of a tensor with at most ``sample``
+    elements is exact too; of a larger one it is made of two parts. The cells (some dozen
+    neighbours) with the largest magnitudes, three quarters of ``sample``, are counted in full, so
+    every value larger than anything outside them (the tail that percentile methods cut) is counted
+    exactly. All other values are counted by a random element of every stretch of n elements,
+    weighted by n, so the counts estimate the true ones without bias and long batches weigh more
+    than short ones. With the default, the 99.999th percentile of a batch of 16 windows of 384
+    tokens is exact on every tensor of BERT, and the 99.99th on those up to the hidden size.
 
-    Deterministic: the same seed and batches give the same statistics, also when the batches are numbered and shared out
-    to several observers, which are joined afterwards (`join`). Memory does not grow with batches.
+    Deterministic: the same seed and batches give the same statistics, also when the batches are
+    numbered and shared out to several observers, which are joined afterwards (`join`). Memory does
+    not grow with batches.
     """
 
     def __init__(
@@ -53,13 +55,27 @@ class Observer:
         if not 0 <= decay < 1:
             raise ValueError(f"{name}: observer decay must be in [0, 1), got {decay}")
         if sample < 1024:
-            raise ValueError(f"{name}: observer sample must be at least 1024 elements, got {sample}")
-        self.name, self.signed, self.sample, self.decay, self.seed = name, bool(signed), int(sample), decay, int(seed)
+            raise ValueError(
+                f"{name}: observer sample must be at least 1024 elements, got {sample}"
+            )
+        self.name, self.signed, self.sample, self.decay, self.seed = (
+            name,
+            bool(signed),
+            int(sample),
+            decay,
+            int(seed),
+        )
         self.bins = binning.check_bins(bins)
         with tf.init_scope():
-            self._ranges = tf.Variable(self._initial_ranges(), trainable=False, name="observer_ranges")
-            self._counters = tf.Variable(self._initial_counters(), trainable=False, name="observer_counters")
-            self._counts = tf.Variable(tf.zeros([self.bins], tf.int64), trainable=False, name="observer_counts")
+            self._ranges = tf.Variable(
+                self._initial_ranges(), trainable=False, name="observer_ranges"
+            )
+            self._counters = tf.Variable(
+                self._initial_counters(), trainable=False, name="observer_counters"
+            )
+            self._counts = tf.Variable(
+                tf.zeros([self.bins], tf.int64), trainable=False, name="observer_counts"
+            )
 
     @staticmethod
     def _initial_ranges() -> np.ndarray:
@@ -78,21 +94,27 @@ class Observer:
         """Bytes of state."""
         return sum(math.prod(variable.shape) * variable.dtype.size for variable in self.variables)
 
-    def update(self, x: tf.Tensor, valid: tf.Tensor | None = None, batch: tf.Tensor | None = None) -> tf.Tensor:
+    def update(
+        self, x: tf.Tensor, valid: tf.Tensor | None = None, batch: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Counts one batch; to be called while a `tf.function` is traced (or eagerly).
 
-        A batch with NaN or Inf among its valid elements is noted (see `check`) and left out, one without any valid
-        element changes nothing.
+        A batch with NaN or Inf among its valid elements is noted (see `check`) and left out, one
+        without any valid element changes nothing.
 
         Args:
             x: floating tensor of any shape; float16 and bfloat16 are converted to float32.
-            valid: None, or bool/number tensor broadcastable to ``x``; elements where it is zero (padding) do not count.
-                Axes along which it does not vary should have static size 1: [B, S, 1], [B, 1, S, S].
-            batch: integer scalar, the number of this batch among all, which seeds its random sample and is named by `check`;
+            valid: None, or bool/number tensor broadcastable to ``x``; elements where it is zero
+              (padding) do not count.
+                Axes along which it does not vary should have static size 1: [B, S, 1], [B, 1, S,
+                  S].
+            batch: integer scalar, the number of this batch among all, which seeds its random sample
+              and is named by `check`;
                 None: one after the last. Numbers must grow.
 
         Returns:
-            float32 [2], the batch's minimum and maximum, which `join` wants; NaN if it was left out.
+            float32 [2], the batch's minimum and maximum, which `join` wants; NaN if it was left
+            out.
 
         Raises:
             TypeError: ``x`` is not floating.
@@ -100,11 +122,15 @@ class Observer:
         """
         x = tf.convert_to_tensor(x)
         if not x.dtype.is_floating:
-            raise TypeError(f"{self.name}: only floating tensors can be observed, got {x.dtype.name}")
+            raise TypeError(
+                f"{self.name}: only floating tensors can be observed, got {x.dtype.name}"
+            )
         if valid is not None:
             valid = tf.convert_to_tensor(valid)
             sampling.check_mask(x, valid, self.name)
-            valid = valid if valid.dtype == tf.bool else tf.not_equal(valid, tf.zeros([], valid.dtype))
+            valid = (
+                valid if valid.dtype == tf.bool else tf.not_equal(valid, tf.zeros([], valid.dtype))
+            )
         ranges, counters, counts = (variable.read_value() for variable in self.variables)
         number = counters[UPDATES] if batch is None else tf.cast(batch, tf.int64)
         state, extremes = updated(
@@ -123,15 +149,21 @@ class Observer:
         return extremes
 
     def tallies(self) -> tuple[np.ndarray, np.ndarray]:
-        """(int64 counters, int64 [bins] counts): what, with the extremes of each batch, `join` makes up the whole from."""
+        """(int64 counters, int64 [bins] counts).
+
+        What, with the extremes of each batch, `join` makes up the whole from.
+        """
         return self._counters.numpy(), self._counts.numpy()
 
     def join(self, tallies: Sequence[tuple[np.ndarray, np.ndarray]], extremes: np.ndarray) -> None:
-        """Becomes, bit for bit, the observer that has seen every batch, from observers that saw some of them each.
+        """Becomes, bit for bit, the observer that has seen every batch, from observers that saw
+        some of them each.
 
         Args:
-            tallies: of every such observer, this one among them, all made with the same arguments; in any order.
-            extremes: float32 [batches, 2], what `update` returned for each batch of all the observers, in the order of the
+            tallies: of every such observer, this one among them, all made with the same arguments;
+              in any order.
+            extremes: float32 [batches, 2], what `update` returned for each batch of all the
+              observers, in the order of the
                 batches' numbers: moving averages depend on it.
 
         Raises:
@@ -141,7 +173,10 @@ class Observer:
         extremes = np.asarray(extremes, np.float32).reshape(-1, 2)
         extremes = extremes[~np.isnan(extremes[:, 0])]
         if len(extremes) != counters[:, BATCHES].sum():
-            raise ValueError(f"{self.name}: {counters[:, BATCHES].sum()} batches were counted, extremes are of {len(extremes)}")
+            raise ValueError(
+                f"{self.name}: {counters[:, BATCHES].sum()} batches were counted, extremes are of"
+                f" {len(extremes)}"
+            )
         if any(counts.shape != (self.bins,) for _, counts in tallies):
             raise ValueError(f"{self.name}: cannot join observers of other than {self.bins} bins")
         broken = counters[counters[:, NONFINITE] >= 0, NONFINITE]
@@ -152,7 +187,9 @@ class Observer:
         joined[NONFINITE] = broken.min() if broken.size else -1
         self._ranges.assign(replayed(self._initial_ranges(), extremes, np.float32(self.decay)))
         self._counters.assign(joined)
-        self._counts.assign(sum(binning.coarsen(n, int(exponent - c[EXPONENT]), self.signed) for c, n in tallies))
+        self._counts.assign(
+            sum(binning.coarsen(n, int(exponent - c[EXPONENT]), self.signed) for c, n in tallies)
+        )
 
     def check(self) -> None:
         """Raises NonFiniteError, naming site and batch, if a batch so far held NaN or Inf."""
@@ -176,7 +213,9 @@ class Observer:
             count=int(counters[COUNT]),
             batches=int(counters[BATCHES]),
             histogram=Histogram(
-                counts, binning.bin_width(int(counters[EXPONENT]), self.bins, self.signed), self.signed
+                counts,
+                binning.bin_width(int(counters[EXPONENT]), self.bins, self.signed),
+                self.signed,
             ),
             ema_minimum=ema_minimum if seen else None,
             ema_maximum=ema_maximum if seen else None,

@@ -1,4 +1,7 @@
-"""Which embedding dimensions of a tensor dwarf the others: found from the ranges of each, listed and drawn."""
+"""Which embedding dimensions of a tensor dwarf the others.
+
+Found from the ranges of each, listed and drawn.
+"""
 
 import io
 import os
@@ -49,7 +52,8 @@ class Outliers:
 
 @dataclass(frozen=True, eq=False)
 class OutlierReport:
-    """Outlying dimensions of every site of a calibration that kept extremes of its dimensions; `print` it.
+    """Outlying dimensions of every site of a calibration that kept extremes of its dimensions;
+    `print` it.
 
     Attributes:
         sites: in the order of the calibration.
@@ -62,16 +66,25 @@ class OutlierReport:
     plots: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        grid = Table(title=f"dimensions whose range exceeds {self.factor:g} times the median, {len(self.sites)} tensors")
+        grid = Table(
+            title=(
+                f"dimensions whose range exceeds {self.factor:g} times the median,"
+                f" {len(self.sites)} tensors"
+            )
+        )
         for column in ("tensor", "dimensions", "median range", "widest range", "outliers", "which"):
-            grid.add_column(column, justify="left" if column in ("tensor", "which") else "right", no_wrap=True)
+            grid.add_column(
+                column, justify="left" if column in ("tensor", "which") else "right", no_wrap=True
+            )
         for site in self.sites:
             found = site.dimensions
             shown = ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")
             numbers = (f"{site.median:.5g}", f"{site.ranges.max():.5g}", str(len(found)))
             grid.add_row(site.address, str(site.ranges.size), *numbers, shown)
         stream = io.StringIO()
-        Console(file=stream, width=400, color_system=None).print(grid)  # wide enough never to cut an address
+        Console(file=stream, width=400, color_system=None).print(
+            grid
+        )  # wide enough never to cut an address
         return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
 
 
@@ -88,21 +101,31 @@ def find(address: str, statistics: Statistics, factor: float = FACTOR) -> Outlie
         EmptyStatisticsError: nothing was seen.
     """
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor > 1:
-        raise ValueError(f"factor must be a number above 1: how many times the median range an outlier has, got {factor!r}")
-    return Outliers(address, statistics.minimum, statistics.maximum, widths(statistics, address), float(factor))
+        raise ValueError(
+            "factor must be a number above 1: how many times the median range an outlier has, got"
+            f" {factor!r}"
+        )
+    return Outliers(
+        address, statistics.minimum, statistics.maximum, widths(statistics, address), float(factor)
+    )
 
 
-def outlier_report(calibration, folder: str | os.PathLike | None = None, *, factor: float = FACTOR) -> OutlierReport:
-    """Finds the embedding dimensions whose ranges dwarf those of the others, at every tensor of which they were kept.
+def outlier_report(
+    calibration, folder: str | os.PathLike | None = None, *, factor: float = FACTOR
+) -> OutlierReport:
+    """Finds the embedding dimensions whose ranges dwarf those of the others, at every tensor of
+    which they were kept.
 
-    Such dimensions are why one range for a whole tensor fails, and what groups of dimensions put together
-    (Bondarenko et al. 2021, arXiv:2109.12948, section 3).
+    Such dimensions are why one range for a whole tensor fails, and what groups of dimensions put
+    together (Bondarenko et al. 2021, arXiv:2109.12948, section 3).
 
     Args:
-        calibration: from `tfquant.calibrate`: with ``dimensions=True`` of all activation sites that have an embedding axis, else of
+        calibration: from `tfquant.calibrate`: with ``dimensions=True`` of all activation sites that
+          have an embedding axis, else of
             sites whose ranges lie along it.
         folder: where a PNG file of each tensor is put; made if missing. None: no pictures.
-        factor: an outlier's range exceeds so many times the median range of the tensor's dimensions.
+        factor: an outlier's range exceeds so many times the median range of the tensor's
+          dimensions.
 
     Raises:
         CalibrationError: the calibration keeps no ranges of dimensions.
@@ -110,10 +133,16 @@ def outlier_report(calibration, folder: str | os.PathLike | None = None, *, fact
         CalibrationFileError: a picture cannot be written.
     """
     beside = [address for address in calibration.dimensions if address not in calibration]
-    addresses = [address for address in [*calibration, *beside] if calibration.keeps_dimensions(address)]
+    addresses = [
+        address for address in [*calibration, *beside] if calibration.keeps_dimensions(address)
+    ]
     if not addresses:
-        raise CalibrationError("the calibration keeps no ranges of dimensions; calibrate with dimensions=True")
-    sites = tuple(find(address, calibration.dimension_statistics(address), factor) for address in addresses)
+        raise CalibrationError(
+            "the calibration keeps no ranges of dimensions; calibrate with dimensions=True"
+        )
+    sites = tuple(
+        find(address, calibration.dimension_statistics(address), factor) for address in addresses
+    )
     plots = () if folder is None else _plot_all(sites, os.fspath(folder))
     return OutlierReport(sites, float(factor), plots)
 
@@ -122,7 +151,9 @@ def _plot_all(sites: tuple[Outliers, ...], folder: str) -> tuple[str, ...]:
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise CalibrationFileError(f"{folder}: cannot be made ({error.strerror}); check the path") from error
+        raise CalibrationFileError(
+            f"{folder}: cannot be made ({error.strerror}); check the path"
+        ) from error
     digits, paths = len(str(len(sites))), []
     for index, site in enumerate(tqdm(sites, desc="plots", unit="tensor")):
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", site.address)[:120]
@@ -132,19 +163,38 @@ def _plot_all(sites: tuple[Outliers, ...], folder: str) -> tuple[str, ...]:
 
 
 def plot(site: Outliers, path: str) -> None:
-    """PNG of the extremes of every dimension, the outliers marked and, as far as there is room, numbered."""
+    """PNG of the extremes of every dimension, the outliers marked and, as far as there is room,
+    numbered.
+    """
     figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     borders = np.arange(site.ranges.size + 1) - 0.5
-    axes.stairs(site.maximum, borders, baseline=site.minimum, fill=True, alpha=0.6, label="extremes")
+    axes.stairs(
+        site.maximum, borders, baseline=site.minimum, fill=True, alpha=0.6, label="extremes"
+    )
     found = site.dimensions
     if found.size:
         label = f"range above {site.factor:g} x median"
-        axes.vlines(found, site.minimum[found], site.maximum[found], color="tab:red", linewidth=1.5, label=label)
+        axes.vlines(
+            found,
+            site.minimum[found],
+            site.maximum[found],
+            color="tab:red",
+            linewidth=1.5,
+            label=label,
+        )
     for dimension in found[:8]:
-        axes.annotate(str(dimension), (dimension, site.maximum[dimension]), fontsize=7, ha="center", va="bottom")
+        axes.annotate(
+            str(dimension),
+            (dimension, site.maximum[dimension]),
+            fontsize=7,
+            ha="center",
+            va="bottom",
+        )
     half = site.median / 2
-    axes.axhspan(-half, half, color="black", alpha=0.1, linewidth=0, label=f"median range {site.median:.4g}")
+    axes.axhspan(
+        -half, half, color="black", alpha=0.1, linewidth=0, label=f"median range {site.median:.4g}"
+    )
     axes.set_xlabel("embedding dimension")
     axes.set_ylabel("value")
     axes.set_title(site.address, fontsize=9)

@@ -1,8 +1,9 @@
 """Searches for the range of least loss: over a grid of candidates, or by golden section.
 
-Both follow Bondarenko et al., "Understanding and Overcoming the Challenges of Efficient Transformer Quantization" (EMNLP 2021).
-A symmetric grid, or data on one side of zero, leave one end to find; an asymmetric grid on data of both signs leaves half the width
-r of the range and its shift t, for (t - r, t + r).
+Both follow Bondarenko et al., "Understanding and Overcoming the Challenges of Efficient Transformer
+Quantization" (EMNLP 2021). A symmetric grid, or data on one side of zero, leave one end to find; an
+asymmetric grid on data of both signs leaves half the width r of the range and its shift t, for (t -
+r, t + r).
 """
 
 import numpy as np
@@ -14,33 +15,61 @@ from calib.losses import Loss
 SEARCHES = ("grid", "golden_section")
 MAX_CANDIDATES = 100_000  # beyond any use: 100 are the default
 _LEAST = 0.01  # of the reach: the smallest end that golden section looks at
-# Shifts of one width that the grid search tries to each side. Grids up to 8 bits have a shift a step; of finer ones, whose shifts
-# would run into the thousands, these are spread over the same span.
+# Shifts of one width that the grid search tries to each side. Grids up to 8 bits have a shift a
+# step; of finer ones, whose shifts would run into the thousands, these are spread over the same
+# span.
 _SHIFTS = 64
 
 
 def check_options(method: str, candidates: int, margin: float) -> None:
-    """ValueError unless ``candidates`` is an integer of 1 to `MAX_CANDIDATES` and ``margin`` a finite number from 0."""
-    if isinstance(candidates, bool) or not isinstance(candidates, int | np.integer) or candidates < 1:
-        raise ValueError(f"range method {method!r}: candidates must be an integer of at least 1, got {candidates!r}")
+    """ValueError unless ``candidates`` is an integer of 1 to `MAX_CANDIDATES` and ``margin`` a
+    finite number from 0.
+    """
+    if (
+        isinstance(candidates, bool)
+        or not isinstance(candidates, int | np.integer)
+        or candidates < 1
+    ):
+        raise ValueError(
+            f"range method {method!r}: candidates must be an integer of at least 1, got"
+            f" {candidates!r}"
+        )
     if candidates > MAX_CANDIDATES:
-        raise ValueError(f"range method {method!r}: candidates must be at most {MAX_CANDIDATES:,}, got {candidates:,}")
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < float("inf"):
-        raise ValueError(f"range method {method!r}: margin must be a finite number of at least 0, got {margin!r}")
+        raise ValueError(
+            f"range method {method!r}: candidates must be at most {MAX_CANDIDATES:,}, got"
+            f" {candidates:,}"
+        )
+    if (
+        isinstance(margin, bool)
+        or not isinstance(margin, int | float)
+        or not 0 <= margin < float("inf")
+    ):
+        raise ValueError(
+            f"range method {method!r}: margin must be a finite number of at least 0, got {margin!r}"
+        )
 
 
 def least_loss(
-    loss: Loss, minimum: float, maximum: float, codebook: Codebook, *, search: str, candidates: int, margin: float
+    loss: Loss,
+    minimum: float,
+    maximum: float,
+    codebook: Codebook,
+    *,
+    search: str,
+    candidates: int,
+    margin: float,
 ) -> tuple[float, float]:
-    """The range of least loss, which holds 0 and ends at most ``margin`` beyond the data; (0, 0) for data that are all zero.
+    """The range of least loss, which holds 0 and ends at most ``margin`` beyond the data; (0, 0)
+    for data that are all zero.
 
     Args:
         loss: of candidate ranges.
         minimum, maximum: extremes of the data.
         codebook: values of the number format.
-        search: one of `SEARCHES`. `grid` tries equal steps and returns the first of the best. `golden_section` (SciPy's bounded
-            minimizer) takes some 30 evaluations, nested for two ends, and may stop in a poor local minimum where the loss has
-            several, as with 2 bits: prefer `grid` below 4 bits.
+        search: one of `SEARCHES`. `grid` tries equal steps and returns the first of the best.
+          `golden_section` (SciPy's bounded
+            minimizer) takes some 30 evaluations, nested for two ends, and may stop in a poor local
+            minimum where the loss has several, as with 2 bits: prefer `grid` below 4 bits.
         candidates: of the grid search, for the width of the range.
         margin: how far beyond the data candidates reach, in their unit.
     """
@@ -59,17 +88,23 @@ def least_loss(
     return _two_ends(loss, (lowest - margin, highest + margin), codebook, search, candidates)
 
 
-def _one_end(loss: Loss, sides: tuple[float, float], reach: float, search: str, candidates: int) -> tuple[float, float]:
+def _one_end(
+    loss: Loss, sides: tuple[float, float], reach: float, search: str, candidates: int
+) -> tuple[float, float]:
     """Range r * sides for the best r up to ``reach``."""
     if search == "grid":
         ends = np.float32(reach * np.arange(1, candidates + 1) / candidates)
-        best = float(ends[np.argmin(loss(ends * np.float32(sides[0]), ends * np.float32(sides[1])))])
+        best = float(
+            ends[np.argmin(loss(ends * np.float32(sides[0]), ends * np.float32(sides[1])))]
+        )
     else:
         best = _bounded(lambda r: loss(r * sides[0], r * sides[1])[0], _LEAST * reach, reach)[0]
     return best * sides[0], best * sides[1]
 
 
-def _two_ends(loss: Loss, limits: tuple[float, float], codebook: Codebook, search: str, candidates: int) -> tuple[float, float]:
+def _two_ends(
+    loss: Loss, limits: tuple[float, float], codebook: Codebook, search: str, candidates: int
+) -> tuple[float, float]:
     """Best range within ``limits`` over half its width and its shift."""
     reach = max(-limits[0], limits[1])
     codes = codebook.num_codes

@@ -14,14 +14,29 @@ from calib import storage
 from calib.errors import CalibrationFileError
 from calib.statistics import Histogram
 
-_COLUMNS = ("site", "method", "grid", "lower", "upper", "minimum", "maximum", "cut %", "values", "batches")
+_COLUMNS = (
+    "site",
+    "method",
+    "grid",
+    "lower",
+    "upper",
+    "minimum",
+    "maximum",
+    "cut %",
+    "values",
+    "batches",
+)
 
 
 def table(calibration) -> str:
     """All sites, one a line; of several ranges the number and the outermost ends."""
     grid = Table(title=f"{len(calibration)} sites, {calibration.samples} samples")
     for column in _COLUMNS:
-        grid.add_column(column, justify="left" if column in ("site", "method", "grid") else "right", no_wrap=True)
+        grid.add_column(
+            column,
+            justify="left" if column in ("site", "method", "grid") else "right",
+            no_wrap=True,
+        )
     for address, site in calibration.items():
         stats = site.statistics
         cut = clipped_share(stats.histogram, site)
@@ -54,7 +69,10 @@ def clipped_share(histogram: Histogram | None, site) -> float | None:
 
 
 def plot(address: str, site, path: str) -> None:
-    """PNG of one site: counts on a logarithmic axis (ranges of all channels when there is no histogram)."""
+    """PNG of one site.
+
+    Counts on a logarithmic axis (ranges of all channels when there is no histogram).
+    """
     figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     histogram = site.statistics.histogram
@@ -82,7 +100,9 @@ def _draw_histogram(axes, histogram: Histogram, site) -> None:
     if not histogram.signed:
         extremes = (np.maximum(np.abs(stats.minimum), np.abs(stats.maximum)),)
     for position, extreme in enumerate(extremes):
-        axes.axvline(float(extreme), color="black", linestyle=":", label=None if position else "extremes")
+        axes.axvline(
+            float(extreme), color="black", linestyle=":", label=None if position else "extremes"
+        )
     # The bins reach to a power of two; what is shown ends where the data and the range do.
     shown = [float(x) for x in (*ends, *extremes)] + ([] if histogram.signed else [0.0])
     margin = 0.04 * (max(shown) - min(shown)) or 1.0
@@ -94,7 +114,9 @@ def _draw_histogram(axes, histogram: Histogram, site) -> None:
 def _draw_channels(axes, site) -> None:
     stats = site.statistics
     borders = np.arange(stats.minimum.size + 1) - 0.5
-    axes.stairs(stats.maximum, borders, baseline=stats.minimum, fill=True, alpha=0.4, label="extremes")
+    axes.stairs(
+        stats.maximum, borders, baseline=stats.minimum, fill=True, alpha=0.4, label="extremes"
+    )
     lower, upper = site.lower, site.upper
     if site.grouping is not None:
         lower, upper = lower[site.grouping.group_of], upper[site.grouping.group_of]
@@ -109,7 +131,9 @@ def plot_all(calibration, directory: str) -> list[str]:
     try:
         os.makedirs(directory, exist_ok=True)
     except OSError as error:
-        raise CalibrationFileError(f"{directory}: cannot be made ({error.strerror}); check the path") from error
+        raise CalibrationFileError(
+            f"{directory}: cannot be made ({error.strerror}); check the path"
+        ) from error
     paths = []
     digits = len(str(len(calibration)))
     for index, (address, site) in enumerate(tqdm(calibration.items(), desc="plots", unit="site")):

@@ -7,11 +7,13 @@ import tensorflow as tf
 
 
 def rows_of(x: tf.Tensor, valid: tf.Tensor | None, limit: int, name: str) -> tf.Tensor:
-    """float32 [rows, last axis]: the first ``limit`` rows of ``x``, without padding; usable in a `tf.function`.
+    """float32 [rows, last axis]: the first ``limit`` rows of ``x``, without padding; usable in a
+    `tf.function`.
 
     Args:
         x: floating tensor [..., size].
-        valid: number tensor, broadcastable to ``x`` and of size 1 along its last axis, nonzero where rows count; None: everywhere.
+        valid: number tensor, broadcastable to ``x`` and of size 1 along its last axis, nonzero
+          where rows count; None: everywhere.
         limit: most rows.
         name: of the site, for messages.
 
@@ -19,11 +21,16 @@ def rows_of(x: tf.Tensor, valid: tf.Tensor | None, limit: int, name: str) -> tf.
         ValueError: the last axis runs over tokens.
     """
     if valid is not None and valid.shape[-1] != 1:
-        raise ValueError(f"{name}: the last axis runs over tokens, not classes; method 'cross_entropy' cannot be used there")
+        raise ValueError(
+            f"{name}: the last axis runs over tokens, not classes; method 'cross_entropy' cannot be"
+            " used there"
+        )
     rows = tf.cast(tf.reshape(x, [-1, tf.shape(x)[-1]]), tf.float32)
     if valid is not None:
         shape = tf.concat([tf.shape(x)[:-1], [1]], 0)
-        rows = tf.boolean_mask(rows, tf.reshape(tf.broadcast_to(tf.not_equal(valid, 0), shape), [-1]))
+        rows = tf.boolean_mask(
+            rows, tf.reshape(tf.broadcast_to(tf.not_equal(valid, 0), shape), [-1])
+        )
     return rows[:limit]
 
 
@@ -48,10 +55,14 @@ class RowSample:
     def add(self, number: int, rows: np.ndarray) -> None:
         """Takes note of the rows of batch ``number``; numbers must grow."""
         self.values = self.with_rows(rows)
-        self.numbers = np.append(self.numbers, np.full(len(self.values) - len(self.numbers), number, np.int64))
+        self.numbers = np.append(
+            self.numbers, np.full(len(self.values) - len(self.numbers), number, np.int64)
+        )
 
     def join(self, samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Becomes the sample of all batches, from the (values, numbers) of samples that saw some of them each."""
+        """Becomes the sample of all batches, from the (values, numbers) of samples that saw some of
+        them each.
+        """
         samples = [(values, numbers) for values, numbers in samples if values.size]
         if samples:
             values, numbers = (np.concatenate(parts) for parts in zip(*samples, strict=True))

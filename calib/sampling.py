@@ -1,8 +1,9 @@
 """In-graph view of a tensor as cells: groups of elements that are valid or padding together.
 
-The extremes of a cell are exact and cheap (one reduction, before any masking), a cell's elements are found by index
-arithmetic, so neither the mask nor the tensor is ever copied or expanded. Knowing the extremes of all cells also tells
-which few cells hold the largest values of the tensor: those are counted in full, the rest is sampled.
+The extremes of a cell are exact and cheap (one reduction, before any masking), a cell's elements
+are found by index arithmetic, so neither the mask nor the tensor is ever copied or expanded.
+Knowing the extremes of all cells also tells which few cells hold the largest values of the tensor:
+those are counted in full, the rest is sampled.
 """
 
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-# Long rows are cut to pieces of at most this length: short cells make the tail few elements to gather, while reductions
-# over much shorter rows get slow.
+# Long rows are cut to pieces of at most this length: short cells make the tail few elements to
+# gather, while reductions over much shorter rows get slow.
 CELL = 64
 
 
@@ -40,9 +41,14 @@ class Cells:
     def whole(self, cell: tf.Tensor) -> tf.Tensor:
         """float32 [n, width]: all values of the cells ``cell``, int64 [n]."""
         if self.inner is None:
-            return tf.cast(tf.gather(tf.reshape(self.flat, [-1, tf.maximum(self.width, 1)]), cell), tf.float32)
+            return tf.cast(
+                tf.gather(tf.reshape(self.flat, [-1, tf.maximum(self.width, 1)]), cell), tf.float32
+            )
         first = cell // self.inner * self.inner * self.width + cell % self.inner
-        return tf.cast(tf.gather(self.flat, first[:, tf.newaxis] + tf.range(self.width) * self.inner), tf.float32)
+        return tf.cast(
+            tf.gather(self.flat, first[:, tf.newaxis] + tf.range(self.width) * self.inner),
+            tf.float32,
+        )
 
     def elements(self, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         """(float32 values, valid or None) of the elements at flat ``position``, int64 [n]."""
@@ -57,12 +63,19 @@ class Cells:
 
 
 def check_mask(x: tf.Tensor, valid: tf.Tensor, name: str) -> None:
-    """ValueError, naming the site, if the mask ``valid`` cannot be broadcast to ``x`` as far as shapes are known."""
+    """ValueError, naming the site, if the mask ``valid`` cannot be broadcast to ``x`` as far as
+    shapes are known.
+    """
     rank = x.shape.rank
     if rank is None or valid.shape.rank is None:
-        raise ValueError(f"{name}: a mask needs a tensor and a mask of known rank, got {x.shape} and {valid.shape}")
+        raise ValueError(
+            f"{name}: a mask needs a tensor and a mask of known rank, got {x.shape} and"
+            f" {valid.shape}"
+        )
     sizes = zip(reversed(x.shape), reversed(valid.shape), strict=False)
-    if valid.shape.rank > rank or any(m not in (1, None) and s is not None and m != s for s, m in sizes):
+    if valid.shape.rank > rank or any(
+        m not in (1, None) and s is not None and m != s for s, m in sizes
+    ):
         raise ValueError(f"{name}: mask {valid.shape} does not broadcast to the tensor {x.shape}")
 
 
@@ -104,7 +117,10 @@ def split(x: tf.Tensor, valid: tf.Tensor | None) -> Cells:
 
 
 def _axis_inside(x: tf.Tensor, valid: tf.Tensor | None) -> int | None:
-    """The axis a cell runs along: the last if the mask allows, else the first the mask does not vary along."""
+    """The axis a cell runs along.
+
+    The last if the mask allows, else the first the mask does not vary along.
+    """
     if valid is None or valid.shape[-1] == 1:
         return x.shape.rank - 1
     return next((axis for axis, size in enumerate(valid.shape) if size == 1), None)

@@ -1,4 +1,7 @@
-"""What calibration keeps of a tensor: extremes, moving averages and a histogram; plain NumPy, mergeable exactly."""
+"""What calibration keeps of a tensor.
+
+Extremes, moving averages and a histogram; plain NumPy, mergeable exactly.
+"""
 
 from dataclasses import dataclass
 
@@ -14,7 +17,8 @@ class Histogram:
     """Counts over bins of one power-of-two width (see `calib.binning` for the edges).
 
     Attributes:
-        counts: int64 [bins]. Unsigned: of |x|, first bin starts at 0. Signed: ``counts[bins // 2]`` starts at 0.
+        counts: int64 [bins]. Unsigned: of |x|, first bin starts at 0. Signed: ``counts[bins // 2]``
+          starts at 0.
         bin_width: width of every bin, in the tensor's unit.
         signed: whether both signs are kept apart.
     """
@@ -26,7 +30,9 @@ class Histogram:
     def __post_init__(self):
         counts = np.asarray(self.counts)
         if counts.ndim != 1 or counts.dtype != np.int64:
-            raise ValueError(f"histogram counts must be int64 [bins], got {counts.dtype} {list(counts.shape)}")
+            raise ValueError(
+                f"histogram counts must be int64 [bins], got {counts.dtype} {list(counts.shape)}"
+            )
         if counts.size and counts.min() < 0:
             raise ValueError("histogram counts must not be negative")
         object.__setattr__(self, "counts", counts)
@@ -38,7 +44,11 @@ class Histogram:
         values = np.asarray(values)
         amax = float(np.max(np.abs(values))) if values.size else 0.0
         exponent = binning.exponent_of(amax)
-        return cls(binning.count(values, exponent, bins, signed), binning.bin_width(exponent, bins, signed), signed)
+        return cls(
+            binning.count(values, exponent, bins, signed),
+            binning.bin_width(exponent, bins, signed),
+            signed,
+        )
 
     @property
     def exponent(self) -> int:
@@ -72,7 +82,10 @@ class Histogram:
         return Histogram(self.counts[half:] + self.counts[:half][::-1], self.bin_width, False)
 
     def rectified(self) -> "Histogram":
-        """The histogram of max(x, 0): what an unsigned grid sees. Without signs kept it is that of |x|."""
+        """The histogram of max(x, 0).
+
+        What an unsigned grid sees. Without signs kept it is that of |x|.
+        """
         if not self.signed:
             return self
         half = self.counts.size // 2
@@ -93,16 +106,21 @@ class Statistics:
     """Statistics of one tensor over all calibration batches.
 
     Attributes:
-        minimum: true smallest value, float32, shape () per tensor or (C,) per channel; +inf when nothing was seen.
+        minimum: true smallest value, float32, shape () per tensor or (C,) per channel; +inf when
+          nothing was seen.
         maximum: true largest value, same shape; -inf when nothing was seen.
         count: values seen (all of them, also when the histogram holds a sample).
         batches: batches seen that held at least one valid value.
-        histogram: of the values, or of a weighted sample of them; None when only extremes were kept.
+        histogram: of the values, or of a weighted sample of them; None when only extremes were
+          kept.
         ema_minimum: exponential moving average of the batch minima, or None.
         ema_maximum: exponential moving average of the batch maxima, or None.
-        constant: the tensor is the same in every batch (a weight); merging it with itself changes nothing.
-        ema_decay: weight of the old value in the moving averages; with 0 they are the last batch's extremes.
-        rows: the first values as they are, float32 [rows, last axis], where a method reads them (of logits); or None.
+        constant: the tensor is the same in every batch (a weight); merging it with itself changes
+          nothing.
+        ema_decay: weight of the old value in the moving averages; with 0 they are the last batch's
+          extremes.
+        rows: the first values as they are, float32 [rows, last axis], where a method reads them (of
+          logits); or None.
     """
 
     minimum: np.ndarray
@@ -123,12 +141,18 @@ class Statistics:
                 continue
             value = np.asarray(value, np.float32)
             if value.ndim > 1 or value.shape != np.shape(self.minimum):
-                raise ValueError(f"statistics: {name} has shape {list(value.shape)}, want () or (channels,) alike")
+                raise ValueError(
+                    f"statistics: {name} has shape {list(value.shape)}, want () or (channels,)"
+                    " alike"
+                )
             object.__setattr__(self, name, value)
         if (self.ema_minimum is None) != (self.ema_maximum is None):
             raise ValueError("statistics: ema_minimum and ema_maximum go together")
         if self.rows is not None and (self.rows.ndim != 2 or self.rows.dtype != np.float32):
-            raise ValueError(f"statistics: rows must be float32 [rows, size], got {self.rows.dtype} {list(self.rows.shape)}")
+            raise ValueError(
+                f"statistics: rows must be float32 [rows, size], got {self.rows.dtype}"
+                f" {list(self.rows.shape)}"
+            )
         if self.count < 0 or self.batches < 0:
             raise ValueError("statistics: count and batches must not be negative")
 
@@ -143,7 +167,8 @@ class Statistics:
     def equals(self, other: "Statistics") -> bool:
         """Bit-for-bit equality."""
         return (
-            (self.count, self.batches, self.constant) == (other.count, other.batches, other.constant)
+            (self.count, self.batches, self.constant)
+            == (other.count, other.batches, other.constant)
             and self.ema_decay == other.ema_decay
             and all(
                 _same(getattr(self, name), getattr(other, name))
@@ -157,23 +182,29 @@ class Statistics:
 def merge(a: Statistics, b: Statistics) -> Statistics:
     """Statistics of both sets of batches.
 
-    Extremes, counts and histogram are exact: equal bit for bit to a single pass over all batches. The moving averages,
-    which depend on the order of batches by nature, become the mean weighted by the number of batches; with a decay of 0 they are
-    those of ``b``, whose batches come last.
+    Extremes, counts and histogram are exact: equal bit for bit to a single pass over all batches.
+    The moving averages, which depend on the order of batches by nature, become the mean weighted by
+    the number of batches; with a decay of 0 they are those of ``b``, whose batches come last.
 
     Raises:
-        ValueError: when the shapes, bins, signs or decays of the two differ, or a constant tensor is not the same in both.
+        ValueError: when the shapes, bins, signs or decays of the two differ, or a constant tensor
+          is not the same in both.
     """
     if a.minimum.shape != b.minimum.shape:
         raise ValueError(f"cannot merge: {_shape(a)} and {_shape(b)} statistics")
     if a.constant or b.constant:
         if not a.equals(b):
-            raise ValueError("cannot merge: the tensor is constant (a weight) and its values differ")
+            raise ValueError(
+                "cannot merge: the tensor is constant (a weight) and its values differ"
+            )
         return a
     if a.empty or b.empty:
         return b if a.empty else a
     if a.ema_decay != b.ema_decay:
-        raise ValueError(f"cannot merge: moving averages have decays of {a.ema_decay:g} and {b.ema_decay:g}; use one recipe")
+        raise ValueError(
+            f"cannot merge: moving averages have decays of {a.ema_decay:g} and {b.ema_decay:g}; use"
+            " one recipe"
+        )
     weight = a.batches if a.ema_decay else 0
     return Statistics(
         minimum=np.minimum(a.minimum, b.minimum),
@@ -205,11 +236,15 @@ def _merge_rows(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None
     if a is None and b is None:
         return None
     if a is None or b is None or a.shape[1] != b.shape[1]:
-        raise ValueError("cannot merge: rows of values were kept of only one of the two, or are of another size")
+        raise ValueError(
+            "cannot merge: rows of values were kept of only one of the two, or are of another size"
+        )
     return np.concatenate([a, b])
 
 
-def _weighted(a: np.ndarray | None, weight_a: int, b: np.ndarray | None, weight_b: int) -> np.ndarray | None:
+def _weighted(
+    a: np.ndarray | None, weight_a: int, b: np.ndarray | None, weight_b: int
+) -> np.ndarray | None:
     if a is None or b is None:
         return None
     mean = (np.float64(a) * weight_a + np.float64(b) * weight_b) / (weight_a + weight_b)

@@ -1,4 +1,7 @@
-"""The calibration file: a .npz archive with a JSON header and the arrays of every site; never a pickle."""
+"""The calibration file.
+
+A .npz archive with a JSON header and the arrays of every site; never a pickle.
+"""
 
 import contextlib
 import io
@@ -38,10 +41,20 @@ def pack(sites: Mapping[str, object], samples: int, dimensions: Mapping[str, Sta
             "constant": stats.constant,
             "ema_decay": stats.ema_decay,
         }
-        named = {"lower": site.lower, "upper": site.upper, "minimum": stats.minimum, "maximum": stats.maximum}
-        named |= {name: getattr(stats, name) for name in _OPTIONAL if getattr(stats, name) is not None}
+        named = {
+            "lower": site.lower,
+            "upper": site.upper,
+            "minimum": stats.minimum,
+            "maximum": stats.maximum,
+        }
+        named |= {
+            name: getattr(stats, name) for name in _OPTIONAL if getattr(stats, name) is not None
+        }
         if stats.histogram is not None:
-            entry["histogram"] = {"bin_width": stats.histogram.bin_width, "signed": stats.histogram.signed}
+            entry["histogram"] = {
+                "bin_width": stats.histogram.bin_width,
+                "signed": stats.histogram.signed,
+            }
             named["counts"] = stats.histogram.counts
         if site.grouping is not None:
             entry["grouping"] = site.grouping.to_dict()
@@ -51,12 +64,15 @@ def pack(sites: Mapping[str, object], samples: int, dimensions: Mapping[str, Sta
     header = {"kind": KIND, "version": VERSION, "samples": samples, "sites": entries}
     if dimensions:
         header["dimensions"] = [
-            {"address": address, "count": stats.count, "batches": stats.batches} for address, stats in dimensions.items()
+            {"address": address, "count": stats.count, "batches": stats.batches}
+            for address, stats in dimensions.items()
         ]
         for index, stats in enumerate(dimensions.values()):
             arrays |= {f"dimensions/{index}/{name}": getattr(stats, name) for name in _EXTREMES}
     stream = io.BytesIO()
-    np.savez_compressed(stream, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+    np.savez_compressed(
+        stream, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays
+    )
     return stream.getvalue()
 
 
@@ -70,7 +86,8 @@ def unpack(data: bytes, source: str) -> tuple[dict, dict[str, np.ndarray]]:
         raise CalibrationFileError(f"{source}: not a calibration file")
     if version != VERSION:
         raise CalibrationFileError(
-            f"{source}: calibration file of version {version}, this program reads version {VERSION}; calibrate again"
+            f"{source}: calibration file of version {version}, this program reads version"
+            f" {VERSION}; calibrate again"
         )
     return header, arrays
 
@@ -94,7 +111,11 @@ def read_statistics(entry: Mapping, arrays: Mapping[str, np.ndarray], index: int
 
 def read_grouping(entry: Mapping, arrays: Mapping[str, np.ndarray], index: int) -> Grouping | None:
     """Groups of the dimensions of site number ``index``, if they are grouped."""
-    return Grouping.from_dict(entry["grouping"], arrays[f"{index}/group_of"]) if "grouping" in entry else None
+    return (
+        Grouping.from_dict(entry["grouping"], arrays[f"{index}/group_of"])
+        if "grouping" in entry
+        else None
+    )
 
 
 def read_dimensions(header: Mapping, arrays: Mapping[str, np.ndarray]) -> dict[str, Statistics]:
@@ -102,7 +123,9 @@ def read_dimensions(header: Mapping, arrays: Mapping[str, np.ndarray]) -> dict[s
     found = {}
     for index, entry in enumerate(header.get("dimensions", [])):
         extremes = {name: arrays[f"dimensions/{index}/{name}"] for name in _EXTREMES}
-        found[entry["address"]] = Statistics(**extremes, count=entry["count"], batches=entry["batches"])
+        found[entry["address"]] = Statistics(
+            **extremes, count=entry["count"], batches=entry["batches"]
+        )
     return found
 
 
@@ -115,14 +138,17 @@ def damage(source: str) -> Iterator[None]:
         raise
     except _PARSER_ERRORS as error:
         raise CalibrationFileError(
-            f"{printable(source)}: damaged or not a calibration file ({type(error).__name__}: {printable(error)}); calibrate again"
+            f"{printable(source)}: damaged or not a calibration file ({type(error).__name__}:"
+            f" {printable(error)}); calibrate again"
         ) from error
 
 
 def read(path: str) -> bytes:
     """Content of ``path``; FileNotFoundError with a plain message if there is none."""
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{printable(path)}: no such calibration file; check the path or calibrate first")
+        raise FileNotFoundError(
+            f"{printable(path)}: no such calibration file; check the path or calibrate first"
+        )
     try:
         return read_bytes(path)
     except ContentError as error:
@@ -130,10 +156,13 @@ def read(path: str) -> bytes:
 
 
 def write(path: str, data: bytes) -> None:
-    """Writes ``data`` so that ``path`` holds either its old content or all of the new, also after a crash."""
+    """Writes ``data`` so that ``path`` holds either its old content or all of the new, also after a
+    crash.
+    """
     try:
         write_bytes(path, data)
     except WriteError as error:
         raise CalibrationFileError(
-            f"{printable(path)}: cannot be written ({error.reason}); check that the folder exists, may be written and has room"
+            f"{printable(path)}: cannot be written ({error.reason}); check that the folder exists,"
+            " may be written and has room"
         ) from error

@@ -1,4 +1,6 @@
-"""One step of an observer as a pure function of its state; no variables, so all observers share its few traces."""
+"""One step of an observer as a pure function of its state; no variables, so all observers share its
+few traces.
+"""
 
 import math
 
@@ -15,7 +17,8 @@ COUNT, BATCHES, UPDATES, NONFINITE, EXPONENT = range(5)
 State = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
-# Not inlined: the graph of all observers is then one small piece a site, and this body is optimized once for all of them.
+# Not inlined: the graph of all observers is then one small piece a site, and this body is optimized
+# once for all of them.
 @tf.function(autograph=False, experimental_attributes={"_noinline": True})
 def updated(
     x: tf.Tensor,
@@ -35,11 +38,14 @@ def updated(
         x: floating tensor of any shape.
         valid: bool, broadcastable to ``x``, or None.
         ranges: float32 [4]: minimum, maximum, moving averages of both.
-        counters: int64 [5]: elements, batches, number of the next batch, first number with NaN or Inf (-1: none), exponent of
+        counters: int64 [5]: elements, batches, number of the next batch, first number with NaN or
+          Inf (-1: none), exponent of
             the span.
         counts: int64 [bins].
-        seed: int64 [2]: the observer's seed and the batch's number, which the random sample depends on. Together, so that
-            it is no constant: TensorFlow would make, and optimize, a copy of this function for each.
+        seed: int64 [2]: the observer's seed and the batch's number, which the random sample depends
+          on. Together, so that
+            it is no constant: TensorFlow would make, and optimize, a copy of this function for
+              each.
         signed: whether the histogram keeps the signs.
         sample: most elements the histogram looks at.
         decay: of the moving averages.
@@ -57,25 +63,35 @@ def updated(
     added = _histogram(cells, spans, seed, counts.shape[0], signed, sample)
     step = tf.cast(use, tf.int64)
     state = (
-        tf.where(use, _ranges(ranges, smallest, largest, tf.where(batches > 0, np.float32(decay), 0.0)), ranges),
-        tf.stack([
-            elements + step * count,
-            batches + step,
-            number + 1,
-            tf.where(filled & ~sound & (nonfinite < 0), number, nonfinite),
-            spans,
-        ]),
+        tf.where(
+            use,
+            _ranges(ranges, smallest, largest, tf.where(batches > 0, np.float32(decay), 0.0)),
+            ranges,
+        ),
+        tf.stack(
+            [
+                elements + step * count,
+                batches + step,
+                number + 1,
+                tf.where(filled & ~sound & (nonfinite < 0), number, nonfinite),
+                spans,
+            ]
+        ),
         _coarsen(counts, spans - exponent, signed) + added * step,
     )
     return state, tf.where(use, tf.stack([smallest, largest]), np.nan)
 
 
-@tf.function(autograph=False, input_signature=[tf.TensorSpec([4]), tf.TensorSpec([None, 2]), tf.TensorSpec([])])
+@tf.function(
+    autograph=False,
+    input_signature=[tf.TensorSpec([4]), tf.TensorSpec([None, 2]), tf.TensorSpec([])],
+)
 def replayed(ranges: tf.Tensor, extremes: tf.Tensor, decay: tf.Tensor) -> tf.Tensor:
     """Ranges after batches of which only the extremes were kept.
 
-    The operations of `updated` on the same scalars, one batch after the other, not their like in NumPy: so also the last
-    bit and the sign of a zero are those of a run over the batches themselves.
+    The operations of `updated` on the same scalars, one batch after the other, not their like in
+    NumPy: so also the last bit and the sign of a zero are those of a run over the batches
+    themselves.
 
     Args:
         ranges: float32 [4], of an observer that has seen nothing.
@@ -105,13 +121,17 @@ def _histogram(
     """int64 [bins]: the batch's counts over bins that span ``2**exponent``."""
     total = tf.size(cells.flat, out_type=tf.int64)
     exact = total <= sample
-    drawn = tf.constant(sample // 4, tf.int64)  # a drawn element costs several times one of the tail
+    drawn = tf.constant(
+        sample // 4, tf.int64
+    )  # a drawn element costs several times one of the tail
     stride = tf.where(exact, tf.ones([], tf.int64), (total + drawn - 1) // drawn)
     tail, threshold = _tail(cells, tf.where(exact, tf.zeros([], tf.int64), sample - drawn))
     bulk = _bulk(cells, stride, threshold, seed)
     scale = _power_of_two(int(math.log2(binning.side_bins(bins, signed))) - exponent)
     # One pass over both: the tail's bins are numbered after the bulk's.
-    index = tf.concat([_bin(*bulk, scale, bins, signed), _bin(*tail, scale, bins, signed) + (bins + 1)], 0)
+    index = tf.concat(
+        [_bin(*bulk, scale, bins, signed), _bin(*tail, scale, bins, signed) + (bins + 1)], 0
+    )
     counted = tf.raw_ops.DenseBincount(
         input=index, size=2 * (bins + 1), weights=tf.zeros([0], tf.int64), binary_output=False
     )
@@ -120,13 +140,19 @@ def _histogram(
 
 
 def _tail(cells: Cells, room: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """((values, which count), threshold): all elements above the threshold, which is the largest outside them.
+    """((values, which count), threshold): all elements above the threshold, which is the largest
+    outside them.
 
-    The values are those of the cells with the largest magnitudes, ``room`` elements together; none if room is 0.
+    The values are those of the cells with the largest magnitudes, ``room`` elements together; none
+    if room is 0.
     """
     run = cells.run
     amax = tf.maximum(cells.largest, -cells.smallest)  # -inf in padding
-    if run > 1:  # narrow cells are ranked in runs: sorting them one by one would take longer than all the rest
+    if (
+        run > 1
+        # narrow cells are ranked in runs: sorting them one by one would take longer than all the
+        # rest
+    ):
         amax = tf.reduce_max(tf.reshape(_padded(amax, run), [-1, run]), 1)
     runs = tf.size(amax, out_type=tf.int64)
     wanted = tf.minimum(room // tf.maximum(cells.width * run, 1), runs)
@@ -152,8 +178,13 @@ def _padded(amax: tf.Tensor, run: int) -> tf.Tensor:
     return tf.pad(amax, [[0, -tf.size(amax) % run]], constant_values=-np.inf)
 
 
-def _bulk(cells: Cells, stride: tf.Tensor, threshold: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """(values, which count): one random element of every ``stride`` elements, tail and padding excluded."""
+def _bulk(
+    cells: Cells, stride: tf.Tensor, threshold: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """(values, which count).
+
+    One random element of every ``stride`` elements, tail and padding excluded.
+    """
     total = tf.size(cells.flat, out_type=tf.int64)
     first = tf.range(0, total, stride)
     position = first + tf.random.stateless_uniform(tf.shape(first), seed, 0, stride, tf.int64)
@@ -162,10 +193,15 @@ def _bulk(cells: Cells, stride: tf.Tensor, threshold: tf.Tensor, seed: tf.Tensor
     return values, counted if valid is None else counted & valid
 
 
-def _bin(values: tf.Tensor, counted: tf.Tensor, scale: tf.Tensor, bins: int, signed: bool) -> tf.Tensor:
+def _bin(
+    values: tf.Tensor, counted: tf.Tensor, scale: tf.Tensor, bins: int, signed: bool
+) -> tf.Tensor:
     """int32 bin of each value; ``bins``, one past the last, for those that do not count."""
     side = binning.side_bins(bins, signed)
-    index = tf.cast(tf.math.ceil(tf.clip_by_value(tf.abs(values) * scale, 1.0, float(side))), tf.int32) - 1
+    index = (
+        tf.cast(tf.math.ceil(tf.clip_by_value(tf.abs(values) * scale, 1.0, float(side))), tf.int32)
+        - 1
+    )
     if signed:
         index = tf.where(values < 0, side - 1 - index, side + index)
     # NaN, whose index is arbitrary, never counts: it compares false with the threshold.

@@ -1,4 +1,7 @@
-"""Ranges of weights: constant tensors that are at hand, so no histogram has to stand in for the values."""
+"""Ranges of weights.
+
+Constant tensors that are at hand, so no histogram has to stand in for the values.
+"""
 
 import numpy as np
 
@@ -69,7 +72,8 @@ def per_channel_range(
     rows = _channels(array, axis, name)
     if method.name not in GENERAL:
         raise CalibrationError(
-            f"{name}: method {method.name!r} is for logits and this is a weight; use {', '.join(GENERAL)} for it"
+            f"{name}: method {method.name!r} is for logits and this is a weight; use"
+            f" {', '.join(GENERAL)} for it"
         )
     lower, upper = method.estimate(ExactStatistics.of(rows), codebook, site=name)
     shape = () if axis is None else (rows.shape[0],)
@@ -86,7 +90,8 @@ def _channels(array: np.ndarray, axis: int | None, name: str) -> np.ndarray:
     finite = np.isfinite(array)
     if not finite.all():
         raise NonFiniteError(
-            f"{name}: {array.size - finite.sum()} of {array.size} weights are NaN or Inf; reload them"
+            f"{name}: {array.size - finite.sum()} of {array.size} weights are NaN or Inf; reload"
+            " them"
         )
     if axis is None:
         return array.reshape(1, -1)

@@ -1,1 +1,3 @@
-"""BERT, RoBERTa, DistilBERT and MobileBERT, their sizes, heads and weights; `modeling` makes whole models of them."""
+"""BERT, RoBERTa, DistilBERT and MobileBERT, their sizes, heads and weights; `modeling` makes whole
+models of them.
+"""

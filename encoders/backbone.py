@@ -1,4 +1,7 @@
-"""What the encoders of all architectures have in common: their inputs, their outputs and how they are put together."""
+"""What the encoders of all architectures have in common.
+
+Their inputs, their outputs and how they are put together.
+"""
 
 import dataclasses
 from typing import ClassVar
@@ -12,25 +15,31 @@ from encoders.layers import Encoder, Parts, attention_mask
 class Backbone(keras.layers.Layer):
     """An encoder as one layer; use one of its subclasses. Its weights are named below `name`.
 
-    Called with `input_ids`, `input_mask` (1 = token, 0 = padding) and `segment_ids`, all int [B, S], both dimensions
-    static or not; returns `sequence_output` [B, S, H], or with `pooler=True` the pair with `pooled_output` [B, H].
-    Architectures without segments ignore `segment_ids`.
+    Called with `input_ids`, `input_mask` (1 = token, 0 = padding) and `segment_ids`, all int [B,
+    S], both dimensions static or not; returns `sequence_output` [B, S, H], or with `pooler=True`
+    the pair with `pooled_output` [B, H]. Architectures without segments ignore `segment_ids`.
 
     Args:
         config: size and constants, of the subclass' `config_class` or as a dictionary.
         pooler: whether there is a pooler, where the architecture knows one.
         dropout: False turns every dropout off even in training.
-        seed: decides initial weights (truncated normal) and dropout masks; None leaves them to Keras' global seed.
+        seed: decides initial weights (truncated normal) and dropout masks; None leaves them to
+          Keras' global seed.
         name: first part of every weight's name; keep the architecture's for checkpoints.
-        dtype: Keras dtype policy, such as "mixed_bfloat16"; None takes the global one. Softmax and LayerNorm compute
+        dtype: Keras dtype policy, such as "mixed_bfloat16"; None takes the global one. Softmax and
+          LayerNorm compute
             at least in float32.
     """
 
     config_class: ClassVar[type[TransformerConfig]]
 
-    def __init__(self, config, *, pooler=True, dropout=True, seed=None, name=None, dtype=None, **kwargs):
+    def __init__(
+        self, config, *, pooler=True, dropout=True, seed=None, name=None, dtype=None, **kwargs
+    ):
         super().__init__(name=name or self.config_class.model_type, dtype=dtype, **kwargs)
-        self.config = config if isinstance(config, self.config_class) else self.config_class(**config)
+        self.config = (
+            config if isinstance(config, self.config_class) else self.config_class(**config)
+        )
         self.dropout = dropout
         self.seed = seed
         parts = Parts(self.config, dropout, seed, self.dtype_policy)
@@ -48,7 +57,9 @@ class Backbone(keras.layers.Layer):
         return Encoder(parts, name="encoder")
 
     def make_pooler(self, parts: Parts) -> keras.layers.Layer | None:
-        """A layer on the first token [B, H], in the scope `pooler`; None where the architecture has none."""
+        """A layer on the first token [B, H], in the scope `pooler`; None where the architecture has
+        none.
+        """
         return None
 
     def build(self, input_shape):

@@ -1,4 +1,8 @@
-"""Configurations: the sizes and constants of a network, checked, and read from the JSON files that lie beside checkpoints."""
+"""Configurations.
+
+The sizes and constants of a network, checked, and read from the JSON files that lie beside
+checkpoints.
+"""
 
 import dataclasses
 import os
@@ -14,17 +18,20 @@ MAX_CONSTANT = 1e6
 MAX_LAYERS = 1000  # the deepest published encoders have as many
 MAX_POSITIONS = 1 << 20  # attention is quadratic in the length
 _LARGEST = {
-    "num_hidden_layers": MAX_LAYERS, "num_feedforward_networks": MAX_LAYERS, "max_position_embeddings": MAX_POSITIONS,
-}  # fmt: skip
+    "num_hidden_layers": MAX_LAYERS,
+    "num_feedforward_networks": MAX_LAYERS,
+    "max_position_embeddings": MAX_POSITIONS,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """What the configurations of all architectures share; use one of its subclasses.
 
-    Fields have the names that Google's and Hugging Face's BERT files use; where an architecture's file calls one otherwise,
-    `file_keys` says how. `hidden_act` "gelu" is the exact function, as Hugging Face reads it; "gelu_new" and
-    "gelu_pytorch_tanh" are the tanh approximation. `layer_norm_eps` is 1e-12 where the file is silent, as in Google's code.
+    Fields have the names that Google's and Hugging Face's BERT files use; where an architecture's
+    file calls one otherwise, `file_keys` says how. `hidden_act` "gelu" is the exact function, as
+    Hugging Face reads it; "gelu_new" and "gelu_pytorch_tanh" are the tanh approximation.
+    `layer_norm_eps` is 1e-12 where the file is silent, as in Google's code.
 
     Raises:
         ValueError: a value of the wrong type or out of range; the message names the key.
@@ -52,12 +59,16 @@ class TransformerConfig:
                 raise ValueError(f"{self.title} configuration: {self._label(field.name)} {problem}")
         if self.hidden_act not in ACTIVATIONS:
             label, known = self._label("hidden_act"), ", ".join(ACTIVATIONS)
-            raise ValueError(f"{self.title} configuration: unknown {label} {_shown(self.hidden_act)}; known: {known}")
+            raise ValueError(
+                f"{self.title} configuration: unknown {label} {_shown(self.hidden_act)}; known:"
+                f" {known}"
+            )
         for name in self.split_by_heads:
             if getattr(self, name) % self.num_attention_heads:
                 raise ValueError(
-                    f"{self.title} configuration: {self._label(name)} {getattr(self, name)} is not a multiple of "
-                    f"{self._label('num_attention_heads')} {self.num_attention_heads}"
+                    f"{self.title} configuration: {self._label(name)} {getattr(self, name)} is not"
+                    f" a multiple of {self._label('num_attention_heads')}"
+                    f" {self.num_attention_heads}"
                 )
 
     @staticmethod
@@ -66,7 +77,9 @@ class TransformerConfig:
         name = field.name
         least = 0 if name == "pad_token_id" else 1
         if field.type is int and (type(value) is not int or value < least):
-            return f"must be a {'positive' if least else 'non-negative'} integer, got {_shown(value)}"
+            return (
+                f"must be a {'positive' if least else 'non-negative'} integer, got {_shown(value)}"
+            )
         most = _LARGEST.get(name, MAX_ID)
         if field.type is int and value > most:
             return f"must be at most {most}, got {_shown(value)}"
@@ -76,7 +89,9 @@ class TransformerConfig:
             return f"must be a string, got {_shown(value)}"
         if field.type == float | None and value is None:
             return None
-        if field.type in (float, float | None) and (isinstance(value, bool) or not isinstance(value, int | float)):
+        if field.type in (float, float | None) and (
+            isinstance(value, bool) or not isinstance(value, int | float)
+        ):
             return f"must be a number, got {_shown(value)}"
         if "dropout" in name and not 0.0 <= value < 1.0:
             return f"must be in [0, 1), got {_shown(value)}"
@@ -100,7 +115,9 @@ class TransformerConfig:
     @property
     def num_parameters(self) -> int:
         """Weights of the encoder, without biases, norms and heads."""
-        tables = self.vocab_size + self.max_position_embeddings + getattr(self, "type_vocab_size", 0)
+        tables = (
+            self.vocab_size + self.max_position_embeddings + getattr(self, "type_vocab_size", 0)
+        )
         layer = 4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size
         return tables * self.hidden_size + self.num_hidden_layers * layer
 
@@ -136,21 +153,33 @@ class TransformerConfig:
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike) -> "TransformerConfig":
-        """Reads Google's `bert_config.json` or Hugging Face's `config.json`; keys that do not concern us are ignored.
+        """Reads Google's `bert_config.json` or Hugging Face's `config.json`; keys that do not
+        concern us are ignored.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not JSON, a key is missing or wrong, or the file describes another architecture.
+            ValueError: not JSON, a key is missing or wrong, or the file describes another
+              architecture.
         """
         title = f"{cls.title} configuration"
         values = _read(path, title)
         for key, wanted in (
-            ("model_type", cls.model_type), ("position_embedding_type", "absolute"), ("is_decoder", False),
-        ):  # fmt: skip
+            ("model_type", cls.model_type),
+            ("position_embedding_type", "absolute"),
+            ("is_decoder", False),
+        ):
             if values.get(key, wanted) != wanted:
-                raise ValueError(f"{printable(path)}: {key} is {_shown(values[key])}, but only {wanted!r} is supported")
-        keys = {field.name: cls.file_keys.get(field.name, field.name) for field in dataclasses.fields(cls)}
-        required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+                raise ValueError(
+                    f"{printable(path)}: {key} is {_shown(values[key])}, but only {wanted!r} is"
+                    " supported"
+                )
+        keys = {
+            field.name: cls.file_keys.get(field.name, field.name)
+            for field in dataclasses.fields(cls)
+        }
+        required = [
+            field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING
+        ]
         missing = [keys[name] for name in required if keys[name] not in values]
         if missing:
             raise ValueError(f"{title} {printable(path)} lacks {', '.join(missing)}")
@@ -174,8 +203,8 @@ class BertConfig(TransformerConfig):
 class RobertaConfig(TransformerConfig):
     """The size of a RoBERTa and its constants, see `TransformerConfig`.
 
-    The first token has position `pad_token_id` + 1, so that there are positions for that many tokens less than
-    `max_position_embeddings`. `classifier_dropout` None is `hidden_dropout_prob`.
+    The first token has position `pad_token_id` + 1, so that there are positions for that many
+    tokens less than `max_position_embeddings`. `classifier_dropout` None is `hidden_dropout_prob`.
     """
 
     title: ClassVar[str] = "RoBERTa"
@@ -188,9 +217,15 @@ class RobertaConfig(TransformerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, rows in (("vocab_size", self.vocab_size), ("max_position_embeddings", self.max_position_embeddings - 1)):
+        for name, rows in (
+            ("vocab_size", self.vocab_size),
+            ("max_position_embeddings", self.max_position_embeddings - 1),
+        ):
             if self.pad_token_id >= rows:
-                problem = f"pad_token_id {self.pad_token_id} is too large for {name} {getattr(self, name)}"
+                problem = (
+                    f"pad_token_id {self.pad_token_id} is too large for {name}"
+                    f" {getattr(self, name)}"
+                )
                 raise ValueError(f"RoBERTa configuration: {problem}")
 
     @property
@@ -199,11 +234,16 @@ class RobertaConfig(TransformerConfig):
 
     @property
     def length_limit(self) -> str:
-        return f"{self.max_sequence_length} (max_position_embeddings {self.max_position_embeddings} - pad_token_id - 1)"
+        return (
+            f"{self.max_sequence_length} (max_position_embeddings {self.max_position_embeddings} -"
+            " pad_token_id - 1)"
+        )
 
     @property
     def classifier_dropout_prob(self) -> float:
-        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+        return (
+            self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,8 +282,8 @@ class DistilBertConfig(TransformerConfig):
 class MobileBertConfig(TransformerConfig):
     """The size of a MobileBERT and its constants, see `TransformerConfig`.
 
-    Between layers states are `hidden_size` wide; with `use_bottleneck` a layer works at `intra_bottleneck_size`.
-    `classifier_dropout` None is `hidden_dropout_prob`.
+    Between layers states are `hidden_size` wide; with `use_bottleneck` a layer works at
+    `intra_bottleneck_size`. `classifier_dropout` None is `hidden_dropout_prob`.
     """
 
     title: ClassVar[str] = "MobileBERT"
@@ -267,18 +307,26 @@ class MobileBertConfig(TransformerConfig):
         super().__post_init__()
         if self.normalization_type not in ("no_norm", "layer_norm"):
             found = _shown(self.normalization_type)
-            raise ValueError(f"MobileBERT configuration: unknown normalization_type {found}; known: no_norm, layer_norm")
-        if self.use_bottleneck and not (self.use_bottleneck_attention or self.key_query_shared_bottleneck):
             raise ValueError(
-                "MobileBERT configuration: use_bottleneck without use_bottleneck_attention or key_query_shared_bottleneck "
-                "is not supported, both are false"
+                f"MobileBERT configuration: unknown normalization_type {found}; known: no_norm,"
+                " layer_norm"
+            )
+        if self.use_bottleneck and not (
+            self.use_bottleneck_attention or self.key_query_shared_bottleneck
+        ):
+            raise ValueError(
+                "MobileBERT configuration: use_bottleneck without use_bottleneck_attention or"
+                " key_query_shared_bottleneck is not supported, both are false"
             )
 
     @property
     def num_parameters(self) -> int:
         """Weights of the encoder, without biases, norms and heads."""
         width, inner = self.hidden_size, self.inner_size
-        tables = self.vocab_size * self.embedding_size + (self.max_position_embeddings + self.type_vocab_size) * width
+        tables = (
+            self.vocab_size * self.embedding_size
+            + (self.max_position_embeddings + self.type_vocab_size) * width
+        )
         feed_forward = 2 * self.num_feedforward_networks * inner * self.intermediate_size
         layer = 4 * inner**2 + feed_forward + (3 * width * inner if self.use_bottleneck else 0)
         return tables + 3 * self.embedding_size * width + self.num_hidden_layers * layer
@@ -294,21 +342,30 @@ class MobileBertConfig(TransformerConfig):
 
     @property
     def classifier_dropout_prob(self) -> float:
-        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+        return (
+            self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+        )
 
 
-_BY_MODEL_TYPE = {config.model_type: config for config in (BertConfig, RobertaConfig, DistilBertConfig, MobileBertConfig)}
+_BY_MODEL_TYPE = {
+    config.model_type: config
+    for config in (BertConfig, RobertaConfig, DistilBertConfig, MobileBertConfig)
+}
 
 
-def config_from_file(path: str | os.PathLike) -> BertConfig | RobertaConfig | DistilBertConfig | MobileBertConfig:
-    """Reads the configuration of any supported architecture, told by its `model_type` (BERT where there is none).
+def config_from_file(
+    path: str | os.PathLike,
+) -> BertConfig | RobertaConfig | DistilBertConfig | MobileBertConfig:
+    """Reads the configuration of any supported architecture, told by its `model_type` (BERT where
+    there is none).
 
     Args:
         path: the JSON file, or a directory with a `config.json` or `bert_config.json`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: see `TransformerConfig.from_json_file`; or an architecture that is not supported.
+        ValueError: see `TransformerConfig.from_json_file`; or an architecture that is not
+          supported.
     """
     if os.path.isdir(path):
         candidates = [os.path.join(path, name) for name in ("config.json", "bert_config.json")]
@@ -316,7 +373,10 @@ def config_from_file(path: str | os.PathLike) -> BertConfig | RobertaConfig | Di
     model_type = _read(path, "model configuration").get("model_type", "bert")
     if not isinstance(model_type, str) or model_type not in _BY_MODEL_TYPE:
         known = ", ".join(_BY_MODEL_TYPE)
-        raise ValueError(f"{printable(path)}: model_type {_shown(model_type)} is not supported; supported: {known}")
+        raise ValueError(
+            f"{printable(path)}: model_type {_shown(model_type)} is not supported; supported:"
+            f" {known}"
+        )
     return _BY_MODEL_TYPE[model_type].from_json_file(path)
 
 

@@ -1,6 +1,7 @@
 """DistilBERT (Sanh et al. 2019, "DistilBERT, a distilled version of BERT").
 
-BERT's encoder without token types, pooler and dropout behind the attention; weights have BERT's names below `distilbert/`.
+BERT's encoder without token types, pooler and dropout behind the attention; weights have BERT's
+names below `distilbert/`.
 """
 
 import keras
@@ -19,7 +20,9 @@ class DistilBertEmbeddings(Embeddings):
 
     def look_up(self, input_ids, segment_ids):
         words = ops.take(self.tables["word_embeddings"], input_ids, axis=0)
-        return words + first_rows(self.tables["position_embeddings"], input_ids)  # [S, H] broadcast over B
+        return words + first_rows(
+            self.tables["position_embeddings"], input_ids
+        )  # [S, H] broadcast over B
 
 
 class DistilBert(Backbone):
@@ -31,6 +34,17 @@ class DistilBert(Backbone):
         return DistilBertEmbeddings(parts, name="embeddings")
 
 
-def classifier_features(config: DistilBertConfig, *, seed: int | None, dtype: str | None) -> FirstToken:
-    """The hidden layer of the classification head: dense and ReLU on the first token, without dropout."""
-    return FirstToken("relu", initializer_range=config.initializer_range, seed=seed, dtype=dtype, name="pre_classifier")
+def classifier_features(
+    config: DistilBertConfig, *, seed: int | None, dtype: str | None
+) -> FirstToken:
+    """The hidden layer of the classification head.
+
+    Dense and ReLU on the first token, without dropout.
+    """
+    return FirstToken(
+        "relu",
+        initializer_range=config.initializer_range,
+        seed=seed,
+        dtype=dtype,
+        name="pre_classifier",
+    )

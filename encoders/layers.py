@@ -1,6 +1,8 @@
-"""What the encoders are made of: small Keras 3 layers, each with the name that its weights have in a checkpoint.
+"""What the encoders are made of: small Keras 3 layers, each with the name that its weights have in
+a checkpoint.
 
-Letters in shape comments: B batch, S sequence length, H hidden size, N attention heads, D = H / N, F intermediate size.
+Letters in shape comments: B batch, S sequence length, H hidden size, N attention heads, D = H / N,
+F intermediate size.
 """
 
 import math
@@ -11,17 +13,23 @@ from typing import ClassVar
 import keras
 from keras import ops
 
-# Added to the score of a masked key. Large enough to vanish in the softmax, small enough for float16.
+# Added to the score of a masked key. Large enough to vanish in the softmax, small enough for
+# float16.
 MASKED_SCORE = -10000.0
 
 
 def gelu(x):
-    """Exact GELU, x * Phi(x) (Hendrycks & Gimpel 2016). Written with Erf because exporters know no Erfc."""
+    """Exact GELU, x * Phi(x) (Hendrycks & Gimpel 2016).
+
+    Written with Erf because exporters know no Erfc.
+    """
     return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
 
 
 def gelu_tanh(x):
-    """The tanh approximation of GELU (Hendrycks & Gimpel 2016); the cube by products, as `pow` is slow on CPU."""
+    """The tanh approximation of GELU (Hendrycks & Gimpel 2016); the cube by products, as `pow` is
+    slow on CPU.
+    """
     return 0.5 * x * (1.0 + ops.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))))
 
 
@@ -35,20 +43,25 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 def seed_stream(seed: int | str | None) -> Iterator[int | None]:
-    """One seed for each initializer and dropout layer; all None (Keras' global seed decides) when `seed` is None."""
+    """One seed for each initializer and dropout layer; all None (Keras' global seed decides) when
+    `seed` is None.
+    """
     source = random.Random(seed)
     while True:
         yield None if seed is None else source.getrandbits(31)
 
 
 def attention_mask(input_mask):
-    """int [B, S], 1 = token -> float32 [B, 1, 1, S] that is added to the scores of every head and query."""
+    """int [B, S], 1 = token -> float32 [B, 1, 1, S] that is added to the scores of every head and
+    query.
+    """
     mask = (1.0 - ops.cast(input_mask, "float32")) * MASKED_SCORE
     return ops.expand_dims(mask, (1, 2))
 
 
 def precise(dtype: str) -> str:
-    """The type that softmax and scores are computed in where the rest is computed in `dtype`: float32, or float64.
+    """The type that softmax and scores are computed in where the rest is computed in `dtype`:
+    float32, or float64.
 
     bfloat16 has 8 bits of mantissa, too few to sum hundreds of exponentials.
     """
@@ -58,8 +71,8 @@ def precise(dtype: str) -> str:
 class Dropout(keras.layers.Layer):
     """Dropout whose random state is named after its place in the model.
 
-    Keras' own layer numbers these states through the process: a checkpoint of them would not fit a process that made
-    other layers before.
+    Keras' own layer numbers these states through the process: a checkpoint of them would not fit a
+    process that made other layers before.
     """
 
     def __init__(self, rate: float, seed: int | None, dtype):
@@ -72,7 +85,11 @@ class Dropout(keras.layers.Layer):
             self.generator = keras.random.SeedGenerator(self.seed, name="random")
 
     def call(self, x, training=False):
-        return keras.random.dropout(x, self.rate, seed=self.generator) if training and self.rate > 0.0 else x
+        return (
+            keras.random.dropout(x, self.rate, seed=self.generator)
+            if training and self.rate > 0.0
+            else x
+        )
 
 
 class Parts:
@@ -85,15 +102,23 @@ class Parts:
         self.dtype = dtype
 
     def initializer(self):
-        return keras.initializers.TruncatedNormal(stddev=self.config.initializer_range, seed=next(self._seeds))
+        return keras.initializers.TruncatedNormal(
+            stddev=self.config.initializer_range, seed=next(self._seeds)
+        )
 
     def dense(self, units: int, name: str, activation: Callable | None = None):
         return keras.layers.Dense(
-            units, activation=activation, kernel_initializer=self.initializer(), name=name, dtype=self.dtype
+            units,
+            activation=activation,
+            kernel_initializer=self.initializer(),
+            name=name,
+            dtype=self.dtype,
         )
 
     def dropout(self, rate: float):
-        seed = next(self._seeds)  # drawn in any case, so that the weights do not depend on whether dropout is on
+        seed = next(
+            self._seeds
+        )  # drawn in any case, so that the weights do not depend on whether dropout is on
         return Dropout(rate if self._dropout else 0.0, seed, dtype=self.dtype)
 
     def layer_norm(self, epsilon: float | None = None):
@@ -104,8 +129,8 @@ class Parts:
 class Embeddings(keras.layers.Layer):
     """A sum of rows of tables, LayerNorm, dropout; use one of its subclasses.
 
-    A subclass says in `sizes` which tables there are and which key of the configuration is their number of rows, and adds
-    up their rows in `look_up`.
+    A subclass says in `sizes` which tables there are and which key of the configuration is their
+    number of rows, and adds up their rows in `look_up`.
     """
 
     sizes: ClassVar[dict[str, str]]
@@ -124,7 +149,9 @@ class Embeddings(keras.layers.Layer):
     def build(self, input_shape):
         width = self.config.hidden_size
         self.tables = {
-            name: self.add_weight(name=name, shape=(getattr(self.config, key), width), initializer=initializer)
+            name: self.add_weight(
+                name=name, shape=(getattr(self.config, key), width), initializer=initializer
+            )
             for (name, key), initializer in zip(self.sizes.items(), self.initializers, strict=True)
         }
         self.layer_norm.build((None, None, width))
@@ -142,12 +169,15 @@ def check_length(length, config) -> None:
         ValueError: `length` is known and above the configuration's `max_sequence_length`.
     """
     if isinstance(length, int) and length > config.max_sequence_length:
-        raise ValueError(f"sequence length {length} is above {config.length_limit} of the configuration")
+        raise ValueError(
+            f"sequence length {length} is above {config.length_limit} of the configuration"
+        )
 
 
 def first_rows(table, ids):
     """The rows of a position table for [B, S] tokens, one after the other: [S, H]."""
-    # A slice, not an index: a dynamic length above the limit is refused at run time instead of being cut.
+    # A slice, not an index: a dynamic length above the limit is refused at run time instead of
+    # being cut.
     return ops.slice(table, (0, 0), (ops.shape(ids)[1], table.shape[1]))
 
 
@@ -174,7 +204,11 @@ class SelfAttention(keras.layers.Layer):
         self.dropout = parts.dropout(parts.config.attention_probs_dropout_prob)
 
     def build(self, input_shape):
-        for layer, inputs in ((self.query, self.inputs), (self.key, self.inputs), (self.value, self.value_inputs)):
+        for layer, inputs in (
+            (self.query, self.inputs),
+            (self.key, self.inputs),
+            (self.value, self.value_inputs),
+        ):
             layer.build((None, None, inputs))
         self.dropout.build((None, None, None, None))
 
@@ -197,9 +231,20 @@ class SelfAttention(keras.layers.Layer):
 
 
 class ResidualOutput(keras.layers.Layer):
-    """Dense, dropout, addition of the block's input, normalisation: the second half of the blocks of an encoder layer."""
+    """Dense, dropout, addition of the block's input, normalisation.
 
-    def __init__(self, parts: Parts, inputs: int, units: int, rate: float, name: str, norm: keras.layers.Layer | None = None):
+    The second half of the blocks of an encoder layer.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        inputs: int,
+        units: int,
+        rate: float,
+        name: str,
+        norm: keras.layers.Layer | None = None,
+    ):
         super().__init__(name=name, dtype=parts.dtype)
         self.inputs = inputs
         self.dense = parts.dense(units, "dense")
@@ -237,7 +282,9 @@ class Attention(keras.layers.Layer):
         super().__init__(name=name, dtype=parts.dtype)
         width = parts.config.hidden_size
         self.self_attention = SelfAttention(parts, width, width, width, name="self")
-        self.projection = ResidualOutput(parts, width, width, parts.config.attention_output_dropout, name="output")
+        self.projection = ResidualOutput(
+            parts, width, width, parts.config.attention_output_dropout, name="output"
+        )
 
     def build(self, input_shape):
         self.self_attention.build(input_shape)
@@ -255,8 +302,12 @@ class EncoderLayer(keras.layers.Layer):
         config = parts.config
         width, inner = config.hidden_size, config.intermediate_size
         self.attention = Attention(parts, name="attention")
-        self.intermediate = DenseBlock(parts, width, inner, ACTIVATIONS[config.hidden_act], name="intermediate")
-        self.projection = ResidualOutput(parts, inner, width, config.hidden_dropout_prob, name="output")
+        self.intermediate = DenseBlock(
+            parts, width, inner, ACTIVATIONS[config.hidden_act], name="intermediate"
+        )
+        self.projection = ResidualOutput(
+            parts, inner, width, config.hidden_dropout_prob, name="output"
+        )
 
     def build(self, input_shape):
         for layer in (self.attention, self.intermediate, self.projection):
@@ -272,7 +323,9 @@ class Encoder(keras.layers.Layer):
 
     def __init__(self, parts: Parts, name: str, layer: Callable = EncoderLayer):
         super().__init__(name=name, dtype=parts.dtype)
-        self.stack = [layer(parts, name=f"layer_{i}") for i in range(parts.config.num_hidden_layers)]
+        self.stack = [
+            layer(parts, name=f"layer_{i}") for i in range(parts.config.num_hidden_layers)
+        ]
 
     def build(self, input_shape):
         for layer in self.stack:

@@ -1,4 +1,6 @@
-"""The memory that a network's weights need, compared with what the machine has before anything is built."""
+"""The memory that a network's weights need, compared with what the machine has before anything is
+built.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,10 @@ import pathlib
 from encoders.config import TransformerConfig
 
 _BYTES = 8  # of a weight in float32 and of the value that it starts with
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)  # of a container
 
 
 def check_memory(config: TransformerConfig) -> None:
@@ -21,9 +26,10 @@ def check_memory(config: TransformerConfig) -> None:
     needed, there = _BYTES * config.num_parameters, machine_memory()
     if needed > there:
         raise ValueError(
-            f"{config.title} configuration: its {config.num_parameters:.3g} weights need {needed / 2**30:,.1f} GiB to start with, "
-            f"this machine has {there / 2**30:,.1f} GiB of memory: check vocab_size, hidden_size, intermediate_size, "
-            "max_position_embeddings and the number of layers"
+            f"{config.title} configuration: its {config.num_parameters:.3g} weights need"
+            f" {needed / 2**30:,.1f} GiB to start with, this machine has {there / 2**30:,.1f} GiB"
+            " of memory: check vocab_size, hidden_size, intermediate_size, max_position_embeddings"
+            " and the number of layers"
         )
 
 

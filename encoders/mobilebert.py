@@ -1,8 +1,10 @@
-"""MobileBERT (Sun et al. 2020, "MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices").
+"""MobileBERT (Sun et al. 2020, "MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited
+Devices").
 
-Between layers states are H wide; a layer works at its bottleneck's width E (`intra_bottleneck_size`), with several small
-feed-forward networks. Published models have NoNorm, an affine map of each channel, in place of LayerNorm.
-Weights have BERT's names below `mobilebert/`, those of the bottlenecks and feed-forward networks Hugging Face's.
+Between layers states are H wide; a layer works at its bottleneck's width E
+(`intra_bottleneck_size`), with several small feed-forward networks. Published models have NoNorm,
+an affine map of each channel, in place of LayerNorm. Weights have BERT's names below `mobilebert/`,
+those of the bottlenecks and feed-forward networks Hugging Face's.
 """
 
 import keras
@@ -23,8 +25,8 @@ from encoders.layers import (
     tanh_pooler,
 )
 
-# Hugging Face leaves the LayerNorm of the embeddings, and that of a layer before its output bottleneck, at PyTorch's default
-# whatever `layer_norm_eps` says.
+# Hugging Face leaves the LayerNorm of the embeddings, and that of a layer before its output
+# bottleneck, at PyTorch's default whatever `layer_norm_eps` says.
 _DEFAULT_EPSILON = 1e-5
 
 
@@ -46,7 +48,9 @@ def _norm(parts: Parts, epsilon: float | None = None) -> keras.layers.Layer:
 
 
 class MobileBertEmbeddings(keras.layers.Layer):
-    """Narrow word embeddings of a token and its neighbours, a dense layer, token type and position embeddings, norm, dropout."""
+    """Narrow word embeddings of a token and its neighbours, a dense layer, token type and position
+    embeddings, norm, dropout.
+    """
 
     def __init__(self, parts: Parts, name: str):
         super().__init__(name=name, dtype=parts.dtype)
@@ -54,7 +58,9 @@ class MobileBertEmbeddings(keras.layers.Layer):
         self.initializers = [parts.initializer() for _ in range(3)]
         self.inputs = config.embedding_size * (3 if config.trigram_input else 1)
         transformed = config.trigram_input or config.embedding_size != config.hidden_size
-        self.transformation = parts.dense(config.hidden_size, "embedding_transformation") if transformed else None
+        self.transformation = (
+            parts.dense(config.hidden_size, "embedding_transformation") if transformed else None
+        )
         self.layer_norm = _norm(parts, _DEFAULT_EPSILON)
         self.dropout = parts.dropout(config.hidden_dropout_prob)
 
@@ -79,7 +85,9 @@ class MobileBertEmbeddings(keras.layers.Layer):
         x = ops.take(self.words, input_ids, axis=0)
         if self.config.trigram_input:
             around = ops.pad(x, ((0, 0), (1, 1), (0, 0)))
-            x = ops.concatenate([around[:, 2:], x, around[:, :-2]], axis=-1)  # next, own, previous token
+            x = ops.concatenate(
+                [around[:, 2:], x, around[:, :-2]], axis=-1
+            )  # next, own, previous token
         if self.transformation is not None:
             x = self.transformation(x)  # [B, S, H]
         x = x + first_rows(self.positions, input_ids) + ops.take(self.types, segment_ids, axis=0)
@@ -103,12 +111,17 @@ class _Narrowing(keras.layers.Layer):
 
 
 class _Bottleneck(keras.layers.Layer):
-    """What enters a layer: (input of query and key, input of value, skip operand of the attention)."""
+    """What enters a layer.
+
+    (input of query and key, input of value, skip operand of the attention).
+    """
 
     def __init__(self, parts: Parts, name: str):
         super().__init__(name=name, dtype=parts.dtype)
         self.input_layer = _Narrowing(parts, name="input")
-        self.attention = None if parts.config.use_bottleneck_attention else _Narrowing(parts, name="attention")
+        self.attention = (
+            None if parts.config.use_bottleneck_attention else _Narrowing(parts, name="attention")
+        )
 
     def build(self, input_shape):
         self.input_layer.build(input_shape)
@@ -133,7 +146,9 @@ class _Attention(keras.layers.Layer):
         value_inputs = config.hidden_size if wide_value else width
         rate = 0.0 if config.use_bottleneck else config.hidden_dropout_prob
         self.self_attention = SelfAttention(parts, width, width, value_inputs, name="self")
-        self.projection = ResidualOutput(parts, width, width, rate, name="output", norm=_norm(parts))
+        self.projection = ResidualOutput(
+            parts, width, width, rate, name="output", norm=_norm(parts)
+        )
 
     def build(self, input_shape):
         self.self_attention.build(input_shape)
@@ -144,13 +159,18 @@ class _Attention(keras.layers.Layer):
 
 
 class _FeedForward(keras.layers.Layer):
-    """One of the feed-forward networks before the last: dense, activation, dense, residual, norm."""
+    """One of the feed-forward networks before the last.
+
+    Dense, activation, dense, residual, norm.
+    """
 
     def __init__(self, parts: Parts, name: str):
         super().__init__(name=name, dtype=parts.dtype)
         config = parts.config
         width, inner = config.inner_size, config.intermediate_size
-        self.intermediate = DenseBlock(parts, width, inner, ACTIVATIONS[config.hidden_act], name="intermediate")
+        self.intermediate = DenseBlock(
+            parts, width, inner, ACTIVATIONS[config.hidden_act], name="intermediate"
+        )
         self.projection = ResidualOutput(parts, inner, width, 0.0, name="output", norm=_norm(parts))
 
     def build(self, input_shape):
@@ -162,19 +182,28 @@ class _FeedForward(keras.layers.Layer):
 
 
 class _Output(keras.layers.Layer):
-    """The second half of the last feed-forward network and, with a bottleneck, the way out of it to H with its own residual."""
+    """The second half of the last feed-forward network and, with a bottleneck, the way out of it to
+    H with its own residual.
+    """
 
     def __init__(self, parts: Parts, name: str):
         super().__init__(name=name, dtype=parts.dtype)
         config = parts.config
         self.inputs = config.intermediate_size
         self.dense = parts.dense(config.inner_size, "dense")
-        self.dropout: Dropout = parts.dropout(0.0 if config.use_bottleneck else config.hidden_dropout_prob)
+        self.dropout: Dropout = parts.dropout(
+            0.0 if config.use_bottleneck else config.hidden_dropout_prob
+        )
         self.layer_norm = _norm(parts, _DEFAULT_EPSILON)
         self.bottleneck = None
         if config.use_bottleneck:
             self.bottleneck = ResidualOutput(
-                parts, config.inner_size, config.hidden_size, config.hidden_dropout_prob, name="bottleneck", norm=_norm(parts)
+                parts,
+                config.inner_size,
+                config.hidden_size,
+                config.hidden_dropout_prob,
+                name="bottleneck",
+                norm=_norm(parts),
             )
 
     def build(self, input_shape):
@@ -190,21 +219,36 @@ class _Output(keras.layers.Layer):
 
 
 class MobileBertLayer(keras.layers.Layer):
-    """One Transformer layer: bottleneck, attention, feed-forward networks, way out of the bottleneck."""
+    """One Transformer layer.
+
+    Bottleneck, attention, feed-forward networks, way out of the bottleneck.
+    """
 
     def __init__(self, parts: Parts, name: str):
         super().__init__(name=name, dtype=parts.dtype)
         config = parts.config
         self.bottleneck = _Bottleneck(parts, name="bottleneck") if config.use_bottleneck else None
         self.attention = _Attention(parts, name="attention")
-        self.feed_forward = [_FeedForward(parts, name=f"ffn_{i}") for i in range(config.num_feedforward_networks - 1)]
+        self.feed_forward = [
+            _FeedForward(parts, name=f"ffn_{i}") for i in range(config.num_feedforward_networks - 1)
+        ]
         self.intermediate = DenseBlock(
-            parts, config.inner_size, config.intermediate_size, ACTIVATIONS[config.hidden_act], name="intermediate"
+            parts,
+            config.inner_size,
+            config.intermediate_size,
+            ACTIVATIONS[config.hidden_act],
+            name="intermediate",
         )
         self.projection = _Output(parts, name="output")
 
     def build(self, input_shape):
-        layers = (self.bottleneck, self.attention, *self.feed_forward, self.intermediate, self.projection)
+        layers = (
+            self.bottleneck,
+            self.attention,
+            *self.feed_forward,
+            self.intermediate,
+            self.projection,
+        )
         for layer in layers:
             if layer is not None:
                 layer.build(input_shape)
@@ -220,7 +264,8 @@ class MobileBertLayer(keras.layers.Layer):
 class MobileBert(Backbone):
     """The MobileBERT encoder as one layer, see `Backbone`.
 
-    The pooler is the first token as it is, or with `classifier_activation` tanh of a dense layer on it.
+    The pooler is the first token as it is, or with `classifier_activation` tanh of a dense layer on
+    it.
     """
 
     config_class = MobileBertConfig

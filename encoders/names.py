@@ -1,7 +1,8 @@
 """Names of weights: from those of Hugging Face's files to those of the variables here, one to one.
 
-BERT's variables have the names that Google's TensorFlow 1 code gave them; the other architectures have the same below a scope of
-their own (`distilbert/encoder/layer_0/attention/self/query/kernel`), whatever Hugging Face calls them.
+BERT's variables have the names that Google's TensorFlow 1 code gave them; the other architectures
+have the same below a scope of their own (`distilbert/encoder/layer_0/attention/self/query/kernel`),
+whatever Hugging Face calls them.
 """
 
 import re
@@ -9,7 +10,8 @@ from collections.abc import Iterable
 
 ARCHITECTURES = ("bert", "roberta", "distilbert", "mobilebert")
 
-# What the names of weights of task heads begin with: those that a checkpoint of a bare encoder lacks.
+# What the names of weights of task heads begin with: those that a checkpoint of a bare encoder
+# lacks.
 HEAD_NAMES = ("cls/squad/", "output_weights", "output_bias", "classifier/", "pre_classifier/")
 
 # Hugging Face's name -> (variable, whether the matrix has to be transposed)
@@ -26,11 +28,13 @@ _OWN_HEADS = {
         "classifier.out_proj.weight": ("output_weights", False),
         "classifier.out_proj.bias": ("output_bias", False),
     },
-    "distilbert": _HEADS
-    | {
-        "pre_classifier.weight": ("pre_classifier/dense/kernel", True),
-        "pre_classifier.bias": ("pre_classifier/dense/bias", False),
-    },
+    "distilbert": (
+        _HEADS
+        | {
+            "pre_classifier.weight": ("pre_classifier/dense/kernel", True),
+            "pre_classifier.bias": ("pre_classifier/dense/bias", False),
+        }
+    ),
 }
 
 # DistilBERT's names for the layers that BERT has too.
@@ -47,7 +51,9 @@ _OF_DISTILBERT = {
 
 
 def architecture_of(variables: Iterable[str]) -> str:
-    """The architecture that paths of variables belong to, told by the scope of the encoder; "bert" where none fits."""
+    """The architecture that paths of variables belong to, told by the scope of the encoder; "bert"
+    where none fits.
+    """
     scopes = {path.partition("/")[0] for path in variables}
     return next((name for name in ARCHITECTURES if name in scopes), "bert")
 
@@ -60,14 +66,16 @@ def google_name(name: str) -> tuple[str, bool]:
 def variable_name(name: str, architecture: str) -> tuple[str, bool]:
     """The name here of a Hugging Face weight, and whether its matrix has to be transposed.
 
-    Linear layers are stored [out, in] there and [in, out] here; embeddings and the scores of heads are alike.
-    A name outside the architecture comes back as it is, to be listed as left over.
+    Linear layers are stored [out, in] there and [in, out] here; embeddings and the scores of heads
+    are alike. A name outside the architecture comes back as it is, to be listed as left over.
 
     Args:
         name: as it stands in the file, with or without the prefix of the encoder (`bert.`).
         architecture: one of `ARCHITECTURES`.
     """
-    heads = {key: value for key, value in _HEADS.items() if key.startswith("qa_outputs")} | _OWN_HEADS.get(architecture, _HEADS)
+    heads = {
+        key: value for key, value in _HEADS.items() if key.startswith("qa_outputs")
+    } | _OWN_HEADS.get(architecture, _HEADS)
     if name in heads:
         return heads[name]
     if name.startswith("cls."):
@@ -80,7 +88,10 @@ def variable_name(name: str, architecture: str) -> tuple[str, bool]:
     if norm := re.fullmatch(r"(embeddings|encoder\..*)\.LayerNorm\.(weight|gamma|bias|beta)", bare):
         scope, parameter = norm[1], "gamma" if norm[2] in ("weight", "gamma") else "beta"
         return f"{architecture}/{_scope(scope)}/LayerNorm/{parameter}", False
-    linear = r"(encoder\.layer\.\d+\..*|pooler\.dense|embeddings\.embedding_transformation)\.(weight|bias)"
+    linear = (
+        r"(encoder\.layer\.\d+\..*|pooler\.dense|embeddings\.embedding_transformation)"
+        r"\.(weight|bias)"
+    )
     if dense := re.fullmatch(linear, bare):
         kernel = dense[2] == "weight"
         return f"{architecture}/{_scope(dense[1])}/{'kernel' if kernel else 'bias'}", kernel
@@ -90,7 +101,11 @@ def variable_name(name: str, architecture: str) -> tuple[str, bool]:
 def _as_bert(bare: str) -> str:
     """The name that BERT would give to a weight of a DistilBERT layer."""
     match = re.fullmatch(r"transformer\.(layer\.\d+)\.(.*)\.(weight|bias)", bare)
-    return f"encoder.{match[1]}.{_OF_DISTILBERT[match[2]]}.{match[3]}" if match and match[2] in _OF_DISTILBERT else bare
+    return (
+        f"encoder.{match[1]}.{_OF_DISTILBERT[match[2]]}.{match[3]}"
+        if match and match[2] in _OF_DISTILBERT
+        else bare
+    )
 
 
 def _scope(dotted: str) -> str:

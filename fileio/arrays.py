@@ -42,10 +42,15 @@ def parse_arrays(data: bytes, source: str) -> dict[str, np.ndarray]:
 def _arrays(file: io.BufferedIOBase, source: str) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(file) as archive:
-            return {info.filename.removesuffix(_SUFFIX): _array(archive, info) for info in archive.infolist()}
+            return {
+                info.filename.removesuffix(_SUFFIX): _array(archive, info)
+                for info in archive.infolist()
+            }
     except Exception as error:  # damage makes zipfile, zlib and NumPy raise all kinds of errors
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ContentError(f"{printable(source)}: is no .npz file of NumPy, or damaged ({printable(reason)})") from error
+        raise ContentError(
+            f"{printable(source)}: is no .npz file of NumPy, or damaged ({printable(reason)})"
+        ) from error
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
@@ -60,12 +65,21 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         raise ValueError(f"{info.filename!r} is encrypted")
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
         if version not in read_header:
             raise ValueError(f"{info.filename!r} has version {version} of the format")
         shape, _, dtype = read_header[version](member)
         size = math.prod(shape) * dtype.itemsize
-        if dtype.hasobject or any(length < 0 for length in shape) or size != info.file_size - member.tell():
-            raise ValueError(f"{info.filename!r} does not hold an array of shape {list(shape)} and type {dtype}")
+        if (
+            dtype.hasobject
+            or any(length < 0 for length in shape)
+            or size != info.file_size - member.tell()
+        ):
+            raise ValueError(
+                f"{info.filename!r} does not hold an array of shape {list(shape)} and type {dtype}"
+            )
     with archive.open(info) as member:
         return np.lib.format.read_array(member, allow_pickle=False)

@@ -19,10 +19,11 @@ from fileio.staging import staging
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *, make_folder: bool = False) -> Iterator[pathlib.Path]:
-    """A temporary path of the same name; what is written there replaces `path` when the block ends without an error.
+    """A temporary path of the same name; what is written there replaces `path` when the block ends
+    without an error.
 
-    A symbolic link stays and its target is replaced; permissions of an existing file are kept. Nothing ever takes the place of
-    a device or a named pipe: those are written to.
+    A symbolic link stays and its target is replaced; permissions of an existing file are kept.
+    Nothing ever takes the place of a device or a named pipe: those are written to.
 
     Args:
       path: the file to make or replace.
@@ -62,7 +63,9 @@ def put_in_place(temporary: str | os.PathLike[str], path: str | os.PathLike[str]
         raise write_error(path, error) from error
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes | memoryview, *, make_folder: bool = False) -> None:
+def write_bytes(
+    path: str | os.PathLike[str], data: bytes | memoryview, *, make_folder: bool = False
+) -> None:
     """Writes a file atomically, see `replacing`.
 
     Raises:
@@ -82,7 +85,13 @@ def write_text(path: str | os.PathLike[str], text: str, *, make_folder: bool = F
     write_bytes(path, text.encode(), make_folder=make_folder)
 
 
-def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = None, make_folder: bool = False) -> None:
+def write_json(
+    path: str | os.PathLike[str],
+    value: Any,
+    *,
+    indent: int | None = None,
+    make_folder: bool = False,
+) -> None:
     """Writes a value as JSON with a final newline atomically, see `replacing`.
 
     Raises:
@@ -98,14 +107,18 @@ def sync(path: str | os.PathLike[str]) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync a folder
+        if error.errno not in (
+            errno.EINVAL,
+            errno.ENOTSUP,
+        ):  # some file systems cannot sync a folder
             raise
     finally:
         os.close(descriptor)
 
 
 def _destination(path: str | os.PathLike[str]) -> tuple[pathlib.Path, bool]:
-    """The file that `path` leads to, and whether it is a stream: a device or named pipe, or a name of an open file.
+    """The file that `path` leads to, and whether it is a stream: a device or named pipe, or a name
+    of an open file.
 
     Raises:
       OSError: nothing can be written there.
@@ -131,7 +144,9 @@ def _destination(path: str | os.PathLike[str]) -> tuple[pathlib.Path, bool]:
 
 
 def _copy_into(source: pathlib.Path, stream: pathlib.Path) -> None:
-    """Writes the content of a file to a device or pipe; a named pipe that nobody reads is an error, no endless wait."""
+    """Writes the content of a file to a device or pipe; a named pipe that nobody reads is an error,
+    no endless wait.
+    """
     descriptor = os.open(stream, os.O_WRONLY | os.O_NONBLOCK)
     os.set_blocking(descriptor, True)
     with open(source, "rb") as content, os.fdopen(descriptor, "wb") as output:
@@ -146,11 +161,14 @@ def _replace(target: pathlib.Path, temporary: pathlib.Path) -> None:
 
 
 def _take_over_permissions(target: pathlib.Path, temporary: pathlib.Path) -> None:
-    """Gives a new file the permissions of the one that it replaces, and its owner where that is allowed."""
+    """Gives a new file the permissions of the one that it replaces, and its owner where that is
+    allowed.
+    """
     try:
         old = target.stat()
     except FileNotFoundError:
-        # Some libraries (safetensors) write for the owner alone. The folder has what the umask leaves.
+        # Some libraries (safetensors) write for the owner alone. The folder has what the umask
+        # leaves.
         os.chmod(temporary, stat.S_IMODE(temporary.parent.stat().st_mode) & 0o666)
         return
     os.chmod(temporary, stat.S_IMODE(old.st_mode))

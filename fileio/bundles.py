@@ -1,4 +1,7 @@
-"""Opening TensorFlow's name-based checkpoints: under any name, beside a writer, and never a device in the place of a file."""
+"""Opening TensorFlow's name-based checkpoints.
+
+Under any name, beside a writer, and never a device in the place of a file.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,12 @@ INDEX = ".index"
 
 
 def open_bundle(prefix: str | os.PathLike[str]) -> Any:
-    """`tf.train.load_checkpoint(prefix)` with the data open, so that it stays what it is when the files are replaced.
+    """`tf.train.load_checkpoint(prefix)` with the data open, so that it stays what it is when the
+    files are replaced.
 
-    TensorFlow takes a prefix for a pattern of file names. One with characters that would not stand for themselves is read through
-    links in a temporary folder, which stays as long as the reader is used.
+    TensorFlow takes a prefix for a pattern of file names. One with characters that would not stand
+    for themselves is read through links in a temporary folder, which stays as long as the reader is
+    used.
 
     Args:
       prefix: the path without `.index`.
@@ -32,7 +37,8 @@ def open_bundle(prefix: str | os.PathLike[str]) -> Any:
     Raises:
       FileNotFoundError: it has no index.
       ContentError: one of its files is a folder, a device or a pipe.
-      OSError: it is replaced again and again, or a killed process was replacing it and that cannot be finished.
+      OSError: it is replaced again and again, or a killed process was replacing it and that cannot
+        be finished.
       tf.errors.OpError, ValueError, IndexError, RuntimeError: it is damaged.
     """
     recover(pathlib.Path(prefix).parent)
@@ -44,7 +50,10 @@ def bundle_files(prefix: str | os.PathLike[str]) -> list[pathlib.Path]:
     prefix = pathlib.Path(prefix)
     shard = re.compile(re.escape(prefix.name) + r"\.data-\d{5}-of-\d{5}")
     names = sorted(os.listdir(prefix.parent)) if prefix.parent.is_dir() else []
-    return [prefix.with_name(prefix.name + INDEX), *(prefix.parent / name for name in names if shard.fullmatch(name))]
+    return [
+        prefix.with_name(prefix.name + INDEX),
+        *(prefix.parent / name for name in names if shard.fullmatch(name)),
+    ]
 
 
 def _opened(prefix: str | os.PathLike[str]) -> Any:
@@ -52,7 +61,9 @@ def _opened(prefix: str | os.PathLike[str]) -> Any:
     for path in files:
         check_regular(path)
     reader = _reader(os.fspath(prefix), files)
-    shapes = {name: shape for name, shape in reader.get_variable_to_shape_map().items() if 0 not in shape}
+    shapes = {
+        name: shape for name, shape in reader.get_variable_to_shape_map().items() if 0 not in shape
+    }
     if shapes:  # the data are opened with the first tensor that is read
         reader.get_tensor(min(shapes, key=lambda name: (math.prod(shapes[name]), name)))
     return reader
@@ -64,7 +75,9 @@ def _reader(prefix: str, files: list[pathlib.Path]) -> Any:
     with contextlib.ExitStack() as stack:
         links = stack.enter_context(staging(tempfile.gettempdir()))
         for path in files:
-            (links / f"model{path.name.removeprefix(os.path.basename(prefix))}").symlink_to(path.absolute())
+            (links / f"model{path.name.removeprefix(os.path.basename(prefix))}").symlink_to(
+                path.absolute()
+            )
         reader = tf.train.load_checkpoint(str(links / "model"))
         weakref.finalize(reader, stack.pop_all().close)
     return reader

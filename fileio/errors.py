@@ -26,7 +26,11 @@ def write_error(path: str | os.PathLike[str], error: OSError) -> WriteError:
     """A `WriteError` in one line, with the number of the system's error."""
     if isinstance(error, WriteError):
         return error
-    full = "; free some space or name another place" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+    full = (
+        "; free some space or name another place"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        else ""
+    )
     reason = printable(error.strerror or error)
     found = WriteError(f"cannot write {printable(os.fspath(path))}: {reason}{full}")
     found.errno, found.reason = error.errno, reason

@@ -25,10 +25,12 @@ class FolderInUseError(OSError):
 
 @contextlib.contextmanager
 def folder_in_use(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds a folder for this process while the block runs; the system lets go of it when the process dies.
+    """Holds a folder for this process while the block runs; the system lets go of it when the
+    process dies.
 
-    A process may enter it several times. Where the file system has no locks, the folder is not guarded. Where the block ends with
-    an error and has written nothing, a folder that was made for it goes again.
+    A process may enter it several times. Where the file system has no locks, the folder is not
+    guarded. Where the block ends with an error and has written nothing, a folder that was made for
+    it goes again.
 
     Args:
       folder: made if there is none.
@@ -41,12 +43,15 @@ def folder_in_use(folder: str | os.PathLike[str]) -> Iterator[None]:
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / NAME
-    lock = filelock.FileLock(path, timeout=0, is_singleton=True, thread_local=False, fallback_to_soft=False)
+    lock = filelock.FileLock(
+        path, timeout=0, is_singleton=True, thread_local=False, fallback_to_soft=False
+    )
     try:
         lock.acquire()
     except filelock.Timeout:
         raise FolderInUseError(
-            f"{printable(folder)} is in use by another run ({_holder(path)}): wait until it has ended, or name another folder"
+            f"{printable(folder)} is in use by another run ({_holder(path)}): wait until it has"
+            " ended, or name another folder"
         ) from None
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
@@ -66,7 +71,9 @@ def folder_in_use(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _remove(path: pathlib.Path, folders: list[pathlib.Path]) -> None:
-    """Removes the lock file and the folders above it, the innermost first; while it is held, so that no other run has it."""
+    """Removes the lock file and the folders above it, the innermost first; while it is held, so
+    that no other run has it.
+    """
     with contextlib.suppress(OSError):
         path.unlink()
         for folder in folders:
@@ -74,9 +81,14 @@ def _remove(path: pathlib.Path, folders: list[pathlib.Path]) -> None:
 
 
 def _note(path: pathlib.Path) -> None:
-    """Writes into the lock file who holds it. Not atomically: another inode would be another lock."""
+    """Writes into the lock file who holds it.
+
+    Not atomically: another inode would be another lock.
+    """
     with contextlib.suppress(OSError):
-        path.write_text(f"process {os.getpid()} on {platform.node()}: {os.path.basename(sys.argv[0])}\n")
+        path.write_text(
+            f"process {os.getpid()} on {platform.node()}: {os.path.basename(sys.argv[0])}\n"
+        )
 
 
 def _holder(path: pathlib.Path) -> str:

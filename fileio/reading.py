@@ -33,12 +33,16 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_SIZE) -> bytes:
     # Without waiting: a pipe may have taken its place since.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         if os.fstat(file.fileno()).st_size > limit:
-            raise ContentError(f"{printable(path)}: has more than {limit:,} bytes, which no such file has")
+            raise ContentError(
+                f"{printable(path)}: has more than {limit:,} bytes, which no such file has"
+            )
         return file.read()
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raises FileNotFoundError if there is no file, ContentError if it is a folder, a device or a pipe."""
+    """Raises FileNotFoundError if there is no file, ContentError if it is a folder, a device or a
+    pipe.
+    """
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -54,12 +58,15 @@ def read_text(path: str | os.PathLike[str], limit: int = MAX_SIZE) -> str:
     """Content of a file of UTF-8 text; a byte order mark in front is left out.
 
     Raises:
-      FileNotFoundError, ContentError, OSError: as `read_bytes`; ContentError also if it is no UTF-8 text.
+      FileNotFoundError, ContentError, OSError: as `read_bytes`; ContentError also if it is no UTF-8
+        text.
     """
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ContentError(f"{printable(path)}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise ContentError(
+            f"{printable(path)}: is not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from error
 
 
 def read_json(path: str | os.PathLike[str], *, unique_keys: bool = False) -> Any:
@@ -86,7 +93,10 @@ def parse_json(text: str, source: str, *, unique_keys: bool = False) -> Any:
         value = json.loads(text, object_pairs_hook=_unique if unique_keys else None)
         _check_depth(value)
     except RecursionError:
-        raise ContentError(f"{printable(source)}: not a JSON text that is read: nested deeper than {MAX_DEPTH} levels") from None
+        raise ContentError(
+            f"{printable(source)}: not a JSON text that is read: nested deeper than {MAX_DEPTH}"
+            " levels"
+        ) from None
     except ValueError as error:
         raise ContentError(f"{printable(source)}: not a JSON text ({printable(error)})") from error
     return value
@@ -96,7 +106,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+        raise ValueError(
+            f"key {next(name for name in names if names.count(name) > 1)!r} is there twice"
+        )
     return found
 
 

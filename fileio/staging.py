@@ -1,7 +1,9 @@
-"""Staging folders: where a write is prepared, beside its destination, and how those of killed processes are removed.
+"""Staging folders: where a write is prepared, beside its destination, and how those of killed
+processes are removed.
 
-A staging folder is named for the process that made it (machine, process id, start time of the process) and is locked while
-it is in use. One whose process is gone is removed by the next write to the same folder.
+A staging folder is named for the process that made it (machine, process id, start time of the
+process) and is locked while it is in use. One whose process is gone is removed by the next write to
+the same folder.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import uuid
 from collections.abc import Iterator
 
 PREFIX = ".tfquant-tmp-"
-# Seconds after which a staging folder of an unknown process is taken for abandoned: process ids of other machines cannot be
-# looked up. No write takes so long between two files.
+# Seconds after which a staging folder of an unknown process is taken for abandoned: process ids of
+# other machines cannot be looked up. No write takes so long between two files.
 _ABANDONED = 24 * 3600
 
 
@@ -36,12 +38,17 @@ def staging(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """
     folder = pathlib.Path(folder)
     tidy(folder)
-    path = folder / f"{PREFIX}{_machine()}-{os.getpid()}-{_started(os.getpid())}-{uuid.uuid4().hex[:8]}"
+    path = (
+        folder
+        / f"{PREFIX}{_machine()}-{os.getpid()}-{_started(os.getpid())}-{uuid.uuid4().hex[:8]}"
+    )
     path.mkdir()
     descriptor = None
     try:
         descriptor = os.open(path, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # some network file systems have no locks; the name remains
+        with contextlib.suppress(
+            OSError
+        ):  # some network file systems have no locks; the name remains
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield path
     finally:  # also when a signal ends the process
@@ -70,7 +77,8 @@ def _abandoned(path: pathlib.Path) -> bool:
     """Whether the process that made a staging folder is dead."""
     machine, process, started = _owner(path.name)
     if machine == _machine():
-        # The lock tells where process ids do not: in containers that share a machine's name, each has its own ids.
+        # The lock tells where process ids do not: in containers that share a machine's name, each
+        # has its own ids.
         return _started(process) != started and not _locked(path)
     try:
         age = time.time() - path.stat().st_mtime
@@ -80,7 +88,9 @@ def _abandoned(path: pathlib.Path) -> bool:
 
 
 def _owner(name: str) -> tuple[str, int, int]:
-    """Machine, process id and start time in the name of a staging folder; no machine where it has none."""
+    """Machine, process id and start time in the name of a staging folder; no machine where it has
+    none.
+    """
     match = re.fullmatch(re.escape(PREFIX) + r"(.+)-(\d+)-(\d+)-[0-9a-f]{8}", name)
     return (match[1], int(match[2]), int(match[3])) if match else ("", 0, 0)
 
@@ -109,9 +119,17 @@ def _machine() -> str:
 
 
 def _started(process: int) -> int:
-    """When a process of this machine was started, in clock ticks since boot: 0 if it is dead, 1 if the system does not tell."""
+    """When a process of this machine was started, in clock ticks since boot.
+
+    0 if it is dead, 1 if the system does not tell.
+    """
     try:
-        fields = pathlib.Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = (
+            pathlib.Path(f"/proc/{process}/stat")
+            .read_text(errors="replace")
+            .rpartition(")")[2]
+            .split()
+        )
         return 0 if fields[0] in "ZX" else int(fields[19])
     except (OSError, IndexError, ValueError):
         if os.path.isdir("/proc/self"):

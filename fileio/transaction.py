@@ -1,15 +1,17 @@
-"""Replacing several files of a folder together, so that a kill at any moment leaves all of the old or all of the new.
+"""Replacing several files of a folder together, so that a kill at any moment leaves all of the old
+or all of the new.
 
 Several files cannot be replaced in one step, so they are made to look as if they were:
 
 1. everything is written and synced in a staging folder inside the target folder;
-2. that folder is renamed to `.tfquant-commit`: the one atomic step that decides whether the write has happened;
-3. its entries are moved over the old ones and the folder is removed.
+2. that folder is renamed to `.tfquant-commit`: the one atomic step that decides whether the write
+has happened; 3. its entries are moved over the old ones and the folder is removed.
 
-Killed before 2, the old files are untouched; killed after it, the next reader or writer that calls `recover` finishes step 3.
-A lock on the folder keeps a reader from tidying up under a live writer. What refers to other files (`.xml` of OpenVINO to its
-`.bin`) is taken away before them and put in place behind them: a program that knows nothing of this finds the old pair, no file,
-or the new pair, never a mixture.
+Killed before 2, the old files are untouched; killed after it, the next reader or writer that calls
+`recover` finishes step 3. A lock on the folder keeps a reader from tidying up under a live writer.
+What refers to other files (`.xml` of OpenVINO to its `.bin`) is taken away before them and put in
+place behind them: a program that knows nothing of this finds the old pair, no file, or the new
+pair, never a mixture.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from fileio.messages import printable
 from fileio.staging import leftovers, staging, tidy
 
 COMMIT = ".tfquant-commit"
-STATE = "checkpoint"  # TensorFlow's own name for the small file that says which checkpoint is the latest
+# TensorFlow's own name for the small file that says which checkpoint is the latest
+STATE = "checkpoint"
 # Seconds that one process waits for another that writes to the same folder.
 PATIENCE = 600.0
 # Files that refer to others of the same stem, without a checksum of them.
@@ -45,13 +48,15 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def replacing_together(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """A staging folder; its entries replace those of the same names in `folder` when the block ends without an error.
+    """A staging folder; its entries replace those of the same names in `folder` when the block ends
+    without an error.
 
     Args:
       folder: must exist.
 
     Raises:
-      OSError: it cannot be written, or another process has been writing to it for `PATIENCE` seconds. Nothing is replaced.
+      OSError: it cannot be written, or another process has been writing to it for `PATIENCE`
+        seconds. Nothing is replaced.
     """
     folder = pathlib.Path(folder)
     with locked(folder):
@@ -65,10 +70,12 @@ def replacing_together(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]
 
 
 def replace_folder(staged: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Puts a folder in the place of another, or where there is none, such that one of the two is always there, and whole.
+    """Puts a folder in the place of another, or where there is none, such that one of the two is
+    always there, and whole.
 
     Args:
-      staged: the new folder, in a staging folder on the same file system; the old one is left in its place, or removed.
+      staged: the new folder, in a staging folder on the same file system; the old one is left in
+        its place, or removed.
       target: where it belongs.
 
     Raises:
@@ -79,7 +86,9 @@ def replace_folder(staged: str | os.PathLike[str], target: str | os.PathLike[str
     _sync_all(staged)
     if not target.exists():
         os.rename(staged, target)
-    elif not _exchanged(staged, target):  # by way of `recover`, as two renames leave a moment without either
+    elif not _exchanged(
+        staged, target
+    ):  # by way of `recover`, as two renames leave a moment without either
         with replacing_together(target.parent) as own:
             os.rename(staged, own / target.name)
     sync(target.parent)
@@ -100,20 +109,22 @@ def recover(folder: str | os.PathLike[str]) -> None:
             tidy(folder)
     except OSError as error:
         raise WriteError(
-            f"{printable(folder)} holds files that a killed process was replacing, which cannot be finished "
-            f"({error.strerror or error}): make it writable once"
+            f"{printable(folder)} holds files that a killed process was replacing, which cannot be"
+            f" finished ({error.strerror or error}): make it writable once"
         ) from error
 
 
 def open_unchanged(files: Callable[[], Iterable[pathlib.Path]], load: Callable[[], T]) -> T:
-    """`load()`, again if another process has replaced the files meanwhile, so that it never sees some old and some new.
+    """`load()`, again if another process has replaced the files meanwhile, so that it never sees
+    some old and some new.
 
     Args:
       files: paths of all files that `load` opens, asked for before and after.
       load: opens them; what it raises counts only if the files have stayed the same.
 
     Raises:
-      OSError: they are replaced again and again, or a killed process was replacing them and that cannot be finished.
+      OSError: they are replaced again and again, or a killed process was replacing them and that
+        cannot be finished.
       Exception: as `load`.
     """
     for attempt in range(_ATTEMPTS):
@@ -132,7 +143,10 @@ def open_unchanged(files: Callable[[], Iterable[pathlib.Path]], load: Callable[[
 
 
 def _settled(files: Iterable[pathlib.Path]) -> list[tuple] | None:
-    """State of files that are not just being moved, or None: a move that a killed process had begun is finished first."""
+    """State of files that are not just being moved, or None.
+
+    A move that a killed process had begun is finished first.
+    """
     files = list(files)
     for folder in {path.parent for path in files}:
         if (folder / COMMIT).is_dir():
@@ -143,7 +157,8 @@ def _settled(files: Iterable[pathlib.Path]) -> list[tuple] | None:
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike[str], patience: float | None = None) -> Iterator[None]:
-    """Holds the lock of a folder, which the system drops when the process dies. File systems without locks go without.
+    """Holds the lock of a folder, which the system drops when the process dies. File systems
+    without locks go without.
 
     Args:
       folder: must exist.
@@ -164,8 +179,9 @@ def locked(folder: str | os.PathLike[str], patience: float | None = None) -> Ite
 class _Acquisition:
     """Waits for the lock of a folder for a limited time.
 
-    In a thread: the system serves those that wait in their order, while one that asked again and again would never get a lock that
-    another process takes all the time; and a wait in the main thread has no limit.
+    In a thread: the system serves those that wait in their order, while one that asked again and
+    again would never get a lock that another process takes all the time; and a wait in the main
+    thread has no limit.
     """
 
     def __init__(self, descriptor: int, folder: pathlib.Path):
@@ -173,7 +189,9 @@ class _Acquisition:
         self._guard, self._acquired, self._given_up = threading.Lock(), threading.Event(), False
 
     def wait(self, seconds: float) -> None:
-        """Raises TimeoutError, and closes the descriptor, if another process holds the lock for longer."""
+        """Raises TimeoutError, and closes the descriptor, if another process holds the lock for
+        longer.
+        """
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
@@ -188,7 +206,10 @@ class _Acquisition:
             with self._guard:
                 self._given_up = not self._acquired.is_set()
         if self._given_up:
-            raise TimeoutError(errno.ETIMEDOUT, f"another process is writing to {printable(self._folder)} and does not end")
+            raise TimeoutError(
+                errno.ETIMEDOUT,
+                f"another process is writing to {printable(self._folder)} and does not end",
+            )
 
     def _acquire(self) -> None:
         with contextlib.suppress(OSError):
@@ -204,8 +225,12 @@ def _roll_forward(folder: pathlib.Path) -> None:
     commit = folder / COMMIT
     if not commit.is_dir():
         return
-    # What others refer to first, what refers to them behind it, the file that says which is the latest last.
-    entries = sorted(commit.iterdir(), key=lambda path: (path.name == STATE, path.name.endswith(_REFERRING), path.name))
+    # What others refer to first, what refers to them behind it, the file that says which is the
+    # latest last.
+    entries = sorted(
+        commit.iterdir(),
+        key=lambda path: (path.name == STATE, path.name.endswith(_REFERRING), path.name),
+    )
     for path in entries:
         if len(entries) > 1 and path.name.endswith(_UNCHECKED):
             (folder / path.name).unlink(missing_ok=True)

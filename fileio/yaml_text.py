@@ -11,7 +11,8 @@ from fileio.errors import ContentError
 from fileio.messages import printable
 from fileio.reading import MAX_DEPTH, read_text
 
-# Values that aliases of a YAML text may stand for beyond those that are written out: 384 bytes can stand for 10^9.
+# Values that aliases of a YAML text may stand for beyond those that are written out: 384 bytes can
+# stand for 10^9.
 MAX_ALIASED = 10_000
 
 
@@ -30,10 +31,12 @@ def parse_yaml(text: str, source: str, *, resolve: bool = True) -> Any:
     Args:
       text: YAML of one document.
       source: what the text is called in messages, such as the path of its file.
-      resolve: whether `1e-5`, `no` and the like are numbers, truth values and so on; texts otherwise.
+      resolve: whether `1e-5`, `no` and the like are numbers, truth values and so on; texts
+        otherwise.
 
     Raises:
-      ContentError: it is no YAML, nested deeper than `MAX_DEPTH`, or its aliases stand for more than `MAX_ALIASED` values.
+      ContentError: it is no YAML, nested deeper than `MAX_DEPTH`, or its aliases stand for more
+        than `MAX_ALIASED` values.
     """
     try:
         loader = _Loader(text) if resolve else _TextLoader(text)
@@ -46,14 +49,19 @@ def parse_yaml(text: str, source: str, *, resolve: bool = True) -> Any:
         finally:
             loader.dispose()
     except RecursionError:
-        raise ContentError(f"{printable(source)}: is nested deeper than {MAX_DEPTH} levels") from None
+        raise ContentError(
+            f"{printable(source)}: is nested deeper than {MAX_DEPTH} levels"
+        ) from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ContentError(f"{printable(source)}: is no YAML ({printable(reason)})") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """Stops at the first value that is nested too deeply: PyYAML's time grows with the square of the depth."""
+    """Stops at the first value that is nested too deeply.
+
+    PyYAML's time grows with the square of the depth.
+    """
 
     _depth = 0
 
@@ -74,7 +82,10 @@ class _TextLoader(_Loader):
 
 
 class _Size(NamedTuple):
-    """Of a YAML node: values that it holds itself, values that it stands for with all aliases followed, and its depth."""
+    """Of a YAML node.
+
+    Values that it holds itself, values that it stands for with all aliases followed, and its depth.
+    """
 
     own: int
     total: int
@@ -82,7 +93,9 @@ class _Size(NamedTuple):
 
 
 def _check_nodes(root: yaml.Node) -> None:
-    """Raises RecursionError or ValueError if a YAML text stands for too much, or ValueError for a key that is there twice."""
+    """Raises RecursionError or ValueError if a YAML text stands for too much, or ValueError for a
+    key that is there twice.
+    """
     sizes: dict[int, _Size] = {}
     whole = _measure(root, sizes, set())
     if whole.total > sum(size.own for size in sizes.values()) + MAX_ALIASED:
@@ -114,6 +127,10 @@ def _measure(node: yaml.Node, sizes: dict[int, _Size], above: set[int]) -> _Size
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
-    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
+    keys = [
+        key.value
+        for key, _ in node.value
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"
+    ]
     if len(set(keys)) != len(keys):
         raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")

@@ -1,1 +1,4 @@
-"""What run_squad.py and run_glue.py share: settings, narration, resuming, and how batches are dealt out."""
+"""What run_squad.py and run_glue.py share.
+
+Settings, narration, resuming, and how batches are dealt out.
+"""

@@ -1,4 +1,5 @@
-"""Command lines of the run scripts: an option for each field of a settings dataclass, and files of options.
+"""Command lines of the run scripts: an option for each field of a settings dataclass, and files of
+options.
 
 Parsing needs no TensorFlow: `--help`, `--version` and wrong options are answered before it is
 imported. Names may be written with hyphens or underscores, on the command line and in files.
@@ -63,9 +64,13 @@ class CommandLine:
         for field in fields:
             if _kind(field.type)[0] is bool:
                 own = field.metadata.get("negative", f"no_{field.name}")
-                self._negatives |= dict.fromkeys((f"no{field.name}", f"no_{field.name}", own), field.name)
+                self._negatives |= dict.fromkeys(
+                    (f"no{field.name}", f"no_{field.name}", own), field.name
+                )
         plain = argparse.RawDescriptionHelpFormatter
-        self._parser = Parser(program, usage, description, formatter_class=plain, allow_abbrev=False)
+        self._parser = Parser(
+            program, usage, description, formatter_class=plain, allow_abbrev=False
+        )
         self._parser.add_version()
         what = "YAML file of options, NAME: VALUE; those of the command line win"
         self._parser.add_argument("--config", metavar="FILE.yaml", help=what)
@@ -108,7 +113,11 @@ class CommandLine:
         if kind is bool:
             how |= {"nargs": "?", "metavar": "true|false", "type": boolean}
         else:
-            how |= {"type": field.metadata.get("parse", kind), "choices": choices, "metavar": _metavar(field)}
+            how |= {
+                "type": field.metadata.get("parse", kind),
+                "choices": choices,
+                "metavar": _metavar(field),
+            }
         if several:
             how |= {"action": "extend", "nargs": "+"}
         self._parser.add_argument(self.written(field.name), **how)
@@ -121,7 +130,10 @@ class CommandLine:
         if unknown:
             self._parser.error(f"unexpected argument {unknown[0]!r}")
         found = {name: value for name, value in vars(read).items() if value is not None}
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+        return {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in found.items()
+        }
 
     def _canonical(self, words: Sequence[str]) -> Iterator[str]:
         """Yield the words with each known option in the one spelling that the parser knows."""
@@ -152,14 +164,21 @@ class CommandLine:
                 self._parser.error(self._unknown([self.written(key)]))
             if isinstance(value, list) and not _kind(self._fields[name].type)[1]:
                 self._parser.error(f"{self.written(key)} takes one value, not a list")
-            words += [f"{self.written(name)}={text}" for text in ([value] if isinstance(value, str) else value)]
+            words += [
+                f"{self.written(name)}={text}"
+                for text in ([value] if isinstance(value, str) else value)
+            ]
         return words
 
     def _suggest(self, options: Sequence[str]) -> str:
         known = [self.written(name) for name in self._fields]
         shown = [self.written(option.lstrip("-").replace("-", "_")) for option in options]
-        near = [match for option in shown for match in difflib.get_close_matches(option, known, 1, 0.8)]
-        return f"unknown option {', '.join(options)}" + (f", did you mean {near[0]}?" if near else "")
+        near = [
+            match for option in shown for match in difflib.get_close_matches(option, known, 1, 0.8)
+        ]
+        return f"unknown option {', '.join(options)}" + (
+            f", did you mean {near[0]}?" if near else ""
+        )
 
 
 def read_config(path: str) -> dict[str, str | list[str]]:
@@ -180,7 +199,9 @@ def read_config(path: str) -> dict[str, str | list[str]]:
     for key, value in (content or {}).items():
         texts = value if isinstance(value, list) else [value]
         if not isinstance(key, str) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{path}: {printable(str(key), 100)} must have a value or a list of values")
+            raise ValueError(
+                f"{path}: {printable(str(key), 100)} must have a value or a list of values"
+            )
         name = key.replace("-", "_")
         if name in found:
             raise ValueError(f"{path}: {key} is there twice")
@@ -194,7 +215,10 @@ def _kind(annotation: Any) -> tuple[type, bool]:
     if typing.get_origin(annotation) is tuple:
         return typing.get_args(annotation)[0], True
     if isinstance(annotation, types.UnionType):
-        return next(kind for kind in typing.get_args(annotation) if kind is not types.NoneType), False
+        return (
+            next(kind for kind in typing.get_args(annotation) if kind is not types.NoneType),
+            False,
+        )
     return annotation, False
 
 
@@ -210,5 +234,11 @@ def _help(field: dataclasses.Field) -> str:
     text, value = field.metadata["help"].replace("%", "%%"), field.default
     if value is None or value is False or value == "":
         return text
-    shown = "true" if value is True else " ".join(map(str, value)) if isinstance(value, tuple) else value
+    shown = (
+        "true"
+        if value is True
+        else " ".join(map(str, value))
+        if isinstance(value, tuple)
+        else value
+    )
     return f"{text} [{shown}]"

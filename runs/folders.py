@@ -1,4 +1,7 @@
-"""Folders that a run writes: whether it can, without leaving anything behind, and removal of an earlier run's files."""
+"""Folders that a run writes.
+
+Whether it can, without leaving anything behind, and removal of an earlier run's files.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ EVENTS = re.compile(r"events\.out\.tfevents\..*")  # TensorBoard's
 
 
 def problem_with(folder: str) -> str | None:
-    """Return why a folder cannot be made or written, in words; None if it can. Nothing is left behind.
+    """Return why a folder cannot be made or written, in words; None if it can. Nothing is left
+    behind.
 
-    A trial file is made in the folder or, where there is none yet, in the one above that it would be made in: permissions
-    alone do not tell.
+    A trial file is made in the folder or, where there is none yet, in the one above that it would
+    be made in: permissions alone do not tell.
     """
     there = os.path.abspath(folder)
     try:
@@ -45,7 +49,9 @@ def _exists(path: str) -> bool:
 
 
 def matching(folder: str, pattern: re.Pattern) -> Iterator[str]:
-    """Yield the paths of regular files in a folder whose names match; nothing is looked for behind links."""
+    """Yield the paths of regular files in a folder whose names match; nothing is looked for behind
+    links.
+    """
     if os.path.islink(folder) or not os.path.isdir(folder):
         return
     for entry in os.scandir(folder):
@@ -54,7 +60,9 @@ def matching(folder: str, pattern: re.Pattern) -> Iterator[str]:
 
 
 def same_files(first: Iterable[str], second: Iterable[str]) -> Iterator[str]:
-    """Yield the paths of `first` that are one file with a path of `second`, whatever links lead there."""
+    """Yield the paths of `first` that are one file with a path of `second`, whatever links lead
+    there.
+    """
     others = {os.path.realpath(path) for path in second}
     return (path for path in first if os.path.realpath(path) in others)
 

@@ -7,7 +7,10 @@ _SHOWN = 6
 
 
 def fresh_head(loaded: LoadReport) -> str:
-    """Return "; new, not in the checkpoint: ..." to follow the line about a checkpoint; empty if nothing is new."""
+    """Return "; new, not in the checkpoint.
+
+    ..." to follow the line about a checkpoint; empty if nothing is new.
+    """
     if not loaded.missing:
         return ""
     text = f"; new, not in the checkpoint: {', '.join(loaded.missing)}"

@@ -1,4 +1,6 @@
-"""What the ranks of a run have to have in common, and the folder that no other run may write to meanwhile."""
+"""What the ranks of a run have to have in common, and the folder that no other run may write to
+meanwhile.
+"""
 
 import contextlib
 import dataclasses
@@ -11,18 +13,21 @@ import numpy as np
 from fileio.locks import folder_in_use
 from runs.resume import content
 from runs.settings import CONTENT
-from tfquant.agreement import agree, together
-from tfquant.distributed import Group
+from tfquant.distributed.errors import agree, together
+from tfquant.distributed.group import Group
 from tfquant.resume import digest
 
-# Files that are read and do not have to have the same name on every machine, beside those that are `CONTENT`.
+# Files that are read and do not have to have the same name on every machine, beside those that are
+# `CONTENT`.
 _FILES = ("predict_file",)
-# Folders of data and caches, which may lie elsewhere on other machines; what is in them is compared once it is read.
+# Folders of data and caches, which may lie elsewhere on other machines; what is in them is compared
+# once it is read.
 _LOCAL = ("tfds_dir", "cache_dir", "data_dir")
 
 
 def agree_on_settings(group: Group, script: str, settings: Any) -> None:
-    """Make sure that all ranks were started with the same flags and files, before anything waits for all of them.
+    """Make sure that all ranks were started with the same flags and files, before anything waits
+    for all of them.
 
     Args:
         group: the ranks.
@@ -55,7 +60,11 @@ def agree_on_data(group: Group, ids: np.ndarray) -> None:
         DivergedError: on every rank.
     """
     if group.size > 1:
-        agree(group, {"tokens": int(ids.size), "content": digest([np.ascontiguousarray(ids)])}, "training data")
+        agree(
+            group,
+            {"tokens": int(ids.size), "content": digest([np.ascontiguousarray(ids)])},
+            "training data",
+        )
 
 
 @contextlib.contextmanager

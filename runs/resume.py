@@ -1,8 +1,10 @@
-"""What a run must have in common with the one it goes on from, and how its data is dealt out to other processes than before.
+"""What a run must have in common with the one it goes on from, and how its data is dealt out to
+other processes than before.
 
-Every checkpoint of training holds the flags that decide what is computed, and the number of processes. A run that goes on with
-other flags is refused. One that goes on in another number of processes makes the same steps: the examples of a step, the learning
-rate and the order of the data are those the run was started with, and each process takes more or less of them.
+Every checkpoint of training holds the flags that decide what is computed, and the number of
+processes. A run that goes on with other flags is refused. One that goes on in another number of
+processes makes the same steps: the examples of a step, the learning rate and the order of the data
+are those the run was started with, and each process takes more or less of them.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ import pathlib
 from typing import Any
 
 from fileio.messages import printable
-from runs.narration import say
+from runs.logging import log
 from runs.settings import CONTENT, FREE, SAME, FlagError, StepNames
 from tasks.files import parse_json
 from tfquant import checkpoint
@@ -24,7 +26,7 @@ RUN = STATE + "run"  # name in a checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
+class TrainingSchedule:
     """What decides which examples make a step, whoever computes it.
 
     Attributes:
@@ -32,7 +34,8 @@ class Course:
         batches: how many of them make a step.
         ranks: processes the run was started in.
         learning_rate: its highest value, that of the flag for each of them.
-        parts: what a planned batch is cut into; the parts of a run are dealt out to its processes in turn.
+        parts: what a planned batch is cut into; the parts of a run are dealt out to its processes
+          in turn.
         own: parts of a step that each process computes.
         record: JSON for the checkpoints of the run.
     """
@@ -51,12 +54,14 @@ class Course:
         return self.batch * self.batches
 
 
-def started(settings: Any, ranks: int) -> Course:
-    """The course of a run that starts with these flags; the settings name their own steps (`StepNames`)."""
+def started(settings: Any, ranks: int) -> TrainingSchedule:
+    """The course of a run that starts with these flags; the settings name their own steps
+    (`StepNames`).
+    """
     return _course(record_of(settings, ranks), settings, ranks)
 
 
-def going_on(prefix: str, settings: Any, ranks: int) -> Course:
+def resume_from(prefix: str, settings: Any, ranks: int) -> TrainingSchedule:
     """The course of a run that goes on from a checkpoint, the one it was started on.
 
     Raises:
@@ -65,23 +70,32 @@ def going_on(prefix: str, settings: Any, ranks: int) -> Course:
     found = checkpoint.read(prefix)
     now = record_of(settings, ranks)
     if RUN not in found:
-        say(f"{prefix} does not say with which flags it was trained (an earlier version wrote it): going on with those given")
+        log(
+            f"{prefix} does not say with which flags it was trained (an earlier version wrote it):"
+            " going on with those given"
+        )
         return _course(now, settings, ranks)
     before = _read_record(found, settings, prefix)
     problems = _differences(before, now, settings, prefix)
     if problems:
         raise FlagError(
             "\n".join(f"  {problem}" for problem in problems)
-            + f"\n{prefix} is of a run that was started with other flags: give the same to go on, or another --output_dir"
+            + f"\n{prefix} is of a run that was started with other flags: give the same to go on,"
+            " or another --output_dir"
         )
     course = _course(before, settings, ranks)
     if ranks != course.ranks or course.parts != course.ranks:
-        say(
-            f"started in {_processes(course.ranks)}, going on in {_processes(ranks)}: a step keeps its {course.examples} "
-            f"{settings.STEPS.unit} "
-            f"({course.own} x {-(-course.batch // course.parts)} in each process), the learning rate its highest value of "
-            f"{course.learning_rate:g}, and the data its order; dropout draws other numbers"
-            + (", and moving ranges follow other batches" if getattr(settings, "range_update", None) == "moving_average" else "")
+        log(
+            f"started in {_processes(course.ranks)}, going on in {_processes(ranks)}: a step keeps"
+            f" its {course.examples} {settings.STEPS.unit} ({course.own} x"
+            f" {-(-course.batch // course.parts)} in each process), the learning rate its highest"
+            f" value of {course.learning_rate:g}, and the data its order; dropout draws other"
+            " numbers"
+            + (
+                ", and moving ranges follow other batches"
+                if getattr(settings, "range_update", None) == "moving_average"
+                else ""
+            )
         )
     return course
 
@@ -115,7 +129,12 @@ def _read_record(found: checkpoint.Checkpoint, settings: Any, prefix: str) -> di
     if not isinstance(flags, dict) or not _is_count(record.get("ranks")):
         raise ValueError(f"{shown} (no flags, or no number of processes): {hint}")
     rate = flags.get(names.rate)
-    if not (_is_count(flags.get(names.batch)) and _is_count(flags.get(names.batches)) and type(rate) in (int, float) and rate > 0):
+    if not (
+        _is_count(flags.get(names.batch))
+        and _is_count(flags.get(names.batches))
+        and type(rate) in (int, float)
+        and rate > 0
+    ):
         raise ValueError(f"{shown} ({names.batch}, {names.batches} or {names.rate}): {hint}")
     for field in dataclasses.fields(settings):
         was = flags.get(field.name)
@@ -130,19 +149,26 @@ def _is_count(value: Any) -> bool:
 
 
 def record_of(settings: Any, ranks: int) -> dict[str, Any]:
-    """What a checkpoint keeps of a run: its number of processes, and each flag's value or what its file holds."""
+    """What a checkpoint keeps of a run.
+
+    Its number of processes, and each flag's value or what its file holds.
+    """
     flags = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if field.metadata["resume"] == SAME:
-            flags[field.name] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
+            flags[field.name] = (
+                list(value) if isinstance(value, tuple) else value
+            )  # as JSON gives it back
         elif field.metadata["resume"] == CONTENT:
             flags[field.name] = {"path": value, "holds": content(value)} if value else None
     return {"ranks": ranks, "flags": flags}
 
 
 def content(path: str) -> str:
-    """A hash of the file, checkpoint or Hugging Face folder of that name; for a name that is none of these, the name."""
+    """A hash of the file, checkpoint or Hugging Face folder of that name; for a name that is none
+    of these, the name.
+    """
     place = pathlib.Path(path)
     if os.path.isfile(path + checkpoint.INDEX):  # holds a checksum of every tensor
         files = [pathlib.Path(path + checkpoint.INDEX)]
@@ -156,7 +182,7 @@ def content(path: str) -> str:
     return total.hexdigest() if files else path
 
 
-def _course(record: dict[str, Any], settings: Any, ranks: int) -> Course:
+def _course(record: dict[str, Any], settings: Any, ranks: int) -> TrainingSchedule:
     """
     Args:
         record: of the run's start.
@@ -164,21 +190,30 @@ def _course(record: dict[str, Any], settings: Any, ranks: int) -> Course:
         ranks: processes there are now.
     """
     flags, before, names = record["flags"], record["ranks"], settings.STEPS
-    batch, batches, largest = flags[names.batch] * before, flags[names.batches], getattr(settings, names.batch)
-    # Every process computes equally many parts of a step, and of a planned batch no part is larger than the flag says.
+    batch, batches, largest = (
+        flags[names.batch] * before,
+        flags[names.batches],
+        getattr(settings, names.batch),
+    )
+    # Every process computes equally many parts of a step, and of a planned batch no part is larger
+    # than the flag says.
     common = math.gcd(ranks, batches)
     fewest, unit = (batch + largest - 1) // largest, ranks // common
     multiple = (fewest + unit - 1) // unit
     own, parts = multiple * (batches // common), multiple * (ranks // common)
     if parts > batch:
         raise ValueError(
-            f"{ranks} processes are too many to go on with: the run was started with batches of {batch} {names.unit}; start at "
-            f"most {batch}, or anew in another --output_dir"
+            f"{ranks} processes are too many to go on with: the run was started with batches of"
+            f" {batch} {names.unit}; start at most {batch}, or anew in another --output_dir"
         )
-    return Course(batch, batches, before, flags[names.rate] * before, parts, own, json.dumps(record))
+    return TrainingSchedule(
+        batch, batches, before, flags[names.rate] * before, parts, own, json.dumps(record)
+    )
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], settings: Any, prefix: str) -> list[str]:
+def _differences(
+    before: dict[str, Any], now: dict[str, Any], settings: Any, prefix: str
+) -> list[str]:
     old, new, names = before["flags"], now["flags"], settings.STEPS
     # One process with twice the batch and the rate of two is the same run.
     same_step = _examples(before, names) == _examples(now, names)
@@ -186,7 +221,11 @@ def _differences(before: dict[str, Any], now: dict[str, Any], settings: Any, pre
     problems = []
     for field in dataclasses.fields(settings):
         name, kind = field.name, field.metadata["resume"]
-        if kind == FREE or (name in (names.batch, names.batches) and same_step) or (name == names.rate and same_rate):
+        if (
+            kind == FREE
+            or (name in (names.batch, names.batches) and same_step)
+            or (name == names.rate and same_rate)
+        ):
             continue
         was = old.get(name, field.default)  # a flag younger than the checkpoint had no effect then
         if kind == SAME and new[name] != was:

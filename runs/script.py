@@ -1,4 +1,7 @@
-"""Execution of a run script: signals, errors as lines, the exit status, and the result as the last line of stdout."""
+"""Execution of a run script.
+
+Signals, errors as lines, the exit status, and the result as the last line of stdout.
+"""
 
 import json
 import sys
@@ -6,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from runs.errors import EXPECTED, describe
-from runs.narration import speaking
+from runs.logging import is_chief
 from runs.settings import FlagError
 from runs.stopping import end_on_signals
 from tfquant.host_memory import keep_freed_memory
@@ -21,7 +24,8 @@ def execute(script: str, work: Callable[[], Mapping[str, Any]], *, trace: bool =
         trace: whether an expected error is shown with Python's trace.
 
     Raises:
-        SystemExit: 2 for flags that cannot be followed, 1 for any other expected error; both after a message on stderr.
+        SystemExit: 2 for flags that cannot be followed, 1 for any other expected error; both after
+          a message on stderr.
     """
     end_on_signals(script)
     keep_freed_memory()
@@ -36,5 +40,5 @@ def execute(script: str, work: Callable[[], Mapping[str, Any]], *, trace: bool =
         headline = "these flags cannot be followed:\n" if wrong_flags else ""
         print(f"{script}: {headline}{describe(error)}", file=sys.stderr)
         sys.exit(2 if wrong_flags else 1)
-    if speaking():
+    if is_chief():
         print(json.dumps(result), flush=True)

@@ -1,4 +1,6 @@
-"""Settings of a run as fields of a frozen dataclass, each with its help and what it must do when training is resumed."""
+"""Settings of a run as fields of a frozen dataclass, each with its help and what it must do when
+training is resumed.
+"""
 
 import dataclasses
 import math
@@ -8,7 +10,8 @@ from typing import Any
 
 from fileio.messages import printable
 
-# What a flag must do when training goes on from a checkpoint: be the same, name a file that holds the same, or nothing.
+# What a flag must do when training goes on from a checkpoint: be the same, name a file that holds
+# the same, or nothing.
 SAME, CONTENT, FREE = "same", "content", "free"
 
 MAX_INTEGER = 2**31 - 1  # steps, sizes and counts are int32
@@ -17,7 +20,11 @@ MAX_EPOCHS = 1e6
 MAX_CANDIDATES = 100_000  # each is one row of a table in memory
 _FLAG = re.compile(r"--[\w-]+")
 _MAX_FLOAT = 3.4e38  # of float32
-_LARGEST = {"seed": MAX_SEED, "num_candidates": MAX_CANDIDATES, "act_num_candidates": MAX_CANDIDATES}
+_LARGEST = {
+    "seed": MAX_SEED,
+    "num_candidates": MAX_CANDIDATES,
+    "act_num_candidates": MAX_CANDIDATES,
+}
 _LARGEST |= {"num_train_epochs": MAX_EPOCHS, "num_epochs": MAX_EPOCHS}
 
 
@@ -26,7 +33,8 @@ class FlagError(ValueError):
 
 
 def refuse(problems: Sequence[str], settings: Any) -> None:
-    """Raise `FlagError` with all problems, one a line; characters of names that a terminal would act on are escaped.
+    """Raise `FlagError` with all problems, one a line; characters of names that a terminal would
+    act on are escaped.
 
     Args:
         problems: one line each, empty if there is none.
@@ -42,33 +50,51 @@ def refuse(problems: Sequence[str], settings: Any) -> None:
         raise FlagError("\n".join(lines))
 
 
-def problems_of_numbers(problems: Sequence[str], settings: Any, written: Callable[..., str]) -> list[str]:
-    """Return a problem for every number that nothing can be computed with and that no other problem names.
+def problems_of_numbers(
+    problems: Sequence[str], settings: Any, written: Callable[..., str]
+) -> list[str]:
+    """Return a problem for every number that nothing can be computed with and that no other problem
+    names.
 
     Args:
         problems: found otherwise, one line each, those about one flag with its name in front.
         settings: a dataclass; fields that are no numbers are passed over.
-        written: name of a field, and its value if given -> the two as they are written on the command line.
+        written: name of a field, and its value if given -> the two as they are written on the
+          command line.
 
     Returns:
         One line for each NaN, infinity, and number that is far too large.
     """
     named = {match[0] for problem in problems if (match := _FLAG.match(problem))}
-    return [problem for name, problem in _unusable_numbers(settings, written) if written(name) not in named]
+    return [
+        problem
+        for name, problem in _unusable_numbers(settings, written)
+        if written(name) not in named
+    ]
 
 
 def _unusable_numbers(settings: Any, written: Callable[..., str]) -> Iterator[tuple[str, str]]:
-    """Yield (field, problem) of every number that nothing can be computed with; see `problems_of_numbers`."""
+    """Yield (field, problem) of every number that nothing can be computed with; see
+    `problems_of_numbers`.
+    """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         for number in value if isinstance(value, tuple) else (value,):
-            largest = _LARGEST.get(field.name, MAX_INTEGER if isinstance(number, int) else _MAX_FLOAT)
+            largest = _LARGEST.get(
+                field.name, MAX_INTEGER if isinstance(number, int) else _MAX_FLOAT
+            )
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             if isinstance(number, float) and not math.isfinite(number):
                 yield field.name, f"{written(field.name, number)}: must be a finite number"
             elif abs(number) > largest:
-                yield field.name, f"{written(field.name, printable(number, 40))}: must be at most {largest:,.10g}"
+                yield (
+                    field.name,
+                    (
+                        f"{written(field.name, printable(number, 40))}: must be at most"
+                        f" {largest:,.10g}"
+                    ),
+                )
 
 
 def wrong_choices(settings: Any, written: Callable[[str, Any], str]) -> list[str]:
@@ -83,7 +109,10 @@ def wrong_choices(settings: Any, written: Callable[[str, Any], str]) -> list[str
         choices, value = field.metadata.get("choices"), getattr(settings, field.name)
         for name in value if isinstance(value, tuple) else (value,):
             if choices and name is not None and name not in choices:
-                problems.append(f"{written(field.name, name)}: must be one of {', '.join(filter(None, choices))}")
+                problems.append(
+                    f"{written(field.name, name)}: must be one of"
+                    f" {', '.join(filter(None, choices))}"
+                )
     return problems
 
 

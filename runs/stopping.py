@@ -12,15 +12,17 @@ from tfquant.training.interrupt import STOPPING
 
 
 def end_on_signals(script: str) -> None:
-    """SIGTERM and SIGUSR1 end the process with the exit status of one that was killed; files are written whole or not at all."""
+    """SIGTERM and SIGUSR1 end the process with the exit status of one that was killed; files are
+    written whole or not at all.
+    """
     for number in STOPPING:
         signal.signal(number, functools.partial(_end, script))
 
 
 def _end(script: str, number: int, frame: Any) -> None:
     print(
-        f"{script}: stopped by {signal.Signals(number).name} outside of training: the same command starts "
-        "again, training from its last checkpoint",
+        f"{script}: stopped by {signal.Signals(number).name} outside of training: the same command"
+        " starts again, training from its last checkpoint",
         file=sys.stderr,
         flush=True,
     )

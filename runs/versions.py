@@ -8,4 +8,6 @@ PACKAGES = ("tfquant", "tensorflow", "keras", "numpy", "tokenizers")
 
 def versions(*more: str) -> dict[str, str]:
     """Package -> version, of those that all scripts use and `more`, and of Python."""
-    return {name: importlib.metadata.version(name) for name in (*PACKAGES, *more)} | {"python": platform.python_version()}
+    return {name: importlib.metadata.version(name) for name in (*PACKAGES, *more)} | {
+        "python": platform.python_version()
+    }

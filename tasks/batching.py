@@ -1,4 +1,7 @@
-"""Rows to batches: which go into which (seeded shuffling and bucketing by length, computable for any epoch at once)."""
+"""Rows to batches.
+
+Which go into which (seeded shuffling and bucketing by length, computable for any epoch at once).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-# Rows are shuffled over the whole epoch, then sorted by length inside runs of this many batches: batches stay
-# random while rows of like length meet.
+# Rows are shuffled over the whole epoch, then sorted by length inside runs of this many batches:
+# batches stay random while rows of like length meet.
 BATCHES_PER_RUN = 50
 
 
@@ -29,11 +32,17 @@ class Batches:
         self._make = make
 
     def shard(self, rank: int, size: int) -> Batches:
-        """This pass with every `size`-th row of each batch, from row `rank` on: together the shards are the pass."""
+        """This pass with every `size`-th row of each batch, from row `rank` on.
+
+        Together the shards are the pass.
+        """
         return Batches([rows[rank::size] for rows in self.plan], self._make)
 
-    def dealt(self, rank: int, size: int) -> Batches:
-        """This pass with every `size`-th batch, from number `rank` on: whole batches, of the very shapes they had."""
+    def shard_by_cost(self, rank: int, size: int) -> Batches:
+        """This pass with every `size`-th batch, from number `rank` on.
+
+        Whole batches, of the very shapes they had.
+        """
         return Batches(self.plan[rank::size], self._make)
 
     def __len__(self) -> int:
@@ -60,12 +69,14 @@ def plan_batches(
 ) -> list[np.ndarray]:
     """Plan one pass over rows of the given lengths.
 
-    A pure function of its arguments, so a run resumed in the middle of an epoch skips a slice of the list.
+    A pure function of its arguments, so a run resumed in the middle of an epoch skips a slice of
+    the list.
 
     Args:
         lengths: int [rows], the unpadded length of each row.
         batch_size: rows a batch.
-        shuffle: random order (training); otherwise rows keep their order, or, bucketed, go longest first so that
+        shuffle: random order (training); otherwise rows keep their order, or, bucketed, go longest
+          first so that
             the largest memory need shows at once.
         seed, epoch: together choose the order; not negative.
         bucket_by_length: put rows of like length together.
@@ -88,14 +99,22 @@ def plan_batches(
     if drop_remainder:
         rows = rows[: len(rows) // batch_size * batch_size]
     if not len(rows):
-        raise ValueError(f"{len(lengths)} rows do not fill one batch of {batch_size}: lower the batch size")
-    plan = _bucket(rows, lengths, batch_size, shuffle, rng) if bucket_by_length else _cut(rows, batch_size)
+        raise ValueError(
+            f"{len(lengths)} rows do not fill one batch of {batch_size}: lower the batch size"
+        )
+    plan = (
+        _bucket(rows, lengths, batch_size, shuffle, rng)
+        if bucket_by_length
+        else _cut(rows, batch_size)
+    )
     if not 0 <= start <= len(plan):
         raise ValueError(f"start {start} is outside the pass of {len(plan)} batches")
     return plan[start:]
 
 
-def _bucket(rows: np.ndarray, lengths: np.ndarray, batch_size: int, shuffle: bool, rng: np.random.Generator) -> list[np.ndarray]:
+def _bucket(
+    rows: np.ndarray, lengths: np.ndarray, batch_size: int, shuffle: bool, rng: np.random.Generator
+) -> list[np.ndarray]:
     """Return batches of rows of like length: longest first, or in random order."""
     if not shuffle:
         return _cut(rows[np.argsort(-lengths[rows], kind="stable")], batch_size)

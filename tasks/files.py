@@ -1,4 +1,8 @@
-"""Files of a run: guarded reading, with what a file is called in messages, and writing of small results (see `fileio`)."""
+"""Files of a run.
+
+Guarded reading, with what a file is called in messages, and writing of small results (see
+`fileio`).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,12 @@ _PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 
 def read_text(
-    path: str | os.PathLike[str], title: str = "", *, limit: int = reading.MAX_SIZE, hint: str = "", pipes: bool = False
+    path: str | os.PathLike[str],
+    title: str = "",
+    *,
+    limit: int = reading.MAX_SIZE,
+    hint: str = "",
+    pipes: bool = False,
 ) -> str:
     """Return a regular file of UTF-8 text, without a byte order mark; line ends stay as they are.
 
@@ -23,7 +32,8 @@ def read_text(
         title: what the file is, for messages, such as "SQuAD file".
         limit: larger files are refused, bytes.
         hint: follows the message about a missing file.
-        pipes: also take standard input and process substitution (`<(command)`), which are pipes below /dev.
+        pipes: also take standard input and process substitution (`<(command)`), which are pipes
+          below /dev.
 
     Raises:
         FileNotFoundError: no such file.
@@ -41,7 +51,9 @@ def read_text(
         raise ContentError(f"{title} {error}".lstrip()) from error
 
 
-def read_json(path: str | os.PathLike[str], title: str = "", *, kind: type | None = dict, **how: Any) -> Any:
+def read_json(
+    path: str | os.PathLike[str], title: str = "", *, kind: type | None = dict, **how: Any
+) -> Any:
     """Return the value of a JSON file.
 
     Args:
@@ -54,7 +66,9 @@ def read_json(path: str | os.PathLike[str], title: str = "", *, kind: type | Non
         ContentError: not JSON, nested too deeply, of another type, or as for `read_text`.
         OSError: see `read_text`.
     """
-    return parse_json(read_text(path, title, **how), f"{title} {os.fspath(path)}".lstrip(), kind=kind)
+    return parse_json(
+        read_text(path, title, **how), f"{title} {os.fspath(path)}".lstrip(), kind=kind
+    )
 
 
 def parse_json(text: str, source: str, *, kind: type | None = dict) -> Any:
@@ -70,13 +84,22 @@ def parse_json(text: str, source: str, *, kind: type | None = dict) -> Any:
     """
     value = reading.parse_json(text, source)
     if kind is not None and not isinstance(value, kind):
-        raise ContentError(f"{printable(source)}: expected a JSON {_JSON_NAMES[kind]}, found {_JSON_NAMES[type(value)]}")
+        raise ContentError(
+            f"{printable(source)}: expected a JSON {_JSON_NAMES[kind]}, found"
+            f" {_JSON_NAMES[type(value)]}"
+        )
     return value
 
 
 _JSON_NAMES = {
-    dict: "object", list: "list", str: "string", int: "number", float: "number", bool: "truth value", type(None): "null",
-}  # fmt: skip
+    dict: "object",
+    list: "list",
+    str: "string",
+    int: "number",
+    float: "number",
+    bool: "truth value",
+    type(None): "null",
+}
 
 
 def _named(path: str, title: str) -> str:
@@ -95,7 +118,9 @@ def _from_pipe(path: str, limit: int) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ContentError(f"{printable(path)}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise ContentError(
+            f"{printable(path)}: is not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -106,7 +131,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         text: all of the content.
 
     Raises:
-        OSError: the folder cannot be made or written, or the disk is full; what `path` held before is untouched.
+        OSError: the folder cannot be made or written, or the disk is full; what `path` held before
+          is untouched.
     """
     atomic.write_text(path, text, make_folder=True)
 

@@ -1,4 +1,7 @@
-"""One or two texts as one sequence of pieces: truncation and special tokens, done by the `tokenizers` library."""
+"""One or two texts as one sequence of pieces.
+
+Truncation and special tokens, done by the `tokenizers` library.
+"""
 
 from __future__ import annotations
 
@@ -43,17 +46,21 @@ class Encoded:
 
 
 def use_layout(tokenizer: Tokenizer, layout: Layout) -> None:
-    """Make a tokenizer of the library put special tokens where `layout` says; they must be in its vocabulary."""
+    """Make a tokenizer of the library put special tokens where `layout` says; they must be in its
+    vocabulary.
+    """
     names = {part.split(":")[0] for part in layout.pair.split()} - {"$A", "$B"}
     special = [(name, tokenizer.token_to_id(name)) for name in sorted(names)]
     tokenizer.post_processor = processors.TemplateProcessing(layout.single, layout.pair, special)
 
 
-def encode_sequences(tokenizer: Tokenizer, firsts: Sequence[str], seconds: Sequence[str] | None, max_length: int) -> list[Encoded]:
+def encode_sequences(
+    tokenizer: Tokenizer, firsts: Sequence[str], seconds: Sequence[str] | None, max_length: int
+) -> list[Encoded]:
     """Encode texts, or pairs of texts, with special tokens, on all cores.
 
-    What is too long loses pieces at its end, of a pair the longer text first: once both are equally long, each keeps
-    half of the room ("longest_first" of Hugging Face's fast tokenizers).
+    What is too long loses pieces at its end, of a pair the longer text first: once both are equally
+    long, each keeps half of the room ("longest_first" of Hugging Face's fast tokenizers).
 
     Args:
         tokenizer: prepared by `use_layout`.
@@ -65,14 +72,15 @@ def encode_sequences(tokenizer: Tokenizer, firsts: Sequence[str], seconds: Seque
         One sequence per row.
 
     Raises:
-        ValueError: max_length leaves no room for a piece of every text, or the vocabulary cannot encode text.
+        ValueError: max_length leaves no room for a piece of every text, or the vocabulary cannot
+          encode text.
     """
     texts = 1 if seconds is None else 2
     special = tokenizer.num_special_tokens_to_add(texts == 2)
     if max_length < special + texts:
         raise ValueError(
-            f"max_seq_length {max_length} must be at least {special + texts}: {special} special tokens and a piece of "
-            f"{'the text' if texts == 1 else 'each text'}"
+            f"max_seq_length {max_length} must be at least {special + texts}: {special} special"
+            f" tokens and a piece of {'the text' if texts == 1 else 'each text'}"
         )
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     try:
@@ -82,4 +90,7 @@ def encode_sequences(tokenizer: Tokenizer, firsts: Sequence[str], seconds: Seque
         raise ValueError(f"the tokenizer cannot encode text: {printable(error, 200)}") from error
     finally:
         tokenizer.no_truncation()  # texts encoded by themselves keep their length
-    return [Encoded(np.asarray(found.ids, np.int32), len(found.ids) - sum(found.type_ids)) for found in encodings]
+    return [
+        Encoded(np.asarray(found.ids, np.int32), len(found.ids) - sum(found.type_ids))
+        for found in encodings
+    ]

@@ -12,8 +12,11 @@ from fileio.messages import printable
 _PROBE_SECONDS = 5
 
 
-def tfds_builder(names: Sequence[str], data_dir: str | os.PathLike[str] | None, *, source: str, instead: str) -> Any:
-    """Return the builder of the first of these data sets that is prepared, or prepare the last one (from the network).
+def tfds_builder(
+    names: Sequence[str], data_dir: str | os.PathLike[str] | None, *, source: str, instead: str
+) -> Any:
+    """Return the builder of the first of these data sets that is prepared, or prepare the last one
+    (from the network).
 
     Args:
         names: such as "squad/v1.1"; several where a data set was renamed.
@@ -22,21 +25,29 @@ def tfds_builder(names: Sequence[str], data_dir: str | os.PathLike[str] | None, 
         instead: what an error says can be given otherwise.
 
     Raises:
-        FileNotFoundError: it is neither on disk nor to be had; without a network that is said at once.
+        FileNotFoundError: it is neither on disk nor to be had; without a network that is said at
+          once.
     """
     import tensorflow_datasets as tfds
 
     where = None if data_dir is None else os.fspath(data_dir)
-    absent = f"{' or '.join(names)} is not prepared in {printable(where or tfds.core.constants.DATA_DIR)}"
+    absent = (
+        f"{' or '.join(names)} is not prepared in"
+        f" {printable(where or tfds.core.constants.DATA_DIR)}"
+    )
     hint = f"give {instead} instead, or the folder of prepared data"
     for name in names:
         for folder in prepared(name, where or tfds.core.constants.DATA_DIR):
             try:
                 return tfds.builder_from_directory(folder)
             except Exception as error:  # TFDS passes on whatever its parts raise.
-                raise FileNotFoundError(f"{printable(folder)} cannot be read as prepared data ({_said(error)}); {hint}") from error
+                raise FileNotFoundError(
+                    f"{printable(folder)} cannot be read as prepared data ({_said(error)}); {hint}"
+                ) from error
     if reason := unreachable(source):
-        raise FileNotFoundError(f"{absent}, and {source} cannot be reached to prepare it ({reason}); {hint}")
+        raise FileNotFoundError(
+            f"{absent}, and {source} cannot be reached to prepare it ({reason}); {hint}"
+        )
     try:
         builder = tfds.builder(names[-1], data_dir=where)
         builder.download_and_prepare()
@@ -46,12 +57,16 @@ def tfds_builder(names: Sequence[str], data_dir: str | os.PathLike[str] | None, 
 
 
 def check_split(builder: Any, split: str) -> None:
-    """Raise ValueError where a prepared data set has no such split (or slice of one, `train[:1%]`)."""
+    """Raise ValueError where a prepared data set has no such split (or slice of one,
+    `train[:1%]`).
+    """
     try:
         _ = builder.info.splits[split]
     except Exception as error:  # of several kinds, and of those that parse slices
         there = ", ".join(map(printable, builder.info.splits))
-        raise ValueError(f"{builder.info.full_name} has no split {printable(repr(split), 60)}; it has {there}") from error
+        raise ValueError(
+            f"{builder.info.full_name} has no split {printable(repr(split), 60)}; it has {there}"
+        ) from error
 
 
 def prepared(name: str, data_dir: str | os.PathLike[str]) -> Iterator[str]:
@@ -64,7 +79,10 @@ def prepared(name: str, data_dir: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def unreachable(address: str) -> str | None:
-    """Return why an address cannot be reached, None if it can: TFDS itself tries again and again for a minute."""
+    """Return why an address cannot be reached, None if it can.
+
+    TFDS itself tries again and again for a minute.
+    """
     import requests
 
     try:

@@ -13,14 +13,18 @@ from tasks.wordpiece import Tokenizer
 VOCABULARIES = ("vocab.txt", "vocab.json", "tokenizer.json")
 
 
-def load_tokenizer(path: str | os.PathLike[str], *, lower_case: bool | None = None) -> Tokenizer | ByteLevelTokenizer:
-    """Load a tokenizer: BERT's WordPiece from vocab.txt, RoBERTa's byte-level BPE from vocab.json and merges.txt.
+def load_tokenizer(
+    path: str | os.PathLike[str], *, lower_case: bool | None = None
+) -> Tokenizer | ByteLevelTokenizer:
+    """Load a tokenizer: BERT's WordPiece from vocab.txt, RoBERTa's byte-level BPE from vocab.json
+    and merges.txt.
 
     A tokenizer.json serves for both, WordPiece or BPE.
 
     Args:
         path: one of these files, or a model's folder that holds one.
-        lower_case: of WordPiece (byte-level BPE is cased): lower-case and strip accents. None: what a tokenizer.json or
+        lower_case: of WordPiece (byte-level BPE is cased): lower-case and strip accents. None: what
+          a tokenizer.json or
             a tokenizer_config.json beside the vocabulary says, else True.
 
     Raises:
@@ -31,15 +35,21 @@ def load_tokenizer(path: str | os.PathLike[str], *, lower_case: bool | None = No
     if os.path.isdir(path):
         found = [name for name in VOCABULARIES if os.path.isfile(os.path.join(path, name))]
         if not found:
-            raise FileNotFoundError(f"no vocabulary in folder {path}: looked for {', '.join(VOCABULARIES)}")
+            raise FileNotFoundError(
+                f"no vocabulary in folder {path}: looked for {', '.join(VOCABULARIES)}"
+            )
         path = os.path.join(path, found[0])
     if not path.endswith(".json"):
-        return Tokenizer(path, lower_case=_lower_case(path, {}) if lower_case is None else lower_case)
+        return Tokenizer(
+            path, lower_case=_lower_case(path, {}) if lower_case is None else lower_case
+        )
     content = read_json(path, VOCABULARY, hint=MISSING)
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type") != "WordPiece":
         return ByteLevelTokenizer(path)
-    return Tokenizer(path, lower_case=_lower_case(path, content) if lower_case is None else lower_case)
+    return Tokenizer(
+        path, lower_case=_lower_case(path, content) if lower_case is None else lower_case
+    )
 
 
 def _lower_case(path: str, content: dict) -> bool:
@@ -48,4 +58,8 @@ def _lower_case(path: str, content: dict) -> bool:
     if isinstance(normalizer, dict) and "lowercase" in normalizer:
         return bool(normalizer["lowercase"])
     beside = os.path.join(os.path.dirname(path), "tokenizer_config.json")
-    return bool(read_json(beside, "tokenizer configuration").get("do_lower_case", True)) if os.path.isfile(beside) else True
+    return (
+        bool(read_json(beside, "tokenizer configuration").get("do_lower_case", True))
+        if os.path.isfile(beside)
+        else True
+    )

@@ -1,4 +1,7 @@
-"""Vocabularies: `vocab.txt` as Google's and Hugging Face's loaders read it, and ids that a model can have."""
+"""Vocabularies.
+
+`vocab.txt` as Google's and Hugging Face's loaders read it, and ids that a model can have.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ MAX_ID = 2**31 - 1  # ids are int32
 def read_vocabulary(path: str | os.PathLike[str]) -> dict[str, int]:
     """Read `vocab.txt`, or the vocabulary of a WordPiece `tokenizer.json`.
 
-    The id of a piece is the number of its line, from 0, white space around it aside. Where a piece occurs on several
-    lines the last one counts, with one warning; a line with white space alone has a number and holds no piece, which
-    some vocabularies in circulation have.
+    The id of a piece is the number of its line, from 0, white space around it aside. Where a piece
+    occurs on several lines the last one counts, with one warning; a line with white space alone has
+    a number and holds no piece, which some vocabularies in circulation have.
 
     Args:
         path: the file; one that ends in `.json` is read as `tokenizer.json`.
@@ -46,13 +49,14 @@ def check_ids(vocabulary: Mapping[str, Any], path: str) -> None:
     for piece, index in vocabulary.items():
         if type(index) is not int or not 0 <= index <= MAX_ID:
             raise ValueError(
-                f"{printable(path)}: id of {printable(repr(piece), 60)} must be a whole number from 0 to {MAX_ID}, "
-                f"got {printable(repr(index), 60)}"
+                f"{printable(path)}: id of {printable(repr(piece), 60)} must be a whole number from"
+                f" 0 to {MAX_ID}, got {printable(repr(index), 60)}"
             )
 
 
 def _from_lines(text: str, path: str) -> dict[str, int]:
-    # Only line ends of files end a line: some vocabularies hold pieces that Python's splitlines would cut at.
+    # Only line ends of files end a line: some vocabularies hold pieces that Python's splitlines
+    # would cut at.
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -67,16 +71,24 @@ def _from_lines(text: str, path: str) -> dict[str, int]:
     if repeated:
         logger.warning(
             "%s: %d lines repeat an earlier piece, the last line of each counts (first: %s, id %d)",
-            path, len(repeated), printable(repr(repeated[0]), 60), vocabulary[repeated[0]],
-        )  # fmt: skip
+            path,
+            len(repeated),
+            printable(repr(repeated[0]), 60),
+            vocabulary[repeated[0]],
+        )
     return vocabulary
 
 
 def _from_tokenizer_json(text: str, path: str) -> dict[str, int]:
     model = parse_json(text, path).get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
-        raise ValueError(f"{path}: no vocabulary of WordPiece in it: key 'model' must be an object with key 'vocab'")
+        raise ValueError(
+            f"{path}: no vocabulary of WordPiece in it: key 'model' must be an object with key"
+            " 'vocab'"
+        )
     if model.get("type") != "WordPiece":
-        raise ValueError(f"{path}: its model is {printable(repr(model.get('type')), 60)}, not WordPiece")
+        raise ValueError(
+            f"{path}: its model is {printable(repr(model.get('type')), 60)}, not WordPiece"
+        )
     check_ids(model["vocab"], path)
     return model["vocab"]

@@ -37,11 +37,12 @@ class Pieces:
 class Tokenizer:
     """BERT's tokenizer over a `vocab.txt`.
 
-    Words that look like special tokens ("[SEP]" written in a text) are split like any other text, as Google's
-    tokenizer does; only `encode_sequences` adds special tokens.
+    Words that look like special tokens ("[SEP]" written in a text) are split like any other text,
+    as Google's tokenizer does; only `encode_sequences` adds special tokens.
 
     Args:
-        vocab_file: one piece a line, the line number being its id; or a `tokenizer.json`, of which the vocabulary is
+        vocab_file: one piece a line, the line number being its id; or a `tokenizer.json`, of which
+          the vocabulary is
             taken (see `tasks.vocabulary`).
         lower_case: lower-case and strip accents, for uncased models.
 
@@ -53,8 +54,12 @@ class Tokenizer:
     def __init__(self, vocab_file: str | os.PathLike[str], *, lower_case: bool = True):
         self.vocab = read_vocab(vocab_file)
         self.lower_case = lower_case
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id = (self.vocab[token] for token in SPECIAL)
-        model = models.WordPiece(self.vocab, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS)
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id = (
+            self.vocab[token] for token in SPECIAL
+        )
+        model = models.WordPiece(
+            self.vocab, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS
+        )
         self._rust = _RustTokenizer(model)
         # strip_accents=None: follows lower_case, as in BERT.
         self._rust.normalizer = normalizers.BertNormalizer(
@@ -73,10 +78,17 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Pieces]:
         """Tokenize many texts (on all cores), offsets counted in characters of each text."""
-        return [_to_pieces(encoding) for encoding in self._rust.encode_batch(list(texts), add_special_tokens=False)]
+        return [
+            _to_pieces(encoding)
+            for encoding in self._rust.encode_batch(list(texts), add_special_tokens=False)
+        ]
 
-    def encode_sequences(self, firsts: Sequence[str], seconds: Sequence[str] | None, max_length: int) -> list[Encoded]:
-        """Encode texts as [CLS] a [SEP], or pairs as [CLS] a [SEP] b [SEP]; see `tasks.sequences.encode_sequences`."""
+    def encode_sequences(
+        self, firsts: Sequence[str], seconds: Sequence[str] | None, max_length: int
+    ) -> list[Encoded]:
+        """Encode texts as [CLS] a [SEP], or pairs as [CLS] a [SEP] b [SEP]; see
+        `tasks.sequences.encode_sequences`.
+        """
         return encode_sequences(self._rust, firsts, seconds, max_length)
 
     def decode_ids(self, ids: Sequence[int]) -> list[str]:
@@ -90,11 +102,17 @@ def _to_pieces(encoding) -> Pieces:
 
 
 def read_vocab(path: str | os.PathLike[str]) -> dict[str, int]:
-    """Read `vocab.txt`, or the vocabulary of a `tokenizer.json`: piece -> id. Errors as listed at `Tokenizer`."""
+    """Read `vocab.txt`, or the vocabulary of a `tokenizer.json`.
+
+    Piece -> id. Errors as listed at `Tokenizer`.
+    """
     vocab = read_vocabulary(path)
     missing = [token for token in SPECIAL if token not in vocab]
     if missing:
-        raise ValueError(f"{printable(os.fspath(path))}: no {' '.join(missing)} in it; is this a BERT WordPiece vocabulary?")
+        raise ValueError(
+            f"{printable(os.fspath(path))}: no {' '.join(missing)} in it; is this a BERT WordPiece"
+            " vocabulary?"
+        )
     return vocab
 
 

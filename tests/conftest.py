@@ -1,4 +1,7 @@
-"""What all tests share: quiet TensorFlow, one seed, and the skip for tests that need the real data."""
+"""What all tests share.
+
+Quiet TensorFlow, one seed, and the skip for tests that need the real data.
+"""
 
 import os
 import pathlib
@@ -9,24 +12,38 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import keras
 import pytest
 
-SHARED = pathlib.Path(os.environ.get("TFQUANT_SHARED", pathlib.Path(__file__).parents[1].parent / "shared")).resolve()
+SHARED = pathlib.Path(
+    os.environ.get("TFQUANT_SHARED", pathlib.Path(__file__).parents[1].parent / "shared")
+).resolve()
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "needs_shared: needs the real data and model beside the repository")
-    config.addinivalue_line("markers", "long: more of a kind that a few others stand for; run by `make test-long`")
+    config.addinivalue_line(
+        "markers", "needs_shared: needs the real data and model beside the repository"
+    )
+    config.addinivalue_line(
+        "markers", "long: more of a kind that a few others stand for; run by `make test-long`"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
-    """Long tests and those on real data run only when asked for by name (`-m`), the latter when the data is there."""
+    """Long tests and those on real data run only when asked for by name (`-m`), the latter when the
+    data is there.
+    """
     asked = "needs_shared" in (config.option.markexpr or "")
     for item in items:
-        if item.get_closest_marker("long") is not None and "long" not in (config.option.markexpr or ""):
-            item.add_marker(pytest.mark.skip(reason="one of many alike or long: run `make test-long`"))
+        if item.get_closest_marker("long") is not None and "long" not in (
+            config.option.markexpr or ""
+        ):
+            item.add_marker(
+                pytest.mark.skip(reason="one of many alike or long: run `make test-long`")
+            )
         if item.get_closest_marker("needs_shared") is None:
             continue
         if not SHARED.is_dir():
-            item.add_marker(pytest.mark.skip(reason=f"real data not found in {SHARED} (set TFQUANT_SHARED)"))
+            item.add_marker(
+                pytest.mark.skip(reason=f"real data not found in {SHARED} (set TFQUANT_SHARED)")
+            )
         elif not asked:
             item.add_marker(pytest.mark.skip(reason="needs the real data: run `make test-shared`"))
 

@@ -1,4 +1,7 @@
-"""A checkpoint is always whole: the old one or the new one, whatever happens to the process or the disk."""
+"""A checkpoint is always whole.
+
+The old one or the new one, whatever happens to the process or the disk.
+"""
 
 import json
 import os
@@ -17,7 +20,8 @@ from tfquant import checkpoint
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = {"model.ckpt-1.index", "model.ckpt-1.data-00000-of-00001", "checkpoint"}
 
-# One interpreter imports TensorFlow and forks a child for every death: only the children start its runtime.
+# One interpreter imports TensorFlow and forks a child for every death: only the children start its
+# runtime.
 CHILD = """
     import json, os, pathlib, random, signal, sys, time
     import numpy as np, tensorflow as tf
@@ -38,18 +42,22 @@ CHILD = """
         return pid
 
     base = pathlib.Path(sys.argv[1])
-"""
+"""  # noqa: E501
 
 
 def run_child(script: str, *args: str) -> subprocess.CompletedProcess:
     code = textwrap.dedent(CHILD) + textwrap.dedent(script)
-    return subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
 
 
 def values(prefix) -> set[float]:
     """Every distinct number in the checkpoint: exactly one when it is whole."""
     found = checkpoint.read(prefix)
-    return {float(v) for name in found if name != "name" for v in np.unique(found[name])} | {float(found["name"])}
+    return {float(v) for name in found if name != "name" for v in np.unique(found[name])} | {
+        float(found["name"])
+    }
 
 
 def test_every_kind_of_tensor_comes_back_equal_here_and_in_tensorflow(tmp_path):
@@ -118,9 +126,17 @@ def test_latest_is_the_one_written_last_and_survives_a_lost_state_file(tmp_path)
 
 
 def test_prune_keeps_the_highest_steps_and_every_other_name(tmp_path):
-    for name in ("model.ckpt-9", "model.ckpt-10", "model.ckpt-200", "model.ckpt-calibrated", "other-1"):
+    for name in (
+        "model.ckpt-9",
+        "model.ckpt-10",
+        "model.ckpt-200",
+        "model.ckpt-calibrated",
+        "other-1",
+    ):
         checkpoint.write(tmp_path / name, {"a": 1.0})
-    (tmp_path / ("model.ckpt-3" + checkpoint.DATA)).write_bytes(b"what a prune that was cut off leaves")
+    (tmp_path / ("model.ckpt-3" + checkpoint.DATA)).write_bytes(
+        b"what a prune that was cut off leaves"
+    )
     checkpoint.prune(tmp_path, 0)
     assert [step for step, _ in checkpoint.steps(tmp_path)] == [9, 10, 200]
     checkpoint.prune(tmp_path, 2)
@@ -135,7 +151,10 @@ def test_prune_keeps_the_highest_steps_and_every_other_name(tmp_path):
 @pytest.mark.parametrize("where", ["file/model", "/proc/nowhere/model"])
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path, where):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(checkpoint.CheckpointError, match="cannot write checkpoint .*model: .*(Not a|No such|exists)"):
+    with pytest.raises(
+        checkpoint.CheckpointError,
+        match="cannot write checkpoint .*model: .*(Not a|No such|exists)",
+    ):
         checkpoint.write(tmp_path / where, {"a": 1.0})
     assert (tmp_path / "file").read_text() == "not a folder"
 
@@ -161,7 +180,11 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(tmp_path):
         str(tmp_path),
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("\n") == 1 and "File too large" in result.stdout and "Free some space" in result.stdout
+    assert (
+        result.stdout.count("\n") == 1
+        and "File too large" in result.stdout
+        and "Free some space" in result.stdout
+    )
     assert "tempstate" not in result.stdout
     assert set(os.listdir(tmp_path)) == FILES
     assert values(tmp_path / "model.ckpt-1") == {1.0}
@@ -271,7 +294,9 @@ def test_a_reader_waits_for_a_live_writer_instead_of_tidying_its_files_away(tmp_
 @pytest.mark.parametrize("folder", ["run[1]", "back\\slash", "a*b?", "[open", "[x]{y}*"])
 def test_folders_that_look_like_patterns_are_folders(folder, tmp_path):
     for step in (1, 2):
-        checkpoint.write(tmp_path / folder / f"model.ckpt-{step}", {"x": np.full(3, step, np.float32)})
+        checkpoint.write(
+            tmp_path / folder / f"model.ckpt-{step}", {"x": np.full(3, step, np.float32)}
+        )
     (_, _), (step, prefix) = checkpoint.steps(tmp_path / folder)
     assert step == 2 and prefix == checkpoint.latest(tmp_path / folder)
     assert np.array_equal(checkpoint.read(prefix)["x"], np.full(3, 2, np.float32))
@@ -301,7 +326,7 @@ def test_a_reader_beside_a_writer_always_gets_one_whole_checkpoint(tmp_path):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         assert last > 3 and found > 5, (found, last)
-        """,
+        """,  # noqa: E501
         str(tmp_path),
     )
     assert result.returncode == 0, result.stderr

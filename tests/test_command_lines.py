@@ -1,4 +1,7 @@
-"""Command lines of all programs: help, version and wrong arguments before TensorFlow is imported, spelling, --config files."""
+"""Command lines of all programs.
+
+Help, version and wrong arguments before TensorFlow is imported, spelling, --config files.
+"""
 
 import json
 import pathlib
@@ -7,13 +10,13 @@ import sys
 
 import pytest
 
-from glue_run import command_line
-from glue_run.settings import MODES
 from runs import script
-from runs.narration import speak_for
+from runs.glue import command_line
+from runs.glue.settings import MODES
+from runs.logging import log_on_chief_only
 from runs.settings import FlagError
-from squad_run import flags
-from squad_run.flags import Settings
+from runs.squad import flags
+from runs.squad.flags import Settings
 
 ROOT = pathlib.Path(__file__).parents[1]
 SQUAD, GLUE, TFQUANT = "run_squad", "run_glue", "tfquant"
@@ -21,15 +24,35 @@ COMMANDS = ("export", "check", "benchmark")
 # Arguments -> what the help or the version shows.
 ANSWERS = {
     SQUAD: {
-        "--help": "--do_train", "-h": "--do_train", "--helpfull": "--do_train", "--helpshort": "--do_train",
-        "--help=true": "--do_train", "--do_train --help": "openvino (model.xml)", "--version": "tfquant ",
+        "--help": "--do_train",
+        "-h": "--do_train",
+        "--helpfull": "--do_train",
+        "--helpshort": "--do_train",
+        "--help=true": "--do_train",
+        "--do_train --help": "openvino (model.xml)",
+        "--version": "tfquant ",
     },
-    GLUE: {"--help": "train-baseline", "-h": "final_score.txt", "--version": "tfquant ", "--help --task rte": "MODE"}
-    | {f"{mode} --help": "--model-path" for mode in MODES}
-    | {"--mode=train_quantized --help": "--teacher", "train_baseline --version": "tfquant "},
-    TFQUANT: {"--help": "benchmark", "--version": "tfquant "}
-    | dict(zip([f"{command} --help" for command in COMMANDS], ("--target", "feature_map", "--threads"), strict=True)),
-}  # fmt: skip
+    GLUE: (
+        {
+            "--help": "train-baseline",
+            "-h": "final_score.txt",
+            "--version": "tfquant ",
+            "--help --task rte": "MODE",
+        }
+        | {f"{mode} --help": "--model-path" for mode in MODES}
+        | {"--mode=train_quantized --help": "--teacher", "train_baseline --version": "tfquant "}
+    ),
+    TFQUANT: (
+        {"--help": "benchmark", "--version": "tfquant "}
+        | dict(
+            zip(
+                [f"{command} --help" for command in COMMANDS],
+                ("--target", "feature_map", "--threads"),
+                strict=True,
+            )
+        )
+    ),
+}
 # Arguments -> a part of the one line that refuses them.
 REFUSED = {
     SQUAD: {
@@ -47,7 +70,9 @@ REFUSED = {
         "": "MODE is missing: one of train-baseline",
         "--task rte": "MODE is missing",
         "train --help": "unknown mode 'train'",
-        "train-baseline --n_bits 4": "train-baseline has no --n_bits; --n_bits is of train-quantized and validate-quantized",
+        "train-baseline --n_bits 4": (
+            "train-baseline has no --n_bits; --n_bits is of train-quantized and validate-quantized"
+        ),
         "validate-quantized --task mprc": "--task: invalid choice: 'mprc'",
         "validate-quantized --n-bits many": "--n-bits: invalid int value: 'many'",
         "validate-quantized --config nowhere.yaml": "--config: there is no file nowhere.yaml",
@@ -80,7 +105,11 @@ for words in cases:
 def test_help_version_and_wrong_arguments_are_answered_without_tensorflow(program):
     cases = [*ANSWERS[program], *REFUSED[program]]
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps([program, *cases])], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", CHILD, json.dumps([program, *cases])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     answers = dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
     for words, shown in ANSWERS[program].items():
@@ -98,21 +127,33 @@ def test_help_version_and_wrong_arguments_are_answered_without_tensorflow(progra
     [
         "--do_train --nodo_lower_case --learning_rate=1e-5 --use_bf16=1 --export_target openvino",
         "--do-train --no-do-lower-case --learning-rate 1e-5 --use-fp16 --target=openvino",
-        "-do_train=true --do_lower_case=False -learning_rate=0.00001 --use_bf16=yes --export-target=openvino",
+        (
+            "-do_train=true --do_lower_case=False -learning_rate=0.00001 --use_bf16=yes"
+            " --export-target=openvino"
+        ),
     ],
 )
 def test_hyphens_underscores_and_values_of_truth_are_the_same_in_run_squad(words):
-    expected = Settings(do_train=True, do_lower_case=False, learning_rate=1e-5, use_bf16=True, export_target="openvino")
+    expected = Settings(
+        do_train=True,
+        do_lower_case=False,
+        learning_rate=1e-5,
+        use_bf16=True,
+        export_target="openvino",
+    )
     assert flags.parse(words.split(), "") == expected
 
 
 def test_the_last_of_a_repeated_flag_counts_and_values_may_hold_any_character():
-    found = flags.parse(["--output_dir=a", "--output-dir", "b=c d", "--quant_recipe=", "--seed", "-3"], "")
+    found = flags.parse(
+        ["--output_dir=a", "--output-dir", "b=c d", "--quant_recipe=", "--seed", "-3"], ""
+    )
     assert found == Settings(output_dir="b=c d", quant_recipe="", seed=-3)
 
 
 CONFIG = """
-# Options as a person writes them: numbers that YAML 1.1 does not take for numbers, and words that it does not take for words.
+# Options as a person writes them: numbers that YAML 1.1 does not take for numbers, and words that
+# it does not take for words.
 do-train: yes
 if_quant: true
 quantize_residual: no
@@ -129,9 +170,15 @@ def test_a_file_of_options_is_read_and_the_command_line_wins(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(CONFIG)
     expected = {
-        "do_train": True, "if_quant": True, "quantize_residual": False, "learning_rate": 1e-5, "train_batch_size": 16,
-        "distillation_layers": "1:3", "output_dir": "out 1", "use_bf16": True,
-    }  # fmt: skip
+        "do_train": True,
+        "if_quant": True,
+        "quantize_residual": False,
+        "learning_rate": 1e-5,
+        "train_batch_size": 16,
+        "distillation_layers": "1:3",
+        "output_dir": "out 1",
+        "use_bf16": True,
+    }
     assert flags.parse([f"--config={path}"], "") == Settings(**expected)
     changed = flags.parse(["--train-batch-size=4", "--noif_quant", "--config", str(path)], "")
     assert changed == Settings(**expected | {"train_batch_size": 4, "if_quant": False})
@@ -139,12 +186,20 @@ def test_a_file_of_options_is_read_and_the_command_line_wins(tmp_path):
 
 def test_a_file_of_options_may_name_the_mode_and_several_tasks(tmp_path):
     path = tmp_path / "run.yaml"
-    lines = ["mode: validate_quantized", "task: [RTE, cola]", "seed: [1, 2]", "n-bits: 4", "pad_to_max_length: no"]
+    lines = [
+        "mode: validate_quantized",
+        "task: [RTE, cola]",
+        "seed: [1, 2]",
+        "n-bits: 4",
+        "pad_to_max_length: no",
+    ]
     path.write_text("\n".join([*lines, "eval_batch_size: 3"]))
     found = command_line.parse(["--config", str(path)], "")
     assert (found.mode, found.task, found.seed) == ("validate-quantized", ("rte", "cola"), (1, 2))
     assert (found.n_bits, found.pad_to_max_length, found.eval_batch_size) == (4, False, 3)
-    other = command_line.parse(["validate-quantized", f"--config={path}", "--task=sst2", "--n_bits", "6"], "")
+    other = command_line.parse(
+        ["validate-quantized", f"--config={path}", "--task=sst2", "--n_bits", "6"], ""
+    )
     assert (other.task, other.seed, other.n_bits) == (("sst2",), (1, 2), 6)
 
 
@@ -182,7 +237,10 @@ def test_options_of_other_modes_in_a_file_are_refused(tmp_path, capsys):
     path.write_text("n_bits: 4")
     with pytest.raises(SystemExit) as ended:
         command_line.parse(["train-baseline", f"--config={path}"], "")
-    assert ended.value.code == 2 and "train-baseline has no --n-bits; --n-bits is of" in capsys.readouterr().err
+    assert (
+        ended.value.code == 2
+        and "train-baseline has no --n-bits; --n-bits is of" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,7 +251,9 @@ def test_options_of_other_modes_in_a_file_are_refused(tmp_path, capsys):
         (OSError("no space"), 1, "s.py: no space"),
     ],
 )
-def test_flags_that_contradict_end_with_status_2_and_other_errors_with_1(error, status, message, capsys, monkeypatch):
+def test_flags_that_contradict_end_with_status_2_and_other_errors_with_1(
+    error, status, message, capsys, monkeypatch
+):
     def work():
         raise error
 
@@ -209,9 +269,9 @@ def test_the_result_is_one_line_of_json_of_rank_0_alone(capsys, monkeypatch):
     monkeypatch.setattr(script, "end_on_signals", lambda name: None)
     script.execute("s.py", lambda: {"f1": 1.5})
     assert json.loads(capsys.readouterr().out) == {"f1": 1.5}
-    speak_for(1)
+    log_on_chief_only(1)
     try:
         script.execute("s.py", lambda: {"f1": 1.5})
     finally:
-        speak_for(0)
+        log_on_chief_only(0)
     assert not capsys.readouterr().out

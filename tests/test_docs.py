@@ -7,7 +7,7 @@ import re
 import pytest
 
 import calib
-from squad_run.flags import Settings
+from runs.squad.flags import Settings
 from tfquant import recipes
 from tfquant.export.targets import TARGETS
 from tfquant.site import ROLES

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import glue, glue_report
-from glue_run import command_line, setting_checks
+from runs.glue import command_line, setting_checks
 
 PRETRAINED = pathlib.Path("pretrained")
 
@@ -20,12 +20,27 @@ def test_every_command_is_understood_and_starts_from_the_model_it_should(row, mo
     for task, seed in glue.tasks_and_seeds():
         settings = command_line.parse(glue.command(row, task, seed, runs), "")
         setting_checks.check(settings)
-        assert (settings.tasks, settings.seed, settings.output_dir) == ((task,), (seed,), str(runs.folder(row, task, seed)))
-        float_model = pathlib.Path("output") / "float" / ("stsb" if row == "float" else task) / f"seed_{seed}" / "out"
-        assert settings.model_path == str(PRETRAINED if row == "float" and task != "rte" else float_model)
+        assert (settings.tasks, settings.seed, settings.output_dir) == (
+            (task,),
+            (seed,),
+            str(runs.folder(row, task, seed)),
+        )
+        float_model = (
+            pathlib.Path("output")
+            / "float"
+            / ("stsb" if row == "float" else task)
+            / f"seed_{seed}"
+            / "out"
+        )
+        assert settings.model_path == str(
+            PRETRAINED if row == "float" and task != "rte" else float_model
+        )
         assert settings.num_train_samples == (10000 if task == "sst2" and settings.trains else None)
         if settings.mode == "train-quantized":
-            assert settings.num_epochs == (2 if "2-bit" in row and task == "cola" else 1) and settings.learn_ranges
+            assert (
+                settings.num_epochs == (2 if "2-bit" in row and task == "cola" else 1)
+                and settings.learn_ranges
+            )
 
 
 @pytest.fixture
@@ -35,11 +50,16 @@ def pretend(monkeypatch, tmp_path):
 
     def run_script(what, script, arguments, directory, log, threads):
         settings = command_line.parse(arguments, "")
-        assert settings.model_path == str(PRETRAINED) or (pathlib.Path(settings.model_path).parent / "results.json").exists()
+        assert (
+            settings.model_path == str(PRETRAINED)
+            or (pathlib.Path(settings.model_path).parent / "results.json").exists()
+        )
         started.append((directory.parent.parent.name, settings.tasks[0], settings.seed[0]))
         directory.mkdir(parents=True)
         size = {"float_bytes": 80, "packed_bytes": 20}
-        (directory / "results.json").write_text(json.dumps({"final_score": settings.seed[0] / 2000, "size": size}))
+        (directory / "results.json").write_text(
+            json.dumps({"final_score": settings.seed[0] / 2000, "size": size})
+        )
 
     monkeypatch.setattr(glue, "pretrained_folder", lambda: PRETRAINED)
     monkeypatch.setattr(glue, "run_script", run_script)
@@ -54,11 +74,19 @@ def test_a_row_starts_what_is_missing_of_it_and_the_float_models_before(pretend)
         found = glue.compute(row, known, runs, pool)
         assert found["scores"]["mrpc"] == {"1000": 70.0, "1001": 71.0, "1002": 50.1}
         assert found["medians"]["mrpc"] == 70.0 and found["medians"]["cola"] == 50.0
-        assert found["average"] == round(np.mean(list(found["medians"].values())), 2) and found["times_smaller"] == 4.0
+        assert (
+            found["average"] == round(np.mean(list(found["medians"].values())), 2)
+            and found["times_smaller"] == 4.0
+        )
         assert sorted(started) == sorted(set(started))
         quantized = {one for one in started if one[0] != "float"}
-        assert {(task, seed) for _, task, seed in quantized} == set(glue.tasks_and_seeds()) - {("mrpc", 1000), ("mrpc", 1001)}
-        assert {(task, seed) for name, task, seed in started if name == "float"} == {(task, seed) for _, task, seed in quantized}
+        assert {(task, seed) for _, task, seed in quantized} == set(glue.tasks_and_seeds()) - {
+            ("mrpc", 1000),
+            ("mrpc", 1001),
+        }
+        assert {(task, seed) for name, task, seed in started if name == "float"} == {
+            (task, seed) for _, task, seed in quantized
+        }
         assert started.index(("float", "stsb", 1000)) < started.index(("float", "rte", 1000))
         assert glue.compute(row, found, runs, pool) == found and len(started) == 18
         assert found["float_scores"]["mrpc"] == {"1002": 50.1} and "float_average" not in found
@@ -71,16 +99,25 @@ def test_runs_that_have_ended_are_counted_without_starting_others(pretend):
     glue.run_one(row, "rte", 1001, runs)
     assert [task for _, task, _ in started] == ["stsb", "rte", "rte"]
     found = glue.compute(row, {}, runs, None)
-    assert (found["scores"], found["times_smaller"], len(started)) == ({"rte": {"1001": 50.05}}, 4.0, 3)
+    assert (found["scores"], found["times_smaller"], len(started)) == (
+        {"rte": {"1001": 50.05}},
+        4.0,
+        3,
+    )
     assert glue_report.table({row: found}) == "Not measured yet."
 
 
 def test_a_table_has_medians_means_and_what_they_are_away_from_float():
     scores = dict.fromkeys(glue.TASKS, 80.0)
-    rows = {"float": {"medians": scores, "average": 80.0}, "eight": {"medians": scores, "average": 79.5, "times_smaller": 3.9}}
+    rows = {
+        "float": {"medians": scores, "average": 80.0},
+        "eight": {"medians": scores, "average": 79.5, "times_smaller": 3.9},
+    }
     rows["elsewhere"] = rows["eight"] | {"float_average": 79.25}
     lines = glue_report.table(rows).splitlines()
     assert lines[0] == "|  | CoLA | SST-2 | MRPC | STS-B | RTE | mean | to float | smaller |"
     assert lines[2] == "| float | 80.00 | 80.00 | 80.00 | 80.00 | 80.00 | 80.00 |  |  |"
     assert lines[3] == "| eight | 80.00 | 80.00 | 80.00 | 80.00 | 80.00 | 79.50 | -0.50 | 3.90x |"
-    assert lines[4] == "| elsewhere | 80.00 | 80.00 | 80.00 | 80.00 | 80.00 | 79.50 | +0.25 | 3.90x |"
+    assert (
+        lines[4] == "| elsewhere | 80.00 | 80.00 | 80.00 | 80.00 | 80.00 | 79.50 | +0.25 | 3.90x |"
+    )

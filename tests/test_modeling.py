@@ -1,4 +1,7 @@
-"""The BERT of modeling.py against KerasHub's, and what its builders promise: names, shapes, dtypes, seeds, errors."""
+"""The BERT of modeling.py against KerasHub's, and what its builders promise.
+
+Names, shapes, dtypes, seeds, errors.
+"""
 
 import dataclasses
 import json
@@ -15,15 +18,22 @@ from safetensors.numpy import load_file
 import modeling
 
 TINY = modeling.BertConfig(
-    vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
-    max_position_embeddings=20, type_vocab_size=2,
-)  # fmt: skip
+    vocab_size=50,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=24,
+    max_position_embeddings=20,
+    type_vocab_size=2,
+)
 
 # The names in Google's released checkpoints, written out for two layers.
 LAYER_NAMES = """
-attention/self/query/kernel attention/self/query/bias attention/self/key/kernel attention/self/key/bias
-attention/self/value/kernel attention/self/value/bias attention/output/dense/kernel attention/output/dense/bias
-attention/output/LayerNorm/gamma attention/output/LayerNorm/beta intermediate/dense/kernel intermediate/dense/bias
+attention/self/query/kernel attention/self/query/bias attention/self/key/kernel
+attention/self/key/bias attention/self/value/kernel attention/self/value/bias
+attention/output/dense/kernel attention/output/dense/bias
+attention/output/LayerNorm/gamma attention/output/LayerNorm/beta
+intermediate/dense/kernel intermediate/dense/bias
 output/dense/kernel output/dense/bias output/LayerNorm/gamma output/LayerNorm/beta
 """.split()
 ENCODER_NAMES = [
@@ -55,23 +65,32 @@ def random_batch(batch=3, length=11, config=TINY, seed=0):
     return {
         "input_ids": (rng.integers(0, config.vocab_size, (batch, length)) * mask).astype(np.int32),
         "input_mask": mask.astype(np.int32),
-        "segment_ids": (rng.integers(0, config.type_vocab_size, (batch, length)) * mask).astype(np.int32),
+        "segment_ids": (
+            (rng.integers(0, config.type_vocab_size, (batch, length)) * mask).astype(np.int32)
+        ),
     }
 
 
 def keras_hub_outputs(config, weights, batch):
     """KerasHub's BERT with weights under Google's names: (sequence_output, pooled_output)."""
     backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=config.vocab_size, num_layers=config.num_hidden_layers, num_heads=config.num_attention_heads,
-        hidden_dim=config.hidden_size, intermediate_dim=config.intermediate_size, dropout=0.0,
-        max_sequence_length=config.max_position_embeddings, num_segments=config.type_vocab_size,
-    )  # fmt: skip
+        vocabulary_size=config.vocab_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        hidden_dim=config.hidden_size,
+        intermediate_dim=config.intermediate_size,
+        dropout=0.0,
+        max_sequence_length=config.max_position_embeddings,
+        num_segments=config.type_vocab_size,
+    )
 
     def assign(layer, scope, *names):
-        layer.set_weights([
-            weights[f"bert/{scope}/{name}"].reshape(variable.shape)
-            for name, variable in zip(names, layer.weights, strict=True)
-        ])  # fmt: skip
+        layer.set_weights(
+            [
+                weights[f"bert/{scope}/{name}"].reshape(variable.shape)
+                for name, variable in zip(names, layer.weights, strict=True)
+            ]
+        )
 
     norm, dense = ("LayerNorm/gamma", "LayerNorm/beta"), ("dense/kernel", "dense/bias")
     assign(backbone.token_embedding, "embeddings", "word_embeddings")
@@ -90,7 +109,9 @@ def keras_hub_outputs(config, weights, batch):
         assign(layer._feedforward_output_dense, f"{scope}/output", *dense)
         assign(layer._feedforward_layer_norm, f"{scope}/output", *norm)
         if config.hidden_act == "gelu":  # KerasHub has the tanh approximation built in
-            layer._feedforward_intermediate_dense.activation = lambda x: keras.activations.gelu(x, approximate=False)
+            layer._feedforward_intermediate_dense.activation = lambda x: keras.activations.gelu(
+                x, approximate=False
+            )
     if "bert/pooler/dense/kernel" in weights:
         assign(backbone.pooled_dense, "pooler", *dense)
     inputs = {"token_ids": "input_ids", "padding_mask": "input_mask", "segment_ids": "segment_ids"}
@@ -120,7 +141,9 @@ def test_encoder_and_classifier_outputs_equal_those_of_keras_hub():
     np.testing.assert_allclose(got["sequence_output"], sequence, atol=1e-4)
     np.testing.assert_allclose(got["pooled_output"], pooled, atol=1e-4)
     logits = classifier(batch, training=False)["logits"]
-    np.testing.assert_allclose(logits, pooled @ weights["output_weights"].T + weights["output_bias"], atol=1e-4)
+    np.testing.assert_allclose(
+        logits, pooled @ weights["output_weights"].T + weights["output_bias"], atol=1e-4
+    )
 
 
 def test_both_gelus_follow_their_formulas():
@@ -128,7 +151,9 @@ def test_both_gelus_follow_their_formulas():
     exact = x * 0.5 * scipy.special.erfc(-x / np.sqrt(2))
     approximate = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
     np.testing.assert_allclose(modeling.gelu(tf.constant(x, tf.float32)), exact, atol=1e-6)
-    np.testing.assert_allclose(modeling.gelu_tanh(tf.constant(x, tf.float32)), approximate, atol=1e-6)
+    np.testing.assert_allclose(
+        modeling.gelu_tanh(tf.constant(x, tf.float32)), approximate, atol=1e-6
+    )
 
 
 def test_exact_gelu_is_written_with_erf_for_the_exporters():
@@ -160,7 +185,10 @@ def test_kernels_are_input_by_output_and_head_weights_output_by_input():
 
 def traced(model, batch=None, length=None):
     """The concrete inference function of a model for inputs [batch, length]."""
-    spec = {name: tf.TensorSpec((batch, length), tf.int32) for name in ("input_ids", "input_mask", "segment_ids")}
+    spec = {
+        name: tf.TensorSpec((batch, length), tf.int32)
+        for name in ("input_ids", "input_mask", "segment_ids")
+    }
     return tf.function(lambda inputs: model(inputs, training=False)).get_concrete_function(spec)
 
 
@@ -201,7 +229,9 @@ def test_bfloat16_policy_keeps_variables_logits_and_softmax_in_float32():
     operations = traced(half).graph.get_operations()
     assert {op.outputs[0].dtype for op in operations if op.type == "Softmax"} == {tf.float32}
     products = [op.outputs[0].dtype for op in operations if op.type in ("MatMul", "BatchMatMulV2")]
-    assert products.count(tf.float32) == 1 and products.count(tf.bfloat16) == 2 * 8  # the head; 6 dense + 2 a layer
+    assert (
+        products.count(tf.float32) == 1 and products.count(tf.bfloat16) == 2 * 8
+    )  # the head; 6 dense + 2 a layer
     batch = random_batch()
     wanted, got = single(batch, training=False), half(batch, training=False)
     assert got["start_logits"].dtype == tf.float32
@@ -224,7 +254,9 @@ def test_same_seed_gives_the_same_weights_and_dropout():
     for ours, same in zip(first.weights, again.weights, strict=True):
         np.testing.assert_array_equal(ours, same, err_msg=ours.path)
     drawn = [v.numpy().tobytes() for v in (*first.weights, *other.weights) if v.numpy().std() > 0]
-    assert len(set(drawn)) == len(drawn) == 2 * (3 + 2 * 6 + 1)  # tables, kernels and head: no two alike
+    assert (
+        len(set(drawn)) == len(drawn) == 2 * (3 + 2 * 6 + 1)
+    )  # tables, kernels and head: no two alike
     one = [first(batch, training=True)["start_logits"].numpy() for _ in range(2)]
     two = [again(batch, training=True)["start_logits"].numpy() for _ in range(2)]
     np.testing.assert_array_equal(one, two)
@@ -234,8 +266,12 @@ def test_same_seed_gives_the_same_weights_and_dropout():
 def test_without_dropout_training_computes_what_inference_does_from_the_same_weights():
     batch = random_batch()
     on, off = (modeling.build_classifier(TINY, 2, seed=3, dropout=flag) for flag in (True, False))
-    np.testing.assert_array_equal(off(batch, training=True)["logits"], off(batch, training=False)["logits"])
-    np.testing.assert_array_equal(off(batch, training=False)["logits"], on(batch, training=False)["logits"])
+    np.testing.assert_array_equal(
+        off(batch, training=True)["logits"], off(batch, training=False)["logits"]
+    )
+    np.testing.assert_array_equal(
+        off(batch, training=False)["logits"], on(batch, training=False)["logits"]
+    )
     assert not np.allclose(on(batch, training=True)["logits"], on(batch, training=False)["logits"])
 
 
@@ -248,7 +284,12 @@ def test_dropout_acts_on_embeddings_probabilities_and_both_dense_outputs_of_a_la
     model(random_batch(), training=True)
     used = {path for path, state in states.items() if state.numpy().tolist() != before[path]}
     layer = "encoder/layer_0"
-    places = ("embeddings", f"{layer}/attention/self", f"{layer}/attention/output", f"{layer}/output")
+    places = (
+        "embeddings",
+        f"{layer}/attention/self",
+        f"{layer}/attention/output",
+        f"{layer}/output",
+    )
     assert used == {f"bert/{place}/dropout/random/seed_generator_state" for place in places}
 
 
@@ -257,7 +298,9 @@ def test_initial_weights_are_a_truncated_normal_of_the_configured_range():
     model = modeling.build_squad_model(config, seed=0)
     words = model.weights[0].numpy()
     assert np.abs(words).max() <= 2 * 0.05 + 1e-6
-    assert words.std() == pytest.approx(0.05 * 0.88, rel=0.02)  # a normal cut at two deviations has 0.88 of the spread
+    assert words.std() == pytest.approx(
+        0.05 * 0.88, rel=0.02
+    )  # a normal cut at two deviations has 0.88 of the spread
     for variable in model.weights:
         if variable.path.endswith(("bias", "beta")):
             assert not variable.numpy().any(), variable.path
@@ -272,7 +315,8 @@ def test_training_reaches_every_variable():
     gradients = tape.gradient(loss, model.trainable_variables)
     for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
         norm = tf.norm(tf.convert_to_tensor(gradient))
-        # Softmax is blind to what all keys share, so the key bias learns nothing but rounding noise.
+        # Softmax is blind to what all keys share, so the key bias learns nothing but rounding
+        # noise.
         assert norm > 1e-3 or variable.path.endswith("key/bias"), variable.path
 
 
@@ -289,7 +333,9 @@ def test_wrong_number_of_labels_is_refused(labels):
 
 @pytest.mark.parametrize("length", [0, 21])
 def test_static_length_out_of_range_is_refused_when_building(length):
-    with pytest.raises(ValueError, match=rf"sequence_length.* max_position_embeddings 20, got {length}"):
+    with pytest.raises(
+        ValueError, match=rf"sequence_length.* max_position_embeddings 20, got {length}"
+    ):
         modeling.build_squad_model(TINY, sequence_length=length)
 
 
@@ -301,7 +347,9 @@ def test_length_above_the_positions_is_refused_when_running():
         traced(model)(as_tensors(random_batch(1, 21)))
 
 
-@pytest.mark.parametrize("build", [modeling.build_encoder, modeling.build_squad_model, modeling.build_classifier])
+@pytest.mark.parametrize(
+    "build", [modeling.build_encoder, modeling.build_squad_model, modeling.build_classifier]
+)
 def test_model_survives_a_keras_file(build, tmp_path):
     extra = (3,) if build is modeling.build_classifier else ()
     model = build(dataclasses.replace(TINY, hidden_act="gelu_new"), *extra, seed=1)
@@ -317,8 +365,14 @@ def test_model_survives_a_keras_file(build, tmp_path):
 
 def test_config_reads_googles_and_hugging_faces_files(tmp_path):
     own = dataclasses.asdict(TINY)
-    google = {key: value for key, value in own.items() if key != "layer_norm_eps"} | {"directionality": "bidi"}
-    hugging_face = own | {"model_type": "bert", "architectures": ["BertModel"], "position_embedding_type": "absolute"}
+    google = {key: value for key, value in own.items() if key != "layer_norm_eps"} | {
+        "directionality": "bidi"
+    }
+    hugging_face = own | {
+        "model_type": "bert",
+        "architectures": ["BertModel"],
+        "position_embedding_type": "absolute",
+    }
     hugging_face |= {"layer_norm_eps": 1e-5, "hidden_act": "gelu_pytorch_tanh", "is_decoder": False}
     (tmp_path / "bert_config.json").write_text(json.dumps(google))
     (tmp_path / "config.json").write_text(json.dumps(hugging_face))
@@ -336,7 +390,10 @@ def test_config_reads_googles_and_hugging_faces_files(tmp_path):
         ({"num_attention_heads": True}, "num_attention_heads must be a positive integer, got True"),
         ({"hidden_act": "swish"}, "unknown hidden_act 'swish'; known: gelu, gelu_new"),
         ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob must be in \[0, 1\), got 1.0"),
-        ({"attention_probs_dropout_prob": "0.1"}, "attention_probs_dropout_prob must be a number, got '0.1'"),
+        (
+            {"attention_probs_dropout_prob": "0.1"},
+            "attention_probs_dropout_prob must be a number, got '0.1'",
+        ),
         ({"layer_norm_eps": 0.0}, "layer_norm_eps must be above 0, got 0.0"),
         ({"initializer_range": float("nan")}, "initializer_range must be above 0, got nan"),
         ({"model_type": "roberta"}, "model_type is 'roberta', but only 'bert' is supported"),
@@ -356,7 +413,10 @@ def test_config_names_the_key_that_is_wrong_and_the_file(changes, message, tmp_p
     [
         ("{", "not a JSON text"),
         ("[1]", "expected a JSON object, found list"),
-        ('{"vocab_size": 5, "hidden_size": 4}', "lacks num_hidden_layers, num_attention_heads, intermediate_size"),
+        (
+            '{"vocab_size": 5, "hidden_size": 4}',
+            "lacks num_hidden_layers, num_attention_heads, intermediate_size",
+        ),
     ],
 )
 def test_config_file_that_is_no_configuration_is_refused(text, message, tmp_path):
@@ -382,12 +442,21 @@ def test_fine_tuned_model_equals_keras_hub_and_answers_a_question(shared_dir):
     assert report.unexpected == ("bert/pooler/dense/bias", "bert/pooler/dense/kernel")
 
     encoding = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=True).encode(
-        "Where was the treaty signed?", "After two years of talks the treaty was signed in Geneva by nine countries."
+        "Where was the treaty signed?",
+        "After two years of talks the treaty was signed in Geneva by nine countries.",
     )
-    row = {"input_ids": encoding.ids, "input_mask": encoding.attention_mask, "segment_ids": encoding.type_ids}
-    batch = {name: np.pad(np.array([value], np.int32), ((0, 0), (0, 8))) for name, value in row.items()}
+    row = {
+        "input_ids": encoding.ids,
+        "input_mask": encoding.attention_mask,
+        "segment_ids": encoding.type_ids,
+    }
+    batch = {
+        name: np.pad(np.array([value], np.int32), ((0, 0), (0, 8))) for name, value in row.items()
+    }
     got = model(batch, training=False)
-    start, end = (int(np.argmax(got[name][0, : len(encoding.ids)])) for name in ("start_logits", "end_logits"))
+    start, end = (
+        int(np.argmax(got[name][0, : len(encoding.ids)])) for name in ("start_logits", "end_logits")
+    )
     assert encoding.tokens[start : end + 1] == ["geneva"]
 
     weights = {}  # read past our reader
@@ -397,7 +466,9 @@ def test_fine_tuned_model_equals_keras_hub_and_answers_a_question(shared_dir):
         if name.endswith("_embeddings/weight"):
             weights[name.removesuffix("/weight")] = value
         elif "LayerNorm" in name:
-            weights[name.replace("/weight", "/gamma").replace("LayerNorm/bias", "LayerNorm/beta")] = value
+            weights[
+                name.replace("/weight", "/gamma").replace("LayerNorm/bias", "LayerNorm/beta")
+            ] = value
         else:
             weights[name.replace("/weight", "/kernel")] = value.T
     sequence, _ = keras_hub_outputs(config, weights, batch)

@@ -11,9 +11,16 @@ from benchmarks import question_scores
 def scores(tmp_path, monkeypatch):
     monkeypatch.setattr(question_scores, "FOLDER", tmp_path)
     texts = {"a": "red", "b": "blue", "c": "green", "d": "grey"}
-    questions = [{"id": i, "question": "?", "answers": [{"text": t, "answer_start": 0}]} for i, t in texts.items()]
+    questions = [
+        {"id": i, "question": "?", "answers": [{"text": t, "answer_start": 0}]}
+        for i, t in texts.items()
+    ]
     dataset = tmp_path / "dev.json"
-    dataset.write_text(json.dumps({"version": "1.1", "data": [{"paragraphs": [{"context": "", "qas": questions}]}]}))
+    dataset.write_text(
+        json.dumps(
+            {"version": "1.1", "data": [{"paragraphs": [{"context": "", "qas": questions}]}]}
+        )
+    )
     found = question_scores.QuestionScores("made")
 
     def keep(row, **wrong):

@@ -1,4 +1,6 @@
-"""README.md and docs/: tables match the result files, and code blocks run and print what is shown."""
+"""README.md and docs/: tables match the result files, and code blocks run and print what is
+shown.
+"""
 
 import contextlib
 import io

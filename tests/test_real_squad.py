@@ -1,4 +1,6 @@
-"""Post-training quantization of the real model on real questions; the whole picture is `make squad`."""
+"""Post-training quantization of the real model on real questions; the whole picture is `make
+squad`.
+"""
 
 import pytest
 
@@ -16,7 +18,9 @@ def squad(shared_dir):
 def test_int8_answers_real_questions_nearly_as_well_as_float(squad):
     model, dev = squad.model(), DevSet(squad, questions=320)
     exact = dev.score(lambda inputs: model(inputs, training=False))
-    quantized = tfquant.quantize(model, "int8_residual_asymmetric", calibration=squad.calibration_batches())
+    quantized = tfquant.quantize(
+        model, "int8_residual_asymmetric", calibration=squad.calibration_batches()
+    )
     rounded = dev.score(quantized)
     assert exact["f1"] > 65
     assert rounded["f1"] > exact["f1"] - 3, (rounded, exact)

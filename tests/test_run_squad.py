@@ -1,4 +1,6 @@
-"""run_squad.py end to end on a generated data set and a very small BERT: what each combination of flags does."""
+"""run_squad.py end to end on a generated data set and a very small BERT: what each combination of
+flags does.
+"""
 
 import dataclasses
 import json
@@ -19,17 +21,32 @@ import run_squad
 import tfquant
 from runs import resume, script
 from runs.batches import only
+from runs.squad import (
+    calibration,
+    data,
+    demo,
+    flag_checks,
+    flags,
+    losses,
+    networks,
+    pipeline,
+    training,
+)
+from runs.squad.flags import Settings
 from squad_evaluate import score_questions
-from squad_run import calibration, data, demo, flag_checks, flags, losses, networks, pipeline, training
-from squad_run.flags import Settings
 from tasks import squad
 from tasks.squad import synthetic
 from tfquant import checkpoint, store
-from tfquant.distributed import Single
+from tfquant.distributed.group import Single
 from tfquant.training import divergence
 
 ROOT = pathlib.Path(__file__).parents[1]
-SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SIZE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 SMALL = {"train_questions": 40, "dev_questions": 20}
 
 
@@ -52,7 +69,9 @@ def make_files(folder, **changes):
 
 def train_float(files, folder):
     """(folder, figures) of a float run: 10 steps in two epochs, then prediction."""
-    settings = Settings(**files, output_dir=str(folder), do_train=True, do_predict=True, num_train_epochs=2.0)
+    settings = Settings(
+        **files, output_dir=str(folder), do_train=True, do_predict=True, num_train_epochs=2.0
+    )
     return folder, run_squad.run(settings)
 
 
@@ -68,7 +87,10 @@ def trained(files, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def calibrated(files, trained, tmp_path_factory):
-    """(folder, figures) of post-training quantization of that: calibration, then prediction by the quantized network."""
+    """(folder, figures) of post-training quantization of that.
+
+    Calibration, then prediction by the quantized network.
+    """
     folder = tmp_path_factory.mktemp("calibrated")
     return folder, run_squad.run(Settings(**ptq(files, trained), output_dir=str(folder)))
 
@@ -94,21 +116,36 @@ def test_training_and_prediction_leave_everything_a_run_promises(files, trained)
     assert [step for step, _ in checkpoint.steps(folder)] == [10]
     written = json.loads((folder / "results.json").read_text())
     assert written["figures"] == figures
-    assert written["flags"]["num_train_epochs"] == 2.0 and written["versions"]["tensorflow"] == tf.__version__
+    assert (
+        written["flags"]["num_train_epochs"] == 2.0
+        and written["versions"]["tensorflow"] == tf.__version__
+    )
     assert figures["training"]["last_step"] == 10 and figures["training"]["examples_per_second"] > 0
     assert figures["prediction"]["step"] == 10 and figures["prediction"]["questions"] == 20
     assert figures["prediction"]["latency_ms_50"] <= figures["prediction"]["latency_ms_100"]
-    weights = {v.path for v in networks.build(modeling.BertConfig.from_json_file(files["bert_config_file"]), Settings()).weights}
+    weights = {
+        v.path
+        for v in networks.build(
+            modeling.BertConfig.from_json_file(files["bert_config_file"]), Settings()
+        ).weights
+    }
     assert weights <= set(checkpoint.read(folder / "model.ckpt-10"))
 
 
 def test_the_last_line_of_a_run_without_scores_says_where_its_figures_are():
-    assert pipeline.summary(Settings(output_dir="out"), {"training": {"loss": 1.0}}) == {"results": "out/results.json"}
+    assert pipeline.summary(Settings(output_dir="out"), {"training": {"loss": 1.0}}) == {
+        "results": "out/results.json"
+    }
 
 
 def test_the_score_is_that_of_the_evaluation_script_on_the_written_predictions(files, trained):
     folder, figures = trained
-    command = [sys.executable, "squad_evaluate.py", files["predict_file"], str(folder / "predictions.json")]
+    command = [
+        sys.executable,
+        "squad_evaluate.py",
+        files["predict_file"],
+        str(folder / "predictions.json"),
+    ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout) == {k: figures["prediction"][k] for k in ("exact_match", "f1")}
 
@@ -117,18 +154,26 @@ def test_questions_without_a_truth_are_named_before_any_work_and_left_out_of_the
     files, trained, tmp_path, capsys, monkeypatch
 ):
     content = json.loads(pathlib.Path(files["predict_file"]).read_text())
-    questions = [question for paragraph in content["data"][0]["paragraphs"] for question in paragraph["qas"]]
+    questions = [
+        question for paragraph in content["data"][0]["paragraphs"] for question in paragraph["qas"]
+    ]
     for number, question in enumerate(questions):
         question["is_impossible"] = number % 4 == 0
         if question["is_impossible"]:
             question["answers"] = []
     (tmp_path / "dev.json").write_text(json.dumps(content))
-    changes = {"predict_file": str(tmp_path / "dev.json"), "init_checkpoint": str(trained[0] / "model.ckpt-10")}
+    changes = {
+        "predict_file": str(tmp_path / "dev.json"),
+        "init_checkpoint": str(trained[0] / "model.ckpt-10"),
+    }
     settings = Settings(**files | changes, output_dir=str(tmp_path / "out"), do_predict=True)
     monkeypatch.setattr(script, "end_on_signals", lambda name: None)
     script.execute("run_squad.py", lambda: pipeline.main(settings))
     said = capsys.readouterr()
-    assert said.err.index("5 of 20 questions of") < said.err.index("loaded") and "--version_2_with_negative" in said.err
+    assert (
+        said.err.index("5 of 20 questions of") < said.err.index("loaded")
+        and "--version_2_with_negative" in said.err
+    )
     figures = json.loads((tmp_path / "out" / "results.json").read_text())["figures"]["prediction"]
     shown = {name: figures[name] for name in ("exact_match", "f1")}
     (line,) = said.out.splitlines()  # everything else is on stderr
@@ -137,12 +182,22 @@ def test_questions_without_a_truth_are_named_before_any_work_and_left_out_of_the
     predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
     whole = json.loads(pathlib.Path(files["predict_file"]).read_text())
     scores = [score for score in score_questions(whole, predictions) if score[0] in known]
-    assert len(predictions) == 20 and shown["f1"] == pytest.approx(100 * sum(f1 for _, _, f1 in scores) / 15)
+    assert len(predictions) == 20 and shown["f1"] == pytest.approx(
+        100 * sum(f1 for _, _, f1 in scores) / 15
+    )
     assert (tmp_path / "out" / "results.json").is_file()
 
 
-def test_training_that_was_cut_off_goes_on_to_the_same_weights(files, trained, tmp_path, monkeypatch):
-    settings = Settings(**files, output_dir=str(tmp_path), do_train=True, num_train_epochs=2.0, save_checkpoints_steps=3)
+def test_training_that_was_cut_off_goes_on_to_the_same_weights(
+    files, trained, tmp_path, monkeypatch
+):
+    settings = Settings(
+        **files,
+        output_dir=str(tmp_path),
+        do_train=True,
+        num_train_epochs=2.0,
+        save_checkpoints_steps=3,
+    )
 
     class Cut(Exception):
         pass
@@ -168,7 +223,9 @@ def test_training_that_was_cut_off_goes_on_to_the_same_weights(files, trained, t
 
 def test_a_finished_training_is_not_repeated_silently(files, trained, capsys):
     before = (trained[0] / "model.ckpt-10.index").stat().st_mtime_ns
-    figures = run_squad.run(Settings(**files, output_dir=str(trained[0]), do_train=True, num_train_epochs=2.0))
+    figures = run_squad.run(
+        Settings(**files, output_dir=str(trained[0]), do_train=True, num_train_epochs=2.0)
+    )
     assert figures["training"]["loss"] is None
     assert "already been trained for 10 steps of 10" in capsys.readouterr().err
     assert (trained[0] / "model.ckpt-10.index").stat().st_mtime_ns == before
@@ -185,7 +242,13 @@ def test_training_batches_can_start_anywhere_and_shuffle_anew_each_epoch(files):
     for start in (0, 3, 5, 12):
         later = next(training.training_batches(features, settings, start, Single(), course))
         assert all(np.array_equal(later[name], first[start][name]) for name in later)
-    assert first[0].keys() == {"input_ids", "input_mask", "segment_ids", "start_positions", "end_positions"}
+    assert first[0].keys() == {
+        "input_ids",
+        "input_mask",
+        "segment_ids",
+        "start_positions",
+        "end_positions",
+    }
     assert not np.array_equal(first[0]["start_positions"], first[5]["start_positions"])
 
 
@@ -194,28 +257,42 @@ def test_post_training_quantization_leaves_calibration_and_checkpoint(calibrated
     assert (folder / "model.ckpt-calibrated.index").is_file()
     calibration = calib.Calibration.load(folder / "calibrators.npz")
     assert len(calibration) == figures["calibration"]["sites"] > 10
-    assert figures["calibration"]["windows"] == 16 and figures["calibration"]["recipe"] == "int8_residual"
+    assert (
+        figures["calibration"]["windows"] == 16
+        and figures["calibration"]["recipe"] == "int8_residual"
+    )
     saved = checkpoint.read(folder / "model.ckpt-calibrated")
     for address, site in calibration.items():
         assert np.array_equal(saved[f"tfquant/ranges/{address}/upper"], site.upper)
-    methods = {site.method.name for address, site in calibration.items() if not address.endswith(":kernel")}
+    methods = {
+        site.method.name for address, site in calibration.items() if not address.endswith(":kernel")
+    }
     assert methods == {"percentile"}
     assert len(json.loads((folder / "predictions.json").read_text())) == 20
 
 
-def test_calibration_in_sequential_order_sees_what_quantizers_make_of_the_windows(calibrated, files, trained, tmp_path):
+def test_calibration_in_sequential_order_sees_what_quantizers_make_of_the_windows(
+    calibrated, files, trained, tmp_path
+):
     changes = {"calib_order": "sequential", "do_predict": False, "if_quant": False}
     figures = run_squad.run(Settings(**ptq(files, trained, **changes), output_dir=str(tmp_path)))
     assert figures["calibration"]["order"] == "sequential"
-    parallel, sequential = (calib.Calibration.load(folder / "calibrators.npz") for folder in (calibrated[0], tmp_path))
+    parallel, sequential = (
+        calib.Calibration.load(folder / "calibrators.npz") for folder in (calibrated[0], tmp_path)
+    )
     assert parallel.keys() == sequential.keys()
     differ = {address for address in parallel if not parallel[address].equals(sequential[address])}
     assert differ and not any(parallel[address].statistics.constant for address in differ)
 
 
 def test_calibrated_weights_are_the_float_ones(calibrated, trained):
-    after, before = tensors(calibrated[0] / "model.ckpt-calibrated"), tensors(trained[0] / "model.ckpt-10")
-    weights = [name for name in before if name.startswith(("bert/", "cls/")) and "/adam_" not in name]
+    after, before = (
+        tensors(calibrated[0] / "model.ckpt-calibrated"),
+        tensors(trained[0] / "model.ckpt-10"),
+    )
+    weights = [
+        name for name in before if name.startswith(("bert/", "cls/")) and "/adam_" not in name
+    ]
     assert len(weights) > 10 and all(np.array_equal(after[name], before[name]) for name in weights)
 
 
@@ -227,24 +304,52 @@ def test_a_later_run_predicts_with_the_calibrated_checkpoint_exactly_alike(calib
     assert answers(folder) == before
 
 
-def test_without_if_quant_a_calibrated_checkpoint_answers_as_the_float_one(calibrated, trained, files, tmp_path):
+def test_without_if_quant_a_calibrated_checkpoint_answers_as_the_float_one(
+    calibrated, trained, files, tmp_path
+):
     start = {"init_checkpoint": str(calibrated[0] / "model.ckpt-calibrated")}
     run_squad.run(Settings(**files | start, output_dir=str(tmp_path), do_predict=True))
     assert answers(tmp_path) == answers(trained[0]) != answers(calibrated[0])
 
 
-def test_calibration_alone_writes_no_predictions_and_starts_even_without_a_head(files, trained, tmp_path, capsys):
-    encoder = {k: v for k, v in tensors(trained[0] / "model.ckpt-10").items() if k.startswith("bert/") and "adam" not in k}
+def test_calibration_alone_writes_no_predictions_and_starts_even_without_a_head(
+    files, trained, tmp_path, capsys
+):
+    encoder = {
+        k: v
+        for k, v in tensors(trained[0] / "model.ckpt-10").items()
+        if k.startswith("bert/") and "adam" not in k
+    }
     checkpoint.write(tmp_path / "bert_model.ckpt", encoder)
-    changes = {"init_checkpoint": str(tmp_path / "bert_model.ckpt"), "do_predict": False, "if_quant": False}
+    changes = {
+        "init_checkpoint": str(tmp_path / "bert_model.ckpt"),
+        "do_predict": False,
+        "if_quant": False,
+    }
     output = tmp_path / "out"
-    run_squad.run(Settings(**ptq(files, trained, **changes, quant_mode="ft2", calib_method="mse"), output_dir=str(output)))
+    run_squad.run(
+        Settings(
+            **ptq(files, trained, **changes, quant_mode="ft2", calib_method="mse"),
+            output_dir=str(output),
+        )
+    )
     names = {path.name for path in output.iterdir()}
-    assert {"calibrators.npz", "model.ckpt-calibrated.index"} <= names and "predictions.json" not in names
-    assert json.loads(checkpoint.read(output / "model.ckpt-calibrated")[store.RECIPE])["name"] == "ft2"
+    assert {
+        "calibrators.npz",
+        "model.ckpt-calibrated.index",
+    } <= names and "predictions.json" not in names
+    assert (
+        json.loads(checkpoint.read(output / "model.ckpt-calibrated")[store.RECIPE])["name"] == "ft2"
+    )
     assert "cls/squad/output_weights" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="cls/squad/output_weights"):  # but nothing is predicted with a random head
-        run_squad.run(Settings(**ptq(files, trained, **changes | {"do_predict": True}), output_dir=str(output)))
+    with pytest.raises(
+        ValueError, match="cls/squad/output_weights"
+    ):  # but nothing is predicted with a random head
+        run_squad.run(
+            Settings(
+                **ptq(files, trained, **changes | {"do_predict": True}), output_dir=str(output)
+            )
+        )
 
 
 def test_calibration_sees_random_windows_of_the_training_file_the_same_each_time(files):
@@ -253,8 +358,12 @@ def test_calibration_sees_random_windows_of_the_training_file_the_same_each_time
     one, two = (calibration.calibration_batches(tokenizer, settings) for _ in range(2))
     other = calibration.calibration_batches(tokenizer, dataclasses.replace(settings, seed=1))
     assert [len(batch["input_ids"]) for batch in one] == [4, 4, 4]
-    assert all(np.array_equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, two, strict=True))
-    drawn, others = ({tuple(row[row > 0]) for b in batches for row in b["input_ids"]} for batches in (one, other))
+    assert all(
+        np.array_equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, two, strict=True)
+    )
+    drawn, others = (
+        {tuple(row[row > 0]) for b in batches for row in b["input_ids"]} for batches in (one, other)
+    )
     assert drawn != others
     examples = data.read_examples(files["train_file"], settings, training=True)
     features = data.to_features(examples, tokenizer, settings, training=True)
@@ -271,30 +380,52 @@ def test_calibration_with_training_only_calibrates_and_says_so(files, trained, t
     assert "only calibrates" in capsys.readouterr().err
 
 
-SCHEDULE = {"range_learning_rate": 1e-2, "range_start_step": 1, "range_freeze_step": 3, "quant_start_step": 1}
+SCHEDULE = {
+    "range_learning_rate": 1e-2,
+    "range_start_step": 1,
+    "range_freeze_step": 3,
+    "quant_start_step": 1,
+}
 
 
 @pytest.mark.parametrize(
     "update, schedule",
     [
         ("lsq", SCHEDULE),
-        *(pytest.param(update, {}, marks=pytest.mark.long) for update in (None, "moving_average", "lsq", "tqt", "pact")),
+        *(
+            pytest.param(update, {}, marks=pytest.mark.long)
+            for update in (None, "moving_average", "lsq", "tqt", "pact")
+        ),
     ],
 )
 def test_quantization_aware_training_resumes_exactly_and_moves_ranges_only_when_told(
     calibrated, files, tmp_path, update, schedule
 ):
     start = {"init_checkpoint": str(calibrated[0] / "model.ckpt-calibrated")}
-    settings = Settings(**files | start, output_dir=str(tmp_path), do_train=True, do_predict=True, if_quant=True,
-                        num_train_epochs=0.8, save_checkpoints_steps=2, keep_checkpoint_max=0,
-                        range_update=update, range_decay=0.9 if update == "moving_average" else None,
-                        **schedule)  # fmt: skip
+    settings = Settings(
+        **files | start,
+        output_dir=str(tmp_path),
+        do_train=True,
+        do_predict=True,
+        if_quant=True,
+        num_train_epochs=0.8,
+        save_checkpoints_steps=2,
+        keep_checkpoint_max=0,
+        range_update=update,
+        range_decay=0.9 if update == "moving_average" else None,
+        **schedule,
+    )
     figures = run_squad.run(settings)
     assert figures["training"]["last_step"] == 4
-    before, after = tensors(calibrated[0] / "model.ckpt-calibrated"), tensors(tmp_path / "model.ckpt-4")
+    before, after = (
+        tensors(calibrated[0] / "model.ckpt-calibrated"),
+        tensors(tmp_path / "model.ckpt-4"),
+    )
     ranges = [name for name in before if name.startswith("tfquant/ranges/")]
     same = [np.array_equal(before[name], after[name]) for name in ranges]
-    assert all(same) if update is None else not any(same[1::2])  # upper ends; lower ones may be zero
+    assert (
+        all(same) if update is None else not any(same[1::2])
+    )  # upper ends; lower ones may be zero
     if update in ("lsq", "tqt", "pact"):
         assert any("/adam_m" in name and name.startswith("ranges/") for name in after)
     kernel = "bert/encoder/layer_0/attention/self/query/kernel"
@@ -309,7 +440,9 @@ def test_quantization_aware_training_resumes_exactly_and_moves_ranges_only_when_
     settings = dataclasses.replace(settings, output_dir=str(resumed), do_predict=False)
     assert run_squad.run(settings)["training"]["first_step"] == 2
     again = tensors(resumed / "model.ckpt-4")
-    assert again.keys() == after.keys() and all(np.array_equal(again[name], after[name]) for name in again)
+    assert again.keys() == after.keys() and all(
+        np.array_equal(again[name], after[name]) for name in again
+    )
     only_predict = Settings(**files, output_dir=str(resumed), do_predict=True, if_quant=True)
     run_squad.run(only_predict)
     assert answers(resumed) == nbest
@@ -319,15 +452,28 @@ def test_quantization_aware_training_resumes_exactly_and_moves_ranges_only_when_
 def test_ranges_of_weights_or_activations_alone_can_be_learned(of):
     settings = Settings(range_update="tqt", range_update_of=of, ste="strict")
     rules = settings.for_training(tfquant.recipe("int8_residual")).rules
-    updates = {("weights" if rule.roles == ("weight",) else "activations", rule.spec.update) for rule in rules}
+    updates = {
+        ("weights" if rule.roles == ("weight",) else "activations", rule.spec.update)
+        for rule in rules
+    }
     assert updates == {(of, "tqt"), ("weights" if of == "activations" else "activations", "frozen")}
     assert {rule.spec.ste for rule in rules} == {"strict"}
 
 
-def test_flags_about_ranges_that_no_range_of_the_checkpoint_follows_are_refused_by_name(calibrated, files, tmp_path):
-    start = {"init_checkpoint": str(calibrated[0] / "model.ckpt-calibrated"), "output_dir": str(tmp_path)}
-    settings = Settings(**files | start, do_train=True, if_quant=True, range_learning_rate=1e-4, range_freeze_step=3)
-    with pytest.raises(ValueError, match="--range_learning_rate and --range_freeze_step without effect.*--range_update"):
+def test_flags_about_ranges_that_no_range_of_the_checkpoint_follows_are_refused_by_name(
+    calibrated, files, tmp_path
+):
+    start = {
+        "init_checkpoint": str(calibrated[0] / "model.ckpt-calibrated"),
+        "output_dir": str(tmp_path),
+    }
+    settings = Settings(
+        **files | start, do_train=True, if_quant=True, range_learning_rate=1e-4, range_freeze_step=3
+    )
+    with pytest.raises(
+        ValueError,
+        match="--range_learning_rate and --range_freeze_step without effect.*--range_update",
+    ):
         run_squad.run(settings)
     moving = dataclasses.replace(settings, range_update="moving_average")
     with pytest.raises(ValueError, match="--range_learning_rate without effect.*follow the data"):
@@ -335,14 +481,27 @@ def test_flags_about_ranges_that_no_range_of_the_checkpoint_follows_are_refused_
 
 
 def test_a_start_step_that_is_never_reached_is_refused(calibrated, files, tmp_path):
-    start = {"init_checkpoint": str(calibrated[0] / "model.ckpt-calibrated"), "output_dir": str(tmp_path)}
-    settings = Settings(**files | start, do_train=True, if_quant=True, num_train_epochs=0.8, quant_start_step=4)
-    with pytest.raises(ValueError, match="--quant_start_step=4 is never reached: this run has 4 steps"):
+    start = {
+        "init_checkpoint": str(calibrated[0] / "model.ckpt-calibrated"),
+        "output_dir": str(tmp_path),
+    }
+    settings = Settings(
+        **files | start, do_train=True, if_quant=True, num_train_epochs=0.8, quant_start_step=4
+    )
+    with pytest.raises(
+        ValueError, match="--quant_start_step=4 is never reached: this run has 4 steps"
+    ):
         run_squad.run(settings)
 
 
-def test_quantized_runs_refuse_a_checkpoint_without_ranges_and_say_how_to_get_them(files, trained, tmp_path):
-    start = files | {"init_checkpoint": str(trained[0] / "model.ckpt-10"), "output_dir": str(tmp_path), "if_quant": True}
+def test_quantized_runs_refuse_a_checkpoint_without_ranges_and_say_how_to_get_them(
+    files, trained, tmp_path
+):
+    start = files | {
+        "init_checkpoint": str(trained[0] / "model.ckpt-10"),
+        "output_dir": str(tmp_path),
+        "if_quant": True,
+    }
     for what in ("do_predict", "do_train"):
         with pytest.raises(ValueError, match="model.ckpt-10 holds no ranges.*--do_calib"):
             run_squad.run(Settings(**start, **{what: True}))
@@ -351,9 +510,18 @@ def test_quantized_runs_refuse_a_checkpoint_without_ranges_and_say_how_to_get_th
 
 
 def test_placement_flags_must_agree_with_the_calibrated_checkpoint(calibrated, files):
-    with pytest.raises(ValueError, match="calibrated for placement int8_residual, the flags ask for int8_residual_float"):
+    with pytest.raises(
+        ValueError,
+        match="calibrated for placement int8_residual, the flags ask for int8_residual_float",
+    ):
         run_squad.run(
-            Settings(**files, output_dir=str(calibrated[0]), do_predict=True, if_quant=True, quantize_residual=False)
+            Settings(
+                **files,
+                output_dir=str(calibrated[0]),
+                do_predict=True,
+                if_quant=True,
+                quantize_residual=False,
+            )
         )
 
 
@@ -366,10 +534,17 @@ def test_nothing_to_predict_with_or_to_calibrate_is_named(files, tmp_path):
 
 def test_a_hugging_face_folder_answers_as_the_checkpoint_it_was_made_from(files, trained, tmp_path):
     theirs = {
-        "attention/self": "attention.self", "attention/output": "attention.output", "layer_0": "layer.0", "/": ".",
-        "kernel": "weight", "gamma": "weight", "beta": "bias", "_embeddings": "_embeddings.weight",
-        "cls.squad.output_weights": "qa_outputs.weight", "cls.squad.output_bias": "qa_outputs.bias",
-    }  # fmt: skip
+        "attention/self": "attention.self",
+        "attention/output": "attention.output",
+        "layer_0": "layer.0",
+        "/": ".",
+        "kernel": "weight",
+        "gamma": "weight",
+        "beta": "bias",
+        "_embeddings": "_embeddings.weight",
+        "cls.squad.output_weights": "qa_outputs.weight",
+        "cls.squad.output_bias": "qa_outputs.bias",
+    }
     converted = {}
     for name, value in tensors(trained[0] / "model.ckpt-10").items():
         if name.startswith(("bert/", "cls/")) and "adam" not in name:
@@ -381,16 +556,32 @@ def test_a_hugging_face_folder_answers_as_the_checkpoint_it_was_made_from(files,
     config = pathlib.Path(files["bert_config_file"]).read_text()
     (tmp_path / "config.json").write_text(config)
     changes = {"bert_config_file": str(tmp_path / "config.json"), "init_checkpoint": str(tmp_path)}
-    run_squad.run(Settings(**files | changes, output_dir=str(tmp_path / "out"), do_predict=True, num_eval_iterations=1))
+    run_squad.run(
+        Settings(
+            **files | changes,
+            output_dir=str(tmp_path / "out"),
+            do_predict=True,
+            num_eval_iterations=1,
+        )
+    )
     assert len(answers(tmp_path / "out")) == 8
     reference = answers(trained[0])
-    assert answers(tmp_path / "out") == {name: reference[name] for name in answers(tmp_path / "out")}
+    assert answers(tmp_path / "out") == {
+        name: reference[name] for name in answers(tmp_path / "out")
+    }
 
 
 def test_version_2_writes_null_odds_and_both_scores(tmp_path):
     files = make_files(tmp_path / "data", version_2=True)
-    settings = Settings(**files, output_dir=str(tmp_path), do_train=True, do_predict=True, num_train_epochs=0.4,
-                        version_2_with_negative=True, use_bf16=True)  # fmt: skip
+    settings = Settings(
+        **files,
+        output_dir=str(tmp_path),
+        do_train=True,
+        do_predict=True,
+        num_train_epochs=0.4,
+        version_2_with_negative=True,
+        use_bf16=True,
+    )
     figures = run_squad.run(settings)["prediction"]
     odds = json.loads((tmp_path / "null_odds.json").read_text())
     assert odds.keys() == answers(tmp_path).keys() and len(odds) == 20
@@ -399,7 +590,9 @@ def test_version_2_writes_null_odds_and_both_scores(tmp_path):
 
 def test_data_can_come_from_tensorflow_datasets(files, monkeypatch):
     asked = []
-    monkeypatch.setattr(squad, "from_tfds", lambda split, folder, **how: asked.append((split, folder, how)) or [])
+    monkeypatch.setattr(
+        squad, "from_tfds", lambda split, folder, **how: asked.append((split, folder, how)) or []
+    )
     data.read_examples("tfds:train[:1%]", Settings(tfds_dir="somewhere"), training=True)
     assert asked == [("train[:1%]", "somewhere", {"training": True, "version_2": False})]
 
@@ -417,43 +610,71 @@ def test_the_loss_is_the_mean_cross_entropy_of_both_ends_and_ignores_padding():
         wider = np.pad([start, end], [(0, 0), (0, 0), (0, padding)], constant_values=9.0)
         batch = {
             "input_mask": (np.arange(7 + padding) < np.array(lengths)[:, None]).astype(np.int32),
-            "start_positions": firsts, "end_positions": lasts,
-        }  # fmt: skip
+            "start_positions": firsts,
+            "end_positions": lasts,
+        }
         loss = losses.hard_loss({"start_logits": wider[0], "end_logits": wider[1]}, batch)
         assert float(loss) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_the_divergence_is_that_of_softened_answers_and_moves_only_the_student():
     rng = np.random.default_rng(1)
-    student, teacher = (tf.Variable(rng.normal(size=(4, 6)).astype(np.float32) * 3) for _ in range(2))
+    student, teacher = (
+        tf.Variable(rng.normal(size=(4, 6)).astype(np.float32) * 3) for _ in range(2)
+    )
     with tf.GradientTape() as tape:
         found = divergence(student, teacher)
-    soft = [scipy.special.softmax(x.numpy().astype(np.float64) / 3, axis=-1) for x in (student, teacher)]
-    assert float(found) == pytest.approx(np.mean(scipy.special.rel_entr(*soft).sum(axis=-1)), rel=1e-5)
+    soft = [
+        scipy.special.softmax(x.numpy().astype(np.float64) / 3, axis=-1) for x in (student, teacher)
+    ]
+    assert float(found) == pytest.approx(
+        np.mean(scipy.special.rel_entr(*soft).sum(axis=-1)), rel=1e-5
+    )
     gradients = tape.gradient(found, [student, teacher])
     assert np.any(gradients[0].numpy()) and gradients[1] is None
 
 
-def test_distillation_adds_the_scaled_divergence_from_a_teacher_that_stays_as_it_is(files, trained, tmp_path):
+def test_distillation_adds_the_scaled_divergence_from_a_teacher_that_stays_as_it_is(
+    files, trained, tmp_path
+):
     path = str(trained[0] / "model.ckpt-10")
     before = tensors(path)
-    settings = Settings(**files, output_dir=str(tmp_path), do_train=True, num_train_epochs=0.6, distillation=True,
-                        teacher=path, distillation_loss_scale=10.0)  # fmt: skip
+    settings = Settings(
+        **files,
+        output_dir=str(tmp_path),
+        do_train=True,
+        num_train_epochs=0.6,
+        distillation=True,
+        teacher=path,
+        distillation_loss_scale=10.0,
+    )
     config = modeling.BertConfig.from_json_file(files["bert_config_file"])
     teacher, student = (networks.build(config, settings, dropout=False) for _ in range(2))
     networks.load_float(teacher, path, settings)
     rng = np.random.default_rng(2)
     ids = rng.integers(5, 50, (2, 9)).astype(np.int32)
-    batch = {"input_ids": ids, "input_mask": ids * 0 + 1, "segment_ids": ids * 0,
-             "start_positions": ids[:, 0] % 9, "end_positions": ids[:, 0] % 9}  # fmt: skip
+    batch = {
+        "input_ids": ids,
+        "input_mask": ids * 0 + 1,
+        "segment_ids": ids * 0,
+        "start_positions": ids[:, 0] % 9,
+        "end_positions": ids[:, 0] % 9,
+    }
     batch = {name: tf.constant(value) for name, value in batch.items()}
-    loss, hard = (float(f(student, batch)) for f in (losses.distillation(student, config, settings), losses.squad_loss))
+    loss, hard = (
+        float(f(student, batch))
+        for f in (losses.distillation(student, config, settings), losses.squad_loss)
+    )
     soft = [
-        {k: scipy.special.softmax(v.numpy().astype(np.float64) / 3, axis=-1) for k, v in network(
-            only(batch, data.INPUTS), training=False).items()}
+        {
+            k: scipy.special.softmax(v.numpy().astype(np.float64) / 3, axis=-1)
+            for k, v in network(only(batch, data.INPUTS), training=False).items()
+        }
         for network in (student, teacher)
-    ]  # fmt: skip
-    expected = sum(np.mean(scipy.special.rel_entr(soft[0][k], soft[1][k]).sum(axis=-1)) for k in soft[0])
+    ]
+    expected = sum(
+        np.mean(scipy.special.rel_entr(soft[0][k], soft[1][k]).sum(axis=-1)) for k in soft[0]
+    )
     assert expected > 1e-6 and loss - hard == pytest.approx(10.0 * expected, rel=0.05)
 
     figures = run_squad.run(settings)["training"]
@@ -471,7 +692,10 @@ def test_the_example_shows_a_table_and_returns_its_scores(tmp_path, capsys, monk
     said = capsys.readouterr()
     assert not said.out
     lines = said.err.splitlines()
-    assert {f"{name}_f1" for name in demo.NAMES} <= result.keys() and {"qat_f1", "qat_residual_f1"} <= result.keys()
+    assert {f"{name}_f1" for name in demo.NAMES} <= result.keys() and {
+        "qat_f1",
+        "qat_residual_f1",
+    } <= result.keys()
     table = [line for line in lines if line.startswith(tuple(demo.NAMES.values()))]
     for name, row in zip(demo.NAMES, table, strict=True):
         assert f"{result[f'{name}_f1']:.2f}" in row
@@ -492,7 +716,9 @@ def test_a_recipe_keeps_its_own_methods_unless_a_flag_names_one(tmp_path):
     file.write_text(own.to_yaml())
     assert Settings(quant_recipe=str(file)).recipe == own
     assert Settings(quant_recipe=str(file), calib_method="mse").recipe == own.with_method("mse")
-    assert Settings(quant_recipe=str(file), percentile=99.0).recipe == own.with_method("percentile", percentile=99.0)
+    assert Settings(quant_recipe=str(file), percentile=99.0).recipe == own.with_method(
+        "percentile", percentile=99.0
+    )
 
 
 BAD_FLAGS = {
@@ -509,18 +735,34 @@ BAD_FLAGS = {
     "--init_checkpoint=gone: there is no gone.index": {"init_checkpoint": "gone"},
     "--calib_method=median: must be one of max, percentile": {"calib_method": "median"},
     "--percentile=100.5: .*100": {"percentile": 100.5},
-    "--percentile=99.0 says nothing to --calib_method=mse": {"percentile": 99.0, "calib_method": "mse"},
-    "--calib_method=cross_entropy: is for logits alone; name it in a rule of --quant_recipe": {"calib_method": "cross_entropy"},
+    "--percentile=99.0 says nothing to --calib_method=mse": {
+        "percentile": 99.0,
+        "calib_method": "mse",
+    },
+    "--calib_method=cross_entropy: is for logits alone; name it in a rule of --quant_recipe": {
+        "calib_method": "cross_entropy"
+    },
     "--calib_order=backwards: must be one of parallel, sequential": {"calib_order": "backwards"},
-    "--calib_order is about calibration: set --do_calib": {"calib_order": "sequential", "do_calib": False, "do_predict": True},
+    "--calib_order is about calibration: set --do_calib": {
+        "calib_order": "sequential",
+        "do_calib": False,
+        "do_predict": True,
+    },
     "--quant_mode=ft9: must be one of ft1": {"quant_mode": "ft9"},
     "--quant_mode sets the placement": {"quant_mode": "ft1", "quantize_residual": True},
-    "--quant_another_add_input needs": {"quant_another_add_input": True, "quantize_residual": False},
+    "--quant_another_add_input needs": {
+        "quant_another_add_input": True,
+        "quantize_residual": False,
+    },
     "--distillation needs --teacher": {"distillation": True, "do_train": True},
     "--teacher is used with --distillation only": {"teacher": "gone"},
     "--teacher_config_file is used with --distillation only": {"teacher_config_file": "gone"},
-    "--distillation_temperature is used with --distillation only": {"distillation_temperature": 2.0},
-    "--distillation_hidden_scale is used with --distillation only": {"distillation_hidden_scale": 1.0},
+    "--distillation_temperature is used with --distillation only": {
+        "distillation_temperature": 2.0
+    },
+    "--distillation_hidden_scale is used with --distillation only": {
+        "distillation_hidden_scale": 1.0
+    },
     "--distillation is a way to train": {"distillation": True, "teacher": "gone"},
     "--max_seq_length=1024: the model of .* has only 512": {"max_seq_length": 1024},
     "--max_seq_length=27: must be above --max_query_length": {"max_seq_length": 27},
@@ -530,17 +772,36 @@ BAD_FLAGS = {
     "--num_train_epochs=0": {"num_train_epochs": 0.0},
     "--warmup_proportion=1.0": {"warmup_proportion": 1.0},
     "--keep_checkpoint_max=-1": {"keep_checkpoint_max": -1},
-    "--do_lower_case=False, but --vocab_file=.* is uncased: set --do_lower_case=True": {"do_lower_case": False},
+    "--do_lower_case=False, but --vocab_file=.* is uncased: set --do_lower_case=True": {
+        "do_lower_case": False
+    },
     "--calibrator_file=a/b.npz": {"calibrator_file": "a/b.npz"},
-    "--range_update=lsk: must be one of frozen, lsq": {"range_update": "lsk", "do_train": True, "if_quant": True},
-    "--range_update_of=inputs: must be one of all, weights, activations": {"range_update_of": "inputs"},
-    "--range_update_of is used with --range_update only": {"range_update_of": "weights", "do_train": True, "if_quant": True},
+    "--range_update=lsk: must be one of frozen, lsq": {
+        "range_update": "lsk",
+        "do_train": True,
+        "if_quant": True,
+    },
+    "--range_update_of=inputs: must be one of all, weights, activations": {
+        "range_update_of": "inputs"
+    },
+    "--range_update_of is used with --range_update only": {
+        "range_update_of": "weights",
+        "do_train": True,
+        "if_quant": True,
+    },
     "--ste is about quantized training": {"ste": "strict"},
     "--horovod_compression is used with --horovod only": {"horovod_compression": "fp16"},
     "--quant_start_step is about quantized training": {"quant_start_step": 2},
-    "--range_learning_rate=0.0: must be above 0": {"range_learning_rate": 0.0, "do_train": True, "if_quant": True},
+    "--range_learning_rate=0.0: must be above 0": {
+        "range_learning_rate": 0.0,
+        "do_train": True,
+        "if_quant": True,
+    },
     "--range_freeze_step=2: must be above --range_start_step": {
-        "range_start_step": 2, "range_freeze_step": 2, "do_train": True, "if_quant": True,
+        "range_start_step": 2,
+        "range_freeze_step": 2,
+        "do_train": True,
+        "if_quant": True,
     },
     "--range_decay is used with": {"range_decay": 0.9, "do_train": True, "if_quant": True},
     "--loss_scale=static: must be one of none, dynamic": {"loss_scale": "static"},
@@ -552,8 +813,11 @@ BAD_FLAGS = {
     "--sparsity_begin_step=-1": {"sparsity": "2x4", "sparsity_begin_step": -1, "do_train": True},
     "--sparsity_frequency=0": {"sparsity": "2x4", "sparsity_frequency": 0, "do_train": True},
     "--sparsity_end_step=1: .*begin_step \\(2\\), or -1": {
-        "sparsity": "2x4", "sparsity_begin_step": 2, "sparsity_end_step": 1, "do_train": True,
-    },  # fmt: skip
+        "sparsity": "2x4",
+        "sparsity_begin_step": 2,
+        "sparsity_end_step": 1,
+        "do_train": True,
+    },
     "--horovod_compression=int8": {"horovod_compression": "int8"},
     "--output_dir=/proc/nowhere: cannot be written": {"output_dir": "/proc/nowhere"},
 }
@@ -562,28 +826,46 @@ BAD_FLAGS = {
 @pytest.mark.parametrize("message", BAD_FLAGS)
 def test_flags_that_cannot_be_followed_are_refused_by_name(message, files, tmp_path):
     output = tmp_path / "out"
-    settings = Settings(**files | {"output_dir": str(output), "do_predict": True} | BAD_FLAGS[message])
+    settings = Settings(
+        **files | {"output_dir": str(output), "do_predict": True} | BAD_FLAGS[message]
+    )
     with pytest.raises(flags.FlagError, match=message):
         flag_checks.check(settings)
     assert not output.exists()
 
 
 def test_processes_that_would_not_know_of_each_other_are_refused(files, tmp_path, monkeypatch):
-    settings = Settings(**files | {"output_dir": str(tmp_path), "do_predict": True, "init_checkpoint": None})
+    settings = Settings(
+        **files | {"output_dir": str(tmp_path), "do_predict": True, "init_checkpoint": None}
+    )
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
     flag_checks.check(settings)
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    with pytest.raises(flags.FlagError, match="--horovod is missing, though this is one of 2 processes"):
+    with pytest.raises(
+        flags.FlagError, match="--horovod is missing, though this is one of 2 processes"
+    ):
         flag_checks.check(settings)
     flag_checks.check(dataclasses.replace(settings, horovod=True))
 
 
 def test_a_folder_in_place_of_a_prefix_is_refused_with_the_prefix(files, tmp_path):
-    settings = Settings(**files | {"output_dir": str(tmp_path / "out"), "do_predict": True, "init_checkpoint": str(tmp_path)})
-    with pytest.raises(flags.FlagError, match="--init_checkpoint=.*: is a folder: it holds no checkpoint"):
+    settings = Settings(
+        **files
+        | {
+            "output_dir": str(tmp_path / "out"),
+            "do_predict": True,
+            "init_checkpoint": str(tmp_path),
+        }
+    )
+    with pytest.raises(
+        flags.FlagError, match="--init_checkpoint=.*: is a folder: it holds no checkpoint"
+    ):
         flag_checks.check(settings)
     checkpoint.write(str(tmp_path / "model.ckpt-7"), {"weight": np.zeros(2)})
-    with pytest.raises(flags.FlagError, match="is a folder: give the prefix of a checkpoint, such as .*model.ckpt-7"):
+    with pytest.raises(
+        flags.FlagError,
+        match="is a folder: give the prefix of a checkpoint, such as .*model.ckpt-7",
+    ):
         flag_checks.check(settings)
 
 
@@ -591,15 +873,25 @@ def test_all_bad_flags_are_listed_at_once_and_good_ones_pass(files, tmp_path):
     good = files | {"output_dir": str(tmp_path), "do_predict": True, "init_checkpoint": None}
     flag_checks.check(Settings(**good))
     with pytest.raises(flags.FlagError) as caught:
-        flag_checks.check(Settings(**good | {"doc_stride": 0, "seed": -1, "quant_mode": "int8", "if_quant": True}))
-    assert [line.split("=")[0].strip() for line in str(caught.value).splitlines()] == ["--doc_stride", "--seed", "--quant_mode"]
+        flag_checks.check(
+            Settings(**good | {"doc_stride": 0, "seed": -1, "quant_mode": "int8", "if_quant": True})
+        )
+    assert [line.split("=")[0].strip() for line in str(caught.value).splitlines()] == [
+        "--doc_stride",
+        "--seed",
+        "--quant_mode",
+    ]
 
 
 def test_a_vocabulary_larger_than_the_model_is_refused(files, tmp_path):
     larger = tmp_path / "vocab.txt"
     larger.write_text(pathlib.Path(files["vocab_file"]).read_text() + "onemore\n")
     with pytest.raises(flags.FlagError, match="pieces, the model of .* only"):
-        flag_checks.check(Settings(**files | {"vocab_file": str(larger)}, output_dir=str(tmp_path), do_predict=True))
+        flag_checks.check(
+            Settings(
+                **files | {"vocab_file": str(larger)}, output_dir=str(tmp_path), do_predict=True
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -619,7 +911,11 @@ def test_placement_flags_name_recipes_that_exist(given, name):
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "run_squad.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "run_squad.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -627,21 +923,35 @@ def test_the_command_line_tells_errors_in_lines_not_traces(files, tmp_path):
     broken = tmp_path / "dev.json"
     broken.write_text('{"data": [{"paragraphs": [{"qas": []}]}]}')
     names = ("bert_config_file", "vocab_file")
-    given = [f"--{name}={files[name]}" for name in names] + [f"--output_dir={tmp_path}", "--do_predict"]
+    given = [f"--{name}={files[name]}" for name in names] + [
+        f"--output_dir={tmp_path}",
+        "--do_predict",
+    ]
     checkpoint_less = command(*given, f"--predict_file={files['predict_file']}", "--use_fp16=false")
-    assert checkpoint_less.returncode == 1 and "nothing to predict with" in checkpoint_less.stderr.splitlines()[-1]
+    assert (
+        checkpoint_less.returncode == 1
+        and "nothing to predict with" in checkpoint_less.stderr.splitlines()[-1]
+    )
     assert "Traceback" not in checkpoint_less.stderr
     flags = command(*given, "--calib_method=median", f"--predict_file={broken}")
     (line,) = flags.stderr.splitlines()
     assert flags.returncode == 2 and "--calib_method: invalid choice: 'median'" in line
-    contradiction = command(*given, "--percentile=99.9", "--calib_method=mse", f"--predict_file={broken}")
-    assert contradiction.returncode == 2 and "--percentile=99.9 says nothing to" in contradiction.stderr.splitlines()[-1]
+    contradiction = command(
+        *given, "--percentile=99.9", "--calib_method=mse", f"--predict_file={broken}"
+    )
+    assert (
+        contradiction.returncode == 2
+        and "--percentile=99.9 says nothing to" in contradiction.stderr.splitlines()[-1]
+    )
 
 
 def test_malformed_data_is_one_message_naming_file_and_key(files, trained, tmp_path):
     broken = tmp_path / "dev.json"
     broken.write_text('{"data": [{"paragraphs": [{"qas": []}]}]}')
-    start = files | {"predict_file": str(broken), "init_checkpoint": str(trained[0] / "model.ckpt-10")}
+    start = files | {
+        "predict_file": str(broken),
+        "init_checkpoint": str(trained[0] / "model.ckpt-10"),
+    }
     with pytest.raises(flags.FlagError, match="--predict_file: .*dev.json.*context"):
         run_squad.run(Settings(**start, output_dir=str(tmp_path / "out"), do_predict=True))
 

@@ -1,4 +1,7 @@
-"""run_squad.py with a teacher of another size: what it learns, what it writes, and which flags it refuses."""
+"""run_squad.py with a teacher of another size.
+
+What it learns, what it writes, and which flags it refuses.
+"""
 
 import json
 import pathlib
@@ -9,28 +12,41 @@ import pytest
 import modeling
 import run_squad
 import tfquant
-from squad_run import flag_checks, flags, losses, networks
-from squad_run.flags import Settings
+from runs.squad import flag_checks, flags, losses, networks
+from runs.squad.flags import Settings
 from tests.test_run_squad import make_files, tensors
 from tfquant import checkpoint
 from tfquant.training import divergence
 
-TEACHER = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
+TEACHER = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 32,
+}
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Flags of a run with a student that is quantized and a teacher that is larger; both have random weights."""
+    """Flags of a run with a student that is quantized and a teacher that is larger; both have
+    random weights.
+    """
     folder = tmp_path_factory.mktemp("data")
     made = make_files(folder, dev_questions=8)
     config = json.loads(pathlib.Path(made["bert_config_file"]).read_text())
     (folder / "teacher.json").write_text(json.dumps(config | TEACHER))
-    larger = modeling.build_squad_model(modeling.BertConfig.from_json_file(folder / "teacher.json"), seed=1)
+    larger = modeling.build_squad_model(
+        modeling.BertConfig.from_json_file(folder / "teacher.json"), seed=1
+    )
     checkpoint.write(folder / "teacher.ckpt", {v.path: v for v in larger.weights})
-    student = modeling.build_squad_model(modeling.BertConfig.from_json_file(made["bert_config_file"]), seed=2)
+    student = modeling.build_squad_model(
+        modeling.BertConfig.from_json_file(made["bert_config_file"]), seed=2
+    )
     ids = np.random.default_rng(0).integers(5, 50, (4, 12)).astype(np.int32)
     inputs = {"input_ids": ids, "input_mask": 0 * ids + 1, "segment_ids": 0 * ids}
-    quantized = tfquant.quantize(student, tfquant.recipe("int8_residual").with_method("max"), [inputs], progress=False)
+    quantized = tfquant.quantize(
+        student, tfquant.recipe("int8_residual").with_method("max"), [inputs], progress=False
+    )
     tfquant.save(quantized, folder / "calibrated.ckpt")
     return made | {
         "init_checkpoint": str(folder / "calibrated.ckpt"),
@@ -42,11 +58,21 @@ def files(tmp_path_factory):
     }
 
 
-INSIDE = {"distillation_loss_scale": 10.0, "distillation_hidden_scale": 1.0, "distillation_attention_scale": 10.0}
+INSIDE = {
+    "distillation_loss_scale": 10.0,
+    "distillation_hidden_scale": 1.0,
+    "distillation_attention_scale": 10.0,
+}
 
 
-def test_a_larger_teacher_teaches_from_inside_resumes_exactly_and_leaves_prediction_alone(files, tmp_path, capsys):
-    settings = {"num_train_epochs": 0.8, "save_checkpoints_steps": 2, "keep_checkpoint_max": 0} | INSIDE
+def test_a_larger_teacher_teaches_from_inside_resumes_exactly_and_leaves_prediction_alone(
+    files, tmp_path, capsys
+):
+    settings = {
+        "num_train_epochs": 0.8,
+        "save_checkpoints_steps": 2,
+        "keep_checkpoint_max": 0,
+    } | INSIDE
     given = files | settings | {"output_dir": str(tmp_path), "do_predict": True}
     run_squad.run(Settings(**given))
     said = capsys.readouterr().err
@@ -60,9 +86,15 @@ def test_a_larger_teacher_teaches_from_inside_resumes_exactly_and_leaves_predict
         path.unlink()
     assert run_squad.run(Settings(**given | {"do_predict": False}))["training"]["first_step"] == 2
     resumed = tensors(tmp_path / "model.ckpt-4")
-    assert resumed.keys() == whole.keys() and all(np.array_equal(resumed[name], whole[name]) for name in whole)
-    plain = {name: value for name, value in given.items() if name not in INSIDE and "teacher" not in name}
-    run_squad.run(Settings(**plain | {"do_train": False, "distillation": False, "init_checkpoint": None}))
+    assert resumed.keys() == whole.keys() and all(
+        np.array_equal(resumed[name], whole[name]) for name in whole
+    )
+    plain = {
+        name: value for name, value in given.items() if name not in INSIDE and "teacher" not in name
+    }
+    run_squad.run(
+        Settings(**plain | {"do_train": False, "distillation": False, "init_checkpoint": None})
+    )
     assert json.loads((tmp_path / "nbest_predictions.json").read_text()) == answers
 
 
@@ -70,9 +102,18 @@ def test_temperature_direction_and_scales_reach_the_loss(files, tmp_path):
     config = modeling.BertConfig.from_json_file(files["bert_config_file"])
     rng = np.random.default_rng(2)
     ids = rng.integers(5, 50, (2, 9)).astype(np.int32)
-    batch = {"input_ids": ids, "input_mask": 0 * ids + 1, "segment_ids": 0 * ids,
-             "start_positions": ids[:, 0] % 9, "end_positions": ids[:, 1] % 9}  # fmt: skip
-    changes = {"distillation_temperature": 1.5, "distillation_direction": "teacher_student", "distillation_layers": "0:0"}
+    batch = {
+        "input_ids": ids,
+        "input_mask": 0 * ids + 1,
+        "segment_ids": 0 * ids,
+        "start_positions": ids[:, 0] % 9,
+        "end_positions": ids[:, 1] % 9,
+    }
+    changes = {
+        "distillation_temperature": 1.5,
+        "distillation_direction": "teacher_student",
+        "distillation_layers": "0:0",
+    }
     settings = Settings(**files | INSIDE | changes, output_dir=str(tmp_path))
     student = networks.build(config, settings, dropout=False)
     loss = losses.distillation(student, config, settings)
@@ -81,7 +122,9 @@ def test_temperature_direction_and_scales_reach_the_loss(files, tmp_path):
     inputs = {name: batch[name] for name in ("input_ids", "input_mask", "segment_ids")}
     ours, theirs = student(inputs), teacher(inputs)
     parts = {name: float(value) for name, value in loss.parts(batch).items()}
-    expected = sum(float(divergence(ours[name], theirs[name], 1.5, "teacher_student")) for name in ours)
+    expected = sum(
+        float(divergence(ours[name], theirs[name], 1.5, "teacher_student")) for name in ours
+    )
     assert parts["logits"] == pytest.approx(expected, rel=1e-3)
     total = parts["hard"] + 10 * parts["logits"] + parts["hidden"] + 10 * parts["attention"]
     assert float(loss(student, batch)) == pytest.approx(total, rel=1e-5)
@@ -95,19 +138,32 @@ BAD = {
     "--distillation_loss_scale=nan: must be at least 0": {"distillation_loss_scale": float("nan")},
     "are all 0: the teacher would teach nothing": {"distillation_loss_scale": 0.0},
     "--distillation_direction has no effect with --distillation_loss_scale=0": {
-        "distillation_loss_scale": 0.0, "distillation_hidden_scale": 1.0, "distillation_direction": "teacher_student"
+        "distillation_loss_scale": 0.0,
+        "distillation_hidden_scale": 1.0,
+        "distillation_direction": "teacher_student",
     },
     "--distillation_layers has no effect without": {"distillation_layers": "0:0"},
-    "--distillation_layers=0-1: must be pairs": {"distillation_layers": "0-1", "distillation_hidden_scale": 1.0},
-    "--distillation_layers=0:0,0:1: must be pairs .* once": {"distillation_layers": "0:0,0:1", "distillation_hidden_scale": 1.0},
-    "--distillation_layers=0:2: 0:2 names layer 2 of the teacher": {"distillation_layers": "0:2", "distillation_hidden_scale": 1.0},
+    "--distillation_layers=0-1: must be pairs": {
+        "distillation_layers": "0-1",
+        "distillation_hidden_scale": 1.0,
+    },
+    "--distillation_layers=0:0,0:1: must be pairs .* once": {
+        "distillation_layers": "0:0,0:1",
+        "distillation_hidden_scale": 1.0,
+    },
+    "--distillation_layers=0:2: 0:2 names layer 2 of the teacher": {
+        "distillation_layers": "0:2",
+        "distillation_hidden_scale": 1.0,
+    },
     "--teacher_config_file=gone: there is no such file": {"teacher_config_file": "gone"},
     "--teacher=gone: there is no gone.index": {"teacher": "gone"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_flags_about_a_teacher_that_cannot_be_followed_are_refused_by_name(message, files, tmp_path):
+def test_flags_about_a_teacher_that_cannot_be_followed_are_refused_by_name(
+    message, files, tmp_path
+):
     with pytest.raises(flags.FlagError, match=message) as caught:
         flag_checks.check(Settings(**files | {"output_dir": str(tmp_path / "out")} | BAD[message]))
     assert len(str(caught.value).splitlines()) == 1
@@ -116,24 +172,41 @@ def test_flags_about_a_teacher_that_cannot_be_followed_are_refused_by_name(messa
 def misfit(files, tmp_path, changes, **more):
     config = json.loads(pathlib.Path(files["teacher_config_file"]).read_text())
     (tmp_path / "other.json").write_text(json.dumps(config | changes))
-    more = {"distillation_hidden_scale": 1.0, "teacher_config_file": str(tmp_path / "other.json")} | more
+    more = {
+        "distillation_hidden_scale": 1.0,
+        "teacher_config_file": str(tmp_path / "other.json"),
+    } | more
     flag_checks.check(Settings(**files | {"output_dir": str(tmp_path / "out")} | more))
 
 
-@pytest.mark.parametrize(("message", "changes"), [
-    ("the teacher has 9 word pieces, the student", {"vocab_size": 9}),
-    ("--max_seq_length=96: the teacher of .* has only 64 positions", {"max_position_embeddings": 64}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("the teacher has 9 word pieces, the student", {"vocab_size": 9}),
+        (
+            "--max_seq_length=96: the teacher of .* has only 64 positions",
+            {"max_position_embeddings": 64},
+        ),
+    ],
+)
 def test_a_teacher_that_does_not_fit_is_refused(message, changes, files, tmp_path):
     with pytest.raises(flags.FlagError, match=message):
         misfit(files, tmp_path, changes)
 
 
-def test_a_checkpoint_that_does_not_fit_the_teachers_configuration_is_named_with_its_flag(files, tmp_path):
+def test_a_checkpoint_that_does_not_fit_the_teachers_configuration_is_named_with_its_flag(
+    files, tmp_path
+):
     wider = json.loads(pathlib.Path(files["teacher_config_file"]).read_text())
     wider["intermediate_size"] *= 2
     (tmp_path / "wider.json").write_text(json.dumps(wider))
-    settings = Settings(**files | {"teacher_config_file": str(tmp_path / "wider.json"), "output_dir": str(tmp_path / "out")})
+    settings = Settings(
+        **files
+        | {
+            "teacher_config_file": str(tmp_path / "wider.json"),
+            "output_dir": str(tmp_path / "out"),
+        }
+    )
     config = modeling.BertConfig.from_json_file(files["bert_config_file"])
     message = r"--teacher=.* does not fit --teacher_config_file=.*wrong shape: .*; and \d+ more"
     with pytest.raises(ValueError, match=message) as caught:
@@ -151,10 +224,17 @@ def test_a_quantized_teacher_answers_in_float_and_says_so(files, tmp_path, monke
 
 
 def test_a_student_deeper_than_its_teacher_needs_a_mapping(files, tmp_path):
-    deeper = json.loads(pathlib.Path(files["bert_config_file"]).read_text()) | {"num_hidden_layers": 3}
+    deeper = json.loads(pathlib.Path(files["bert_config_file"]).read_text()) | {
+        "num_hidden_layers": 3
+    }
     (tmp_path / "deeper.json").write_text(json.dumps(deeper))
     changes = {"bert_config_file": str(tmp_path / "deeper.json")}
-    with pytest.raises(flags.FlagError, match=r"--distillation_layers=\(not given\): the student has 3 layers and the teacher 2"):
+    with pytest.raises(
+        flags.FlagError,
+        match=r"--distillation_layers=\(not given\): the student has 3 layers and the teacher 2",
+    ):
         misfit(files, tmp_path, {}, **changes)
     misfit(files, tmp_path, {}, **changes, distillation_layers="2:1")
-    misfit(files, tmp_path, {}, **changes, distillation_hidden_scale=0.0)  # answers alone need no layers
+    misfit(
+        files, tmp_path, {}, **changes, distillation_hidden_scale=0.0
+    )  # answers alone need no layers

@@ -11,7 +11,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 from tfquant.cli import benchmark, check, export
 from tfquant.cli.parser import Parser
-from tfquant.messages import one_line
+from tfquant.error_messages import one_line
 
 TRACEBACK = "TFQUANT_TRACEBACK"  # environment variable: errors end with Python's trace
 
@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
       SystemExit: 0 after --help and --version, 2 if the arguments are wrong.
     """
-    parser = Parser(prog="python -m tfquant", description="Quantization of TensorFlow and Keras 3 models.")
+    parser = Parser(
+        prog="python -m tfquant", description="Quantization of TensorFlow and Keras 3 models."
+    )
     parser.add_version()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (export, check, benchmark):
@@ -48,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _underscored(arguments: Sequence[str]) -> list[str]:
     """Write names of options with underscores: `--check-data=x` is `--check_data=x`."""
     parts = [word.partition("=") if word.startswith("--") else ("", "", word) for word in arguments]
-    return [name.replace("-", "_").replace("__", "--", 1) + equals + value for name, equals, value in parts]
+    return [
+        name.replace("-", "_").replace("__", "--", 1) + equals + value
+        for name, equals, value in parts
+    ]
 
 
 def _reason(error: Exception) -> str:
@@ -59,7 +64,17 @@ def _reason(error: Exception) -> str:
 
     if isinstance(error, KeyError):
         return one_line(error.args[0] if error.args else error)
-    if isinstance(error, (ValueError, OSError, ModuleNotFoundError, ExportError, RuntimeFileError, UncalibratedError)):
+    if isinstance(
+        error,
+        (
+            ValueError,
+            OSError,
+            ModuleNotFoundError,
+            ExportError,
+            RuntimeFileError,
+            UncalibratedError,
+        ),
+    ):
         return one_line(error)
     return f"{type(error).__name__}: {one_line(error, 500)} ({TRACEBACK}=1 shows where)"
 

@@ -10,8 +10,8 @@ import calib
 from tfquant.calibration import apply, calibrate, check_batches
 from tfquant.engine import Engine
 from tfquant.graph.call_arguments import inputs_of_pair
+from tfquant.graph.model_adapter import TraceError, is_keras_model, source_of
 from tfquant.graph.plan import Plan, make_plan
-from tfquant.graph.source import TraceError, is_keras_model, source_of
 from tfquant.graph.trace import trace
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.recipes import recipe as named_recipe
@@ -21,13 +21,18 @@ from tfquant.rules import Recipe
 DEFAULT_RECIPE = "int8_residual_float_asymmetric"
 
 
-def plan(model: Any, recipe: Recipe | str = DEFAULT_RECIPE, *, inputs: Any = None, signature: Any = None) -> Plan:
-    """Dry run: every place that would be quantized, with the rule that decided, and every contraction that would not, with why.
+def plan(
+    model: Any, recipe: Recipe | str = DEFAULT_RECIPE, *, inputs: Any = None, signature: Any = None
+) -> Plan:
+    """Dry run: every place that would be quantized, with the rule that decided, and every
+    contraction that would not, with why.
 
     Args:
-      model: a Keras 3 or tf-keras model or layer, a loaded SavedModel, a `tf.function` or any callable on tensors.
+      model: a Keras 3 or tf-keras model or layer, a loaded SavedModel, a `tf.function` or any
+        callable on tensors.
       recipe: a `Recipe` or the name of one.
-      inputs: one batch, for models and functions that do not say what they take (a tuple of arguments for a function).
+      inputs: one batch, for models and functions that do not say what they take (a tuple of
+        arguments for a function).
       signature: nested structure of `tf.TensorSpec`, instead of `inputs`.
 
     Returns:
@@ -53,12 +58,14 @@ def quantize(
 
     Args:
       model, recipe, inputs, signature: as for `plan`.
-      calibration: batches of inputs to set the ranges from, see `tfquant.calibrate`, or an earlier calibration, see
-        `tfquant.apply`. Without it the result refuses to run quantized until it is calibrated.
+      calibration: batches of inputs to set the ranges from, see `tfquant.calibrate`, or an earlier
+        calibration, see `tfquant.apply`. Without it the result refuses to run quantized until it is
+        calibrated.
       **options: passed on to `tfquant.calibrate`.
 
     Returns:
-      For a model a `keras.Model` with the same inputs, outputs and (shared) variables; for a function a callable like it.
+      For a model a `keras.Model` with the same inputs, outputs and (shared) variables; for a
+      function a callable like it.
 
     Raises:
       TraceError, RecipeError: as for `plan`.
@@ -66,10 +73,14 @@ def quantize(
     """
     recipe = _recipe(recipe)
     if isinstance(model, (QuantizedModel, QuantizedFunction)):
-        raise TypeError("the model is quantized already: quantize its .original with another recipe instead")
+        raise TypeError(
+            "the model is quantized already: quantize its .original with another recipe instead"
+        )
     earlier = isinstance(calibration, calib.Calibration)
     if options and (calibration is None or earlier):
-        raise ValueError(f"{sorted(options)[0]}= belongs to calibration: pass calibration=batches as well")
+        raise ValueError(
+            f"{sorted(options)[0]}= belongs to calibration: pass calibration=batches as well"
+        )
     batches = None
     if calibration is not None and not earlier:
         check_batches(calibration)
@@ -94,7 +105,9 @@ def _recipe(recipe: Recipe | str) -> Recipe:
     if isinstance(recipe, str):
         return named_recipe(recipe)
     if not isinstance(recipe, Recipe):
-        raise TypeError(f"recipe must be a tfquant.Recipe or the name of one, got {type(recipe).__name__}")
+        raise TypeError(
+            f"recipe must be a tfquant.Recipe or the name of one, got {type(recipe).__name__}"
+        )
     return recipe
 
 

@@ -1,6 +1,8 @@
-"""Integer arrays as bits: codes of 1 to 16 bits one right behind the other, the values they stand for, and files of them.
+"""Integer arrays as bits: codes of 1 to 16 bits one right behind the other, the values they stand
+for, and files of them.
 
-What a file means is its writer's business; here it is tensors and texts by name, with a checksum over both.
+What a file means is its writer's business; here it is tensors and texts by name, with a checksum
+over both.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from fileio.messages import printable
 from fileio.reading import check_regular
 from tfquant import formats
 from tfquant.checkpoint import CheckpointError
-from tfquant.messages import one_line
+from tfquant.error_messages import one_line
 from tfquant.quantized_array import QuantizedArray, QuantParams
 from tfquant.scale import Scale
 
 MAX_BITS = 16
 CHECKSUM = "sha256"
-# Codes that are spread to bits at once: memory stays small, and every chunk but the last ends with a byte.
+# Codes that are spread to bits at once: memory stays small, and every chunk but the last ends with
+# a byte.
 _CHUNK = 1 << 20
 
 
@@ -40,7 +43,8 @@ def packed_size(count: int, bits: int) -> int:
 def pack(codes: Any, bits: int) -> np.ndarray:
     """Writes codes behind each other, in row-major order.
 
-    The lowest bit of a code comes first, into the lowest bit of a byte that is free; what is left of the last byte is 0.
+    The lowest bit of a code comes first, into the lowest bit of a byte that is free; what is left
+    of the last byte is 0.
 
     Args:
       codes: integers from 0 to 2**bits - 1, of any shape.
@@ -57,13 +61,20 @@ def pack(codes: Any, bits: int) -> np.ndarray:
     if flat.dtype.kind not in "iu":
         raise ValueError(f"codes are {flat.dtype.name}, must be integers")
     if flat.size and (flat.min() < 0 or flat.max() >= 2**bits):
-        raise ValueError(f"codes {flat.min()}..{flat.max()} do not fit into {bits} bits: must lie in 0..{2**bits - 1}")
+        raise ValueError(
+            f"codes {flat.min()}..{flat.max()} do not fit into {bits} bits: must lie in"
+            f" 0..{2**bits - 1}"
+        )
     packed = np.empty(packed_size(flat.size, bits), np.uint8)
     for start in range(0, flat.size, _CHUNK):
-        chunk = np.ascontiguousarray(flat[start : start + _CHUNK], "<u2").view(np.uint8).reshape(-1, 2)
+        chunk = (
+            np.ascontiguousarray(flat[start : start + _CHUNK], "<u2").view(np.uint8).reshape(-1, 2)
+        )
         spread = np.unpackbits(chunk, axis=1, bitorder="little")[:, :bits]
         first = start * bits // 8
-        packed[first : first + packed_size(len(chunk), bits)] = np.packbits(spread, bitorder="little")
+        packed[first : first + packed_size(len(chunk), bits)] = np.packbits(
+            spread, bitorder="little"
+        )
     return packed
 
 
@@ -78,16 +89,20 @@ def unpack(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
     packed = np.asarray(packed)
     if packed.dtype != np.uint8 or packed.shape != (packed_size(count, bits),):
         raise ValueError(
-            f"{count} codes of {bits} bits are uint8 of shape [{packed_size(count, bits)}], got {packed.dtype.name} of shape "
-            f"{list(packed.shape)}"
+            f"{count} codes of {bits} bits are uint8 of shape [{packed_size(count, bits)}], got"
+            f" {packed.dtype.name} of shape {list(packed.shape)}"
         )
     codes = np.empty(count, np.uint16)
     for start in range(0, count, _CHUNK):
         size, first = min(_CHUNK, count - start), start * bits // 8
         chunk = packed[first : first + packed_size(size, bits)]
         spread = np.zeros((size, MAX_BITS), np.uint8)
-        spread[:, :bits] = np.unpackbits(chunk, count=size * bits, bitorder="little").reshape(size, bits)
-        codes[start : start + size] = np.packbits(spread, axis=1, bitorder="little").view("<u2")[:, 0]
+        spread[:, :bits] = np.unpackbits(chunk, count=size * bits, bitorder="little").reshape(
+            size, bits
+        )
+        codes[start : start + size] = np.packbits(spread, axis=1, bitorder="little").view("<u2")[
+            :, 0
+        ]
     return codes.reshape(shape)
 
 
@@ -100,9 +115,10 @@ def pack_array(array: QuantizedArray) -> tuple[dict[str, np.ndarray], dict[str, 
     """Tensors and attributes that store a quantized array.
 
     Returns:
-      (tensors, attributes): `codes`, bits of code - smallest code; `scale`; and `zero` where the codebook is asymmetric, integers
-      like `scale`. And, for JSON, `bits` of one code, `axes` with scales of their own, and `qmin`, the smallest code, of integers
-      or else the name of the `format`.
+      (tensors, attributes): `codes`, bits of code - smallest code; `scale`; and `zero` where the
+      codebook is asymmetric, integers like `scale`. And, for JSON, `bits` of one code, `axes` with
+      scales of their own, and `qmin`, the smallest code, of integers or else the name of the
+      `format`.
     """
     params, bits = array.params, array.params.format.bits
     attributes: dict[str, Any] = {"bits": bits}
@@ -116,7 +132,9 @@ def pack_array(array: QuantizedArray) -> tuple[dict[str, np.ndarray], dict[str, 
     return tensors, attributes | {"axes": params.axes}
 
 
-def unpack_array(tensors: Mapping[str, np.ndarray], attributes: Mapping[str, Any], shape: tuple[int, ...]) -> QuantizedArray:
+def unpack_array(
+    tensors: Mapping[str, np.ndarray], attributes: Mapping[str, Any], shape: tuple[int, ...]
+) -> QuantizedArray:
     """Inverse of `pack_array`.
 
     Args:
@@ -144,7 +162,9 @@ def _integers(bits: int, qmin: int, symmetric: bool) -> UniformCodebook:
     return UniformCodebook(qmin, qmin + 2**bits - (2 if narrow else 1), symmetric)
 
 
-def write_file(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
+def write_file(
+    path: str | os.PathLike, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]
+) -> None:
     """Writes a safetensors file whose metadata are `texts` and a checksum.
 
     Raises:
@@ -160,7 +180,9 @@ def write_file(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], texts
         raise CheckpointError(f"cannot write {printable(path)}: {one_line(error)}") from error
 
 
-def read_file(path: str | os.PathLike, marks: Mapping[str, str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_file(
+    path: str | os.PathLike, marks: Mapping[str, str]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and texts of a file of `write_file`.
 
     Args:
@@ -175,23 +197,35 @@ def read_file(path: str | os.PathLike, marks: Mapping[str, str]) -> tuple[dict[s
     try:
         check_regular(path)
     except ContentError as error:
-        raise CheckpointError(f"{printable(path)} is damaged, or no safetensors file: {error}") from error
+        raise CheckpointError(
+            f"{printable(path)} is damaged, or no safetensors file: {error}"
+        ) from error
     try:
         with safe_open(path, framework="np") as file:
             texts = file.metadata() or {}
             for name, mark in marks.items():
                 if texts.get(name) != mark:
-                    raise ValueError(f"{path}: {name} is {texts.get(name)!r}, not {mark!r}: another program or version wrote it")
+                    raise ValueError(
+                        f"{path}: {name} is {texts.get(name)!r}, not {mark!r}: another program or"
+                        " version wrote it"
+                    )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{printable(path)} is damaged, or no safetensors file: {one_line(error)}") from error
+        raise CheckpointError(
+            f"{printable(path)} is damaged, or no safetensors file: {one_line(error)}"
+        ) from error
     if texts.pop(CHECKSUM, None) != _checksum(tensors, texts):
-        raise CheckpointError(f"{path} is damaged: its contents do not have its checksum. Restore the file or write it again")
+        raise CheckpointError(
+            f"{path} is damaged: its contents do not have its checksum. Restore the file or write"
+            " it again"
+        )
     return tensors, texts
 
 
 def _checksum(tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> str:
-    """SHA-256 of a line `<name> <type> <shape>` and the bytes of each tensor, then a line `<name> <text>` of each text, by name."""
+    """SHA-256 of a line `<name> <type> <shape>` and the bytes of each tensor, then a line `<name>
+    <text>` of each text, by name.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype.name} {list(tensors[name].shape)}\n".encode())

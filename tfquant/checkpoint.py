@@ -1,11 +1,12 @@
 """Name-based TensorFlow checkpoints that survive a full disk and a killed process.
 
-A checkpoint is what `tf.compat.v1.train.Saver` wrote for BERT: `<prefix>.index` beside `<prefix>.data-00000-of-00001`,
-tensors looked up by name. `tf.train.load_checkpoint(prefix)` and `tf.train.latest_checkpoint(directory)` read what is
-written here.
+A checkpoint is what `tf.compat.v1.train.Saver` wrote for BERT: `<prefix>.index` beside
+`<prefix>.data-00000-of-00001`, tensors looked up by name. `tf.train.load_checkpoint(prefix)` and
+`tf.train.latest_checkpoint(directory)` read what is written here.
 
-A write is decided by one rename, see `fileio.transaction`: killed before it, the old checkpoint is untouched; killed after it, the
-next `read`, `latest` or `write` finishes the move. A reader beside a writer gets the old checkpoint or the new one.
+A write is decided by one rename, see `fileio.transaction`: killed before it, the old checkpoint is
+untouched; killed after it, the next `read`, `latest` or `write` finishes the move. A reader beside
+a writer gets the old checkpoint or the new one.
 """
 
 import os
@@ -27,7 +28,8 @@ from fileio.transaction import STATE as STATE
 from fileio.transaction import locked, replacing_together
 
 DATA = ".data-00000-of-00001"
-# What TensorFlow's checkpoint reader throws at a damaged file; IndexError is its "fewer bytes than expected".
+# What TensorFlow's checkpoint reader throws at a damaged file; IndexError is its "fewer bytes than
+# expected".
 _READ_ERRORS = (tf.errors.OpError, RuntimeError, ValueError, IndexError)
 
 
@@ -49,7 +51,9 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __init__(self, prefix: str, reader: Any):
         self.prefix = prefix
         self._reader = reader
-        self.shapes: dict[str, tuple[int, ...]] = {k: tuple(v) for k, v in reader.get_variable_to_shape_map().items()}
+        self.shapes: dict[str, tuple[int, ...]] = {
+            k: tuple(v) for k, v in reader.get_variable_to_shape_map().items()
+        }
         self.dtypes: dict[str, tf.DType] = dict(reader.get_variable_to_dtype_map())
 
     def __getitem__(self, name: str) -> np.ndarray | str:
@@ -72,23 +76,29 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
 
 def write(prefix: str | os.PathLike, tensors: Mapping[str, Any]) -> None:
-    """Writes a checkpoint and makes it the latest of its folder; replaces an old one as a whole or not at all.
+    """Writes a checkpoint and makes it the latest of its folder; replaces an old one as a whole or
+    not at all.
 
     Args:
         prefix: where, without `.index`; missing folders are made.
         tensors: name -> NumPy array, tensor, variable, number or string.
 
     Raises:
-        CheckpointError: the folder cannot be written or the disk is full. Nothing is left behind and a checkpoint
+        CheckpointError: the folder cannot be written or the disk is full. Nothing is left behind
+          and a checkpoint
             that was there before still loads.
         ValueError: no tensors, or an empty name.
     """
     target = pathlib.Path(prefix)
     if str(prefix).endswith("/") or target.is_dir():
         example = printable(target / "model.ckpt")
-        raise ValueError(f"checkpoint {printable(prefix)} is a folder: give a name inside it, such as {example}")
+        raise ValueError(
+            f"checkpoint {printable(prefix)} is a folder: give a name inside it, such as {example}"
+        )
     if not tensors or not all(tensors):
-        raise ValueError(f"checkpoint {printable(target)}: needs at least one tensor and no empty name")
+        raise ValueError(
+            f"checkpoint {printable(target)}: needs at least one tensor and no empty name"
+        )
     try:
         for suffix in (INDEX, DATA):
             _check_replaceable(_file(target, suffix))
@@ -98,8 +108,8 @@ def write(prefix: str | os.PathLike, tensors: Mapping[str, Any]) -> None:
             (staging / STATE).write_text(f'model_checkpoint_path: "{_escaped(target.name)}"\n')
     except (OSError, tf.errors.OpError) as error:
         raise CheckpointError(
-            f"cannot write checkpoint {printable(target)}: {_reason(error)}. Free some space or name another folder; "
-            "a checkpoint that was there before still loads"
+            f"cannot write checkpoint {printable(target)}: {_reason(error)}. Free some space or"
+            " name another folder; a checkpoint that was there before still loads"
         ) from error
 
 
@@ -120,7 +130,8 @@ def read(prefix: str | os.PathLike) -> Checkpoint:
         others = ", ".join(_names(target.parent)[:8]) or "none"
         name = printable(target)
         raise FileNotFoundError(
-            f"no checkpoint {name}: {name}{INDEX} does not exist. Checkpoints there: {printable(others)}"
+            f"no checkpoint {name}: {name}{INDEX} does not exist. Checkpoints there:"
+            f" {printable(others)}"
         ) from None
     except OSError as error:
         raise CheckpointError(f"checkpoint {printable(target)}: {_reason(error)}") from error
@@ -129,7 +140,10 @@ def read(prefix: str | os.PathLike) -> Checkpoint:
 
 
 def recover(prefix: str | os.PathLike) -> None:
-    """Finishes or removes what a killed `write` left in the folder of `prefix`. Does nothing where nothing was left."""
+    """Finishes or removes what a killed `write` left in the folder of `prefix`.
+
+    Does nothing where nothing was left.
+    """
     directory = pathlib.Path(prefix).parent
     try:
         transaction.recover(directory)
@@ -140,7 +154,8 @@ def recover(prefix: str | os.PathLike) -> None:
 def latest(directory: str | os.PathLike) -> str | None:
     """Prefix of the checkpoint written last into a folder, or None.
 
-    Goes by TensorFlow's `checkpoint` file; where that is missing or names something that is gone, by the highest step.
+    Goes by TensorFlow's `checkpoint` file; where that is missing or names something that is gone,
+    by the highest step.
     """
     directory = pathlib.Path(directory)
     recover(directory / STATE)
@@ -161,7 +176,8 @@ def steps(directory: str | os.PathLike, base: str = "model.ckpt") -> list[tuple[
 
 
 def prune(directory: str | os.PathLike, keep: int, base: str = "model.ckpt") -> None:
-    """Removes all but the `keep` highest steps of `<base>-<step>`; 0 keeps all. Other names are left alone.
+    """Removes all but the `keep` highest steps of `<base>-<step>`; 0 keeps all. Other names are
+    left alone.
 
     Raises:
         ValueError: `keep` is negative.
@@ -174,7 +190,8 @@ def prune(directory: str | os.PathLike, keep: int, base: str = "model.ckpt") -> 
     kept = {step for step, _ in steps(directory, base)[-keep:]}
     pattern = re.compile(re.escape(base) + r"-([0-9]{1,18})\.(index|data-\d{5}-of-\d{5})")
     with locked(directory):
-        # The index goes first: without it the rest is no checkpoint any more, so a cut-off here leaves nothing half.
+        # The index goes first: without it the rest is no checkpoint any more, so a cut-off here
+        # leaves nothing half.
         for path in sorted(directory.iterdir(), key=lambda path: not path.name.endswith(INDEX)):
             match = pattern.fullmatch(path.name)
             if match and int(match[1]) not in kept:
@@ -182,15 +199,22 @@ def prune(directory: str | os.PathLike, keep: int, base: str = "model.ckpt") -> 
 
 
 def _names(directory: pathlib.Path) -> list[str]:
-    """Names of the checkpoints in a folder, sorted. Listed, as a pattern would take characters of the folder for its own."""
+    """Names of the checkpoints in a folder, sorted.
+
+    Listed, as a pattern would take characters of the folder for its own.
+    """
     names = os.listdir(directory) if directory.is_dir() else []
     return sorted(name.removesuffix(INDEX) for name in names if name.endswith(INDEX))
 
 
 def _stated(directory: pathlib.Path) -> pathlib.Path | None:
-    """The checkpoint that TensorFlow's `checkpoint` file of a folder names, in this folder whatever its path says."""
+    """The checkpoint that TensorFlow's `checkpoint` file of a folder names, in this folder whatever
+    its path says.
+    """
     try:
-        state = tf.train.get_checkpoint_state(str(directory)) if (directory / STATE).is_file() else None
+        state = (
+            tf.train.get_checkpoint_state(str(directory)) if (directory / STATE).is_file() else None
+        )
     except (*_READ_ERRORS, OSError):  # a damaged one: there are the names of the files
         return None
     name = pathlib.Path(state.model_checkpoint_path).name if state is not None else ""
@@ -214,7 +238,12 @@ def _save_bundle(prefix: pathlib.Path, tensors: Mapping[str, Any]) -> None:
     names = sorted(tensors)
     with tf.device("CPU:0"):
         values = [tf.convert_to_tensor(tensors[name]) for name in names]
-        tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=names, shape_and_slices=[""] * len(names), tensors=values)
+        tf.raw_ops.SaveV2(
+            prefix=str(prefix),
+            tensor_names=names,
+            shape_and_slices=[""] * len(names),
+            tensors=values,
+        )
 
 
 def _escaped(name: str) -> str:
@@ -222,7 +251,10 @@ def _escaped(name: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The cause in a few words: TensorFlow's messages carry the op's name before it and after it."""
+    """The cause in a few words.
+
+    TensorFlow's messages carry the op's name before it and after it.
+    """
     if isinstance(error, OSError):
         name = f" ({printable(error.filename)})" if error.filename else ""
         return f"{error.strerror or error}{name}"
@@ -231,4 +263,7 @@ def _reason(error: Exception) -> str:
 
 
 def _damaged(prefix: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"checkpoint {printable(prefix)} is damaged: {_reason(error)}. Restore the file or use another one")
+    return CheckpointError(
+        f"checkpoint {printable(prefix)} is damaged: {_reason(error)}. Restore the file or use"
+        " another one"
+    )

@@ -1,6 +1,8 @@
-"""Engine: a traced model, its plan and the ranges of its sites, emitted as float, observed or quantized functions.
+"""Engine: a traced model, its plan and the ranges of its sites, emitted as float, observed or
+quantized functions.
 
-The user's code runs once for inference and, when training is first asked for, once more; every mode is a replay of those traces.
+The user's code runs once for inference and, when training is first asked for, once more; every mode
+is a replay of those traces.
 """
 
 from __future__ import annotations
@@ -15,15 +17,15 @@ import tensorflow as tf
 
 import calib
 from tfquant.choices import MODES
-from tfquant.distributed import Group
-from tfquant.dynamic import DynamicRanges
+from tfquant.distributed.group import Group
+from tfquant.dynamic_range import DynamicRanges
 from tfquant.graph import plan as planning
 from tfquant.graph.alignment import aligned_edges
 from tfquant.graph.embedding import Embedding
+from tfquant.graph.model_adapter import ModelAdapter
 from tfquant.graph.replay import Edits
 from tfquant.graph.roles import Edge, find_roles
 from tfquant.graph.side_outputs import set_keras_mask
-from tfquant.graph.source import Source
 from tfquant.graph.trace import Trace, free_path, trace
 from tfquant.inputs import Inputs
 from tfquant.python_state import fingerprint
@@ -46,13 +48,15 @@ class Engine:
       inputs: how what users pass becomes the inputs of the trace.
       quantizers: address of a site -> its state; of dynamic sites there is none.
       calibration: what the ranges came from, None if they were loaded or not set.
-      latent: whether functions for training hold the float network as well, and run it while `quantizing` is false.
+      latent: whether functions for training hold the float network as well, and run it while
+        `quantizing` is false.
       quantizing: see there.
       runs: how often the network was called or made part of a graph.
-      range_rate: how fast ranges move in training as a multiple of the usual; at 0 moving averages stand still.
+      range_rate: how fast ranges move in training as a multiple of the usual; at 0 moving averages
+        stand still.
     """
 
-    def __init__(self, source: Source, recipe: Recipe):
+    def __init__(self, source: ModelAdapter, recipe: Recipe):
         self.latent = False
         self.quantizing = tf.Variable(True, trainable=False, name="quantizing")
         self.range_rate = tf.Variable(1.0, trainable=False, name="range_rate")
@@ -63,8 +67,10 @@ class Engine:
         self._mode = "quantized"
         self._trace_inference(source, recipe)
 
-    def _trace_inference(self, source: Source, recipe: Recipe) -> None:
-        """Trace a model for inference and start from that; ranges stay with the addresses of their sites."""
+    def _trace_inference(self, source: ModelAdapter, recipe: Recipe) -> None:
+        """Trace a model for inference and start from that; ranges stay with the addresses of their
+        sites.
+        """
         inference = trace(source)
         plan, roles = planning.make_plan(inference, recipe)
         # Nothing of the engine changes before this line, behind which nothing is refused.
@@ -73,7 +79,11 @@ class Engine:
         self.__dict__.pop("training", None)
         self.inputs = Inputs(self.source, inference)
         self.embedding = Embedding(inference, roles.edges)
-        self.quantizers = {site.address: self._quantizer(site) for site in plan.sites if not site.spec.scale.dynamic}
+        self.quantizers = {
+            site.address: self._quantizer(site)
+            for site in plan.sites
+            if not site.spec.scale.dynamic
+        }
         self._known |= self.quantizers
         self._roles = roles
         self._edges = {False: {e.address: [e] for e in roles.edges}}
@@ -83,7 +93,10 @@ class Engine:
 
     def _quantizer(self, site: Site) -> Quantizer:
         known = self._known.get(site.address)
-        if known is not None and (known.site.spec, known.site.range_shape) == (site.spec, site.range_shape):
+        if known is not None and (known.site.spec, known.site.range_shape) == (
+            site.spec,
+            site.range_shape,
+        ):
             known.site = site
             return known
         quantizer = Quantizer(site, self.range_rate)
@@ -147,18 +160,24 @@ class Engine:
             return
         missing = [a for a, q in self.quantizers.items() if not q.calibrated]
         raise UncalibratedError(
-            f"site {missing[0]} has no range ({len(missing)} of {len(self.quantizers)} sites have none): run "
-            "tfquant.calibrate(model, batches), load ranges with tfquant.load, or model.set_mode('float')"
+            f"site {missing[0]} has no range ({len(missing)} of {len(self.quantizers)} sites have"
+            " none): run tfquant.calibrate(model, batches), load ranges with tfquant.load, or"
+            " model.set_mode('float')"
         )
 
     def __call__(self, inputs: Any, training: bool = False) -> Any:
-        """Runs the current mode on one structure of inputs; usable inside and outside of `tf.function`."""
-        # Ranges are read when the graph is built outside any function; inside one they were checked by who calls.
+        """Runs the current mode on one structure of inputs; usable inside and outside of
+        `tf.function`.
+        """
+        # Ranges are read when the graph is built outside any function; inside one they were checked
+        # by who calls.
         if tf.executing_eagerly():
             self.check_ready()
         return self.run(inputs, training)[0]
 
-    def run(self, inputs: Any, training: bool = False, taps: tuple[str, ...] = ()) -> tuple[Any, list[tf.Tensor], list[tf.Tensor]]:
+    def run(
+        self, inputs: Any, training: bool = False, taps: tuple[str, ...] = ()
+    ) -> tuple[Any, list[tf.Tensor], list[tf.Tensor]]:
         """Run the current mode on one structure of inputs.
 
         Args:
@@ -167,12 +186,15 @@ class Engine:
           taps: addresses of edges.
 
         Returns:
-          The outputs with their Keras masks, the tensors at the edges, and the losses that layers added.
+          The outputs with their Keras masks, the tensors at the edges, and the losses that layers
+          added.
         """
         trace = self.trace_of(training)
         flat = self.flatten_inputs(inputs)
         self.runs += 1
-        found = self.function(self._mode, training, taps, side_outputs=bool(trace.side_outputs))(*flat)
+        found = self.function(self._mode, training, taps, side_outputs=bool(trace.side_outputs))(
+            *flat
+        )
         found = list(found) if isinstance(found, (list, tuple)) else [found]
         outputs, rest = found[: len(trace.outputs)], found[len(trace.outputs) :]
         tapped, side = rest[: len(taps)], iter(rest[len(taps) :])
@@ -185,7 +207,13 @@ class Engine:
         """The trace that is replayed in training or in inference."""
         return self.training if training and self.source.modes else self.inference
 
-    def function(self, mode: str, training: bool = False, taps: tuple[str, ...] = (), side_outputs: bool = False):
+    def function(
+        self,
+        mode: str,
+        training: bool = False,
+        taps: tuple[str, ...] = (),
+        side_outputs: bool = False,
+    ):
         """The concrete function of a mode.
 
         Args:
@@ -204,35 +232,70 @@ class Engine:
             emit = functools.partial(self._emit_either if latent else self._emit, graph, mode)
             function = tf.function(
                 lambda *flat: emit(flat, bool(training), taps, side_outputs),
-                autograph=False, jit_compile=False, input_signature=graph.input_specs,
-            )  # fmt: skip
+                autograph=False,
+                jit_compile=False,
+                input_signature=graph.input_specs,
+            )
             with tf.init_scope():
                 self._functions[key] = function.get_concrete_function()
         return self._functions[key]
 
-    def _emit(self, graph: Trace, mode: str, flat, training: bool, taps: tuple[str, ...], side_outputs: bool):
+    def _emit(
+        self,
+        graph: Trace,
+        mode: str,
+        flat,
+        training: bool,
+        taps: tuple[str, ...],
+        side_outputs: bool,
+    ):
         apart = training and self.source.modes
-        edits = self.edits_at_edges(self.site_quantizer(flat, training), apart) if mode == "quantized" else Edits()
+        edits = (
+            self.edits_at_edges(self.site_quantizer(flat, training), apart)
+            if mode == "quantized"
+            else Edits()
+        )
         tapped = [self.edges(apart)[address].tensor for address in taps]
-        return graph.emit(list(flat), edits, taps=[*tapped, *(graph.side_outputs if side_outputs else ())])
+        return graph.emit(
+            list(flat), edits, taps=[*tapped, *(graph.side_outputs if side_outputs else ())]
+        )
 
-    def _emit_either(self, graph: Trace, mode: str, flat, training: bool, taps: tuple[str, ...], side_outputs: bool):
-        """The quantized network or, while `quantizing` is false, the float one; one of them runs."""
+    def _emit_either(
+        self,
+        graph: Trace,
+        mode: str,
+        flat,
+        training: bool,
+        taps: tuple[str, ...],
+        side_outputs: bool,
+    ):
+        """The quantized network or, while `quantizing` is false, the float one; one of them
+        runs.
+        """
 
         def branch(mode: str):
-            # Copied into the branch: gradients of our own keep hold of their inputs, which have to be of the same graph.
-            return self._emit(graph, mode, [tf.identity(t) for t in flat], training, taps, side_outputs)
+            # Copied into the branch: gradients of our own keep hold of their inputs, which have to
+            # be of the same graph.
+            return self._emit(
+                graph, mode, [tf.identity(t) for t in flat], training, taps, side_outputs
+            )
 
         return tf.cond(self.quantizing, lambda: branch(mode), lambda: branch("float"))
 
     def site_quantizer(self, flat: Sequence[tf.Tensor], training: bool = False) -> EdgeEdit:
-        """What quantizes the tensors of sites, in a graph that is emitted for the inputs `flat`; disabled sites let them pass."""
+        """What quantizes the tensors of sites, in a graph that is emitted for the inputs `flat`;
+        disabled sites let them pass.
+        """
         dynamic = self._dynamic_ranges(training and self.source.modes).quantizing(flat)
 
         def quantize(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
             if not site.enabled:
                 return tensor
-            return dynamic(site, edge, tensor) if site.spec.scale.dynamic else self.quantizers[site.address](tensor, training)
+            return (
+                dynamic(site, edge, tensor)
+                if site.spec.scale.dynamic
+                else self.quantizers[site.address](tensor, training)
+            )
 
         return quantize
 
@@ -243,11 +306,15 @@ class Engine:
         return self._dynamic[training]
 
     def edits(self, edit: SiteEdit, training: bool = False) -> Edits:
-        """Edits that pass the tensor of every site through `edit`, once for each tensor however many consumers share it."""
+        """Edits that pass the tensor of every site through `edit`, once for each tensor however
+        many consumers share it.
+        """
         return self.edits_at_edges(lambda site, edge, tensor: edit(site, tensor), training)
 
     def edits_at_edges(self, edit: EdgeEdit, training: bool = False) -> Edits:
-        """As `edits`, for what wants to know the first edge as well at which replaying meets a tensor."""
+        """As `edits`, for what wants to know the first edge as well at which replaying meets a
+        tensor.
+        """
         done: dict[tuple[str, int], tf.Tensor] = {}
         kept: list[tf.Tensor] = []  # ids must not be used again while the graph is built
 
@@ -272,18 +339,28 @@ class Engine:
         )
 
     def edges(self, training: bool = False) -> dict[str, Edge]:
-        """Address -> edge, in the inference or training trace; of the latter under the address in the former."""
+        """Address -> edge, in the inference or training trace; of the latter under the address in
+        the former.
+        """
         return {address: edges[0] for address, edges in self._aligned(training).items()}
 
     def _aligned(self, training: bool) -> dict[str, list[Edge]]:
         if training not in self._edges:
             roles = find_roles(self.training)
-            self._edges[training] = aligned_edges((self.inference, self._roles), (self.training, roles))
-            missing = [m for site in self.plan.sites for m in site.members if m not in self._edges[training]]
+            self._edges[training] = aligned_edges(
+                (self.inference, self._roles), (self.training, roles)
+            )
+            missing = [
+                m
+                for site in self.plan.sites
+                for m in site.members
+                if m not in self._edges[training]
+            ]
             if missing:
                 warnings.warn(
-                    f"training computes {len(missing)} of the quantized edges in no place: {', '.join(missing[:3])}"
-                    f"{', ...' if len(missing) > 3 else ''}; they are quantized in inference alone",
+                    f"training computes {len(missing)} of the quantized edges in no place:"
+                    f" {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; they are"
+                    " quantized in inference alone",
                     stacklevel=2,
                 )
         return self._edges[training]
@@ -291,16 +368,28 @@ class Engine:
     def placements(self, training: bool = False) -> list[tuple[Site, Edge]]:
         """(site, edge) for every edge a site quantizes, in the inference or training trace."""
         edges = self._aligned(training)
-        return [(site, edge) for site in self.plan.sites for member in site.members for edge in edges.get(member, ())]
+        return [
+            (site, edge)
+            for site in self.plan.sites
+            for member in site.members
+            for edge in edges.get(member, ())
+        ]
 
     def weights(self) -> dict[str, tf.Variable]:
-        """Path -> variable, without the ranges, in the order of the model. Random states of dropout are no weights.
+        """Path -> variable, without the ranges, in the order of the model. Random states of dropout
+        are no weights.
 
-        Layers of one name are told apart: `dense`, `dense_1`, ... in the order data flows through them, then those that inference
-        does not use in the order of the model.
+        Layers of one name are told apart: `dense`, `dense_1`, ... in the order data flows through
+        them, then those that inference does not use in the order of the model.
         """
-        traced = {id(variable): self.inference.paths[handle] for handle, variable in self.inference.variables.items()}
-        pairs = [*self.source.named_variables, *((variable, "") for variable in self.inference.variables.values())]
+        traced = {
+            id(variable): self.inference.paths[handle]
+            for handle, variable in self.inference.variables.items()
+        }
+        pairs = [
+            *self.source.named_variables,
+            *((variable, "") for variable in self.inference.variables.values()),
+        ]
         named: dict[str, tf.Variable] = {}
         seen: set[int] = set()
         for variable, path in pairs:
@@ -316,7 +405,9 @@ class Engine:
         """Address of each parameter site -> one of its edges, a product before a look-up."""
         found: dict[str, Edge] = {}
         for site, edge in self.placements():
-            if edge.parameter and (site.address not in found or (found[site.address].table and not edge.table)):
+            if edge.parameter and (
+                site.address not in found or (found[site.address].table and not edge.table)
+            ):
                 found[site.address] = edge
         return found
 
@@ -324,7 +415,8 @@ class Engine:
         """Current values of what the parameter sites quantize, as they reach the site.
 
         Args:
-          edges: name -> where a parameter is quantized; by default one edge of every parameter site, by the address of the site.
+          edges: name -> where a parameter is quantized; by default one edge of every parameter
+            site, by the address of the site.
 
         Returns:
           Name -> values, of tables all rows.
@@ -333,17 +425,26 @@ class Engine:
           calib.NonFiniteError: a weight is NaN or infinite; the message names the site.
         """
         edges = self.parameter_edges() if edges is None else edges
-        values = {name: self.inference.variables[edge.table].numpy() for name, edge in edges.items() if edge.table is not None}
+        values = {
+            name: self.inference.variables[edge.table].numpy()
+            for name, edge in edges.items()
+            if edge.table is not None
+        }
         targets = {name: edge.tensor for name, edge in edges.items() if edge.table is None}
         if targets:
-            emit = tf.function(lambda: self.inference.emit([], targets=list(targets.values())), autograph=False)
-            # A concrete function, as TensorFlow warns of functions that are made and called again and again.
-            values.update(zip(targets, [t.numpy() for t in emit.get_concrete_function()()], strict=True))
+            emit = tf.function(
+                lambda: self.inference.emit([], targets=list(targets.values())), autograph=False
+            )
+            # A concrete function, as TensorFlow warns of functions that are made and called again
+            # and again.
+            values.update(
+                zip(targets, [t.numpy() for t in emit.get_concrete_function()()], strict=True)
+            )
         for address, value in values.items():
             if not np.isfinite(value).all():
                 raise calib.NonFiniteError(
-                    f"site {address}: the weight holds {int((~np.isfinite(value)).sum())} NaN or infinite values; "
-                    "check the checkpoint"
+                    f"site {address}: the weight holds {int((~np.isfinite(value)).sum())} NaN or"
+                    " infinite values; check the checkpoint"
                 )
         return values
 
@@ -360,7 +461,8 @@ class Engine:
         flat = list(flat) if isinstance(flat, (list, tuple)) else [flat]
         leaves = iter(flat)
         return tf.nest.map_structure(
-            lambda leaf: next(leaves) if isinstance(leaf, tf.TensorSpec) else leaf, graph.output_structure
+            lambda leaf: next(leaves) if isinstance(leaf, tf.TensorSpec) else leaf,
+            graph.output_structure,
         )
 
     def apply(self, calibration: calib.Calibration) -> None:
@@ -372,8 +474,9 @@ class Engine:
         missing = [a for a in self.quantizers if a not in calibration]
         if missing:
             raise ValueError(
-                f"the calibration has no range for site {missing[0]} ({len(missing)} of {len(self.quantizers)} are missing): "
-                "it was made with another model or recipe; calibrate again"
+                f"the calibration has no range for site {missing[0]} ({len(missing)} of"
+                f" {len(self.quantizers)} are missing): it was made with another model or recipe;"
+                " calibrate again"
             )
         ranges, groups = {}, {}
         for address, quantizer in self.quantizers.items():
@@ -382,7 +485,8 @@ class Engine:
             groups[address] = None if entry.grouping is None else entry.grouping.group_of
             if entry.lower.size != np.prod(shape, dtype=int):
                 raise ValueError(
-                    f"site {address}: the calibration has {entry.lower.size} ranges, the site needs {list(shape)}; calibrate again"
+                    f"site {address}: the calibration has {entry.lower.size} ranges, the site needs"
+                    f" {list(shape)}; calibrate again"
                 )
             ranges[address] = (entry.lower.reshape(shape), entry.upper.reshape(shape))
         ranges = fused_ranges(self.plan.sites, ranges)
@@ -398,15 +502,28 @@ class Engine:
 
 
 def _check_grouping(site: Site, found: calib.Grouping | None) -> None:
-    """Raises ValueError if the groups of dimensions in a calibration are not those that a site is to have."""
-    wanted = None if site.spec.layout.groups is None else (site.spec.layout.groups, site.order, site.shape[-1])
+    """Raises ValueError if the groups of dimensions in a calibration are not those that a site is
+    to have.
+    """
+    wanted = (
+        None
+        if site.spec.layout.groups is None
+        else (site.spec.layout.groups, site.order, site.shape[-1])
+    )
     given = None if found is None else (found.groups, found.order, found.group_of.size)
     if wanted != given:
         has, wants = (
-            "no groups of dimensions" if one is None else f"{one[0]} groups of {one[2]} dimensions sorted by {one[1] or 'nothing'}"
+            (
+                "no groups of dimensions"
+                if one is None
+                else f"{one[0]} groups of {one[2]} dimensions sorted by {one[1] or 'nothing'}"
+            )
             for one in (given, wanted)
         )
-        raise ValueError(f"site {site.address}: the calibration has {has}, the recipe wants {wants}: calibrate with this recipe")
+        raise ValueError(
+            f"site {site.address}: the calibration has {has}, the recipe wants {wants}: calibrate"
+            " with this recipe"
+        )
 
 
 def _apply_all(places: list[tuple[Site, Edge]], apply: EdgeEdit, tensor: tf.Tensor) -> tf.Tensor:
@@ -415,7 +532,9 @@ def _apply_all(places: list[tuple[Site, Edge]], apply: EdgeEdit, tensor: tf.Tens
     return tensor
 
 
-def fused_ranges(sites, ranges: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def fused_ranges(
+    sites, ranges: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Gives the sites of one group the smallest lower and largest upper end among them."""
     groups: dict[str, list[str]] = {}
     for site in sites:

@@ -15,7 +15,7 @@ from typing import Literal
 import tensorflow as tf
 
 from tfquant.choices import STES
-from tfquant.messages import shown
+from tfquant.error_messages import shown
 from tfquant.scale import SMALLEST_AMAX
 
 RANGE_GRADIENTS = ("none", "rounding", "clipping")

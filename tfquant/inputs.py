@@ -1,4 +1,8 @@
-"""Inputs: what users pass to a model, as the flat tensors that its trace takes; cast and reshaped as Keras does."""
+"""Inputs.
+
+What users pass to a model, as the flat tensors that its trace takes; cast and reshaped as Keras
+does.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfquant.graph.source import Source
+from tfquant.graph.model_adapter import ModelAdapter
 from tfquant.graph.trace import Trace
 
 
@@ -21,44 +25,60 @@ class Inputs:
       trace: its trace for inference; that for training takes the same inputs.
     """
 
-    def __init__(self, source: Source, trace: Trace):
+    def __init__(self, source: ModelAdapter, trace: Trace):
         self._arguments, self._structure = source.arguments, trace.input_structure
         self._names, self._specs = trace.input_names, trace.input_specs
         self._of_model = source.model is not None
         # Functional models cast what they are given; others compute with the type that comes.
-        self._casts = isinstance(source.model, keras.Model) and bool(getattr(source.model, "inputs", None))
+        self._casts = isinstance(source.model, keras.Model) and bool(
+            getattr(source.model, "inputs", None)
+        )
 
     def flatten(self, inputs: Any) -> list[tf.Tensor]:
         """Flat tensors in the types of the signature.
 
         Args:
-          inputs: of a model; of a function a tuple of arguments or a mapping with the names of parameters.
+          inputs: of a model; of a function a tuple of arguments or a mapping with the names of
+            parameters.
 
         Raises:
           ValueError: `inputs` do not fit the signature; the message names the input.
         """
         if self._arguments is not None:
-            inputs = self._arguments.bind_batch(tuple(inputs) if self._of_model and isinstance(inputs, list) else inputs)
+            inputs = self._arguments.bind_batch(
+                tuple(inputs) if self._of_model and isinstance(inputs, list) else inputs
+            )
         flat = self._by_name(inputs)
         if flat is None:
             inputs = self._as_structure(inputs)
             flat = tf.nest.flatten(inputs)
             if not self._same_structure(inputs) and not self._same_count(inputs, flat):
                 names = ", ".join(self._names)
-                raise ValueError(f"inputs are {_kind(inputs)}, the model takes {_kind(self._structure)} ({names})")
+                raise ValueError(
+                    f"inputs are {_kind(inputs)}, the model takes {_kind(self._structure)}"
+                    f" ({names})"
+                )
         return [
-            self._fitted(value, spec, name) for value, spec, name in zip(flat, self._specs, self._names, strict=True)
+            self._fitted(value, spec, name)
+            for value, spec, name in zip(flat, self._specs, self._names, strict=True)
         ]
 
     def of_batch(self, batch: Any) -> Any:
-        """The inputs of a batch that may be (inputs, targets) or (inputs, targets, weights), or a function's single argument."""
+        """The inputs of a batch that may be (inputs, targets) or (inputs, targets, weights), or a
+        function's single argument.
+        """
         if self._arguments is not None and not self._of_model:
             return batch if isinstance(batch, (tuple, Mapping)) else (batch,)
         if self._arguments is not None and self._binds(batch):
             return batch
         if self._fits(batch):
             return batch
-        if self._arguments is not None and isinstance(batch, (tuple, list)) and len(batch) in (2, 3) and self._binds(batch[0]):
+        if (
+            self._arguments is not None
+            and isinstance(batch, (tuple, list))
+            and len(batch) in (2, 3)
+            and self._binds(batch[0])
+        ):
             return batch[0]
         if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 3 and self._fits(batch[0]):
             return batch[0]
@@ -87,7 +107,10 @@ class Inputs:
         return self.takes_names(inputs) or self._same_structure(self._as_structure(inputs))
 
     def _by_name(self, inputs: Any) -> list[Any] | None:
-        """Leaves found by their names: keys of the structure, or, as Keras takes them as well, names of inputs."""
+        """Leaves found by their names.
+
+        Keys of the structure, or, as Keras takes them as well, names of inputs.
+        """
         if not isinstance(inputs, Mapping):
             return None
         structure = self._structure
@@ -96,7 +119,9 @@ class Inputs:
             return None
         missing = sorted(name for name in wanted if name not in inputs)
         if missing:
-            raise ValueError(f"input {missing[0]!r} is missing; the model takes {', '.join(sorted(wanted))}")
+            raise ValueError(
+                f"input {missing[0]!r} is missing; the model takes {', '.join(sorted(wanted))}"
+            )
         if not isinstance(structure, Mapping):
             return [inputs[name] for name in wanted]
         inputs = {name: inputs[name] for name in structure}
@@ -107,7 +132,11 @@ class Inputs:
         wants_list = isinstance(self._structure, (list, tuple)) and len(self._structure) == 1
         if wants_list and not isinstance(inputs, (list, tuple, Mapping)):
             return [inputs]
-        if isinstance(self._structure, tf.TensorSpec) and isinstance(inputs, (list, tuple)) and len(inputs) == 1:
+        if (
+            isinstance(self._structure, tf.TensorSpec)
+            and isinstance(inputs, (list, tuple))
+            and len(inputs) == 1
+        ):
             return inputs[0]
         return inputs
 
@@ -121,7 +150,11 @@ class Inputs:
     def _same_count(self, inputs: Any, flat: list[Any]) -> bool:
         """Whether a functional model takes them all the same, in the order in which they come."""
         nested = (inputs, self._structure)
-        return self._casts and len(flat) == len(self._specs) > 1 and not any(isinstance(n, Mapping) for n in nested)
+        return (
+            self._casts
+            and len(flat) == len(self._specs) > 1
+            and not any(isinstance(n, Mapping) for n in nested)
+        )
 
     def _fitted(self, value: Any, spec: tf.TensorSpec, name: str) -> tf.Tensor:
         if not tf.is_tensor(value):
@@ -130,7 +163,9 @@ class Inputs:
             value = _with_rank(value, spec)
         dtype = tf.as_dtype(value.dtype)
         if not spec.shape.is_compatible_with(value.shape):
-            raise ValueError(f"input {name!r} has shape {list(value.shape)}, the model takes {list(spec.shape)}")
+            raise ValueError(
+                f"input {name!r} has shape {list(value.shape)}, the model takes {list(spec.shape)}"
+            )
         if dtype == spec.dtype:
             return tf.convert_to_tensor(value)
         if not (_is_number(dtype) and _is_number(spec.dtype)):
@@ -141,7 +176,8 @@ class Inputs:
 
 
 def _check_whole(value: Any, spec: tf.TensorSpec, name: str, symbolic: bool) -> None:
-    """Raise ValueError if floats for an integer input are no whole numbers; a cast would cut them off.
+    """Raise ValueError if floats for an integer input are no whole numbers; a cast would cut them
+    off.
 
     Args:
       value: array or tensor.
@@ -153,11 +189,17 @@ def _check_whole(value: Any, spec: tf.TensorSpec, name: str, symbolic: bool) -> 
         if not hasattr(value, "numpy"):
             if symbolic:
                 return
-            raise ValueError(f"input {name!r} is {value.dtype.name}, the model was traced with {spec.dtype.name}: cast it")
+            raise ValueError(
+                f"input {name!r} is {value.dtype.name}, the model was traced with"
+                f" {spec.dtype.name}: cast it"
+            )
         value = value.numpy()
     value = np.asarray(value, np.float64)
     if not np.isfinite(value).all() or (value != np.trunc(value)).any():
-        raise ValueError(f"input {name!r} holds numbers that are not whole, the model takes {spec.dtype.name}: round them")
+        raise ValueError(
+            f"input {name!r} holds numbers that are not whole, the model takes {spec.dtype.name}:"
+            " round them"
+        )
 
 
 def _with_rank(value: Any, spec: tf.TensorSpec) -> Any:

@@ -69,7 +69,9 @@ class CompiledKernel:
 
 
 def compiled_size(size: tf.Tensor) -> tf.Tensor:
-    """Smallest number of at most four binary digits times a power of two that is not below `size`."""
+    """Smallest number of at most four binary digits times a power of two that is not below
+    `size`.
+    """
     exponent = tf.cast(tf.bitcast(tf.cast(size, tf.float64), tf.int64) // 2**52, tf.int32) - 1023
     unit = tf.bitwise.left_shift(1, tf.maximum(exponent - (_SIGNIFICANT_DIGITS - 1), 0))
     return (size + unit - 1) // unit * unit

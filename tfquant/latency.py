@@ -1,4 +1,7 @@
-"""Latency of opened files: they take turns on the same inputs, so that a machine whose speed drifts slows all of them alike."""
+"""Latency of opened files.
+
+They take turns on the same inputs, so that a machine whose speed drifts slows all of them alike.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ WARM_UP = 3
 FEWEST = 10  # calls of each file, however long they take
 # A turn: calls one after another, behind one that is not timed; more where they are short.
 TURN, TURN_S, LONGEST_TURN = 5, 0.05, 200
-# Before each turn: idle threads of a runtime go on spinning for a while, at the cost of who comes next.
+# Before each turn: idle threads of a runtime go on spinning for a while, at the cost of who comes
+# next.
 PAUSE_S = 0.1
 
 
@@ -54,28 +58,47 @@ class Workload:
     batch: int
 
     @classmethod
-    def of(cls, inputs: Sequence[Input], batch: int, length: int | str, rows: Mapping[str, np.ndarray] | None = None) -> Workload:
+    def of(
+        cls,
+        inputs: Sequence[Input],
+        batch: int,
+        length: int | str,
+        rows: Mapping[str, np.ndarray] | None = None,
+    ) -> Workload:
         """Of so many rows a call.
 
         Args:
           inputs: of the files.
           batch: rows of a call.
-          length: of every open axis beside the rows: rows are cut off or padded with zeros; `real` makes a call as long as its
-            longest row, as the input whose name has `mask` in it says.
-          rows: data by input name; without it inputs are zeros, and ones where the name has `mask` in it.
+          length: of every open axis beside the rows: rows are cut off or padded with zeros; `real`
+            makes a call as long as its longest row, as the input whose name has `mask` in it says.
+          rows: data by input name; without it inputs are zeros, and ones where the name has `mask`
+            in it.
 
         Raises:
-          ValueError: `rows` lacks an input or has too few rows, `real` finds no mask, or inputs do not fit into memory.
+          ValueError: `rows` lacks an input or has too few rows, `real` finds no mask, or inputs do
+            not fit into memory.
         """
         open_size = 1 if length == "real" else int(length)
-        sizes = [[batch, *(open_size if size is None else size for size in entry.shape[1:])] for entry in inputs]
-        needed = sum(math.prod(size) * entry.dtype.itemsize for size, entry in zip(sizes, inputs, strict=True))
+        sizes = [
+            [batch, *(open_size if size is None else size for size in entry.shape[1:])]
+            for entry in inputs
+        ]
+        needed = sum(
+            math.prod(size) * entry.dtype.itemsize
+            for size, entry in zip(sizes, inputs, strict=True)
+        )
         check_fits(needed, f"inputs of {batch} rows of length {length}")
         if rows is None:
-            return cls([{entry.name: _constant(entry, batch, int(length)) for entry in inputs}], batch)
+            return cls(
+                [{entry.name: _constant(entry, batch, int(length)) for entry in inputs}], batch
+            )
         missing = [entry.name for entry in inputs if entry.name not in rows]
         if missing:
-            raise ValueError(f"the data has no input {missing[0]!r}; the file takes {', '.join(entry.name for entry in inputs)}")
+            raise ValueError(
+                f"the data has no input {missing[0]!r}; the file takes"
+                f" {', '.join(entry.name for entry in inputs)}"
+            )
         count = len(rows[inputs[0].name])
         if count < batch:
             raise ValueError(f"the data has {count} rows, fewer than a batch of {batch}")
@@ -86,11 +109,15 @@ class Workload:
         for start in range(0, count - batch + 1, batch):
             chosen = slice(start, start + batch)
             size = max(1, int(mask[chosen].sum(-1).max())) if length == "real" else int(length)
-            feeds.append({entry.name: _sized(rows[entry.name][chosen], entry, size) for entry in inputs})
+            feeds.append(
+                {entry.name: _sized(rows[entry.name][chosen], entry, size) for entry in inputs}
+            )
         return cls(feeds, batch)
 
 
-def measure(sessions: Mapping[str, Session], workload: Workload, seconds: float) -> dict[str, Measured]:
+def measure(
+    sessions: Mapping[str, Session], workload: Workload, seconds: float
+) -> dict[str, Measured]:
     """Times every file for about `seconds`, pauses included, some calls of each in turn."""
     taken: dict[str, list[float]] = {name: [] for name in sessions}
     feeds = itertools.cycle(workload.feeds)
@@ -98,7 +125,9 @@ def measure(sessions: Mapping[str, Session], workload: Workload, seconds: float)
         slowest = max([_seconds(session, feed) for session in sessions.values()])
     turn = min(max(TURN, math.ceil(TURN_S / slowest)), LONGEST_TURN)
     began = time.perf_counter()
-    while len(min(taken.values(), key=len)) < FEWEST or time.perf_counter() - began < seconds * len(sessions):
+    while len(min(taken.values(), key=len)) < FEWEST or time.perf_counter() - began < seconds * len(
+        sessions
+    ):
         untimed, *timed = itertools.islice(feeds, 1 + turn)
         for name, session in sessions.items():
             time.sleep(PAUSE_S)
@@ -128,5 +157,11 @@ def _sized(rows: np.ndarray, entry: Input, length: int) -> np.ndarray:
     for axis, size in enumerate(entry.shape):
         if axis and size is None and axis < rows.ndim:
             rows = rows.take(range(min(length, rows.shape[axis])), axis)
-            rows = np.pad(rows, [(0, length - rows.shape[axis] if other == axis else 0) for other in range(rows.ndim)])
+            rows = np.pad(
+                rows,
+                [
+                    (0, length - rows.shape[axis] if other == axis else 0)
+                    for other in range(rows.ndim)
+                ],
+            )
     return rows

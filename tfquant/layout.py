@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from tfquant.messages import shown
+from tfquant.error_messages import shown
 
 GRANULARITIES = ("per_tensor", "per_channel", "per_embedding", "per_embedding_group", "per_token")
 PER_EMBEDDING = ("per_embedding", "per_embedding_group")

@@ -1,13 +1,17 @@
-"""Ranges that training learns: what is trained in place of a range's ends, and how the ends follow from it.
+"""Ranges that training learns: what is trained in place of a range's ends, and how the ends follow
+from it.
 
-Every way trains one number for each range, from which its width follows (amax of a symmetric grid, upper - lower of another), and
-for asymmetric grids an offset, the lower end or its share of the width. Gradients of the width are those of `tfquant.qdq`.
+Every way trains one number for each range, from which its width follows (amax of a symmetric grid,
+upper - lower of another), and for asymmetric grids an offset, the lower end or its share of the
+width. Gradients of the width are those of `tfquant.qdq`.
 
-- `lsq`: the step between two codes, its gradient scaled by 1 / sqrt(elements * largest code). Esser et al. 2020, arXiv:1902.08153;
-  with the offset Bhalgat et al. 2020, arXiv:2004.09576.
-- `tqt`: log2 of the width. Jain et al. 2020, arXiv:1903.08066, without its restriction of scales to powers of two; and the offset
-  as a share of the width (ours, as the paper's grids are symmetric), so that one learning rate suits ranges of any magnitude.
-- `pact`: the width itself, with a gradient from clipped values alone. Choi et al. 2018, arXiv:1805.06085.
+- `lsq`: the step between two codes, its gradient scaled by 1 / sqrt(elements * largest code). Esser
+  et al. 2020, arXiv:1902.08153; with the offset Bhalgat et al. 2020, arXiv:2004.09576.
+- `tqt`: log2 of the width. Jain et al. 2020, arXiv:1903.08066, without its restriction of scales to
+  powers of two; and the offset as a share of the width (ours, as the paper's grids are symmetric),
+  so that one learning rate suits ranges of any magnitude.
+- `pact`: the width itself, with a gradient from clipped values alone. Choi et al. 2018,
+  arXiv:1805.06085.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from calib.codebook import Codebook
-from tfquant.distributed import Group
+from tfquant.distributed.group import Group
 from tfquant.gradients import scaled
 from tfquant.scale import SMALLEST_AMAX, symmetric_range, width_of
 
@@ -37,7 +41,8 @@ class Parametrization:
       of_width, to_width: (value, number of steps in the width) -> value; the second on tensors.
       positive: whether the variable has to be, for the width to be.
       scaled: whether the gradient gets LSQ's scale.
-      offset: name of the variable for the lower end: `offset` for itself, `relative_offset` for its share of the width.
+      offset: name of the variable for the lower end: `offset` for itself, `relative_offset` for its
+        share of the width.
     """
 
     name: str
@@ -50,7 +55,13 @@ class Parametrization:
 
 
 PARAMETRIZATIONS = {
-    "lsq": Parametrization("step", "rounding", lambda w, steps: w / steps, lambda v, steps: v * float(steps), scaled=True),
+    "lsq": Parametrization(
+        "step",
+        "rounding",
+        lambda w, steps: w / steps,
+        lambda v, steps: v * float(steps),
+        scaled=True,
+    ),
     "tqt": Parametrization(
         "log2_threshold",
         "rounding",
@@ -62,11 +73,14 @@ PARAMETRIZATIONS = {
     "pact": Parametrization("clip", "clipping", lambda w, _: w, lambda v, _: v),
 }
 # Paths of the variables that hold them; such are no weights, and are not decayed.
-PARAMETER_PATH = rf"^ranges/.*/({'|'.join([*(p.name for p in PARAMETRIZATIONS.values()), OFFSET, RELATIVE_OFFSET])})$"
+_PARAMETERS = [*(p.name for p in PARAMETRIZATIONS.values()), OFFSET, RELATIVE_OFFSET]
+PARAMETER_PATH = rf"^ranges/.*/({'|'.join(_PARAMETERS)})$"
 
 
 def parameter_path(address: str, name: str) -> str:
-    """Name of a variable that holds the range of a site; exporters and Keras allow no colon in it."""
+    """Name of a variable that holds the range of a site; exporters and Keras allow no colon in
+    it.
+    """
     return f"ranges/{address.replace(':', '/')}/{name}"
 
 
@@ -76,29 +90,45 @@ class LearnedRange:
     Attributes:
       parametrization: see there.
       value: float32 variable of the range's shape, NaN until set.
-      offset: the lower end where the codebook is asymmetric, or its share of the width, from -1 to 0; else None.
+      offset: the lower end where the codebook is asymmetric, or its share of the width, from -1 to
+        0; else None.
 
     Args:
       update: name of the parametrization.
       codebook: of the site's format.
       shape: of either end.
       address: of the site.
-      is_weight: whether the site quantizes a parameter, all of whose elements count for LSQ's scale of the gradient.
+      is_weight: whether the site quantizes a parameter, all of whose elements count for LSQ's scale
+        of the gradient.
     """
 
-    def __init__(self, update: str, codebook: Codebook, shape: tuple[int, ...], address: str, *, is_weight: bool = False):
+    def __init__(
+        self,
+        update: str,
+        codebook: Codebook,
+        shape: tuple[int, ...],
+        address: str,
+        *,
+        is_weight: bool = False,
+    ):
         self.parametrization, self._is_weight = PARAMETRIZATIONS[update], is_weight
         self._codebook, self._steps = codebook, codebook.quant_max
         unset = np.full(shape, np.nan, np.float32)
-        self.value = tf.Variable(unset, trainable=True, name=parameter_path(address, self.parametrization.name))
+        self.value = tf.Variable(
+            unset, trainable=True, name=parameter_path(address, self.parametrization.name)
+        )
         self.offset = None
         if not codebook.symmetric:
-            self.offset = tf.Variable(unset, trainable=True, name=parameter_path(address, self.parametrization.offset))
+            self.offset = tf.Variable(
+                unset, trainable=True, name=parameter_path(address, self.parametrization.offset)
+            )
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
         """By the last part of their names."""
-        return {self.parametrization.name: self.value} | ({} if self.offset is None else {self.parametrization.offset: self.offset})
+        return {self.parametrization.name: self.value} | (
+            {} if self.offset is None else {self.parametrization.offset: self.offset}
+        )
 
     def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
         """Starts from a calibrated range."""
@@ -106,13 +136,16 @@ class LearnedRange:
         self.value.assign(np.asarray(self.parametrization.of_width(width, self._steps), np.float32))
         if self.offset is not None:
             lower = np.minimum(lower, np.float32(0))
-            self.offset.assign(lower / width if self.parametrization.offset == RELATIVE_OFFSET else lower)
+            self.offset.assign(
+                lower / width if self.parametrization.offset == RELATIVE_OFFSET else lower
+            )
 
     def range(self, elements: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """(lower, upper), differentiable in the variables.
 
         Args:
-          elements: how many values share one range, for LSQ's scale of the gradient; None leaves the gradient unscaled.
+          elements: how many values share one range, for LSQ's scale of the gradient; None leaves
+            the gradient unscaled.
         """
         value = tf.convert_to_tensor(self.value)
         if self.parametrization.scaled and elements is not None:
@@ -134,12 +167,17 @@ class LearnedRange:
     def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
         """See `tfquant.stored_range.RangeState`."""
         elements = tf.size(x) // int(np.prod(self.value.shape, dtype=int))
-        if not self._is_weight and x.shape.rank:  # the source counts an activation's elements in one example
+        if (
+            not self._is_weight and x.shape.rank
+        ):  # the source counts an activation's elements in one example
             elements //= tf.maximum(tf.shape(x)[0], 1)
         return self.range(elements)
 
     def constraints(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
-        """What keeps each variable where it makes a range, by name: a width is positive, zero lies inside the range."""
+        """What keeps each variable where it makes a range, by name.
+
+        A width is positive, zero lies inside the range.
+        """
         found: dict[str, Callable] = {}
         if self.parametrization.positive:
             narrowest = self.parametrization.of_width(np.float32(SMALLEST_AMAX), self._steps)

@@ -1,4 +1,7 @@
-"""What `quantize` returns: a keras.Model, or a callable for a function, around the engine of a traced graph."""
+"""What `quantize` returns.
+
+A keras.Model, or a callable for a function, around the engine of a traced graph.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,18 @@ import numpy as np
 import tensorflow as tf
 from keras.src.saving import saving_lib
 
-from tfquant.distributed import Group
+from tfquant.distributed.group import Group
 from tfquant.engine import Engine
+from tfquant.graph.model_adapter import is_keras_model
 from tfquant.graph.plan import Plan
 from tfquant.graph.side_outputs import get_keras_mask
-from tfquant.graph.source import is_keras_model
 from tfquant.learned import parameter_path
 from tfquant.overrides import class_for
 from tfquant.rules import Recipe
 
 _NOT_SAVED = (
-    "a quantized model is not rebuilt from a configuration: save it with tfquant.save(model, path) and load it with "
-    "tfquant.load(path, original_model), or use save_weights"
+    "a quantized model is not rebuilt from a configuration: save it with tfquant.save(model, path)"
+    " and load it with tfquant.load(path, original_model), or use save_weights"
 )
 
 
@@ -56,10 +59,12 @@ class _State:
         self._engine.mode = mode
 
     def share_ranges(self, group: Group) -> None:
-        """For training in several processes: ranges that are moving averages follow the batches of all of them together.
+        """For training in several processes: ranges that are moving averages follow the batches of
+        all of them together.
 
-        What each rank sees of a step counts as one batch: the extremes are taken over all ranks before they are averaged in, so
-        that N ranks have the ranges of one process with N times the batch. To be called on every rank, before training.
+        What each rank sees of a step counts as one batch: the extremes are taken over all ranks
+        before they are averaged in, so that N ranks have the ranges of one process with N times the
+        batch. To be called on every rank, before training.
         """
         self._engine.share_ranges(group)
 
@@ -69,43 +74,60 @@ class _State:
         return all(q.calibrated for q in self._engine.quantizers.values())
 
     def ranges(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Site address -> (lower, upper), float32 of the site's range shape; dynamic sites are left out."""
+        """Site address -> (lower, upper), float32 of the site's range shape; dynamic sites are left
+        out.
+        """
         return {a: (q.lower.numpy(), q.upper.numpy()) for a, q in self._engine.quantizers.items()}
 
 
 class QuantizedModel(_State, keras.Model):
-    """A model whose graph holds quantizers. Inputs, outputs and variables are those of the original; ranges come on top.
+    """A model whose graph holds quantizers. Inputs, outputs and variables are those of the
+    original; ranges come on top.
 
-    `compile`, `fit`, `evaluate`, `predict` and `save_weights` work as on any Keras model, and layers, names, metrics and what the
-    model's class defines for training are the original's. The weights are shared with the original: training one trains the
-    other.
+    `compile`, `fit`, `evaluate`, `predict` and `save_weights` work as on any Keras model, and
+    layers, names, metrics and what the model's class defines for training are the original's. The
+    weights are shared with the original: training one trains the other.
     """
 
     def __init__(self, model: Any, engine: Engine):
-        # Not `super()`: the class of the original may stand between, and has been initialized in the original.
+        # Not `super()`: the class of the original may stand between, and has been initialized in
+        # the original.
         policy = model.dtype_policy if isinstance(model, keras.Layer) else None
         keras.Model.__init__(self, name=getattr(model, "name", None), autocast=False, dtype=policy)
         self._engine = engine
         self.original = model
         self.supports_jit = False  # XLA on CPU runs QDQ graphs many times slower
         self.supports_masking = True  # masks come out of the trace
-        self._metrics.extend(getattr(model, "_metrics", ()) if isinstance(model, keras.Layer) else ())
+        self._metrics.extend(
+            getattr(model, "_metrics", ()) if isinstance(model, keras.Layer) else ()
+        )
         self._trains_by_default = bool(_default_training(model))
         self._track_state()
 
     def _track_state(self) -> None:
-        """Track variables that Keras does not see through the original: ranges, and what a foreign model holds."""
+        """Track variables that Keras does not see through the original.
+
+        Ranges, and what a foreign model holds.
+        """
         locked = self._tracker.locked
         self._tracker.unlock()
         engine, tracked = self._engine, {id(v.value): v for v in self.variables}
         foreign = not isinstance(self.original, keras.Layer)
-        trained = {id(v) for v in getattr(self.original, "trainable_variables", ())} if is_keras_model(self.original) else None
+        trained = (
+            {id(v) for v in getattr(self.original, "trainable_variables", ())}
+            if is_keras_model(self.original)
+            else None
+        )
         for trace in (engine.inference, engine.training) if foreign else (engine.inference,):
             for name, variable in trace.variables.items():
                 # Keras 3 trains no variable of a layer that is not its own.
-                trainable = foreign and (variable.trainable if trained is None else id(variable) in trained)
+                trainable = foreign and (
+                    variable.trainable if trained is None else id(variable) in trained
+                )
                 if id(variable) not in tracked:
-                    tracked[id(variable)] = adopted = adopt(variable, trace.paths[name], trainable=trainable)
+                    tracked[id(variable)] = adopted = adopt(
+                        variable, trace.paths[name], trainable=trainable
+                    )
                     self._track_variable(adopted)
                 elif foreign and tracked[id(variable)].trainable != trainable:
                     self._untrack_variable(tracked[id(variable)])
@@ -116,17 +138,23 @@ class QuantizedModel(_State, keras.Model):
             for name, variable in quantizer.variables.items():
                 if id(variable) in tracked:
                     continue
-                # Keras makes scopes of the paths of what it trains, in which a colon is not allowed.
-                path = f"{address}/{name}" if quantizer.learned is None else parameter_path(address, name)
+                # Keras makes scopes of the paths of what it trains, in which a colon is not
+                # allowed.
+                path = (
+                    f"{address}/{name}"
+                    if quantizer.learned is None
+                    else parameter_path(address, name)
+                )
                 self._track_variable(adopt(variable, path, constraints.get(name)))
         if locked:
             self._tracker.lock()
 
     def retrace(self) -> None:
-        """Take over what has changed in the Python objects of the original: flags, rates, regularizers, layers.
+        """Take over what has changed in the Python objects of the original: flags, rates,
+        regularizers, layers.
 
-        `compile` does it, and so does the first `fit`, `evaluate` or `predict` after it: nothing happens where nothing has changed.
-        Ranges stay with the addresses of their sites.
+        `compile` does it, and so does the first `fit`, `evaluate` or `predict` after it: nothing
+        happens where nothing has changed. Ranges stay with the addresses of their sites.
 
         Raises:
           TraceError, RecipeError: as for `tfquant.quantize`; the model is as before then.
@@ -135,11 +163,16 @@ class QuantizedModel(_State, keras.Model):
             return
         self._track_state()
         self.train_function = self.test_function = self.predict_function = None
-        missing = [address for address, quantizer in self._engine.quantizers.items() if not quantizer.calibrated]
+        missing = [
+            address
+            for address, quantizer in self._engine.quantizers.items()
+            if not quantizer.calibrated
+        ]
         if missing and len(missing) < len(self._engine.quantizers):
             warnings.warn(
-                f"site {missing[0]} is new since the model was quantized and has no range ({len(missing)} of "
-                f"{len(self._engine.quantizers)} sites have none): run tfquant.calibrate(model, batches)",
+                f"site {missing[0]} is new since the model was quantized and has no range"
+                f" ({len(missing)} of {len(self._engine.quantizers)} sites have none): run"
+                " tfquant.calibrate(model, batches)",
                 stacklevel=3,
             )
 
@@ -170,12 +203,16 @@ class QuantizedModel(_State, keras.Model):
         leaves = tf.nest.flatten(inputs)
         if any(get_keras_mask(leaf) is not None for leaf in leaves):
             raise ValueError(
-                f"an input of the quantized model {self.name!r} carries a Keras mask, with which it was not traced: quantize the "
-                "model that the mask comes from as a whole"
+                f"an input of the quantized model {self.name!r} carries a Keras mask, with which it"
+                " was not traced: quantize the model that the mask comes from as a whole"
             )
         if not any(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
-            inputs = tf.nest.pack_sequence_as(self._engine.inference.input_structure, self._engine.flatten_inputs(inputs))
-        return keras.Model.__call__(self, inputs, **({} if training is None else {"training": training}))
+            inputs = tf.nest.pack_sequence_as(
+                self._engine.inference.input_structure, self._engine.flatten_inputs(inputs)
+            )
+        return keras.Model.__call__(
+            self, inputs, **({} if training is None else {"training": training})
+        )
 
     def _single_argument(self, args: tuple, kwargs: dict[str, Any], mask: Any) -> Any:
         """All arguments of a call but `training` as one structure.
@@ -190,8 +227,8 @@ class QuantizedModel(_State, keras.Model):
         if mask is not None or len(args) + len(kwargs) != 1:
             extra = "mask" if mask is not None else next(iter(kwargs), "another argument")
             raise ValueError(
-                f"{self.name}: {extra} was not given when the model was traced: quantize it with inputs={{...}}, a mapping with "
-                "the names of all arguments that carry tensors"
+                f"{self.name}: {extra} was not given when the model was traced: quantize it with"
+                " inputs={...}, a mapping with the names of all arguments that carry tensors"
             )
         return args[0] if args else next(iter(kwargs.values()))
 
@@ -216,7 +253,10 @@ class QuantizedModel(_State, keras.Model):
         self.train_function = self.test_function = self.predict_function = None
 
     def __getattr__(self, name: str) -> Any:
-        """What only the original has: attributes that its class sets, `output_names`, `input_shape` and so on."""
+        """What only the original has.
+
+        Attributes that its class sets, `output_names`, `input_shape` and so on.
+        """
         original = self.__dict__.get("original")
         if original is None or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -277,9 +317,13 @@ class QuantizedModel(_State, keras.Model):
 
     @property
     def built(self):
-        # All that `keras.saving.save_model` looks at before it opens the file, which would then be lost.
+        # All that `keras.saving.save_model` looks at before it opens the file, which would then be
+        # lost.
         caller = sys._getframe(1)
-        if caller.f_code.co_name == "save_model" and caller.f_globals.get("__name__") == saving_lib.__name__:
+        if (
+            caller.f_code.co_name == "save_model"
+            and caller.f_globals.get("__name__") == saving_lib.__name__
+        ):
             raise ValueError(_NOT_SAVED)
         return True
 
@@ -292,7 +336,8 @@ class QuantizedModel(_State, keras.Model):
 
     def export(self, filepath, *args, **kwargs):
         raise ValueError(
-            "Keras exports float models: use tfquant.export(model, path, target), which keeps the quantizers and checks the file"
+            "Keras exports float models: use tfquant.export(model, path, target), which keeps the"
+            " quantizers and checks the file"
         )
 
     def get_config(self):
@@ -301,7 +346,9 @@ class QuantizedModel(_State, keras.Model):
 
 def _default_training(model: Any) -> Any:
     """What `training` is in a call of `model` that does not say it."""
-    parameter = inspect.signature(model.call).parameters.get("training") if hasattr(model, "call") else None
+    parameter = (
+        inspect.signature(model.call).parameters.get("training") if hasattr(model, "call") else None
+    )
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
@@ -334,7 +381,10 @@ class QuantizedFunction(_State):
 
 
 def wrap(model: Any, engine: Engine) -> QuantizedModel | QuantizedFunction:
-    """The wrapper that fits what the user gave: a keras.Model for models, a callable for functions."""
+    """The wrapper that fits what the user gave.
+
+    A keras.Model for models, a callable for functions.
+    """
     if is_keras_model(model) or hasattr(model, "signatures"):
         return class_for(QuantizedModel, model)(model, engine)
     return QuantizedFunction(model, engine)
@@ -346,7 +396,8 @@ def adopt(
     constraint: Callable[[tf.Tensor], tf.Tensor] | None = None,
     trainable: bool | None = None,
 ) -> keras.Variable:
-    """A keras.Variable that *is* `variable`: same memory, so that Keras tracks, trains and saves it.
+    """A keras.Variable that *is* `variable`: same memory, so that Keras tracks, trains and saves
+    it.
 
     Args:
       variable: of TensorFlow.

@@ -1,8 +1,9 @@
-"""Sites that checkpoints and calibrations of earlier versions lack, because these told fewer places apart.
+"""Sites that checkpoints and calibrations of earlier versions lack, because these told fewer places
+apart.
 
-They gave all uses of one variable one range, however it was moved, cut or scaled on the way, and left the second use of a layer
-norm, activation or residual connection in float. Such files keep loading: ranges of parameters follow from the weights, and what
-was in float stays in float.
+They gave all uses of one variable one range, however it was moved, cut or scaled on the way, and
+left the second use of a layer norm, activation or residual connection in float. Such files keep
+loading: ranges of parameters follow from the weights, and what was in float stays in float.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from tfquant.rules import Recipe, Rule
 from tfquant.site import PARAMETER_ROLES, Site
 
 _NUMBER = re.compile(r"#\d+$")
-_REPEATED_ROLES = ("layernorm_input", "layernorm_output", "residual", "residual_other", "residual_sum", "activation_output")
+_REPEATED_ROLES = (
+    "layernorm_input",
+    "layernorm_output",
+    "residual",
+    "residual_other",
+    "residual_sum",
+    "activation_output",
+)
 
 
 def lacking(sites: Iterable[Site], known: Iterable[str]) -> list[Site]:
@@ -35,9 +43,11 @@ def lacking(sites: Iterable[Site], known: Iterable[str]) -> list[Site]:
 
 
 def with_partners(sites: Iterable[Site], parted: Iterable[str]) -> list[str]:
-    """Return the addresses of parameters whose ranges do not follow from a file of an earlier version.
+    """Return the addresses of parameters whose ranges do not follow from a file of an earlier
+    version.
 
-    Such a file has one range for all uses of a variable, which is that of any of them: it fits none for certain.
+    Such a file has one range for all uses of a variable, which is that of any of them: it fits none
+    for certain.
 
     Args:
       sites: of the model.
@@ -45,11 +55,16 @@ def with_partners(sites: Iterable[Site], parted: Iterable[str]) -> list[str]:
     """
     parted = set(parted)
     layers = {_layer(address) for address in parted}
-    return [site.address for site in sites if site.address in parted or (site.is_weight and _layer(site.address) in layers)]
+    return [
+        site.address
+        for site in sites
+        if site.address in parted or (site.is_weight and _layer(site.address) in layers)
+    ]
 
 
 def recipe_of_file(recipe: Recipe, sites: Iterable[Site]) -> Recipe:
-    """Return the recipe that leaves what an earlier version dropped in float; parameters are not touched.
+    """Return the recipe that leaves what an earlier version dropped in float; parameters are not
+    touched.
 
     Args:
       recipe: of the file.
@@ -73,9 +88,14 @@ def _is_of_parameter(address: str) -> bool:
 
 
 def _could_be_shared(site: Site, layers: set[str]) -> bool:
-    """Whether a site of the file may have quantized the same variable: one of that layer, or of a variable of it."""
+    """Whether a site of the file may have quantized the same variable.
+
+    One of that layer, or of a variable of it.
+    """
     own = _layer(site.address)
-    return site.is_weight and any(own in (layer, parent(layer)) or parent(own) == layer for layer in layers)
+    return site.is_weight and any(
+        own in (layer, parent(layer)) or parent(own) == layer for layer in layers
+    )
 
 
 def _was_dropped(site: Site) -> bool:

@@ -1,4 +1,6 @@
-"""The public names, from where they are defined; `tfquant` loads this module when one is asked for."""
+"""The public names, from where they are defined; `tfquant` loads this module when one is asked
+for.
+"""
 
 from calib import Calibration
 from calib.outliers import OutlierReport, Outliers, outlier_report

@@ -1,7 +1,8 @@
-"""Fingerprint of what Python holds of a model: everything that a trace reads and that no variable holds.
+"""Fingerprint of what Python holds of a model: everything that a trace reads and that no variable
+holds.
 
-A trace is taken once; flags, rates, sublayers and constants that Python code reads are fixed in it. Comparing fingerprints
-tells whether a new trace could differ, at a small part of its cost.
+A trace is taken once; flags, rates, sublayers and constants that Python code reads are fixed in it.
+Comparing fingerprints tells whether a new trace could differ, at a small part of its cost.
 """
 
 from __future__ import annotations
@@ -17,25 +18,67 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# Of what every Keras layer has, these decide what a call computes; the rest is Keras' own bookkeeping.
-_READ_BY_CALLS = frozenset({
-    "_dtype_policy", "_layers", "_supports_masking", "_trainable", "activity_regularizer", "autocast", "_remat_mode",
-    "_self_tracked_trackables", "_activity_regularizer",
-})  # fmt: skip
+# Of what every Keras layer has, these decide what a call computes; the rest is Keras' own
+# bookkeeping.
+_READ_BY_CALLS = frozenset(
+    {
+        "_dtype_policy",
+        "_layers",
+        "_supports_masking",
+        "_trainable",
+        "activity_regularizer",
+        "autocast",
+        "_remat_mode",
+        "_self_tracked_trackables",
+        "_activity_regularizer",
+    }
+)
 # Left on a model by `compile`, `fit` and the like.
-_LEFT_BY_TRAINING = frozenset({
-    "_compile_config", "_compiled_trainable_state", "_epoch_iterator", "_eval_epoch_iterator", "_optimizer",
-    "_pss_evaluation_shards",
-    "_saved_model_arg_spec", "history", "loss", "optimizer", "stop_evaluating", "stop_predicting", "stop_training",
-})  # fmt: skip
+_LEFT_BY_TRAINING = frozenset(
+    {
+        "_compile_config",
+        "_compiled_trainable_state",
+        "_epoch_iterator",
+        "_eval_epoch_iterator",
+        "_optimizer",
+        "_pss_evaluation_shards",
+        "_saved_model_arg_spec",
+        "history",
+        "loss",
+        "optimizer",
+        "stop_evaluating",
+        "stop_predicting",
+        "stop_training",
+    }
+)
 _LARGEST_ARRAY = 1 << 20  # bytes of an array whose values are compared; of larger ones the object
-_LIBRARIES = frozenset({*sys.stdlib_module_names, "tensorflow", "numpy", "absl", "h5py", "six", "google"}) - {"__main__"}
-_INTERNALS = ("keras.src.ops", "keras.src.backend", "keras.src.utils.tracking", "tf_keras.src.engine.node")
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), tf.DType, tf.TensorShape, np.generic, np.dtype)
+_LIBRARIES = frozenset(
+    {*sys.stdlib_module_names, "tensorflow", "numpy", "absl", "h5py", "six", "google"}
+) - {"__main__"}
+_INTERNALS = (
+    "keras.src.ops",
+    "keras.src.backend",
+    "keras.src.utils.tracking",
+    "tf_keras.src.engine.node",
+)
+_PLAIN = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    tf.DType,
+    tf.TensorShape,
+    np.generic,
+    np.dtype,
+)
 
 
 def fingerprint(model: Any) -> Hashable:
-    """What Python code of `model` could read while it is traced; equal as long as nothing of it changes.
+    """What Python code of `model` could read while it is traced; equal as long as nothing of it
+    changes.
 
     Args:
       model: a Keras or tf-keras model or layer.
@@ -44,17 +87,23 @@ def fingerprint(model: Any) -> Hashable:
 
 
 class _Walk:
-    """Objects reachable from a model, each visited once, in an order that does not depend on addresses."""
+    """Objects reachable from a model, each visited once, in an order that does not depend on
+    addresses.
+    """
 
     def __init__(self, kind: type):
         self.found: list[Hashable] = []
         self._numbers: dict[int, int] = {}
         self._alive: list[Any] = []  # ids must not be used again meanwhile
-        self._ignored = _bookkeeping("tf_keras" if kind.__module__.startswith("tf_keras") else "keras")
+        self._ignored = _bookkeeping(
+            "tf_keras" if kind.__module__.startswith("tf_keras") else "keras"
+        )
         self._ignored |= _bookkeeping("tf_keras") if _is_tf_keras(kind) else frozenset()
 
     def run(self, model: Any) -> list[Hashable]:
-        """All that is found, in the order of the walk; without recursion, as users nest their models deeply."""
+        """All that is found, in the order of the walk; without recursion, as users nest their
+        models deeply.
+        """
         pending = [model]
         while pending:
             value = pending.pop()
@@ -103,29 +152,52 @@ class _Walk:
 
     def _is_ignored(self, owner: Any, name: str) -> bool:
         layer = isinstance(owner, keras.Layer) or _is_tf_keras(type(owner))
-        return layer and (name in self._ignored or (name.startswith("_self_") and name not in _READ_BY_CALLS))
+        return layer and (
+            name in self._ignored or (name.startswith("_self_") and name not in _READ_BY_CALLS)
+        )
 
 
 def _of_array(value: Any) -> Hashable:
-    """Values of an array or of an eager tensor; symbolic tensors, left over from a trace, say nothing."""
+    """Values of an array or of an eager tensor; symbolic tensors, left over from a trace, say
+    nothing.
+    """
     if tf.is_tensor(value):
         if not hasattr(value, "numpy"):
             return "symbolic tensor"
-        size = int(np.prod(value.shape)) * value.dtype.size if value.dtype.is_numpy_compatible else _LARGEST_ARRAY + 1
+        size = (
+            int(np.prod(value.shape)) * value.dtype.size
+            if value.dtype.is_numpy_compatible
+            else _LARGEST_ARRAY + 1
+        )
         if size > _LARGEST_ARRAY:
             return ("tensor", id(value))
         value = value.numpy()
     if value.nbytes > _LARGEST_ARRAY or value.dtype.hasobject:
         return ("array", id(value))
-    return ("array", str(value.dtype), value.shape, zlib.crc32(np.ascontiguousarray(value).tobytes()))
+    return (
+        "array",
+        str(value.dtype),
+        value.shape,
+        zlib.crc32(np.ascontiguousarray(value).tobytes()),
+    )
 
 
 def _is_opaque(value: Any) -> bool:
-    """Whether an object is compared by identity: functions, classes, and what libraries keep for themselves."""
+    """Whether an object is compared by identity.
+
+    Functions, classes, and what libraries keep for themselves.
+    """
     kind = type(value)
     return (
         not hasattr(value, "__dict__")
-        or isinstance(value, type | types.ModuleType | types.FunctionType | keras.KerasTensor | keras.optimizers.Optimizer)
+        or isinstance(
+            value,
+            type
+            | types.ModuleType
+            | types.FunctionType
+            | keras.KerasTensor
+            | keras.optimizers.Optimizer,
+        )
         or _of_library(kind.__module__)
         or kind.__module__.startswith(_INTERNALS)
         and not isinstance(value, keras.Operation)

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant import qdq
-from tfquant.distributed import Group, Single
+from tfquant.distributed.group import Group, Single
 from tfquant.layout import spread
 from tfquant.learned import PARAMETRIZATIONS, LearnedRange, parameter_path
 from tfquant.scale import LARGEST_AMAX
@@ -133,9 +133,9 @@ class Quantizer:
             raise ValueError(f"{where}: lower end of the range lies above the upper end")
         if max(abs(lower).max(), abs(upper).max()) > LARGEST_AMAX:
             raise ValueError(
-                f"{where}: range {lower.min():.6g} ... {upper.max():.6g} is too wide for float32: a "
-                "mask or an overflow is in the data; leave the site in float with a rule whose spec "
-                "is null"
+                f"{where}: range {lower.min():.6g} ... {upper.max():.6g} is too wide for float32: a"
+                " mask or an overflow is in the data; leave the site in float with a rule whose"
+                " spec is null"
             )
         self._set_groups(group_of)
         self.state.set_range(lower, upper)

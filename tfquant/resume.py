@@ -1,4 +1,7 @@
-"""Long runs that keep what is finished in a folder: the fingerprint that tells one run from another, and results by name."""
+"""Long runs that keep what is finished in a folder.
+
+The fingerprint that tells one run from another, and results by name.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,17 @@ _HASHES = ("recipe", "ranges", "weights", "data")
 
 def fingerprint(engine: Engine, flats: Sequence[Sequence[tf.Tensor]]) -> dict[str, Any]:
     """What decides the result of a run on a calibrated model and data, options apart, by name."""
-    ends = [end.numpy() if hasattr(end, "numpy") else end for q in engine.quantizers.values() for end in (q.lower, q.upper)]
+    ends = [
+        end.numpy() if hasattr(end, "numpy") else end
+        for q in engine.quantizers.values()
+        for end in (q.lower, q.upper)
+    ]
     return {
         "recipe": digest([engine.plan.recipe.to_json().encode()]),
         "ranges": digest(np.ascontiguousarray(end) for end in ends),
-        "weights": digest(np.ascontiguousarray(v.numpy()) for v in engine.inference.variables.values()),
+        "weights": digest(
+            np.ascontiguousarray(v.numpy()) for v in engine.inference.variables.values()
+        ),
         "data": digest(np.ascontiguousarray(t.numpy()) for flat in flats for t in flat),
     }
 
@@ -37,7 +46,11 @@ def digest(parts: Iterable[Any]) -> str:
     for part in parts:
         if isinstance(part, np.ndarray):
             found.update(f"{part.dtype}{part.shape}".encode())
-            part = part.view(np.uint8) if part.dtype.kind not in "OUS" and part.ndim else part.tobytes()
+            part = (
+                part.view(np.uint8)
+                if part.dtype.kind not in "OUS" and part.ndim
+                else part.tobytes()
+            )
         found.update(part)
     return found.hexdigest()[:32]
 
@@ -65,12 +78,15 @@ def claim(folder: pathlib.Path, file: str, own: Mapping[str, Any], what: str) ->
     except ContentError as error:
         raise ValueError(f"{error}: remove the folder, or name another one") from error
     if not isinstance(saved, dict):
-        raise ValueError(f"{printable(path)} is damaged (it holds no JSON object): remove the folder, or name another one")
+        raise ValueError(
+            f"{printable(path)} is damaged (it holds no JSON object): remove the folder, or name"
+            " another one"
+        )
     differing = [name for name in {**own, **saved} if own.get(name) != saved.get(name)]
     if differing:
         raise ValueError(
-            f"folder {printable(folder)} holds another {what}: {_differences(differing, saved, own)}; remove it, or name "
-            "another one"
+            f"folder {printable(folder)} holds another {what}:"
+            f" {_differences(differing, saved, own)}; remove it, or name another one"
         )
 
 
@@ -86,7 +102,9 @@ class Results:
       folder, file, own, what: see `claim`; None for `folder` keeps nothing.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None, file: str, own: Mapping[str, Any], what: str):
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, file: str, own: Mapping[str, Any], what: str
+    ):
         self._folder = None if folder is None else pathlib.Path(folder)
         if self._folder is not None:
             claim(self._folder, file, own, what)
@@ -103,9 +121,14 @@ class Results:
             result = read_json(path)["result"]
         except (ValueError, KeyError, TypeError, IndexError) as error:
             reason = type(error).__name__
-            raise ValueError(f"{printable(path)} is damaged ({reason}): remove it, and it is measured again") from error
+            raise ValueError(
+                f"{printable(path)} is damaged ({reason}): remove it, and it is measured again"
+            ) from error
         if not isinstance(result, dict):
-            raise ValueError(f"{printable(path)} is damaged (no JSON object): remove it, and it is measured again")
+            raise ValueError(
+                f"{printable(path)} is damaged (no JSON object): remove it, and it is measured"
+                " again"
+            )
         return result
 
     def put(self, name: str, result: Mapping[str, Any]) -> None:

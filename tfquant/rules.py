@@ -1,6 +1,8 @@
-"""Recipe, Rule, Fuse: which edges of a graph are quantized and how, as plain frozen data; JSON and YAML in and out.
+"""Recipe, Rule, Fuse: which edges of a graph are quantized and how, as plain frozen data; JSON and
+YAML in and out.
 
-Nothing in here touches a graph. A recipe is an ordered list of rules; for each edge of a graph the last rule that matches wins.
+Nothing in here touches a graph. A recipe is an ordered list of rules; for each edge of a graph the
+last rule that matches wins.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from fileio.atomic import write_text
 from fileio.messages import printable
 from fileio.reading import parse_json, read_json
 from fileio.yaml_text import parse_yaml, read_yaml
-from tfquant import fields
-from tfquant.messages import one_line, shown
+from tfquant import validation
+from tfquant.error_messages import one_line, shown
 from tfquant.site import PARAMETER_ROLES, ROLES
 from tfquant.spec import KEYS, QuantSpec
 
@@ -33,10 +35,13 @@ class Rule:
     """One line of a recipe: which edges, and what becomes of them.
 
     Attributes:
-      spec: how the edges are quantized; None leaves them in float (to except some from an earlier rule).
+      spec: how the edges are quantized; None leaves them in float (to except some from an earlier
+        rule).
       role: one of `ROLES` or several; `*` for all.
-      path: layer path, as a glob (`*/layer_0/*`) or, after `re:`, as a regular expression searched for in the path.
-      port: which edge of the layer (`kernel`, `input`, `q`, `k`, `v`, `probabilities`, ...), as a glob.
+      path: layer path, as a glob (`*/layer_0/*`) or, after `re:`, as a regular expression searched
+        for in the path.
+      port: which edge of the layer (`kernel`, `input`, `q`, `k`, `v`, `probabilities`, ...), as a
+        glob.
       shape: static shape to match; None in it matches any size, None in its place any shape.
       optional: without it a rule that matches no edge is an error.
       name: shown in tables and errors; made from the rest if empty.
@@ -54,24 +59,28 @@ class Rule:
         where = f"rule {shown(self.name or self.path or self.role)}"
         for field in ("path", "port", "name"):
             if not isinstance(getattr(self, field), str):
-                raise ValueError(f"{where}: {field} must be a string, got {shown(getattr(self, field))}")
+                raise ValueError(
+                    f"{where}: {field} must be a string, got {shown(getattr(self, field))}"
+                )
         if not isinstance(self.optional, bool):
             raise ValueError(f"{where}: optional must be true or false, got {shown(self.optional)}")
         if self.spec is not None and not isinstance(self.spec, QuantSpec):
             raise ValueError(f"{where}: spec must be a QuantSpec or None, got {shown(self.spec)}")
-        roles = fields.sequence(self.role, (str,), f"{where}: role must be a name or a list of names")
+        roles = validation.sequence(
+            self.role, (str,), f"{where}: role must be a name or a list of names"
+        )
         for role in roles:
             if role != "*" and role not in ROLES:
                 raise ValueError(f"{where}: unknown role {role!r}; known: {', '.join(ROLES)}")
         object.__setattr__(self, "role", roles[0] if len(roles) == 1 else roles)
         if self.shape is not None:
             message = f"{where}: shape must be a list of sizes (null matches any)"
-            sizes = fields.sequence(self.shape, (int, type(None)), message, single=False)
+            sizes = validation.sequence(self.shape, (int, type(None)), message, single=False)
             if any(size is not None and size < 0 for size in sizes):
                 raise ValueError(f"{message} of at least 0, got {shown(self.shape)}")
             object.__setattr__(self, "shape", sizes)
         if self.path.startswith("re:"):
-            fields.compiled(self.path[3:], f"{where}, path")
+            validation.compiled(self.path[3:], f"{where}, path")
         if not self.name:
             object.__setattr__(self, "name", self._made_name())
 
@@ -83,7 +92,9 @@ class Rule:
         if self.port != "*":
             parts.append(f"port {self.port}")
         if self.shape is not None:
-            parts.append("of shape " + "x".join("?" if size is None else str(size) for size in self.shape))
+            parts.append(
+                "of shape " + "x".join("?" if size is None else str(size) for size in self.shape)
+            )
         return " ".join(parts)
 
     @property
@@ -95,7 +106,9 @@ class Rule:
         """What the rule matches; two rules with one key can never both have an effect."""
         return (tuple(sorted(self.roles)), self.path, self.port, self.shape)
 
-    def matches(self, role: str, path: str, port: str, shape: tuple[int | None, ...] | None) -> bool:
+    def matches(
+        self, role: str, path: str, port: str, shape: tuple[int | None, ...] | None
+    ) -> bool:
         if "*" not in self.roles and role not in self.roles:
             return False
         if not fnmatch.fnmatchcase(port, self.port):
@@ -108,7 +121,7 @@ class Rule:
         return self.shape is None or _shape_matches(self.shape, shape)
 
     def to_dict(self) -> dict[str, Any]:
-        data = fields.public_fields(self)
+        data = validation.public_fields(self)
         data["role"] = list(self.roles) if len(self.roles) > 1 else self.roles[0]
         data["shape"] = None if self.shape is None else list(self.shape)
         data["spec"] = None if self.spec is None else self.spec.to_dict()
@@ -117,7 +130,7 @@ class Rule:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Rule:
-        data = fields.mapping(data, "rule")
+        data = validation.mapping(data, "rule")
         where = f"rule {shown(data.get('name', data))}"
         if "spec" not in data:
             raise ValueError(f"{where} has no 'spec' (write spec: null to leave edges in float)")
@@ -126,22 +139,27 @@ class Rule:
                 data["spec"] = QuantSpec.from_dict(data["spec"])
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
-        return fields.build(cls, data, "rule")
+        return validation.build(cls, data, "rule")
 
 
 @dataclasses.dataclass(frozen=True)
 class Fuse:
-    """Gives the query, key and value sites of each attention one common range, so that a fused QKV product has one scale.
+    """Gives the query, key and value sites of each attention one common range, so that a fused QKV
+    product has one scale.
 
     Attributes:
-      role: `weight` (the three kernels), `linear_output` (their products) or `matmul_input` (q, k and v as matmul operands).
+      role: `weight` (the three kernels), `linear_output` (their products) or `matmul_input` (q, k
+        and v as matmul operands).
     """
 
     role: Literal["weight", "linear_output", "matmul_input"]
 
     def __post_init__(self):
         if self.role not in ("weight", "linear_output", "matmul_input"):
-            raise ValueError(f"cannot fuse ranges of role {shown(self.role)}; known: weight, linear_output, matmul_input")
+            raise ValueError(
+                f"cannot fuse ranges of role {shown(self.role)}; known: weight, linear_output,"
+                " matmul_input"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +169,11 @@ class Recipe:
     Attributes:
       rules: see `Rule`.
       name: for tables, files and errors.
-      share: consumers of one tensor whose specs are equal share one range; otherwise every consumer has its own.
+      share: consumers of one tensor whose specs are equal share one range; otherwise every consumer
+        has its own.
       fuse: common ranges over query, key and value.
-      disable: regular expressions searched for in site addresses; such sites keep and calibrate a range, but do not quantize.
+      disable: regular expressions searched for in site addresses; such sites keep and calibrate a
+        range, but do not quantize.
     """
 
     rules: tuple[Rule, ...]
@@ -169,15 +189,21 @@ class Recipe:
         if not isinstance(self.share, bool):
             raise ValueError(f"{where}: share must be true or false, got {shown(self.share)}")
         listed = {
-            "rules": fields.sequence(self.rules, (Rule,), f"{where}: rules must be a list of rules"),
-            "fuse": fields.sequence(self.fuse, (Fuse, str), f"{where}: fuse must be a list of roles", single=False),
-            "disable": fields.sequence(self.disable, (str,), f"{where}: disable must be a list of patterns", single=False),
+            "rules": validation.sequence(
+                self.rules, (Rule,), f"{where}: rules must be a list of rules"
+            ),
+            "fuse": validation.sequence(
+                self.fuse, (Fuse, str), f"{where}: fuse must be a list of roles", single=False
+            ),
+            "disable": validation.sequence(
+                self.disable, (str,), f"{where}: disable must be a list of patterns", single=False
+            ),
         }
         listed["fuse"] = tuple(Fuse(f) if isinstance(f, str) else f for f in listed["fuse"])
         for field, values in listed.items():
             object.__setattr__(self, field, values)
         for pattern in self.disable:
-            fields.compiled(pattern, f"{where}, disable")
+            validation.compiled(pattern, f"{where}, disable")
         self._check_conflicts()
 
     def _check_conflicts(self) -> None:
@@ -187,21 +213,32 @@ class Recipe:
             other = by_key.setdefault(rule.key, rule)
             if other.spec != rule.spec:
                 raise ValueError(
-                    f"recipe {self.name!r}: rules {other.name!r} and {rule.name!r} match the same edges with different specs; "
-                    "remove one, or narrow its role, path, port or shape"
+                    f"recipe {self.name!r}: rules {other.name!r} and {rule.name!r} match the same"
+                    " edges with different specs; remove one, or narrow its role, path, port or"
+                    " shape"
                 )
             if rule.name in names:
-                raise ValueError(f"recipe {self.name!r}: two rules are called {rule.name!r}; give each a name of its own")
+                raise ValueError(
+                    f"recipe {self.name!r}: two rules are called {rule.name!r}; give each a name of"
+                    " its own"
+                )
             names.add(rule.name)
 
     def with_rules(self, *rules: Rule, name: str | None = None) -> Recipe:
-        """The recipe with more rules behind its own, which therefore win. One that matches the same edges is replaced."""
-        rules = fields.sequence(rules, (Rule,), f"recipe {self.name!r}: rules must be a list of rules", single=False)
+        """The recipe with more rules behind its own, which therefore win.
+
+        One that matches the same edges is replaced.
+        """
+        rules = validation.sequence(
+            rules, (Rule,), f"recipe {self.name!r}: rules must be a list of rules", single=False
+        )
         replaced = {rule.key for rule in rules}
         kept = tuple(rule for rule in self.rules if rule.key not in replaced)
         return dataclasses.replace(self, rules=kept + rules, name=name or self.name)
 
-    def with_method(self, method: str | calib.Method, *, roles: Iterable[str] | None = None, **options: Any) -> Recipe:
+    def with_method(
+        self, method: str | calib.Method, *, roles: Iterable[str] | None = None, **options: Any
+    ) -> Recipe:
         """The recipe with another range method.
 
         Args:
@@ -215,11 +252,15 @@ class Recipe:
         if isinstance(method, str):
             method = calib.Method.parse(method, **options)
         elif not isinstance(method, calib.Method) or options:
-            raise ValueError(f"a range method is a name with options, or a calib.Method without any, got {method!r}, {options}")
+            raise ValueError(
+                "a range method is a name with options, or a calib.Method without any, got"
+                f" {method!r}, {options}"
+            )
         return self._map_specs(roles, lambda spec: dataclasses.replace(spec, method=method))
 
     def with_spec(self, *, roles: Iterable[str], **changes: Any) -> Recipe:
-        """The recipe with fields of the QuantSpec changed for some roles, for example `roles=["weight"], format="int4"`.
+        """The recipe with fields of the QuantSpec changed for some roles, for example
+        `roles=["weight"], format="int4"`.
 
         `roles=["*"]` changes them all.
 
@@ -228,14 +269,18 @@ class Recipe:
         """
         unknown = sorted(set(changes) - set(KEYS))
         if unknown:
-            raise ValueError(f"a quantization spec has no field {unknown[0]!r}; known: {', '.join(KEYS)}")
+            raise ValueError(
+                f"a quantization spec has no field {unknown[0]!r}; known: {', '.join(KEYS)}"
+            )
         return self._map_specs(roles, lambda spec: dataclasses.replace(spec, **changes))
 
-    def _map_specs(self, roles: Iterable[str] | None, change: Callable[[QuantSpec], QuantSpec]) -> Recipe:
+    def _map_specs(
+        self, roles: Iterable[str] | None, change: Callable[[QuantSpec], QuantSpec]
+    ) -> Recipe:
         if roles is None:
             wanted = set(ROLES) - set(PARAMETER_ROLES)
         else:
-            wanted = set(fields.sequence(roles, (str,), "roles must be a list of roles"))
+            wanted = set(validation.sequence(roles, (str,), "roles must be a list of roles"))
             wanted = set(ROLES) if "*" in wanted else wanted
         unknown = wanted - set(ROLES)
         if unknown:
@@ -254,23 +299,34 @@ class Recipe:
             else:
                 # The rule itself stays, so that it is still an error if nothing at all matches it.
                 name = f"{rule.name} ({', '.join(touched)})"
-                new = [rule, dataclasses.replace(rule, role=touched, spec=changed, optional=True, name=name)]
+                new = [
+                    rule,
+                    dataclasses.replace(rule, role=touched, spec=changed, optional=True, name=name),
+                ]
             for entry in new:
-                rules.pop(entry.key, None)  # what an earlier change left there has no effect any more
+                rules.pop(
+                    entry.key, None
+                )  # what an earlier change left there has no effect any more
                 rules[entry.key] = entry
         if roles is not None and not touched_any:
-            raise ValueError(f"recipe {self.name!r} has no rule that quantizes {' or '.join(sorted(wanted)) or 'no role'}")
+            raise ValueError(
+                f"recipe {self.name!r} has no rule that quantizes"
+                f" {' or '.join(sorted(wanted)) or 'no role'}"
+            )
         return dataclasses.replace(self, rules=tuple(rules.values()))
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "name": self.name, "share": self.share, "fuse": [f.role for f in self.fuse],
-            "disable": list(self.disable), "rules": [r.to_dict() for r in self.rules],
-        }  # fmt: skip
+            "name": self.name,
+            "share": self.share,
+            "fuse": [f.role for f in self.fuse],
+            "disable": list(self.disable),
+            "rules": [r.to_dict() for r in self.rules],
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        data = fields.mapping(data, "recipe")
+        data = validation.mapping(data, "recipe")
         where = f"recipe {shown(data.get('name', ''))}"
         if not isinstance(data.get("rules"), list):
             raise ValueError(f"{where}: 'rules' must be a list of rules")
@@ -278,7 +334,7 @@ class Recipe:
             data["rules"] = tuple(Rule.from_dict(r) for r in data["rules"])
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        return fields.build(cls, data, "recipe")
+        return validation.build(cls, data, "recipe")
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
@@ -295,7 +351,8 @@ class Recipe:
         return cls.from_dict(parse_yaml(text, "recipe"))
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes a `.json`, `.yaml` or `.yml` file, which `load` reads; what was there before stays until all is written.
+        """Writes a `.json`, `.yaml` or `.yml` file, which `load` reads; what was there before stays
+        until all is written.
 
         Raises:
           ValueError: another ending.
@@ -304,7 +361,9 @@ class Recipe:
         path = pathlib.Path(path)
         _check_suffix(path)
         if not path.parent.is_dir():
-            raise FileNotFoundError(f"{printable(path)}: there is no folder {printable(path.parent)}")
+            raise FileNotFoundError(
+                f"{printable(path)}: there is no folder {printable(path.parent)}"
+            )
         write_text(path, self.to_json() + "\n" if path.suffix == ".json" else self.to_yaml())
 
     @classmethod
@@ -320,7 +379,10 @@ class Recipe:
         data = read_json(path, unique_keys=True) if path.suffix == ".json" else read_yaml(path)
         try:
             return cls.from_dict(data)
-        except (ValueError, TypeError) as error:  # TypeError: keys and values of kinds that nothing here expects
+        except (
+            ValueError,
+            TypeError,
+        ) as error:  # TypeError: keys and values of kinds that nothing here expects
             raise ValueError(f"{printable(path)}: {one_line(error, _LONGEST)}") from error
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from calib.codebook import Codebook
-from tfquant.messages import shown
+from tfquant.error_messages import shown
 
 # A range of zero (a dead channel) is quantized as if it were this wide: the result is zero for all
 # purposes, the scale finite.
@@ -44,7 +44,7 @@ class Scale:
       unsigned: True spends all codes on values >= 0; `"auto"` does so exactly where the graph shows
         that the tensor cannot be negative (after Softmax, Relu, Sigmoid); False never.
       dynamic: the range is computed in the graph, from the extremes of the tensor at hand, in every
-        call: nothing is calibrated or stored. Of activations alone. See `tfquant.dynamic`.
+        call: nothing is calibrated or stored. Of activations alone. See `tfquant.dynamic_range`.
     """
 
     symmetric: bool = True

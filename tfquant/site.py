@@ -1,4 +1,7 @@
-"""Site: a place in the graph with a range of its own; what kinds of edges there are, and how they are named."""
+"""Site.
+
+A place in the graph with a range of its own; what kinds of edges there are, and how they are named.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,33 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tfquant.spec import QuantSpec
 
-# What an edge of the graph can be. `weight` ... `model_output` are found by structure (tfquant.graph.roles).
+# What an edge of the graph can be. `weight` ... `model_output` are found by structure
+# (tfquant.graph.roles).
 ROLES = (
-    "weight", "embedding", "bias",
-    "linear_input", "linear_output",
-    "matmul_input", "attention_scores", "softmax_output",
-    "residual", "residual_other", "residual_sum",
-    "layernorm_input", "layernorm_output", "activation_output",
-    "pooler", "logits", "model_output",
-    # Tensors where they are produced (tfquant.graph.produced).
-    "layer_output", "attention_output", "embedding_sum", "layernorm_weight", "position_embedding",
-)  # fmt: skip
+    "weight",
+    "embedding",
+    "bias",
+    "linear_input",
+    "linear_output",
+    "matmul_input",
+    "attention_scores",
+    "softmax_output",
+    "residual",
+    "residual_other",
+    "residual_sum",
+    "layernorm_input",
+    "layernorm_output",
+    "activation_output",
+    "pooler",
+    "logits",
+    "model_output",
+    # Tensors where they are produced (tfquant.graph.producers).
+    "layer_output",
+    "attention_output",
+    "embedding_sum",
+    "layernorm_weight",
+    "position_embedding",
+)
 PARAMETER_ROLES = ("weight", "embedding", "bias", "layernorm_weight", "position_embedding")
 
 
@@ -27,16 +46,19 @@ class Site:
     """A place in the graph with a range of its own.
 
     Attributes:
-      role, path, port: the address; the same in training and inference traces and in another process.
+      role, path, port: the address; the same in training and inference traces and in another
+        process.
       spec: how it is quantized, `unsigned="auto"` resolved.
       rule: name of the rule that decided.
       shape: static shape of the tensor, None for sizes not known.
-      channel_axes: axes of the tensor with their own range (empty for `per_tensor`); the last one where ranges lie along the
-        embedding.
-      members: addresses of all edges it quantizes, its own included: more than one where consumers share a range.
+      channel_axes: axes of the tensor with their own range (empty for `per_tensor`); the last one
+        where ranges lie along the embedding.
+      members: addresses of all edges it quantizes, its own included: more than one where consumers
+        share a range.
       enabled: False where the recipe's `disable` matched: the range exists, but nothing is rounded.
       group: sites of one group get a common range (Fuse); empty for none.
-      order: address of the edge by whose ranges the embedding dimensions are sorted into groups; empty where they are not sorted.
+      order: address of the edge by whose ranges the embedding dimensions are sorted into groups;
+        empty where they are not sorted.
     """
 
     role: str
@@ -61,7 +83,10 @@ class Site:
 
     @property
     def range_shape(self) -> tuple[int, ...]:
-        """Shape of either end of a stored range: `[groups]` where dimensions are grouped, else the sizes of `channel_axes`."""
+        """Shape of either end of a stored range.
+
+        `[groups]` where dimensions are grouped, else the sizes of `channel_axes`.
+        """
         return self.spec.layout.range_shape(self.shape, self.channel_axes)
 
 

@@ -33,7 +33,8 @@ class SizeReport:
     Attributes:
       variables: in the order of the model.
       range_bytes: of the ranges of all sites.
-      file_bytes: of the file, which holds names, shapes and the recipe as well; None where there is none.
+      file_bytes: of the file, which holds names, shapes and the recipe as well; None where there is
+        none.
     """
 
     variables: tuple[VariableSize, ...]
@@ -54,14 +55,26 @@ class SizeReport:
         rows = [("variable", "shape", "bits", "float", "packed", "")]
         for v in self.variables:
             shape = "x".join(map(str, v.shape)) or "scalar"
-            rows.append((v.path, shape, str(v.bits), f"{v.float_bytes:,}", f"{v.packed_bytes:,}", v.note))
+            rows.append(
+                (v.path, shape, str(v.bits), f"{v.float_bytes:,}", f"{v.packed_bytes:,}", v.note)
+            )
         rows.append(("total", "", "", f"{self.float_bytes:,}", f"{self.packed_bytes:,}", ""))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
-            "  ".join(f"{cell:{'<' if column in (0, 1, 5) else '>'}{widths[column]}}" for column, cell in enumerate(row)).rstrip()
+            "  ".join(
+                f"{cell:{'<' if column in (0, 1, 5) else '>'}{widths[column]}}"
+                for column, cell in enumerate(row)
+            ).rstrip()
             for row in rows
         ]
         file = "" if self.file_bytes is None else f", file {self.file_bytes:,}"
-        smaller = f" ({self.float_bytes / self.packed_bytes:.2f} times smaller)" if self.packed_bytes else ""
-        lines.append(f"bytes: float {self.float_bytes:,}, packed {self.packed_bytes:,}{smaller}, ranges {self.range_bytes:,}{file}")
+        smaller = (
+            f" ({self.float_bytes / self.packed_bytes:.2f} times smaller)"
+            if self.packed_bytes
+            else ""
+        )
+        lines.append(
+            f"bytes: float {self.float_bytes:,}, packed {self.packed_bytes:,}{smaller}, ranges"
+            f" {self.range_bytes:,}{file}"
+        )
         return "\n".join(lines)

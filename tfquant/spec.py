@@ -10,11 +10,11 @@ import numpy as np
 
 import calib
 from calib.codebook import Codebook
-from tfquant import fields, formats
+from tfquant import formats, validation
 from tfquant.choices import UPDATES
+from tfquant.error_messages import shown
 from tfquant.gradients import Gradient
 from tfquant.layout import Layout
-from tfquant.messages import shown
 from tfquant.scale import Scale
 
 # Field of a part -> name of the part.
@@ -157,7 +157,7 @@ class QuantSpec:
         Raises:
           ValueError: unknown key or value.
         """
-        return fields.build(cls, data, "quantization spec", known=KEYS)
+        return validation.build(cls, data, "quantization spec", known=KEYS)
 
 
 def with_fields(parts: Mapping[str, Any], part_fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Saving and loading: weights, ranges and recipe of a quantized model in one name-based TensorFlow checkpoint."""
+"""Saving and loading.
+
+Weights, ranges and recipe of a quantized model in one name-based TensorFlow checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from fileio.reading import parse_json
 from tfquant import checkpoint
 from tfquant.calibration import engine_of, set_ranges_of_weights
 from tfquant.engine import Engine
-from tfquant.graph.source import Source, source_of
+from tfquant.graph.model_adapter import ModelAdapter, source_of
+from tfquant.layer_renaming import AmbiguousNamesError, given_names, pair_sites, pair_weights
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.older_files import lacking, recipe_of_file, with_partners
 from tfquant.quantizer import GROUP_OF, Quantizer
-from tfquant.renaming import AmbiguousNamesError, given_names, pair_sites, pair_weights
 from tfquant.rules import Recipe
 from tfquant.site import Site
 from tfquant.variables import is_finite
@@ -33,15 +36,22 @@ WEIGHTS = PREFIX + "weights"  # names in the order of the model
 
 def holds_ranges(prefix: str | os.PathLike) -> bool:
     """Whether there is a checkpoint of that name, written by `save`."""
-    return os.path.isfile(os.fspath(prefix) + checkpoint.INDEX) and RECIPE in checkpoint.read(prefix)
+    return os.path.isfile(os.fspath(prefix) + checkpoint.INDEX) and RECIPE in checkpoint.read(
+        prefix
+    )
 
 
-def save(model: QuantizedModel | QuantizedFunction, prefix: str | os.PathLike, extra: dict[str, Any] | None = None) -> None:
+def save(
+    model: QuantizedModel | QuantizedFunction,
+    prefix: str | os.PathLike,
+    extra: dict[str, Any] | None = None,
+) -> None:
     """Writes a TensorFlow checkpoint that `tf.train.load_checkpoint` reads.
 
-    Weights keep their own names (`bert/encoder/layer_0/.../kernel`); ranges are `tfquant/ranges/<site address>/lower` and
-    `.../upper` (and `.../group_of`, the group of each dimension, where such share a range), the recipe is `tfquant/recipe`. A kill
-    or full disk while writing leaves the previous checkpoint loadable.
+    Weights keep their own names (`bert/encoder/layer_0/.../kernel`); ranges are
+    `tfquant/ranges/<site address>/lower` and `.../upper` (and `.../group_of`, the group of each
+    dimension, where such share a range), the recipe is `tfquant/recipe`. A kill or full disk while
+    writing leaves the previous checkpoint loadable.
 
     Args:
       prefix: path without suffix, for example `out/model.ckpt-calibrated`.
@@ -62,7 +72,9 @@ def named_tensors(model: QuantizedModel | QuantizedFunction) -> dict[str, Any]:
         tensors[range_name(address, "lower")] = quantizer.lower
         tensors[range_name(address, "upper")] = quantizer.upper
         # What is learned as well: the ends do not give it back to the last bit.
-        tensors |= {range_name(address, name): variable for name, variable in quantizer.variables.items()}
+        tensors |= {
+            range_name(address, name): variable for name, variable in quantizer.variables.items()
+        }
     tensors[RECIPE] = engine.plan.recipe.to_json()
     tensors[SITES] = json.dumps([fingerprint(site) for site in engine.plan.sites])
     return tensors
@@ -82,8 +94,8 @@ def load(
       prefix: as given to `save`.
       model: built like the saved one; its weights are overwritten.
       inputs, signature: as for `tfquant.quantize`.
-      change: saved recipe -> the recipe to use, with the same sites; to train ranges that were calibrated:
-        `lambda recipe: recipe.with_spec(roles=["weight"], update="lsq")`.
+      change: saved recipe -> the recipe to use, with the same sites; to train ranges that were
+        calibrated: `lambda recipe: recipe.with_spec(roles=["weight"], update="lsq")`.
 
     Returns:
       The quantized model with the saved recipe, weights and ranges.
@@ -91,12 +103,14 @@ def load(
     Raises:
       FileNotFoundError: no such checkpoint.
       checkpoint.CheckpointError: it is damaged.
-      ValueError: weights or sites differ from those of `model`, all differences are listed; or one is NaN or infinite. The
-        model is as before then.
+      ValueError: weights or sites differ from those of `model`, all differences are listed; or one
+        is NaN or infinite. The model is as before then.
     """
     saved, prefix = checkpoint.read(prefix), printable(os.fspath(prefix))
     if any(name not in saved for name in (RECIPE, SITES, WEIGHTS)):
-        raise ValueError(f"{prefix}: holds weights but no recipe: it was not written by tfquant.save")
+        raise ValueError(
+            f"{prefix}: holds weights but no recipe: it was not written by tfquant.save"
+        )
     recipe = change(Recipe.from_dict(record(saved, RECIPE, prefix, dict)))
     sites = _fingerprints(saved, prefix)
     quantized = wrap(model, engine_as_saved(source_of(model, inputs, signature), recipe, sites))
@@ -105,8 +119,13 @@ def load(
     values = matching_weights(weights, paths, saved, prefix)
     broken = [name for name, value in values.items() if not is_finite(value)]
     if broken:
-        raise ValueError(f"{prefix}: variable {printable(broken[0])} holds NaN or Inf; load another checkpoint")
-    for address, quantizer in quantized._engine.quantizers.items():  # new ones: the model is as before if one fails
+        raise ValueError(
+            f"{prefix}: variable {printable(broken[0])} holds NaN or Inf; load another checkpoint"
+        )
+    for (
+        address,
+        quantizer,
+    ) in quantized._engine.quantizers.items():  # new ones: the model is as before if one fails
         if address in renamed:
             _restore_range(quantizer, saved, renamed[address], prefix)
     for name, variable in weights.items():
@@ -141,28 +160,41 @@ def _fingerprints(saved: Mapping[str, Any], source: str) -> list[list]:
       ValueError: it holds something else in their place.
     """
     found = record(saved, SITES, source, list)
-    if not all(isinstance(e, list) and len(e) == 2 and isinstance(e[0], str) and e[0].count(":") >= 2 for e in found):
+    if not all(
+        isinstance(e, list) and len(e) == 2 and isinstance(e[0], str) and e[0].count(":") >= 2
+        for e in found
+    ):
         raise ValueError(f"{source}: {SITES} is damaged; restore the file or write it again")
     return found
 
 
-def _restore_range(quantizer: Quantizer, saved: Mapping[str, Any], address: str, source: str) -> None:
+def _restore_range(
+    quantizer: Quantizer, saved: Mapping[str, Any], address: str, source: str
+) -> None:
     """Sets the range of a site to what a checkpoint holds; none is set where none was known.
 
     Raises:
       ValueError: it does not fit, or is NaN or infinite.
     """
-    names = {name: range_name(address, name) for name in ("lower", "upper", GROUP_OF, *quantizer.variables)}
+    names = {
+        name: range_name(address, name)
+        for name in ("lower", "upper", GROUP_OF, *quantizer.variables)
+    }
     for end in ("lower", "upper"):
         if names[end] not in saved:
-            raise ValueError(f"{source}: holds no {names[end]}; it is damaged, or was written by another program")
+            raise ValueError(
+                f"{source}: holds no {names[end]}; it is damaged, or was written by another program"
+            )
     lower, upper = saved[names["lower"]], saved[names["upper"]]
     if np.isnan(lower).all() or np.isnan(upper).all():  # not calibrated when it was saved
         return
     learned = all(names[name] in saved for name in quantizer.variables)
     for name in ("lower", "upper", *(quantizer.variables if learned else ())):
         if not is_finite(saved[names[name]]):
-            raise ValueError(f"{source}: {names[name]} is NaN or infinite; load another checkpoint, or calibrate again")
+            raise ValueError(
+                f"{source}: {names[name]} is NaN or infinite; load another checkpoint, or calibrate"
+                " again"
+            )
     quantizer.set_range(lower, upper, saved[names[GROUP_OF]] if names[GROUP_OF] in saved else None)
     if learned:
         for name, variable in quantizer.variables.items():
@@ -170,19 +202,25 @@ def _restore_range(quantizer: Quantizer, saved: Mapping[str, Any], address: str,
 
 
 def estimate_parted(engine: Engine, renamed: Mapping[str, str]) -> None:
-    """Set the ranges of parameters that a calibrated file of an earlier version lacks, from the weights.
+    """Set the ranges of parameters that a calibrated file of an earlier version lacks, from the
+    weights.
 
     Args:
       engine: with the weights and ranges of the file.
       renamed: from `stored_names`.
     """
-    if all(quantizer.calibrated for address, quantizer in engine.quantizers.items() if address in renamed):
+    if all(
+        quantizer.calibrated
+        for address, quantizer in engine.quantizers.items()
+        if address in renamed
+    ):
         parted = [address for address in engine.quantizers if address not in renamed]
         set_ranges_of_weights(engine, with_partners(engine.plan.sites, parted))
 
 
-def engine_as_saved(source: Source, recipe: Recipe, saved: list[list]) -> Engine:
-    """Return the engine for a file, in which an earlier version may have left further calls of a layer in float.
+def engine_as_saved(source: ModelAdapter, recipe: Recipe, saved: list[list]) -> Engine:
+    """Return the engine for a file, in which an earlier version may have left further calls of a
+    layer in float.
 
     Args:
       source: of the model.
@@ -203,7 +241,10 @@ def fingerprint(site: Site) -> list:
 
 
 def stored_names(
-    model: QuantizedModel | QuantizedFunction, saved: Mapping[str, Any], sites: list[list], prefix: str
+    model: QuantizedModel | QuantizedFunction,
+    saved: Mapping[str, Any],
+    sites: list[list],
+    prefix: str,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """What variables and sites of a model are called in a file.
 
@@ -214,8 +255,8 @@ def stored_names(
       prefix: of the file, for messages.
 
     Returns:
-      Path in the model -> path in the file, address in the model -> address in the file; without parameters that an earlier
-      version did not tell apart.
+      Path in the model -> path in the file, address in the model -> address in the file; without
+      parameters that an earlier version did not tell apart.
 
     Raises:
       ValueError: they differ, or it cannot be told which is which; all differences are listed.
@@ -228,22 +269,34 @@ def stored_names(
         raise ValueError(f"{prefix}: {error}") from error
     stored = [address for address, _ in sites]
     parted = {site.address for site in lacking(engine.plan.sites, stored)}
-    addresses = pair_sites([site for site in engine.plan.sites if site.address not in parted], stored, paths or {}, given)
+    addresses = pair_sites(
+        [site for site in engine.plan.sites if site.address not in parted],
+        stored,
+        paths or {},
+        given,
+    )
     if addresses is None:
         own = {site.address for site in engine.plan.sites}
         missing, left = sorted(own - set(stored)), sorted(set(stored) - own)
         raise ValueError(
-            f"{prefix}: sites differ from the model's. Missing in the file: {missing or 'none'}. Left over: {left or 'none'}"
+            f"{prefix}: sites differ from the model's. Missing in the file: {missing or 'none'}."
+            f" Left over: {left or 'none'}"
         )
     if paths is None:
         own = set(engine.weights())
         missing, left = sorted(own - set(weights)), sorted(set(weights) - own)
-        raise ValueError(f"{prefix}: variables differ from the model's. Missing: {missing or 'none'}. Left over: {left or 'none'}")
+        raise ValueError(
+            f"{prefix}: variables differ from the model's. Missing: {missing or 'none'}. Left over:"
+            f" {left or 'none'}"
+        )
     return paths, addresses
 
 
 def matching_weights(
-    weights: dict[str, tf.Variable], paths: dict[str, str], saved: checkpoint.Checkpoint, prefix: str
+    weights: dict[str, tf.Variable],
+    paths: dict[str, str],
+    saved: checkpoint.Checkpoint,
+    prefix: str,
 ) -> dict[str, np.ndarray]:
     """Value of every variable, by its name in the model; `paths` are their names in the file."""
     absent = [name for name in paths.values() if name not in saved.shapes]
@@ -260,6 +313,11 @@ def matching_weights(
     values = {name: saved[other] for name, other in paths.items()}
     for name, other in paths.items():
         given = tf.as_dtype(np.asarray(values[name]).dtype)
-        if given != weights[name].dtype and not (given.is_floating and weights[name].dtype.is_floating):
-            raise ValueError(f"{prefix}: {other} is of type {given.name}, the model has {weights[name].dtype.name}")
+        if given != weights[name].dtype and not (
+            given.is_floating and weights[name].dtype.is_floating
+        ):
+            raise ValueError(
+                f"{prefix}: {other} is of type {given.name}, the model has"
+                f" {weights[name].dtype.name}"
+            )
     return values

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
-from tfquant.distributed import Group
+from tfquant.distributed.group import Group
 from tfquant.layout import shared_axes
 from tfquant.learned import parameter_path
 from tfquant.scale import symmetric_range

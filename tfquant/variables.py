@@ -16,7 +16,10 @@ def resource(variable: Any) -> tf.Variable:
 
 
 def path_of(variable: Any) -> str:
-    """A variable's path: Keras has it as `path`, TensorFlow as `name` with the output's number behind."""
+    """A variable's path.
+
+    Keras has it as `path`, TensorFlow as `name` with the output's number behind.
+    """
     return getattr(variable, "path", None) or variable.name.removesuffix(":0")
 
 
@@ -27,7 +30,8 @@ def names_of(variables: Iterable[Any]) -> dict[int, str]:
       variables: of Keras or TensorFlow; one may occur several times.
 
     Returns:
-      `id` of the TensorFlow variable -> its path; the second variable of a path becomes `path#2`, and so on.
+      `id` of the TensorFlow variable -> its path; the second variable of a path becomes `path#2`,
+      and so on.
     """
     found = {id(resource(variable)): variable for variable in variables}
     return dict(zip(found, distinct(map(path_of, found.values())), strict=True))

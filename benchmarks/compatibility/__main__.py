@@ -59,7 +59,11 @@ def _compute_here(name: str) -> None:
 
 def _compute(name: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.compatibility", "--one", name]
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow", "TQDM_DISABLE": "1"}
+    environment = os.environ | {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "KERAS_BACKEND": "tensorflow",
+        "TQDM_DISABLE": "1",
+    }
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIME_LIMIT, env=environment

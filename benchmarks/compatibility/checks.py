@@ -15,7 +15,7 @@ import tensorflow as tf
 import tfquant
 from benchmarks.compatibility import CHECKS
 from benchmarks.compatibility.inputs import random_batch
-from tfquant.messages import one_line
+from tfquant.error_messages import one_line
 
 # Largest relative error of outputs at 16 bits, and of gradients in float mode.
 LARGEST_ERROR_16_BITS = 1e-2
@@ -179,7 +179,9 @@ def _training(subject: Subject) -> bool:
         # Outputs that are the same for all examples (positions of pixels) cannot be trained on.
         return "mse" if output.dtype.is_floating and output.shape[0] == size else None
 
-    targets = tf.nest.map_structure(lambda out: np.zeros([size, *out.shape[1:]], np.float32), outputs)
+    targets = tf.nest.map_structure(
+        lambda out: np.zeros([size, *out.shape[1:]], np.float32), outputs
+    )
     losses = tf.nest.map_structure(loss_of, outputs)
     if type(subject.model).compute_loss is not keras.Model.compute_loss:
         losses = "mse"  # the model chooses the one output that its loss is of
@@ -200,7 +202,9 @@ def _storing(subject: Subject) -> bool:
         path = os.path.join(folder, "model.ckpt")
         tfquant.save(subject.quantized, path)
         loaded = tfquant.load(path, subject.build(), inputs=batch)
-    pairs = zip(tf.nest.flatten(subject.quantized(batch)), tf.nest.flatten(loaded(batch)), strict=True)
+    pairs = zip(
+        tf.nest.flatten(subject.quantized(batch)), tf.nest.flatten(loaded(batch)), strict=True
+    )
     assert all(np.array_equal(a, b) for a, b in pairs), "other outputs after loading"
     return True
 

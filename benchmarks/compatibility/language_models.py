@@ -10,9 +10,13 @@ from keras_hub import models
 
 _ENCODER = dict(vocabulary_size=50, num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=32)
 _DECODER = dict(
-    vocabulary_size=50, num_layers=2, num_query_heads=4, num_key_value_heads=2, hidden_dim=16,
+    vocabulary_size=50,
+    num_layers=2,
+    num_query_heads=4,
+    num_key_value_heads=2,
+    hidden_dim=16,
     intermediate_dim=32,
-)  # fmt: skip
+)
 _T5GEMMA = dict(
     vocabulary_size=50,
     encoder_hidden_dim=16,
@@ -60,7 +64,11 @@ def _encoders() -> dict[str, Callable[[], Any]]:
         "DistilBertBackbone": lambda: models.DistilBertBackbone(**_ENCODER),
         "ESMBackbone": lambda: models.ESMBackbone(**_ENCODER),
         "ElectraBackbone": lambda: models.ElectraBackbone(
-            vocab_size=50, num_layers=2, num_heads=2, hidden_dim=16, embedding_dim=8,
+            vocab_size=50,
+            num_layers=2,
+            num_heads=2,
+            hidden_dim=16,
+            embedding_dim=8,
             intermediate_dim=32,
         ),
         "FNetBackbone": lambda: models.FNetBackbone(
@@ -70,14 +78,17 @@ def _encoders() -> dict[str, Callable[[], Any]]:
         "RoformerV2Backbone": lambda: models.RoformerV2Backbone(**_ENCODER, head_size=8),
         "XLMRobertaBackbone": lambda: models.XLMRobertaBackbone(**_ENCODER),
         "XLNetBackbone": lambda: models.XLNetBackbone(**_ENCODER),
-    }  # fmt: skip
+    }
 
 
 def _decoders() -> dict[str, Callable[[], Any]]:
     return {
         "BloomBackbone": lambda: models.BloomBackbone(**_ENCODER),
         "FalconBackbone": lambda: models.FalconBackbone(
-            vocabulary_size=50, num_layers=2, num_attention_heads=2, hidden_dim=16,
+            vocabulary_size=50,
+            num_layers=2,
+            num_attention_heads=2,
+            hidden_dim=16,
             intermediate_dim=32,
         ),
         "GPT2Backbone": lambda: models.GPT2Backbone(**_ENCODER),
@@ -97,18 +108,34 @@ def _decoders() -> dict[str, Callable[[], Any]]:
         ),
         "QwenBackbone": lambda: models.QwenBackbone(**_DECODER),
         "RWKV7Backbone": lambda: models.RWKV7Backbone(
-            hidden_size=16, head_size=8, num_layers=2, vocabulary_size=50, intermediate_dim=32,
-            gate_lora=4, mv_lora=4, aaa_lora=4, decay_lora=4,
+            hidden_size=16,
+            head_size=8,
+            num_layers=2,
+            vocabulary_size=50,
+            intermediate_dim=32,
+            gate_lora=4,
+            mv_lora=4,
+            aaa_lora=4,
+            decay_lora=4,
         ),
         "SmolLM3Backbone": lambda: models.SmolLM3Backbone(
-            vocabulary_size=50, hidden_dim=16, intermediate_dim=32, num_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, attention_bias=False,
-            attention_dropout=0.0, rope_layer_enabled_list=[True, False],
-            layer_types=["full_attention", "full_attention"], mlp_bias=False,
-            layer_norm_epsilon=1e-5, max_position_embeddings=32, rope_theta=10000.0,
+            vocabulary_size=50,
+            hidden_dim=16,
+            intermediate_dim=32,
+            num_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            attention_bias=False,
+            attention_dropout=0.0,
+            rope_layer_enabled_list=[True, False],
+            layer_types=["full_attention", "full_attention"],
+            mlp_bias=False,
+            layer_norm_epsilon=1e-5,
+            max_position_embeddings=32,
+            rope_theta=10000.0,
             partial_rotary_factor=1.0,
         ),
-    }  # fmt: skip
+    }
 
 
 def _mixtures_of_experts() -> dict[str, Callable[[], Any]]:
@@ -124,42 +151,73 @@ def _mixtures_of_experts() -> dict[str, Callable[[], Any]]:
         ),
         "Qwen3_5MoeBackbone": lambda: models.Qwen3_5MoeBackbone(
             **{key: value for key, value in _DECODER.items() if key != "intermediate_dim"},
-            head_dim=8, moe_intermediate_dim=16, shared_expert_intermediate_size=16,
-            num_experts=2, top_k=1, **_LINEAR_ATTENTION,
+            head_dim=8,
+            moe_intermediate_dim=16,
+            shared_expert_intermediate_size=16,
+            num_experts=2,
+            top_k=1,
+            **_LINEAR_ATTENTION,
         ),
         "QwenMoeBackbone": lambda: models.QwenMoeBackbone(
-            **_DECODER, moe_intermediate_dim=16, shared_expert_intermediate_dim=16,
-            num_experts=2, top_k=1,
+            **_DECODER,
+            moe_intermediate_dim=16,
+            shared_expert_intermediate_dim=16,
+            num_experts=2,
+            top_k=1,
         ),
-    }  # fmt: skip
+    }
 
 
 def _encoder_decoders() -> dict[str, Callable[[], Any]]:
     return {
         "BartBackbone": lambda: models.BartBackbone(**_ENCODER),
         "EdRecBackbone": lambda: models.EdRecBackbone(
-            vocab_size=50, num_layers_enc=2, num_layers_dec=2, num_heads=2, hidden_dim=16,
+            vocab_size=50,
+            num_layers_enc=2,
+            num_layers_dec=2,
+            num_heads=2,
+            hidden_dim=16,
             intermediate_dim=32,
         ),
         "MoonshineBackbone": lambda: models.MoonshineBackbone(
-            vocabulary_size=50, filter_dim=16, encoder_num_layers=1, decoder_num_layers=1,
-            hidden_dim=16, intermediate_dim=32, encoder_num_heads=2, decoder_num_heads=2,
+            vocabulary_size=50,
+            filter_dim=16,
+            encoder_num_layers=1,
+            decoder_num_layers=1,
+            hidden_dim=16,
+            intermediate_dim=32,
+            encoder_num_heads=2,
+            decoder_num_heads=2,
         ),
         "T5Backbone": lambda: models.T5Backbone(**_ENCODER),
         "T5Gemma2Backbone": lambda: models.T5Gemma2Backbone(**_T5GEMMA),
         "T5GemmaBackbone": lambda: models.T5GemmaBackbone(**_T5GEMMA),
         "WhisperBackbone": lambda: models.WhisperBackbone(
-            **_ENCODER, num_mels=8, max_encoder_sequence_length=16,
+            **_ENCODER,
+            num_mels=8,
+            max_encoder_sequence_length=16,
             max_decoder_sequence_length=16,
         ),
-    }  # fmt: skip
+    }
 
 
 def _gemma3n() -> Any:
     return keras_hub.models.Gemma3nBackbone(
-        text_vocab_size=50, text_hidden_size=8, num_hidden_layers=1, pad_token_id=0,
-        num_attention_heads=1, num_key_value_heads=1, head_dim=8, intermediate_size=[16],
-        hidden_activation="gelu_approximate", layer_types=["full_attention"], sliding_window=4,
-        rope_theta=10000.0, max_position_embeddings=16, vocab_size_per_layer_input=50,
-        hidden_size_per_layer_input=2, altup_num_inputs=2, laurel_rank=1,
-    )  # fmt: skip
+        text_vocab_size=50,
+        text_hidden_size=8,
+        num_hidden_layers=1,
+        pad_token_id=0,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=[16],
+        hidden_activation="gelu_approximate",
+        layer_types=["full_attention"],
+        sliding_window=4,
+        rope_theta=10000.0,
+        max_position_embeddings=16,
+        vocab_size_per_layer_input=50,
+        hidden_size_per_layer_input=2,
+        altup_num_inputs=2,
+        laurel_rank=1,
+    )

@@ -10,9 +10,15 @@ from typing import Any
 from benchmarks.compatibility import CHECKS
 
 _HEADINGS = (
-    "sites", "float mode equal", "error, 16 bits", "error, 8 bits", "gradients equal",
-    "training step", "save and load", "ONNX",
-)  # fmt: skip
+    "sites",
+    "float mode equal",
+    "error, 16 bits",
+    "error, 8 bits",
+    "gradients equal",
+    "training step",
+    "save and load",
+    "ONNX",
+)
 # Part of an error message -> the cell of the table.
 _REASONS = {
     "without a counterpart in ONNX": "no ONNX counterpart",
@@ -41,12 +47,30 @@ def write_report(results: pathlib.Path, document: pathlib.Path) -> None:
     lines = [
         "# Compatibility",
         "",
-        "Small random configurations of every backbone and encoder of KerasHub, and thirteen families of",
-        "keras.applications, quantized with the default recipe on two random batches. `make compatibility` makes this table.",
-        "An error is the norm of the difference to the float model over the norm of its outputs; with random weights and",
-        "inputs it says nothing about accuracy on real data. *Gradients*: those of all trainable variables in float mode",
-        "against the original's. *Training step*: one step of `fit` with quantizers. *Save and load*: into a model built a",
-        "second time, equal bit for bit. *ONNX*: written, opened by ONNX Runtime and compared with the simulation.",
+        (
+            "Small random configurations of every backbone and encoder of KerasHub, and thirteen"
+            " families of"
+        ),
+        (
+            "keras.applications, quantized with the default recipe on two random batches. `make"
+            " compatibility` makes this table."
+        ),
+        (
+            "An error is the norm of the difference to the float model over the norm of its"
+            " outputs; with random weights and"
+        ),
+        (
+            "inputs it says nothing about accuracy on real data. *Gradients*: those of all"
+            " trainable variables in float mode"
+        ),
+        (
+            "against the original's. *Training step*: one step of `fit` with quantizers. *Save and"
+            " load*: into a model built a"
+        ),
+        (
+            "second time, equal bit for bit. *ONNX*: written, opened by ONNX Runtime and compared"
+            " with the simulation."
+        ),
         "",
         f"Versions: {versions}. Processor: {contents['machine']['processor']}.",
         "",
@@ -77,7 +101,10 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [
         f"| | {' | '.join(_HEADINGS)} |",
         f"| --- |{' --- |' * len(_HEADINGS)}",
-        *(f"| {name} | {' | '.join(_cell(row.get(c)) for c in CHECKS)} |" for name, row in rows.items()),
+        *(
+            f"| {name} | {' | '.join(_cell(row.get(c)) for c in CHECKS)} |"
+            for name, row in rows.items()
+        ),
         f"| **passed of {len(rows)}** | {' | '.join(map(str, passed))} |",
     ]
 

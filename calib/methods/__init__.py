@@ -1,7 +1,7 @@
 """Range methods: each module has ``estimate(stats, codebook, **options) -> (lower, upper)``.
 
-Ranges are float32 of shape () or (C,). Symmetric grids get (-amax, amax), unsigned ones (0, amax); asymmetric grids
-get a range that holds 0, so that 0 is representable. All-zero data give (0, 0).
+Ranges are float32 of shape () or (C,). Symmetric grids get (-amax, amax), unsigned ones (0, amax);
+asymmetric grids get a range that holds 0, so that 0 is representable. All-zero data give (0, 0).
 """
 
 import inspect
@@ -12,7 +12,15 @@ import numpy as np
 
 from calib.codebook import Codebook
 from calib.errors import CalibrationError
-from calib.methods import cross_entropy, current_minmax, entropy, maximum, moving_average, mse, percentile
+from calib.methods import (
+    cross_entropy,
+    current_minmax,
+    entropy,
+    maximum,
+    moving_average,
+    mse,
+    percentile,
+)
 from calib.names import GENERAL, NAMES
 from calib.statistics import DECAY, Statistics
 
@@ -66,10 +74,17 @@ class Method:
         return hash((self.name, tuple(sorted(self.options.items()))))
 
     def __str__(self):
-        """The name, the option of that name (`percentile 99.99`), and options that are not at their default."""
+        """The name, the option of that name (`percentile 99.99`), and options that are not at their
+        default.
+        """
         defaults = _defaults(get(self.name))
-        words = [self.name, *(f"{value}" for key, value in self.options.items() if key == self.name)]
-        words += [f"{k}={v}" for k, v in self.options.items() if k != self.name and v != defaults[k]]
+        words = [
+            self.name,
+            *(f"{value}" for key, value in self.options.items() if key == self.name),
+        ]
+        words += [
+            f"{k}={v}" for k, v in self.options.items() if k != self.name and v != defaults[k]
+        ]
         return " ".join(words)
 
     @classmethod
@@ -77,7 +92,8 @@ class Method:
         """Makes a method from its name and options.
 
         Raises:
-            ValueError: unknown name or option, or an option out of range; the message lists what is valid.
+            ValueError: unknown name or option, or an option out of range; the message lists what is
+              valid.
         """
         return cls(name, options)
 
@@ -108,11 +124,13 @@ class Method:
             return
         able = [name for name in GENERAL if not _uniform_only(name)]
         raise CalibrationError(
-            f"range method {self.name!r} needs codes that are equally far apart, and those of {codebook} are not; "
-            f"use one of {', '.join(able)}"
+            f"range method {self.name!r} needs codes that are equally far apart, and those of"
+            f" {codebook} are not; use one of {', '.join(able)}"
         )
 
-    def estimate(self, stats: Statistics, codebook: Codebook, *, site: str = "") -> tuple[np.ndarray, np.ndarray]:
+    def estimate(
+        self, stats: Statistics, codebook: Codebook, *, site: str = ""
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(lower, upper) for ``stats`` on ``grid``; errors start with ``site``."""
         try:
             self.check_codebook(codebook)

@@ -35,8 +35,8 @@ def _histogram(stats: Statistics, codebook: Codebook, method: str) -> Histogram:
     histogram = stats.histogram
     if histogram is None:
         raise MissingHistogramError(
-            f"method {method!r} needs a histogram and only the extremes were kept; use method 'max', or "
-            "per_channel_range on the values of a weight"
+            f"method {method!r} needs a histogram and only the extremes were kept; use method"
+            " 'max', or per_channel_range on the values of a weight"
         )
     if not histogram.counts.any():
         raise EmptyStatisticsError(
@@ -48,7 +48,8 @@ def _histogram(stats: Statistics, codebook: Codebook, method: str) -> Histogram:
         return histogram
     if stats.minimum < 0:
         raise MissingHistogramError(
-            f"method {method!r} on an asymmetric grid needs a histogram that keeps the signs; observe with signed=True"
+            f"method {method!r} on an asymmetric grid needs a histogram that keeps the signs;"
+            " observe with signed=True"
         )
     counts = np.concatenate(
         [np.zeros_like(histogram.counts), histogram.counts]
@@ -86,5 +87,6 @@ def check_search(method: str, start_bin: int, stride: int) -> None:
     for option, value, least in (("start_bin", start_bin, 0), ("stride", stride, 1)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ValueError(
-                f"range method {method!r}: {option} must be an integer of at least {least}, got {value!r}"
+                f"range method {method!r}: {option} must be an integer of at least {least}, got"
+                f" {value!r}"
             )

@@ -1,4 +1,6 @@
-"""Range with the least cross-entropy between the softmax of logits and that of quantized logits, for a classifier's output."""
+"""Range with the least cross-entropy between the softmax of logits and that of quantized logits,
+for a classifier's output.
+"""
 
 import numpy as np
 
@@ -14,13 +16,19 @@ NEEDS_HISTOGRAM = False
 def check_options(search: str, candidates: int, margin: float, rows: int) -> None:
     if search not in range_search.SEARCHES:
         raise ValueError(
-            f"range method 'cross_entropy': search must be one of {', '.join(range_search.SEARCHES)}, got {search!r}"
+            "range method 'cross_entropy': search must be one of"
+            f" {', '.join(range_search.SEARCHES)}, got {search!r}"
         )
     range_search.check_options("cross_entropy", candidates, margin)
     if isinstance(rows, bool) or not isinstance(rows, int | np.integer) or rows < 1:
-        raise ValueError(f"range method 'cross_entropy': rows must be an integer of at least 1, got {rows!r}")
+        raise ValueError(
+            f"range method 'cross_entropy': rows must be an integer of at least 1, got {rows!r}"
+        )
     if candidates != 100 and search != "grid":
-        raise ValueError(f"range method 'cross_entropy': candidates says nothing to search {search!r}, only to grid")
+        raise ValueError(
+            f"range method 'cross_entropy': candidates says nothing to search {search!r}, only to"
+            " grid"
+        )
 
 
 def can_use(stats: Statistics, search: str, candidates: int, margin: float, rows: int) -> bool:
@@ -37,10 +45,12 @@ def estimate(
     margin: float = 0.0,
     rows: int = 1024,
 ) -> Range:
-    """Least sum of -softmax(x) . log softmax(Q(x)) along the last axis, over the rows that were kept.
+    """Least sum of -softmax(x) . log softmax(Q(x)) along the last axis, over the rows that were
+    kept.
 
-    Source: `--cross-entropy-layer` of Qualcomm's transformer-quantization, which has a margin of 0.5. Prefer the grid search:
-    the loss of few rows has several minima, of which golden section finds some.
+    ModelAdapter: `--cross-entropy-layer` of Qualcomm's transformer-quantization, which has a margin
+    of 0.5. Prefer the grid search: the loss of few rows has several minima, of which golden section
+    finds some.
 
     Args:
         stats: with rows, per tensor.
@@ -48,14 +58,23 @@ def estimate(
         search: `grid` or `golden_section`, see `calib.range_search`.
         candidates: of `grid`: how many widths are tried.
         margin: how far beyond the data a range may reach, in the unit of the logits.
-        rows: how many rows (examples; of a tensor with tokens, real tokens) a calibration keeps: the first ones.
+        rows: how many rows (examples; of a tensor with tokens, real tokens) a calibration keeps:
+          the first ones.
     """
     check_options(search, candidates, margin, rows)
     require_data(stats)
     if stats.rows is None or not stats.rows.size:
-        raise EmptyStatisticsError("no rows of logits were kept; calibrate with method 'cross_entropy' in the recipe")
+        raise EmptyStatisticsError(
+            "no rows of logits were kept; calibrate with method 'cross_entropy' in the recipe"
+        )
     kept = stats.rows[:rows]
     ends = range_search.least_loss(
-        losses.cross_entropy(kept, codebook), kept.min(), kept.max(), codebook, search=search, candidates=candidates, margin=margin
+        losses.cross_entropy(kept, codebook),
+        kept.min(),
+        kept.max(),
+        codebook,
+        search=search,
+        candidates=candidates,
+        margin=margin,
     )
     return np.asarray(ends[0], np.float32), np.asarray(ends[1], np.float32)

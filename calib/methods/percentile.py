@@ -15,7 +15,8 @@ def check_options(percentile: float, edge: str) -> None:
         or not 0 <= percentile <= 100
     ):
         raise ValueError(
-            f"range method 'percentile': percentile must be a number from 0 to 100, got {percentile!r}"
+            "range method 'percentile': percentile must be a number from 0 to 100, got"
+            f" {percentile!r}"
         )
     if edge not in EDGES:
         raise ValueError(

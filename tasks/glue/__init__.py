@@ -1,4 +1,6 @@
-"""GLUE: the nine tasks, reading, features, batches, scores, and a generated data set of the same form."""
+"""GLUE: the nine tasks, reading, features, batches, scores, and a generated data set of the same
+form.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -25,24 +25,27 @@ def batches(
 ) -> Batches:
     """Lay out one pass over the rows.
 
-    The result depends on the arguments alone: the same seed and epoch give the same batches, and `start=n` gives
-    exactly what is left after the first n of them, at no cost for those. `Batches.shard` and `Batches.dealt` share it
-    out among ranks.
+    The result depends on the arguments alone: the same seed and epoch give the same batches, and
+    `start=n` gives exactly what is left after the first n of them, at no cost for those.
+    `Batches.shard` and `Batches.shard_by_cost` share it out among ranks.
 
     Args:
         features: from `convert`.
         batch_size: rows a batch.
-        training: shuffle; labels are needed. Otherwise rows keep their order or, bucketed, go longest first; results
+        training: shuffle; labels are needed. Otherwise rows keep their order or, bucketed, go
+          longest first; results
             are matched by `unique_ids`, never by order.
         seed, epoch: choose the order of a training pass.
         bucket_by_length: batch rows of like length.
         pad_to_max_length: pad every batch to `max_seq_length` instead of to its longest row.
-        length_multiple: pad to a multiple of this, capped at `max_seq_length`, so that fewer distinct shapes occur.
+        length_multiple: pad to a multiple of this, capped at `max_seq_length`, so that fewer
+          distinct shapes occur.
         drop_remainder: leave out rows that do not fill a batch; None: in training only.
         start: number of batches to leave out at the front.
 
     Returns:
-        A sized iterable of dicts: int32 `input_ids`, `input_mask`, `segment_ids` [B, S], int32 `unique_ids` [B] (row
+        A sized iterable of dicts: int32 `input_ids`, `input_mask`, `segment_ids` [B, S], int32
+          `unique_ids` [B] (row
         numbers) and, where they are known, `labels` [B], int32 or float32.
 
     Raises:
@@ -62,16 +65,31 @@ def batches(
         drop_remainder=training if drop_remainder is None else drop_remainder,
         start=start,
     )
-    return Batches(plan, functools.partial(_batch, features, multiple=None if pad_to_max_length else length_multiple))
+    return Batches(
+        plan,
+        functools.partial(
+            _batch, features, multiple=None if pad_to_max_length else length_multiple
+        ),
+    )
 
 
 def _batch(features: Features, rows: np.ndarray, *, multiple: int | None) -> dict[str, np.ndarray]:
     """Return these rows, padded to a multiple or (None) to max_seq_length."""
     limit = features.max_seq_length
-    width = limit if multiple is None else padded_length(int(features.lengths[rows].max()), limit, multiple)
+    width = (
+        limit
+        if multiple is None
+        else padded_length(int(features.lengths[rows].max()), limit, multiple)
+    )
     bounds = np.stack([features.bounds[rows], features.bounds[rows + 1]], axis=1)
     batch = {"unique_ids": rows.astype(np.int32)}
-    batch |= model_inputs(features.input_ids, bounds, features.second_offset[rows], width=width, pad_id=features.pad_id)
+    batch |= model_inputs(
+        features.input_ids,
+        bounds,
+        features.second_offset[rows],
+        width=width,
+        pad_id=features.pad_id,
+    )
     if features.labels is not None:
         batch["labels"] = features.labels[rows]
     return batch

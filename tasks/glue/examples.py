@@ -29,7 +29,8 @@ class Examples:
         task: what they belong to.
         firsts: the first text of each row.
         seconds: the second one, or None for tasks on single sentences.
-        labels: int32 [rows] class numbers, float32 [rows] values of a regression, or None when unknown (test).
+        labels: int32 [rows] class numbers, float32 [rows] values of a regression, or None when
+          unknown (test).
     """
 
     task: Task
@@ -49,13 +50,21 @@ class Examples:
         return Examples(self.task, self.firsts[:count], seconds, labels)
 
 
-def from_rows(task: str | Task, rows: Iterable[Mapping[str, Any]], *, source: str = "rows", progress: bool = True) -> Examples:
+def from_rows(
+    task: str | Task,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    source: str = "rows",
+    progress: bool = True,
+) -> Examples:
     """Make examples from rows as Hugging Face's `datasets` or TensorFlow Datasets give them.
 
     Args:
         task: the task or its name.
-        rows: each with the task's `fields` (str, or bytes of UTF-8) and its `label` (a class number, a class name, or
-            the value of a regression). Where every label is missing, None or -1, labels are unknown.
+        rows: each with the task's `fields` (str, or bytes of UTF-8) and its `label` (a class
+          number, a class name, or
+            the value of a regression). Where every label is missing, None or -1, labels are
+            unknown.
         source: what errors call the rows.
         progress: show a bar when it takes more than a second.
 
@@ -72,19 +81,32 @@ def from_rows(task: str | Task, rows: Iterable[Mapping[str, Any]], *, source: st
         place = f"{source}: row {number}"
         missing = [field for field in task.fields if field not in row]
         if missing:
-            raise GlueFormatError(f"{place}: no field {', '.join(map(repr, missing))} (found {', '.join(map(repr, row))})")
+            raise GlueFormatError(
+                f"{place}: no field {', '.join(map(repr, missing))} (found"
+                f" {', '.join(map(repr, row))})"
+            )
         label = row.get("label")
         hidden = label is None or (not isinstance(label, str | bytes) and label == UNKNOWN_LABEL)
         unknown += hidden
         if unknown and not (hidden and unknown == number + 1):
             raise GlueFormatError(f"{place}: some rows have a label and others have none")
-        builder.add([_text(row[field], place) for field in task.fields], None if hidden else _text(label, place), place)
+        builder.add(
+            [_text(row[field], place) for field in task.fields],
+            None if hidden else _text(label, place),
+            place,
+        )
     return builder.finish(source)
 
 
 def reading(rows: Iterable, task: Task, progress: bool) -> Iterable:
     """Return the rows with a bar that appears only when they take long."""
-    return tqdm(rows, desc=f"reading {task.name}", unit=" rows", disable=not progress, delay=BAR_DELAY_SECONDS)
+    return tqdm(
+        rows,
+        desc=f"reading {task.name}",
+        unit=" rows",
+        disable=not progress,
+        delay=BAR_DELAY_SECONDS,
+    )
 
 
 class ExamplesBuilder:
@@ -110,12 +132,18 @@ class ExamplesBuilder:
         if not firsts:
             raise GlueFormatError(f"{source}: no row in it")
         seconds = self._texts[1] if len(self._texts) == 2 else None
-        labels = np.asarray(self._labels, np.float32 if self._task.regression else np.int32) if self._labels else None
+        labels = (
+            np.asarray(self._labels, np.float32 if self._task.regression else np.int32)
+            if self._labels
+            else None
+        )
         return Examples(self._task, firsts, seconds, labels)
 
 
 def parse_label(task: Task, text: str, place: str) -> float | int:
-    """Return the class number of a name or a number, or the value of a regression; errors begin with `place`."""
+    """Return the class number of a name or a number, or the value of a regression; errors begin
+    with `place`.
+    """
     text = text.strip()
     if not task.regression:
         if text in task.labels:
@@ -130,7 +158,9 @@ def parse_label(task: Task, text: str, place: str) -> float | int:
     except ValueError:
         value = math.nan
     if not low <= value <= high:
-        raise GlueFormatError(f"{place}: label {text!r} of {task.name} is no number from {low:g} to {high:g}")
+        raise GlueFormatError(
+            f"{place}: label {text!r} of {task.name} is no number from {low:g} to {high:g}"
+        )
     return value
 
 

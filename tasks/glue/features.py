@@ -1,4 +1,7 @@
-"""Rows of a task to model inputs: `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, or what the tokenizer's model wants."""
+"""Rows of a task to model inputs.
+
+`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, or what the tokenizer's model wants.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,21 @@ class SequenceTokenizer(Protocol):
 
     pad_id: int
 
-    def encode_sequences(self, firsts: Sequence[str], seconds: Sequence[str] | None, max_length: int) -> list[Encoded]: ...
+    def encode_sequences(
+        self, firsts: Sequence[str], seconds: Sequence[str] | None, max_length: int
+    ) -> list[Encoded]: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Sequences as columns, in the order of the examples. Row `i` owns `bounds[i]:bounds[i + 1]` of the flat column.
+    """Sequences as columns, in the order of the examples. Row `i` owns `bounds[i]:bounds[i + 1]` of
+    the flat column.
 
     Attributes:
         bounds: int64 [rows + 1], ascending.
         input_ids: int32 [positions], flat, without padding.
-        second_offset: int32 [rows], where in a row the second segment begins; its length where there is none.
+        second_offset: int32 [rows], where in a row the second segment begins; its length where
+          there is none.
         labels: int32 or float32 [rows], or None when unknown.
         max_seq_length: what no row exceeds.
         pad_id: id that fills up a batch.
@@ -56,13 +63,20 @@ class Features:
         return slice(int(self.bounds[number]), int(self.bounds[number + 1]))
 
 
-def convert(examples: Examples, tokenizer: SequenceTokenizer, *, max_seq_length: int = 128, progress: bool = True) -> Features:
+def convert(
+    examples: Examples,
+    tokenizer: SequenceTokenizer,
+    *,
+    max_seq_length: int = 128,
+    progress: bool = True,
+) -> Features:
     """Convert rows to sequences.
 
     Args:
         examples: from `read`, `from_tfds` or `from_rows`.
         tokenizer: of the model, from `load_tokenizer`.
-        max_seq_length: longest sequence, special tokens included; longer ones are cut (`tasks.sequences`).
+        max_seq_length: longest sequence, special tokens included; longer ones are cut
+          (`tasks.sequences`).
         progress: show a bar.
 
     Returns:
@@ -72,7 +86,12 @@ def convert(examples: Examples, tokenizer: SequenceTokenizer, *, max_seq_length:
         ValueError: max_seq_length leaves no room for the texts.
     """
     found: list[Encoded] = []
-    with tqdm(total=len(examples), desc=f"{examples.task.name} features", unit=" rows", disable=not progress) as bar:
+    with tqdm(
+        total=len(examples),
+        desc=f"{examples.task.name} features",
+        unit=" rows",
+        disable=not progress,
+    ) as bar:
         for begin in range(0, len(examples), ROWS_PER_CALL):
             part = slice(begin, begin + ROWS_PER_CALL)
             seconds = None if examples.seconds is None else examples.seconds[part]

@@ -25,7 +25,8 @@ def predictions(task: str | Task, logits: np.ndarray) -> np.ndarray:
         logits: float [rows, num_labels] (for a regression also [rows]).
 
     Returns:
-        int64 [rows], the class of the largest logit; or float [rows], the value of a regression (not clamped).
+        int64 [rows], the class of the largest logit; or float [rows], the value of a regression
+        (not clamped).
 
     Raises:
         ValueError: another shape, or a logit that is NaN or infinite.
@@ -35,15 +36,22 @@ def predictions(task: str | Task, logits: np.ndarray) -> np.ndarray:
     if task.regression and logits.ndim == 1:
         logits = logits[:, None]
     if logits.ndim != 2 or logits.shape[1] != task.num_labels:
-        raise ValueError(f"{task.name}: logits have shape {logits.shape}, expected [rows, {task.num_labels}]")
+        raise ValueError(
+            f"{task.name}: logits have shape {logits.shape}, expected [rows, {task.num_labels}]"
+        )
     broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if broken.size:
-        raise ValueError(f"{task.name}: logits of {broken.size} of {len(logits)} rows are NaN or infinite (first: {broken[0]})")
+        raise ValueError(
+            f"{task.name}: logits of {broken.size} of {len(logits)} rows are NaN or infinite"
+            f" (first: {broken[0]})"
+        )
     return logits[:, 0] if task.regression else logits.argmax(axis=1)
 
 
 def clamp_similarity(values: np.ndarray) -> np.ndarray:
-    """Return predictions of STS-B moved into the range of its labels, 0 to 5 (`score` does not do this by itself)."""
+    """Return predictions of STS-B moved into the range of its labels, 0 to 5 (`score` does not do
+    this by itself).
+    """
     return np.clip(values, *SIMILARITY_RANGE)
 
 
@@ -56,9 +64,10 @@ def score(task: str | Task, predicted: np.ndarray, labels: np.ndarray) -> dict[s
         labels: [rows], the truth.
 
     Returns:
-        The value of each of `task.metrics`, as fractions, and where there are several their mean, "combined_score".
-        Where a metric is not defined it is 0: correlations with something constant (with a warning), Matthews' where
-        one class is predicted throughout, F1 where the positive class neither is nor should be predicted.
+        The value of each of `task.metrics`, as fractions, and where there are several their mean,
+        "combined_score". Where a metric is not defined it is 0: correlations with something
+        constant (with a warning), Matthews' where one class is predicted throughout, F1 where the
+        positive class neither is nor should be predicted.
 
     Raises:
         ValueError: no rows, not as many predictions as labels, or values that are NaN or infinite.
@@ -66,7 +75,10 @@ def score(task: str | Task, predicted: np.ndarray, labels: np.ndarray) -> dict[s
     task = task_named(task)
     predicted, labels = np.asarray(predicted), np.asarray(labels)
     if predicted.ndim != 1 or predicted.shape != labels.shape or not len(labels):
-        raise ValueError(f"{task.name}: {predicted.shape} predictions for {labels.shape} labels; both must be [rows]")
+        raise ValueError(
+            f"{task.name}: {predicted.shape} predictions for {labels.shape} labels; both must be"
+            " [rows]"
+        )
     if not (np.isfinite(predicted).all() and np.isfinite(labels).all()):
         raise ValueError(f"{task.name}: predictions or labels are NaN or infinite")
     values = {name: float(_METRICS[name](labels, predicted)) for name in task.metrics}
@@ -76,7 +88,8 @@ def score(task: str | Task, predicted: np.ndarray, labels: np.ndarray) -> dict[s
 
 
 def final_score(task: str | Task, scores: Mapping[str, Mapping[str, float]]) -> float:
-    """Return the one number of a task: its final metric, the mean over its splits (MNLI: matched and mismatched).
+    """Return the one number of a task: its final metric, the mean over its splits (MNLI: matched
+    and mismatched).
 
     Args:
         task: the task or its name.
@@ -87,7 +100,10 @@ def final_score(task: str | Task, scores: Mapping[str, Mapping[str, float]]) -> 
     """
     task = task_named(task)
     if not scores or set(scores) - set(task.eval_splits):
-        raise ValueError(f"{task.name}: scores of {', '.join(scores) or 'nothing'}, expected {', '.join(task.eval_splits)}")
+        raise ValueError(
+            f"{task.name}: scores of {', '.join(scores) or 'nothing'}, expected"
+            f" {', '.join(task.eval_splits)}"
+        )
     return float(np.mean([values[task.final_metric] for values in scores.values()]))
 
 
@@ -98,8 +114,8 @@ def averages(final_scores: Mapping[str, float]) -> dict[str, float]:
         final_scores: task name -> `final_score`.
 
     Returns:
-        "glue" over the eight tasks without WNLI and "glue_with_wnli" over all nine; each only where all its tasks have
-        a score.
+        "glue" over the eight tasks without WNLI and "glue_with_wnli" over all nine; each only where
+        all its tasks have a score.
     """
     wanted = {"glue": WITHOUT_WNLI, "glue_with_wnli": tuple(TASKS)}
     return {
@@ -117,7 +133,13 @@ def _correlation(compute: Callable, name: str) -> Callable[[np.ndarray, np.ndarr
         labels, predicted = labels.astype(np.float64), predicted.astype(np.float64)
         for what, values in (("predictions", predicted), ("labels", labels)):
             if np.ptp(values) == 0:
-                logger.warning("%s is not defined, as all %d %s are %g: it is given as 0", name, len(values), what, values[0])
+                logger.warning(
+                    "%s is not defined, as all %d %s are %g: it is given as 0",
+                    name,
+                    len(values),
+                    what,
+                    values[0],
+                )
                 return 0.0
         return compute(predicted, labels).statistic
 

@@ -12,8 +12,15 @@ from tasks.tfds_builder import check_split, tfds_builder
 SOURCE = "https://dl.fbaipublicfiles.com"
 
 
-def from_tfds(task: str | Task, split: str, data_dir: str | os.PathLike[str] | None = None, *, progress: bool = True) -> Examples:
-    """Read a split of a task through TensorFlow Datasets, preparing it (from the network) when it is not on disk yet.
+def from_tfds(
+    task: str | Task,
+    split: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    progress: bool = True,
+) -> Examples:
+    """Read a split of a task through TensorFlow Datasets, preparing it (from the network) when it
+    is not on disk yet.
 
     Args:
         task: the task or its name.
@@ -38,7 +45,10 @@ def from_tfds(task: str | Task, split: str, data_dir: str | os.PathLike[str] | N
 
 
 def check_tfds(task: Task, split: str, data_dir: str | os.PathLike[str] | None = None) -> Any:
-    """Return the builder that `from_tfds` reads from, without reading any row. Args and errors: see there."""
+    """Return the builder that `from_tfds` reads from, without reading any row.
+
+    Args and errors: see there.
+    """
     instead = f"a folder with {task.directory}/train.tsv"
     builder = tfds_builder((f"glue/{task.name}",), data_dir, source=SOURCE, instead=instead)
     check_split(builder, split)

@@ -1,4 +1,6 @@
-"""The public names, from where they are defined; `tasks.glue` loads this module when one is used."""
+"""The public names, from where they are defined; `tasks.glue` loads this module when one is
+used.
+"""
 
 from tasks.batching import Batches
 from tasks.glue.batching import batches

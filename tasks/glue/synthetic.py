@@ -1,9 +1,11 @@
-"""Generated data sets in the layout of `glue_data`, one of each task, with a vocabulary and a tiny BERT to learn them.
+"""Generated data sets in the layout of `glue_data`, one of each task, with a vocabulary and a tiny
+BERT to learn them.
 
-Sentences state facts about people, and each task asks of them what it asks of real text: whether words are in order
-(CoLA), what somebody thinks (SST-2), whether two statements or questions say the same (MRPC, QQP), how much two
-statements have in common (STS-B), what follows from a statement (MNLI, RTE), whether it answers a question (QNLI) and
-whom a pronoun means (WNLI). No label can be told from single words or, in the tasks on pairs, from one of the texts.
+Sentences state facts about people, and each task asks of them what it asks of real text: whether
+words are in order (CoLA), what somebody thinks (SST-2), whether two statements or questions say the
+same (MRPC, QQP), how much two statements have in common (STS-B), what follows from a statement
+(MNLI, RTE), whether it answers a question (QNLI) and whom a pronoun means (WNLI). No label can be
+told from single words or, in the tasks on pairs, from one of the texts.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from tqdm import tqdm
 
 from tasks.files import write_json, write_text
 from tasks.glue.task import TASKS, TRAIN, Task
-from tasks.small_world import CONFIG, DISHES, PEOPLE, RELATIONS, Relation, all_texts, make_vocab
+from tasks.synthetic_vocab import CONFIG, DISHES, PEOPLE, RELATIONS, Relation, all_texts, make_vocab
 
 WOMEN = "Anna Carla Elena Greta Irene Karin Maria Olga Rosa Tanja Vera Zoe".split()
 MEN = "Boris David Felix Henry Jonas Louis Nils Peter Simon Ulrich Walter".split()
@@ -34,29 +36,49 @@ NEGATED_OPINIONS = (
     "this {dish} is never {adjective} , says {name}",
     "{name} does not find the {dish} {adjective}",
 )
-# Of each kind of thing: with few values a tiny network soon finds out that what matters is whether they are the same.
+# Of each kind of thing: with few values a tiny network soon finds out that what matters is whether
+# they are the same.
 VALUES = 6
 THANKS = "{} thanked {} because {} had helped."
 HELP = "{} had helped."
 
-# Columns of the files, in GLUE's order; what a test split lacks is its label. Parses and counts of other annotators are
-# columns as well, as readers have to find theirs among them.
+# Columns of the files, in GLUE's order; what a test split lacks is its label. Parses and counts of
+# other annotators are columns as well, as readers have to find theirs among them.
 COLUMNS = {
     "cola": ("source", "label", "mark", "sentence"),
     "sst2": ("sentence", "label"),
     "mrpc": ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
     "stsb": (
-        "index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2", "score",
+        "index",
+        "genre",
+        "filename",
+        "year",
+        "old_index",
+        "source1",
+        "source2",
+        "sentence1",
+        "sentence2",
+        "score",
     ),
     "qqp": ("id", "qid1", "qid2", "question1", "question2", "is_duplicate"),
     "mnli": (
-        "index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse",
-        "sentence2_parse", "sentence1", "sentence2", "label1", "gold_label",
+        "index",
+        "promptID",
+        "pairID",
+        "genre",
+        "sentence1_binary_parse",
+        "sentence2_binary_parse",
+        "sentence1_parse",
+        "sentence2_parse",
+        "sentence1",
+        "sentence2",
+        "label1",
+        "gold_label",
     ),
     "qnli": ("index", "question", "sentence", "label"),
     "rte": ("index", "sentence1", "sentence2", "label"),
     "wnli": ("index", "sentence1", "sentence2", "label"),
-}  # fmt: skip
+}
 # These tasks name their classes in the files, the others number them.
 NAMED_LABELS = ("mnli", "qnli", "rte")
 
@@ -94,11 +116,18 @@ def _sst2(rng: random.Random, label: int) -> tuple[str, ...]:
     negated = rng.random() < 0.5
     adjective = rng.choice(GOOD if label != negated else BAD)
     opinion = rng.choice(NEGATED_OPINIONS if negated else OPINIONS)
-    return (opinion.format(name=rng.choice(PEOPLE), dish=rng.choice(DISHES), adjective=adjective).lower(),)
+    return (
+        opinion.format(
+            name=rng.choice(PEOPLE), dish=rng.choice(DISHES), adjective=adjective
+        ).lower(),
+    )
 
 
 def _mrpc(rng: random.Random, label: int) -> tuple[str, ...]:
-    """Two statements on one person in different words: the same fact, another value or another matter."""
+    """Two statements on one person in different words.
+
+    The same fact, another value or another matter.
+    """
     person = rng.choice(PEOPLE)
     relation, value = _fact(rng)
     first, second = rng.sample(relation.statements, 2)
@@ -107,11 +136,15 @@ def _mrpc(rng: random.Random, label: int) -> tuple[str, ...]:
     if not label and rng.random() < 0.5:
         other = _another(rng, RELATIONS, relation)
         return stated, _state(rng, person, other, rng.choice(_few(other.values)))
-    return stated, second.format(name=person, value=value if label else _another(rng, _few(relation.values), value))
+    return stated, second.format(
+        name=person, value=value if label else _another(rng, _few(relation.values), value)
+    )
 
 
 def _stsb(rng: random.Random, label: int) -> tuple[str, ...]:
-    """Two statements; the score is 1 for the same person, and 2 each for the same matter and the same value of it."""
+    """Two statements; the score is 1 for the same person, and 2 each for the same matter and the
+    same value of it.
+    """
     person = rng.choice(PEOPLE)
     relation, value = _fact(rng)
     first, second = rng.sample(relation.statements, 2)
@@ -120,7 +153,9 @@ def _stsb(rng: random.Random, label: int) -> tuple[str, ...]:
     if label < 2:
         matter = _another(rng, RELATIONS, relation)
         return stated, _state(rng, other, matter, rng.choice(_few(matter.values)))
-    return stated, second.format(name=other, value=value if label >= 4 else _another(rng, _few(relation.values), value))
+    return stated, second.format(
+        name=other, value=value if label >= 4 else _another(rng, _few(relation.values), value)
+    )
 
 
 def _qqp(rng: random.Random, label: int) -> tuple[str, ...]:
@@ -133,7 +168,9 @@ def _qqp(rng: random.Random, label: int) -> tuple[str, ...]:
 
 
 def _mnli(rng: random.Random, label: int) -> tuple[str, ...]:
-    """Two facts, and one that follows (0), that nobody knows (1), or that cannot be true as well (2)."""
+    """Two facts, and one that follows (0), that nobody knows (1), or that cannot be true as well
+    (2).
+    """
     person = rng.choice(PEOPLE)
     stated = rng.sample(RELATIONS, 3)
     unstated = stated.pop()
@@ -171,9 +208,16 @@ def _wnli(rng: random.Random, label: int) -> tuple[str, ...]:
 
 
 _MAKERS: dict[str, Callable[[random.Random, int], tuple[str, ...]]] = {
-    "cola": _cola, "sst2": _sst2, "mrpc": _mrpc, "stsb": _stsb, "qqp": _qqp, "mnli": _mnli, "qnli": _qnli, "rte": _rte,
+    "cola": _cola,
+    "sst2": _sst2,
+    "mrpc": _mrpc,
+    "stsb": _stsb,
+    "qqp": _qqp,
+    "mnli": _mnli,
+    "qnli": _qnli,
+    "rte": _rte,
     "wnli": _wnli,
-}  # fmt: skip
+}
 
 
 def _fact(rng: random.Random) -> tuple[Relation, str]:
@@ -205,13 +249,20 @@ class SyntheticFiles:
 
 
 def write_dataset(
-    directory: str | os.PathLike[str], *, train_rows: int = 4000, dev_rows: int = 400, seed: int = 0, progress: bool = False
+    directory: str | os.PathLike[str],
+    *,
+    train_rows: int = 4000,
+    dev_rows: int = 400,
+    seed: int = 0,
+    progress: bool = False,
 ) -> SyntheticFiles:
-    """Write `glue_data` with all splits of all nine tasks, and `vocab.txt` (lower-case) and `bert_config.json` for them.
+    """Write `glue_data` with all splits of all nine tasks, and `vocab.txt` (lower-case) and
+    `bert_config.json` for them.
 
     Args:
         directory: made when missing; files in it are replaced.
-        train_rows, dev_rows: of each task; development and test splits are drawn alike, from different seeds.
+        train_rows, dev_rows: of each task; development and test splits are drawn alike, from
+          different seeds.
         seed: same seed, same files.
         progress: show a bar.
 
@@ -225,11 +276,17 @@ def write_dataset(
     data_dir = os.path.join(directory, "glue_data")
     for task in tqdm(TASKS.values(), desc="GLUE data", unit=" tasks", disable=not progress):
         for number, split in enumerate(task.splits):
-            rows = make_rows(task.name, train_rows if split == TRAIN else dev_rows, seed=10 * seed + number)
+            rows = make_rows(
+                task.name, train_rows if split == TRAIN else dev_rows, seed=10 * seed + number
+            )
             name = split.replace("validation", "dev") + ".tsv"
             write_text(os.path.join(data_dir, task.directory, name), _to_tsv(task, split, rows))
-    vocab = make_vocab([*all_texts(), *GOOD, *BAD, *OPINIONS, *NEGATED_OPINIONS, THANKS, HELP, "she he"])
-    files = SyntheticFiles(data_dir, os.path.join(directory, "vocab.txt"), os.path.join(directory, "bert_config.json"))
+    vocab = make_vocab(
+        [*all_texts(), *GOOD, *BAD, *OPINIONS, *NEGATED_OPINIONS, THANKS, HELP, "she he"]
+    )
+    files = SyntheticFiles(
+        data_dir, os.path.join(directory, "vocab.txt"), os.path.join(directory, "bert_config.json")
+    )
     write_text(files.vocab_file, "\n".join(vocab) + "\n")
     write_json(files.config_file, {"vocab_size": len(vocab), **CONFIG}, indent=2)
     return files

@@ -1,4 +1,6 @@
-"""What each of the nine GLUE tasks consists of, as data (Wang et al., "GLUE", 2018; label order of the public loaders)."""
+"""What each of the nine GLUE tasks consists of, as data (Wang et al., "GLUE", 2018; label order of
+the public loaders).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class Task:
         label_column: the column of the label there.
         eval_splits, test_splits: splits beside "train".
         headless: names of the columns where the files have no header.
-        short_lines: the files in circulation have some lines broken in two: skip lines with too few columns.
+        short_lines: the files in circulation have some lines broken in two: skip lines with too few
+          columns.
     """
 
     name: str
@@ -71,30 +74,66 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task(
-            "cola", "CoLA", _SENTENCE, ("unacceptable", "acceptable"), ("matthews_correlation",), _SENTENCE,
+            "cola",
+            "CoLA",
+            _SENTENCE,
+            ("unacceptable", "acceptable"),
+            ("matthews_correlation",),
+            _SENTENCE,
             headless=("source", "label", "mark", "sentence"),
         ),
         Task("sst2", "SST-2", _SENTENCE, ("negative", "positive"), _ACCURACY, _SENTENCE),
         Task(
-            "mrpc", "MRPC", _SENTENCES, ("not_equivalent", "equivalent"), _ACCURACY_F1, ("#1 String", "#2 String"),
+            "mrpc",
+            "MRPC",
+            _SENTENCES,
+            ("not_equivalent", "equivalent"),
+            _ACCURACY_F1,
+            ("#1 String", "#2 String"),
             label_column="Quality",
         ),
-        Task("stsb", "STS-B", _SENTENCES, (), ("pearson", "spearmanr"), _SENTENCES, label_column="score"),
         Task(
-            "qqp", "QQP", _QUESTIONS, ("not_duplicate", "duplicate"), _ACCURACY_F1, _QUESTIONS,
-            label_column="is_duplicate", short_lines=True,
+            "stsb",
+            "STS-B",
+            _SENTENCES,
+            (),
+            ("pearson", "spearmanr"),
+            _SENTENCES,
+            label_column="score",
         ),
         Task(
-            "mnli", "MNLI", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), _ACCURACY, _SENTENCES,
+            "qqp",
+            "QQP",
+            _QUESTIONS,
+            ("not_duplicate", "duplicate"),
+            _ACCURACY_F1,
+            _QUESTIONS,
+            label_column="is_duplicate",
+            short_lines=True,
+        ),
+        Task(
+            "mnli",
+            "MNLI",
+            ("premise", "hypothesis"),
+            ("entailment", "neutral", "contradiction"),
+            _ACCURACY,
+            _SENTENCES,
             label_column="gold_label",
             eval_splits=("validation_matched", "validation_mismatched"),
             test_splits=("test_matched", "test_mismatched"),
         ),
-        Task("qnli", "QNLI", ("question", "sentence"), _ENTAILMENT, _ACCURACY, ("question", "sentence")),
+        Task(
+            "qnli",
+            "QNLI",
+            ("question", "sentence"),
+            _ENTAILMENT,
+            _ACCURACY,
+            ("question", "sentence"),
+        ),
         Task("rte", "RTE", _SENTENCES, _ENTAILMENT, _ACCURACY, _SENTENCES),
         Task("wnli", "WNLI", _SENTENCES, ("not_entailment", "entailment"), _ACCURACY, _SENTENCES),
     )
-}  # fmt: skip
+}
 
 
 def task_named(name: str | Task) -> Task:

@@ -1,8 +1,8 @@
 """The tab-separated files of `glue_data`, as they are in circulation.
 
-Nothing is quoted in them, whatever quotation marks they hold; only a line feed ends a line. Columns are found by the
-names in the header, so that files with added or reordered columns read as well, and so do those that use the field
-names of the public loaders (`premise`, `label`).
+Nothing is quoted in them, whatever quotation marks they hold; only a line feed ends a line. Columns
+are found by the names in the header, so that files with added or reordered columns read as well,
+and so do those that use the field names of the public loaders (`premise`, `label`).
 """
 
 from __future__ import annotations
@@ -15,26 +15,33 @@ from tasks.glue.task import TASKS, Task, check_split, plain_name, task_named
 
 logger = logging.getLogger(__name__)
 
-# Beside `train.tsv` and `test.tsv`, what is called validation elsewhere is called dev in `glue_data`.
+# Beside `train.tsv` and `test.tsv`, what is called validation elsewhere is called dev in
+# `glue_data`.
 _DEV = ("validation", "dev")
 
 
-def read(task: str | Task, data_dir: str | os.PathLike[str], split: str, *, progress: bool = True) -> Examples:
+def read(
+    task: str | Task, data_dir: str | os.PathLike[str], split: str, *, progress: bool = True
+) -> Examples:
     """Read a split of a task from local files.
 
     Args:
         task: the task or its name.
-        data_dir: a folder in the layout of `glue_data` (`CoLA/train.tsv`, `MNLI/dev_matched.tsv`, ...; names of folders
+        data_dir: a folder in the layout of `glue_data` (`CoLA/train.tsv`, `MNLI/dev_matched.tsv`,
+          ...; names of folders
             in any case, with or without "-"), or the folder of the task itself.
-        split: one of `task.splits`; the labels of test splits are not read, as GLUE keeps them to itself.
+        split: one of `task.splits`; the labels of test splits are not read, as GLUE keeps them to
+          itself.
         progress: show a bar when it takes more than a second.
 
     Returns:
-        The rows in file order. Lines of QQP with too few columns are left out; one warning says how many.
+        The rows in file order. Lines of QQP with too few columns are left out; one warning says how
+        many.
 
     Raises:
         FileNotFoundError: no such file; says where it was looked for and how to get it.
-        GlueFormatError: not UTF-8, a column is missing, a line is malformed or has a label that the task does not have.
+        GlueFormatError: not UTF-8, a column is missing, a line is malformed or has a label that the
+          task does not have.
         ValueError: no such task or split.
     """
     task = task_named(task)
@@ -53,14 +60,20 @@ def read(task: str | Task, data_dir: str | os.PathLike[str], split: str, *, prog
             continue
         place = f"{path}: line {number}"
         if len(cells) != len(header):
-            raise GlueFormatError(f"{place}: {len(cells)} columns where {len(header)} are expected ({', '.join(header)})")
+            raise GlueFormatError(
+                f"{place}: {len(cells)} columns where {len(header)} are expected"
+                f" ({', '.join(header)})"
+            )
         *texts, label = (None if column is None else cells[column] for column in columns)
         builder.add(texts, label, place)
     if short:
         logger.warning(
             "%s: skipped %d of %d lines that have too few columns (first: line %d)",
-            path, len(short), len(lines) - first, short[0],
-        )  # fmt: skip
+            path,
+            len(short),
+            len(lines) - first,
+            short[0],
+        )
     return builder.finish(path)
 
 
@@ -72,10 +85,12 @@ def _find(task: Task, data_dir: str, split: str) -> str:
     try:
         found = sorted(os.listdir(data_dir))
     except OSError as error:
-        raise FileNotFoundError(f"GLUE data folder {data_dir} cannot be read: {error.strerror}") from error
+        raise FileNotFoundError(
+            f"GLUE data folder {data_dir} cannot be read: {error.strerror}"
+        ) from error
     folders = [os.path.join(data_dir, name) for name in found if plain_name(name) == task.name]
-    # The folder spelled as GLUE spells it comes first. The given one may be that of the task, but not that of another:
-    # files of RTE would pass for those of WNLI.
+    # The folder spelled as GLUE spells it comes first. The given one may be that of the task, but
+    # not that of another: files of RTE would pass for those of WNLI.
     folders.sort(key=lambda folder: os.path.basename(folder) != task.directory)
     if plain_name(os.path.basename(os.path.abspath(data_dir))) not in TASKS.keys() - {task.name}:
         folders.append(data_dir)
@@ -85,8 +100,9 @@ def _find(task: Task, data_dir: str, split: str) -> str:
             if os.path.isfile(path):
                 return path
     raise FileNotFoundError(
-        f"no {' or '.join(names)} of {task.name} in {' or '.join(folders or [data_dir])}; "
-        f"unpack {task.directory}.zip of gluebenchmark.com/tasks there, or read it from TensorFlow Datasets"
+        f"no {' or '.join(names)} of {task.name} in {' or '.join(folders or [data_dir])}; unpack"
+        f" {task.directory}.zip of gluebenchmark.com/tasks there, or read it from TensorFlow"
+        " Datasets"
     )
 
 
@@ -127,6 +143,8 @@ def _columns(task: Task, header: list[str], labelled: bool, path: str) -> list[i
         index = next((known[name.lower()] for name in names if name.lower() in known), None)
         if index is None:
             asked = " or ".join(map(repr, dict.fromkeys(names)))
-            raise GlueFormatError(f"{path}: line 1: no column {asked} (found {', '.join(map(repr, header[:16]))})")
+            raise GlueFormatError(
+                f"{path}: line 1: no column {asked} (found {', '.join(map(repr, header[:16]))})"
+            )
         columns.append(index)
     return columns if labelled else [*columns, None]

@@ -25,26 +25,30 @@ def batches(
 ) -> Batches:
     """Lay out one pass over the windows.
 
-    The result depends on the arguments alone: the same seed and epoch give the same batches, and `start=n` gives
-    exactly what is left after the first n of them, at no cost for those.
+    The result depends on the arguments alone: the same seed and epoch give the same batches, and
+    `start=n` gives exactly what is left after the first n of them, at no cost for those.
 
     Args:
         features: from `convert`.
         batch_size: windows a batch.
-        training: shuffle, and add the labels. Otherwise windows keep their order or, bucketed, go longest first;
+        training: shuffle, and add the labels. Otherwise windows keep their order or, bucketed, go
+          longest first;
             results are matched by `unique_ids`, never by order.
         seed, epoch: choose the order of a training pass.
-        bucket_by_length: batch windows of like length and pad each batch to the next multiple of 32; otherwise all
+        bucket_by_length: batch windows of like length and pad each batch to the next multiple of
+          32; otherwise all
             batches have width `max_seq_length`.
         drop_remainder: leave out windows that do not fill a batch; None: in training only.
         start: number of batches to leave out at the front.
 
     Returns:
-        A sized iterable of dicts: int32 `input_ids`, `input_mask`, `segment_ids` [B, S], `unique_ids` [B] and, in
+        A sized iterable of dicts: int32 `input_ids`, `input_mask`, `segment_ids` [B, S],
+          `unique_ids` [B] and, in
         training, `start_positions`, `end_positions` [B].
 
     Raises:
-        ValueError: training without labels, fewer windows than one batch, or `start` outside the pass.
+        ValueError: training without labels, fewer windows than one batch, or `start` outside the
+          pass.
     """
     if training and features.start_positions is None:
         raise ValueError("these windows have no labels: convert the questions with training=True")
@@ -58,16 +62,30 @@ def batches(
         drop_remainder=training if drop_remainder is None else drop_remainder,
         start=start,
     )
-    return Batches(plan, functools.partial(_batch, features, labels=training, bucketed=bucket_by_length))
+    return Batches(
+        plan, functools.partial(_batch, features, labels=training, bucketed=bucket_by_length)
+    )
 
 
-def _batch(features: Features, rows: np.ndarray, *, labels: bool, bucketed: bool) -> dict[str, np.ndarray]:
+def _batch(
+    features: Features, rows: np.ndarray, *, labels: bool, bucketed: bool
+) -> dict[str, np.ndarray]:
     """Return these windows: int32 arrays, [B, S] inputs and [B] ids and labels."""
     limit = features.max_seq_length
-    width = padded_length(int(features.lengths[rows].max()), limit, LENGTH_MULTIPLE) if bucketed else limit
+    width = (
+        padded_length(int(features.lengths[rows].max()), limit, LENGTH_MULTIPLE)
+        if bucketed
+        else limit
+    )
     bounds = np.stack([features.bounds[rows], features.bounds[rows + 1]], axis=1)
     batch = {"unique_ids": features.unique_ids[rows]}
-    batch |= model_inputs(features.input_ids, bounds, features.context_offset[rows], width=width, pad_id=features.pad_id)
+    batch |= model_inputs(
+        features.input_ids,
+        bounds,
+        features.context_offset[rows],
+        width=width,
+        pad_id=features.pad_id,
+    )
     if labels:
         batch["start_positions"] = features.start_positions[rows]
         batch["end_positions"] = features.end_positions[rows]

@@ -1,4 +1,6 @@
-"""Questions of a SQuAD data set, read from JSON or from TensorFlow Datasets, checked while reading."""
+"""Questions of a SQuAD data set, read from JSON or from TensorFlow Datasets, checked while
+reading.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,17 @@ from tasks.tfds_builder import check_split, tfds_builder
 
 logger = logging.getLogger(__name__)
 
-# What SQuAD processing counts as white space (reference 7): the last one is the narrow no-break space.
+# What SQuAD processing counts as white space (reference 7): the last one is the narrow no-break
+# space.
 WHITESPACE = " \t\r\n\u202f"
 TFDS_SOURCE = "https://rajpurkar.github.io"
 _SPACES = re.compile(f"[{WHITESPACE}]+")
 
 
 class SquadFormatError(ValueError):
-    """The data set does not have the form of SQuAD; the message names the file, the place and the key."""
+    """The data set does not have the form of SQuAD; the message names the file, the place and the
+    key.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +67,15 @@ def squeeze(text: str) -> str:
     return _SPACES.sub(" ", text).strip(" ")
 
 
-def read_squad(path: str | os.PathLike[str], *, training: bool, version_2: bool = False) -> list[SquadExample]:
+def read_squad(
+    path: str | os.PathLike[str], *, training: bool, version_2: bool = False
+) -> list[SquadExample]:
     """Read a SQuAD 1.1 or 2.0 JSON file.
 
-    An answer whose span leaves the context is an error in either use. In training, a question whose first answer is
-    inside the context but is not the text found there (white space aside) cannot be labelled: it is skipped, and
-    one warning says how many were; when none is left, that is an error. For prediction, answers are optional.
+    An answer whose span leaves the context is an error in either use. In training, a question whose
+    first answer is inside the context but is not the text found there (white space aside) cannot be
+    labelled: it is skipped, and one warning says how many were; when none is left, that is an
+    error. For prediction, answers are optional.
 
     Args:
         path: the JSON file.
@@ -79,7 +87,8 @@ def read_squad(path: str | os.PathLike[str], *, training: bool, version_2: bool 
 
     Raises:
         FileNotFoundError: no such file.
-        SquadFormatError: not JSON, missing or mistyped keys, answers outside the context, an id used twice.
+        SquadFormatError: not JSON, missing or mistyped keys, answers outside the context, an id
+          used twice.
     """
     try:
         dataset = read_json(path, "SQuAD file", kind=None)
@@ -96,10 +105,11 @@ def from_tfds(
     training: bool | None = None,
     version_2: bool = False,
 ) -> list[SquadExample]:
-    """Read SQuAD through TensorFlow Datasets, preparing it (from the network) when it is not on disk yet.
+    """Read SQuAD through TensorFlow Datasets, preparing it (from the network) when it is not on
+    disk yet.
 
-    SQuAD 1.1 is looked for under its first name there, `squad/plain_text`, and then under the present one,
-    `squad/v1.1`; SQuAD 2.0 is `squad/v2.0`.
+    SQuAD 1.1 is looked for under its first name there, `squad/plain_text`, and then under the
+    present one, `squad/v1.1`; SQuAD 2.0 is `squad/v2.0`.
 
     Args:
         split: "train", "validation", or a slice such as "train[:1%]".
@@ -124,8 +134,13 @@ def from_tfds(
     return _collect(_parse_tfds(rows), f"{builder.info.full_name}:{split}", training)
 
 
-def check_tfds(split: str, data_dir: str | os.PathLike[str] | None = None, *, version_2: bool = False) -> Any:
-    """Return the builder that `from_tfds` reads from, without reading any question. Args and errors: see there."""
+def check_tfds(
+    split: str, data_dir: str | os.PathLike[str] | None = None, *, version_2: bool = False
+) -> Any:
+    """Return the builder that `from_tfds` reads from, without reading any question.
+
+    Args and errors: see there.
+    """
     names = ("squad/v2.0",) if version_2 else ("squad/plain_text", "squad/v1.1")
     builder = tfds_builder(names, data_dir, source=TFDS_SOURCE, instead="a SQuAD JSON file")
     check_split(builder, split)
@@ -133,11 +148,19 @@ def check_tfds(split: str, data_dir: str | os.PathLike[str] | None = None, *, ve
 
 
 def to_dataset(examples: Iterable[SquadExample], *, version: str = "1.1") -> dict[str, Any]:
-    """Return the questions in the layout of a SQuAD JSON file, for instance to evaluate what came from TFDS."""
+    """Return the questions in the layout of a SQuAD JSON file, for instance to evaluate what came
+    from TFDS.
+    """
     paragraphs: dict[str, list[dict[str, Any]]] = {}
     for example in examples:
-        answers = [{"answer_start": answer.start, "text": answer.text} for answer in example.answers]
-        question: dict[str, Any] = {"id": example.id, "question": example.question, "answers": answers}
+        answers = [
+            {"answer_start": answer.start, "text": answer.text} for answer in example.answers
+        ]
+        question: dict[str, Any] = {
+            "id": example.id,
+            "question": example.question,
+            "answers": answers,
+        }
         if version.startswith("v2"):
             question["is_impossible"] = example.impossible
         paragraphs.setdefault(example.context, []).append(question)
@@ -145,7 +168,9 @@ def to_dataset(examples: Iterable[SquadExample], *, version: str = "1.1") -> dic
     return {"version": version, "data": [{"title": "", "paragraphs": listed}]}
 
 
-def _parse(dataset: Any, path: str, training: bool, version_2: bool) -> Iterator[tuple[str, SquadExample]]:
+def _parse(
+    dataset: Any, path: str, training: bool, version_2: bool
+) -> Iterator[tuple[str, SquadExample]]:
     """Yield (place, question) from the JSON tree, checking each level."""
     for article_number, article in enumerate(_get(dataset, "data", list, path)):
         place = f"{path}: article {article_number}"
@@ -158,11 +183,15 @@ def _parse(dataset: Any, path: str, training: bool, version_2: bool) -> Iterator
                 yield f"{where} (id {printable(example.id)})", example
 
 
-def _parse_question(question: Any, context: str, place: str, training: bool, version_2: bool) -> SquadExample:
+def _parse_question(
+    question: Any, context: str, place: str, training: bool, version_2: bool
+) -> SquadExample:
     identifier = _get(question, "id", str, place)
     place = f"{place} (id {printable(identifier)})"
     text = _get(question, "question", str, place)
-    impossible = version_2 and "is_impossible" in question and _get(question, "is_impossible", bool, place)
+    impossible = (
+        version_2 and "is_impossible" in question and _get(question, "is_impossible", bool, place)
+    )
     answers: tuple[Answer, ...] = ()
     if not impossible and (training or "answers" in question):
         answers = tuple(
@@ -173,7 +202,11 @@ def _parse_question(question: Any, context: str, place: str, training: bool, ver
             )
         )
     if training and not impossible and not answers:
-        hint = "" if version_2 else "; for a SQuAD 2.0 file switch version 2 on (--version_2_with_negative)"
+        hint = (
+            ""
+            if version_2
+            else "; for a SQuAD 2.0 file switch version 2 on (--version_2_with_negative)"
+        )
         raise SquadFormatError(f"{place}: no answer to train on: key 'answers' is empty{hint}")
     return SquadExample(identifier, text, context, answers, impossible)
 
@@ -195,20 +228,25 @@ def _parse_tfds(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, SquadE
         )
 
 
-def _collect(found: Iterable[tuple[str, SquadExample]], source: str, training: bool) -> list[SquadExample]:
+def _collect(
+    found: Iterable[tuple[str, SquadExample]], source: str, training: bool
+) -> list[SquadExample]:
     """Check ids and answer spans; leave out what cannot be labelled."""
     examples: list[SquadExample] = []
     seen: set[str] = set()
     skipped: list[str] = []
     for place, example in found:
         if example.id in seen:
-            raise SquadFormatError(f"{place}: key 'id': {printable(example.id)} is used by an earlier question")
+            raise SquadFormatError(
+                f"{place}: key 'id': {printable(example.id)} is used by an earlier question"
+            )
         seen.add(example.id)
         for answer in example.answers:
             if answer.start < 0 or answer.end > len(example.context):
                 raise SquadFormatError(
-                    f"{place}: answer outside the context: {printable(repr(answer.text), 100)} at answer_start {answer.start} "
-                    f"in a context of {len(example.context)} characters"
+                    f"{place}: answer outside the context: {printable(repr(answer.text), 100)} at"
+                    f" answer_start {answer.start} in a context of {len(example.context)}"
+                    " characters"
                 )
         if training and example.answers and not _is_labelled(example):
             skipped.append(example.id)
@@ -216,11 +254,18 @@ def _collect(found: Iterable[tuple[str, SquadExample]], source: str, training: b
         examples.append(example)
     if skipped:
         if not examples:
-            raise SquadFormatError(f"{source}: no answer is found at its answer_start (first id {printable(skipped[0])})")
+            raise SquadFormatError(
+                f"{source}: no answer is found at its answer_start (first id"
+                f" {printable(skipped[0])})"
+            )
         logger.warning(
-            "%s: skipped %d of %d questions whose answer is not the text at its answer_start (first id %s)",
-            source, len(skipped), len(seen), printable(skipped[0]),
-        )  # fmt: skip
+            "%s: skipped %d of %d questions whose answer is not the text at its answer_start (first"
+            " id %s)",
+            source,
+            len(skipped),
+            len(seen),
+            printable(skipped[0]),
+        )
     if not examples:
         raise SquadFormatError(f"{source}: no question in it")
     return examples
@@ -238,15 +283,22 @@ _KINDS = {list: "a list", str: "a string", int: "a whole number", bool: "true or
 def _get(node: Any, key: str, kind: type, place: str) -> Any:
     """Return `node[key]`, or say what is wrong with it."""
     if not isinstance(node, Mapping):
-        raise SquadFormatError(f"{place}: expected an object with key {key!r}, found {type(node).__name__}")
+        raise SquadFormatError(
+            f"{place}: expected an object with key {key!r}, found {type(node).__name__}"
+        )
     if key not in node:
         raise SquadFormatError(f"{place}: key {key!r} is missing (found {_listed(node)})")
     value = node[key]
     # bool is a subclass of int: true is no position.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise SquadFormatError(f"{place}: key {key!r} must be {_KINDS[kind]}, found {type(value).__name__}")
+        raise SquadFormatError(
+            f"{place}: key {key!r} must be {_KINDS[kind]}, found {type(value).__name__}"
+        )
     if kind is str and not _is_text(value):
-        raise SquadFormatError(f"{place}: key {key!r} holds half a surrogate pair (\\ud800 to \\udfff), which is no text")
+        raise SquadFormatError(
+            f"{place}: key {key!r} holds half a surrogate pair (\\ud800 to \\udfff), which is no"
+            " text"
+        )
     return value
 
 

@@ -1,7 +1,8 @@
 """Questions to model inputs: windows over long paragraphs, labels, and the way back to characters.
 
-A window is `[CLS] question [SEP] part of the paragraph [SEP]`. Everything is kept in flat NumPy columns without
-padding, so that a hundred thousand windows cost little and are batched at any length.
+A window is `[CLS] question [SEP] part of the paragraph [SEP]`. Everything is kept in flat NumPy
+columns without padding, so that a hundred thousand windows cost little and are batched at any
+length.
 """
 
 from __future__ import annotations
@@ -32,11 +33,15 @@ class Features:
         example_index: int32 [windows], the question in the list that was converted; ascending.
         bounds: int64 [windows + 1], ascending.
         input_ids: int32 [positions], flat.
-        context_offset: int32 [windows], length of `[CLS] question [SEP]`: where the second segment begins.
-        char_starts, char_ends: int32 [positions], flat: the characters of the context that a position stands for,
+        context_offset: int32 [windows], length of `[CLS] question [SEP]`: where the second segment
+          begins.
+        char_starts, char_ends: int32 [positions], flat: the characters of the context that a
+          position stands for,
             -1 where it is not a piece of the context.
-        max_context: bool [positions], flat: no other window shows this piece with more context around it.
-        start_positions, end_positions: int32 [windows], labels, or None: position of the first and last piece of
+        max_context: bool [positions], flat: no other window shows this piece with more context
+          around it.
+        start_positions, end_positions: int32 [windows], labels, or None: position of the first and
+          last piece of
             the answer; both 0 (`[CLS]`) when the window does not hold all of it.
         max_seq_length: what no window exceeds.
         pad_id: id that fills up a batch.
@@ -97,7 +102,8 @@ def convert(
     Args:
         examples: from `read_squad` or `from_tfds`.
         tokenizer: of the model.
-        training: make labels from the first answer. A question whose answer holds no piece (only control
+        training: make labels from the first answer. A question whose answer holds no piece (only
+          control
             characters, say) is left out with a warning.
         max_seq_length: longest window, in pieces.
         doc_stride: pieces from the start of one window to the start of the next.
@@ -111,11 +117,13 @@ def convert(
         ValueError: the lengths leave no room for the paragraph, or there is no question.
     """
     if max_query_length < 1 or doc_stride < 1:
-        raise ValueError(f"max_query_length {max_query_length} and doc_stride {doc_stride} must be at least 1")
+        raise ValueError(
+            f"max_query_length {max_query_length} and doc_stride {doc_stride} must be at least 1"
+        )
     if max_seq_length <= max_query_length + 3:
         raise ValueError(
-            f"max_seq_length {max_seq_length} must be greater than max_query_length {max_query_length} + 3 "
-            "([CLS] and two [SEP]); raise the one or lower the other"
+            f"max_seq_length {max_seq_length} must be greater than max_query_length"
+            f" {max_query_length} + 3 ([CLS] and two [SEP]); raise the one or lower the other"
         )
     if not examples:
         raise ValueError("no questions to convert")
@@ -128,7 +136,9 @@ def convert(
             part = examples[begin : begin + TEXTS_PER_CALL]
             questions = tokenizer.encode([example.question for example in part])
             contexts = documents.encode([example.context for example in part])
-            for number, (example, question, context) in enumerate(zip(part, questions, contexts, strict=True)):
+            for number, (example, question, context) in enumerate(
+                zip(part, questions, contexts, strict=True)
+            ):
                 answer = None
                 if training and not example.impossible:
                     answer = answer_pieces(example, context)
@@ -143,8 +153,10 @@ def convert(
     if unusable:
         logger.warning(
             "left out %d of %d questions: no piece in the answer (first id %s)",
-            len(unusable), len(examples), printable(unusable[0]),
-        )  # fmt: skip
+            len(unusable),
+            len(examples),
+            printable(unusable[0]),
+        )
     return _finish(columns, training, max_seq_length, tokenizer.pad_id)
 
 
@@ -158,13 +170,17 @@ class _Documents:
     def encode(self, contexts: Sequence[str]) -> list[Pieces]:
         new = [context for context in dict.fromkeys(contexts) if context not in self._known]
         # Questions of a paragraph are neighbours: keep only what this part of the data needs.
-        self._known = {context: self._known[context] for context in set(contexts) & set(self._known)}
+        self._known = {
+            context: self._known[context] for context in set(contexts) & set(self._known)
+        }
         self._known.update(zip(new, self._tokenizer.encode(new), strict=True))
         return [self._known[context] for context in contexts]
 
 
 def window_spans(pieces: int, budget: int, stride: int) -> list[tuple[int, int]]:
-    """Return (first piece, length) of each window over a text of so many pieces; the last one reaches the end."""
+    """Return (first piece, length) of each window over a text of so many pieces; the last one
+    reaches the end.
+    """
     spans = []
     start = 0
     while start < pieces:
@@ -179,8 +195,8 @@ def window_spans(pieces: int, budget: int, stride: int) -> list[tuple[int, int]]
 def answer_pieces(example: SquadExample, context: Pieces) -> tuple[int, int] | None:
     """Return first and last piece that touch the first answer, or None when there is none.
 
-    Cutting by character offsets gives the tightest span at once; the original takes whole words and then searches
-    for a shorter run of pieces that spells the answer.
+    Cutting by character offsets gives the tightest span at once; the original takes whole words and
+    then searches for a shorter run of pieces that spells the answer.
     """
     answer = example.answers[0]
     if not answer.text:
@@ -193,8 +209,8 @@ def answer_pieces(example: SquadExample, context: Pieces) -> tuple[int, int] | N
 def max_context(spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
     """Return, for each window, which of its pieces it shows best.
 
-    A piece in several windows is judged by the smaller of the pieces to its left and right there, plus 0.01 of the
-    window's length; the first of equals wins.
+    A piece in several windows is judged by the smaller of the pieces to its left and right there,
+    plus 0.01 of the window's length; the first of equals wins.
     """
     if len(spans) == 1:
         return [np.ones(spans[0][1], bool)]
@@ -208,7 +224,10 @@ def max_context(spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         better = score > best_score[here]
         best_score[here] = np.where(better, score, best_score[here])
         best_window[here] = np.where(better, number, best_window[here])
-    return [best_window[start : start + length] == number for number, (start, length) in enumerate(spans)]
+    return [
+        best_window[start : start + length] == number
+        for number, (start, length) in enumerate(spans)
+    ]
 
 
 def _add_windows(
@@ -241,7 +260,9 @@ def _add_windows(
 def _finish(columns: _Columns, training: bool, max_seq_length: int, pad_id: int) -> Features:
     windows = len(columns.input_ids)
     if not windows:
-        raise ValueError("no window could be made: every context is empty or no answer can be labelled")
+        raise ValueError(
+            "no window could be made: every context is empty or no answer can be labelled"
+        )
 
     def flat(parts: list[np.ndarray], dtype: type) -> np.ndarray:
         return np.concatenate(parts).astype(dtype, copy=False)
@@ -249,7 +270,9 @@ def _finish(columns: _Columns, training: bool, max_seq_length: int, pad_id: int)
     return Features(
         unique_ids=np.arange(FIRST_UNIQUE_ID, FIRST_UNIQUE_ID + windows, dtype=np.int32),
         example_index=np.asarray(columns.example_index, np.int32),
-        bounds=np.concatenate([[0], np.cumsum([len(ids) for ids in columns.input_ids])]).astype(np.int64),
+        bounds=np.concatenate([[0], np.cumsum([len(ids) for ids in columns.input_ids])]).astype(
+            np.int64
+        ),
         input_ids=flat(columns.input_ids, np.int32),
         context_offset=np.asarray(columns.context_offset, np.int32),
         char_starts=flat(columns.char_starts, np.int32),

@@ -1,13 +1,15 @@
-"""A generated data set in SQuAD's format: small enough to learn from scratch in a minute or two on two cores.
+"""A generated data set in SQuAD's format: small enough to learn from scratch in a minute or two on
+two cores.
 
-A paragraph states facts about three people. One relation is told of all three and asked as a choice ("Was Anna born
-in Marlow or in Oakham?"): to answer, a model must find which of the words of the question the paragraph repeats. The
-others are told of one person each and asked openly ("Which dish does Boris like?"): here it must know what kind of
-words can answer. So every question needs the paragraph and every paragraph needs the question, and the sentences
-about the others are distractors. Names, values and sentences are drawn at random, so there is nothing to memorise.
+A paragraph states facts about three people. One relation is told of all three and asked as a choice
+("Was Anna born in Marlow or in Oakham?"): to answer, a model must find which of the words of the
+question the paragraph repeats. The others are told of one person each and asked openly ("Which dish
+does Boris like?"): here it must know what kind of words can answer. So every question needs the
+paragraph and every paragraph needs the question, and the sentences about the others are
+distractors. Names, values and sentences are drawn at random, so there is nothing to memorise.
 
-What needs to relate neighbouring words ("who of the three was born in Marlow?") is left out: a network with learned
-absolute positions learns that only from far more data.
+What needs to relate neighbouring words ("who of the three was born in Marlow?") is left out: a
+network with learned absolute positions learns that only from far more data.
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from tasks.files import write_json, write_text
-from tasks.small_world import CONFIG, FILLERS, PEOPLE, RELATIONS, Relation, all_texts, make_vocab
+from tasks.synthetic_vocab import (
+    CONFIG,
+    FILLERS,
+    PEOPLE,
+    RELATIONS,
+    Relation,
+    all_texts,
+    make_vocab,
+)
 
 PEOPLE_PER_PARAGRAPH = 3
 OPEN_RELATIONS = 3
@@ -27,7 +37,9 @@ QUESTIONS_PER_PARAGRAPH = 2
 IMPOSSIBLE_SHARE = 1 / 3
 
 
-def make_dataset(questions: int, *, seed: int = 0, version_2: bool = False, prefix: str = "q") -> dict[str, Any]:
+def make_dataset(
+    questions: int, *, seed: int = 0, version_2: bool = False, prefix: str = "q"
+) -> dict[str, Any]:
     """Generate a data set.
 
     Args:
@@ -51,7 +63,10 @@ def make_dataset(questions: int, *, seed: int = 0, version_2: bool = False, pref
             made += 1
         paragraphs.append(paragraph)
     title = "Facts about people"
-    return {"version": "v2.0" if version_2 else "1.1", "data": [{"title": title, "paragraphs": paragraphs}]}
+    return {
+        "version": "v2.0" if version_2 else "1.1",
+        "data": [{"title": title, "paragraphs": paragraphs}],
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +79,19 @@ class _Fact:
 
 
 def _paragraph(rng: random.Random, questions: int, version_2: bool) -> dict[str, Any]:
-    """Return a paragraph with that many questions (their ids still missing), a choice and an open one in turn."""
+    """Return a paragraph with that many questions (their ids still missing), a choice and an open
+    one in turn.
+    """
     people = rng.sample(PEOPLE, PEOPLE_PER_PARAGRAPH)
     shared, unstated, *open_relations = rng.sample(RELATIONS, 2 + OPEN_RELATIONS)
-    # What nobody is told to have gives the wrong options; all values differ in all their words, see _unlike_values.
+    # What nobody is told to have gives the wrong options; all values differ in all their words, see
+    # _unlike_values.
     *told, other, another = _unlike_values(rng, shared, len(people) + 2)
     facts = [_Fact(person, shared, value) for person, value in zip(people, told, strict=True)]
-    facts += [_Fact(rng.choice(people), relation, rng.choice(relation.values)) for relation in open_relations]
+    facts += [
+        _Fact(rng.choice(people), relation, rng.choice(relation.values))
+        for relation in open_relations
+    ]
     order = rng.sample(range(len(facts)), len(facts))
     context, places = _tell(rng, [facts[index] for index in order])
     place_of = dict(zip(order, places, strict=True))
@@ -80,7 +101,11 @@ def _paragraph(rng: random.Random, questions: int, version_2: bool) -> dict[str,
         index = rng.randrange(len(people)) if is_choice else rng.randrange(len(people), len(facts))
         fact, answer = facts[index], None
         if version_2 and rng.random() < IMPOSSIBLE_SHARE:
-            fact = dataclasses.replace(fact, value=another) if is_choice else dataclasses.replace(fact, relation=unstated)
+            fact = (
+                dataclasses.replace(fact, value=another)
+                if is_choice
+                else dataclasses.replace(fact, relation=unstated)
+            )
         else:
             answer = {"answer_start": place_of[index], "text": fact.value}
         question = {"question": _ask(rng, fact, other if is_choice else None), "id": ""}
@@ -90,7 +115,9 @@ def _paragraph(rng: random.Random, questions: int, version_2: bool) -> dict[str,
 
 
 def _unlike_values(rng: random.Random, relation: Relation, count: int) -> list[str]:
-    """Draw values without a word in common, so that each word of an option points to one place at most."""
+    """Draw values without a word in common, so that each word of an option points to one place at
+    most.
+    """
     chosen: list[str] = []
     used: set[str] = set()
     for value in rng.sample(relation.values, len(relation.values)):
@@ -101,7 +128,9 @@ def _unlike_values(rng: random.Random, relation: Relation, count: int) -> list[s
 
 
 def _tell(rng: random.Random, facts: Sequence[_Fact]) -> tuple[str, list[int]]:
-    """Return a text that states the facts in order, with a filler somewhere, and where each value is in it."""
+    """Return a text that states the facts in order, with a filler somewhere, and where each value
+    is in it.
+    """
     context = ""
     places = []
     filler = rng.randrange(len(facts))
@@ -141,7 +170,8 @@ def write_dataset(
     seed: int = 0,
     version_2: bool = False,
 ) -> SyntheticFiles:
-    """Write `train.json`, `dev.json`, `vocab.txt` (lower-case) and `bert_config.json` of a tiny BERT for them.
+    """Write `train.json`, `dev.json`, `vocab.txt` (lower-case) and `bert_config.json` of a tiny
+    BERT for them.
 
     Args:
         directory: made when missing; files in it are replaced.

@@ -9,7 +9,12 @@ import pytest
 from tasks.glue import synthetic as glue_data
 from tasks.squad import synthetic as squad_data
 
-TINY = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+TINY = {
+    "num_hidden_layers": 1,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""run_glue.py refuses what it cannot use: in one clear line for each problem, before any work, and without leaving anything."""
+"""run_glue.py refuses what it cannot use.
+
+In one clear line for each problem, before any work, and without leaving anything.
+"""
 
 import dataclasses
 import json
@@ -8,12 +11,18 @@ import os
 import pytest
 
 import run_glue
-from glue_run import networks
-from glue_run.settings import TRAINING, Settings
 from runs.errors import EXPECTED, describe
+from runs.glue import networks
+from runs.glue.settings import TRAINING, Settings
 
 DEEP = "[" * 100_000
-BPE = {"model": {"type": "BPE", "vocab": {"<pad>": 0, "<unk>": 1, "<s>": 2, "</s>": 3, "a": 4}, "merges": []}}
+BPE = {
+    "model": {
+        "type": "BPE",
+        "vocab": {"<pad>": 0, "<unk>": 1, "<s>": 2, "</s>": 3, "a": 4},
+        "merges": [],
+    }
+}
 
 
 @pytest.fixture
@@ -26,9 +35,14 @@ def refused(glue_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "build", build)
 
     def run(**changes) -> str:
-        paths = {"data_dir": str(glue_folder / "data" / "glue_data"), "model_path": str(glue_folder / "model")}
+        paths = {
+            "data_dir": str(glue_folder / "data" / "glue_data"),
+            "model_path": str(glue_folder / "model"),
+        }
         output = str(tmp_path / "output")
-        settings = Settings(**paths | {"task": ("rte",), "max_seq_length": 48, "output_dir": output} | changes)
+        settings = Settings(
+            **paths | {"task": ("rte",), "max_seq_length": 48, "output_dir": output} | changes
+        )
         with pytest.raises(EXPECTED) as caught:
             run_glue.run(settings)
         assert not os.path.lexists(output)
@@ -38,6 +52,7 @@ def refused(glue_folder, tmp_path, monkeypatch):
 
     return run
 
+
 def put(path, **changes):
     """Change keys of a JSON file; None removes one."""
     content = json.loads(path.read_text()) | changes
@@ -46,7 +61,10 @@ def put(path, **changes):
 
 CONFIGURATIONS = {
     "hidden_act": ({"hidden_act": ["gelu"]}, "hidden_act must be a string"),
-    "positions": ({"max_position_embeddings": 10**9}, "max_position_embeddings must be at most 1048576"),
+    "positions": (
+        {"max_position_embeddings": 10**9},
+        "max_position_embeddings must be at most 1048576",
+    ),
     "segments beyond memory": ({"type_vocab_size": 10**9, "hidden_size": 1600}, "GiB of memory"),
     "vocabulary": ({"vocab_size": 20}, "ids up to"),
     "length": ({"max_position_embeddings": 40}, "--max-seq-length 48: the model of"),
@@ -63,8 +81,14 @@ def test_configuration_is_refused_by_its_key(case, refused, glue_folder):
     assert message in refused()
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors.index.json"])
-@pytest.mark.parametrize("text", [DEEP, '{"a":' * 100_000, "{", "[1]", "9" * 5000], ids=["deep", "objects", "half", "list", "int"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer_config.json", "model.safetensors.index.json"]
+)
+@pytest.mark.parametrize(
+    "text",
+    [DEEP, '{"a":' * 100_000, "{", "[1]", "9" * 5000],
+    ids=["deep", "objects", "half", "list", "int"],
+)
 def test_json_of_a_model_is_refused_by_its_file(name, text, refused, glue_folder):
     (glue_folder / "model" / name).write_text(text)
     if "index" in name:  # which is read where weights are wanted
@@ -108,33 +132,59 @@ def test_byte_level_vocabulary_beyond_the_model_is_refused(case, refused, glue_f
     more, message = TOKENIZERS[case]
     (glue_folder / "model" / "vocab.txt").unlink()
     model = BPE["model"] | {"vocab": BPE["model"]["vocab"] | more}
-    (glue_folder / "model" / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    (glue_folder / "model" / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "added_tokens": [], "model": model})
+    )
     assert message in refused()
 
 
 QUANT_DICTS = [
-    "{5: 8}", "{None: 8}", "{('x',): 8}", "{[1]: 8}", "{'x': [8]}", "{'x': None}", "{'x': 1e999}", "{'': 8}", "[" * 5000, "{1, 2}",
-]  # fmt: skip
+    "{5: 8}",
+    "{None: 8}",
+    "{('x',): 8}",
+    "{[1]: 8}",
+    "{'x': [8]}",
+    "{'x': None}",
+    "{'x': 1e999}",
+    "{'': 8}",
+    "[" * 5000,
+    "{1, 2}",
+]
 
 
 @pytest.mark.parametrize("text", QUANT_DICTS)
 def test_quant_dict_maps_letters_to_bits_or_names(text, refused):
-    assert "--quant-dict: quant dict" in refused(mode="validate-quantized", qmethod="symmetric_uniform", quant_dict=text)
+    assert "--quant-dict: quant dict" in refused(
+        mode="validate-quantized", qmethod="symmetric_uniform", quant_dict=text
+    )
 
 
-NUMBERS = [f for f in dataclasses.fields(Settings) if any(kind in str(f.type) for kind in ("int", "float"))]
+NUMBERS = [
+    f for f in dataclasses.fields(Settings) if any(kind in str(f.type) for kind in ("int", "float"))
+]
 
 
 @pytest.mark.parametrize("field", NUMBERS, ids=lambda field: field.name)
 def test_numbers_beyond_all_use_are_refused_by_their_option(field, refused):
-    for value in (math.nan, math.inf, 1e308) if "float" in str(field.type) else (10**12, -(10**12), 10**400):
+    for value in (
+        (math.nan, math.inf, 1e308) if "float" in str(field.type) else (10**12, -(10**12), 10**400)
+    ):
         several = (value, value) if "tuple" in str(field.type) else value
-        assert f"--{field.name.replace('_', '-')}" in refused(mode=field.metadata["modes"][0], **{field.name: several})
+        assert f"--{field.name.replace('_', '-')}" in refused(
+            mode=field.metadata["modes"][0], **{field.name: several}
+        )
 
 
 def test_adaround_is_told_what_it_can_do_before_ranges_are_estimated(refused):
     rounding = {"mode": "validate-quantized", "qmethod": "symmetric_uniform", "adaround": "all"}
-    values = {"iters": 0, "lr": -1.0, "num_samples": 0, "warmup": 1.0, "annealing": (0.0, 1.0), "decay_shape": -1.0}
+    values = {
+        "iters": 0,
+        "lr": -1.0,
+        "num_samples": 0,
+        "warmup": 1.0,
+        "annealing": (0.0, 1.0),
+        "decay_shape": -1.0,
+    }
     for name, value in values.items():
         assert "--adaround" in refused(**rounding, **{f"adaround_{name}": value})
 
@@ -147,13 +197,21 @@ def test_prepared_data_that_is_not_there_is_said_at_once(refused, tmp_path, monk
 
 @pytest.mark.parametrize("length", [-1, 0, 2, 4])
 def test_length_without_room_for_two_texts_is_refused(length, refused):
-    assert "max_seq_length" in refused(max_seq_length=length).replace("max-seq-length", "max_seq_length")
+    assert "max_seq_length" in refused(max_seq_length=length).replace(
+        "max-seq-length", "max_seq_length"
+    )
 
 
-@pytest.mark.parametrize("changes", [{"output_dir": "/proc/x"}, {"tb_logging_dir": "/proc/x"}, {"tb_logging_dir": "file"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"output_dir": "/proc/x"}, {"tb_logging_dir": "/proc/x"}, {"tb_logging_dir": "file"}],
+    ids=str,
+)
 def test_folders_that_cannot_be_written_are_refused(changes, refused, tmp_path):
     (tmp_path / "file").write_text("")
-    changes = {name: str(tmp_path / place) if place == "file" else place for name, place in changes.items()}
+    changes = {
+        name: str(tmp_path / place) if place == "file" else place for name, place in changes.items()
+    }
     assert "cannot be written" in refused(**changes)
 
 
@@ -162,4 +220,6 @@ def test_pipes_and_devices_as_data_are_no_files(mode, refused, glue_folder):
     path = glue_folder / "data" / "glue_data" / "RTE" / "dev.tsv"
     path.unlink()
     os.mkfifo(path)
-    assert "no dev.tsv" in refused(mode=mode, **({"qmethod": "symmetric_uniform"} if "quantized" in mode else {}))
+    assert "no dev.tsv" in refused(
+        mode=mode, **({"qmethod": "symmetric_uniform"} if "quantized" in mode else {})
+    )

@@ -1,4 +1,7 @@
-"""Random changes of good files: each is read, or refused by an expected error in printable lines; nothing else ever happens."""
+"""Random changes of good files.
+
+Each is read, or refused by an expected error in printable lines; nothing else ever happens.
+"""
 
 import copy
 import json
@@ -18,30 +21,90 @@ from tasks.tokenizer import load_tokenizer
 from tests.encoders import stored_weights as weights
 
 VALUES = [
-    None, True, 0, -1, 1, 10**12, 10**40, math.inf, math.nan, 1e308, -1.5, "", "x", "\x1b[31m\n", "\ud800", [], [1], [[[]]], {},
-    {"a": 1}, "2", [None], "a" * 10_000,
-]  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    1,
+    10**12,
+    10**40,
+    math.inf,
+    math.nan,
+    1e308,
+    -1.5,
+    "",
+    "x",
+    "\x1b[31m\n",
+    "\ud800",
+    [],
+    [1],
+    [[[]]],
+    {},
+    {"a": 1},
+    "2",
+    [None],
+    "a" * 10_000,
+]
 BERT = {
-    "model_type": "bert", "vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "intermediate_size": 8, "hidden_act": "gelu", "max_position_embeddings": 32, "type_vocab_size": 2, "layer_norm_eps": 1e-12,
-    "initializer_range": 0.02, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
-}  # fmt: skip
-DISTILBERT = {"model_type": "distilbert", "dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8, "vocab_size": 40, "dropout": 0.1}
-MOBILEBERT = BERT | {"model_type": "mobilebert", "embedding_size": 4, "intra_bottleneck_size": 4, "normalization_type": "no_norm"}
+    "model_type": "bert",
+    "vocab_size": 40,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 32,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "initializer_range": 0.02,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+}
+DISTILBERT = {
+    "model_type": "distilbert",
+    "dim": 8,
+    "n_layers": 1,
+    "n_heads": 2,
+    "hidden_dim": 8,
+    "vocab_size": 40,
+    "dropout": 0.1,
+}
+MOBILEBERT = BERT | {
+    "model_type": "mobilebert",
+    "embedding_size": 4,
+    "intra_bottleneck_size": 4,
+    "normalization_type": "no_norm",
+}
 WORDPIECE = {
-    "version": "1.0", "added_tokens": [], "normalizer": {"type": "BertNormalizer", "lowercase": True},
-    "model": {"type": "WordPiece", "vocab": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4, "##b": 5}},
-}  # fmt: skip
+    "version": "1.0",
+    "added_tokens": [],
+    "normalizer": {"type": "BertNormalizer", "lowercase": True},
+    "model": {
+        "type": "WordPiece",
+        "vocab": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4, "##b": 5},
+    },
+}
 BYTE_LEVEL = {
-    "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "post_processor": None, "decoder": None,
-    "model": {"type": "BPE", "vocab": {"<pad>": 0, "<unk>": 1, "<s>": 2, "</s>": 3, "a": 4, "b": 5, "ab": 6}, "merges": ["a b"]},
-}  # fmt: skip
+    "version": "1.0",
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": None,
+    "post_processor": None,
+    "decoder": None,
+    "model": {
+        "type": "BPE",
+        "vocab": {"<pad>": 0, "<unk>": 1, "<s>": 2, "</s>": 3, "a": 4, "b": 5, "ab": 6},
+        "merges": ["a b"],
+    },
+}
 FEW, MANY = 40, 1500
 
 
 def places(value, path=()):
     """Paths of all values inside a JSON value."""
-    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+    for key in (
+        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    ):
         yield (*path, key)
         yield from places(value[key], (*path, key))
 
@@ -108,7 +171,9 @@ def squad_file(folder, rng, tokenizer):
 
 
 def configuration(folder, rng, tokenizer):
-    changed = mutated(rng.choice([BERT, BERT | {"model_type": "roberta"}, DISTILBERT, MOBILEBERT]), rng)
+    changed = mutated(
+        rng.choice([BERT, BERT | {"model_type": "roberta"}, DISTILBERT, MOBILEBERT]), rng
+    )
     (folder / "config.json").write_text(json.dumps(changed))
     return lambda: modeling.check_memory(modeling.config_from_file(folder))
 
@@ -121,8 +186,12 @@ def vocabulary(folder, rng, tokenizer):
         (folder / "vocab.json").write_text(json.dumps(mutated(BYTE_LEVEL["model"]["vocab"], rng)))
         (folder / "merges.txt").write_bytes(spoilt(b"#version: 0.2\na b\n", rng))
     else:
-        (folder / "tokenizer.json").write_text(json.dumps(mutated((WORDPIECE, BYTE_LEVEL)[kind], rng)))
-        (folder / "tokenizer_config.json").write_text(json.dumps(mutated({"do_lower_case": True, "x": [1]}, rng)))
+        (folder / "tokenizer.json").write_text(
+            json.dumps(mutated((WORDPIECE, BYTE_LEVEL)[kind], rng))
+        )
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(mutated({"do_lower_case": True, "x": [1]}, rng))
+        )
 
     def read():
         found = load_tokenizer(folder)
@@ -139,7 +208,9 @@ def lines(folder, rng, tokenizer):
 
 
 @pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
-@pytest.mark.parametrize("kind", [squad_file, configuration, vocabulary, lines], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [squad_file, configuration, vocabulary, lines], ids=lambda kind: kind.__name__
+)
 def test_changed_text_files_are_read_or_refused(kind, count, good_squad, tmp_path):
     tokenizer = squad.Tokenizer(good_squad / "vocab.txt")
     rng = random.Random(zlib.crc32(kind.__name__.encode()))
@@ -155,7 +226,10 @@ def test_changed_weights_are_loaded_or_refused(kind, count, tmp_path):
     rng = random.Random(count)
     prefix = weights.write_bundle(tmp_path / "model.ckpt", values)
     save_file(weights.hugging_face_weights(values), tmp_path / "model.safetensors")
-    bundle = {"index": tmp_path / "model.ckpt.index", "data": tmp_path / "model.ckpt.data-00000-of-00001"}
+    bundle = {
+        "index": tmp_path / "model.ckpt.index",
+        "data": tmp_path / "model.ckpt.data-00000-of-00001",
+    }
     path = bundle.get(kind, tmp_path / "model.safetensors")
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
@@ -165,4 +239,8 @@ def test_changed_weights_are_loaded_or_refused(kind, count, tmp_path):
             header = json.dumps(mutated(json.loads(content[8 : 8 + size]), rng)).encode()
             changed = len(header).to_bytes(8, "little") + header + content[8 + size :]
         path.write_bytes(changed)
-        read_or_refuse(lambda: modeling.load_weights(model, prefix if kind in bundle else path, new_head=rng.random() < 0.5))
+        read_or_refuse(
+            lambda: modeling.load_weights(
+                model, prefix if kind in bundle else path, new_head=rng.random() < 0.5
+            )
+        )

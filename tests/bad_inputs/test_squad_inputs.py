@@ -1,4 +1,7 @@
-"""run_squad.py refuses what it cannot use: in one clear line for each problem, before any work, and without leaving anything."""
+"""run_squad.py refuses what it cannot use.
+
+In one clear line for each problem, before any work, and without leaving anything.
+"""
 
 import dataclasses
 import json
@@ -9,10 +12,15 @@ import pytest
 
 import run_squad
 from runs.errors import EXPECTED, describe
-from squad_run import pipeline
-from squad_run.flags import Settings
+from runs.squad import pipeline
+from runs.squad.flags import Settings
 
-FILES = {"bert_config_file": "bert_config.json", "vocab_file": "vocab.txt", "train_file": "train.json", "predict_file": "dev.json"}
+FILES = {
+    "bert_config_file": "bert_config.json",
+    "vocab_file": "vocab.txt",
+    "train_file": "train.json",
+    "predict_file": "dev.json",
+}
 DEEP = "[" * 100_000
 DEEP_OBJECT = '{"a":' * 100_000
 
@@ -30,7 +38,12 @@ def refused(squad_folder, tmp_path, monkeypatch):
         files = {name: str(squad_folder / file) for name, file in FILES.items()}
         lengths = {"max_seq_length": 96, "max_query_length": 24}
         output = str(tmp_path / "output")
-        settings = Settings(**files | lengths | {"do_train": True, "do_predict": True, "output_dir": output} | changes)
+        settings = Settings(
+            **files
+            | lengths
+            | {"do_train": True, "do_predict": True, "output_dir": output}
+            | changes
+        )
         with pytest.raises(EXPECTED) as caught:
             run_squad.run(settings)
         assert not os.path.lexists(output)
@@ -48,10 +61,19 @@ CONFIGURATIONS = {
     "vocab_size 1e12": ({"vocab_size": 10**12}, "vocab_size must be at most 2147483647"),
     "hidden_size 1e7": ({"hidden_size": 10**7}, "GiB of memory"),
     "layers 1e5": ({"num_hidden_layers": 10**5}, "num_hidden_layers must be at most 1000"),
-    "positions 2e9": ({"max_position_embeddings": 2 * 10**9}, "max_position_embeddings must be at most 1048576"),
-    "intermediate_size 2e9": ({"intermediate_size": 2 * 10**9, "hidden_size": 1600}, "GiB of memory"),
+    "positions 2e9": (
+        {"max_position_embeddings": 2 * 10**9},
+        "max_position_embeddings must be at most 1048576",
+    ),
+    "intermediate_size 2e9": (
+        {"intermediate_size": 2 * 10**9, "hidden_size": 1600},
+        "GiB of memory",
+    ),
     "segments": ({"type_vocab_size": 1}, "type_vocab_size 1 has no segment for the paragraph"),
-    "hidden_size inf": ({"hidden_size": math.inf}, "hidden_size must be a positive integer, got inf"),
+    "hidden_size inf": (
+        {"hidden_size": math.inf},
+        "hidden_size must be a positive integer, got inf",
+    ),
     "hidden_size -1": ({"hidden_size": -1}, "hidden_size must be a positive integer, got -1"),
     "hidden_size '16'": ({"hidden_size": "16"}, "hidden_size must be a positive integer"),
     "initializer_range inf": ({"initializer_range": math.inf}, "initializer_range must be at most"),
@@ -92,19 +114,57 @@ def test_json_is_refused_by_its_file_whatever_it_is_for(name, case, refused, squ
     said = refused()
     assert name in said
     # SQuAD's reader names types as Python does.
-    assert message.replace("found null", "found N") in said.replace("found NoneType", "found N").replace("found null", "found N")
+    assert message.replace("found null", "found N") in said.replace(
+        "found NoneType", "found N"
+    ).replace("found null", "found N")
 
 
 VOCABULARIES = {
-    "id beyond the model": ('{"model": {"type": "WordPiece", "vocab": %s}}', {"x": 10**6}, "pieces, the model of"),
-    "negative id": ('{"model": {"type": "WordPiece", "vocab": %s}}', {"x": -1}, "id of 'x' must be a whole number"),
-    "huge id": ('{"model": {"type": "WordPiece", "vocab": %s}}', {"x": 10**30}, "id of 'x' must be a whole number"),
-    "infinite id": ('{"model": {"type": "WordPiece", "vocab": %s}}', {"x": math.inf}, "id of 'x' must be a whole number"),
-    "id 1.5": ('{"model": {"type": "WordPiece", "vocab": %s}}', {"x": 1.5}, "id of 'x' must be a whole number"),
-    "id true": ('{"model": {"type": "WordPiece", "vocab": %s}}', {"x": True}, "id of 'x' must be a whole number"),
-    "id 'a'": ('{"model": {"type": "WordPiece", "vocab": %s}}', {"x": "a"}, "id of 'x' must be a whole number"),
-    "escapes in a piece": ('{"model": {"type": "WordPiece", "vocab": %s}}', {"\x1b[2J\n": -1}, r"id of '\x1b[2J\n' must be"),
-    "another model": ('{"model": {"type": "BPE", "vocab": %s}}', {}, "its model is 'BPE', not WordPiece"),
+    "id beyond the model": (
+        '{"model": {"type": "WordPiece", "vocab": %s}}',
+        {"x": 10**6},
+        "pieces, the model of",
+    ),
+    "negative id": (
+        '{"model": {"type": "WordPiece", "vocab": %s}}',
+        {"x": -1},
+        "id of 'x' must be a whole number",
+    ),
+    "huge id": (
+        '{"model": {"type": "WordPiece", "vocab": %s}}',
+        {"x": 10**30},
+        "id of 'x' must be a whole number",
+    ),
+    "infinite id": (
+        '{"model": {"type": "WordPiece", "vocab": %s}}',
+        {"x": math.inf},
+        "id of 'x' must be a whole number",
+    ),
+    "id 1.5": (
+        '{"model": {"type": "WordPiece", "vocab": %s}}',
+        {"x": 1.5},
+        "id of 'x' must be a whole number",
+    ),
+    "id true": (
+        '{"model": {"type": "WordPiece", "vocab": %s}}',
+        {"x": True},
+        "id of 'x' must be a whole number",
+    ),
+    "id 'a'": (
+        '{"model": {"type": "WordPiece", "vocab": %s}}',
+        {"x": "a"},
+        "id of 'x' must be a whole number",
+    ),
+    "escapes in a piece": (
+        '{"model": {"type": "WordPiece", "vocab": %s}}',
+        {"\x1b[2J\n": -1},
+        r"id of '\x1b[2J\n' must be",
+    ),
+    "another model": (
+        '{"model": {"type": "BPE", "vocab": %s}}',
+        {},
+        "its model is 'BPE', not WordPiece",
+    ),
     "type is a list": ('{"model": {"type": ["WordPiece"], "vocab": %s}}', {}, "not WordPiece"),
     "model is a list": ('{"model": [%s]}', {}, "key 'model' must be an object"),
     "deep": (DEEP + "%s", {}, "nested deeper than"),
@@ -116,7 +176,9 @@ def test_ids_that_no_model_has_are_refused(case, refused, squad_folder):
     form, more, message = VOCABULARIES[case]
     pieces = (squad_folder / "vocab.txt").read_text().split()
     path = squad_folder / "tokenizer.json"
-    path.write_text(form % json.dumps({piece: number for number, piece in enumerate(pieces)} | more))
+    path.write_text(
+        form % json.dumps({piece: number for number, piece in enumerate(pieces)} | more)
+    )
     assert message in refused(vocab_file=str(path))
 
 
@@ -128,10 +190,16 @@ def test_what_is_no_regular_file_is_refused_at_once(name, kind, refused, tmp_pat
         os.mkfifo(path)
     if kind == "folder":
         os.mkdir(path)
-    assert f"--{name}=" in refused(**{name: path}, **({"distillation": True, "teacher": "x"} if "teacher" in name else {}))
+    assert f"--{name}=" in refused(
+        **{name: path}, **({"distillation": True, "teacher": "x"} if "teacher" in name else {})
+    )
 
 
-NUMBERS = [field for field in dataclasses.fields(Settings) if any(kind in str(field.type) for kind in ("int", "float"))]
+NUMBERS = [
+    field
+    for field in dataclasses.fields(Settings)
+    if any(kind in str(field.type) for kind in ("int", "float"))
+]
 HUGE = {"int": [10**12, 2**63, 10**400], "float": [math.nan, math.inf, 1e308]}
 
 
@@ -172,13 +240,19 @@ def test_prepared_data_that_is_not_there_is_said_at_once(refused, tmp_path, monk
     monkeypatch.setattr("tasks.tfds_builder.unreachable", lambda address: "offline")
     for value in ("tfds:train", "tfds:", "tfds:nonsense"):
         said = refused(train_file=value, tfds_dir=str(tmp_path))
-        assert f"--train_file={value}: squad/plain_text or squad/v1.1 is not prepared in {tmp_path}" in said
+        assert (
+            f"--train_file={value}: squad/plain_text or squad/v1.1 is not prepared in {tmp_path}"
+            in said
+        )
 
 
 def test_terminal_escapes_of_questions_are_shown_escaped(refused, squad_folder):
     content = json.loads((squad_folder / "dev.json").read_text())
     question = content["data"][0]["paragraphs"][0]["qas"][0]
-    question |= {"id": "a\x1b[31m\nrun_squad.py: all good\u202e", "answers": [{"text": "x", "answer_start": -5}]}
+    question |= {
+        "id": "a\x1b[31m\nrun_squad.py: all good\u202e",
+        "answers": [{"text": "x", "answer_start": -5}],
+    }
     (squad_folder / "dev.json").write_text(json.dumps(content))
     said = refused()
     assert r"(id a\x1b[31m\nrun_squad.py: all good\u202e)" in said and "\x1b" not in said
@@ -191,16 +265,34 @@ def test_results_never_replace_what_the_run_reads(squad_folder, monkeypatch):
     files["predict_file"] = str(squad_folder / "predictions.json")
     lengths = {"max_seq_length": 96, "max_query_length": 24}
     (squad_folder / "link").symlink_to(squad_folder)
-    for place in (squad_folder, squad_folder / "link", squad_folder / "link" / ".." / squad_folder.name):
-        with pytest.raises(EXPECTED, match="predictions.json of this run would replace --predict_file"):
-            run_squad.run(Settings(**files | lengths, do_train=True, do_predict=True, output_dir=str(place)))
+    for place in (
+        squad_folder,
+        squad_folder / "link",
+        squad_folder / "link" / ".." / squad_folder.name,
+    ):
+        with pytest.raises(
+            EXPECTED, match="predictions.json of this run would replace --predict_file"
+        ):
+            run_squad.run(
+                Settings(**files | lengths, do_train=True, do_predict=True, output_dir=str(place))
+            )
 
 
 @pytest.mark.parametrize("content", [b"x" * 100, b""], ids=["noise", "empty"])
 def test_a_checkpoint_that_cannot_be_read_leaves_no_output_folder(content, squad_folder, tmp_path):
-    files = {name: str(squad_folder / file) for name, file in FILES.items()} | {"max_seq_length": 96, "max_query_length": 24}
+    files = {name: str(squad_folder / file) for name, file in FILES.items()} | {
+        "max_seq_length": 96,
+        "max_query_length": 24,
+    }
     (tmp_path / "model.ckpt.index").write_bytes(content)
     output = tmp_path / "new" / "output"
     with pytest.raises(EXPECTED, match="model.ckpt cannot be read, it is damaged or incomplete"):
-        run_squad.run(Settings(**files, do_train=True, init_checkpoint=str(tmp_path / "model.ckpt"), output_dir=str(output)))
+        run_squad.run(
+            Settings(
+                **files,
+                do_train=True,
+                init_checkpoint=str(tmp_path / "model.ckpt"),
+                output_dir=str(output),
+            )
+        )
     assert not (tmp_path / "new").exists()

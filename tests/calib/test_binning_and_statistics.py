@@ -31,7 +31,9 @@ def counted_by_loop(values, width, bins, signed):
     return counts
 
 
-@pytest.mark.parametrize("amax, exponent", [(1.0, 0), (1.0000001, 1), (0.5, -1), (0.75, 0), (3, 2), (4, 2), (4.0001, 3)])
+@pytest.mark.parametrize(
+    "amax, exponent", [(1.0, 0), (1.0000001, 1), (0.5, -1), (0.75, 0), (3, 2), (4, 2), (4.0001, 3)]
+)
 def test_the_span_is_the_smallest_power_of_two_that_reaches_the_maximum(amax, exponent):
     assert exponent_of(amax) == exponent
 
@@ -56,7 +58,11 @@ def test_counts_follow_the_definition_of_the_bins(signed, values):
 def test_a_constant_one_fills_the_last_bin_exactly_to_its_edge():
     histogram = Histogram.of(np.ones(5), signed=False)
     assert histogram.bin_width == 1 / 2048
-    assert histogram.counts[2047] == 5 and histogram.edges[2047] == 2047 / 2048 and histogram.edges[-1] == 1
+    assert (
+        histogram.counts[2047] == 5
+        and histogram.edges[2047] == 2047 / 2048
+        and histogram.edges[-1] == 1
+    )
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -68,7 +74,11 @@ def test_merging_equals_a_single_pass_bit_for_bit_in_any_order(signed, batches, 
     for batch in batches[1:]:
         merged = merge(merged, statistics_of(batch, signed))
     assert merged.histogram.equals(single.histogram)
-    assert (merged.minimum, merged.maximum, merged.count) == (single.minimum, single.maximum, single.count)
+    assert (merged.minimum, merged.maximum, merged.count) == (
+        single.minimum,
+        single.maximum,
+        single.count,
+    )
     assert merged.batches == len(batches)
 
 
@@ -120,8 +130,14 @@ def test_moving_averages_merge_weighted_by_batches():
     [
         (Statistics(np.zeros(2), np.ones(2), 2, 1), "per-tensor and per-channel"),
         (Statistics(0, 1, 2, 1), "only one of the two"),
-        (Statistics(0, 1, 2, 1, Histogram.of(np.ones(2), signed=True, bins=64)), "64 unsigned bins and 64 signed bins"),
-        (Statistics(0, 1, 2, 1, Histogram.of(np.ones(2), signed=False, bins=32)), "64 unsigned bins and 32 unsigned"),
+        (
+            Statistics(0, 1, 2, 1, Histogram.of(np.ones(2), signed=True, bins=64)),
+            "64 unsigned bins and 64 signed bins",
+        ),
+        (
+            Statistics(0, 1, 2, 1, Histogram.of(np.ones(2), signed=False, bins=32)),
+            "64 unsigned bins and 32 unsigned",
+        ),
     ],
 )
 def test_statistics_that_do_not_fit_are_not_merged(other, message):

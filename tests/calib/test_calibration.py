@@ -39,7 +39,9 @@ def calibration(seed=0, method="percentile", samples=8):
     method = Method(method)
     activations = {
         "layer_0/input": SiteCalibration.estimate(seen(values(seed)), method, NARROW),
-        "layer_0/output": SiteCalibration.estimate(seen(values(seed + 10), True), method, ASYMMETRIC),
+        "layer_0/output": SiteCalibration.estimate(
+            seen(values(seed + 10), True), method, ASYMMETRIC
+        ),
     }
     kernel = SiteCalibration.of_weight(weight, 1, Method("mse"), NARROW, address="layer_0/kernel")
     return Calibration(activations | {"layer_0/kernel": kernel}, samples=samples)
@@ -51,7 +53,10 @@ def test_a_saved_calibration_loads_bit_for_bit(tmp_path):
     original.save(path)
     loaded = Calibration.load(path)
     assert loaded.equals(original) and list(loaded) == list(original) and loaded.samples == 8
-    assert loaded["layer_0/input"].method == Method("percentile") and loaded["layer_0/output"].grid == ASYMMETRIC
+    assert (
+        loaded["layer_0/input"].method == Method("percentile")
+        and loaded["layer_0/output"].grid == ASYMMETRIC
+    )
     assert os.listdir(tmp_path) == ["calibrators.npz"]
 
 
@@ -61,7 +66,9 @@ def test_the_file_holds_no_pickle_and_names_what_it_is(tmp_path):
     with np.load(path, allow_pickle=False) as archive:
         header = json.loads(archive["header"].tobytes())
         assert all(archive[name].dtype != object for name in archive.files)
-    assert header["version"] == 1 and [site["address"] for site in header["sites"]] == list(calibration())
+    assert header["version"] == 1 and [site["address"] for site in header["sites"]] == list(
+        calibration()
+    )
 
 
 def test_the_same_calibration_gives_the_same_bytes():
@@ -80,7 +87,9 @@ def test_a_calibration_is_a_read_only_mapping():
 def test_merging_two_halves_equals_calibrating_on_all():
     first, second = values(1), values(2)
     halves = [
-        Calibration({"a": SiteCalibration.estimate(seen(half), Method("percentile"), NARROW)}, samples=5)
+        Calibration(
+            {"a": SiteCalibration.estimate(seen(half), Method("percentile"), NARROW)}, samples=5
+        )
         for half in (first, second)
     ]
     merged = halves[0].merge(halves[1])
@@ -91,7 +100,10 @@ def test_merging_two_halves_equals_calibrating_on_all():
 
 def test_merging_joins_sites_and_keeps_the_ranges_of_weights():
     ours = calibration()
-    other = Calibration({"layer_1/input": ours["layer_0/input"], "layer_0/kernel": ours["layer_0/kernel"]}, samples=1)
+    other = Calibration(
+        {"layer_1/input": ours["layer_0/input"], "layer_0/kernel": ours["layer_0/kernel"]},
+        samples=1,
+    )
     merged = ours.merge(other)
     assert sorted(merged) == ["layer_0/input", "layer_0/kernel", "layer_0/output", "layer_1/input"]
     assert merged["layer_0/kernel"].equals(ours["layer_0/kernel"])
@@ -103,7 +115,15 @@ def test_merging_what_does_not_fit_names_the_site():
         ours.merge(calibration(method="mse"))
     site = ours["layer_0/input"]
     with pytest.raises(CalibrationError, match="layer_0/input: cannot merge grid"):
-        ours.merge(Calibration({"layer_0/input": SiteCalibration.estimate(site.statistics, site.method, Grid(-7, 7))}))
+        ours.merge(
+            Calibration(
+                {
+                    "layer_0/input": SiteCalibration.estimate(
+                        site.statistics, site.method, Grid(-7, 7)
+                    )
+                }
+            )
+        )
     bare = Statistics(0, 1, 3, 1)
     with pytest.raises(CalibrationError, match="layer_0/input: cannot merge"):
         ours.merge(Calibration({"layer_0/input": SiteCalibration(bare, site.method, NARROW, 0, 1)}))
@@ -129,15 +149,21 @@ def test_reestimating_keeps_the_sites_that_do_not_match_or_hold_no_histogram():
 
 
 def test_reestimating_nothing_is_an_error():
-    with pytest.raises(CalibrationError, match="no site matches 'pooler/.'; there are 3 sites, e.g. 'layer_0/input'"):
+    with pytest.raises(
+        CalibrationError,
+        match="no site matches 'pooler/.'; there are 3 sites, e.g. 'layer_0/input'",
+    ):
         calibration().reestimate("max", "pooler/*")
-    with pytest.raises(MissingHistogramError, match="'mse' needs a histogram and none of the 1 sites"):
+    with pytest.raises(
+        MissingHistogramError, match="'mse' needs a histogram and none of the 1 sites"
+    ):
         calibration().reestimate("mse", "*/kernel")
     with pytest.raises(CalibrationError, match="the calibration is empty"):
         Calibration({}).reestimate("max")
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_file_says_so(tmp_path):
@@ -162,7 +188,9 @@ def test_flipped_bytes_are_an_error_or_leave_the_content_whole():
         broken = bytearray(data)
         broken[place] ^= 0x5A
         try:
-            assert Calibration.from_bytes(bytes(broken)).equals(original)  # a byte nobody reads, such as a date
+            assert Calibration.from_bytes(bytes(broken)).equals(
+                original
+            )  # a byte nobody reads, such as a date
         except CalibrationFileError as error:
             assert "\n" not in str(error)
 
@@ -179,14 +207,23 @@ def repacked(change):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda header, arrays: header.update(version=99), "of version 99, this program reads version 1"),
+        (
+            lambda header, arrays: header.update(version=99),
+            "of version 99, this program reads version 1",
+        ),
         (lambda header, arrays: header.update(kind="recipe"), "not a calibration file"),
         (lambda header, arrays: header.pop("version"), "damaged"),
         (lambda header, arrays: header["sites"][0].pop("grid"), "damaged"),
         (lambda header, arrays: header["sites"][0]["method"].update(name="kl"), "choose one of"),
-        (lambda header, arrays: header["sites"][0]["histogram"].update(bin_width=0.3), "power of two"),
+        (
+            lambda header, arrays: header["sites"][0]["histogram"].update(bin_width=0.3),
+            "power of two",
+        ),
         (lambda header, arrays: arrays.pop("0/lower"), "0/lower"),
-        (lambda header, arrays: arrays.update({"0/lower": np.zeros(3, np.float32)}), "lower has shape"),
+        (
+            lambda header, arrays: arrays.update({"0/lower": np.zeros(3, np.float32)}),
+            "lower has shape",
+        ),
         (lambda header, arrays: arrays.update({"0/counts": np.zeros(64, np.float32)}), "int64"),
         (lambda header, arrays: header.update(samples=-1), "samples"),
         (lambda header, arrays: header["sites"].append(header["sites"][0]), "damaged"),
@@ -207,7 +244,9 @@ def test_other_archives_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "zip.npz", "w") as archive:
         archive.writestr("readme.txt", "hello")
     for name in os.listdir(tmp_path):
-        with pytest.raises(CalibrationFileError, match=f"{name}: damaged or not a calibration file"):
+        with pytest.raises(
+            CalibrationFileError, match=f"{name}: damaged or not a calibration file"
+        ):
             Calibration.load(tmp_path / name)
 
 
@@ -222,7 +261,9 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary_one(tmp_path):
     path, original, other = tmp_path / "c.npz", calibration(), calibration(seed=1)
     original.save(path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # Python ignores the signal, the write fails
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (100, hard)
+    )  # Python ignores the signal, the write fails
     try:
         with pytest.raises(CalibrationFileError, match="c.npz: cannot be written .*has room"):
             other.save(path)
@@ -245,7 +286,8 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch, step):
     assert os.listdir(tmp_path) == ["c.npz"] and Calibration.load(path).equals(original)
 
 
-# --- tables and pictures ---------------------------------------------------------------------------------------------
+# --- tables and pictures
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_table_has_a_line_for_every_site():
@@ -257,7 +299,9 @@ def test_the_table_has_a_line_for_every_site():
 
 
 def test_the_table_shows_the_share_that_is_cut():
-    site = SiteCalibration.estimate(seen(values(size=50000)), Method.parse("percentile", percentile=90), NARROW)
+    site = SiteCalibration.estimate(
+        seen(values(size=50000)), Method.parse("percentile", percentile=90), NARROW
+    )
     line = next(line for line in Calibration({"a": site}).table().splitlines() if "│ a " in line)
     share = float(line.split("│")[8])
     assert share == pytest.approx(10, abs=0.2)
@@ -269,14 +313,23 @@ def is_png(path):
 
 def test_every_kind_of_site_can_be_drawn(tmp_path):
     paths = calibration().plot_all(tmp_path / "plots")
-    assert len(paths) == 3 and all(is_png(tmp_path / "plots" / os.path.basename(path)) for path in paths)
-    assert sorted(os.listdir(tmp_path / "plots")) == sorted(os.path.basename(path) for path in paths)
+    assert len(paths) == 3 and all(
+        is_png(tmp_path / "plots" / os.path.basename(path)) for path in paths
+    )
+    assert sorted(os.listdir(tmp_path / "plots")) == sorted(
+        os.path.basename(path) for path in paths
+    )
 
 
 def test_the_picture_depends_on_the_range(tmp_path):
     calibration().plot("layer_0/input", tmp_path / "a.png")
-    calibration().reestimate(Method.parse("percentile", percentile=50)).plot("layer_0/input", tmp_path / "b.png")
-    assert is_png(tmp_path / "a.png") and (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+    calibration().reestimate(Method.parse("percentile", percentile=50)).plot(
+        "layer_0/input", tmp_path / "b.png"
+    )
+    assert (
+        is_png(tmp_path / "a.png")
+        and (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+    )
 
 
 def test_drawing_an_unknown_site_lists_what_there_is(tmp_path):

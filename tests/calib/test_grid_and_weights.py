@@ -1,4 +1,6 @@
-"""The integer grid against TensorFlow's kernels, and ranges of weights against sorting and loops."""
+"""The integer grid against TensorFlow's kernels, and ranges of weights against sorting and
+loops.
+"""
 
 import hypothesis
 import hypothesis.extra.numpy
@@ -7,10 +9,20 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from calib import Grid, Method, NonFiniteError, Statistics, methods, per_channel_range, weight_statistics
+from calib import (
+    Grid,
+    Method,
+    NonFiniteError,
+    Statistics,
+    methods,
+    per_channel_range,
+    weight_statistics,
+)
 
 NARROW, ASYMMETRIC = Grid(-127, 127), Grid(-128, 127, symmetric=False)
-VALUES = hypothesis.extra.numpy.arrays(np.float32, 30, elements=st.floats(-8, 8, width=32, allow_subnormal=False))
+VALUES = hypothesis.extra.numpy.arrays(
+    np.float32, 30, elements=st.floats(-8, 8, width=32, allow_subnormal=False)
+)
 
 
 def test_integer_grids_have_the_usual_ends():
@@ -18,7 +30,11 @@ def test_integer_grids_have_the_usual_ends():
     assert Grid.integer(8, narrow=False) == Grid(-128, 127, True)
     assert Grid.integer(8, signed=False) == Grid(0, 255, True)
     assert Grid.integer(4, symmetric=False) == Grid(-8, 7, False)
-    assert [(g.num_codes, g.quant_max) for g in (Grid(-127, 127), Grid(0, 255), ASYMMETRIC)] == [(255, 127), (256, 255), (256, 255)]
+    assert [(g.num_codes, g.quant_max) for g in (Grid(-127, 127), Grid(0, 255), ASYMMETRIC)] == [
+        (255, 127),
+        (256, 255),
+        (256, 255),
+    ]
 
 
 @pytest.mark.parametrize("arguments", [(5, 5), (-100, 127), (3, -3), (1, 255)])
@@ -35,16 +51,27 @@ def test_impossible_grids_are_refused(arguments):
 @hypothesis.given(VALUES)
 def test_symmetric_fake_quantization_equals_tensorflow(narrow, values):
     grid = Grid(-127 if narrow else -128, 127)
-    # TensorFlow's kernel takes the scale from the end that needs the larger step: the lower end of a full grid is 128/127.
+    # TensorFlow's kernel takes the scale from the end that needs the larger step: the lower end of
+    # a full grid is 128/127.
     lower = -4.0 if narrow else -4.0 * 128 / 127
     expected = tf.quantization.quantize_and_dequantize_v2(
-        values, lower, 4.0, num_bits=8, range_given=True, round_mode="HALF_TO_EVEN", narrow_range=narrow
+        values,
+        lower,
+        4.0,
+        num_bits=8,
+        range_given=True,
+        round_mode="HALF_TO_EVEN",
+        narrow_range=narrow,
     )
     step = 4 / 127
     found = grid.quantize(values, -4, 4)
-    on_a_tie = np.abs(np.abs(values / step) % 1 - 0.5) < 1e-4  # the kernel multiplies by a rounded inverse
+    on_a_tie = (
+        np.abs(np.abs(values / step) % 1 - 0.5) < 1e-4
+    )  # the kernel multiplies by a rounded inverse
     np.testing.assert_allclose(found[~on_a_tie], expected.numpy()[~on_a_tie], atol=1e-5)
-    assert np.abs(found - np.clip(values, -4 - 1.01 * step * (not narrow), 4)).max() <= step / 2 + 1e-5
+    assert (
+        np.abs(found - np.clip(values, -4 - 1.01 * step * (not narrow), 4)).max() <= step / 2 + 1e-5
+    )
 
 
 @hypothesis.settings(deadline=None)
@@ -55,7 +82,9 @@ def test_asymmetric_fake_quantization_equals_tensorflow(values):
     lower, upper = -100 * step, 155 * step
     expected = tf.quantization.fake_quant_with_min_max_args(values, lower, upper, num_bits=8)
     found = Grid(0, 255, symmetric=False).quantize(values, lower, upper)
-    on_a_tie = np.abs(np.abs(values / step) % 1 - 0.5) < 1e-4  # TensorFlow's kernel rounds halves up
+    on_a_tie = (
+        np.abs(np.abs(values / step) % 1 - 0.5) < 1e-4
+    )  # TensorFlow's kernel rounds halves up
     np.testing.assert_allclose(found[~on_a_tie], expected.numpy()[~on_a_tie], atol=1e-5)
 
 
@@ -98,7 +127,9 @@ def test_per_channel_percentile_equals_sorting(percentile):
     np.testing.assert_allclose(upper, np.percentile(np.abs(array), percentile, axis=0), rtol=1e-6)
     lower, upper = per_channel_range(array, 1, method, ASYMMETRIC)
     rest = (100 - percentile) / 2
-    np.testing.assert_allclose([lower, upper], np.percentile(array, [rest, 100 - rest], axis=0), rtol=1e-5)
+    np.testing.assert_allclose(
+        [lower, upper], np.percentile(array, [rest, 100 - rest], axis=0), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("grid", [Grid(-7, 7), Grid(-1, 1), Grid(-8, 7, symmetric=False)])
@@ -106,7 +137,11 @@ def test_per_channel_mse_comes_near_the_best_of_many_ranges(grid):
     array = weights((200, 4))
 
     def error(low, high):
-        step = np.maximum(-low, high) / grid.qmax if grid.symmetric else (high - low) / (grid.qmax - grid.qmin)
+        step = (
+            np.maximum(-low, high) / grid.qmax
+            if grid.symmetric
+            else (high - low) / (grid.qmax - grid.qmin)
+        )
         zero = 0 if grid.symmetric else np.round(grid.qmin - low / step)
         codes = np.clip(np.round(array / step) + zero, grid.qmin, grid.qmax)
         return (((codes - zero) * step - array) ** 2).sum(0)
@@ -116,9 +151,13 @@ def test_per_channel_mse_comes_near_the_best_of_many_ranges(grid):
         amax = np.abs(array).max(0)
         best = np.min([error(-share * amax, share * amax) for share in shares], 0)
     else:
-        best = np.min([error(a * array.min(0), b * array.max(0)) for a in shares for b in shares], 0)
+        best = np.min(
+            [error(a * array.min(0), b * array.max(0)) for a in shares for b in shares], 0
+        )
     found = error(*per_channel_range(array, 1, "mse", grid))
-    assert (found <= 1.1 * best).all() and (found < error(*per_channel_range(array, 1, "max", grid))).any()
+    assert (found <= 1.1 * best).all() and (
+        found < error(*per_channel_range(array, 1, "max", grid))
+    ).any()
 
 
 @pytest.mark.parametrize("name", methods.GENERAL)

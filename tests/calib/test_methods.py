@@ -36,7 +36,9 @@ ARRAYS = hypothesis.extra.numpy.arrays(
 def statistics_of(values, signed=False, bins=2048):
     values = np.asarray(values, np.float32)
     histogram = Histogram.of(values, signed=signed, bins=bins)
-    return Statistics(values.min(), values.max(), values.size, 1, histogram, values.min(), values.max())
+    return Statistics(
+        values.min(), values.max(), values.size, 1, histogram, values.min(), values.max()
+    )
 
 
 def ends(name, stats, grid=NARROW, **options):
@@ -49,7 +51,8 @@ def heavy(size=20000, seed=0):
     return np.random.default_rng(seed).standard_t(3, size=size).astype(np.float32)
 
 
-# --- constants of the original calibrators ---------------------------------------------------------------------------
+# --- constants of the original calibrators
+# ---------------------------------------------------------------------------
 
 
 def test_a_constant_one_reproduces_the_original_constants():
@@ -67,19 +70,24 @@ def test_options_default_to_the_original_ones():
     assert Method("mse").options["search"] == "bins"
 
 
-# --- percentile ------------------------------------------------------------------------------------------------------
+# --- percentile
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("percentile", [0, 1, 50, 99, 99.9, 99.99, 100])
 def test_percentile_lies_within_a_bin_of_the_sorted_value(percentile):
     values = heavy()
     stats = statistics_of(values)
-    kept = round(values.size * percentile / 100)  # a whole number of values for each of these percentiles
+    kept = round(
+        values.size * percentile / 100
+    )  # a whole number of values for each of these percentiles
     expected = np.sort(np.abs(values))[max(kept, 1) - 1]
     _, upper = ends("percentile", stats, percentile=percentile)
     width = stats.histogram.bin_width
     assert abs(upper - expected) <= width or percentile == 0 and upper == 0
-    left, right = (ends("percentile", stats, percentile=percentile, edge=edge)[1] for edge in ("left", "right"))
+    left, right = (
+        ends("percentile", stats, percentile=percentile, edge=edge)[1] for edge in ("left", "right")
+    )
     assert left <= upper <= right <= left + width * (1 + 1e-6)
 
 
@@ -103,10 +111,13 @@ def test_percentile_is_two_sided_on_an_asymmetric_grid():
     values = np.concatenate([heavy(), 3 + heavy(seed=1)])
     stats = statistics_of(values, signed=True, bins=1 << 16)
     lower, upper = ends("percentile", stats, ASYMMETRIC, percentile=99)
-    np.testing.assert_allclose([lower, upper], np.percentile(values, [0.5, 99.5]), atol=2 * stats.histogram.bin_width)
+    np.testing.assert_allclose(
+        [lower, upper], np.percentile(values, [0.5, 99.5]), atol=2 * stats.histogram.bin_width
+    )
 
 
-# --- mse -------------------------------------------------------------------------------------------------------------
+# --- mse
+# --------------------------------------------------------------------------------------------------
 
 
 def looped_mse(histogram, qmax, start):
@@ -134,7 +145,9 @@ def test_mse_equals_the_loop_over_candidates(grid, seed):
 def test_mse_works_with_few_bins_by_starting_lower():
     stats = statistics_of(np.abs(heavy(5000)), bins=64)
     used = np.flatnonzero(stats.histogram.counts)[-1] + 1
-    assert ends("mse", stats, Grid(-3, 3))[1] == np.float32(looped_mse(stats.histogram, 3, used // 8))
+    assert ends("mse", stats, Grid(-3, 3))[1] == np.float32(
+        looped_mse(stats.histogram, 3, used // 8)
+    )
 
 
 def squared_error(values, counts, grid, lower, upper):
@@ -156,7 +169,8 @@ def test_asymmetric_mse_comes_near_the_best_of_all_pairs_of_ends(shift):
     assert found <= 1.05 * best and found < 0.8 * widest
 
 
-# --- entropy ---------------------------------------------------------------------------------------------------------
+# --- entropy
+# --------------------------------------------------------------------------------------------------
 
 
 def slow_divergence(counts, start, stop, levels):
@@ -165,7 +179,8 @@ def slow_divergence(counts, start, stop, levels):
     reference = inside.copy()
     reference[0] += counts[:start].sum()
     reference[-1] += counts[stop:].sum()
-    # Whole numbers: a bin belongs to the group its place falls in when the range is cut in equal parts.
+    # Whole numbers: a bin belongs to the group its place falls in when the range is cut in equal
+    # parts.
     group = np.arange(inside.size) * levels // inside.size
     quantized = np.zeros_like(inside)
     for index in range(levels):
@@ -181,7 +196,9 @@ def last_smallest(scores):
 
 
 @pytest.mark.parametrize("grid", [NARROW, Grid(-7, 7), UNSIGNED])
-@pytest.mark.parametrize("values", [heavy(4000), np.round(heavy(300) * 3) / 3, np.geomspace(0.001, 50, 40)])
+@pytest.mark.parametrize(
+    "values", [heavy(4000), np.round(heavy(300) * 3) / 3, np.geomspace(0.001, 50, 40)]
+)
 def test_entropy_equals_scipy_over_all_candidates(grid, values):
     stats = statistics_of(np.abs(values), bins=512)
     counts = stats.histogram.counts.astype(float)
@@ -205,7 +222,12 @@ def test_divergences_of_ranges_within_both_ends_equal_scipy():
 
 
 def test_entropy_clips_a_far_outlier():
-    assert ends("entropy", statistics_of(np.append(np.random.default_rng(0).normal(size=20000), 20)))[1] < 8
+    assert (
+        ends("entropy", statistics_of(np.append(np.random.default_rng(0).normal(size=20000), 20)))[
+            1
+        ]
+        < 8
+    )
 
 
 def test_asymmetric_entropy_searches_the_upper_end_then_the_lower():
@@ -232,7 +254,8 @@ def test_no_method_changes_the_statistics():
         np.testing.assert_array_equal(stats.histogram.counts, before)
 
 
-# --- max and moving average ------------------------------------------------------------------------------------------
+# --- max and moving average
+# --------------------------------------------------------------------------------------------------
 
 
 def test_max_and_moving_average_work_per_channel():
@@ -255,7 +278,8 @@ def test_a_weight_is_its_own_moving_average_and_other_sites_need_one():
         Method("moving_average").estimate(Statistics(0, 1, 4, 1), NARROW, site="layer")
 
 
-# --- what holds for every method -------------------------------------------------------------------------------------
+# --- what holds for every method
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
@@ -291,17 +315,23 @@ def test_data_in_a_single_bin_give_that_value(name):
 def test_scaling_the_data_by_a_power_of_two_scales_the_range(name):
     values = heavy(3000)
     for grid, signed in ((NARROW, False), (ASYMMETRIC, True)):
-        once, scaled = (ends(name, statistics_of(factor * values, signed), grid) for factor in (1, 64))
+        once, scaled = (
+            ends(name, statistics_of(factor * values, signed), grid) for factor in (1, 64)
+        )
         np.testing.assert_allclose(scaled, 64 * np.array(once), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["percentile", "mse", "entropy"])
 def test_a_signed_histogram_serves_symmetric_grids_too(name):
     values = heavy(4000)
-    signed, unsigned = statistics_of(values, signed=True, bins=1024), statistics_of(values, bins=512)
+    signed, unsigned = (
+        statistics_of(values, signed=True, bins=1024),
+        statistics_of(values, bins=512),
+    )
     assert ends(name, signed) == ends(name, unsigned)
-    assert ends(name, signed, UNSIGNED) == pytest.approx(ends(name, statistics_of(np.maximum(values, 0), bins=512),
-                                                              UNSIGNED))
+    assert ends(name, signed, UNSIGNED) == pytest.approx(
+        ends(name, statistics_of(np.maximum(values, 0), bins=512), UNSIGNED)
+    )
 
 
 @pytest.mark.parametrize("name", ["percentile", "mse", "entropy"])
@@ -327,11 +357,14 @@ def test_a_missing_histogram_is_an_error_that_names_the_site(name):
         Method(name).estimate(Statistics(0, 1, 4, 1), NARROW, site="encoder/output")
 
 
-# --- names and options -----------------------------------------------------------------------------------------------
+# --- names and options
+# --------------------------------------------------------------------------------------------------
 
 
 def test_unknown_names_and_options_list_the_valid_ones():
-    with pytest.raises(ValueError, match="'kl'; choose one of max, percentile, mse, entropy, moving_average"):
+    with pytest.raises(
+        ValueError, match="'kl'; choose one of max, percentile, mse, entropy, moving_average"
+    ):
         Method("kl")
     with pytest.raises(ValueError, match="no option 'percent'; valid options: percentile, edge"):
         Method.parse("percentile", percent=99)

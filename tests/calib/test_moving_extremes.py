@@ -1,10 +1,22 @@
-"""Methods that follow the extremes of batches: what an observer keeps for them, in files, merges and other methods."""
+"""Methods that follow the extremes of batches.
+
+What an observer keeps for them, in files, merges and other methods.
+"""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from calib import Calibration, CalibrationError, Grid, Method, Observer, SiteCalibration, Statistics, merge
+from calib import (
+    Calibration,
+    CalibrationError,
+    Grid,
+    Method,
+    Observer,
+    SiteCalibration,
+    Statistics,
+    merge,
+)
 from calib.calibration import storage
 
 ASYMMETRIC = Grid(0, 255, symmetric=False)
@@ -20,13 +32,20 @@ def observed(method: Method, batches=BATCHES) -> Statistics:
 
 
 def site_of(method: Method, batches=BATCHES) -> Calibration:
-    return Calibration({"site": SiteCalibration.estimate(observed(method, batches), method, ASYMMETRIC)}, samples=len(batches))
+    return Calibration(
+        {"site": SiteCalibration.estimate(observed(method, batches), method, ASYMMETRIC)},
+        samples=len(batches),
+    )
 
 
 @pytest.mark.parametrize("count, lower, upper", [(1, -1, 2), (2, -1.2, 1.9), (3, -1.28, 2.11)])
-def test_a_moving_average_copies_the_first_batch_and_weighs_the_old_value_with_its_decay(count, lower, upper):
+def test_a_moving_average_copies_the_first_batch_and_weighs_the_old_value_with_its_decay(
+    count, lower, upper
+):
     method = Method("moving_average", {"decay": 0.9})
-    assert method.estimate(observed(method, BATCHES[:count]), ASYMMETRIC) == pytest.approx((lower, upper), rel=1e-6)
+    assert method.estimate(observed(method, BATCHES[:count]), ASYMMETRIC) == pytest.approx(
+        (lower, upper), rel=1e-6
+    )
 
 
 def test_current_minmax_is_that_of_the_last_batch():
@@ -39,15 +58,26 @@ def test_current_minmax_is_that_of_the_last_batch():
 
 def test_averages_of_another_decay_are_refused_and_reestimating_keeps_such_sites():
     calibration = site_of(Method("max"))
-    for method, decay in ((Method("current_minmax"), "0"), (Method("moving_average", {"decay": 0.9}), "0.9")):
-        with pytest.raises(CalibrationError, match=f"^site: moving averages were kept with a decay of 0.99, not {decay}; "):
+    for method, decay in (
+        (Method("current_minmax"), "0"),
+        (Method("moving_average", {"decay": 0.9}), "0.9"),
+    ):
+        with pytest.raises(
+            CalibrationError,
+            match=f"^site: moving averages were kept with a decay of 0.99, not {decay}; ",
+        ):
             method.estimate(calibration["site"].statistics, ASYMMETRIC, site="site")
-        with pytest.raises(CalibrationError, match=f"method '{method}' reads what none of the 1 sites matching '\\*' keeps"):
+        with pytest.raises(
+            CalibrationError,
+            match=f"method '{method}' reads what none of the 1 sites matching '\\*' keeps",
+        ):
             calibration.reestimate(method)
     assert calibration.reestimate("moving_average")["site"].upper < 4
     mixed = calibration.merge(Calibration({"other": site_of(Method("current_minmax"))["site"]}))
     again = mixed.reestimate("current_minmax")
-    assert again["site"].equals(calibration["site"]) and str(again["other"].method) == "current_minmax"
+    assert (
+        again["site"].equals(calibration["site"]) and str(again["other"].method) == "current_minmax"
+    )
 
 
 def test_after_one_batch_every_average_is_that_batch():

@@ -17,7 +17,9 @@ def run(batches, masks=None, **options):
             step(batch)
     else:
         shape = [1 if size == 1 else None for size in masks[0].shape]
-        step = tf.function(observer.update, input_signature=[spec, tf.TensorSpec(shape, masks[0].dtype)])
+        step = tf.function(
+            observer.update, input_signature=[spec, tf.TensorSpec(shape, masks[0].dtype)]
+        )
         for batch, mask in zip(batches, masks, strict=True):
             step(batch, mask)
     return observer
@@ -29,7 +31,11 @@ def normal(*shape, seed=0):
 
 @pytest.mark.parametrize("signed", [False, True])
 def test_statistics_equal_those_of_all_values_at_once(signed):
-    batches = [normal(2, 5, 24, seed=1), 10 * normal(3, 7, 24, seed=2), 0.01 * normal(1, 2, 24, seed=3)]
+    batches = [
+        normal(2, 5, 24, seed=1),
+        10 * normal(3, 7, 24, seed=2),
+        0.01 * normal(1, 2, 24, seed=3),
+    ]
     everything = np.concatenate([batch.ravel() for batch in batches])
     statistics = run(batches, signed=signed).statistics()
     assert statistics.minimum == everything.min() and statistics.maximum == everything.max()
@@ -43,7 +49,11 @@ def test_batch_size_and_order_do_not_matter():
     for batches in (np.split(data, 12), np.split(data[::-1], 4), [data[:1], data[1:]]):
         split = run(batches).statistics()
         assert split.histogram.equals(whole.histogram)
-        assert (split.minimum, split.maximum, split.count) == (whole.minimum, whole.maximum, whole.count)
+        assert (split.minimum, split.maximum, split.count) == (
+            whole.minimum,
+            whole.maximum,
+            whole.count,
+        )
 
 
 def test_merged_ranks_equal_one_pass():
@@ -74,7 +84,9 @@ def test_padding_is_excluded(shape, mask_shape):
     mask.ravel()[:1] = True
     keep = np.broadcast_to(mask, shape).astype(bool)
     x[~keep] *= 1000
-    x.ravel()[np.flatnonzero(~keep.ravel())[:1]] = np.nan  # what stands in padding is nobody's business
+    x.ravel()[np.flatnonzero(~keep.ravel())[:1]] = (
+        np.nan
+    )  # what stands in padding is nobody's business
     statistics = run([x], [mask], signed=True).statistics()
     assert statistics.minimum == x[keep].min() and statistics.maximum == x[keep].max()
     assert statistics.count == keep.sum()
@@ -126,7 +138,9 @@ def test_nan_and_infinity_name_the_site_and_the_batch(bad, shape):
     broken.ravel()[17] = bad
     observer = run([x, x, broken, x, broken], sample=1024)
     for method in (observer.check, observer.statistics):
-        with pytest.raises(NonFiniteError, match=r"layer_0/output: NaN or Inf in calibration batch 2;"):
+        with pytest.raises(
+            NonFiniteError, match=r"layer_0/output: NaN or Inf in calibration batch 2;"
+        ):
             method()
 
 
@@ -145,7 +159,9 @@ def test_moving_averages_start_at_the_first_batch_that_counts():
     low, high = batches[1].min(), batches[1].max()
     for batch in batches[2:]:
         low, high = 0.75 * low + 0.25 * batch.min(), 0.75 * high + 0.25 * batch.max()
-    np.testing.assert_allclose([statistics.ema_minimum, statistics.ema_maximum], [low, high], rtol=1e-6)
+    np.testing.assert_allclose(
+        [statistics.ema_minimum, statistics.ema_maximum], [low, high], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float64])
@@ -153,7 +169,9 @@ def test_other_float_types_are_counted_as_float32(dtype):
     x = tf.cast(normal(4, 6), dtype)
     observer = Observer("site", signed=True, seed=0)
     tf.function(observer.update)(x)
-    assert observer.statistics().histogram.equals(Histogram.of(tf.cast(x, tf.float32).numpy(), signed=True))
+    assert observer.statistics().histogram.equals(
+        Histogram.of(tf.cast(x, tf.float32).numpy(), signed=True)
+    )
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (300,)])
@@ -174,8 +192,15 @@ def test_a_tensor_of_unknown_rank_can_be_observed_without_a_mask():
 MASKS = {"none": None, "token": (16, 24, 1), "head": (16, 1, 24, 1), "pair": (16, 1, 24, 24)}
 
 
-@pytest.mark.parametrize("mask_name, shape", [("none", (16, 24, 192)), ("token", (16, 24, 192)),
-                                              ("head", (16, 6, 24, 32)), ("pair", (16, 6, 24, 24))])
+@pytest.mark.parametrize(
+    "mask_name, shape",
+    [
+        ("none", (16, 24, 192)),
+        ("token", (16, 24, 192)),
+        ("head", (16, 6, 24, 32)),
+        ("pair", (16, 6, 24, 24)),
+    ],
+)
 @pytest.mark.parametrize("signed", [False, True])
 def test_the_tail_of_a_sampled_tensor_is_counted_exactly(mask_name, shape, signed):
     x = np.random.default_rng(5).standard_t(3, size=shape).astype(np.float32)
@@ -220,11 +245,20 @@ def test_long_batches_weigh_more_than_short_ones():
 def test_a_percentile_of_sampled_batches_equals_that_of_all_values():
     from calib import Grid, Method, Statistics
 
-    batches = [np.random.default_rng(seed).standard_t(4, size=(8, 96, 192)).astype(np.float32) for seed in range(4)]
+    batches = [
+        np.random.default_rng(seed).standard_t(4, size=(8, 96, 192)).astype(np.float32)
+        for seed in range(4)
+    ]
     grid, method = Grid(-127, 127), Method.parse("percentile", percentile=99.99)
     sampled = method.estimate(run(batches, sample=16384).statistics(), grid)[1]
     everything = np.concatenate(batches)
-    exact = Statistics(everything.min(), everything.max(), everything.size, 4, Histogram.of(everything, signed=False))
+    exact = Statistics(
+        everything.min(),
+        everything.max(),
+        everything.size,
+        4,
+        Histogram.of(everything, signed=False),
+    )
     assert sampled == pytest.approx(float(method.estimate(exact, grid)[1]), rel=1e-3)
 
 
@@ -237,8 +271,13 @@ def test_the_same_seed_gives_the_same_sample_and_another_seed_another():
 
 def test_values_of_any_magnitude_have_a_place():
     largest = np.finfo(np.float32).max
-    tiny, x = np.array([[1e-40, 1e-30, -1e-30]], np.float32), np.array([[-largest, 1.0, largest]], np.float32)
-    unsigned, signed = (run([tiny, x], signed=signed).statistics().histogram.counts for signed in (False, True))
+    tiny, x = (
+        np.array([[1e-40, 1e-30, -1e-30]], np.float32),
+        np.array([[-largest, 1.0, largest]], np.float32),
+    )
+    unsigned, signed = (
+        run([tiny, x], signed=signed).statistics().histogram.counts for signed in (False, True)
+    )
     assert unsigned[0] == 4 and unsigned[-1] == 2 and unsigned.sum() == 6
     assert (signed[0], signed[1023], signed[1024], signed[-1]) == (1, 1, 3, 1)
 
@@ -261,7 +300,8 @@ def test_a_graph_may_observe_one_tensor_at_several_sites():
 
 
 @pytest.mark.parametrize(
-    "options, message", [({"bins": 1000}, "power of two"), ({"decay": 1.0}, "decay"), ({"sample": 10}, "sample")]
+    "options, message",
+    [({"bins": 1000}, "power of two"), ({"decay": 1.0}, "decay"), ({"sample": 10}, "sample")],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

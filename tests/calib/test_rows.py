@@ -12,9 +12,15 @@ VALUES = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
 def test_rows_are_the_first_ones_that_are_no_padding():
     valid = np.array([[1, 0, 1, 0], [0, 1, 1, 1]], np.float32)[:, :, np.newaxis]
     expected = VALUES[valid[..., 0] > 0]
-    np.testing.assert_array_equal(rows_of(tf.constant(VALUES), tf.constant(valid), 9, "site"), expected)
-    np.testing.assert_array_equal(rows_of(tf.constant(VALUES), tf.constant(valid), 3, "site"), expected[:3])
-    np.testing.assert_array_equal(rows_of(tf.constant(VALUES), None, 5, "site"), VALUES.reshape(8, 3)[:5])
+    np.testing.assert_array_equal(
+        rows_of(tf.constant(VALUES), tf.constant(valid), 9, "site"), expected
+    )
+    np.testing.assert_array_equal(
+        rows_of(tf.constant(VALUES), tf.constant(valid), 3, "site"), expected[:3]
+    )
+    np.testing.assert_array_equal(
+        rows_of(tf.constant(VALUES), None, 5, "site"), VALUES.reshape(8, 3)[:5]
+    )
     assert rows_of(tf.constant(VALUES, tf.bfloat16), None, 5, "site").dtype == tf.float32
 
 

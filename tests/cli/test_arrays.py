@@ -1,4 +1,6 @@
-"""Files of arrays that are damaged, hostile or too large end in one line before memory is allocated."""
+"""Files of arrays that are damaged, hostile or too large end in one line before memory is
+allocated.
+"""
 
 import io
 import struct
@@ -51,7 +53,11 @@ def unknown_method(path):
 
 
 def damaged_stream(path):
-    archive(path, array_bytes(np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)), zipfile.ZIP_DEFLATED)
+    archive(
+        path,
+        array_bytes(np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)),
+        zipfile.ZIP_DEFLATED,
+    )
     changed(path, 60, b"\xff\xff\xff\xff\xff\xff")
 
 
@@ -63,21 +69,45 @@ CASES = {
     "empty": (lambda path: path.write_bytes(b""), ""),
     "empty member": (lambda path: archive(path, b""), ""),
     "text": (lambda path: path.write_text("x,y\n1,2\n"), "not a zip file"),
-    "cut off": (lambda path: (archive(path, array_bytes()), path.write_bytes(path.read_bytes()[:-30])), "not a zip file"),
+    "cut off": (
+        lambda path: (archive(path, array_bytes()), path.write_bytes(path.read_bytes()[:-30])),
+        "not a zip file",
+    ),
     "a single array": (lambda path: path.write_bytes(array_bytes()), "not a zip file"),
     "encrypted": (encrypted, "encrypted"),
     "unknown method": (unknown_method, "compression method"),
     "damaged stream": (damaged_stream, ""),
-    "huge header": (lambda path: archive(path, array_bytes(header=header("(1000000000000,)"))), "says that it has the shape"),
-    "huge product": (lambda path: archive(path, array_bytes(header=header("(1000000, 1000000, 1000000)"))), "holds 48 bytes"),
-    "negative size": (lambda path: archive(path, array_bytes(header=header("(-4, -3)"))), "says that it has the shape"),
+    "huge header": (
+        lambda path: archive(path, array_bytes(header=header("(1000000000000,)"))),
+        "says that it has the shape",
+    ),
+    "huge product": (
+        lambda path: archive(path, array_bytes(header=header("(1000000, 1000000, 1000000)"))),
+        "holds 48 bytes",
+    ),
+    "negative size": (
+        lambda path: archive(path, array_bytes(header=header("(-4, -3)"))),
+        "says that it has the shape",
+    ),
     "syntax": (lambda path: archive(path, array_bytes(header="{'descr': (")), ""),
     "deep header": (lambda path: archive(path, array_bytes(header="(" * 3000)), ""),
     "objects": (objects, "not numbers or texts"),
-    "another file": (lambda path: archive(path, b"text", name="readme.txt"), "'readme.txt' is no array"),
-    "no member": (lambda path: zipfile.ZipFile(path, "w").close(), "needs arrays with the same number of rows"),
-    "no rows": (lambda path: np.savez(path, x=ROWS[:0]), "needs arrays with the same number of rows"),
-    "a number": (lambda path: np.savez(path, x=np.float32(1)), "needs arrays with the same number of rows"),
+    "another file": (
+        lambda path: archive(path, b"text", name="readme.txt"),
+        "'readme.txt' is no array",
+    ),
+    "no member": (
+        lambda path: zipfile.ZipFile(path, "w").close(),
+        "needs arrays with the same number of rows",
+    ),
+    "no rows": (
+        lambda path: np.savez(path, x=ROWS[:0]),
+        "needs arrays with the same number of rows",
+    ),
+    "a number": (
+        lambda path: np.savez(path, x=np.float32(1)),
+        "needs arrays with the same number of rows",
+    ),
 }
 
 
@@ -94,13 +124,26 @@ def test_what_is_no_file_of_arrays_is_one_line(tmp_path, case):
 def test_arrays_beyond_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
     np.savez(tmp_path / "rows.npz", x=ROWS)
     monkeypatch.setattr("os.sysconf", lambda name: 8)
-    with pytest.raises(ValueError, match="rows.npz: .*its arrays need .* GiB, more than half of the memory"):
+    with pytest.raises(
+        ValueError, match="rows.npz: .*its arrays need .* GiB, more than half of the memory"
+    ):
         arrays.read(str(tmp_path / "rows.npz"))
 
 
 def test_arrays_of_numbers_and_texts_are_read(tmp_path):
     words = np.array(["a", "b", "c", "d"])
-    np.savez_compressed(tmp_path / "rows.npz", x=ROWS, turned=np.asfortranarray(ROWS), words=words, flags=ROWS[:, 0] > 3)
+    np.savez_compressed(
+        tmp_path / "rows.npz",
+        x=ROWS,
+        turned=np.asfortranarray(ROWS),
+        words=words,
+        flags=ROWS[:, 0] > 3,
+    )
     found = arrays.read(str(tmp_path / "rows.npz"))
-    assert {name: array.dtype.kind for name, array in found.items()} == {"x": "f", "turned": "f", "words": "U", "flags": "b"}
+    assert {name: array.dtype.kind for name, array in found.items()} == {
+        "x": "f",
+        "turned": "f",
+        "words": "U",
+        "flags": "b",
+    }
     np.testing.assert_array_equal(found["turned"], ROWS)

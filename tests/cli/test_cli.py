@@ -42,39 +42,88 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["factory_of_this_test:build", "model.keras"])
-@pytest.mark.parametrize(("target", "name"), [("onnx", "model.onnx"), ("openvino", "model.xml"), ("saved_model", "served")])
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [("onnx", "model.onnx"), ("openvino", "model.xml"), ("saved_model", "served")],
+)
 def test_a_checkpoint_is_exported(folder, capsys, model, target, name):
-    flags = ["export", "model.ckpt", name, f"--model={model}", f"--target={target}", "--check_data=rows.npz", "--tolerance=0.5"]
+    flags = [
+        "export",
+        "model.ckpt",
+        name,
+        f"--model={model}",
+        f"--target={target}",
+        "--check_data=rows.npz",
+        "--tolerance=0.5",
+    ]
     assert main(flags) == 0
     assert (folder / name).exists() and "same answer in" in capsys.readouterr().out
 
 
 def test_the_command_runs_from_a_shell_and_files_are_timed(folder):
     def shell(*arguments):
-        return subprocess.run([sys.executable, "-m", "tfquant", *arguments], capture_output=True, text=True, cwd=folder)
+        return subprocess.run(
+            [sys.executable, "-m", "tfquant", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+        )
 
-    done = shell("export", "model.ckpt", "float.onnx", "--model=factory_of_this_test:build", "--mode=float")
+    done = shell(
+        "export", "model.ckpt", "float.onnx", "--model=factory_of_this_test:build", "--mode=float"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("float.onnx: ")
-    for file, option in (("quantized.onnx", "--mode=quantized"), ("served", "--target=saved_model")):
+    for file, option in (
+        ("quantized.onnx", "--mode=quantized"),
+        ("served", "--target=saved_model"),
+    ):
         assert main(["export", "model.ckpt", file, "--model=model.keras", option]) == 0
-    timed = shell("benchmark", "served", "--batch=2", "--length=1", "--seconds=0.01", "--threads=1", "--json")
+    timed = shell(
+        "benchmark", "served", "--batch=2", "--length=1", "--seconds=0.01", "--threads=1", "--json"
+    )
     assert json.loads(timed.stdout.splitlines()[-1])["file"] == "served", timed.stderr
-    timed = shell("benchmark", "float.onnx", "quantized.onnx", "--batch=1,4", "--length=1", "--seconds=0.01", "--json")
+    timed = shell(
+        "benchmark",
+        "float.onnx",
+        "quantized.onnx",
+        "--batch=1,4",
+        "--length=1",
+        "--seconds=0.01",
+        "--json",
+    )
     lines = [json.loads(line) for line in timed.stdout.splitlines()]
     assert [(line["file"], line["batch"]) for line in lines] == [
-        ("float.onnx", 1), ("quantized.onnx", 1), ("float.onnx", 4), ("quantized.onnx", 4),
-    ]  # fmt: skip
+        ("float.onnx", 1),
+        ("quantized.onnx", 1),
+        ("float.onnx", 4),
+        ("quantized.onnx", 4),
+    ]
     assert lines[0]["speed"] == 1.0 and all(line["p50"] > 0 for line in lines)
 
 
 def test_the_table_has_a_line_for_each_file_batch_and_length(folder, capsys):
     assert main(["export", "model.ckpt", "model.onnx", "--model=model.keras"]) == 0
-    assert main(["benchmark", "model.onnx", "--batch=2", "--length=1,2", "--seconds=0.01", "--data=rows.npz"]) == 0
+    assert (
+        main(
+            [
+                "benchmark",
+                "model.onnx",
+                "--batch=2",
+                "--length=1,2",
+                "--seconds=0.01",
+                "--data=rows.npz",
+            ]
+        )
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert lines[0].split()[:3] == ["file", "batch", "length"] and [line.split()[:3] for line in lines[1:]] == [
-        ["model.onnx", "2", "1"], ["model.onnx", "2", "2"],
-    ]  # fmt: skip
+    assert lines[0].split()[:3] == ["file", "batch", "length"] and [
+        line.split()[:3] for line in lines[1:]
+    ] == [
+        ["model.onnx", "2", "1"],
+        ["model.onnx", "2", "2"],
+    ]
 
 
 def test_a_file_is_checked_against_its_checkpoint(folder, capsys):
@@ -85,7 +134,10 @@ def test_a_file_is_checked_against_its_checkpoint(folder, capsys):
     other = keras.models.load_model(folder / "model.keras")
     other.layers[-1].kernel.assign(-other.layers[-1].kernel)
     rows = np.load(folder / "rows.npz")["features"]
-    tfquant.export(tfquant.quantize(other, "int8_residual_float", calibration=[rows], progress=False), folder / "model.onnx")
+    tfquant.export(
+        tfquant.quantize(other, "int8_residual_float", calibration=[rows], progress=False),
+        folder / "model.onnx",
+    )
     assert main(["check", *model[:1], "model.onnx", *model[1:]]) == 1
     assert "model.onnx answers otherwise than the simulation" in capsys.readouterr().err
 
@@ -94,9 +146,18 @@ def test_a_file_is_checked_against_its_checkpoint(folder, capsys):
     ("arguments", "message"),
     [
         (["export", "nowhere.ckpt", "m.onnx", "--model=model.keras"], "nowhere.ckpt"),
-        (["export", "model.ckpt", "m.onnx", "--model=nowhere.keras"], "--model=nowhere.keras: there is no such file or folder"),
-        (["export", "model.ckpt", "m.onnx", "--model=rows.npz"], "--model=rows.npz: must be module:function, a .keras file"),
-        (["export", "model.ckpt", "m.onnx", "--model=no_module:build"], "--model=no_module:build: cannot import no_module"),
+        (
+            ["export", "model.ckpt", "m.onnx", "--model=nowhere.keras"],
+            "--model=nowhere.keras: there is no such file or folder",
+        ),
+        (
+            ["export", "model.ckpt", "m.onnx", "--model=rows.npz"],
+            "--model=rows.npz: must be module:function, a .keras file",
+        ),
+        (
+            ["export", "model.ckpt", "m.onnx", "--model=no_module:build"],
+            "--model=no_module:build: cannot import no_module",
+        ),
         (
             ["export", "model.ckpt", "m.onnx", "--model=factory_of_this_test:other"],
             "--model=factory_of_this_test:other: factory_of_this_test has no function other",
@@ -105,34 +166,96 @@ def test_a_file_is_checked_against_its_checkpoint(folder, capsys):
             ["export", "model.ckpt", "m.onnx", "--model=factory_of_this_test:broken"],
             "--model=factory_of_this_test:broken: raised RuntimeError: no such thing",
         ),
-        (["export", "model.ckpt", "m.onnx", "--model=broken_module:build"], "importing broken_module raised NameError"),
-        (["export", "model.ckpt", "m.onnx", "--model=empty.keras"], "--model=empty.keras: Keras cannot load it"),
+        (
+            ["export", "model.ckpt", "m.onnx", "--model=broken_module:build"],
+            "importing broken_module raised NameError",
+        ),
+        (
+            ["export", "model.ckpt", "m.onnx", "--model=empty.keras"],
+            "--model=empty.keras: Keras cannot load it",
+        ),
         (["export", "model.ckpt", "m.txt", "--model=model.keras"], "m.txt: must end in .onnx"),
-        (["export", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=no.npz"], "there is no file no.npz"),
-        (["export", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=model.keras"], "model.keras: is no .npz file"),
-        (["export", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=rows.npz", "--batch_size=0"], "--batch_size=0"),
-        (["check", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=rows.npz"], "there is no file m.onnx"),
+        (
+            ["export", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=no.npz"],
+            "there is no file no.npz",
+        ),
+        (
+            ["export", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=model.keras"],
+            "model.keras: is no .npz file",
+        ),
+        (
+            [
+                "export",
+                "model.ckpt",
+                "m.onnx",
+                "--model=model.keras",
+                "--check_data=rows.npz",
+                "--batch_size=0",
+            ],
+            "--batch_size=0",
+        ),
+        (
+            ["check", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=rows.npz"],
+            "there is no file m.onnx",
+        ),
         (["benchmark", "nowhere.onnx"], "there is no file nowhere.onnx"),
         (["benchmark", "rows.npz"], "rows.npz: no runtime for files that end in '.npz'"),
         (["benchmark", "rows.npz", "--batch=none"], "--batch: 'none' is no positive number"),
         (["benchmark", "rows.npz", "--length=real"], "--length=real: needs --data"),
         (["benchmark", "rows.npz", "--seconds=0"], "--seconds=0.0: must be positive"),
-        (["benchmark", "rows.npz", "--seconds=inf"], "--seconds=inf: must be positive, and at most"),
-        (["benchmark", "rows.npz", "--seconds=nan"], "--seconds=nan: must be positive, and at most"),
-        (["benchmark", "rows.npz", "--threads=100000000"], "--threads=100000000: must be from 1 to"),
+        (
+            ["benchmark", "rows.npz", "--seconds=inf"],
+            "--seconds=inf: must be positive, and at most",
+        ),
+        (
+            ["benchmark", "rows.npz", "--seconds=nan"],
+            "--seconds=nan: must be positive, and at most",
+        ),
+        (
+            ["benchmark", "rows.npz", "--threads=100000000"],
+            "--threads=100000000: must be from 1 to",
+        ),
         (["benchmark", "rows.npz", "--threads=0"], "--threads=0: must be from 1 to"),
         (["benchmark", "m.onnx", "--data=empty.keras"], "empty.keras: is no .npz file"),
         *(
-            ([command, "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=rows.npz", f"--tolerance={share}"],
-             f"--tolerance={float(share)}: is a share of rows, from 0 to 1")
-            for command, share in (("check", "nan"), ("export", "nan"), ("export", "inf"), ("check", "-1"))
+            (
+                [
+                    command,
+                    "model.ckpt",
+                    "m.onnx",
+                    "--model=model.keras",
+                    "--check_data=rows.npz",
+                    f"--tolerance={share}",
+                ],
+                f"--tolerance={float(share)}: is a share of rows, from 0 to 1",
+            )
+            for command, share in (
+                ("check", "nan"),
+                ("export", "nan"),
+                ("export", "inf"),
+                ("check", "-1"),
+            )
         ),
         (
-            ["export", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=rows.npz", "--check=scores=best"],
+            [
+                "export",
+                "model.ckpt",
+                "m.onnx",
+                "--model=model.keras",
+                "--check_data=rows.npz",
+                "--check=scores=best",
+            ],
             "--check=scores=best: wants OUTPUT=KIND, with a KIND of classes, number",
         ),
         (
-            ["export", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=rows.npz", "--check=other=vector"],
+            [
+                "export",
+                "model.ckpt",
+                "m.onnx",
+                "--model=model.keras",
+                "--check_data=rows.npz",
+                "--check=other=vector",
+            ],
             "check: there is no output 'other', the network has output",
         ),
     ],
@@ -146,8 +269,15 @@ def test_what_a_user_may_do_wrong_is_one_line(folder, capsys, arguments, message
 
 
 def test_arrays_that_differ_in_rows_are_refused(folder, capsys):
-    np.savez(folder / "uneven.npz", features=np.ones((3, 6), np.float32), other=np.ones((2, 6), np.float32))
-    assert main(["export", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=uneven.npz"]) == 1
+    np.savez(
+        folder / "uneven.npz",
+        features=np.ones((3, 6), np.float32),
+        other=np.ones((2, 6), np.float32),
+    )
+    assert (
+        main(["export", "model.ckpt", "m.onnx", "--model=model.keras", "--check_data=uneven.npz"])
+        == 1
+    )
     assert "uneven.npz: needs arrays with the same number of rows" in capsys.readouterr().err
 
 

@@ -1,4 +1,7 @@
-"""Damaged and hostile files given to `python -m tfquant`: one line, exit code 1, and nothing written."""
+"""Damaged and hostile files given to `python -m tfquant`.
+
+One line, exit code 1, and nothing written.
+"""
 
 import os
 import pathlib
@@ -23,7 +26,10 @@ def made(tmp_path_factory):
     model = keras.Model(x, keras.layers.Dense(3, name="scores")(x))
     model.save(folder / "model.keras")
     model.export(str(folder / "served"), verbose=False)
-    tfquant.save(tfquant.quantize(model, "int8_residual_float", [ROWS], progress=False), folder / "model.ckpt")
+    tfquant.save(
+        tfquant.quantize(model, "int8_residual_float", [ROWS], progress=False),
+        folder / "model.ckpt",
+    )
     return folder
 
 
@@ -67,11 +73,26 @@ DAMAGES = {
     "cut": ("model.keras", lambda path: os.truncate(path, 500)),
     "empty": ("model.keras", lambda path: os.truncate(path, 0)),
     "encrypted": ("model.keras", encrypt),
-    "deep": ("model.keras", lambda path: rewrite(path, lambda name, b: b"[" * 100_000 if name == "config.json" else b)),
-    "no object": ("model.keras", lambda path: rewrite(path, lambda name, b: b"[1]" if name == "config.json" else b)),
-    "without weights": ("model.keras", lambda path: rewrite(path, lambda name, b: b"" if name.endswith("h5") else b)),
-    "variables cut": ("served", lambda path: os.truncate(next((path / "variables").glob("*.data*")), 5)),
-    "variables flipped": ("served", lambda path: flip(next((path / "variables").glob("*.data*")), 0.3)),
+    "deep": (
+        "model.keras",
+        lambda path: rewrite(path, lambda name, b: b"[" * 100_000 if name == "config.json" else b),
+    ),
+    "no object": (
+        "model.keras",
+        lambda path: rewrite(path, lambda name, b: b"[1]" if name == "config.json" else b),
+    ),
+    "without weights": (
+        "model.keras",
+        lambda path: rewrite(path, lambda name, b: b"" if name.endswith("h5") else b),
+    ),
+    "variables cut": (
+        "served",
+        lambda path: os.truncate(next((path / "variables").glob("*.data*")), 5),
+    ),
+    "variables flipped": (
+        "served",
+        lambda path: flip(next((path / "variables").glob("*.data*")), 0.3),
+    ),
     "index cut": ("served", lambda path: os.truncate(path / "variables" / "variables.index", 20)),
     "graph flipped": ("served", lambda path: flip(path / "saved_model.pb", 0.5)),
     "graph empty": ("served", lambda path: os.truncate(path / "saved_model.pb", 0)),
@@ -93,7 +114,10 @@ def test_a_damaged_model_is_one_line(folder, capsys, damage):
     assert f"--model={name}: " in one_error(capsys) and not (folder / "m.onnx").exists()
 
 
-@pytest.mark.parametrize("place", ["pipe.keras", "/dev/zero", "nul\0l.keras", "a\x1b[31m\nb.keras", "a\u202eb:build", "x:y\x1b"])
+@pytest.mark.parametrize(
+    "place",
+    ["pipe.keras", "/dev/zero", "nul\0l.keras", "a\x1b[31m\nb.keras", "a\u202eb:build", "x:y\x1b"],
+)
 def test_models_that_are_no_files_are_one_line(folder, capsys, place):
     os.mkfifo(folder / "pipe.keras")
     assert main(["export", "model.ckpt", "m.onnx", f"--model={place}", "--mode=float"]) == 1
@@ -123,7 +147,10 @@ def test_folders_of_any_name_are_written_and_read(folder, name):
     (folder / name).mkdir()
     model = keras.models.load_model(folder / "model.keras")
     for step in (1, 2):
-        tfquant.save(tfquant.quantize(model, "int8_residual_float", [ROWS], progress=False), folder / name / f"model.ckpt-{step}")
+        tfquant.save(
+            tfquant.quantize(model, "int8_residual_float", [ROWS], progress=False),
+            folder / name / f"model.ckpt-{step}",
+        )
     tfquant.checkpoint.prune(folder / name, 1)
     assert [step for step, _ in tfquant.checkpoint.steps(folder / name)] == [2]
     latest = tfquant.checkpoint.latest(folder / name)
@@ -131,7 +158,10 @@ def test_folders_of_any_name_are_written_and_read(folder, name):
     assert main(["export", latest, str(folder / name / "m.onnx"), "--model=model.keras"]) == 0
 
 
-@pytest.mark.parametrize("stated", ["/elsewhere/model.ckpt-1", "../../other/model.ckpt-1", "model.ckpt-9", "\x00", "model.ckpt-1"])
+@pytest.mark.parametrize(
+    "stated",
+    ["/elsewhere/model.ckpt-1", "../../other/model.ckpt-1", "model.ckpt-9", "\x00", "model.ckpt-1"],
+)
 def test_the_latest_checkpoint_is_one_of_its_own_folder(folder, stated):
     shutil.copy(folder / "model.ckpt.index", folder / "model.ckpt-1.index")
     (folder / "checkpoint").write_text(f'model_checkpoint_path: "{stated}"\n')
@@ -144,10 +174,15 @@ def test_an_export_never_takes_the_place_of_a_device_or_a_pipe(folder, capsys, t
     (folder / "m.onnx").symlink_to(target)
     before = os.stat(folder / "m.onnx").st_ino
     assert main(["export", "model.ckpt", "m.onnx", "--model=model.keras", "--mode=float"]) == 1
-    assert "m.onnx: is a device or a pipe" in one_error(capsys) and os.stat(folder / "m.onnx").st_ino == before
+    assert (
+        "m.onnx: is a device or a pipe" in one_error(capsys)
+        and os.stat(folder / "m.onnx").st_ino == before
+    )
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense\x1b[3m"], ["export"], ["benchmark"], ["check", "a", "b", "--what"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense\x1b[3m"], ["export"], ["benchmark"], ["check", "a", "b", "--what"]]
+)
 def test_wrong_arguments_are_one_line_and_code_2(capsys, arguments):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -155,7 +190,9 @@ def test_wrong_arguments_are_one_line_and_code_2(capsys, arguments):
     assert ended.value.code == 2 and len(lines) == 1 and lines[0].isprintable()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["export", "--help"], ["check", "-h"], ["benchmark", "-h"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["export", "--help"], ["check", "-h"], ["benchmark", "-h"]]
+)
 def test_help_ends_with_code_0(capsys, arguments):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -163,7 +200,8 @@ def test_help_ends_with_code_0(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(RuntimeError("a\nb\x1b"), 1), (RecursionError("deep"), 1), (KeyboardInterrupt(), 130)]
+    ("error", "code"),
+    [(RuntimeError("a\nb\x1b"), 1), (RecursionError("deep"), 1), (KeyboardInterrupt(), 130)],
 )
 def test_errors_that_nobody_foresaw_are_one_line(folder, capsys, monkeypatch, error, code):
     def fails(*_):

@@ -8,10 +8,18 @@ from benchmarks.compatibility.models import all_models
 
 # One for each kind of architecture; the others are alike.
 _IN_EVERY_RUN = {
-    "BertBackbone", "DebertaV3Backbone", "EfficientNetBackbone", "GPTNeoXBackbone",
-    "Gemma3Backbone", "LlamaBackbone", "MixtralBackbone", "SwinTransformerBackbone",
-    "T5Backbone", "ViTBackbone", "WhisperBackbone",
-}  # fmt: skip
+    "BertBackbone",
+    "DebertaV3Backbone",
+    "EfficientNetBackbone",
+    "GPTNeoXBackbone",
+    "Gemma3Backbone",
+    "LlamaBackbone",
+    "MixtralBackbone",
+    "SwinTransformerBackbone",
+    "T5Backbone",
+    "ViTBackbone",
+    "WhisperBackbone",
+}
 # Exports that end in a refusal, and a part of it that names the reason.
 _NOT_EXPORTED = {
     "FNetBackbone": "FFT",

@@ -7,7 +7,12 @@ import pytest
 import modeling
 
 TINY = modeling.BertConfig(
-    vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12, max_position_embeddings=16
+    vocab_size=30,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=12,
+    max_position_embeddings=16,
 )
 
 
@@ -35,7 +40,11 @@ def two_dense_layers(seed=0) -> keras.Model:
     inputs = keras.Input((6,), name="x")
     initializer = keras.initializers.GlorotUniform(seed=seed)
     hidden = keras.layers.Dense(5, "relu", name="first", kernel_initializer=initializer)(inputs)
-    return keras.Model(inputs, keras.layers.Dense(3, name="second", kernel_initializer=initializer)(hidden), name="two")
+    return keras.Model(
+        inputs,
+        keras.layers.Dense(3, name="second", kernel_initializer=initializer)(hidden),
+        name="two",
+    )
 
 
 @pytest.fixture(scope="session")

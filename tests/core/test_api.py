@@ -8,7 +8,9 @@ import tensorflow as tf
 import tfquant
 
 ROWS = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-WEIGHTS = tf.Variable(np.random.default_rng(1).normal(size=(4, 3)), dtype=tf.float32, name="weights")
+WEIGHTS = tf.Variable(
+    np.random.default_rng(1).normal(size=(4, 3)), dtype=tf.float32, name="weights"
+)
 RECIPE = tfquant.Recipe((tfquant.Rule(tfquant.QuantSpec(), role=("weight", "linear_input")),))
 
 
@@ -22,7 +24,9 @@ def two_inputs() -> keras.Model:
 
 
 def test_a_list_of_specs_is_one_for_each_argument():
-    quantized = tfquant.quantize(product, RECIPE, [(ROWS,)], signature=[tf.TensorSpec([None, 4])], progress=False)
+    quantized = tfquant.quantize(
+        product, RECIPE, [(ROWS,)], signature=[tf.TensorSpec([None, 4])], progress=False
+    )
     assert np.allclose(quantized(ROWS), product(ROWS), atol=0.1)
 
 
@@ -43,7 +47,9 @@ def test_inputs_of_a_list_are_taken_by_name_and_a_missing_one_is_named():
 
 def test_named_inputs_with_targets_calibrate_on_the_inputs():
     quantized = tfquant.quantize(two_inputs(), RECIPE)
-    calibration = tfquant.calibrate(quantized, [({"left": ROWS, "right": ROWS}, np.zeros(8))], progress=False)
+    calibration = tfquant.calibrate(
+        quantized, [({"left": ROWS, "right": ROWS}, np.zeros(8))], progress=False
+    )
     assert calibration.samples == 8
 
 
@@ -78,4 +84,7 @@ def test_another_percentile_is_estimated_without_data():
     quantized = tfquant.quantize(product, RECIPE, [(ROWS,)], progress=False)
     calibration = tfquant.calibrate(quantized, [(ROWS,)], progress=False)
     address = "weights:linear_input:input"
-    assert calibration.reestimate("percentile", percentile=50)[address].upper < calibration[address].upper
+    assert (
+        calibration.reestimate("percentile", percentile=50)[address].upper
+        < calibration[address].upper
+    )

@@ -1,4 +1,7 @@
-"""Codes as bits: the layout against Python's own large integers, round trips, files that are whole or refused."""
+"""Codes as bits.
+
+The layout against Python's own large integers, round trips, files that are whole or refused.
+"""
 
 import json
 
@@ -11,7 +14,15 @@ from safetensors.numpy import load_file, save_file
 
 from calib.codebook import UniformCodebook
 from tfquant import bitpacking
-from tfquant.bitpacking import pack, pack_array, packed_size, read_file, unpack, unpack_array, write_file
+from tfquant.bitpacking import (
+    pack,
+    pack_array,
+    packed_size,
+    read_file,
+    unpack,
+    unpack_array,
+    write_file,
+)
 from tfquant.checkpoint import CheckpointError
 from tfquant.quantized_array import QuantizedArray, QuantParams
 
@@ -19,7 +30,9 @@ MARKS = {"format": "test", "version": "1"}
 
 
 def slow_pack(codes, bits: int) -> bytes:
-    """The codes as the digits of one number, the first one lowest, written out from its lowest byte on."""
+    """The codes as the digits of one number, the first one lowest, written out from its lowest byte
+    on.
+    """
     number = sum(int(code) << (bits * place) for place, code in enumerate(np.ravel(codes)))
     return number.to_bytes((np.size(codes) * bits + 7) // 8, "little")
 
@@ -27,9 +40,14 @@ def slow_pack(codes, bits: int) -> bytes:
 @st.composite
 def codes_and_bits(draw):
     bits = draw(st.integers(1, 16))
-    shape = draw(hypothesis.extra.numpy.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=7))
+    shape = draw(
+        hypothesis.extra.numpy.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=7)
+    )
     dtype = draw(st.sampled_from([np.uint16, np.int32, np.int64]))
-    return draw(hypothesis.extra.numpy.arrays(dtype, shape, elements=st.integers(0, 2**bits - 1))), bits
+    return (
+        draw(hypothesis.extra.numpy.arrays(dtype, shape, elements=st.integers(0, 2**bits - 1))),
+        bits,
+    )
 
 
 @hypothesis.settings(deadline=None, max_examples=300)
@@ -80,24 +98,43 @@ def test_codes_that_cannot_be_packed_are_refused(codes, bits, message):
         pack(codes, bits)
 
 
-@pytest.mark.parametrize("packed", [np.zeros(2, np.uint8), np.zeros(4, np.uint8), np.zeros(3, np.int8), np.zeros((3, 1), np.uint8)])
+@pytest.mark.parametrize(
+    "packed",
+    [
+        np.zeros(2, np.uint8),
+        np.zeros(4, np.uint8),
+        np.zeros(3, np.int8),
+        np.zeros((3, 1), np.uint8),
+    ],
+)
 def test_bytes_of_another_number_of_codes_are_refused(packed):
     with pytest.raises(ValueError, match=r"5 codes of 4 bits are uint8 of shape \[3\], got"):
         unpack(packed, 4, (5,))
 
 
 @pytest.mark.parametrize("axes", [(), (0,), (2,), (1, 2)])
-@pytest.mark.parametrize("qmin, qmax, symmetric", [(-7, 7, True), (-4, 3, True), (0, 3, True), (0, 31, False), (0, 65535, False)])
+@pytest.mark.parametrize(
+    "qmin, qmax, symmetric",
+    [(-7, 7, True), (-4, 3, True), (0, 3, True), (0, 31, False), (0, 65535, False)],
+)
 def test_values_are_scale_times_code_less_zero(qmin, qmax, symmetric, axes):
     grid = UniformCodebook(qmin, qmax, symmetric)
     rng, shape = np.random.default_rng(0), (3, 4, 5)
     codes = rng.integers(grid.qmin, grid.qmax + 1, shape)
     scale = rng.uniform(0.1, 2.0, [shape[a] for a in axes]).astype(np.float32)
-    zero = np.zeros(scale.shape) if grid.symmetric else rng.integers(grid.qmin, grid.qmax + 1, scale.shape)
+    zero = (
+        np.zeros(scale.shape)
+        if grid.symmetric
+        else rng.integers(grid.qmin, grid.qmax + 1, scale.shape)
+    )
     array = QuantizedArray(codes, QuantParams(scale, np.asarray(zero), grid, axes))
     tensors, attributes = pack_array(array)
     assert tensors.keys() == ({"codes", "scale"} if grid.symmetric else {"codes", "scale", "zero"})
-    assert attributes == {"bits": (grid.qmax - grid.qmin).bit_length(), "qmin": grid.qmin, "axes": axes}
+    assert attributes == {
+        "bits": (grid.qmax - grid.qmin).bit_length(),
+        "qmin": grid.qmin,
+        "axes": axes,
+    }
     stored = json.loads(json.dumps(attributes))
     back = unpack_array(tensors, stored, shape)
     np.testing.assert_array_equal(back.codes, codes)
@@ -106,7 +143,9 @@ def test_values_are_scale_times_code_less_zero(qmin, qmax, symmetric, axes):
     assert values.dtype == np.float32 and values.shape == shape
     for place in np.ndindex(shape):
         channel = tuple(place[a] for a in axes)
-        assert values[place] == np.float32(scale[channel]) * np.float32(int(codes[place]) - int(zero[channel]))
+        assert values[place] == np.float32(scale[channel]) * np.float32(
+            int(codes[place]) - int(zero[channel])
+        )
 
 
 # Files
@@ -121,7 +160,11 @@ def one_line(error) -> str:
 @pytest.fixture
 def written(tmp_path):
     path = tmp_path / "file.safetensors"
-    tensors = {"b": np.arange(6, dtype=np.uint8), "a": np.float32([[1, 2], [3, 4]]).T, "scalar": np.float32(2.5)}
+    tensors = {
+        "b": np.arange(6, dtype=np.uint8),
+        "a": np.float32([[1, 2], [3, 4]]).T,
+        "scalar": np.float32(2.5),
+    }
     tensors["none"] = np.zeros((0, 3))
     write_file(path, tensors, {**MARKS, "text": "ä\n"})
     return path, tensors
@@ -130,7 +173,10 @@ def written(tmp_path):
 def test_tensors_and_texts_of_a_file_come_back(written):
     path, tensors = written
     found, texts = read_file(path, MARKS)
-    assert texts == {**MARKS, "text": "ä\n"} and found.keys() == tensors.keys() == load_file(path).keys()
+    assert (
+        texts == {**MARKS, "text": "ä\n"}
+        and found.keys() == tensors.keys() == load_file(path).keys()
+    )
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(found[name], tensor)
         assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape
@@ -140,7 +186,9 @@ def test_every_flipped_bit_and_every_cut_is_noticed(written):
     path, _ = written
     whole = path.read_bytes()
     for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]
+        )
         with pytest.raises((CheckpointError, ValueError), match="file.safetensors") as error:
             read_file(path, MARKS)
         one_line(error)
@@ -156,7 +204,9 @@ def test_other_files_are_told_from_damaged_ones(written, tmp_path):
     with pytest.raises(ValueError, match="version is '1', not '2'"):
         read_file(path, {**MARKS, "version": "2"})
     save_file({"a": np.zeros(3)}, path)
-    with pytest.raises(ValueError, match="format is None, not 'test': another program or version wrote it"):
+    with pytest.raises(
+        ValueError, match="format is None, not 'test': another program or version wrote it"
+    ):
         read_file(path, MARKS)
     with pytest.raises(FileNotFoundError, match="there is no file .*missing"):
         read_file(tmp_path / "missing", MARKS)

@@ -1,4 +1,7 @@
-"""Models whose variables have equal names, some of them in no use: saved and loaded without mixing them up."""
+"""Models whose variables have equal names, some of them in no use.
+
+Saved and loaded without mixing them up.
+"""
 
 import keras
 import numpy as np
@@ -44,7 +47,9 @@ def stack(used):
 
 
 @pytest.mark.parametrize(
-    "used", [(True, False), (False, True), (False, False), (False, True, False), (True, True)], ids=str
+    "used",
+    [(True, False), (False, True), (False, False), (False, True, False), (True, True)],
+    ids=str,
 )
 def test_layers_of_one_name_are_stored_whether_used_or_not(tmp_path, used):
     model, other = stack(used), stack(used)

@@ -1,4 +1,7 @@
-"""Floating point formats against `ml_dtypes`: every code, every bfloat16, ties, ranges, and models."""
+"""Floating point formats against `ml_dtypes`.
+
+Every code, every bfloat16, ties, ranges, and models.
+"""
 
 import keras
 import ml_dtypes
@@ -33,7 +36,9 @@ def book(name: str) -> calib.ScaledCodebook:
 def nearest(x: np.ndarray, name: str) -> np.ndarray:
     """The oracle's rounding, saturating; NaN stays NaN, which not every type has."""
     limit = float(ml_dtypes.finfo(ORACLES[name]).max)
-    return np.where(np.isnan(x), x, np.clip(x, -limit, limit).astype(ORACLES[name]).astype(np.float32))
+    return np.where(
+        np.isnan(x), x, np.clip(x, -limit, limit).astype(ORACLES[name]).astype(np.float32)
+    )
 
 
 def reference(x: np.ndarray, amax: np.ndarray | float, name: str) -> np.ndarray:
@@ -73,7 +78,10 @@ def test_every_bfloat16_is_rounded_as_by_ml_dtypes_and_saturates(name):
     x = np.arange(65536, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float32)
     wanted = nearest(x, name)
     assert_same_bits(rounded(x, name), wanted)
-    assert_same_bits(kernels.CompiledKernel(formats.get(name).scaled)(tf.constant(x), tf.constant(1.0)).numpy(), wanted)
+    assert_same_bits(
+        kernels.CompiledKernel(formats.get(name).scaled)(tf.constant(x), tf.constant(1.0)).numpy(),
+        wanted,
+    )
     number, limit = ~np.isnan(wanted), np.float32(book(name).limit)
     np.testing.assert_array_equal(book(name).quantize(x[number], -limit, limit), wanted[number])
 
@@ -89,10 +97,14 @@ def test_neighbours_of_every_threshold_are_rounded_once(name):
 
 @pytest.mark.parametrize("axes", [(), (0,), (2,), (0, 2)])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_qdq_is_the_oracle_in_units_of_the_scale_eager_and_in_graphs_of_open_size(name, axes, compiled):
+def test_qdq_is_the_oracle_in_units_of_the_scale_eager_and_in_graphs_of_open_size(
+    name, axes, compiled
+):
     x = values((6, 130, 40))
     amax = np.abs(x).max(tuple(axis for axis in range(3) if axis not in axes)) * np.float32(0.7)
-    wanted = reference(x, amax.reshape([n if axis in axes else 1 for axis, n in enumerate(x.shape)]), name)
+    wanted = reference(
+        x, amax.reshape([n if axis in axes else 1 for axis, n in enumerate(x.shape)]), name
+    )
 
     def apply(x):
         return qdq.quantize_dequantize(x, -amax, amax, book(name), axes, compiled=compiled)
@@ -115,10 +127,14 @@ def test_other_types_are_float32_arithmetic_and_one_cast(name, dtype):
 
 def test_nan_stays_nan_infinity_saturates_and_a_range_of_zero_gives_zeros(name):
     x = tf.constant([np.nan, np.inf, -np.inf, 0.0])
-    np.testing.assert_allclose(qdq.quantize_dequantize(x, -2.0, 2.0, book(name)), [np.nan, 2, -2, 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        qdq.quantize_dequantize(x, -2.0, 2.0, book(name)), [np.nan, 2, -2, 0], rtol=1e-6
+    )
     zeros = qdq.quantize_dequantize(tf.constant([0.0, 1.0, -1e30]), 0.0, 0.0, book(name)).numpy()
     assert np.isfinite(zeros).all() and abs(zeros).max() < 1e-29
-    large = qdq.quantize_dequantize(tf.constant([LARGEST_AMAX, -3e38]), -LARGEST_AMAX, LARGEST_AMAX, book(name))
+    large = qdq.quantize_dequantize(
+        tf.constant([LARGEST_AMAX, -3e38]), -LARGEST_AMAX, LARGEST_AMAX, book(name)
+    )
     np.testing.assert_allclose(large, [LARGEST_AMAX, -LARGEST_AMAX], rtol=1e-6)
 
 
@@ -137,9 +153,13 @@ def test_the_gradient_passes_inside_the_range_and_nowhere_else(name, axes, ste, 
 def test_the_gradient_of_the_range_is_its_closed_form(name, gradient):
     x, dy, amax = values((40, 5)), values((40, 5), seed=1), tf.Variable(1.7)
     with tf.GradientTape() as tape:
-        y = qdq.quantize_dequantize(tf.constant(x), -amax, amax, book(name), range_gradient=gradient)
+        y = qdq.quantize_dequantize(
+            tf.constant(x), -amax, amax, book(name), range_gradient=gradient
+        )
         loss = tf.reduce_sum(y * dy)
-    level = reference(x, 1.7, name).astype(np.float64) / np.float64(np.float32(1.7))  # shares of amax
+    level = reference(x, 1.7, name).astype(np.float64) / np.float64(
+        np.float32(1.7)
+    )  # shares of amax
     moved = level - x / np.float64(np.float32(1.7)) if gradient == "rounding" else 0.0
     wanted = (dy * np.where(np.abs(x) <= np.float32(1.7), moved, level)).sum()
     np.testing.assert_allclose(tape.gradient(loss, amax), wanted, rtol=1e-4)
@@ -150,7 +170,10 @@ def test_sizes_that_are_compiled_for_are_few_and_cover_all():
     found = kernels.compiled_size(tf.constant(sizes, tf.int32)).numpy()
     assert (found >= sizes).all() and (found < sizes * 1.13 + 1).all()
     assert len(np.unique(found[sizes >= 1024])) <= 8 * np.log2(5) + 1
-    np.testing.assert_array_equal(kernels.compiled_size(tf.constant([8 * 384 * 1536, 2**24 + 1])), [8 * 384 * 1536, 2**24 + 2**21])
+    np.testing.assert_array_equal(
+        kernels.compiled_size(tf.constant([8 * 384 * 1536, 2**24 + 1])),
+        [8 * 384 * 1536, 2**24 + 2**21],
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,21 +209,34 @@ def layers_by_hand(model: keras.Model, x: np.ndarray, ranges: dict, name: str) -
     """The two dense layers with operands rounded by the oracle."""
     for layer, activation in (("first", lambda v: np.maximum(v, 0)), ("second", lambda v: v)):
         kernel, bias = (np.asarray(weight) for weight in model.get_layer(layer).weights)
-        amax = {role: ranges[address][1] for address in ranges for role in [address.split(":")[1]] if layer in address}
+        amax = {
+            role: ranges[address][1]
+            for address in ranges
+            for role in [address.split(":")[1]]
+            if layer in address
+        }
         x = reference(x, amax["linear_input"], name)
         x = activation(x @ reference(kernel, amax["weight"], name) + bias)
     return x
 
 
 @pytest.mark.parametrize("method", ["max", "mse", "percentile"])
-def test_a_calibrated_model_computes_with_the_oracles_weights_and_activations(make_two_dense, name, method):
+def test_a_calibrated_model_computes_with_the_oracles_weights_and_activations(
+    make_two_dense, name, method
+):
     model, x = make_two_dense(), values((200, 6))
-    quantized = tfquant.quantize(model, recipe_of(name).with_method(method, roles=["*"]), [x], progress=False)
-    np.testing.assert_allclose(quantized(x), layers_by_hand(model, x, quantized.ranges(), name), rtol=1e-4, atol=1e-5)
+    quantized = tfquant.quantize(
+        model, recipe_of(name).with_method(method, roles=["*"]), [x], progress=False
+    )
+    np.testing.assert_allclose(
+        quantized(x), layers_by_hand(model, x, quantized.ranges(), name), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_dynamic_ranges_follow_the_tensor_at_hand(make_two_dense, name):
-    recipe = recipe_of(name).with_spec(roles=["linear_input"], dynamic=True, granularity="per_token")
+    recipe = recipe_of(name).with_spec(
+        roles=["linear_input"], dynamic=True, granularity="per_token"
+    )
     model, x = make_two_dense(), values((4, 6))
     quantized = tfquant.quantize(model, recipe, [x], progress=False)
     rows = [quantized(row[None]).numpy() for row in x]
@@ -208,12 +244,16 @@ def test_dynamic_ranges_follow_the_tensor_at_hand(make_two_dense, name):
 
 
 @pytest.mark.parametrize("update", ["lsq", "pact", "moving_average"])
-def test_training_moves_ranges_and_a_checkpoint_brings_them_back(make_two_dense, tmp_path, name, update):
+def test_training_moves_ranges_and_a_checkpoint_brings_them_back(
+    make_two_dense, tmp_path, name, update
+):
     model, x = make_two_dense(), values((64, 6))
     quantized = tfquant.quantize(model, recipe_of(name, update=update), [x], progress=False)
     quantized.compile(keras.optimizers.SGD(0.01), "mse")
     before = {address: ends[1].copy() for address, ends in quantized.ranges().items()}
-    losses = quantized.fit(x, values((64, 3), seed=2), epochs=4, batch_size=16, verbose=0).history["loss"]
+    losses = quantized.fit(x, values((64, 3), seed=2), epochs=4, batch_size=16, verbose=0).history[
+        "loss"
+    ]
     assert losses[-1] < losses[0]
     assert any((before[address] != ends[1]).any() for address, ends in quantized.ranges().items())
     tfquant.save(quantized, tmp_path / "model.ckpt")
@@ -227,7 +267,11 @@ def test_a_calibration_file_keeps_the_format_and_fits_no_other(make_two_dense, t
     quantized = tfquant.quantize(model, recipe_of(name), [x], progress=False)
     calibration = tfquant.calibrate(quantized, [x], progress=False)
     calibration.save(tmp_path / "ranges.npz")
-    again = tfquant.quantize(model, recipe_of(name), calib.Calibration.load(tmp_path / "ranges.npz"))
+    again = tfquant.quantize(
+        model, recipe_of(name), calib.Calibration.load(tmp_path / "ranges.npz")
+    )
     np.testing.assert_array_equal(again(x), quantized(x))
-    with pytest.raises(ValueError, match=f"the calibration is for codes {name}, the recipe wants codes -127..127"):
+    with pytest.raises(
+        ValueError, match=f"the calibration is for codes {name}, the recipe wants codes -127..127"
+    ):
         tfquant.quantize(model, recipe_of("int8"), calibration)

@@ -1,4 +1,7 @@
-"""Freed memory is kept: looked at from fresh processes, since the C library is told once for all."""
+"""Freed memory is kept.
+
+Looked at from fresh processes, since the C library is told once for all.
+"""
 
 import json
 import os
@@ -17,7 +20,8 @@ SCRIPT = f"""
 import json, resource, runpy
 import numpy as np
 
-done = runpy.run_path({str(FILE)!r})["keep_freed_memory"]()  # without TensorFlow, whose import takes seconds
+# without TensorFlow, whose import takes seconds
+done = runpy.run_path({str(FILE)!r})["keep_freed_memory"]()
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -30,10 +34,16 @@ print(json.dumps([done, faults(), faults()]))
 
 
 def found(**variables: str) -> list:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "GLIBC_"))
+    }
     # NumPy asks for huge pages where the system offers them: one fault for many pages.
     environment |= {"NUMPY_MADVISE_HUGEPAGE": "0"} | variables
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -42,7 +52,9 @@ def test_freed_memory_is_used_again_without_asking_the_system():
     assert done and first > PAGES / 2 and second < PAGES / 10
 
 
-@pytest.mark.parametrize("variable", [{"MALLOC_ARENA_MAX": "4"}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}])
+@pytest.mark.parametrize(
+    "variable", [{"MALLOC_ARENA_MAX": "4"}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}]
+)
 def test_what_the_environment_says_is_left_alone(variable):
     done, first, second = found(**variable)
     assert not done and min(first, second) > PAGES / 2

@@ -1,4 +1,7 @@
-"""Quantizing changes nothing else: `fit`, `evaluate` and `predict` in float mode give the original's numbers."""
+"""Quantizing changes nothing else.
+
+`fit`, `evaluate` and `predict` in float mode give the original's numbers.
+"""
 
 import warnings
 
@@ -65,7 +68,10 @@ class Attending(keras.Model):
 
     def __init__(self):
         super().__init__()
-        self.table, self.attention = layers.Embedding(10, 8, mask_zero=True), layers.MultiHeadAttention(2, 4)
+        self.table, self.attention = (
+            layers.Embedding(10, 8, mask_zero=True),
+            layers.MultiHeadAttention(2, 4),
+        )
         self.head = layers.Dense(2)
 
     def call(self, x, training=False):
@@ -77,20 +83,31 @@ class Attending(keras.Model):
 def masked_functional():
     x = keras.Input((6,), dtype="int32")
     hidden = layers.Embedding(10, 8, mask_zero=True)(x)
-    outputs = [layers.Dense(2, name="kept")(hidden), layers.Dense(2, name="changed")(Inverted()(hidden))]
-    return keras.Model(x, [*outputs, layers.Dense(1, name="dropped")(layers.GlobalAveragePooling1D()(hidden))])
+    outputs = [
+        layers.Dense(2, name="kept")(hidden),
+        layers.Dense(2, name="changed")(Inverted()(hidden)),
+    ]
+    return keras.Model(
+        x, [*outputs, layers.Dense(1, name="dropped")(layers.GlobalAveragePooling1D()(hidden))]
+    )
 
 
 def masked_nested():
     encoder = keras.Sequential(
-        [keras.Input((6,), dtype="int32"), layers.Embedding(10, 8, mask_zero=True), layers.GRU(8, return_sequences=True)]
+        [
+            keras.Input((6,), dtype="int32"),
+            layers.Embedding(10, 8, mask_zero=True),
+            layers.GRU(8, return_sequences=True),
+        ]
     )
     return keras.Sequential([keras.Input((6,), dtype="int32"), encoder, layers.Dense(2)])
 
 
 def masking_layer():
     x = keras.Input((6, 2))
-    return keras.Model(x, layers.Dense(2)(layers.LSTM(4, return_sequences=True)(layers.Masking()(x))))
+    return keras.Model(
+        x, layers.Dense(2)(layers.LSTM(4, return_sequences=True)(layers.Masking()(x)))
+    )
 
 
 def attending():
@@ -102,10 +119,20 @@ def attending():
 @pytest.mark.parametrize(
     ("build", "x", "y", "loss"),
     [
-        (masked_functional, IDS, [STEPS, STEPS, Y], {"kept": "mse", "changed": "mae", "dropped": "mse"}),
+        (
+            masked_functional,
+            IDS,
+            [STEPS, STEPS, Y],
+            {"kept": "mse", "changed": "mae", "dropped": "mse"},
+        ),
         (masked_nested, IDS, STEPS, "mse"),
         (masking_layer, np.where(np.arange(6)[:, None] > 3, 0, STEPS), STEPS, "mse"),
-        (attending, IDS, {"steps": STEPS, "pooled": RNG.normal(size=(32, 8))}, {"steps": "mse", "pooled": "mae"}),
+        (
+            attending,
+            IDS,
+            {"steps": STEPS, "pooled": RNG.normal(size=(32, 8))},
+            {"steps": "mse", "pooled": "mae"},
+        ),
     ],
     ids=["functional", "nested", "masking", "subclassed"],
 )
@@ -127,7 +154,10 @@ def test_outputs_have_masks_in_every_mode(mode, training):
 
 
 def test_an_input_with_a_mask_is_refused():
-    quantized = in_float(keras.Sequential([keras.Input((6, 8)), layers.GRU(4), layers.Dense(2)]), RNG.normal(size=(4, 6, 8)))
+    quantized = in_float(
+        keras.Sequential([keras.Input((6, 8)), layers.GRU(4), layers.Dense(2)]),
+        RNG.normal(size=(4, 6, 8)),
+    )
     with pytest.raises(ValueError, match="carries a Keras mask, with which it was not traced"):
         quantized(layers.Embedding(10, 8, mask_zero=True)(IDS))
 
@@ -140,7 +170,9 @@ class Adding(layers.Layer):
 
 def with_regularizers():
     x = keras.Input((8,))
-    hidden = layers.Dense(8, activity_regularizer="l2", kernel_regularizer="l1", bias_regularizer="l2")(x)
+    hidden = layers.Dense(
+        8, activity_regularizer="l2", kernel_regularizer="l1", bias_regularizer="l2"
+    )(x)
     return keras.Model(x, layers.Dense(1)(Adding()(hidden)))
 
 
@@ -162,7 +194,9 @@ def with_loss_alone():
 
 @pytest.mark.parametrize("eager", [False, True])
 def test_losses_that_layers_add_count_once(eager):
-    assert_alike(with_regularizers, X, Y, {"optimizer": "adam", "loss": "mse", "run_eagerly": eager})
+    assert_alike(
+        with_regularizers, X, Y, {"optimizer": "adam", "loss": "mse", "run_eagerly": eager}
+    )
 
 
 def test_a_model_may_have_no_other_losses():
@@ -189,7 +223,9 @@ def test_the_trainer_counts_added_losses(tmp_path):
         keras.utils.set_random_seed(2)
         model = wrap(with_regularizers())
         expected = float(loss(model, {"x": X, "y": Y}) + sum(model.losses))
-        options = TrainOptions(directory=str(tmp_path / str(len(found))), total_steps=1, progress=False)
+        options = TrainOptions(
+            directory=str(tmp_path / str(len(found))), total_steps=1, progress=False
+        )
         trainer = Trainer(model, loss, BertAdamW(1e-3), options)
         found.append((trainer.fit(lambda first: iter([{"x": X, "y": Y}])).loss, expected))
     np.testing.assert_allclose(np.ravel(found), found[0][1], rtol=1e-5)
@@ -218,7 +254,10 @@ class Stepping(keras.Model):
     def __init__(self, inner=False):
         super().__init__()
         self.dense, self.inner = layers.Dense(1), inner
-        self.tracker, self.error = keras.metrics.Mean(name="loss"), keras.metrics.MeanAbsoluteError(name="mae")
+        self.tracker, self.error = (
+            keras.metrics.Mean(name="loss"),
+            keras.metrics.MeanAbsoluteError(name="mae"),
+        )
 
     @property
     def metrics(self):
@@ -232,7 +271,11 @@ class Stepping(keras.Model):
         with tf.GradientTape() as tape:
             found = self.dense(x) if self.inner else self(x, training=True)
             loss = keras.ops.mean((found - y) ** 2)
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, self.trainable_variables), self.trainable_variables, strict=True))
+        self.optimizer.apply_gradients(
+            zip(
+                tape.gradient(loss, self.trainable_variables), self.trainable_variables, strict=True
+            )
+        )
         return self._results(loss, y, found)
 
     def test_step(self, data):
@@ -307,9 +350,11 @@ def test_weights_validation_averages_and_accumulation(how):
     def compile_with():
         more = {"use_ema": True, "gradient_accumulation_steps": 2} if how == "accumulation" else {}
         return {
-            "optimizer": keras.optimizers.SGD(0.1, **more), "loss": "sparse_categorical_crossentropy",
-            "metrics": ["accuracy"], "weighted_metrics": ["accuracy"],
-        }  # fmt: skip
+            "optimizer": keras.optimizers.SGD(0.1, **more),
+            "loss": "sparse_categorical_crossentropy",
+            "metrics": ["accuracy"],
+            "weighted_metrics": ["accuracy"],
+        }
 
     fit = {
         "class_weight": {"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}},
@@ -329,14 +374,18 @@ def two_outputs():
 def test_outputs_have_the_names_that_keras_gives_them():
     stop = keras.callbacks.EarlyStopping("a_loss", mode="min", patience=0, min_delta=100)
     losses = {"optimizer": "sgd", "loss": {"a": "mse", "b": "mse"}, "metrics": {"b": ["mae"]}}
-    history = assert_alike(two_outputs, X, {"a": Y, "b": Y}, losses, callbacks=[stop], validation_split=0.25)
+    history = assert_alike(
+        two_outputs, X, {"a": Y, "b": Y}, losses, callbacks=[stop], validation_split=0.25
+    )
     assert {"a_loss", "b_loss", "b_mae", "val_a_loss"} <= set(history)
 
 
 def test_layers_names_and_shapes_are_those_of_the_original():
     model = two_outputs()
     quantized = in_float(model)
-    assert quantized.layers == model.layers and quantized.get_layer("hidden") is model.get_layer("hidden")
+    assert quantized.layers == model.layers and quantized.get_layer("hidden") is model.get_layer(
+        "hidden"
+    )
     assert quantized.output_names == ["a", "b"] and quantized.count_params() == model.count_params()
     assert quantized.compute_output_shape((None, 8)) == model.compute_output_shape((None, 8))
     assert quantized.dtype_policy == model.dtype_policy and quantized.input is model.input
@@ -348,10 +397,17 @@ def test_layers_names_and_shapes_are_those_of_the_original():
 def test_trainable_variables_follow_the_original():
     model = two_outputs()
     quantized = in_float(model)
-    for change in (lambda: setattr(model.get_layer("hidden"), "trainable", False), lambda: setattr(quantized, "trainable", False)):
+    for change in (
+        lambda: setattr(model.get_layer("hidden"), "trainable", False),
+        lambda: setattr(quantized, "trainable", False),
+    ):
         change()
-        assert [v.path for v in quantized.trainable_variables] == [v.path for v in model.trainable_variables]
-    foreign = tf_keras.Sequential([tf_keras.layers.Dense(8, input_shape=(8,)), tf_keras.layers.Dense(1)])
+        assert [v.path for v in quantized.trainable_variables] == [
+            v.path for v in model.trainable_variables
+        ]
+    foreign = tf_keras.Sequential(
+        [tf_keras.layers.Dense(8, input_shape=(8,)), tf_keras.layers.Dense(1)]
+    )
     foreign.layers[0].trainable = False
     quantized = in_float(foreign)
     assert len(quantized.trainable_variables) == 2
@@ -364,7 +420,9 @@ def test_compile_takes_a_frozen_batch_normalization():
     def moved(wrap):
         keras.utils.set_random_seed(1)
         x = keras.Input((8,))
-        model = keras.Model(x, layers.Dense(1)(layers.BatchNormalization(name="norm")(layers.Dense(8)(x))))
+        model = keras.Model(
+            x, layers.Dense(1)(layers.BatchNormalization(name="norm")(layers.Dense(8)(x)))
+        )
         wrapped = wrap(model)
         for trainable in (False, True, False):
             model.get_layer("norm").trainable = trainable
@@ -395,7 +453,9 @@ def test_compile_takes_lora_and_keeps_the_ranges():
     before = quantized.ranges()
     model.get_layer("hidden").enable_lora(2)
     quantized.compile("sgd", "mse")
-    assert {"hidden/lora_kernel_a", "hidden/lora_kernel_b"} <= {v.path for v in quantized.trainable_variables}
+    assert {"hidden/lora_kernel_a", "hidden/lora_kernel_b"} <= {
+        v.path for v in quantized.trainable_variables
+    }
     for address in set(before) & set(quantized.ranges()):
         np.testing.assert_equal(quantized.ranges()[address], before[address])
     quantized.fit(X, [Y, Y], verbose=0)
@@ -409,7 +469,11 @@ def test_a_site_that_is_new_is_named_with_the_remedy():
     class Switched(keras.Model):
         def __init__(self):
             super().__init__()
-            self.first, self.second, self.deep = layers.Dense(8), layers.Dense(8, name="later"), False
+            self.first, self.second, self.deep = (
+                layers.Dense(8),
+                layers.Dense(8, name="later"),
+                False,
+            )
 
         def call(self, x):
             return self.second(self.first(x)) if self.deep else self.first(x)
@@ -421,7 +485,10 @@ def test_a_site_that_is_new_is_named_with_the_remedy():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         quantized.compile("sgd", "mse")
-    assert any("later" in str(w.message) and "run tfquant.calibrate(model, batches)" in str(w.message) for w in caught)
+    assert any(
+        "later" in str(w.message) and "run tfquant.calibrate(model, batches)" in str(w.message)
+        for w in caught
+    )
     with pytest.raises(tfquant.UncalibratedError, match="later"):
         quantized(X)
 
@@ -440,11 +507,17 @@ class Optional(Both):
         return self.first(x) + (0 if memory is None else self.second(memory))
 
 
-@pytest.mark.parametrize("batch", [(X, X[::-1]), [X, X[::-1]], ((X, X[::-1]), Y), {"x": X, "memory": X[::-1]}])
+@pytest.mark.parametrize(
+    "batch", [(X, X[::-1]), [X, X[::-1]], ((X, X[::-1]), Y), {"x": X, "memory": X[::-1]}]
+)
 def test_several_arguments_of_call_are_quantized(batch):
     model = Both()
     quantized = in_float(model, batch)
-    for call in (lambda f: f(X, X[::-1]), lambda f: f(X, memory=X[::-1]), lambda f: f(x=X, memory=X[::-1])):
+    for call in (
+        lambda f: f(X, X[::-1]),
+        lambda f: f(X, memory=X[::-1]),
+        lambda f: f(x=X, memory=X[::-1]),
+    ):
         np.testing.assert_allclose(call(quantized), call(model), atol=1e-5)
 
 
@@ -456,7 +529,9 @@ def test_arguments_that_were_not_traced_are_refused():
         with pytest.raises(ValueError, match="was not given when the model was traced"):
             call()
     model = Optional()
-    np.testing.assert_allclose(in_float(model, {"x": X, "memory": X})(X, memory=X), model(X, X), atol=1e-5)
+    np.testing.assert_allclose(
+        in_float(model, {"x": X, "memory": X})(X, memory=X), model(X, X), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int64", "uint8", "float16"])
@@ -475,7 +550,15 @@ def test_batches_are_taken_as_fit_takes_them():
     a, b = keras.Input((8,)), keras.Input((1,))
     model = keras.Model([a, b], layers.Dense(1)(layers.Concatenate()([a, b])))
     weights = np.ones(32)
-    for batch in (((X, Y), Y), ((X, Y), Y, weights), ([X, Y], Y), [[X, Y], Y], (X, Y), [X, Y], (X, Y[:, 0])):
+    for batch in (
+        ((X, Y), Y),
+        ((X, Y), Y, weights),
+        ([X, Y], Y),
+        [[X, Y], Y],
+        (X, Y),
+        [X, Y],
+        (X, Y[:, 0]),
+    ):
         assert tfquant.quantize(model, calibration=[batch], progress=False).calibrated
     single = keras.Model([a], layers.Dense(1)(a))
     for batch in (X, [X], (X, Y), (X,)):
@@ -485,7 +568,9 @@ def test_batches_are_taken_as_fit_takes_them():
 WRITERS = {
     "save": lambda model, path: model.save(path),
     "export": lambda model, path: model.export(path),
-    "save_model": lambda model, path: keras.saving.save_model(model, path, zipped=path.suffix == ".keras"),
+    "save_model": lambda model, path: keras.saving.save_model(
+        model, path, zipped=path.suffix == ".keras"
+    ),
 }
 
 

@@ -1,4 +1,6 @@
-"""`import tfquant` is light, and what it offers is there at the first use, in any order of imports."""
+"""`import tfquant` is light, and what it offers is there at the first use, in any order of
+imports.
+"""
 
 import subprocess
 import sys
@@ -7,21 +9,27 @@ import pytest
 
 
 def run(source: str) -> str:
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
 def test_the_package_imports_without_tensorflow():
-    found = run("import sys, tfquant, tfquant.version; print('tensorflow' in sys.modules, tfquant.__version__)")
+    found = run(
+        "import sys, tfquant, tfquant.version; print('tensorflow' in sys.modules,"
+        " tfquant.__version__)"
+    )
     assert found.startswith("False ")
 
 
 def test_functions_keep_their_names_beside_subpackages_of_the_same_name():
     found = run(
-        "import tfquant, tfquant.export.errors, tfquant.sensitivity.report, tfquant.mixed_precision.report\n"
-        "print(all(callable(f) for f in (tfquant.export, tfquant.sensitivity, tfquant.mixed_precision)))\n"
-        "from tfquant import *\n"
-        "print(callable(quantize), export is tfquant.export, tfquant.ptq.__name__, 'quantize' in dir(tfquant))"
+        "import tfquant, tfquant.export.errors, tfquant.sensitivity.report,"
+        " tfquant.mixed_precision.report\nprint(all(callable(f) for f in (tfquant.export,"
+        " tfquant.sensitivity, tfquant.mixed_precision)))\nfrom tfquant import"
+        " *\nprint(callable(quantize), export is tfquant.export, tfquant.ptq.__name__, 'quantize'"
+        " in dir(tfquant))"
     )
     assert found.splitlines()[-2:] == ["True", "True True tfquant.ptq True"]
 

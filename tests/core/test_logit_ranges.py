@@ -1,4 +1,7 @@
-"""Method cross_entropy at the logits of a classifier: which rows it sees, and where it is refused."""
+"""Method cross_entropy at the logits of a classifier.
+
+Which rows it sees, and where it is refused.
+"""
 
 import keras
 import numpy as np
@@ -41,7 +44,9 @@ def least(rows: np.ndarray, candidates: int) -> float:
     shares /= shares.sum(-1, keepdims=True)
     for half in np.arange(1, candidates + 1) * reach / candidates:
         for shift in np.arange(-3, 4) * 2 * half / 15:
-            losses.append(loss_of(rows, shares, max(shift - half, rows.min()), min(shift + half, rows.max())))
+            losses.append(
+                loss_of(rows, shares, max(shift - half, rows.min()), min(shift + half, rows.max()))
+            )
     return min(losses)
 
 
@@ -60,13 +65,17 @@ def test_the_range_of_logits_has_the_least_cross_entropy_over_all_batches(classi
         rows = np.concatenate([classifier(batch).numpy() for batch in BATCHES])
     else:
         weights = Recipe(recipe.rules[:1], name="weights")
-        quantized = tfquant.quantize(classifier, weights, calibration=[], inputs=BATCHES[0], progress=False)
+        quantized = tfquant.quantize(
+            classifier, weights, calibration=[], inputs=BATCHES[0], progress=False
+        )
         rows = np.concatenate([quantized(batch).numpy() for batch in BATCHES])
     quantized = tfquant.quantize(classifier, recipe)
     calibration = tfquant.calibrate(quantized, BATCHES, progress=False, order=order)
     np.testing.assert_allclose(calibration[LOGITS].statistics.rows, rows, atol=1e-5)
     rows = calibration[LOGITS].statistics.rows
-    shares = np.exp(rows.astype(np.float64)) / np.exp(rows.astype(np.float64)).sum(-1, keepdims=True)
+    shares = np.exp(rows.astype(np.float64)) / np.exp(rows.astype(np.float64)).sum(
+        -1, keepdims=True
+    )
     found = loss_of(rows, shares, *map(float, quantized.ranges()[LOGITS]))
     assert found == pytest.approx(least(rows, 30), rel=1e-6)
 
@@ -91,20 +100,33 @@ def test_several_ranks_keep_the_rows_of_one(classifier, order):
         model.original.set_weights(classifier.get_weights())
     alone = tfquant.calibrate(models[2], BATCHES, progress=False, order=order)
     assert len(alone[LOGITS].statistics.rows) == 11
-    work = lambda group: tfquant.calibrate(models[group.rank], BATCHES, progress=False, order=order, group=group)  # noqa: E731
+
+    def work(group):
+        return tfquant.calibrate(
+            models[group.rank], BATCHES, progress=False, order=order, group=group
+        )
+
     for calibration in on_ranks(2, work):
         assert not isinstance(calibration, Exception), calibration
         assert calibration.equals(alone)
 
 
 def test_other_sites_are_refused_naming_them_and_what_fits(classifier):
-    for role, site in (("linear_input", "attention/.*:linear_input:input"), ("logits", "classes:logits:input")):
+    for role, site in (
+        ("linear_input", "attention/.*:linear_input:input"),
+        ("logits", "classes:logits:input"),
+    ):
         recipe = Recipe((Rule(QuantSpec(method="cross_entropy"), role, port="input"),))
-        with pytest.raises(ValueError, match=f"^site {site}: method 'cross_entropy' is for role logits or ") as error:
+        with pytest.raises(
+            ValueError, match=f"^site {site}: method 'cross_entropy' is for role logits or "
+        ) as error:
             tfquant.quantize(classifier, recipe, calibration=BATCHES, progress=False)
         assert "\n" not in str(error.value) and "max, percentile, mse" in str(error.value)
     recipe = Recipe((Rule(QuantSpec(method="cross_entropy"), "weight"),))
-    with pytest.raises(calib.CalibrationError, match="^attention/.*:weight:kernel: method 'cross_entropy' is for logits"):
+    with pytest.raises(
+        calib.CalibrationError,
+        match="^attention/.*:weight:kernel: method 'cross_entropy' is for logits",
+    ):
         tfquant.quantize(classifier, recipe, calibration=BATCHES, progress=False)
 
 
@@ -116,14 +138,23 @@ def test_methods_and_options_survive_yaml_and_json():
         calib.Method("current_minmax"),
         calib.Method("cross_entropy", {"rows": 7}),
     )
-    rules = tuple(Rule(QuantSpec(method=method), "linear_input", path=f"layer_{i}") for i, method in enumerate(methods))
+    rules = tuple(
+        Rule(QuantSpec(method=method), "linear_input", path=f"layer_{i}")
+        for i, method in enumerate(methods)
+    )
     recipe = Recipe(rules)
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe == Recipe.from_json(recipe.to_json())
-    short = "rules: [{role: linear_input, spec: {method: {name: mse, search: grid, candidates: 50, margin: 0.5}}, path: layer_0}]"
+    short = (
+        "rules: [{role: linear_input, spec: {method: {name: mse, search: grid, candidates: 50,"
+        " margin: 0.5}}, path: layer_0}]"
+    )
     assert Recipe.from_yaml(short).rules[0].spec == recipe.rules[0].spec
 
 
 def test_a_mistake_in_a_method_names_its_rule():
     text = "rules: [{name: inputs, role: linear_input, spec: {method: {name: mse, search: fast}}}]"
-    with pytest.raises(ValueError, match="rule 'inputs': range method 'mse': search must be one of bins, grid, golden_section"):
+    with pytest.raises(
+        ValueError,
+        match="rule 'inputs': range method 'mse': search must be one of bins, grid, golden_section",
+    ):
         Recipe.from_yaml(text)

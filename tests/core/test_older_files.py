@@ -14,15 +14,26 @@ from tfquant import QuantSpec, Recipe, Rule, checkpoint, store
 
 def split_kernel():
     """A network with two kernels cut from one variable, and a batch."""
-    values = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32) * np.repeat([1, 50], 8).astype(np.float32)
-    w, x = tf.Variable(values, name="layer/kernel"), np.random.default_rng(1).normal(size=(32, 8)).astype(np.float32)
+    values = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32) * np.repeat(
+        [1, 50], 8
+    ).astype(np.float32)
+    w, x = (
+        tf.Variable(values, name="layer/kernel"),
+        np.random.default_rng(1).normal(size=(32, 8)).astype(np.float32),
+    )
     return tf.function(lambda x: [tf.matmul(x, part) for part in tf.split(w, 2, axis=1)]), x
 
 
 def as_older(model, prefix, dropped: str, wrong: str = "") -> None:
-    """Write a checkpoint without sites whose address holds `dropped`; the range of the site `wrong` fits another kernel."""
-    tensors = {name: value for name, value in store.named_tensors(model).items() if dropped not in name}
-    tensors[store.SITES] = json.dumps([entry for entry in json.loads(tensors[store.SITES]) if dropped not in entry[0]])
+    """Write a checkpoint without sites whose address holds `dropped`; the range of the site `wrong`
+    fits another kernel.
+    """
+    tensors = {
+        name: value for name, value in store.named_tensors(model).items() if dropped not in name
+    }
+    tensors[store.SITES] = json.dumps(
+        [entry for entry in json.loads(tensors[store.SITES]) if dropped not in entry[0]]
+    )
     for end in ("lower", "upper") if wrong else ():
         name = store.range_name(wrong, end)
         tensors[name] = tensors[name].numpy() * 50
@@ -41,7 +52,9 @@ def test_a_calibration_with_one_range_for_all_kernels_is_applied():
     network, x = split_kernel()
     model = tfquant.quantize(network, calibration=[(x,)], progress=False)
     expected, found = model.ranges(), model._engine.calibration
-    older = calib.Calibration({address: entry for address, entry in found.items() if "#2:weight" not in address})
+    older = calib.Calibration(
+        {address: entry for address, entry in found.items() if "#2:weight" not in address}
+    )
     again = tfquant.quantize(network, inputs=(x,))
     tfquant.apply(again, older)
     for address, ends in again.ranges().items():
@@ -62,6 +75,13 @@ def test_calls_that_were_left_in_float_stay_there(tmp_path, role):
 
 def test_a_file_of_another_model_is_refused_still(tmp_path):
     network, x = split_kernel()
-    as_older(tfquant.quantize(network, calibration=[(x,)], progress=False), tmp_path / "model", "#2:weight")
+    as_older(
+        tfquant.quantize(network, calibration=[(x,)], progress=False),
+        tmp_path / "model",
+        "#2:weight",
+    )
     with pytest.raises(ValueError, match="differ from the model's"):
-        tfquant.load(tmp_path / "model", keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, name="other")]))
+        tfquant.load(
+            tmp_path / "model",
+            keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, name="other")]),
+        )

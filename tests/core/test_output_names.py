@@ -1,4 +1,7 @@
-"""Losses and metrics by name: a quantized model takes the names that the original takes, for every form of outputs."""
+"""Losses and metrics by name.
+
+A quantized model takes the names that the original takes, for every form of outputs.
+"""
 
 import keras
 import numpy as np
@@ -40,7 +43,11 @@ class Subclassed(keras.Model):
 def functional(pack, two_layers=False):
     x = keras.Input((8,))
     hidden = layers.Dense(8)(x)
-    outputs = (layers.Dense(1, name="p")(hidden), layers.Dense(1, name="q")(hidden)) if two_layers else Pair(name="pair")(hidden)
+    outputs = (
+        (layers.Dense(1, name="p")(hidden), layers.Dense(1, name="q")(hidden))
+        if two_layers
+        else Pair(name="pair")(hidden)
+    )
     return keras.Model(x, pack(*outputs))
 
 
@@ -96,13 +103,22 @@ def by_path(model):
         (subclassed, nested, by_path),
     ],
     ids=[
-        "layer of two, mapping", "two layers, mapping", "two layers, list by layer", "layer of two, list",
-        "layer of two, nested", "subclassed mapping", "subclassed tuple", "subclassed nested",
+        "layer of two, mapping",
+        "two layers, mapping",
+        "two layers, list by layer",
+        "layer of two, list",
+        "layer of two, nested",
+        "subclassed mapping",
+        "subclassed tuple",
+        "subclassed nested",
     ],
-)  # fmt: skip
+)
 def test_losses_and_metrics_have_the_names_of_the_original(build, pack, losses):
     histories = []
-    for wrap in (lambda model: model, lambda model: tfquant.quantize(model, calibration=[X], progress=False)):
+    for wrap in (
+        lambda model: model,
+        lambda model: tfquant.quantize(model, calibration=[X], progress=False),
+    ):
         keras.utils.set_random_seed(2)
         network = wrap(build(pack))
         if hasattr(network, "set_mode"):

@@ -1,4 +1,7 @@
-"""Padding stays out of ranges wherever a model marks it: compared with calibration on the same sequences one by one, cut."""
+"""Padding stays out of ranges wherever a model marks it.
+
+Compared with calibration on the same sequences one by one, cut.
+"""
 
 import warnings
 
@@ -15,7 +18,10 @@ from tfquant.rules import Recipe, Rule
 from tfquant.spec import QuantSpec
 
 VOCAB, WIDTH, LENGTHS, LENGTH = 20, 8, (3, 7, 5), 7
-INPUTS = Recipe((Rule(QuantSpec(), "linear_input"), Rule(QuantSpec(), "matmul_input", optional=True)), name="inputs")
+INPUTS = Recipe(
+    (Rule(QuantSpec(), "linear_input"), Rule(QuantSpec(), "matmul_input", optional=True)),
+    name="inputs",
+)
 EVERYTHING = tfquant.recipe("int8_residual_both").with_method("max")
 HUB = dict(vocabulary_size=VOCAB, num_layers=1, hidden_dim=WIDTH, intermediate_dim=12)
 GROUPED = dict(num_query_heads=2, num_key_value_heads=1)
@@ -25,7 +31,9 @@ def ids_of(lengths=LENGTHS, length=LENGTH, left=False, seed=3) -> tuple[np.ndarr
     """Token ids, 0 where padding is, and the mask."""
     real = np.arange(length) < np.array(lengths)[:, None]
     real = real[:, ::-1] if left else real
-    return (np.random.default_rng(seed).integers(1, VOCAB, real.shape) * real).astype(np.int32), real
+    return (np.random.default_rng(seed).integers(1, VOCAB, real.shape) * real).astype(
+        np.int32
+    ), real
 
 
 def unlike_any_other(model):
@@ -44,12 +52,22 @@ def tokens(name=None, length=None):
 
 
 def assert_as_cut(model, padded, cut, recipe=INPUTS, mask="auto", exempt=(), reference=None):
-    """The same counts and extremes on a padded batch as on sequences one by one; none where `exempt` says."""
+    """The same counts and extremes on a padded batch as on sequences one by one; none where
+    `exempt` says.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="padding is counted")
-        found = tfquant.calibrate(tfquant.quantize(model, recipe, inputs=padded), [padded], mask=mask, progress=False)
-    alone = tfquant.calibrate(tfquant.quantize(reference or model, recipe, inputs=cut[0]), cut, mask=None, progress=False)
-    pairs = [(a, b) for a, b in zip(found, alone, strict=True) if ":weight:" not in a and not any(part in a for part in exempt)]
+        found = tfquant.calibrate(
+            tfquant.quantize(model, recipe, inputs=padded), [padded], mask=mask, progress=False
+        )
+    alone = tfquant.calibrate(
+        tfquant.quantize(reference or model, recipe, inputs=cut[0]), cut, mask=None, progress=False
+    )
+    pairs = [
+        (a, b)
+        for a, b in zip(found, alone, strict=True)
+        if ":weight:" not in a and not any(part in a for part in exempt)
+    ]
     assert pairs
     for address, other in pairs:
         mine, single = found[address].statistics, alone[other].statistics
@@ -64,7 +82,9 @@ def cut_rows(batch, lengths, left=False):
     rows = []
     for row, length in enumerate(lengths):
         kept = slice(-length, None) if left else slice(length)
-        rows.append(tf.nest.map_structure(lambda x, row=row, kept=kept: x[row : row + 1, kept], batch))
+        rows.append(
+            tf.nest.map_structure(lambda x, row=row, kept=kept: x[row : row + 1, kept], batch)
+        )
     return rows
 
 
@@ -91,7 +111,12 @@ def recurrent(length=None):
 
 def bidirectional():
     inputs, x = embedded()
-    return keras.Model(inputs, keras.layers.Dense(5)(keras.layers.Bidirectional(keras.layers.LSTM(4, return_sequences=True))(x)))
+    return keras.Model(
+        inputs,
+        keras.layers.Dense(5)(
+            keras.layers.Bidirectional(keras.layers.LSTM(4, return_sequences=True))(x)
+        ),
+    )
 
 
 def pooled():
@@ -113,7 +138,9 @@ class Subclassed(keras.Model):
 def of_keras_2():
     inputs = tf_keras.Input((None,), dtype="int32", name="ids")
     x = tf_keras.layers.Embedding(VOCAB, WIDTH, mask_zero=True)(inputs)
-    return tf_keras.Model(inputs, tf_keras.layers.Dense(3)(tf_keras.layers.LSTM(WIDTH, return_sequences=True)(x)))
+    return tf_keras.Model(
+        inputs, tf_keras.layers.Dense(3)(tf_keras.layers.LSTM(WIDTH, return_sequences=True)(x))
+    )
 
 
 class Heads(keras.layers.Layer):
@@ -126,7 +153,9 @@ class Heads(keras.layers.Layer):
 
     def call(self, x, mask=None):
         batch, length = tf.shape(x)[0], tf.shape(x)[1]
-        split = tf.transpose(tf.reshape(self.queries(x), [batch, length, 2, WIDTH // 2]), [0, 2, 1, 3])
+        split = tf.transpose(
+            tf.reshape(self.queries(x), [batch, length, 2, WIDTH // 2]), [0, 2, 1, 3]
+        )
         heads = tf.reshape(split, [batch * 2, length, WIDTH // 2])
         scores = tf.matmul(heads, heads, transpose_b=True)
         keys = tf.repeat(tf.cast(mask, tf.float32), 2, axis=0)[:, None, :]
@@ -183,13 +212,19 @@ def test_masking_of_numbers():
     inputs = keras.Input((None, 4))
     x = np.random.default_rng(0).normal(size=(3, LENGTH, 4)).astype(np.float32)
     x[~ids_of()[1]] = -1.0
-    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dense(6)(keras.layers.Masking(-1.0)(inputs))))
+    model = keras.Model(
+        inputs, keras.layers.Dense(2)(keras.layers.Dense(6)(keras.layers.Masking(-1.0)(inputs)))
+    )
     assert_as_cut(model, x, cut_rows(x, LENGTHS))
 
 
 def test_every_input_has_a_mask_of_its_own():
     """A query of one length, keys of another: pairs count where both are real."""
-    first, second, table = tokens("a"), tokens("b"), keras.layers.Embedding(VOCAB, WIDTH, mask_zero=True)
+    first, second, table = (
+        tokens("a"),
+        tokens("b"),
+        keras.layers.Embedding(VOCAB, WIDTH, mask_zero=True),
+    )
     x = keras.layers.MultiHeadAttention(2, 4)(table(first), table(second))
     model = unlike_any_other(keras.Model([first, second], keras.layers.Dense(3)(x)))
     (a, _), (b, _) = ids_of(), ids_of((4, 1, 9), 9, seed=4)
@@ -198,18 +233,37 @@ def test_every_input_has_a_mask_of_its_own():
 
 
 def test_masks_of_added_inputs_differ_before_and_behind_the_addition():
-    first, second, table = tokens("a"), tokens("b"), keras.layers.Embedding(VOCAB, WIDTH, mask_zero=True)
-    left, right = keras.layers.Dense(WIDTH, name="left")(table(first)), keras.layers.Dense(WIDTH, name="right")(table(second))
-    model = keras.Model([first, second], keras.layers.Dense(3, name="both")(keras.layers.Add()([left, right])))
+    first, second, table = (
+        tokens("a"),
+        tokens("b"),
+        keras.layers.Embedding(VOCAB, WIDTH, mask_zero=True),
+    )
+    left, right = (
+        keras.layers.Dense(WIDTH, name="left")(table(first)),
+        keras.layers.Dense(WIDTH, name="right")(table(second)),
+    )
+    model = keras.Model(
+        [first, second], keras.layers.Dense(3, name="both")(keras.layers.Add()([left, right]))
+    )
     (a, real), (b, other) = ids_of(), ids_of((5, 2, 7), seed=4)
     calibration = tfquant.calibrate(tfquant.quantize(model, INPUTS), [[a, b]], progress=False)
-    counts = {name: calibration[f"{name}:linear_input:input"].statistics.count for name in ("left", "right", "both")}
+    counts = {
+        name: calibration[f"{name}:linear_input:input"].statistics.count
+        for name in ("left", "right", "both")
+    }
     # Keras takes what either of them has.
-    assert counts == {"left": WIDTH * real.sum(), "right": WIDTH * other.sum(), "both": WIDTH * (real | other).sum()}
+    assert counts == {
+        "left": WIDTH * real.sum(),
+        "right": WIDTH * other.sum(),
+        "both": WIDTH * (real | other).sum(),
+    }
 
 
 def test_a_mask_passed_as_an_argument_is_used():
-    inputs, mask = keras.Input((None, 4), name="x"), keras.Input((None,), dtype="bool", name="valid")
+    inputs, mask = (
+        keras.Input((None, 4), name="x"),
+        keras.Input((None,), dtype="bool", name="valid"),
+    )
     x = keras.layers.Dense(3)(keras.layers.LSTM(5, return_sequences=True)(inputs, mask=mask))
     model = keras.Model([inputs, mask], x)
     x, real = np.random.default_rng(0).normal(size=(3, LENGTH, 4)).astype(np.float32), ids_of()[1]
@@ -255,14 +309,23 @@ def test_tensors_belong_to_the_mask_of_the_encoder_or_of_the_decoder(name):
     for side, lengths in sides.items():
         ids, real = ids_of(lengths, max(lengths), seed=len(side) + lengths[0])
         parts[side] = {f"{side}_token_ids": ids, f"{side}_padding_mask": real}
-    cut = [encoder | decoder for encoder, decoder in zip(*(cut_rows(parts[s], sides[s]) for s in sides), strict=True)]
+    cut = [
+        encoder | decoder
+        for encoder, decoder in zip(*(cut_rows(parts[s], sides[s]) for s in sides), strict=True)
+    ]
     assert_as_cut(model, parts["encoder"] | parts["decoder"], cut, EVERYTHING)
 
 
 def test_what_has_no_mask_is_counted_as_it_is():
     """Whisper has one for the tokens of the decoder, not for the frames of the encoder."""
-    model = unlike_any_other(hub(keras_hub.models.WhisperBackbone, num_heads=2, max_encoder_sequence_length=40,
-                                 max_decoder_sequence_length=16))  # fmt: skip
+    model = unlike_any_other(
+        hub(
+            keras_hub.models.WhisperBackbone,
+            num_heads=2,
+            max_encoder_sequence_length=40,
+            max_decoder_sequence_length=16,
+        )
+    )
     ids, real = ids_of()
     features = np.random.default_rng(0).normal(size=(3, 40, 80)).astype(np.float32)
     batch = {"encoder_features": features, "decoder_token_ids": ids, "decoder_padding_mask": real}
@@ -270,23 +333,40 @@ def test_what_has_no_mask_is_counted_as_it_is():
         warnings.filterwarnings("error", message="padding is counted")
         found = tfquant.calibrate(tfquant.quantize(model, EVERYTHING), [batch], progress=False)
     counts = {address: entry.statistics.count for address, entry in found.items()}
-    assert counts["transformer_encoder_layer_0/feedforward_output_dense:linear_input:input"] == 3 * 20 * 12
-    assert counts["transformer_decoder_layer_0/feedforward_output_dense:linear_input:input"] == real.sum() * 12
-    assert counts["transformer_decoder_layer_0/cross_attention:matmul_input:probabilities"] == real.sum() * 20 * 2
+    assert (
+        counts["transformer_encoder_layer_0/feedforward_output_dense:linear_input:input"]
+        == 3 * 20 * 12
+    )
+    assert (
+        counts["transformer_decoder_layer_0/feedforward_output_dense:linear_input:input"]
+        == real.sum() * 12
+    )
+    assert (
+        counts["transformer_decoder_layer_0/cross_attention:matmul_input:probabilities"]
+        == real.sum() * 20 * 2
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("input_mask", "int32"), ("attention_mask", "float32"), ("padding_mask", "bool"), ("token_mask", "int32"),
-        ("mask", "bool"), ("text_padding_mask", "int32"), ("encoder_mask", "bool"), ("decoder_attention_mask", "float32"),
+        ("input_mask", "int32"),
+        ("attention_mask", "float32"),
+        ("padding_mask", "bool"),
+        ("token_mask", "int32"),
+        ("mask", "bool"),
+        ("text_padding_mask", "int32"),
+        ("encoder_mask", "bool"),
+        ("decoder_attention_mask", "float32"),
     ],
-)  # fmt: skip
+)
 def test_names_and_types_of_masks(name, dtype):
     ids, real = ids_of()
     inputs, mask = tokens("ids"), keras.Input((None,), dtype=dtype, name=name)
     x = keras.layers.Embedding(VOCAB, WIDTH)(inputs)
-    x = keras.layers.MultiHeadAttention(2, 4)(x, x, attention_mask=keras.ops.cast(mask, "bool")[:, None, :])
+    x = keras.layers.MultiHeadAttention(2, 4)(
+        x, x, attention_mask=keras.ops.cast(mask, "bool")[:, None, :]
+    )
     model = unlike_any_other(keras.Model({"ids": inputs, name: mask}, keras.layers.Dense(3)(x)))
     batch = {"ids": ids, name: real.astype(dtype)}
     assert_as_cut(model, batch, cut_rows(batch, LENGTHS))
@@ -310,7 +390,9 @@ def test_an_input_mask_comes_before_that_of_keras():
     model = keras.Model({"ids": inputs, "padding_mask": mask}, keras.layers.Dense(3, name="out")(x))
     ids, real = ids_of()
     real[:, 0] = False  # the first token is no padding by its id
-    found = tfquant.calibrate(tfquant.quantize(model, INPUTS), [{"ids": ids, "padding_mask": real}], progress=False)
+    found = tfquant.calibrate(
+        tfquant.quantize(model, INPUTS), [{"ids": ids, "padding_mask": real}], progress=False
+    )
     assert found["out:linear_input:input"].statistics.count == real.sum() * WIDTH
 
 
@@ -334,16 +416,28 @@ def pooled_by_attention(x, ids, valid):
 
 
 PASSED = {
-    "computed from ids": lambda x, ids, valid: attending(x, keras.ops.not_equal(ids, 0)[:, None, :]),
-    "computed from ids with another axis": lambda x, ids, valid: attending(x, keras.ops.not_equal(ids[:, None, :], 0)),
+    "computed from ids": lambda x, ids, valid: attending(
+        x, keras.ops.not_equal(ids, 0)[:, None, :]
+    ),
+    "computed from ids with another axis": lambda x, ids, valid: attending(
+        x, keras.ops.not_equal(ids[:, None, :], 0)
+    ),
     "an input": lambda x, ids, valid: attending(x, valid[:, None, :]),
-    "joined with a causal one": lambda x, ids, valid: attending(x, valid[:, None, :], use_causal_mask=True),
+    "joined with a causal one": lambda x, ids, valid: attending(
+        x, valid[:, None, :], use_causal_mask=True
+    ),
     "pairs": lambda x, ids, valid: attending(x, valid[:, None, :] & valid[:, :, None]),
     "added": added,
     "pooling": pooled_by_attention,
-    "encoder of KerasHub": lambda x, ids, valid: keras_hub.layers.TransformerEncoder(12, 2)(x, padding_mask=valid),
-    "decoder of KerasHub": lambda x, ids, valid: keras_hub.layers.TransformerDecoder(12, 2)(x, decoder_padding_mask=valid),
-    "true for padding": lambda x, ids, padding: attending(x, keras.ops.logical_not(padding)[:, None, :]),
+    "encoder of KerasHub": lambda x, ids, valid: keras_hub.layers.TransformerEncoder(12, 2)(
+        x, padding_mask=valid
+    ),
+    "decoder of KerasHub": lambda x, ids, valid: keras_hub.layers.TransformerDecoder(12, 2)(
+        x, decoder_padding_mask=valid
+    ),
+    "true for padding": lambda x, ids, padding: attending(
+        x, keras.ops.logical_not(padding)[:, None, :]
+    ),
 }
 
 
@@ -361,8 +455,12 @@ def test_masks_that_attention_alone_is_given_are_used(name):
 
 
 DOUBTFUL = {
-    "another id than 0": lambda x, ids, valid: attending(x, keras.ops.not_equal(ids[:, None, :], 7)),
-    "segments": lambda x, ids, valid: attending(x, keras.ops.equal(valid[:, None, :], valid[:, :, None])),
+    "another id than 0": lambda x, ids, valid: attending(
+        x, keras.ops.not_equal(ids[:, None, :], 7)
+    ),
+    "segments": lambda x, ids, valid: attending(
+        x, keras.ops.equal(valid[:, None, :], valid[:, :, None])
+    ),
     "numbers": lambda x, ids, valid: attending(x, keras.ops.less(valid[:, None, :], 4)),
 }
 
@@ -370,14 +468,21 @@ DOUBTFUL = {
 @pytest.mark.parametrize("name", DOUBTFUL)
 def test_a_warning_names_an_attention_mask_that_does_not_tell_padding(name):
     ids, real = ids_of()
-    quantized = tfquant.quantize(masked_by_argument(DOUBTFUL[name], dtype="int32"), INPUTS, inputs=[ids, ids])
-    pattern = r"padding is counted at (\d+) of \1 sites, .*: the attention mask at .* follows from .*; pass mask="
+    quantized = tfquant.quantize(
+        masked_by_argument(DOUBTFUL[name], dtype="int32"), INPUTS, inputs=[ids, ids]
+    )
+    pattern = (
+        r"padding is counted at (\d+) of \1 sites, .*: the attention mask at .* follows from .*;"
+        r" pass mask="
+    )
     with pytest.warns(UserWarning, match=pattern):
         calibration = tfquant.calibrate(quantized, [[ids, real.astype("int32")]], progress=False)
     assert calibration["behind:linear_input:input"].statistics.count == ids.size * WIDTH
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="padding is counted")
-        calibration = tfquant.calibrate(quantized, [[ids, real.astype("int32")]], mask="valid", progress=False)
+        calibration = tfquant.calibrate(
+            quantized, [[ids, real.astype("int32")]], mask="valid", progress=False
+        )
     assert calibration["behind:linear_input:input"].statistics.count == real.sum() * WIDTH
 
 
@@ -419,10 +524,15 @@ def every_second(x):
 @pytest.mark.parametrize("change", [one_more_token, the_first_four, every_second])
 def test_a_warning_says_what_was_counted_where_padding_cannot_be_told(change):
     inputs, x = embedded()
-    model = keras.Model(inputs, keras.layers.Dense(3, name="behind")(change(keras.layers.Dense(WIDTH, name="before")(x))))
+    model = keras.Model(
+        inputs,
+        keras.layers.Dense(3, name="behind")(change(keras.layers.Dense(WIDTH, name="before")(x))),
+    )
     ids, real = ids_of()
     quantized = tfquant.quantize(model, INPUTS)
-    with pytest.warns(UserWarning, match="padding is counted at 1 of 2 sites, first behind:linear_input:input: ") as caught:
+    with pytest.warns(
+        UserWarning, match="padding is counted at 1 of 2 sites, first behind:linear_input:input: "
+    ) as caught:
         calibration = tfquant.calibrate(quantized, [ids], progress=False)
     messages = [str(w.message) for w in caught if "padding" in str(w.message)]
     assert len(messages) == 1 and "\n" not in messages[0]
@@ -434,7 +544,9 @@ def test_a_warning_says_what_was_counted_where_padding_cannot_be_told(change):
 def test_a_model_without_a_sign_of_padding_gives_no_warning():
     inputs = tokens("ids")
     x = keras.layers.Embedding(VOCAB, WIDTH)(inputs)
-    model = keras.Model(inputs, keras.layers.Dense(3)(one_more_token(keras.layers.MultiHeadAttention(2, 4)(x, x))))
+    model = keras.Model(
+        inputs, keras.layers.Dense(3)(one_more_token(keras.layers.MultiHeadAttention(2, 4)(x, x)))
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tfquant.quantize(model, INPUTS, [ids_of()[0]], progress=False)
@@ -444,7 +556,9 @@ def test_a_model_without_a_sign_of_padding_gives_no_warning():
 
 
 def test_all_stages_find_the_same_padding():
-    """Sequential calibration, dynamic ranges, AdaRound, correction of biases, equalization and sensitivity."""
+    """Sequential calibration, dynamic ranges, AdaRound, correction of biases, equalization and
+    sensitivity.
+    """
     inputs, x = embedded()
     x = keras.layers.Dense(12, activation="relu", name="up")(x)
     model = unlike_any_other(keras.Model(inputs, keras.layers.Dense(3, name="down")(x)))
@@ -456,13 +570,17 @@ def test_all_stages_find_the_same_padding():
     calibration = tfquant.calibrate(quantized, [ids], order="sequential", progress=False)
     assert calibration["up:linear_input:input"].statistics.count == real.sum() * WIDTH
 
-    dynamic = tfquant.quantize(model, Recipe((Rule(QuantSpec(dynamic=True), "linear_input", path="up"),)))
+    dynamic = tfquant.quantize(
+        model, Recipe((Rule(QuantSpec(dynamic=True), "linear_input", path="up"),))
+    )
     assert np.abs(dynamic(ids)[real] - model(ids)[real]).max() < largest / 127 * 50
 
     weights = Recipe((*INPUTS.rules, Rule(QuantSpec(granularity="per_channel"), "weight")))
     quantized = tfquant.quantize(model, weights, [ids], progress=False)
     exact, found = model(ids).numpy()[real], quantized(ids).numpy()[real]
     expected = 10 * np.log10(np.sum(exact**2) / np.sum((exact - found) ** 2))
-    assert tfquant.sensitivity(quantized, [ids], progress=False).quantized_value == pytest.approx(expected, rel=1e-4)
+    assert tfquant.sensitivity(quantized, [ids], progress=False).quantized_value == pytest.approx(
+        expected, rel=1e-4
+    )
     adaround = tfquant.ptq.adaround(quantized, [ids], iterations=2, progress=False)
     assert adaround.layers[0].rows == real.sum()

@@ -1,4 +1,7 @@
-"""Ranges along the embedding axis: what is planned and refused, the numbers, what training does to them, and files."""
+"""Ranges along the embedding axis.
+
+What is planned and refused, the numbers, what training does to them, and files.
+"""
 
 import keras
 import numpy as np
@@ -35,7 +38,12 @@ def paper(**changes) -> Recipe:
     return Recipe(
         (
             Rule(spec, "linear_input", path="*/intermediate/dense", name="x"),
-            Rule(spec, ("residual_other", "residual_sum"), path="re:layer_./output/dense", name="h, y"),
+            Rule(
+                spec,
+                ("residual_other", "residual_sum"),
+                path="re:layer_./output/dense",
+                name="h, y",
+            ),
         ),
         name="paper",
     )
@@ -45,7 +53,9 @@ def dense_on(x: np.ndarray, spec: QuantSpec) -> tuple[tfquant.QuantizedFunction,
     """A product with an identity matrix, whose input is calibrated on `x`."""
     kernel = tf.Variable(np.eye(x.shape[-1], dtype=np.float32), name="kernel")
     signature = tf.TensorSpec([None] * (x.ndim - 1) + [x.shape[-1]])
-    model = tfquant.quantize(lambda x: tf.matmul(x, kernel), one_rule(spec), [x], signature=signature, progress=False)
+    model = tfquant.quantize(
+        lambda x: tf.matmul(x, kernel), one_rule(spec), [x], signature=signature, progress=False
+    )
     return model, model.plan.sites[0].address
 
 
@@ -75,7 +85,9 @@ def at_edges(model, batches, addresses) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("permute", ["none", "own", "shared"])
 def test_group_specs_survive_yaml_and_json(permute):
-    recipe = paper(permute=permute).with_rules(Rule(QuantSpec(granularity="per_embedding"), "layernorm_output"))
+    recipe = paper(permute=permute).with_rules(
+        Rule(QuantSpec(granularity="per_embedding"), "layernorm_output")
+    )
     assert Recipe.from_yaml(recipe.to_yaml()) == Recipe.from_json(recipe.to_json()) == recipe
     assert recipe.rules[0].spec.to_dict()["groups"] == 4
 
@@ -83,14 +95,29 @@ def test_group_specs_survive_yaml_and_json(permute):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"granularity": "per_embedding_group"}, "per_embedding_group needs groups, an integer of at least 1, got None"),
+        (
+            {"granularity": "per_embedding_group"},
+            "per_embedding_group needs groups, an integer of at least 1, got None",
+        ),
         ({"granularity": "per_embedding_group", "groups": 0}, "at least 1, got 0"),
         ({"granularity": "per_embedding_group", "groups": True}, "at least 1, got True"),
-        ({"granularity": "per_embedding_group", "groups": 2, "permute": "all"}, "unknown permute 'all'; known: none, own, shared"),
-        ({"granularity": "per_embedding", "groups": 2}, "groups and permute belong to granularity per_embedding_group"),
+        (
+            {"granularity": "per_embedding_group", "groups": 2, "permute": "all"},
+            "unknown permute 'all'; known: none, own, shared",
+        ),
+        (
+            {"granularity": "per_embedding", "groups": 2},
+            "groups and permute belong to granularity per_embedding_group",
+        ),
         ({"permute": "own"}, "groups and permute belong to granularity per_embedding_group"),
-        ({"granularity": "per_embedding", "method": "percentile"}, "per_embedding keeps the extremes .* its method must be max"),
-        ({"granularity": "per_embedding_group", "groups": 2, "method": "mse"}, "its method must be max, got mse"),
+        (
+            {"granularity": "per_embedding", "method": "percentile"},
+            "per_embedding keeps the extremes .* its method must be max",
+        ),
+        (
+            {"granularity": "per_embedding_group", "groups": 2, "method": "mse"},
+            "its method must be max, got mse",
+        ),
     ],
 )
 def test_fields_that_do_not_go_together_are_refused(fields, message):
@@ -100,7 +127,10 @@ def test_fields_that_do_not_go_together_are_refused(fields, message):
 
 
 def test_tables_tell_groups_and_their_order():
-    assert grouped(6, permute="shared", symmetric=False).describe() == "int8 per_embedding_group 6 (shared order) asymmetric max"
+    assert (
+        grouped(6, permute="shared", symmetric=False).describe()
+        == "int8 per_embedding_group 6 (shared order) asymmetric max"
+    )
     assert grouped(6).describe() == "int8 per_embedding_group 6 symmetric max"
     assert QuantSpec(granularity="per_embedding").describe() == "int8 per_embedding symmetric max"
 
@@ -111,10 +141,18 @@ def test_tables_tell_groups_and_their_order():
 @pytest.mark.parametrize(
     "role, path, message",
     [
-        ("attention_scores", "*", "asks for per_embedding_group at .*attention_scores.*runs over tokens"),
+        (
+            "attention_scores",
+            "*",
+            "asks for per_embedding_group at .*attention_scores.*runs over tokens",
+        ),
         ("softmax_output", "*", "at .*softmax_output.*runs over tokens"),
         ("matmul_input", "*", "at .*:matmul_input:probabilities, whose last axis runs over tokens"),
-        ("weight", "*", "at .*:weight:kernel, which is a parameter: use per_channel or per_tensor there"),
+        (
+            "weight",
+            "*",
+            "at .*:weight:kernel, which is a parameter: use per_channel or per_tensor there",
+        ),
         ("embedding", "*", "which is a parameter"),
     ],
 )
@@ -131,7 +169,9 @@ def test_tokens_of_a_model_without_ids_are_told_as_well():
     attention = keras.layers.MultiHeadAttention(2, 8, name="mha")(inputs, inputs)
     model = keras.Model(inputs, keras.layers.Dense(4, name="last")(attention))
     tfquant.plan(model, one_rule(grouped(4), path="last"))
-    with pytest.raises(RecipeError, match="mha:softmax_output:output, whose last axis runs over tokens"):
+    with pytest.raises(
+        RecipeError, match="mha:softmax_output:output, whose last axis runs over tokens"
+    ):
         tfquant.plan(model, one_rule(grouped(2), "softmax_output"))
 
 
@@ -144,15 +184,27 @@ def test_an_embedding_as_wide_as_the_tokens_that_a_graph_is_tried_with_is_told_f
 
 
 def test_groups_that_do_not_divide_the_embedding_are_refused_with_the_site(bert):
-    with pytest.raises(RecipeError, match="rule 'x' asks for 5 groups at .*intermediate/dense:linear_input:input, whose .* 16 "):
+    with pytest.raises(
+        RecipeError,
+        match="rule 'x' asks for 5 groups at .*intermediate/dense:linear_input:input, whose .* 16 ",
+    ):
         tfquant.plan(bert.model, one_rule(grouped(5), path="*/intermediate/dense", name="x"))
 
 
 def test_the_wide_activation_may_be_grouped_but_not_in_the_order_of_its_layer(bert):
-    (site, *_) = tfquant.plan(bert.model, one_rule(grouped(6, permute="own"), path="re:layer_./output/dense")).sites
+    site, *_ = tfquant.plan(
+        bert.model, one_rule(grouped(6, permute="own"), path="re:layer_./output/dense")
+    ).sites
     assert site.range_shape == (6,) and site.shape[-1] == 24 and site.order == site.address
-    with pytest.raises(RecipeError, match="the shared order of its layer .*, which has 24 dimensions where .* has 16: use permute"):
-        tfquant.plan(bert.model, one_rule(grouped(6, permute="shared"), path="re:layer_./output/dense"))
+    with pytest.raises(
+        RecipeError,
+        match=(
+            "the shared order of its layer .*, which has 24 dimensions where .* has 16: use permute"
+        ),
+    ):
+        tfquant.plan(
+            bert.model, one_rule(grouped(6, permute="shared"), path="re:layer_./output/dense")
+        )
 
 
 def test_the_order_of_a_layer_is_that_of_its_feed_forward_output(shared):
@@ -165,17 +217,31 @@ def test_the_order_of_a_layer_is_that_of_its_feed_forward_output(shared):
 @pytest.mark.parametrize("make", [models.hub_bert, models.functional, models.subclassed])
 def test_layers_of_other_models_are_found_too(make):
     case = make()
-    plan = tfquant.plan(case.model, one_rule(grouped(permute="shared"), ("residual", "residual_other")), inputs=case.batches[0])
+    plan = tfquant.plan(
+        case.model,
+        one_rule(grouped(permute="shared"), ("residual", "residual_other")),
+        inputs=case.batches[0],
+    )
     last = [site for site in plan.sites if site.role == "residual_other"][-1]
-    assert [site.order for site in plan.sites if site.order != site.address and site.role == "residual_other"] == [last.address]
+    assert [
+        site.order
+        for site in plan.sites
+        if site.order != site.address and site.role == "residual_other"
+    ] == [last.address]
     assert last.order == last.address
 
 
 def test_tensors_outside_of_all_layers_keep_their_own_order_and_the_table_says_so(bert):
     plan = tfquant.plan(bert.model, one_rule(grouped(permute="shared"), "residual"))
     first, second, third, fourth = plan.sites
-    assert first.spec.permute == "own" and first.order == first.address  # the embeddings enter the first layer
-    assert [site.order for site in (second, third, fourth)] == [FFN.format(0), FFN.format(0), FFN.format(1)]
+    assert (
+        first.spec.permute == "own" and first.order == first.address
+    )  # the embeddings enter the first layer
+    assert [site.order for site in (second, third, fourth)] == [
+        FFN.format(0),
+        FFN.format(0),
+        FFN.format(1),
+    ]
     assert "(own order)" in first.spec.describe() and "(shared order)" in second.spec.describe()
 
 
@@ -237,12 +303,20 @@ def test_shared_groups_follow_the_ranges_of_the_feed_forward_output_without_padd
     addresses = [site.address for site in shared.plan.sites]
     seen = at_edges(shared, bert.batches, sorted({*addresses, FFN.format(0), FFN.format(1)}))
     for site in shared.plan.sites:
-        quantizer, source, own = shared._engine.quantizers[site.address], seen[site.order], seen[site.address]
+        quantizer, source, own = (
+            shared._engine.quantizers[site.address],
+            seen[site.order],
+            seen[site.address],
+        )
         order = np.argsort(source.max(0) - source.min(0), kind="stable")
         for group, dimensions in enumerate(order.reshape(4, 4)):
             assert set(np.flatnonzero(quantizer.group_of.numpy() == group)) == set(dimensions)
-            np.testing.assert_allclose(quantizer.lower[group], min(own[:, dimensions].min(), 0), rtol=1e-5, atol=1e-6)
-            np.testing.assert_allclose(quantizer.upper[group], max(own[:, dimensions].max(), 0), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(
+                quantizer.lower[group], min(own[:, dimensions].min(), 0), rtol=1e-5, atol=1e-6
+            )
+            np.testing.assert_allclose(
+                quantizer.upper[group], max(own[:, dimensions].max(), 0), rtol=1e-5, atol=1e-6
+            )
 
 
 def test_what_orders_a_layer_is_observed_also_where_it_is_no_site(bert):
@@ -266,12 +340,17 @@ def test_dimensions_of_sites_with_one_range_are_kept_when_asked_for(bert, tmp_pa
     plain = tfquant.calibrate(model, bert.batches, progress=False)
     assert not plain.dimensions
     kept = tfquant.calibrate(model, bert.batches, progress=False, dimensions=True)
-    assert kept.dimensions.keys() == {s.address for s in model.plan.sites if not s.is_weight and s.port != "probabilities"}
+    assert kept.dimensions.keys() == {
+        s.address for s in model.plan.sites if not s.is_weight and s.port != "probabilities"
+    }
     for address, site in plain.items():
         assert site.equals(kept[address])
         if address in kept.dimensions:
             found = kept.dimension_statistics(address)
-            assert found.maximum.max() == site.statistics.maximum and found.minimum.min() == site.statistics.minimum
+            assert (
+                found.maximum.max() == site.statistics.maximum
+                and found.minimum.min() == site.statistics.minimum
+            )
     report = tfquant.outlier_report(kept, tmp_path)
     assert len(report.plots) == len(report.sites) == len(kept.dimensions)
 
@@ -283,7 +362,10 @@ def test_a_site_without_groups_is_not_calibrated():
     model, address = dense_on(X, grouped(3))
     quantizer = tfquant.quantizer.Quantizer(model.plan.sites[0])
     assert not quantizer.calibrated
-    for group_of, message in ((None, "range has no groups"), ([0, 0, 0, 1, 2, 2], "must assign 6 dimensions to 3 groups")):
+    for group_of, message in (
+        (None, "range has no groups"),
+        ([0, 0, 0, 1, 2, 2], "must assign 6 dimensions to 3 groups"),
+    ):
         with pytest.raises(ValueError, match=message):
             quantizer.set_range(np.zeros(3), np.ones(3), group_of)
     quantizer.set_range(-np.ones(3), np.ones(3), [2, 2, 0, 0, 1, 1])
@@ -317,7 +399,13 @@ def test_packed_files_hold_groups(shared, bert, tmp_path):
 
 def test_a_calibration_with_other_groups_is_refused_and_changes_nothing(shared, bert):
     calibration, before = shared._engine.calibration, shared.ranges()
-    with pytest.raises(ValueError, match="the calibration has 4 groups of 16 dimensions sorted by .*, the recipe wants .* nothing"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "the calibration has 4 groups of 16 dimensions sorted by .*, the recipe wants .*"
+            " nothing"
+        ),
+    ):
         tfquant.apply(tfquant.quantize(bert.model, paper()), calibration)
     again = tfquant.quantize(bert.model, paper(permute="shared"), calibration)
     for address, ends in again.ranges().items():
@@ -326,7 +414,10 @@ def test_a_calibration_with_other_groups_is_refused_and_changes_nothing(shared, 
 
 # Training
 
-DATA = ((RNG.normal(size=(64, 8)) * np.geomspace(0.1, 10, 8)).astype(np.float32), RNG.normal(size=(64, 1)).astype(np.float32))
+DATA = (
+    (RNG.normal(size=(64, 8)) * np.geomspace(0.1, 10, 8)).astype(np.float32),
+    RNG.normal(size=(64, 1)).astype(np.float32),
+)
 
 
 def trained(update: str, steps: int = 30, **changes) -> tuple[dict, dict, list[float]]:
@@ -361,11 +452,15 @@ def test_the_gradient_of_a_groups_range_is_the_sum_over_its_dimensions():
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(one(tf.constant(0.7 * X)) * X)
         gradients.append(tape.gradient(loss, one.learned.value).numpy())
-    np.testing.assert_allclose(gradients[0], np.bincount(quantizer.group_of, gradients[1]), rtol=1e-4)
+    np.testing.assert_allclose(
+        gradients[0], np.bincount(quantizer.group_of, gradients[1]), rtol=1e-4
+    )
 
 
 def test_moving_ranges_of_groups_follow_the_extremes_of_each_batch():
-    model, address = dense_on(X, grouped(3, permute="own", update="moving_average", decay=0.5, symmetric=False))
+    model, address = dense_on(
+        X, grouped(3, permute="own", update="moving_average", decay=0.5, symmetric=False)
+    )
     quantizer = model._engine.quantizers[address]
     before = quantizer.upper.numpy()
     quantizer(tf.constant(3 * X), training=True)

@@ -1,4 +1,7 @@
-"""Quantize-dequantize against NumPy: a float32 transcription of the documented formula, and exact arithmetic in float64."""
+"""Quantize-dequantize against NumPy.
+
+A float32 transcription of the documented formula, and exact arithmetic in float64.
+"""
 
 import numpy as np
 import pytest
@@ -28,7 +31,9 @@ def grid_of(bits: int, kind: str) -> Grid:
 
 
 def formula(x, lower, upper, grid, channel_axes=()):
-    """The formula of the module's docstring in float32, operation by operation; ranges lie along `channel_axes`."""
+    """The formula of the module's docstring in float32, operation by operation; ranges lie along
+    `channel_axes`.
+    """
     x, lower, upper = (np.asarray(a, np.float32) for a in (x, lower, upper))
     if channel_axes:
         shape = [n if axis in channel_axes else 1 for axis, n in enumerate(x.shape)]
@@ -36,7 +41,11 @@ def formula(x, lower, upper, grid, channel_axes=()):
     tiny = np.float32(2.0**-100)
     shift = np.float32(0)
     if grid.symmetric:
-        width, low, high = np.maximum(np.maximum(abs(lower), abs(upper)), tiny), grid.qmin, np.float32(grid.qmax)
+        width, low, high = (
+            np.maximum(np.maximum(abs(lower), abs(upper)), tiny),
+            grid.qmin,
+            np.float32(grid.qmax),
+        )
     else:
         lower, upper = np.minimum(lower, np.float32(0)), np.maximum(upper, np.float32(0))
         width, low, high = np.maximum(upper - lower, tiny), 0, np.float32(grid.qmax - grid.qmin)
@@ -47,7 +56,9 @@ def formula(x, lower, upper, grid, channel_axes=()):
 
 
 def exact(x, lower, upper, grid):
-    """(values, code before rounding, step) in float64, from the meaning of a grid and not from the formula."""
+    """(values, code before rounding, step) in float64, from the meaning of a grid and not from the
+    formula.
+    """
     x, lower, upper = (np.asarray(a, np.float64) for a in (x, lower, upper))
     if grid.symmetric:
         step, zero = np.maximum(abs(lower), abs(upper)) / grid.qmax, 0.0
@@ -64,17 +75,28 @@ def range_of(kind: str) -> tuple[float, float]:
 
 
 def values_around(lower: float, upper: float, seed: int = 0) -> np.ndarray:
-    """Inside, outside, ends, neighbours of the ends, zeros of both signs, very small and very large values."""
+    """Inside, outside, ends, neighbours of the ends, zeros of both signs, very small and very large
+    values.
+    """
     rng = np.random.default_rng(seed)
     ends = np.array([lower, upper], np.float32)
     edges = [0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30, 3e38, -3e38, np.inf, -np.inf]
-    near = [*ends, *np.nextafter(ends, np.float32(np.inf)), *np.nextafter(ends, np.float32(-np.inf)), *(1.01 * ends)]
-    return np.concatenate([rng.normal(0, upper, 400), rng.uniform(lower, upper, 400), edges, near]).astype(np.float32)
+    near = [
+        *ends,
+        *np.nextafter(ends, np.float32(np.inf)),
+        *np.nextafter(ends, np.float32(-np.inf)),
+        *(1.01 * ends),
+    ]
+    return np.concatenate(
+        [rng.normal(0, upper, 400), rng.uniform(lower, upper, 400), edges, near]
+    ).astype(np.float32)
 
 
 def run(x, lower, upper, grid, channel_axes=()):
     x = x if tf.is_tensor(x) else tf.constant(x, tf.float32)
-    return qdq.quantize_dequantize(x, tf.constant(lower, tf.float32), tf.constant(upper, tf.float32), grid, channel_axes)
+    return qdq.quantize_dequantize(
+        x, tf.constant(lower, tf.float32), tf.constant(upper, tf.float32), grid, channel_axes
+    )
 
 
 def gradient(x, lower, upper, grid, channel_axes=(), upstream=None):
@@ -90,7 +112,9 @@ def gradient(x, lower, upper, grid, channel_axes=(), upstream=None):
 def test_per_tensor_follows_the_formula_bit_for_bit(bits, kind):
     grid, (lower, upper) = grid_of(bits, kind), range_of(kind)
     x = values_around(lower, upper)
-    np.testing.assert_array_equal(run(x, lower, upper, grid).numpy(), formula(x, lower, upper, grid))
+    np.testing.assert_array_equal(
+        run(x, lower, upper, grid).numpy(), formula(x, lower, upper, grid)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,7 +123,9 @@ def test_per_channel_follows_the_formula_bit_for_bit(bits, kind):
     grid, (lower, upper) = grid_of(bits, kind), range_of(kind)
     factors = np.array([0.01, 1.0, 3.0, 1e4], np.float32)
     with np.errstate(over="ignore"):  # the largest values become infinite, which is another edge
-        x = np.stack([f * values_around(lower, upper, seed=i) for i, f in enumerate(factors)], axis=1)
+        x = np.stack(
+            [f * values_around(lower, upper, seed=i) for i, f in enumerate(factors)], axis=1
+        )
     lowers, uppers = factors * np.float32(lower), factors * np.float32(upper)
     expected = formula(x, lowers, uppers, grid, (1,))
     np.testing.assert_array_equal(run(x, lowers, uppers, grid, (1,)).numpy(), expected)
@@ -120,7 +146,9 @@ def test_values_are_the_nearest_codes_of_exact_arithmetic(bits, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_exact_ties_go_to_the_even_code(kind):
     grid = grid_of(8, kind)  # ranges that make the step exactly 1
-    lower, upper = {"unsigned": (0.0, 255.0), "asymmetric": (-128.0, 127.0)}.get(kind, (-127.0, 127.0))
+    lower, upper = {"unsigned": (0.0, 255.0), "asymmetric": (-128.0, 127.0)}.get(
+        kind, (-127.0, 127.0)
+    )
     codes = np.arange(max(grid.qmin, int(lower)), int(upper), dtype=np.float32)
     x, expected = codes + np.float32(0.5), np.where(codes % 2 == 0, codes, codes + 1)
     np.testing.assert_array_equal(run(x, lower, upper, grid), expected)
@@ -133,7 +161,9 @@ def test_grid_ends_and_number_of_levels(kind):
     for bits in BITS:
         grid, (lower, upper) = grid_of(bits, kind), range_of(kind)
         x = np.linspace(2.2 * min(lower, -upper), 1.2 * upper, 250_000 if bits > 12 else 30_000)
-        codes = np.unique(np.rint(run(x, lower, upper, grid).numpy() / exact(x, lower, upper, grid)[2])).astype(int)
+        codes = np.unique(
+            np.rint(run(x, lower, upper, grid).numpy() / exact(x, lower, upper, grid)[2])
+        ).astype(int)
         zero = 0 if grid.symmetric else int(np.rint(-lower / exact(x, lower, upper, grid)[2]))
         assert (codes[0], codes[-1]) == (grid.qmin - zero, grid.qmax - zero)
         assert len(codes) == grid.qmax - grid.qmin + 1
@@ -146,12 +176,18 @@ def test_channels_along_any_axes_are_quantized_each_by_its_range(axes, kind):
     x = rng.normal(size=(3, 4, 5)).astype(np.float32)
     shape = tuple(x.shape[a] for a in axes)
     uppers = rng.uniform(0.2, 2.0, shape).astype(np.float32)
-    lowers = np.zeros_like(uppers) if kind == "unsigned" else -uppers * np.float32(0.5 if kind == "asymmetric" else 1)
+    lowers = (
+        np.zeros_like(uppers)
+        if kind == "unsigned"
+        else -uppers * np.float32(0.5 if kind == "asymmetric" else 1)
+    )
     grid = grid_of(6, kind)
     y = run(x, lowers, uppers, grid, axes).numpy()
     for channel in np.ndindex(shape):
         cut = tuple(channel[axes.index(a)] if a in axes else slice(None) for a in range(3))
-        np.testing.assert_array_equal(y[cut], formula(x[cut], lowers[channel], uppers[channel], grid))
+        np.testing.assert_array_equal(
+            y[cut], formula(x[cut], lowers[channel], uppers[channel], grid)
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -159,7 +195,9 @@ def test_one_channel_gives_the_same_numbers_and_gradient_as_per_tensor(kind):
     grid, (lower, upper) = grid_of(8, kind), range_of(kind)
     x = values_around(lower, upper)[:, None]
     np.testing.assert_array_equal(run(x, [lower], [upper], grid, (1,)), run(x, lower, upper, grid))
-    np.testing.assert_array_equal(gradient(x, [lower], [upper], grid, (1,)), gradient(x, lower, upper, grid))
+    np.testing.assert_array_equal(
+        gradient(x, [lower], [upper], grid, (1,)), gradient(x, lower, upper, grid)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -204,7 +242,10 @@ def test_largest_range_allowed_is_still_exact(bits, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_is_never_turned_into_a_number(kind):
     x = np.array([np.nan, 1.0], np.float32)
-    for y in (run(x, *range_of(kind), grid_of(8, kind)), run(x, *([v] * 2 for v in range_of(kind)), grid_of(8, kind), (0,))):
+    for y in (
+        run(x, *range_of(kind), grid_of(8, kind)),
+        run(x, *([v] * 2 for v in range_of(kind)), grid_of(8, kind), (0,)),
+    ):
         np.testing.assert_array_equal(np.isnan(y), [True, False])
 
 
@@ -213,7 +254,18 @@ def test_nan_is_never_turned_into_a_number(kind):
 def test_gradient_passes_inside_and_at_both_ends_and_nowhere_else(kind, axes):
     lower, upper = np.float32(0.0 if kind == "unsigned" else -2.9), np.float32(2.9)
     up, down = np.float32(np.inf), np.float32(-np.inf)
-    x = np.array([upper, np.nextafter(upper, up), np.nextafter(upper, down), lower, np.nextafter(lower, up), -10.0, 10.0, 0.5])
+    x = np.array(
+        [
+            upper,
+            np.nextafter(upper, up),
+            np.nextafter(upper, down),
+            lower,
+            np.nextafter(lower, up),
+            -10.0,
+            10.0,
+            0.5,
+        ]
+    )
     upstream = np.arange(1.0, 9.0, dtype=np.float32)
     ends = (np.full(8, lower), np.full(8, upper)) if axes else (lower, upper)
     dx = gradient(x, *ends, grid_of(8, kind), axes, upstream)
@@ -235,7 +287,9 @@ def test_gradient_is_the_closed_form_mask_times_upstream(bits, kind, axes):
         high = low + (upper - lower)
     assert (abs(x - low) > 1e-5).all() and (abs(x - high) > 1e-5).all()
     ends = ([lower] * 4, [upper] * 4) if axes else (lower, upper)
-    np.testing.assert_array_equal(gradient(x, *ends, grid, axes, upstream), upstream * ((x >= low) & (x <= high)))
+    np.testing.assert_array_equal(
+        gradient(x, *ends, grid, axes, upstream), upstream * ((x >= low) & (x <= high))
+    )
 
 
 def test_gradient_inside_a_traced_function_equals_the_eager_one():
@@ -261,9 +315,17 @@ def test_ranges_get_no_gradient(axes):
 @pytest.mark.parametrize("bits", BITS)
 def test_asymmetric_agrees_with_tensorflows_fake_quant_but_for_ties(bits):
     grid = grid_of(bits, "asymmetric")
-    for seed, (lower, upper) in enumerate([(-0.7, 2.9), (-1.0, 0.01), (0.0, 5.0), (-3.0, 0.0), (-1e-3, 1e3)]):
-        x = np.random.default_rng(seed).uniform(1.3 * lower - 0.1, 1.3 * upper + 0.1, 1000).astype(np.float32)
-        theirs = tf.quantization.fake_quant_with_min_max_args(x, lower, upper, num_bits=bits).numpy()
+    for seed, (lower, upper) in enumerate(
+        [(-0.7, 2.9), (-1.0, 0.01), (0.0, 5.0), (-3.0, 0.0), (-1e-3, 1e3)]
+    ):
+        x = (
+            np.random.default_rng(seed)
+            .uniform(1.3 * lower - 0.1, 1.3 * upper + 0.1, 1000)
+            .astype(np.float32)
+        )
+        theirs = tf.quantization.fake_quant_with_min_max_args(
+            x, lower, upper, num_bits=bits
+        ).numpy()
         _, code, step = exact(x, lower, upper, grid)
         error = abs(run(x, lower, upper, grid).numpy() - theirs) / step
         tie = abs(code - np.floor(code) - 0.5) < 0.02
@@ -336,7 +398,8 @@ def test_order_is_kept(case):
 def test_error_is_at_most_half_a_step_inside_and_the_distance_to_the_end_outside(case):
     x, lower, upper, grid, axes = case
     low, high, step = bounds(np.ravel(lower)[0], np.ravel(upper)[0], grid)
-    # Halfway between two codes zero may become either, as float32 has it, and the range lies one step apart.
+    # Halfway between two codes zero may become either, as float32 has it, and the range lies one
+    # step apart.
     assume(grid.symmetric or abs((-np.float64(np.ravel(lower)[0]) / step) % 1.0 - 0.5) > 1e-4)
     error = abs(run(x, lower, upper, grid, axes).numpy().astype(np.float64) - x)
     outside = np.maximum(np.maximum(low - x, x - high), 0.0)
@@ -352,7 +415,9 @@ def test_zero_is_exactly_representable(case):
 
 def quantizer(shape=(), **spec):
     axes = tuple(range(len(shape)))
-    return Quantizer(Site("weight", "layer", "kernel", QuantSpec(**spec), "rule", shape or (4,), axes))
+    return Quantizer(
+        Site("weight", "layer", "kernel", QuantSpec(**spec), "rule", shape or (4,), axes)
+    )
 
 
 def test_quantizer_has_no_range_until_it_is_given_one():
@@ -361,16 +426,26 @@ def test_quantizer_has_no_range_until_it_is_given_one():
     site.set_range(-2.0, 2.0)
     assert site.calibrated
     x = values_around(-2.0, 2.0)
-    np.testing.assert_array_equal(site(tf.constant(x)), formula(x, -2.0, 2.0, formats.get("int8").codebook(Scale())))
+    np.testing.assert_array_equal(
+        site(tf.constant(x)), formula(x, -2.0, 2.0, formats.get("int8").codebook(Scale()))
+    )
 
 
 @pytest.mark.parametrize(
     ("lower", "upper", "message"),
     [
-        (np.zeros(3), np.ones(3), r"layer:weight:kernel: range has shape \[3\], the site needs \[2\]"),
+        (
+            np.zeros(3),
+            np.ones(3),
+            r"layer:weight:kernel: range has shape \[3\], the site needs \[2\]",
+        ),
         ([-1.0, np.nan], [1.0, 1.0], "layer:weight:kernel: range is not finite"),
         ([0.0, 0.0], [np.inf, 1.0], "layer:weight:kernel: range is not finite"),
-        ([-1.0, 3.0], [1.0, 2.0], "layer:weight:kernel: lower end of the range lies above the upper end"),
+        (
+            [-1.0, 3.0],
+            [1.0, 2.0],
+            "layer:weight:kernel: lower end of the range lies above the upper end",
+        ),
         ([-1.0, -3e38], [1.0, 1.0], "layer:weight:kernel: range -3e.38 ... 1.* is too wide"),
     ],
 )

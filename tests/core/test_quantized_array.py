@@ -7,7 +7,7 @@ import tensorflow as tf
 import tfquant
 from tfquant.bitpacking import pack_array, unpack_array
 from tfquant.calibration import engine_of
-from tfquant.export.onnx_params import unsigned
+from tfquant.export.onnx.parameters import unsigned
 from tfquant.quantized_array import QuantParams
 from tfquant.scale import SMALLEST_AMAX
 
@@ -27,7 +27,17 @@ def site_with(lower: float, upper: float, **spec):
     return engine.quantizers[address].site, engine.quantizers[address]
 
 
-RANGES = [(-1.3, 0.7), (0.5, 2.0), (-3.0, -1.0), (0.0, 0.0), (1e-30, 2e-30), (0.0, 5.0), (-1.0, 1.0), (-0.37, 0.37), (-2.9, 2.9)]
+RANGES = [
+    (-1.3, 0.7),
+    (0.5, 2.0),
+    (-3.0, -1.0),
+    (0.0, 0.0),
+    (1e-30, 2e-30),
+    (0.0, 5.0),
+    (-1.0, 1.0),
+    (-0.37, 0.37),
+    (-2.9, 2.9),
+]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -36,7 +46,9 @@ def test_decoded_codes_are_what_the_simulation_rounds_to(lower, upper, symmetric
     site, quantizer = site_with(lower, upper, symmetric=symmetric)
     params = QuantParams.of(site, quantizer)
     values = np.random.default_rng(0).uniform(lower - 1.0, upper + 1.0, 4000).astype(np.float32)
-    simulated = tf.function(lambda x: quantizer(x, False))(tf.constant(values)).numpy()  # as networks compute: in a graph
+    simulated = tf.function(lambda x: quantizer(x, False))(
+        tf.constant(values)
+    ).numpy()  # as networks compute: in a graph
     step = float(params.scale)
     for written in (params, unsigned(params) if params.codebook.qmin < 0 else params):
         codes = written.quantize(values).codes
@@ -44,7 +56,10 @@ def test_decoded_codes_are_what_the_simulation_rounds_to(lower, upper, symmetric
         assert written.codebook.qmin <= written.zero <= written.codebook.qmax, "zero has no code"
         # A value on the border between two codes may fall to either.
         error = np.abs(written.scale * (codes - written.zero) - simulated)
-        assert np.mean(error > 1e-5 * np.abs(simulated).max() + 1e-30) < 2e-3 and error.max() <= 1.01 * step
+        assert (
+            np.mean(error > 1e-5 * np.abs(simulated).max() + 1e-30) < 2e-3
+            and error.max() <= 1.01 * step
+        )
 
 
 def test_a_range_without_zero_is_widened_to_it():
@@ -74,11 +89,14 @@ def test_dequantized_arrays_are_what_the_simulation_rounds_to(format, lower, upp
 
 
 @pytest.mark.parametrize(
-    ("format", "symmetric"), [*((format, True) for format in FORMATS), *((format, False) for format in FORMATS[:3])]
+    ("format", "symmetric"),
+    [*((format, True) for format in FORMATS), *((format, False) for format in FORMATS[:3])],
 )
 def test_packed_arrays_come_back_with_codes_and_parameters(format, symmetric):
     site, quantizer = site_with(-1.3, 0.7, format=format, symmetric=symmetric)
-    array = QuantParams.of(site, quantizer).quantize(np.linspace(-2, 2, 60, dtype=np.float32).reshape(3, 20))
+    array = QuantParams.of(site, quantizer).quantize(
+        np.linspace(-2, 2, 60, dtype=np.float32).reshape(3, 20)
+    )
     tensors, attributes = pack_array(array)
     assert tensors["codes"].nbytes == -(-60 * array.params.format.bits // 8)
     back = unpack_array(tensors, attributes, (3, 20))

@@ -1,4 +1,7 @@
-"""Checkpoints where Keras numbers layers otherwise: matched by order and class, names that were given as they are."""
+"""Checkpoints where Keras numbers layers otherwise.
+
+Matched by order and class, names that were given as they are.
+"""
 
 import keras
 import numpy as np
@@ -9,7 +12,10 @@ from keras import layers
 import tfquant
 
 RNG = np.random.default_rng(0)
-ROWS, SEQUENCES = RNG.normal(size=(4, 8)).astype(np.float32), RNG.normal(size=(4, 5, 8)).astype(np.float32)
+ROWS, SEQUENCES = (
+    RNG.normal(size=(4, 8)).astype(np.float32),
+    RNG.normal(size=(4, 5, 8)).astype(np.float32),
+)
 
 
 def called_twice():
@@ -57,7 +63,11 @@ def recurrent():
 class Block(keras.Model):
     def __init__(self):
         super().__init__()
-        self.first, self.rest, self.norm = layers.Dense(8), [layers.Dense(8) for _ in range(2)], layers.LayerNormalization()
+        self.first, self.rest, self.norm = (
+            layers.Dense(8),
+            [layers.Dense(8) for _ in range(2)],
+            layers.LayerNormalization(),
+        )
 
     def call(self, x):
         return self.norm(x + self.rest[1](self.rest[0](self.first(self.first(x)))))
@@ -80,7 +90,17 @@ def make_others(count):
 
 
 @pytest.mark.parametrize(
-    "build", [called_twice, time_distributed, attention, bare_operations, nested, across_ten, recurrent, subclassed]
+    "build",
+    [
+        called_twice,
+        time_distributed,
+        attention,
+        bare_operations,
+        nested,
+        across_ten,
+        recurrent,
+        subclassed,
+    ],
 )
 def test_a_checkpoint_loads_whatever_was_made_before(tmp_path, build):
     keras.backend.clear_session()
@@ -91,12 +111,16 @@ def test_a_checkpoint_loads_whatever_was_made_before(tmp_path, build):
         keras.backend.clear_session()
         make_others(count)
         loaded = tfquant.load(tmp_path / "model", build()[0], inputs=batch)
-        for own, other in zip(tf.nest.flatten(saved(batch)), tf.nest.flatten(loaded(batch)), strict=True):
+        for own, other in zip(
+            tf.nest.flatten(saved(batch)), tf.nest.flatten(loaded(batch)), strict=True
+        ):
             np.testing.assert_array_equal(own, other)
 
 
 def named(*names):
-    return keras.Sequential([keras.Input((8,)), *(layers.Dense(8, name=name) for name in names)], name="net")
+    return keras.Sequential(
+        [keras.Input((8,)), *(layers.Dense(8, name=name) for name in names)], name="net"
+    )
 
 
 def test_given_names_are_not_confused(tmp_path):
@@ -113,9 +137,15 @@ def test_given_names_are_not_confused(tmp_path):
 def test_order_and_automatic_names_that_contradict_each_other_are_refused(tmp_path):
     keras.backend.clear_session()
     first, second = layers.Dense(8), layers.Dense(8)
-    saved = tfquant.quantize(keras.Sequential([keras.Input((8,)), first, second], name="net"), calibration=[ROWS], progress=False)
+    saved = tfquant.quantize(
+        keras.Sequential([keras.Input((8,)), first, second], name="net"),
+        calibration=[ROWS],
+        progress=False,
+    )
     tfquant.save(saved, tmp_path / "model")
     keras.backend.clear_session()
     second, first = layers.Dense(8), layers.Dense(8)
     with pytest.raises(ValueError, match="give these layers names, or make them in the same order"):
-        tfquant.load(tmp_path / "model", keras.Sequential([keras.Input((8,)), first, second], name="net"))
+        tfquant.load(
+            tmp_path / "model", keras.Sequential([keras.Input((8,)), first, second], name="net")
+        )

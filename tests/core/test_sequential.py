@@ -1,4 +1,6 @@
-"""Calibration in sequential order, against a network computed by hand, and by the ranges of its own result."""
+"""Calibration in sequential order, against a network computed by hand, and by the ranges of its own
+result.
+"""
 
 import keras
 import numpy as np
@@ -8,11 +10,14 @@ import calib
 import modeling
 import tfquant
 from tests.distributed.ranks import on_ranks
+from tfquant.intermediate_outputs import tap
 from tfquant.rules import Recipe, Rule
 from tfquant.spec import QuantSpec
-from tfquant.taps import tap
 
-BATCHES = [np.random.default_rng(i).normal(size=(10 + i, 6)).astype(np.float32) * (1 + i % 3) for i in range(4)]
+BATCHES = [
+    np.random.default_rng(i).normal(size=(10 + i, 6)).astype(np.float32) * (1 + i % 3)
+    for i in range(4)
+]
 COARSE = Recipe(
     (
         Rule(QuantSpec(format="int4", granularity="per_channel"), "weight"),
@@ -35,7 +40,9 @@ def asymmetric(x: np.ndarray, lower: float, upper: float, steps: int) -> np.ndar
 
 
 class ByHand:
-    """The two layers of the fixture in NumPy, float64; `range_of` maps the batches a site has seen to its range."""
+    """The two layers of the fixture in NumPy, float64; `range_of` maps the batches a site has seen
+    to its range.
+    """
 
     def __init__(self, model: keras.Model, range_of):
         weights = {v.path: v.numpy().astype(np.float64) for v in model.weights}
@@ -48,11 +55,16 @@ class ByHand:
         return asymmetric(x, *self.range_of(self.seen[address]), 7)
 
     def run(self, batch: np.ndarray) -> None:
-        self.site(SECOND, np.maximum(self.site(FIRST, batch.astype(np.float64)) @ self.kernel + self.bias, 0))
+        self.site(
+            SECOND,
+            np.maximum(self.site(FIRST, batch.astype(np.float64)) @ self.kernel + self.bias, 0),
+        )
 
     def ranges(self) -> dict:
         found = {address: self.range_of(seen) for address, seen in self.seen.items()}
-        return {address: (min(lower, 0), max(upper, 0)) for address, (lower, upper) in found.items()}
+        return {
+            address: (min(lower, 0), max(upper, 0)) for address, (lower, upper) in found.items()
+        }
 
 
 def moving(values: list[np.ndarray], decay: float = 0.9) -> tuple[float, float]:
@@ -63,7 +75,9 @@ def moving(values: list[np.ndarray], decay: float = 0.9) -> tuple[float, float]:
 
 
 def searched(method: calib.Method, values: list[np.ndarray]) -> tuple[float, float]:
-    """The range of a method in a histogram of all the values, which tests of the methods vouch for."""
+    """The range of a method in a histogram of all the values, which tests of the methods vouch
+    for.
+    """
     values = np.concatenate([x.ravel() for x in values]).astype(np.float32)
     histogram = calib.Histogram.of(values, signed=True)
     stats = calib.Statistics(values.min(), values.max(), values.size, len(values), histogram)
@@ -71,7 +85,11 @@ def searched(method: calib.Method, values: list[np.ndarray]) -> tuple[float, flo
 
 
 RANGES = {
-    "max": (calib.Method("max"), lambda v: (min(x.min() for x in v), max(x.max() for x in v)), 1e-5),
+    "max": (
+        calib.Method("max"),
+        lambda v: (min(x.min() for x in v), max(x.max() for x in v)),
+        1e-5,
+    ),
     "current_minmax": (calib.Method("current_minmax"), lambda v: (v[-1].min(), v[-1].max()), 1e-5),
     "moving_average": (calib.Method("moving_average", {"decay": 0.9}), moving, 1e-5),
 }
@@ -87,9 +105,13 @@ def bert(tiny_bert_config):
     return modeling.build_squad_model(tiny_bert_config, seed=3)
 
 
-def calibrated(model, recipe: Recipe, batches=BATCHES, **options) -> tuple[tfquant.QuantizedModel, calib.Calibration]:
+def calibrated(
+    model, recipe: Recipe, batches=BATCHES, **options
+) -> tuple[tfquant.QuantizedModel, calib.Calibration]:
     quantized = tfquant.quantize(model, recipe)
-    return quantized, tfquant.calibrate(quantized, batches, progress=False, order="sequential", **options)
+    return quantized, tfquant.calibrate(
+        quantized, batches, progress=False, order="sequential", **options
+    )
 
 
 @pytest.mark.parametrize("name", RANGES)
@@ -100,14 +122,18 @@ def test_ranges_equal_those_of_a_network_computed_by_hand(two_dense, name):
         by_hand.run(batch)
     quantized, calibration = calibrated(two_dense, COARSE.with_method(method))
     for address, expected in by_hand.ranges().items():
-        np.testing.assert_allclose(quantized.ranges()[address], expected, rtol=tolerance, atol=1e-6, err_msg=address)
+        np.testing.assert_allclose(
+            quantized.ranges()[address], expected, rtol=tolerance, atol=1e-6, err_msg=address
+        )
     parallel = tfquant.calibrate(quantized, BATCHES, progress=False)
     assert abs(calibration[SECOND].upper / parallel[SECOND].upper - 1) > 1e-3
     assert calibration[FIRST].equals(parallel[FIRST])
 
 
 @pytest.mark.parametrize(
-    "method", [calib.Method("percentile", {"percentile": 90.0}), calib.Method("mse", {"search": "grid"})], ids=str
+    "method",
+    [calib.Method("percentile", {"percentile": 90.0}), calib.Method("mse", {"search": "grid"})],
+    ids=str,
 )
 def test_a_range_searched_in_a_histogram_is_used_at_once(two_dense, method):
     by_hand = ByHand(two_dense, lambda values: searched(method, values))
@@ -127,19 +153,36 @@ def test_any_method_runs_over_several_batches(bert, make_bert_batch, method):
     quantized, calibration = calibrated(bert, recipe, batches)
     assert quantized.calibrated and quantized.mode == "quantized"
     assert calibration.samples == 5
-    assert all(np.isfinite(e.lower).all() and np.isfinite(e.upper).all() for e in calibration.values())
+    assert all(
+        np.isfinite(e.lower).all() and np.isfinite(e.upper).all() for e in calibration.values()
+    )
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_ranges_of_one_batch_are_the_extremes_in_the_network_that_comes_out(bert, make_bert_batch, share):
-    recipe = tfquant.recipe("int8_residual_both").with_method("max").with_spec(roles=["*"], format="int4")
+def test_ranges_of_one_batch_are_the_extremes_in_the_network_that_comes_out(
+    bert, make_bert_batch, share
+):
+    recipe = (
+        tfquant.recipe("int8_residual_both")
+        .with_method("max")
+        .with_spec(roles=["*"], format="int4")
+    )
     recipe = Recipe(recipe.rules, share=share)
     batch = make_bert_batch([6, 6])
     quantized, calibration = calibrated(bert, recipe, [batch])
-    addresses = [site.address for site in quantized.plan.sites if not site.is_weight and site.role != "model_output"]
+    addresses = [
+        site.address
+        for site in quantized.plan.sites
+        if not site.is_weight and site.role != "model_output"
+    ]
     _, found = tap(quantized)(batch, addresses)
     for address in addresses:
-        np.testing.assert_allclose(calibration[address].upper, abs(found[address].numpy()).max(), rtol=1e-5, err_msg=address)
+        np.testing.assert_allclose(
+            calibration[address].upper,
+            abs(found[address].numpy()).max(),
+            rtol=1e-5,
+            err_msg=address,
+        )
     parallel = tfquant.calibrate(quantized, [batch], progress=False)
     changed = [a for a in addresses if abs(parallel[a].upper / calibration[a].upper - 1) > 1e-3]
     assert len(changed) > len(addresses) // 2
@@ -152,7 +195,9 @@ def test_padding_does_not_count(bert, make_bert_batch):
     with_padding, without = (calibrated(bert, recipe, [batch])[1] for batch in (padded, alone))
     for address in without:
         assert with_padding[address].statistics.count == without[address].statistics.count
-        np.testing.assert_allclose(with_padding[address].upper, without[address].upper, rtol=0.02, err_msg=address)
+        np.testing.assert_allclose(
+            with_padding[address].upper, without[address].upper, rtol=0.02, err_msg=address
+        )
 
 
 def test_a_site_that_is_disabled_has_a_range_and_changes_nothing(two_dense):
@@ -169,7 +214,9 @@ def test_several_ranks_find_what_one_finds(two_dense):
     alone = tfquant.calibrate(models[2], BATCHES, progress=False, order="sequential")
     shared = on_ranks(
         2,
-        lambda group: tfquant.calibrate(models[group.rank], iter(BATCHES), progress=False, order="sequential", group=group),
+        lambda group: tfquant.calibrate(
+            models[group.rank], iter(BATCHES), progress=False, order="sequential", group=group
+        ),
     )
     for calibration in shared:
         assert not isinstance(calibration, Exception), calibration
@@ -191,7 +238,11 @@ def test_other_batches_on_one_rank_are_refused_on_all(two_dense, name, made):
     found = on_ranks(
         2,
         lambda group: tfquant.calibrate(
-            models[group.rank], made(other() if group.rank else BATCHES), progress=False, order="sequential", group=group
+            models[group.rank],
+            made(other() if group.rank else BATCHES),
+            progress=False,
+            order="sequential",
+            group=group,
         ),
     )
     assert all(type(error) is ValueError and message in str(error) for error in found), found
@@ -202,10 +253,15 @@ def test_other_batches_on_one_rank_are_refused_on_all(two_dense, name, made):
 def test_nan_names_site_and_batch_and_changes_nothing(two_dense, place):
     quantized, _ = calibrated(two_dense, COARSE)
     quantized.set_mode("float")
-    before = {address: (lower.copy(), upper.copy()) for address, (lower, upper) in quantized.ranges().items()}
+    before = {
+        address: (lower.copy(), upper.copy())
+        for address, (lower, upper) in quantized.ranges().items()
+    }
     broken = [batch.copy() for batch in BATCHES]
     broken[place][1, 2] = np.nan
-    with pytest.raises(calib.NonFiniteError, match=f"^{FIRST}: NaN or Inf in calibration batch {place}; ") as error:
+    with pytest.raises(
+        calib.NonFiniteError, match=f"^{FIRST}: NaN or Inf in calibration batch {place}; "
+    ) as error:
         tfquant.calibrate(quantized, broken, progress=False, order="sequential")
     assert "\n" not in str(error.value)
     np.testing.assert_equal(quantized.ranges(), before)
@@ -244,10 +300,14 @@ def test_an_empty_first_batch_does_not_matter(bert, make_bert_batch):
 
 def test_another_order_is_refused(two_dense):
     quantized = tfquant.quantize(two_dense, COARSE)
-    with pytest.raises(ValueError, match="unknown order 'backwards' of calibration; known: parallel, sequential"):
+    with pytest.raises(
+        ValueError, match="unknown order 'backwards' of calibration; known: parallel, sequential"
+    ):
         tfquant.calibrate(quantized, BATCHES, order="backwards")
 
 
 def test_quantize_takes_the_order(two_dense):
-    by_quantize = tfquant.quantize(two_dense, COARSE, calibration=BATCHES, order="sequential", progress=False)
+    by_quantize = tfquant.quantize(
+        two_dense, COARSE, calibration=BATCHES, order="sequential", progress=False
+    )
     np.testing.assert_equal(by_quantize.ranges(), calibrated(two_dense, COARSE)[0].ranges())

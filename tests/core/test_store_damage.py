@@ -1,4 +1,6 @@
-"""A checkpoint that does not fit, is damaged or holds NaN leaves the model as it was, with one line that names what."""
+"""A checkpoint that does not fit, is damaged or holds NaN leaves the model as it was, with one line
+that names what.
+"""
 
 import keras
 import numpy as np
@@ -22,7 +24,10 @@ def build(seed=0):
 def saved(tmp_path_factory):
     """Name -> value of a calibrated checkpoint."""
     folder = tmp_path_factory.mktemp("saved")
-    tfquant.save(tfquant.quantize(build(), "int8_residual_float", [ROWS], progress=False), folder / "model.ckpt")
+    tfquant.save(
+        tfquant.quantize(build(), "int8_residual_float", [ROWS], progress=False),
+        folder / "model.ckpt",
+    )
     return dict(checkpoint.read(folder / "model.ckpt"))
 
 
@@ -37,13 +42,19 @@ def spoiled(value, number):
     [
         (lambda s: {KERNEL: spoiled(s[KERNEL], np.nan)}, "scores/kernel holds NaN or Inf"),
         (lambda s: {KERNEL: spoiled(s[KERNEL], -np.inf)}, "scores/kernel holds NaN or Inf"),
-        (lambda s: {"scores/bias": spoiled(s["scores/bias"], np.nan)}, "scores/bias holds NaN or Inf"),
+        (
+            lambda s: {"scores/bias": spoiled(s["scores/bias"], np.nan)},
+            "scores/bias holds NaN or Inf",
+        ),
         (lambda s: {KERNEL: np.full([6, 3], "x")}, "scores/kernel is of type string"),
         (lambda s: {KERNEL: np.ones([6, 3], np.int32)}, "scores/kernel is of type int32"),
         (lambda s: {KERNEL: np.ones([3, 6], np.float32)}, "shapes differ"),
         (lambda s: {RANGES + "upper": np.float32(np.inf)}, "upper is NaN or infinite"),
         (lambda s: {RANGES + "lower": np.float32(-np.inf)}, "lower is NaN or infinite"),
-        (lambda s: {RANGES + "lower": np.float32(9.0), RANGES + "upper": np.float32(1.0)}, "lies above the upper end"),
+        (
+            lambda s: {RANGES + "lower": np.float32(9.0), RANGES + "upper": np.float32(1.0)},
+            "lies above the upper end",
+        ),
         (lambda s: {RANGES + "upper": np.ones([7], np.float32)}, "range has shape"),
         (lambda s: {RANGES + "upper": None}, "holds no tfquant/ranges/.*upper"),
         (lambda s: {"tfquant/recipe": "[" * 100_000}, "tfquant/recipe: .*nested deeper"),
@@ -58,8 +69,12 @@ def spoiled(value, number):
         (lambda s: {"tfquant/weights": None}, "holds weights but no recipe"),
     ],
 )
-def test_what_is_wrong_in_a_checkpoint_is_named_and_nothing_is_loaded(saved, tmp_path, change, message):
-    changed = {name: value for name, value in {**saved, **change(saved)}.items() if value is not None}
+def test_what_is_wrong_in_a_checkpoint_is_named_and_nothing_is_loaded(
+    saved, tmp_path, change, message
+):
+    changed = {
+        name: value for name, value in {**saved, **change(saved)}.items() if value is not None
+    }
     checkpoint.write(tmp_path / "model.ckpt", changed)
     model = build(seed=1)
     before = [variable.numpy() for variable in model.weights]
@@ -73,14 +88,20 @@ def test_what_is_wrong_in_a_checkpoint_is_named_and_nothing_is_loaded(saved, tmp
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("end", ["lower", "upper"])
-def test_a_calibration_file_with_a_range_that_is_not_finite_is_refused_and_changes_nothing(tmp_path, number, end):
+def test_a_calibration_file_with_a_range_that_is_not_finite_is_refused_and_changes_nothing(
+    tmp_path, number, end
+):
     quantized = tfquant.quantize(build(), "int8_residual_float", [ROWS], progress=False)
     before = {address: np.array(ends) for address, ends in quantized.ranges().items()}
-    calibration = calib.Calibration.from_bytes(tfquant.calibrate(quantized, [ROWS], progress=False).to_bytes())
+    calibration = calib.Calibration.from_bytes(
+        tfquant.calibrate(quantized, [ROWS], progress=False).to_bytes()
+    )
     address = next(iter(calibration))
     getattr(calibration[address], end)[...] = number
     calibration.save(tmp_path / "c.npz")
-    with pytest.raises(calib.CalibrationFileError, match="c.npz: damaged.*has a range that is not finite"):
+    with pytest.raises(
+        calib.CalibrationFileError, match="c.npz: damaged.*has a range that is not finite"
+    ):
         tfquant.apply(quantized, tmp_path / "c.npz")
     for address, ends in quantized.ranges().items():
         np.testing.assert_array_equal(ends, before[address])

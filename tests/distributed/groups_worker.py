@@ -1,4 +1,6 @@
-"""One rank of the two that test_groups.py starts; prints what each operation gave as one line of JSON."""
+"""One rank of the two that test_groups.py starts; prints what each operation gave as one line of
+JSON.
+"""
 
 import json
 
@@ -6,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tests.distributed.test_groups import slices
-from tfquant.distributed import DivergedError, Horovod, start
+from tfquant.distributed.group import DivergedError, Horovod, start
 
 
 def main() -> None:
@@ -15,7 +17,12 @@ def main() -> None:
     @tf.function(jit_compile=False)
     def work():
         rank = tf.fill([2], float(group.rank))
-        both = [rank, slices(group.rank), tf.cast(group.rank, tf.bfloat16), slices(group.rank, tf.bfloat16)]
+        both = [
+            rank,
+            slices(group.rank),
+            tf.cast(group.rank, tf.bfloat16),
+            slices(group.rank, tf.bfloat16),
+        ]
         return group.average(both), group.extremes(rank, rank + 1)
 
     @tf.function(jit_compile=False)
@@ -34,7 +41,9 @@ def main() -> None:
         "extremes": [end.numpy().tolist() for end in extremes],
         "sparse": [isinstance(t, tf.IndexedSlices) for t in (table, table_bfloat16, table_dense)],
         "table": tf.convert_to_tensor(table).numpy().tolist(),
-        "table_bfloat16": tf.cast(tf.convert_to_tensor(table_bfloat16), tf.float32).numpy().tolist(),
+        "table_bfloat16": (
+            tf.cast(tf.convert_to_tensor(table_bfloat16), tf.float32).numpy().tolist()
+        ),
         "table_dense": table_dense.numpy().tolist(),
         "compressed": compressed.numpy().tolist(),
         "gathered": [data.decode() for data in group.gather(b"x" * group.rank)],

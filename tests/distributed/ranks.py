@@ -10,14 +10,20 @@ import threading
 
 import pytest
 
-from squad_run.two_ranks import mpirun_command
-from tfquant.distributed import fake_groups
+from runs.squad.two_ranks import mpirun_command
+from tfquant.distributed.group import fake_groups
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MPIRUN = pathlib.Path(sys.executable).parent / "mpirun"
-ONE_THREAD = {"HOROVOD_CYCLE_TIME": "1", "OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+ONE_THREAD = {
+    "HOROVOD_CYCLE_TIME": "1",
+    "OMP_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+}
 needs_ranks = pytest.mark.skipif(
-    importlib.util.find_spec("horovod") is None or not MPIRUN.exists(), reason="needs Horovod and mpirun: make env"
+    importlib.util.find_spec("horovod") is None or not MPIRUN.exists(),
+    reason="needs Horovod and mpirun: make env",
 )
 
 
@@ -48,7 +54,9 @@ def two_ranks(*arguments) -> subprocess.CompletedProcess:
     """A script run by two processes; fails with what they wrote if they did."""
     command = [*mpirun_command(2), sys.executable, *arguments]
     environment = os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow"}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done
 
@@ -56,6 +64,10 @@ def two_ranks(*arguments) -> subprocess.CompletedProcess:
 def found_by_two_ranks(script: str, *arguments) -> list[dict]:
     """The objects that a script beside this file printed behind FOUND, one a rank."""
     done = two_ranks(pathlib.Path(__file__).with_name(script), *arguments)
-    lines = [json.loads(line.partition("FOUND ")[2]) for line in done.stdout.splitlines() if "FOUND " in line]
+    lines = [
+        json.loads(line.partition("FOUND ")[2])
+        for line in done.stdout.splitlines()
+        if "FOUND " in line
+    ]
     assert len(lines) == 2, done.stderr[-2000:]
     return lines

@@ -1,4 +1,8 @@
-"""One rank of two: a model with dropout trained whole, and stopped by a signal to rank 1 and resumed; prints what it found."""
+"""One rank of two.
+
+A model with dropout trained whole, and stopped by a signal to rank 1 and resumed; prints what it
+found.
+"""
 
 import json
 import os
@@ -9,7 +13,7 @@ import sys
 import keras
 import numpy as np
 
-from tfquant.distributed import Horovod
+from tfquant.distributed.group import Horovod
 from tfquant.training import BertAdamW, Trainer, TrainingInterrupted, TrainOptions, seed_variables
 
 STEPS = 6
@@ -18,7 +22,11 @@ DATA = np.random.default_rng(0).normal(size=(STEPS, 8, 4)).astype(np.float32)
 
 def trainer(folder, group):
     keras.utils.set_random_seed(0)
-    layers = [keras.layers.Dense(8, "relu", name="a"), keras.layers.Dropout(0.5, seed=5), keras.layers.Dense(1, name="b")]
+    layers = [
+        keras.layers.Dense(8, "relu", name="a"),
+        keras.layers.Dropout(0.5, seed=5),
+        keras.layers.Dense(1, name="b"),
+    ]
     model = keras.Sequential([keras.Input([4]), *layers], name="model")
 
     def loss(model, batch):

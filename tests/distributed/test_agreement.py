@@ -5,23 +5,25 @@ import pytest
 
 import calib
 from tests.distributed.ranks import on_ranks
-from tfquant.agreement import OtherRankError, dealt, together
-from tfquant.distributed import Single
+from tfquant.distributed.errors import OtherRankError, shard_by_cost, together
+from tfquant.distributed.group import Single
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_work_is_dealt_out_so_that_no_rank_has_much_more_than_another(size):
     costs = np.random.default_rng(0).integers(1, 13, 40).tolist()
-    owners = dealt(costs, size)
+    owners = shard_by_cost(costs, size)
     loads = np.bincount(owners, costs, minlength=size)
-    assert len(owners) == 40 and loads.sum() == sum(costs) and loads.max() - loads.min() <= max(costs)
+    assert (
+        len(owners) == 40 and loads.sum() == sum(costs) and loads.max() - loads.min() <= max(costs)
+    )
     assert max(loads) <= 1.1 * sum(costs) / size
-    assert owners == dealt(costs, size)
+    assert owners == shard_by_cost(costs, size)
 
 
 def test_equal_pieces_go_round_and_fewer_pieces_than_ranks_are_fine():
-    assert dealt([1] * 5, 2) == [0, 1, 0, 1, 0]
-    assert dealt([3], 4) == [0] and dealt([], 4) == []
+    assert shard_by_cost([1] * 5, 2) == [0, 1, 0, 1, 0]
+    assert shard_by_cost([3], 4) == [0] and shard_by_cost([], 4) == []
 
 
 def test_the_error_that_one_process_alone_would_have_met_first_is_raised_on_every_rank():
@@ -44,7 +46,10 @@ def test_an_error_of_an_unknown_kind_tells_its_rank_place_and_name():
         return "went on"
 
     first, second = on_ranks(2, work)
-    assert type(first) is OtherRankError and str(first) == "rank 1 failed at the second half: KeyError: 'weight'"
+    assert (
+        type(first) is OtherRankError
+        and str(first) == "rank 1 failed at the second half: KeyError: 'weight'"
+    )
     assert type(second) is KeyError
 
 

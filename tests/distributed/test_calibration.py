@@ -13,15 +13,21 @@ import calib
 import modeling
 import tfquant
 import tfquant.calibration
-import tfquant.observation
+import tfquant.observer_runner
 from tests.distributed.ranks import needs_ranks, on_ranks, two_ranks
-from tfquant.agreement import OtherRankError
-from tfquant.distributed import Horovod
+from tfquant.distributed.errors import OtherRankError
+from tfquant.distributed.group import Horovod
 from tfquant.rules import Recipe, Rule
 from tfquant.spec import QuantSpec
 
 SAMPLE = 1024
-METHODS = {"max": {}, "percentile": {"percentile": 99.0}, "mse": {}, "entropy": {}, "moving_average": {}}
+METHODS = {
+    "max": {},
+    "percentile": {"percentile": 99.0},
+    "mse": {},
+    "entropy": {},
+    "moving_average": {},
+}
 # An asymmetric site keeps both signs, a symmetric one magnitudes.
 RECIPE = Recipe(
     (
@@ -35,7 +41,9 @@ RECIPE = Recipe(
 
 def make_model() -> keras.Model:
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((6,), name="number")  # also what the function that observes calls one of its own
+    inputs = keras.Input(
+        (6,), name="number"
+    )  # also what the function that observes calls one of its own
     hidden = keras.layers.Dense(5, "relu", name="first")(inputs)
     return keras.Model(inputs, keras.layers.Dense(3, name="second")(hidden))
 
@@ -44,7 +52,10 @@ def make_batches(count: int = 5) -> list[np.ndarray]:
     """Sizes around the sample's, spans that grow and shrink by powers of two and between."""
     rng = np.random.default_rng(3)
     scales = rng.permutation(np.geomspace(0.03, 30, count))
-    return [(s * rng.normal(size=(100 + 90 * (n % 4), 6))).astype(np.float32) for n, s in enumerate(scales)]
+    return [
+        (s * rng.normal(size=(100 + 90 * (n % 4), 6))).astype(np.float32)
+        for n, s in enumerate(scales)
+    ]
 
 
 def assert_same(one: calib.Calibration, other: calib.Calibration) -> None:
@@ -67,7 +78,10 @@ def test_every_rank_ends_with_the_calibration_of_one_process(models, method, siz
     for one in quantized[:size]:
         one.set_mode("float")
     shared = on_ranks(
-        size, lambda group: tfquant.calibrate(quantized[group.rank], iter(batches), sample=SAMPLE, progress=False, group=group)
+        size,
+        lambda group: tfquant.calibrate(
+            quantized[group.rank], iter(batches), sample=SAMPLE, progress=False, group=group
+        ),
     )
     for rank, calibration in enumerate(shared):
         assert_same(alone, calibration)
@@ -90,25 +104,48 @@ def test_ranks_without_a_batch_have_the_result_too(models, count):
     recipe, batches = RECIPE.with_method("moving_average"), make_batches(count)
     quantized = [tfquant.quantize(model, recipe) for model in models[:6]]
     alone = tfquant.calibrate(quantized[5], batches, sample=SAMPLE, progress=False)
-    shared = on_ranks(5, lambda g: tfquant.calibrate(quantized[g.rank], batches, sample=SAMPLE, progress=False, group=g))
+    shared = on_ranks(
+        5,
+        lambda g: tfquant.calibrate(
+            quantized[g.rank], batches, sample=SAMPLE, progress=False, group=g
+        ),
+    )
     for calibration in shared:
         assert_same(alone, calibration)
 
 
 def test_a_bert_with_padding():
     config = modeling.BertConfig(
-        vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12, max_position_embeddings=16
+        vocab_size=30,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=16,
     )
     rng, batches = np.random.default_rng(0), []
-    for lengths in ([3, 9, 16], [2, 2], [0, 0], [11, 16, 16, 16, 8], [1]):  # the third holds padding only
+    for lengths in (
+        [3, 9, 16],
+        [2, 2],
+        [0, 0],
+        [11, 16, 16, 16, 8],
+        [1],
+    ):  # the third holds padding only
         mask = (np.arange(16) < np.array(lengths)[:, None]).astype(np.int32)
         ids = rng.integers(1, 30, mask.shape).astype(np.int32) * mask
         batches.append({"input_ids": ids, "input_mask": mask, "segment_ids": np.zeros_like(ids)})
     recipe = tfquant.recipe("int8_residual_both").with_method("moving_average")
-    quantized = [tfquant.quantize(modeling.build_squad_model(config, seed=3), recipe) for _ in range(3)]
+    quantized = [
+        tfquant.quantize(modeling.build_squad_model(config, seed=3), recipe) for _ in range(3)
+    ]
     alone = tfquant.calibrate(quantized[2], batches, sample=SAMPLE, progress=False)
     assert 4 in {site.statistics.batches for site in alone.values()}
-    for calibration in on_ranks(2, lambda g: tfquant.calibrate(quantized[g.rank], batches, sample=SAMPLE, progress=False, group=g)):
+    for calibration in on_ranks(
+        2,
+        lambda g: tfquant.calibrate(
+            quantized[g.rank], batches, sample=SAMPLE, progress=False, group=g
+        ),
+    ):
         assert_same(alone, calibration)
 
 
@@ -116,12 +153,21 @@ def test_a_bert_with_padding():
 def test_groups_of_dimensions_and_ranges_of_each_are_those_of_one_process(models, size):
     groups = QuantSpec(granularity="per_embedding_group", groups=3, permute="own", symmetric=False)
     each = QuantSpec(granularity="per_embedding")
-    rules = (Rule(groups, "linear_input", path="first*"), Rule(each, "linear_input", path="second*"))
-    recipe, batches = Recipe(rules, name="along"), [b * np.float32([1, 1, 9, 1, 1, 4]) for b in make_batches()]
+    rules = (
+        Rule(groups, "linear_input", path="first*"),
+        Rule(each, "linear_input", path="second*"),
+    )
+    recipe, batches = (
+        Recipe(rules, name="along"),
+        [b * np.float32([1, 1, 9, 1, 1, 4]) for b in make_batches()],
+    )
     quantized = [tfquant.quantize(model, recipe) for model in models[: size + 1]]
     alone = tfquant.calibrate(quantized[-1], batches, progress=False, dimensions=True)
     shared = on_ranks(
-        size, lambda g: tfquant.calibrate(quantized[g.rank], batches, progress=False, group=g, dimensions=True)
+        size,
+        lambda g: tfquant.calibrate(
+            quantized[g.rank], batches, progress=False, group=g, dimensions=True
+        ),
     )
     for rank, calibration in enumerate(shared):
         assert_same(alone, calibration)
@@ -130,16 +176,29 @@ def test_groups_of_dimensions_and_ranges_of_each_are_those_of_one_process(models
     rows = np.concatenate(batches)
     np.testing.assert_array_equal(alone[address].statistics.maximum, rows.max(0))
     order = np.argsort(rows.max(0) - rows.min(0))
-    np.testing.assert_array_equal(np.argsort(alone[address].grouping.group_of, kind="stable"), np.sort(order.reshape(3, 2)).ravel())
+    np.testing.assert_array_equal(
+        np.argsort(alone[address].grouping.group_of, kind="stable"),
+        np.sort(order.reshape(3, 2)).ravel(),
+    )
 
 
 def test_dimensions_of_sites_with_one_range_are_those_of_one_process(models):
     quantized = [tfquant.quantize(model, RECIPE) for model in models[:3]]
-    alone = tfquant.calibrate(quantized[2], make_batches(), sample=SAMPLE, progress=False, dimensions=True)
+    alone = tfquant.calibrate(
+        quantized[2], make_batches(), sample=SAMPLE, progress=False, dimensions=True
+    )
     assert len(alone.dimensions) == 2
-    for calibration in on_ranks(2, lambda g: tfquant.calibrate(
-        quantized[g.rank], make_batches(), sample=SAMPLE, progress=False, dimensions=True, group=g
-    )):  # fmt: skip
+    for calibration in on_ranks(
+        2,
+        lambda g: tfquant.calibrate(
+            quantized[g.rank],
+            make_batches(),
+            sample=SAMPLE,
+            progress=False,
+            dimensions=True,
+            group=g,
+        ),
+    ):
         assert_same(alone, calibration)
 
 
@@ -147,7 +206,8 @@ def failures(models, size, batches_of):
     """The error on each rank; also that no rank's ranges changed."""
     quantized = [tfquant.quantize(model, RECIPE) for model in models[:size]]
     errors = on_ranks(
-        size, lambda g: tfquant.calibrate(quantized[g.rank], batches_of(g.rank), progress=False, group=g)
+        size,
+        lambda g: tfquant.calibrate(quantized[g.rank], batches_of(g.rank), progress=False, group=g),
     )
     assert not any(one.calibrated for one in quantized)
     return errors
@@ -158,7 +218,9 @@ def test_nan_is_raised_on_all_ranks_with_the_number_of_the_earliest_batch(models
     for number in (2, 3, 6):  # rank 1 meets its own first, and goes no further
         batches[number][4, 1] = np.nan
     alone = tfquant.quantize(models[-1], RECIPE)
-    with pytest.raises(calib.NonFiniteError, match="^first:linear_input:input: NaN or Inf in calibration batch 2;") as expected:
+    with pytest.raises(
+        calib.NonFiniteError, match="^first:linear_input:input: NaN or Inf in calibration batch 2;"
+    ) as expected:
         tfquant.calibrate(alone, batches, progress=False)
     for size in (2, 3):
         for error in failures(models, size, lambda _: batches):
@@ -188,7 +250,10 @@ def test_another_failure_names_its_rank(models):
         yield from make_batches()[1:]
 
     first, second = failures(models, 2, batches_of)
-    assert type(first) is OtherRankError and str(first) == "rank 1 failed at calibration batch 1: OSError: the disk is gone"
+    assert (
+        type(first) is OtherRankError
+        and str(first) == "rank 1 failed at calibration batch 1: OSError: the disk is gone"
+    )
     assert type(second) is OSError
 
 
@@ -202,7 +267,10 @@ def test_an_error_in_the_search_for_a_range_is_raised_on_all_ranks(models, monke
 
     monkeypatch.setattr(calib.SiteCalibration, "estimate", estimate)
     for error in failures(models, 2, lambda _: make_batches()):
-        assert type(error) is calib.EmptyStatisticsError and str(error) == "second:linear_input:input: nothing to see"
+        assert (
+            type(error) is calib.EmptyStatisticsError
+            and str(error) == "second:linear_input:input: nothing to see"
+        )
 
 
 def test_batches_made_beforehand_are_dealt_out_by_size(models):
@@ -210,11 +278,14 @@ def test_batches_made_beforehand_are_dealt_out_by_size(models):
     quantized = [tfquant.quantize(model, RECIPE) for model in models[:2]]
     seen = on_ranks(2, lambda g: rows_observed(quantized[g.rank], batches, g))
     assert sorted(seen) == [40, 40]
-    assert sorted(on_ranks(2, lambda g: rows_observed(quantized[g.rank], iter(batches), g))) == [5, 75]
+    assert sorted(on_ranks(2, lambda g: rows_observed(quantized[g.rank], iter(batches), g))) == [
+        5,
+        75,
+    ]
 
 
 def rows_observed(quantized, batches, group) -> int:
-    observation = tfquant.observation.Observation(quantized._engine)
+    observation = tfquant.observer_runner.Observation(quantized._engine)
     observation.run(batches, False, group)
     return observation.samples
 
@@ -232,7 +303,7 @@ def test_only_rank_0_shows_a_bar_and_one_process_keeps_nothing_of_its_batches(mo
         seen.append(original(*args, **options))
         return seen[-1]
 
-    monkeypatch.setattr(tfquant.observation, "tqdm", bar)
+    monkeypatch.setattr(tfquant.observer_runner, "tqdm", bar)
     monkeypatch.setattr(tfquant.calibration, "Observation", observation)
     quantized = [tfquant.quantize(model, RECIPE) for model in models[:3]]
     on_ranks(3, lambda g: tfquant.calibrate(quantized[g.rank], make_batches(), group=g))
@@ -248,7 +319,9 @@ def test_only_rank_0_shows_a_bar_and_one_process_keeps_nothing_of_its_batches(mo
 @pytest.mark.parametrize("signed", [False, True])
 def test_joined_observers_equal_one_to_the_sign_of_a_zero(signed):
     rng = np.random.default_rng(1)
-    batches = [np.float32(x) * np.ones((1, 4), np.float32) for x in (0.0, -0.0, 1e-41, -1e-41, 0.0, -0.0)]
+    batches = [
+        np.float32(x) * np.ones((1, 4), np.float32) for x in (0.0, -0.0, 1e-41, -1e-41, 0.0, -0.0)
+    ]
     batches += [(rng.normal(size=(1, 4)) * 3.0**k).astype(np.float32) for k in (0, 9, -9, 30, 1)]
     spec = [tf.TensorSpec([None, 4]), tf.TensorSpec([], tf.int64)]
 
@@ -264,13 +337,20 @@ def test_joined_observers_equal_one_to_the_sign_of_a_zero(signed):
         parts = [observe(range(rank, count, 3)) for rank in (2, 0, 1)]
         extremes = {number: pair for _, found in parts for number, pair in found.items()}
         joined = parts[0][0]
-        joined.join([observer.tallies() for observer, _ in parts], np.array([extremes[n] for n in range(count)]))
-        assert [v.numpy().tobytes() for v in joined.variables] == [v.numpy().tobytes() for v in whole.variables]
+        joined.join(
+            [observer.tallies() for observer, _ in parts],
+            np.array([extremes[n] for n in range(count)]),
+        )
+        assert [v.numpy().tobytes() for v in joined.variables] == [
+            v.numpy().tobytes() for v in whole.variables
+        ]
 
 
 def test_join_refuses_extremes_of_other_batches_and_keeps_the_first_broken_one():
     observers = [calib.Observer("site", signed=False, seed=1) for _ in range(2)]
-    extremes = [one.update(tf.constant([[np.nan, 1.0]]), None, 4 - n) for n, one in enumerate(observers)]
+    extremes = [
+        one.update(tf.constant([[np.nan, 1.0]]), None, 4 - n) for n, one in enumerate(observers)
+    ]
     with pytest.raises(ValueError, match="^site: 0 batches were counted, extremes are of 1"):
         observers[0].join([one.tallies() for one in observers], np.ones((1, 2)))
     observers[0].join([one.tallies() for one in observers], np.array(extremes))
@@ -282,10 +362,18 @@ def test_join_refuses_extremes_of_other_batches_and_keeps_the_first_broken_one()
 
 
 def worker(folder: str) -> None:
-    """One rank that mpirun started: writes its calibration, then the error that a broken batch ends with."""
-    group, quantized = Horovod(), tfquant.quantize(make_model(), RECIPE.with_method("moving_average"))
+    """One rank that mpirun started.
+
+    Writes its calibration, then the error that a broken batch ends with.
+    """
+    group, quantized = (
+        Horovod(),
+        tfquant.quantize(make_model(), RECIPE.with_method("moving_average")),
+    )
     path = pathlib.Path(folder) / str(group.rank)
-    tfquant.calibrate(quantized, make_batches(), sample=SAMPLE, progress=False, group=group).save(path.with_suffix(".npz"))
+    tfquant.calibrate(quantized, make_batches(), sample=SAMPLE, progress=False, group=group).save(
+        path.with_suffix(".npz")
+    )
     batches = make_batches()
     batches[3][0] = np.inf
     try:

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 import run_squad
-from squad_run.flags import Settings
-from squad_run.two_ranks import mpirun_command
+from runs.squad.flags import Settings
+from runs.squad.two_ranks import mpirun_command
 from tests.distributed.ranks import MPIRUN, ONE_THREAD, ROOT, found_by_two_ranks, needs_ranks
 from tests.test_run_squad import make_files
 from tfquant import checkpoint
@@ -29,12 +29,19 @@ LAUNCHERS = {
 
 @pytest.fixture
 def settings(tmp_path):
-    """Of a run in 2 processes without dropout, whose random numbers would be those of each process."""
+    """Of a run in 2 processes without dropout, whose random numbers would be those of each
+    process.
+    """
     files = make_files(tmp_path / "data")
     config = json.loads(pathlib.Path(files["bert_config_file"]).read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     pathlib.Path(files["bert_config_file"]).write_text(json.dumps(config))
-    files |= {"train_batch_size": 4, "learning_rate": 2e-6, "num_train_epochs": STEPS / 5, "do_train": True}
+    files |= {
+        "train_batch_size": 4,
+        "learning_rate": 2e-6,
+        "num_train_epochs": STEPS / 5,
+        "do_train": True,
+    }
     return Settings(**files, output_dir=str(tmp_path / "out"), save_checkpoints_steps=4)
 
 
@@ -60,8 +67,11 @@ class Run:
         with self.output.open("w") as file:
             self.process = subprocess.Popen(
                 [*LAUNCHERS[launcher], sys.executable, "run_squad.py", *given, "--horovod=true"],
-                cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
 
     def rank(self, number: int) -> psutil.Process:
         for process in psutil.Process(self.process.pid).children(recursive=True):
@@ -97,12 +107,17 @@ def last_step(settings: Settings) -> int:
 
 
 @needs_ranks
-def test_stopped_then_killed_then_resumed_in_one_process_a_run_ends_as_if_it_had_never_stopped(settings, start, capsys):
+def test_stopped_then_killed_then_resumed_in_one_process_a_run_ends_as_if_it_had_never_stopped(
+    settings, start, capsys
+):
     run = start("mpirun", settings)
     run.send(signal.SIGTERM, rank=1, after=0)
     assert run.end() == 0, run.text
     stopped = last_step(settings)
-    assert 4 <= stopped < STEPS and run.text.count(f"stopped by a signal after step {stopped} of {STEPS}") == 1
+    assert (
+        4 <= stopped < STEPS
+        and run.text.count(f"stopped by a signal after step {stopped} of {STEPS}") == 1
+    )
 
     run = start("mpirun", settings)
     run.send(signal.SIGKILL, rank=1, after=stopped)
@@ -114,10 +129,18 @@ def test_stopped_then_killed_then_resumed_in_one_process_a_run_ends_as_if_it_had
     settings = dataclasses.replace(settings, save_checkpoints_steps=1000)
     figures = run_squad.run(settings)["training"]
     assert (figures["first_step"], figures["last_step"]) == (killed, STEPS)
-    assert "started in 2 processes, going on in 1 process: a step keeps its 8 windows" in capsys.readouterr().err
-    whole = dataclasses.replace(settings, output_dir=settings.output_dir + "_whole", train_batch_size=8, learning_rate=4e-6)
+    assert (
+        "started in 2 processes, going on in 1 process: a step keeps its 8 windows"
+        in capsys.readouterr().err
+    )
+    whole = dataclasses.replace(
+        settings, output_dir=settings.output_dir + "_whole", train_batch_size=8, learning_rate=4e-6
+    )
     run_squad.run(whole)
-    one, two = (checkpoint.read(pathlib.Path(s.output_dir) / f"model.ckpt-{STEPS}") for s in (settings, whole))
+    one, two = (
+        checkpoint.read(pathlib.Path(s.output_dir) / f"model.ckpt-{STEPS}")
+        for s in (settings, whole)
+    )
     for name in one:
         if not name.startswith("tfquant/"):
             np.testing.assert_allclose(one[name], two[name], atol=1e-6, err_msg=name)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.distributed import worker
 from tests.distributed.ranks import found_by_two_ranks, needs_ranks
-from tfquant.distributed import DivergedError, Horovod, Single
+from tfquant.distributed.group import DivergedError, Horovod, Single
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,9 @@ def test_two_ranks_end_where_one_process_with_the_whole_batches_does(ranks, tmp_
     assert alone.keys() == first["variables"].keys()
     assert sum("linear_input" in path for path in alone) == (4 if case == "moving" else 0)
     for path, value in alone.items():
-        np.testing.assert_allclose(first["variables"][path], value, rtol=1e-4, atol=1e-6, err_msg=path)
+        np.testing.assert_allclose(
+            first["variables"][path], value, rtol=1e-4, atol=1e-6, err_msg=path
+        )
 
 
 @needs_ranks
@@ -41,8 +43,12 @@ def test_speeds_are_added_up_and_the_share_of_all_reduce_is_measured(ranks):
 
 
 @needs_ranks
-@pytest.mark.parametrize(("case", "what"), [("unreduced", "first/kernel"), ("ranges apart", "linear_input")])
-def test_what_was_not_averaged_stops_the_run_before_a_checkpoint_is_written(ranks, folder, case, what):
+@pytest.mark.parametrize(
+    ("case", "what"), [("unreduced", "first/kernel"), ("ranges apart", "linear_input")]
+)
+def test_what_was_not_averaged_stops_the_run_before_a_checkpoint_is_written(
+    ranks, folder, case, what
+):
     for found in ranks:
         error = found[case]["error"]
         assert error.startswith("at step 10 the ranks hold different weights") and what in error
@@ -59,11 +65,16 @@ def test_a_missing_horovod_is_one_line_that_says_how_to_install_it(monkeypatch):
 def test_a_horovod_that_lacks_a_library_is_not_called_missing(monkeypatch, tmp_path):
     package = tmp_path / "horovod"
     package.mkdir()
-    (package / "__init__.py").write_text("raise ImportError('libmpi.so.40: cannot open shared object file')")
+    (package / "__init__.py").write_text(
+        "raise ImportError('libmpi.so.40: cannot open shared object file')"
+    )
     for name in [name for name in sys.modules if name.partition(".")[0] == "horovod"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ModuleNotFoundError, match="Horovod is installed but cannot be loaded .libmpi.so.40.*make env"):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match="Horovod is installed but cannot be loaded .libmpi.so.40.*make env",
+    ):
         Horovod()
 
 

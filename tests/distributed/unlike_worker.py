@@ -1,4 +1,6 @@
-"""One of two ranks that are not started alike; run by test_unlike_ranks.py with the case as its argument."""
+"""One of two ranks that are not started alike; run by test_unlike_ranks.py with the case as its
+argument.
+"""
 
 import os
 import signal
@@ -9,8 +11,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
-from tfquant.agreement import agree
-from tfquant.distributed import DivergedError, start
+from tfquant.distributed.errors import agree
+from tfquant.distributed.group import DivergedError, start
 
 CASE = sys.argv[1]
 group = start(horovod=True, timeout=4.0)

@@ -1,4 +1,6 @@
-"""One rank of the two that test_two_ranks.py starts; trains in several ways and prints what it found as one line of JSON."""
+"""One rank of the two that test_two_ranks.py starts; trains in several ways and prints what it
+found as one line of JSON.
+"""
 
 import json
 import pathlib
@@ -8,7 +10,7 @@ import keras
 import numpy as np
 
 import tfquant
-from tfquant.distributed import DivergedError, Group, Horovod, Single
+from tfquant.distributed.group import DivergedError, Group, Horovod, Single
 from tfquant.rules import Recipe, Rule
 from tfquant.spec import QuantSpec
 from tfquant.training import BertAdamW, Trainer, TrainOptions
@@ -17,7 +19,11 @@ MOVING = Recipe(
     (
         Rule(QuantSpec(granularity="per_channel"), "weight"),
         Rule(QuantSpec(update="moving_average", decay=0.5), "linear_input", path="first*"),
-        Rule(QuantSpec(update="moving_average", decay=0.5, symmetric=False), "linear_input", path="second*"),
+        Rule(
+            QuantSpec(update="moving_average", decay=0.5, symmetric=False),
+            "linear_input",
+            path="second*",
+        ),
     ),
     name="moving",
 )
@@ -49,14 +55,20 @@ def train(case: str, folder: pathlib.Path, group: Group) -> dict:
         return ({"x": batch[group.rank :: group.size]} for batch in data[start:])
 
     def loss(model, batch):
-        return keras.ops.mean((model(batch["x"], training=True) - keras.ops.sum(batch["x"], -1, keepdims=True)) ** 2)
+        return keras.ops.mean(
+            (model(batch["x"], training=True) - keras.ops.sum(batch["x"], -1, keepdims=True)) ** 2
+        )
 
     accumulation = 2 if case == "accumulated" else 1
     options = TrainOptions(folder / case, 10 // accumulation, accumulation=accumulation)
     trainer, found = Trainer(model, loss, BertAdamW(1e-2), options, group=group), {"error": ""}
     try:
         summary = trainer.fit(batches)
-        found |= {"share": summary.allreduce_share, "own": summary.examples_per_second, "total": summary.total_examples_per_second}
+        found |= {
+            "share": summary.allreduce_share,
+            "own": summary.examples_per_second,
+            "total": summary.total_examples_per_second,
+        }
     except DivergedError as error:
         found["error"] = str(error)
     return found | {"variables": {v.path: v.numpy().tolist() for v in model.variables}}
@@ -66,7 +78,9 @@ def main(folder: str) -> None:
     group = Horovod()
     found = {"rank": group.rank}
     for case in CASES:
-        found[case] = train(case, pathlib.Path(folder), Unreduced() if case == "unreduced" else group)
+        found[case] = train(
+            case, pathlib.Path(folder), Unreduced() if case == "unreduced" else group
+        )
     print("FOUND " + json.dumps(found), flush=True)
 
 

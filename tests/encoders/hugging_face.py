@@ -1,4 +1,7 @@
-"""Model directories as Hugging Face's libraries write them, made of random values: names, shapes and keys as in published files."""
+"""Model directories as Hugging Face's libraries write them, made of random values.
+
+Names, shapes and keys as in published files.
+"""
 
 import json
 import pathlib
@@ -9,31 +12,74 @@ from safetensors.numpy import save_file
 VOCAB, WIDTH, LAYERS, HEADS, INNER, POSITIONS = 50, 16, 2, 4, 24, 20
 
 ROBERTA = {
-    "model_type": "roberta", "architectures": ["RobertaModel"], "vocab_size": VOCAB, "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": INNER, "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "max_position_embeddings": POSITIONS + 2,
-    "type_vocab_size": 1, "initializer_range": 0.02, "layer_norm_eps": 1e-5, "pad_token_id": 1, "bos_token_id": 0,
-}  # fmt: skip
-DISTILBERT = {
-    "model_type": "distilbert", "activation": "gelu", "attention_dropout": 0.1, "dim": WIDTH, "dropout": 0.1,
-    "hidden_dim": INNER, "initializer_range": 0.02, "max_position_embeddings": POSITIONS, "n_heads": HEADS,
-    "n_layers": LAYERS, "pad_token_id": 0, "qa_dropout": 0.1, "seq_classif_dropout": 0.2, "sinusoidal_pos_embds": False,
-    "tie_weights_": True, "vocab_size": VOCAB,
-}  # fmt: skip
-MOBILEBERT = {
-    "model_type": "mobilebert", "attention_probs_dropout_prob": 0.1, "classifier_activation": False, "embedding_size": 6,
-    "hidden_act": "relu", "hidden_dropout_prob": 0.1, "hidden_size": WIDTH, "initializer_range": 0.02,
-    "intermediate_size": INNER, "intra_bottleneck_size": 8, "key_query_shared_bottleneck": True, "layer_norm_eps": 1e-12,
-    "max_position_embeddings": POSITIONS, "normalization_type": "no_norm", "num_attention_heads": HEADS,
-    "num_feedforward_networks": 3, "num_hidden_layers": LAYERS, "pad_token_id": 0, "trigram_input": True,
-    "true_hidden_size": 8, "type_vocab_size": 2, "use_bottleneck": True, "use_bottleneck_attention": False,
+    "model_type": "roberta",
+    "architectures": ["RobertaModel"],
     "vocab_size": VOCAB,
-}  # fmt: skip
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": INNER,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": POSITIONS + 2,
+    "type_vocab_size": 1,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+}
+DISTILBERT = {
+    "model_type": "distilbert",
+    "activation": "gelu",
+    "attention_dropout": 0.1,
+    "dim": WIDTH,
+    "dropout": 0.1,
+    "hidden_dim": INNER,
+    "initializer_range": 0.02,
+    "max_position_embeddings": POSITIONS,
+    "n_heads": HEADS,
+    "n_layers": LAYERS,
+    "pad_token_id": 0,
+    "qa_dropout": 0.1,
+    "seq_classif_dropout": 0.2,
+    "sinusoidal_pos_embds": False,
+    "tie_weights_": True,
+    "vocab_size": VOCAB,
+}
+MOBILEBERT = {
+    "model_type": "mobilebert",
+    "attention_probs_dropout_prob": 0.1,
+    "classifier_activation": False,
+    "embedding_size": 6,
+    "hidden_act": "relu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": WIDTH,
+    "initializer_range": 0.02,
+    "intermediate_size": INNER,
+    "intra_bottleneck_size": 8,
+    "key_query_shared_bottleneck": True,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": POSITIONS,
+    "normalization_type": "no_norm",
+    "num_attention_heads": HEADS,
+    "num_feedforward_networks": 3,
+    "num_hidden_layers": LAYERS,
+    "pad_token_id": 0,
+    "trigram_input": True,
+    "true_hidden_size": 8,
+    "type_vocab_size": 2,
+    "use_bottleneck": True,
+    "use_bottleneck_attention": False,
+    "vocab_size": VOCAB,
+}
 CONFIGS = {"roberta": ROBERTA, "distilbert": DISTILBERT, "mobilebert": MOBILEBERT}
 
 
 class _Values:
-    """Random weights far from their usual initial values, so that every one of them matters to the outputs."""
+    """Random weights far from their usual initial values, so that every one of them matters to the
+    outputs.
+    """
 
     def __init__(self, seed: int):
         self._rng = np.random.default_rng(seed)
@@ -43,7 +89,9 @@ class _Values:
         self.stored[f"{name}.weight"] = self._rng.normal(0, 0.4, (rows, width)).astype(np.float32)
 
     def linear(self, name: str, outputs: int, inputs: int) -> None:
-        self.stored[f"{name}.weight"] = self._rng.normal(0, 0.25, (outputs, inputs)).astype(np.float32)
+        self.stored[f"{name}.weight"] = self._rng.normal(0, 0.25, (outputs, inputs)).astype(
+            np.float32
+        )
         self.stored[f"{name}.bias"] = self._rng.normal(0, 0.2, outputs).astype(np.float32)
 
     def norm(self, name: str, width: int) -> None:
@@ -52,11 +100,15 @@ class _Values:
 
 
 def roberta_weights(config: dict, task: str = "", seed: int = 0) -> dict[str, np.ndarray]:
-    """Task "" is the base model, with its pooler and a language modelling head; "classification" and "squad" are fine-tuned."""
+    """Task "" is the base model, with its pooler and a language modelling head; "classification"
+    and "squad" are fine-tuned.
+    """
     values, width, inner = _Values(seed), config["hidden_size"], config["intermediate_size"]
     prefix = "roberta."
     values.table(f"{prefix}embeddings.word_embeddings", config["vocab_size"], width)
-    values.table(f"{prefix}embeddings.position_embeddings", config["max_position_embeddings"], width)
+    values.table(
+        f"{prefix}embeddings.position_embeddings", config["max_position_embeddings"], width
+    )
     values.table(f"{prefix}embeddings.token_type_embeddings", config["type_vocab_size"], width)
     values.norm(f"{prefix}embeddings.LayerNorm", width)
     for i in range(config["num_hidden_layers"]):
@@ -86,7 +138,9 @@ def distilbert_weights(config: dict, task: str = "", seed: int = 0) -> dict[str,
     values, width, inner = _Values(seed), config["dim"], config["hidden_dim"]
     prefix = "distilbert."
     values.table(f"{prefix}embeddings.word_embeddings", config["vocab_size"], width)
-    values.table(f"{prefix}embeddings.position_embeddings", config["max_position_embeddings"], width)
+    values.table(
+        f"{prefix}embeddings.position_embeddings", config["max_position_embeddings"], width
+    )
     values.norm(f"{prefix}embeddings.LayerNorm", width)
     for i in range(config["n_layers"]):
         layer = f"{prefix}transformer.layer.{i}"
@@ -113,11 +167,17 @@ def mobilebert_weights(config: dict, task: str = "", seed: int = 0) -> dict[str,
     values, width, inner = _Values(seed), config["hidden_size"], config["intermediate_size"]
     narrow = config["intra_bottleneck_size"] if config["use_bottleneck"] else width
     prefix = "mobilebert."
-    values.table(f"{prefix}embeddings.word_embeddings", config["vocab_size"], config["embedding_size"])
-    values.table(f"{prefix}embeddings.position_embeddings", config["max_position_embeddings"], width)
+    values.table(
+        f"{prefix}embeddings.word_embeddings", config["vocab_size"], config["embedding_size"]
+    )
+    values.table(
+        f"{prefix}embeddings.position_embeddings", config["max_position_embeddings"], width
+    )
     values.table(f"{prefix}embeddings.token_type_embeddings", config["type_vocab_size"], width)
     trigrams = 3 if config["trigram_input"] else 1
-    values.linear(f"{prefix}embeddings.embedding_transformation", width, trigrams * config["embedding_size"])
+    values.linear(
+        f"{prefix}embeddings.embedding_transformation", width, trigrams * config["embedding_size"]
+    )
     values.norm(f"{prefix}embeddings.LayerNorm", width)
     for i in range(config["num_hidden_layers"]):
         _mobilebert_layer(values, f"{prefix}encoder.layer.{i}", config, width, narrow, inner)
@@ -134,9 +194,15 @@ def mobilebert_weights(config: dict, task: str = "", seed: int = 0) -> dict[str,
     return values.stored
 
 
-def _mobilebert_layer(values: _Values, layer: str, config: dict, width: int, narrow: int, inner: int) -> None:
+def _mobilebert_layer(
+    values: _Values, layer: str, config: dict, width: int, narrow: int, inner: int
+) -> None:
     wide_value = config["use_bottleneck"] and not config["use_bottleneck_attention"]
-    for name, inputs in (("query", narrow), ("key", narrow), ("value", width if wide_value else narrow)):
+    for name, inputs in (
+        ("query", narrow),
+        ("key", narrow),
+        ("value", width if wide_value else narrow),
+    ):
         values.linear(f"{layer}.attention.self.{name}", narrow, inputs)
     values.linear(f"{layer}.attention.output.dense", narrow, narrow)
     values.norm(f"{layer}.attention.output.LayerNorm", narrow)
@@ -155,10 +221,16 @@ def _mobilebert_layer(values: _Values, layer: str, config: dict, width: int, nar
             values.norm(f"{layer}.bottleneck.{name}.LayerNorm", narrow)
 
 
-WEIGHTS = {"roberta": roberta_weights, "distilbert": distilbert_weights, "mobilebert": mobilebert_weights}
+WEIGHTS = {
+    "roberta": roberta_weights,
+    "distilbert": distilbert_weights,
+    "mobilebert": mobilebert_weights,
+}
 
 
-def write(folder: pathlib.Path, config: dict, weights: dict[str, np.ndarray], shards: int = 1) -> pathlib.Path:
+def write(
+    folder: pathlib.Path, config: dict, weights: dict[str, np.ndarray], shards: int = 1
+) -> pathlib.Path:
     """Writes `config.json` and `model.safetensors`, or as many shards with their index."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -170,7 +242,9 @@ def write(folder: pathlib.Path, config: dict, weights: dict[str, np.ndarray], sh
     for name, part in zip(names, parts, strict=True):
         save_file(part, folder / name)
     weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     return folder
 
 
@@ -181,7 +255,11 @@ def batch(config: dict, rows: int = 3, length: int = 11, seed: int = 0) -> dict[
     mask = np.arange(length) < lengths[:, None]
     segments = rng.integers(0, 2, (rows, length)) * mask
     return {
-        "input_ids": np.where(mask, rng.integers(2, config["vocab_size"], (rows, length)), pad).astype(np.int32),
+        "input_ids": (
+            np.where(mask, rng.integers(2, config["vocab_size"], (rows, length)), pad).astype(
+                np.int32
+            )
+        ),
         "input_mask": mask.astype(np.int32),
         "segment_ids": segments.astype(np.int32),
     }

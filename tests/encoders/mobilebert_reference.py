@@ -1,10 +1,15 @@
-"""MobileBERT in NumPy, double precision, written from the paper (Sun et al. 2020, sections 3 and A) on Hugging Face's weights."""
+"""MobileBERT in NumPy, double precision, written from the paper (Sun et al.
+
+2020, sections 3 and A) on Hugging Face's weights.
+"""
 
 import numpy as np
 import scipy.special
 
 
-def mobilebert_states(config: dict, weights: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> np.ndarray:
+def mobilebert_states(
+    config: dict, weights: dict[str, np.ndarray], batch: dict[str, np.ndarray]
+) -> np.ndarray:
     """Hidden states [B, S, H] behind the last layer."""
     return _Reference(config, weights).states(**batch)
 
@@ -12,7 +17,10 @@ def mobilebert_states(config: dict, weights: dict[str, np.ndarray], batch: dict[
 class _Reference:
     def __init__(self, config: dict, weights: dict[str, np.ndarray]):
         self.config = config
-        self.weights = {name.removeprefix("mobilebert."): value.astype(np.float64) for name, value in weights.items()}
+        self.weights = {
+            name.removeprefix("mobilebert."): value.astype(np.float64)
+            for name, value in weights.items()
+        }
 
     def states(self, input_ids, input_mask, segment_ids) -> np.ndarray:
         x = self.embeddings(input_ids, segment_ids)
@@ -30,7 +38,10 @@ class _Reference:
         return x * self.weights[f"{name}.LayerNorm.weight"] + self.weights[f"{name}.LayerNorm.bias"]
 
     def embeddings(self, ids, segments) -> np.ndarray:
-        tables = {name: self.weights[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")}
+        tables = {
+            name: self.weights[f"embeddings.{name}_embeddings.weight"]
+            for name in ("word", "position", "token_type")
+        }
         x = tables["word"][ids]
         if self.config["trigram_input"]:
             following, previous = np.zeros_like(x), np.zeros_like(x)
@@ -43,11 +54,16 @@ class _Reference:
     def layer(self, scope: str, x: np.ndarray, mask) -> np.ndarray:
         keys, values, skip = x, x, x
         if self.config["use_bottleneck"]:
-            skip = self.norm(f"{scope}.bottleneck.input", self.linear(f"{scope}.bottleneck.input.dense", x))
+            skip = self.norm(
+                f"{scope}.bottleneck.input", self.linear(f"{scope}.bottleneck.input.dense", x)
+            )
             if self.config["use_bottleneck_attention"]:
                 keys = values = skip
             else:
-                keys = self.norm(f"{scope}.bottleneck.attention", self.linear(f"{scope}.bottleneck.attention.dense", x))
+                keys = self.norm(
+                    f"{scope}.bottleneck.attention",
+                    self.linear(f"{scope}.bottleneck.attention.dense", x),
+                )
         context = self.attention(f"{scope}.attention.self", keys, values, mask)
         output = f"{scope}.attention.output"
         y = self.norm(output, self.linear(f"{output}.dense", context) + skip)

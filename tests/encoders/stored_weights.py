@@ -6,9 +6,13 @@ import tensorflow as tf
 import modeling
 
 TINY = modeling.BertConfig(
-    vocab_size=11, hidden_size=4, num_hidden_layers=2, num_attention_heads=2, intermediate_size=6,
+    vocab_size=11,
+    hidden_size=4,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=6,
     max_position_embeddings=7,
-)  # fmt: skip
+)
 
 
 def values_for(model, seed=0):
@@ -20,9 +24,14 @@ def values_for(model, seed=0):
 def write_bundle(prefix, values):
     """A checkpoint as TensorFlow 1 programs write it."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        variables = [tf.compat.v1.Variable(value, name=name, dtype=value.dtype) for name, value in values.items()]
+        variables = [
+            tf.compat.v1.Variable(value, name=name, dtype=value.dtype)
+            for name, value in values.items()
+        ]
         session.run(tf.compat.v1.global_variables_initializer())
-        return tf.compat.v1.train.Saver(variables).save(session, str(prefix), write_meta_graph=False)
+        return tf.compat.v1.train.Saver(variables).save(
+            session, str(prefix), write_meta_graph=False
+        )
 
 
 def hugging_face_name(name, old=False):
@@ -50,5 +59,7 @@ def hugging_face_weights(values, prefix="bert.", old=False, dtype=np.float32):
         target = hugging_face_name(name, old)
         if not target.startswith(("qa_outputs", "classifier")):
             target = prefix + target
-        stored[target] = np.ascontiguousarray(value.T if name.endswith("kernel") else value).astype(dtype)
+        stored[target] = np.ascontiguousarray(value.T if name.endswith("kernel") else value).astype(
+            dtype
+        )
     return stored

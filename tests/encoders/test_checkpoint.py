@@ -1,4 +1,7 @@
-"""Reading of weights: TensorFlow name-based bundles, Hugging Face safetensors, and what does not fit."""
+"""Reading of weights.
+
+TensorFlow name-based bundles, Hugging Face safetensors, and what does not fit.
+"""
 
 import contextlib
 import json
@@ -17,7 +20,9 @@ from tests.encoders.stored_weights import TINY, hugging_face_weights, values_for
 
 def assert_holds(model, values, **tolerance):
     for variable in model.weights:
-        np.testing.assert_allclose(variable.numpy(), values[variable.path], err_msg=variable.path, **tolerance)
+        np.testing.assert_allclose(
+            variable.numpy(), values[variable.path], err_msg=variable.path, **tolerance
+        )
 
 
 @contextlib.contextmanager
@@ -25,12 +30,18 @@ def unchanged(model):
     before = {v.path: v.numpy() for v in model.weights}
     yield
     for variable in model.weights:
-        np.testing.assert_array_equal(variable.numpy(), before[variable.path], err_msg=variable.path)
+        np.testing.assert_array_equal(
+            variable.numpy(), before[variable.path], err_msg=variable.path
+        )
 
 
 @pytest.mark.parametrize(
     "build",
-    [modeling.build_encoder, modeling.build_squad_model, lambda config: modeling.build_classifier(config, 3)],
+    [
+        modeling.build_encoder,
+        modeling.build_squad_model,
+        lambda config: modeling.build_classifier(config, 3),
+    ],
     ids=["encoder", "squad", "classifier"],
 )
 def test_tensorflow_1_checkpoint_loads_into_every_model_by_name(build, tmp_path):
@@ -61,7 +72,10 @@ def test_optimizer_slots_counters_and_training_state_are_no_weights(tmp_path):
 
 def test_pretrained_checkpoint_loads_into_a_squad_model_with_a_fresh_head(tmp_path):
     pretrained = values_for(modeling.build_encoder(TINY))
-    extra = {"cls/predictions/output_bias": np.zeros(11, np.float32), "cls/seq_relationship/output_bias": np.ones(2)}
+    extra = {
+        "cls/predictions/output_bias": np.zeros(11, np.float32),
+        "cls/seq_relationship/output_bias": np.ones(2),
+    }
     prefix = write_bundle(tmp_path / "bert_model.ckpt", pretrained | extra)
     model = modeling.build_squad_model(TINY, seed=0)
     head = ("cls/squad/output_bias", "cls/squad/output_weights")
@@ -107,7 +121,11 @@ def test_hugging_face_directory_loads_with_and_without_prefix(prefix, dtype, tmp
     stored[f"{prefix}embeddings.position_ids"] = np.arange(7)[None]
     save_file(stored, tmp_path / "model.safetensors")
     report = modeling.load_weights(model, tmp_path)
-    assert_holds(model, {name: value.astype(dtype).astype(np.float32) for name, value in values.items()}, rtol=0)
+    assert_holds(
+        model,
+        {name: value.astype(dtype).astype(np.float32) for name, value in values.items()},
+        rtol=0,
+    )
     assert report == modeling.LoadReport(tuple(sorted(values)), (), ())
 
 
@@ -152,15 +170,26 @@ def test_sharded_directory_loads_and_a_lost_shard_is_named(tmp_path):
 def test_names_of_hugging_face_are_translated_or_left_alone():
     # Pairs as they stand in the published files of bert-base-uncased on both sides.
     assert google_name("bert.encoder.layer.11.attention.self.query.weight") == (
-        "bert/encoder/layer_11/attention/self/query/kernel", True,
-    )  # fmt: skip
+        "bert/encoder/layer_11/attention/self/query/kernel",
+        True,
+    )
     assert google_name("encoder.layer.0.attention.output.LayerNorm.gamma") == (
-        "bert/encoder/layer_0/attention/output/LayerNorm/gamma", False,
-    )  # fmt: skip
-    assert google_name("bert.embeddings.LayerNorm.bias") == ("bert/embeddings/LayerNorm/beta", False)
-    assert google_name("embeddings.token_type_embeddings.weight") == ("bert/embeddings/token_type_embeddings", False)
+        "bert/encoder/layer_0/attention/output/LayerNorm/gamma",
+        False,
+    )
+    assert google_name("bert.embeddings.LayerNorm.bias") == (
+        "bert/embeddings/LayerNorm/beta",
+        False,
+    )
+    assert google_name("embeddings.token_type_embeddings.weight") == (
+        "bert/embeddings/token_type_embeddings",
+        False,
+    )
     assert google_name("bert.pooler.dense.weight") == ("bert/pooler/dense/kernel", True)
-    assert google_name("bert.encoder.layer.3.output.dense.bias") == ("bert/encoder/layer_3/output/dense/bias", False)
+    assert google_name("bert.encoder.layer.3.output.dense.bias") == (
+        "bert/encoder/layer_3/output/dense/bias",
+        False,
+    )
     assert google_name("qa_outputs.weight") == ("cls/squad/output_weights", False)
     assert google_name("roberta.pooler.dense.weight") == ("roberta.pooler.dense.weight", False)
 
@@ -203,7 +232,10 @@ def test_checkpoint_of_another_size_is_refused(tmp_path):
     wide = modeling.BertConfig(11, 8, 2, 2, 6, max_position_embeddings=7)
     prefix = write_bundle(tmp_path / "model.ckpt", values_for(modeling.build_squad_model(wide)))
     model = modeling.build_squad_model(TINY)
-    with unchanged(model), pytest.raises(ValueError, match="query/kernel is \\[8, 8\\], the model wants \\[4, 4\\]"):
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match="query/kernel is \\[8, 8\\], the model wants \\[4, 4\\]"),
+    ):
         modeling.load_weights(model, prefix)
 
 
@@ -211,24 +243,38 @@ def test_another_tasks_head_is_refused_unless_allowed(tmp_path):
     values = values_for(modeling.build_squad_model(TINY))
     prefix = write_bundle(tmp_path / "model.ckpt", values)
     model = modeling.build_classifier(TINY, 2, seed=0)
-    with unchanged(model), pytest.raises(ValueError, match="left over: cls/squad/output_bias") as error:
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match="left over: cls/squad/output_bias") as error,
+    ):
         modeling.load_weights(model, prefix)
     assert "missing: output_weights [2, 4]" in str(error.value)
     fresh = ("bert/pooler/", "output_")
-    report = modeling.load_weights(model, prefix, allow_missing=fresh, allow_unexpected="cls/squad/")
-    assert report.missing == ("bert/pooler/dense/bias", "bert/pooler/dense/kernel", "output_bias", "output_weights")
+    report = modeling.load_weights(
+        model, prefix, allow_missing=fresh, allow_unexpected="cls/squad/"
+    )
+    assert report.missing == (
+        "bert/pooler/dense/bias",
+        "bert/pooler/dense/kernel",
+        "output_bias",
+        "output_weights",
+    )
     assert report.unexpected == ("cls/squad/output_bias", "cls/squad/output_weights")
 
 
 def test_file_without_any_of_the_weights_is_refused_even_where_all_may_be_missing(tmp_path):
     save_file({"vision.patch.weight": np.zeros((2, 2), np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="no variable of the model is in the checkpoint"):
-        modeling.load_weights(modeling.build_squad_model(TINY), tmp_path, allow_missing="", allow_unexpected="")
+        modeling.load_weights(
+            modeling.build_squad_model(TINY), tmp_path, allow_missing="", allow_unexpected=""
+        )
 
 
 def test_single_string_is_one_beginning_not_its_letters(tmp_path):
     values = values_for(modeling.build_squad_model(TINY))
-    values = {name: value for name, value in values.items() if not name.startswith("bert/encoder/layer_0")}
+    values = {
+        name: value for name, value in values.items() if not name.startswith("bert/encoder/layer_0")
+    }
     prefix = write_bundle(tmp_path / "model.ckpt", values)
     with pytest.raises(ValueError, match="missing: bert/encoder/layer_0"):
         modeling.load_weights(modeling.build_squad_model(TINY), prefix, allow_missing="bar")
@@ -238,9 +284,15 @@ def test_integer_weights_are_refused(tmp_path):
     model = modeling.build_squad_model(TINY)
     values = values_for(model)
     values["cls/squad/output_bias"] = np.ones(2, np.int32)
-    with unchanged(model), pytest.raises(ValueError, match="wrong dtype: cls/squad/output_bias is int32"):
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match="wrong dtype: cls/squad/output_bias is int32"),
+    ):
         modeling.load_weights(model, write_bundle(tmp_path / "model.ckpt", values))
-    save_file(hugging_face_weights(values) | {"qa_outputs.bias": np.ones(2, np.int8)}, tmp_path / "model.safetensors")
+    save_file(
+        hugging_face_weights(values) | {"qa_outputs.bias": np.ones(2, np.int8)},
+        tmp_path / "model.safetensors",
+    )
     with unchanged(model), pytest.raises(ValueError, match="wrong dtype: qa_outputs.bias is I8"):
         modeling.load_weights(model, tmp_path)
 
@@ -250,7 +302,10 @@ def test_nan_in_weights_is_refused_and_named(tmp_path):
     values = values_for(model)
     values["bert/embeddings/LayerNorm/beta"][1] = np.nan
     values["cls/squad/output_bias"][0] = np.inf
-    with unchanged(model), pytest.raises(ValueError, match="NaN or Inf: bert/embeddings/LayerNorm/beta") as error:
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match="NaN or Inf: bert/embeddings/LayerNorm/beta") as error,
+    ):
         modeling.load_weights(model, write_bundle(tmp_path / "model.ckpt", values))
     assert "NaN or Inf: cls/squad/output_bias" in str(error.value)
 
@@ -258,9 +313,14 @@ def test_nan_in_weights_is_refused_and_named(tmp_path):
 def test_weight_stored_under_both_prefixes_is_refused(tmp_path):
     model = modeling.build_squad_model(TINY)
     stored = hugging_face_weights(values_for(model))
-    stored["embeddings.word_embeddings.weight"] = stored["bert.embeddings.word_embeddings.weight"].copy()
+    stored["embeddings.word_embeddings.weight"] = stored[
+        "bert.embeddings.word_embeddings.weight"
+    ].copy()
     save_file(stored, tmp_path / "model.safetensors")
-    with unchanged(model), pytest.raises(ValueError, match="holds bert/embeddings/word_embeddings twice"):
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match="holds bert/embeddings/word_embeddings twice"),
+    ):
         modeling.load_weights(model, tmp_path)
 
 
@@ -275,7 +335,10 @@ def test_wrong_paths_get_a_hint(tmp_path):
         (tmp_path / "tf" / "model.ckpt-4", "found in .*tf: model.ckpt-3"),
         (tmp_path / "tf", "no model.safetensors in .*tf; found: model.ckpt-3 .*give its prefix"),
         (tmp_path / "torch", "convert them to model.safetensors"),
-        (tmp_path / "tf" / "x.safetensors", "no such file: .*x.safetensors; beside it: model.ckpt-3"),
+        (
+            tmp_path / "tf" / "x.safetensors",
+            "no such file: .*x.safetensors; beside it: model.ckpt-3",
+        ),
         (tmp_path / "none" / "model.ckpt", "no such folder"),
         (tmp_path / "notes", "neither a .safetensors file nor the prefix"),
     ):
@@ -297,10 +360,15 @@ def test_damaged_bundle_is_refused(part, fault, tmp_path):
     file = tmp_path / f"model.ckpt{part}"
     content = file.read_bytes()
     half = len(content) // 2
-    file.write_bytes(content[:half] if fault == "cut" else content[:half] + b"\xa5" * 200 + content[half + 200 :])
+    file.write_bytes(
+        content[:half] if fault == "cut" else content[:half] + b"\xa5" * 200 + content[half + 200 :]
+    )
     if fault == "gone":
         file.unlink()
-    with unchanged(model), pytest.raises((ValueError, FileNotFoundError), match="damaged or|is damaged|no checkpoint"):
+    with (
+        unchanged(model),
+        pytest.raises((ValueError, FileNotFoundError), match="damaged or|is damaged|no checkpoint"),
+    ):
         modeling.load_weights(model, prefix)
 
 
@@ -311,7 +379,10 @@ def test_damaged_safetensors_file_is_refused(keep, tmp_path):
     save_file(hugging_face_weights(values_for(model)), file)
     content = file.read_bytes()
     file.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
-    with unchanged(model), pytest.raises(ValueError, match="model.safetensors cannot be read as safetensors"):
+    with (
+        unchanged(model),
+        pytest.raises(ValueError, match="model.safetensors cannot be read as safetensors"),
+    ):
         modeling.load_weights(model, tmp_path)
 
 
@@ -329,7 +400,10 @@ def test_lower_case_is_told_from_the_vocabulary_before_all_else(tmp_path):
         assert modeling.detect_lower_case(path) is True
     (folder / "vocab.txt").write_text("[PAD]\nthe\nThe\n", encoding="utf-8")
     assert modeling.detect_lower_case(prefix) is False
-    stray = ["\u13a0", *(f"piece{i}" for i in range(500))]  # Cherokee: a capital to Python, yet in uncased files too
+    stray = [
+        "\u13a0",
+        *(f"piece{i}" for i in range(500)),
+    ]  # Cherokee: a capital to Python, yet in uncased files too
     (folder / "vocab.txt").write_text("\n".join(stray), encoding="utf-8")
     assert modeling.detect_lower_case(prefix) is True
 
@@ -362,17 +436,30 @@ def test_real_hugging_face_file_says_the_same_as_a_bundle_of_it(shared_dir, tmp_
 
 
 STATE = (
-    "bad_steps", "good_steps", "current_loss_scale", "loss_scale", "num_good_steps", "beta2_power_1", "local_step", "batch_finite",
-    "amp/loss_scale", "bert/pooler/dense/kernel/lamb_m", "bert/pooler/dense/kernel/Adam_1", "bert/pooler/dense/kernel/accum",
-    "bert/pooler/dense/kernel/Momentum", "cls/squad/output_bias/adam_v",
-)  # fmt: skip
+    "bad_steps",
+    "good_steps",
+    "current_loss_scale",
+    "loss_scale",
+    "num_good_steps",
+    "beta2_power_1",
+    "local_step",
+    "batch_finite",
+    "amp/loss_scale",
+    "bert/pooler/dense/kernel/lamb_m",
+    "bert/pooler/dense/kernel/Adam_1",
+    "bert/pooler/dense/kernel/accum",
+    "bert/pooler/dense/kernel/Momentum",
+    "cls/squad/output_bias/adam_v",
+)
 
 
 def test_state_of_mixed_precision_and_of_optimizers_is_no_weight(squad_model, tmp_path):
     values = values_for(squad_model)
     prefix = write_bundle(tmp_path / "model.ckpt", values | dict.fromkeys(STATE, np.float32(1)))
     assert modeling.load_weights(squad_model, prefix).unexpected == ()
-    prefix = write_bundle(tmp_path / "model.ckpt", values | {"bert/encoder/bad_kernel": np.float32(1)})
+    prefix = write_bundle(
+        tmp_path / "model.ckpt", values | {"bert/encoder/bad_kernel": np.float32(1)}
+    )
     with pytest.raises(ValueError, match="left over: bert/encoder/bad_kernel"):
         modeling.load_weights(squad_model, prefix)
 
@@ -387,12 +474,16 @@ def classifier():
     return modeling.build_classifier(TINY, 5, seed=1)
 
 
-# name -> (weights that a checkpoint of another task holds beside the encoder, whether it has a pooler)
+# name -> (weights that a checkpoint of another task holds beside the encoder, whether it has a
+# pooler)
 OTHER_TASKS = {
     "question answering": ({"qa_outputs.weight": (2, 4), "qa_outputs.bias": (2,)}, False),
     "labels of tokens": ({"classifier.weight": (9, 4), "classifier.bias": (9,)}, False),
     "classes": ({"classifier.weight": (3, 4), "classifier.bias": (3,)}, True),
-    "masked words": ({"cls.predictions.bias": (11,), "cls.predictions.transform.dense.weight": (4, 4)}, True),
+    "masked words": (
+        {"cls.predictions.bias": (11,), "cls.predictions.transform.dense.weight": (4, 4)},
+        True,
+    ),
     "a head of one's own": ({"my_head.0.weight": (5, 4)}, False),
     "no head": ({}, False),
 }
@@ -407,15 +498,24 @@ def test_encoder_of_another_task_loads_under_a_fresh_head(other, build, tmp_path
     shapes |= {"bert/pooler/dense/kernel": (4, 4), "bert/pooler/dense/bias": (4,)}
     rng = np.random.default_rng(len(other))
     encoder = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    stored = {name: value for name, value in hugging_face_weights(encoder).items() if pooler or "pooler" not in name}
-    save_file(stored | {name: np.ones(shape, np.float32) for name, shape in heads.items()}, tmp_path / "model.safetensors")
+    stored = {
+        name: value
+        for name, value in hugging_face_weights(encoder).items()
+        if pooler or "pooler" not in name
+    }
+    save_file(
+        stored | {name: np.ones(shape, np.float32) for name, shape in heads.items()},
+        tmp_path / "model.safetensors",
+    )
     initial = {v.path: v.numpy() for v in model.weights}
     report = modeling.load_weights(model, tmp_path, new_head=True)
     for variable in model.weights:
         same_task = variable.path in report.loaded and not variable.path.startswith("bert/")
         taken = variable.path.startswith("bert/") and (pooler or "pooler" not in variable.path)
         expected = 1.0 if same_task else encoder[variable.path] if taken else initial[variable.path]
-        np.testing.assert_array_equal(variable.numpy(), np.broadcast_to(expected, variable.shape), err_msg=variable.path)
+        np.testing.assert_array_equal(
+            variable.numpy(), np.broadcast_to(expected, variable.shape), err_msg=variable.path
+        )
     if (other, build) != ("question answering", "squad_model"):
         with unchanged(model), pytest.raises(ValueError, match="missing|left over|wrong shape"):
             modeling.load_weights(model, tmp_path)  # where nothing may be new
@@ -426,7 +526,11 @@ def test_fresh_head_is_no_excuse_for_another_encoder(squad_model, classifier, tm
     deeper = values | {"bert/encoder/layer_2/output/dense/bias": np.ones(4, np.float32)}
     shallower = {name: value for name, value in values.items() if "layer_1" not in name}
     wider = values | {"bert/embeddings/word_embeddings": np.ones((12, 4), np.float32)}
-    for stored, message in ((deeper, "left over: bert/encoder/layer_2"), (shallower, "missing: bert/enc"), (wider, "wrong shape")):
+    for stored, message in (
+        (deeper, "left over: bert/encoder/layer_2"),
+        (shallower, "missing: bert/enc"),
+        (wider, "wrong shape"),
+    ):
         prefix = write_bundle(tmp_path / "model.ckpt", stored)
         with unchanged(classifier), pytest.raises(ValueError, match=message):
             modeling.load_weights(classifier, prefix, new_head=True)
@@ -444,7 +548,9 @@ def test_names_that_look_like_patterns_are_names(folder, squad_model, tmp_path):
 
 
 def test_names_of_tensors_are_shown_escaped(squad_model, tmp_path):
-    stored = hugging_face_weights(values_for(squad_model)) | {"a\x1b[31m\nb": np.ones(1, np.float32)}
+    stored = hugging_face_weights(values_for(squad_model)) | {
+        "a\x1b[31m\nb": np.ones(1, np.float32)
+    }
     save_file(stored, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"left over: a\\x1b\[31m\\nb \[1\]"):
         modeling.load_weights(squad_model, tmp_path)

@@ -1,9 +1,9 @@
 """How far an opened file is from the simulation, found out as `export` does."""
 
 from tfquant.calibration import engine_of
-from tfquant.export.check import Agreement, agreement
-from tfquant.export.order import Order
+from tfquant.export.parity import ParityReport, agreement
+from tfquant.export.request import Order
 
 
-def agreement_with(model, session, batches, mode: str = "quantized") -> Agreement:
+def agreement_with(model, session, batches, mode: str = "quantized") -> ParityReport:
     return agreement(Order(engine_of(model), mode, 17), session, batches)

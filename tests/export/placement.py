@@ -4,7 +4,7 @@ import re
 
 import onnx
 
-from tfquant.export.tensorrt import PlacementError, validate
+from tfquant.export.onnx.tensorrt import PlacementError, validate
 
 
 def broken(model: onnx.ModelProto) -> tuple[str, ...]:

@@ -1,4 +1,6 @@
-"""Small random models and recipes, drawn by Hypothesis, and how far exported files may be from the simulation."""
+"""Small random models and recipes, drawn by Hypothesis, and how far exported files may be from the
+simulation.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,19 @@ layers = keras.layers
 ROWS = 16
 _ACTIVATIONS = [None, "relu", "gelu", "tanh", "sigmoid", "silu", "softmax"]
 _ACTIVATION_ROLES = [
-    "linear_input", "linear_output", "matmul_input", "softmax_output", "residual", "residual_other", "residual_sum",
-    "layernorm_input", "layernorm_output", "activation_output", "logits", "model_output",
-]  # fmt: skip
+    "linear_input",
+    "linear_output",
+    "matmul_input",
+    "softmax_output",
+    "residual",
+    "residual_other",
+    "residual_sum",
+    "layernorm_input",
+    "layernorm_output",
+    "activation_output",
+    "logits",
+    "model_output",
+]
 _PARAMETER_ROLES = ["embedding", "bias"]
 
 
@@ -54,8 +66,14 @@ class Drawn:
         kept: dict[tuple, layers.Layer] = {}
         for block in self.blocks:
             x = _BLOCKS[block[0]](x, block[1:], kept)
-        heads = [_pooled(layers.Dense(3 + index, name=f"head_{index}")(x)) for index in range(self.outputs)]
-        model = keras.Model(inputs, heads[0] if len(heads) == 1 else {f"out_{i}": head for i, head in enumerate(heads)})
+        heads = [
+            _pooled(layers.Dense(3 + index, name=f"head_{index}")(x))
+            for index in range(self.outputs)
+        ]
+        model = keras.Model(
+            inputs,
+            heads[0] if len(heads) == 1 else {f"out_{i}": head for i, head in enumerate(heads)},
+        )
         generator = np.random.default_rng(self.seed)
         for variable in model.trainable_variables:
             spread = self.scale if variable.path.endswith("bias") else 0.5
@@ -77,7 +95,9 @@ class Drawn:
         return generator.normal(size=(ROWS, *_SHAPES[self.entry])).astype(np.float32)
 
 
-def _specs(symmetric: st.SearchStrategy[bool], granularities: list[str]) -> st.SearchStrategy[tfquant.QuantSpec]:
+def _specs(
+    symmetric: st.SearchStrategy[bool], granularities: list[str]
+) -> st.SearchStrategy[tfquant.QuantSpec]:
     return st.builds(
         tfquant.QuantSpec,
         format=st.sampled_from([f"int{bits}" for bits in (8, 4, 2, 3, 5, 6, 7, 12, 16)]),
@@ -92,18 +112,44 @@ def _specs(symmetric: st.SearchStrategy[bool], granularities: list[str]) -> st.S
 def drawn(draw: Callable) -> Drawn:
     """Models of up to three blocks with recipes of up to 16 bits."""
     entry = draw(st.sampled_from(list(_ENTRIES)))
-    kinds = ["dense", "shared"] if entry == "features" else ["conv", "dense"] if entry == "image" else list(_SEQUENCE_BLOCKS)
+    kinds = (
+        ["dense", "shared"]
+        if entry == "features"
+        else ["conv", "dense"]
+        if entry == "image"
+        else list(_SEQUENCE_BLOCKS)
+    )
     block = st.tuples(st.sampled_from(kinds), st.sampled_from(_ACTIVATIONS))
     blocks = tuple(draw(st.lists(block, min_size=1, max_size=3)))
-    roles = draw(st.lists(st.sampled_from([*_ACTIVATION_ROLES, *_PARAMETER_ROLES]), unique=True, min_size=1, max_size=5))
-    weights = None if draw(st.integers(0, 4)) == 0 else draw(_specs(st.booleans(), ["per_channel", "per_tensor"]))
+    roles = draw(
+        st.lists(
+            st.sampled_from([*_ACTIVATION_ROLES, *_PARAMETER_ROLES]),
+            unique=True,
+            min_size=1,
+            max_size=5,
+        )
+    )
+    weights = (
+        None
+        if draw(st.integers(0, 4)) == 0
+        else draw(_specs(st.booleans(), ["per_channel", "per_tensor"]))
+    )
     activations = tuple((role, draw(_specs(st.booleans(), ["per_tensor"]))) for role in roles)
-    used = [spec.format for spec in (*[weights][: weights is not None], *(spec for _, spec in activations))]
+    used = [
+        spec.format
+        for spec in (*[weights][: weights is not None], *(spec for _, spec in activations))
+    ]
     wide = any(int(name[3:]) > 8 for name in used)
     return Drawn(
-        entry, blocks, draw(st.integers(1, 2)), draw(st.sampled_from([0.5, 0.0, 1e4])), weights, activations,
-        draw(st.sampled_from([21, 22] if wide else [17, 21, 18])), draw(st.integers(0, 2**16)),
-    )  # fmt: skip
+        entry,
+        blocks,
+        draw(st.integers(1, 2)),
+        draw(st.sampled_from([0.5, 0.0, 1e4])),
+        weights,
+        activations,
+        draw(st.sampled_from([21, 22] if wide else [17, 21, 18])),
+        draw(st.integers(0, 2**16)),
+    )
 
 
 # What models are made of.
@@ -162,7 +208,13 @@ def _conv(x: Any, options: tuple, _: dict) -> Any:
     return layers.Activation(options[0])(x) if options[0] else x
 
 
-_SEQUENCE_BLOCKS = {"dense": _dense, "attention": _attention, "conv": _conv, "shared": _shared, "layernorm": _layernorm}
+_SEQUENCE_BLOCKS = {
+    "dense": _dense,
+    "attention": _attention,
+    "conv": _conv,
+    "shared": _shared,
+    "layernorm": _layernorm,
+}
 _BLOCKS = _SEQUENCE_BLOCKS
 
 
@@ -174,9 +226,11 @@ def _pooled(x: Any) -> Any:
 
 
 def largest_effect_of_one_step(model: Any, batch: np.ndarray, draws: int = 4) -> list[np.ndarray]:
-    """Largest difference of each output when values at sites of activations move by one step of their scale.
+    """Largest difference of each output when values at sites of activations move by one step of
+    their scale.
 
-    A value on the border between two codes may fall to either side in another runtime. The steps come from the stored ranges.
+    A value on the border between two codes may fall to either side in another runtime. The steps
+    come from the stored ranges.
 
     Args:
       model: quantized and calibrated.
@@ -190,7 +244,11 @@ def largest_effect_of_one_step(model: Any, batch: np.ndarray, draws: int = 4) ->
     flat = engine.flatten_inputs(engine.inputs_of(batch))
     clean = [out.numpy() for out in tf.nest.flatten(engine.function("quantized")(*flat))]
     quantize, generator = engine.site_quantizer(flat), np.random.default_rng(0)
-    steps = {site.address: step_of(site.spec, *model.ranges()[site.address]) for site in engine.plan.sites if not site.is_weight}
+    steps = {
+        site.address: step_of(site.spec, *model.ranges()[site.address])
+        for site in engine.plan.sites
+        if not site.is_weight
+    }
 
     @tf.function(autograph=False)
     def moved(seed):

@@ -1,4 +1,6 @@
-"""`.tflite` files compute products in integers where their results have a range too, and answer as the simulation does."""
+"""`.tflite` files compute products in integers where their results have a range too, and answer as
+the simulation does.
+"""
 
 import dataclasses
 
@@ -12,8 +14,9 @@ from tests.export.agreement import agreement_with
 from tests.few import few
 from tests.graph import models
 from tfquant.calibration import engine_of
-from tfquant.export import ExportError, litert
-from tfquant.export.order import Order
+from tfquant.export import ExportError
+from tfquant.export.litert import writer
+from tfquant.export.request import Order
 from tfquant.runtimes import RuntimeFileError
 from tfquant.runtimes.litert import open_file
 
@@ -43,7 +46,7 @@ def quantized(case: models.Case, recipe):
 def written(model, folder, mode: str = "quantized"):
     """The opened file."""
     path = str(folder / "model.tflite")
-    litert.write(Order(engine_of(model), mode, 17), path)
+    writer.write(Order(engine_of(model), mode, 17), path)
     return open_file(path)
 
 
@@ -64,18 +67,36 @@ RECIPES = {
     "attention": (tfquant.recipe("int8_residual_float"), 4),
     "both operands of additions": (tfquant.recipe("int8_residual_both_asymmetric"), 6),
     "products before the bias": (tfquant.recipe("ft3"), 8),
-    "unsigned": (tfquant.recipe("int8_residual").with_spec(roles=["matmul_input"], unsigned="auto"), 4),
-    "full range": (tfquant.recipe("litert").with_spec(roles=["linear_input"], symmetric=True, narrow_range=False), 8),
-    "weights per tensor": (tfquant.recipe("litert").with_spec(roles=["weight"], granularity="per_tensor"), 8),
+    "unsigned": (
+        tfquant.recipe("int8_residual").with_spec(roles=["matmul_input"], unsigned="auto"),
+        4,
+    ),
+    "full range": (
+        tfquant.recipe("litert").with_spec(
+            roles=["linear_input"], symmetric=True, narrow_range=False
+        ),
+        8,
+    ),
+    "weights per tensor": (
+        tfquant.recipe("litert").with_spec(roles=["weight"], granularity="per_tensor"),
+        8,
+    ),
     "4-bit weights": (tfquant.recipe("litert").with_spec(roles=["weight"], format="int4"), 8),
-    "4-bit activations": (tfquant.recipe("litert").with_spec(roles=["linear_input"], format="int4"), 8),
+    "4-bit activations": (
+        tfquant.recipe("litert").with_spec(roles=["linear_input"], format="int4"),
+        8,
+    ),
     "learned": (tfquant.recipe("litert").with_spec(roles=["*"], update="tqt"), 8),
     "disabled": (dataclasses.replace(tfquant.recipe("litert"), disable=("attention",)), 2),
 }
 
 
-@pytest.mark.parametrize("name", few(RECIPES, ("litert", "products before the bias", "4-bit weights", "disabled")))
-def test_the_file_answers_as_the_simulation_and_multiplies_integers_where_results_have_ranges(tmp_path, bert, name):
+@pytest.mark.parametrize(
+    "name", few(RECIPES, ("litert", "products before the bias", "4-bit weights", "disabled"))
+)
+def test_the_file_answers_as_the_simulation_and_multiplies_integers_where_results_have_ranges(
+    tmp_path, bert, name
+):
     recipe, expected = RECIPES[name]
     model = quantized(bert, recipe)
     session = written(model, tmp_path)
@@ -111,17 +132,31 @@ def test_kernels_are_stored_as_bytes_with_the_scales_of_their_sites(tmp_path, be
     model = quantized(bert, "litert")
     session = written(model, tmp_path)
     tensors = session._interpreter.get_tensor_details()
-    kernels = [t for t in tensors if t["dtype"] == np.int8 and t["quantization_parameters"]["scales"].size > 1]
+    kernels = [
+        t
+        for t in tensors
+        if t["dtype"] == np.int8 and t["quantization_parameters"]["scales"].size > 1
+    ]
     ranges = {a: r for a, r in model.ranges().items() if a.endswith(":weight:kernel")}
     expected = sorted(tuple(np.round(upper / 127, 7)) for _, upper in ranges.values())
-    assert sorted(tuple(np.round(t["quantization_parameters"]["scales"], 7)) for t in kernels) == expected
+    assert (
+        sorted(tuple(np.round(t["quantization_parameters"]["scales"], 7)) for t in kernels)
+        == expected
+    )
     floats = [tuple(t["shape"]) for t in tensors if t["dtype"] == np.float32]
-    assert all(shape not in floats for shape in ((16, 24), (24, 16), (16, 16))), "float kernels are left in the file"
+    assert all(shape not in floats for shape in ((16, 24), (24, 16), (16, 16))), (
+        "float kernels are left in the file"
+    )
 
 
-def dense(kernel: np.ndarray, bias: np.ndarray) -> tuple[tf.types.experimental.GenericFunction, tuple]:
+def dense(
+    kernel: np.ndarray, bias: np.ndarray
+) -> tuple[tf.types.experimental.GenericFunction, tuple]:
     """relu(x · kernel + bias) · ones and its data: the first product has ranges on all sides."""
-    first, first_bias = tf.Variable(kernel, name="first/kernel"), tf.Variable(bias, name="first/bias")
+    first, first_bias = (
+        tf.Variable(kernel, name="first/kernel"),
+        tf.Variable(bias, name="first/bias"),
+    )
     second = tf.Variable(np.ones((kernel.shape[1], 2), np.float32), name="second/kernel")
 
     @tf.function(input_signature=[tf.TensorSpec([None, kernel.shape[0]], tf.float32, name="x")])
@@ -130,7 +165,9 @@ def dense(kernel: np.ndarray, bias: np.ndarray) -> tuple[tf.types.experimental.G
         return {"hidden": hidden, "sums": hidden @ second}
 
     network.owner = (first, second, first_bias)
-    return network, (np.random.default_rng(1).normal(size=(500, kernel.shape[0])).astype(np.float32),)
+    return network, (
+        np.random.default_rng(1).normal(size=(500, kernel.shape[0])).astype(np.float32),
+    )
 
 
 def test_biases_of_channels_without_weights_and_with_tiny_ones_survive(tmp_path):
@@ -145,19 +182,32 @@ def test_biases_of_channels_without_weights_and_with_tiny_ones_survive(tmp_path)
 
 
 def test_a_table_looked_up_is_stored_as_bytes(tmp_path):
-    table = tf.Variable(np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32), name="table")
-    kernel = tf.Variable(np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32), name="kernel")
+    table = tf.Variable(
+        np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32), name="table"
+    )
+    kernel = tf.Variable(
+        np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32), name="kernel"
+    )
 
     @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32, name="ids")])
     def score(ids):
         return tf.matmul(tf.reshape(tf.gather(table, ids), [-1, 8]), kernel)
 
     rule = tfquant.Rule(tfquant.QuantSpec("int8"), role="embedding")
-    batches = [(np.arange(12, dtype=np.int32).reshape(3, 4),), (np.arange(40, 50, dtype=np.int32).reshape(2, 5),)]
-    model = tfquant.quantize(score, tfquant.recipe("litert").with_rules(rule), calibration=batches, progress=False)
+    batches = [
+        (np.arange(12, dtype=np.int32).reshape(3, 4),),
+        (np.arange(40, 50, dtype=np.int32).reshape(2, 5),),
+    ]
+    model = tfquant.quantize(
+        score, tfquant.recipe("litert").with_rules(rule), calibration=batches, progress=False
+    )
     session = written(model, tmp_path)
     assert agreement_with(model, session, batches).largest < 1e-4
-    tables = [t["dtype"] for t in session._interpreter.get_tensor_details() if tuple(t["shape"]) == (50, 8)]
+    tables = [
+        t["dtype"]
+        for t in session._interpreter.get_tensor_details()
+        if tuple(t["shape"]) == (50, 8)
+    ]
     assert tables == [np.int8]
 
 
@@ -171,7 +221,9 @@ def test_the_float_network_has_no_integers(tmp_path, bert):
 
 def test_batch_and_length_stay_open_and_names_are_kept(tmp_path, bert):
     session = written(quantized(bert, "litert"), tmp_path)
-    assert {(entry.name, entry.shape) for entry in session.inputs} == {(name, (None, None)) for name in bert.batches[0]}
+    assert {(entry.name, entry.shape) for entry in session.inputs} == {
+        (name, (None, None)) for name in bert.batches[0]
+    }
     for rows, length in ((1, 5), (7, 3), (1, 5)):
         answers = session({name: np.ones((rows, length), np.int64) for name in bert.batches[0]})
         shapes = {name: value.shape for name, value in answers.items()}
@@ -192,8 +244,14 @@ def test_sizes_that_are_fixed_stay_fixed(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"roles": ["linear_input"], "format": "int16"}, "site bert/.*:linear_input:input: codes 0..65535 have no kernels"),
-        ({"roles": ["weight"], "symmetric": False}, "site bert/.*:weight:kernel: .* have no zero point: make the spec symmetric"),
+        (
+            {"roles": ["linear_input"], "format": "int16"},
+            "site bert/.*:linear_input:input: codes 0..65535 have no kernels",
+        ),
+        (
+            {"roles": ["weight"], "symmetric": False},
+            "site bert/.*:weight:kernel: .* have no zero point: make the spec symmetric",
+        ),
     ],
 )
 def test_formats_without_kernels_are_named_with_their_site(tmp_path, bert, changes, message):
@@ -207,8 +265,13 @@ def test_operations_that_litert_lacks_are_named(tmp_path):
     def network(x):
         return tf.matmul(tf.math.bessel_i0e(x), tf.ones([4, 2]))
 
-    model = tfquant.quantize(network, "litert", calibration=[(np.ones((3, 4), np.float32),)], progress=False)
-    with pytest.raises(ExportError, match="LiteRT cannot take the model: operations without a counterpart: BesselI0e"):
+    model = tfquant.quantize(
+        network, "litert", calibration=[(np.ones((3, 4), np.float32),)], progress=False
+    )
+    with pytest.raises(
+        ExportError,
+        match="LiteRT cannot take the model: operations without a counterpart: BesselI0e",
+    ):
         written(model, tmp_path)
 
 
@@ -230,17 +293,24 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_broken_files_are_named_in_one_line(tmp_path, bert, damage):
     path = tmp_path / "model.tflite"
-    litert.write(Order(engine_of(quantized(bert, "litert")), "quantized", 17), str(path))
+    writer.write(Order(engine_of(quantized(bert, "litert")), "quantized", 17), str(path))
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(RuntimeFileError, match=r"model.tflite: LiteRT cannot read it: .+") as raised:
+    with pytest.raises(
+        RuntimeFileError, match=r"model.tflite: LiteRT cannot read it: .+"
+    ) as raised:
         open_file(str(path))
     assert "\n" not in str(raised.value)
 
 
 def test_a_missing_input_is_named_and_others_are_passed_over(tmp_path, bert):
     path = str(tmp_path / "model.tflite")
-    litert.write(Order(engine_of(quantized(bert, "litert")), "quantized", 17), path)
+    writer.write(Order(engine_of(quantized(bert, "litert")), "quantized", 17), path)
     session = open_file(path, threads=2)
     session({**bert.batches[0], "labels": np.zeros(3)})
     with pytest.raises(KeyError, match="input 'input_mask' is missing"):
-        session({"input_ids": bert.batches[0]["input_ids"], "segment_ids": bert.batches[0]["segment_ids"]})
+        session(
+            {
+                "input_ids": bert.batches[0]["input_ids"],
+                "segment_ids": bert.batches[0]["segment_ids"],
+            }
+        )

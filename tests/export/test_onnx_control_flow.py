@@ -1,4 +1,6 @@
-"""Lists of tensors, branches and loops in ONNX files, compared with the function that they were made from."""
+"""Lists of tensors, branches and loops in ONNX files, compared with the function that they were
+made from.
+"""
 
 import keras
 import numpy as np
@@ -23,7 +25,10 @@ def answers(model, batches, path):
     """Outputs of the float file of a quantized model for each batch, in order."""
     quantized = tfquant.quantize(model, calibration=batches[:1], progress=False)
     tfquant.export(quantized, path, mode="float")
-    interface, session = Interface.of(engine_of(quantized).inference), onnxruntime.open_file(str(path))
+    interface, session = (
+        Interface.of(engine_of(quantized).inference),
+        onnxruntime.open_file(str(path)),
+    )
     named = [session(interface.named_inputs(tf.nest.flatten(batch))) for batch in batches]
     return [[outputs[name] for name in interface.outputs] for outputs in named]
 
@@ -63,7 +68,14 @@ def read_at_an_index_of_the_data(x):
 
 @pytest.mark.parametrize(
     "function",
-    [written_in_turn, written_partly, written_twice, read_in_turn, gathered, read_at_an_index_of_the_data],
+    [
+        written_in_turn,
+        written_partly,
+        written_twice,
+        read_in_turn,
+        gathered,
+        read_at_an_index_of_the_data,
+    ],
     ids=lambda function: function.__name__,
 )
 def test_lists_that_are_written_at_known_indices_are_tensors(tmp_path, function):
@@ -103,7 +115,9 @@ class Branching(layers.Layer):
     def call(self, x):
         def applied():
             size = keras.ops.shape(x)
-            return keras.ops.sum(self.inner(keras.ops.reshape(x, (size[0] * size[1], *x.shape[2:]))), 0)
+            return keras.ops.sum(
+                self.inner(keras.ops.reshape(x, (size[0] * size[1], *x.shape[2:]))), 0
+            )
 
         none = keras.ops.zeros(self.inner.compute_output_shape(x.shape[1:])[1:])
         return keras.ops.cond(keras.ops.equal(keras.ops.shape(x)[1], 0), lambda: none, applied)
@@ -117,7 +131,9 @@ class Parts(layers.Layer):
 
     def call(self, x):
         def parts():
-            return x[..., 0:1] * self.table + keras.ops.stack(keras.ops.unstack(x, axis=-1), axis=-1)
+            return x[..., 0:1] * self.table + keras.ops.stack(
+                keras.ops.unstack(x, axis=-1), axis=-1
+            )
 
         return keras.ops.cond(keras.ops.equal(keras.ops.shape(x)[1], 0), lambda: x, parts)
 
@@ -194,7 +210,9 @@ def test_layers_in_loops_keep_the_shapes_of_their_weights(tmp_path, kind):
 @pytest.mark.parametrize("names", [("a", "b"), ("b", "a"), ("a", "a_output")])
 def test_outputs_with_the_name_of_an_input_have_another_in_the_file(tmp_path, names):
     inputs = {name: keras.Input((4,), name=name) for name in ("a", "b")}
-    outputs = {name: layers.Dense(2)(tensor) for name, tensor in zip(names, inputs.values(), strict=True)}
+    outputs = {
+        name: layers.Dense(2)(tensor) for name, tensor in zip(names, inputs.values(), strict=True)
+    }
     model, batch = keras.Model(inputs, outputs), {"a": data(5, 4), "b": data(5, 4, seed=1)}
     expected = model(batch)
     (found,) = answers(model, [batch], tmp_path / "m.onnx")

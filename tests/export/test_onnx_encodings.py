@@ -1,7 +1,8 @@
-"""Formats, biases, types and constants of ONNX files: what is in the file, and that ONNX Runtime computes it.
+"""Formats, biases, types and constants of ONNX files: what is in the file, and that ONNX Runtime
+computes it.
 
-Outputs are held against the simulation by ONNX Runtime's fused kernels. As no value is compared across a border between two
-codes, differences are those of float32.
+Outputs are held against the simulation by ONNX Runtime's fused kernels. As no value is compared
+across a border between two codes, differences are those of float32.
 """
 
 import keras
@@ -24,7 +25,9 @@ def spec(format: str, **fields) -> tfquant.QuantSpec:
 
 
 def recipe(**roles) -> tfquant.Recipe:
-    return tfquant.Recipe(tuple(tfquant.Rule(one, role=role, optional=True) for role, one in roles.items()))
+    return tfquant.Recipe(
+        tuple(tfquant.Rule(one, role=role, optional=True) for role, one in roles.items())
+    )
 
 
 def data(*shape: int) -> np.ndarray:
@@ -32,13 +35,20 @@ def data(*shape: int) -> np.ndarray:
 
 
 def share_of_equal_values(model, roles, batch, path, **options) -> float:
-    """Share of output values of the fused file that are the simulation's up to rounding of float32."""
+    """Share of output values of the fused file that are the simulation's up to rounding of
+    float32.
+    """
     quantized = tfquant.quantize(model, roles, calibration=[batch], progress=False)
     tfquant.export(quantized, path, **options)
     interface = Interface.of(engine_of(quantized).inference)
     found = onnxruntime.open_file(str(path))(interface.named_inputs([batch]))
-    pairs = [(one.numpy(), found[name]) for one, name in zip(tf.nest.flatten(quantized(batch)), interface.outputs, strict=True)]
-    return float(np.mean([(np.abs(one - other) <= 1e-4 * np.abs(one).max()).mean() for one, other in pairs]))
+    pairs = [
+        (one.numpy(), found[name])
+        for one, name in zip(tf.nest.flatten(quantized(batch)), interface.outputs, strict=True)
+    ]
+    return float(
+        np.mean([(np.abs(one - other) <= 1e-4 * np.abs(one).max()).mean() for one, other in pairs])
+    )
 
 
 def sequential(*blocks, shape, dtype="float32") -> keras.Model:
@@ -52,18 +62,28 @@ def sequential(*blocks, shape, dtype="float32") -> keras.Model:
 
 @pytest.mark.parametrize("opset", [17, 21])
 def test_a_small_parameter_is_stored_as_integers_where_it_is_the_first_site(tmp_path, opset):
-    model, batch = sequential(layers.Dense(4, activation="relu"), layers.Dense(3), shape=(8,)), data(16, 8)
-    assert share_of_equal_values(model, recipe(weight=spec("int2")), batch, tmp_path / "m.onnx", opset=opset) == 1.0
+    model, batch = (
+        sequential(layers.Dense(4, activation="relu"), layers.Dense(3), shape=(8,)),
+        data(16, 8),
+    )
+    assert (
+        share_of_equal_values(
+            model, recipe(weight=spec("int2")), batch, tmp_path / "m.onnx", opset=opset
+        )
+        == 1.0
+    )
     kinds = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
     assert kinds.count("DequantizeLinear") == 2
 
 
 def test_a_site_that_the_converter_drops_is_named(tmp_path, monkeypatch):
-    from tfquant.export import onnx_file
+    from tfquant.export.onnx import writer
 
     model, batch = sequential(layers.Dense(4), shape=(8,)), data(16, 8)
-    quantized = tfquant.quantize(model, recipe(weight=spec("int8")), calibration=[batch], progress=False)
-    monkeypatch.setattr(onnx_file, "insert", lambda *arguments, **options: None)
+    quantized = tfquant.quantize(
+        model, recipe(weight=spec("int8")), calibration=[batch], progress=False
+    )
+    monkeypatch.setattr(writer, "insert", lambda *arguments, **options: None)
     with pytest.raises(ExportError, match="site .*dense.*weight:kernel is not in the ONNX graph"):
         tfquant.export(quantized, tmp_path / "m.onnx")
 
@@ -73,10 +93,16 @@ def test_a_site_that_the_converter_drops_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_activations_of_few_bits_are_computed_behind_relu_and_other_layers(tmp_path, bits, symmetric):
-    model = sequential(layers.Dense(6, activation="relu"), layers.Dense(5), layers.Dense(3), shape=(8,))
+def test_activations_of_few_bits_are_computed_behind_relu_and_other_layers(
+    tmp_path, bits, symmetric
+):
+    model = sequential(
+        layers.Dense(6, activation="relu"), layers.Dense(5), layers.Dense(3), shape=(8,)
+    )
     few = spec(f"int{bits}", symmetric=symmetric, unsigned="auto")
-    roles = recipe(weight=spec("int8", granularity="per_channel"), linear_input=few, activation_output=few)
+    roles = recipe(
+        weight=spec("int8", granularity="per_channel"), linear_input=few, activation_output=few
+    )
     assert share_of_equal_values(model, roles, data(64, 8), tmp_path / "m.onnx", opset=21) > 0.98
 
 
@@ -90,11 +116,17 @@ def test_tables_of_few_bits_are_looked_up(tmp_path, bits):
 
 @pytest.mark.parametrize(
     ("opset", "roles", "said"),
-    [(21, ("linear_input", "weight"), True), (17, ("linear_input",), False), (21, ("weight",), False)],
+    [
+        (21, ("linear_input", "weight"), True),
+        (17, ("linear_input",), False),
+        (21, ("weight",), False),
+    ],
 )
 def test_the_report_says_which_sites_take_a_byte_for_fewer_bits(tmp_path, opset, roles, said):
     model, batch = sequential(layers.Dense(3), shape=(8,)), data(16, 8)
-    quantized = tfquant.quantize(model, recipe(**dict.fromkeys(roles, spec("int4"))), calibration=[batch], progress=False)
+    quantized = tfquant.quantize(
+        model, recipe(**dict.fromkeys(roles, spec("int4"))), calibration=[batch], progress=False
+    )
     found = str(tfquant.export(quantized, tmp_path / "m.onnx", opset=opset))
     assert ("1 of the sites, the first " in found and "take a byte a code" in found) == said
 
@@ -107,7 +139,10 @@ def test_the_report_says_which_sites_take_a_byte_for_fewer_bits(tmp_path, opset,
 def test_inputs_of_integer_weights_keep_their_precision(tmp_path, weights, activations):
     roles = {"weight": spec(weights)} | ({"linear_input": spec(activations)} if activations else {})
     model = sequential(layers.Dense(16), layers.Dense(3), shape=(64,))
-    assert share_of_equal_values(model, recipe(**roles), data(32, 64), tmp_path / "m.onnx", opset=21) > 0.98
+    assert (
+        share_of_equal_values(model, recipe(**roles), data(32, 64), tmp_path / "m.onnx", opset=21)
+        > 0.98
+    )
 
 
 @pytest.mark.parametrize("kind", ["dense", "convolution", "depthwise"])
@@ -118,7 +153,9 @@ def test_float_weights_beside_integers_keep_their_precision(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["dense", "convolution", "depthwise"])
-@pytest.mark.parametrize(("bits", "bias", "channels"), [(8, 1e6, 0.0), (8, 1.0, 1e-9), (2, 1.0, 0.0)])
+@pytest.mark.parametrize(
+    ("bits", "bias", "channels"), [(8, 1e6, 0.0), (8, 1.0, 1e-9), (2, 1.0, 0.0)]
+)
 def test_biases_beyond_the_product_of_the_scales_are_added(tmp_path, kind, bits, bias, channels):
     model, batch = product(kind)
     for variable in model.trainable_variables:
@@ -130,9 +167,11 @@ def test_biases_beyond_the_product_of_the_scales_are_added(tmp_path, kind, bits,
             values[..., 0] *= channels
             variable.assign(values)
     roles = recipe(
-        weight=spec(f"int{bits}", granularity="per_channel"), linear_input=spec(f"int{bits}"),
-        model_output=spec("int8"), linear_output=spec("int8"),
-    )  # fmt: skip
+        weight=spec(f"int{bits}", granularity="per_channel"),
+        linear_input=spec(f"int{bits}"),
+        model_output=spec("int8"),
+        linear_output=spec("int8"),
+    )
     assert share_of_equal_values(model, roles, batch, tmp_path / "m.onnx") > 0.98
 
 
@@ -150,15 +189,21 @@ def product(kind: str) -> tuple[keras.Model, np.ndarray]:
 @pytest.mark.parametrize("policy", ["float16", "mixed_float16"])
 def test_half_precision_is_kept(tmp_path, policy):
     with _policy(policy):
-        model = sequential(layers.Dense(8, activation="gelu"), layers.Dense(3), shape=(8,), dtype=None)
+        model = sequential(
+            layers.Dense(8, activation="gelu"), layers.Dense(3), shape=(8,), dtype=None
+        )
     batch = data(16, 8).astype(np.float16 if policy == "float16" else np.float32)
     roles = recipe(weight=spec("int8"), linear_input=spec("int8"))
     quantized = tfquant.quantize(model, roles, calibration=[batch], progress=False)
     tfquant.export(quantized, tmp_path / "m.onnx")
     interface = Interface.of(engine_of(quantized).inference)
-    found = onnxruntime.open_file(str(tmp_path / "m.onnx"))(interface.named_inputs([batch]))["output"]
+    found = onnxruntime.open_file(str(tmp_path / "m.onnx"))(interface.named_inputs([batch]))[
+        "output"
+    ]
     answer = quantized(batch).numpy()
-    assert found.dtype == answer.dtype and np.abs(found - answer).mean() < 1e-2 * np.abs(answer).mean()
+    assert (
+        found.dtype == answer.dtype and np.abs(found - answer).mean() < 1e-2 * np.abs(answer).mean()
+    )
 
 
 class _policy:
@@ -179,7 +224,9 @@ class _policy:
 def test_products_of_float64_are_refused_with_the_remedy(tmp_path, target):
     with _policy("float64"):
         model = sequential(layers.Dense(3), shape=(8,), dtype=None)
-    quantized = tfquant.quantize(model, calibration=[data(16, 8).astype(np.float64)], progress=False)
+    quantized = tfquant.quantize(
+        model, calibration=[data(16, 8).astype(np.float64)], progress=False
+    )
     path = tmp_path / ("m.onnx" if target == "onnx" else "m.tflite")
     with pytest.raises(ExportError, match="computes in float64 .*build it in float32"):
         tfquant.export(quantized, path, target=target)
@@ -199,24 +246,38 @@ class Held(layers.Layer):
     def build(self, shape):
         table = np.random.default_rng(1).normal(size=(self._rows, shape[-1])).astype(np.float32)
         self.table = tf.constant(table, tf.float16 if self._kind == "float16" else tf.float32)
-        self.index = tf.constant(np.arange(3) % self._rows, tf.int64 if self._kind == "int64" else tf.int32)
+        self.index = tf.constant(
+            np.arange(3) % self._rows, tf.int64 if self._kind == "int64" else tf.int32
+        )
 
     def call(self, x):
         return x + tf.reduce_sum(tf.cast(tf.gather(self.table, self.index), tf.float32), 0)
 
 
 TARGETS = {
-    "onnx": "m.onnx", "onnxruntime": "o.onnx", "tensorrt": "t.onnx", "openvino": "m.xml", "litert": "m.tflite", "saved_model": "m",
-}  # fmt: skip
+    "onnx": "m.onnx",
+    "onnxruntime": "o.onnx",
+    "tensorrt": "t.onnx",
+    "openvino": "m.xml",
+    "litert": "m.tflite",
+    "saved_model": "m",
+}
 
 
 @pytest.mark.parametrize(
     ("rows", "kind", "target"),
-    [(2, "float32", "onnx"), (9, "int64", "onnx"), (5000, "float16", "onnx"), *((9, "float32", name) for name in TARGETS)],
+    [
+        (2, "float32", "onnx"),
+        (9, "int64", "onnx"),
+        (5000, "float16", "onnx"),
+        *((9, "float32", name) for name in TARGETS),
+    ],
 )
 def test_tensors_that_a_layer_holds_are_constants_of_the_file(tmp_path, rows, kind, target):
     model, batch = sequential(Held(rows, kind), layers.Dense(4), shape=(8,)), data(16, 8)
-    recipe = "int8_residual" if target == "tensorrt" else tfquant.api.DEFAULT_RECIPE  # which has zero points
+    recipe = (
+        "int8_residual" if target == "tensorrt" else tfquant.api.DEFAULT_RECIPE
+    )  # which has zero points
     quantized = tfquant.quantize(model, recipe, calibration=[batch], progress=False)
     found = tfquant.export(quantized, tmp_path / TARGETS[target], target=target, check_data=[batch])
     assert found.agreement.mean < 1e-5 * found.agreement.spread
@@ -265,16 +326,22 @@ def test_operations_without_a_counterpart_are_named_with_their_layer(tmp_path, o
 
 @pytest.mark.parametrize("function", [keras.ops.argmax, keras.ops.argmin, keras.ops.signbit])
 def test_functions_that_look_at_the_sign_bit_are_written_in_operations_of_onnx(tmp_path, function):
-    batch = np.array([[0.0, -0.0, 1.0, -1.0], [-0.0, 0.0, np.inf, 2.0], [3.0, -np.inf, 0.0, 1.0]], np.float32)
+    batch = np.array(
+        [[0.0, -0.0, 1.0, -1.0], [-0.0, 0.0, np.inf, 2.0], [3.0, -np.inf, 0.0, 1.0]], np.float32
+    )
 
     @tf.function(input_signature=[tf.TensorSpec([3, 4])])
     def traced(x):
         return tf.matmul(x, tf.ones([4, 2])), tf.cast(function(x), tf.int32)
 
-    quantized = tfquant.quantize(traced, calibration=[(np.ones((3, 4), np.float32),)], progress=False)
+    quantized = tfquant.quantize(
+        traced, calibration=[(np.ones((3, 4), np.float32),)], progress=False
+    )
     tfquant.export(quantized, tmp_path / "m.onnx")
     interface = Interface.of(engine_of(quantized).inference)
-    found = onnxruntime.open_file(str(tmp_path / "m.onnx"))(interface.named_inputs([batch]))[interface.outputs[1]]
+    found = onnxruntime.open_file(str(tmp_path / "m.onnx"))(interface.named_inputs([batch]))[
+        interface.outputs[1]
+    ]
     np.testing.assert_array_equal(found, tf.cast(function(batch), tf.int32))
 
 

@@ -1,4 +1,6 @@
-"""Packed files hold codes of any width, load back to the same simulation bit for bit, and are as small as the report says."""
+"""Packed files hold codes of any width, load back to the same simulation bit for bit, and are as
+small as the report says.
+"""
 
 import dataclasses
 import json
@@ -17,7 +19,7 @@ from tfquant import bitpacking
 from tfquant.calibration import engine_of
 from tfquant.checkpoint import CheckpointError
 from tfquant.export import ExportError, packed
-from tfquant.export.order import Order
+from tfquant.export.request import Order
 from tfquant.rules import Recipe, Rule
 from tfquant.spec import QuantSpec
 
@@ -25,14 +27,23 @@ ROWS = np.random.default_rng(5).normal(size=(20, 6)).astype(np.float32)
 # Every kind of parameter; activations asymmetric, so that their ranges have two ends.
 ALL = Recipe(
     (
-        Rule(QuantSpec(format="int4", granularity="per_channel"), ("weight", "pooler", "logits"), port="kernel"),
+        Rule(
+            QuantSpec(format="int4", granularity="per_channel"),
+            ("weight", "pooler", "logits"),
+            port="kernel",
+        ),
         Rule(QuantSpec(format="int6"), "embedding", optional=True),
         Rule(QuantSpec(format="int16"), "bias", optional=True),
         Rule(QuantSpec(symmetric=False), ("linear_input", "matmul_input")),
     ),
     name="all parameters",
 )
-FOUR_BITS = Recipe((Rule(QuantSpec(format="int4", granularity="per_channel"), "weight"), Rule(QuantSpec(), "linear_input")))
+FOUR_BITS = Recipe(
+    (
+        Rule(QuantSpec(format="int4", granularity="per_channel"), "weight"),
+        Rule(QuantSpec(), "linear_input"),
+    )
+)
 
 
 def written(model, path) -> str:
@@ -52,11 +63,19 @@ def scrambled(variables) -> None:
             variable.assign(rng.normal(size=variable.shape))
 
 
-def two_dense(seed: int = 0, names=("first", "second"), width: int = 5, use_bias: bool = True, dtype: str = "float32"):
+def two_dense(
+    seed: int = 0,
+    names=("first", "second"),
+    width: int = 5,
+    use_bias: bool = True,
+    dtype: str = "float32",
+):
     inputs = keras.Input((6,), name="x")
     layer = dict(kernel_initializer=keras.initializers.GlorotUniform(seed=seed), dtype=dtype)
     hidden = keras.layers.Dense(width, "relu", name=names[0], **layer)(inputs)
-    return keras.Model(inputs, keras.layers.Dense(3, name=names[1], use_bias=use_bias, **layer)(hidden), name="two")
+    return keras.Model(
+        inputs, keras.layers.Dense(3, name=names[1], use_bias=use_bias, **layer)(hidden), name="two"
+    )
 
 
 def sizes(model) -> dict:
@@ -72,10 +91,14 @@ def one_line(error) -> str:
 # The same simulation
 
 
-# What sites do not see plainly: transposed, or reshaped, as Keras does to the kernels of an attention of fixed length.
+# What sites do not see plainly: transposed, or reshaped, as Keras does to the kernels of an
+# attention of fixed length.
 FLOAT = {
     "own_bert": {"cls/squad/output_weights"},
-    "subclassed": {f"subclassed/block_0/attention/{n}/kernel" for n in ("query", "key", "value", "attention_output")},
+    "subclassed": {
+        f"subclassed/block_0/attention/{n}/kernel"
+        for n in ("query", "key", "value", "attention_output")
+    },
     "convolutional": {"conv/bias", "depthwise/bias"},
     "tied_embeddings": {"embedding/embeddings"},
 }
@@ -86,7 +109,9 @@ def test_every_kind_of_model_answers_as_before_bit_for_bit(name, tmp_path):
     case, other = (models.build(name, str(tmp_path / folder)) for folder in ("one", "other"))
     model = quantized(case.model, ALL, case.batches)
     path = written(model, tmp_path / "model.safetensors")
-    example = case.batches[0] if name in ("subclassed", "function_without_signature", "loop") else None
+    example = (
+        case.batches[0] if name in ("subclassed", "function_without_signature", "loop") else None
+    )
     if name == "subclassed":
         other.model(example)
     scrambled(other.weights or other.model.variables)
@@ -110,7 +135,9 @@ KINDS = {
     "asymmetric": {"symmetric": False},
 }
 FORMATS = {
-    f"int{bits}_{kind}_{granularity}": QuantSpec(format=f"int{bits}", granularity=granularity, **changes)
+    f"int{bits}_{kind}_{granularity}": QuantSpec(
+        format=f"int{bits}", granularity=granularity, **changes
+    )
     for bits in BITS
     for kind, changes in KINDS.items()
     for granularity in ("per_tensor", "per_channel")
@@ -118,12 +145,17 @@ FORMATS = {
 
 
 def dense_layers(formats=FORMATS) -> keras.Model:
-    """One Dense for each format. Some columns mirror themselves: an asymmetric zero point lies between two codes there."""
+    """One Dense for each format.
+
+    Some columns mirror themselves: an asymmetric zero point lies between two codes there.
+    """
     inputs, rng, outputs = keras.Input((12,), name="x"), np.random.default_rng(3), []
     for name in formats:
         layer = keras.layers.Dense(10, use_bias=False, name=name)
         outputs.append(layer(inputs))
-        kernel = rng.normal(size=(12, 10)).astype(np.float32) * rng.uniform(1e-3, 30.0, 10).astype(np.float32)
+        kernel = rng.normal(size=(12, 10)).astype(np.float32) * rng.uniform(1e-3, 30.0, 10).astype(
+            np.float32
+        )
         kernel[6:, :4] = -kernel[:6, :4]
         kernel[:, 4] = 0.0
         layer.kernel.assign(kernel)
@@ -132,31 +164,46 @@ def dense_layers(formats=FORMATS) -> keras.Model:
 
 @pytest.mark.parametrize("update", few(["frozen", "lsq", "tqt", "pact"], ["tqt"]))
 def test_every_width_kind_and_way_to_learn_gives_the_same_bits(update, tmp_path):
-    rules = [Rule(dataclasses.replace(spec, update=update), "weight", path=name) for name, spec in FORMATS.items()]
+    rules = [
+        Rule(dataclasses.replace(spec, update=update), "weight", path=name)
+        for name, spec in FORMATS.items()
+    ]
     rows = np.random.default_rng(0).normal(size=(9, 12)).astype(np.float32)
     model = quantized(dense_layers(), Recipe(tuple(rules)), [rows])
     rng = np.random.default_rng(1)
     for quantizer in engine_of(model).quantizers.values():
         for variable in quantizer.variables.values() if quantizer.learned else ():
-            variable.assign(variable.numpy() * rng.uniform(0.7, 1.0, variable.shape))  # as training would
+            variable.assign(
+                variable.numpy() * rng.uniform(0.7, 1.0, variable.shape)
+            )  # as training would
     path = written(model, tmp_path / "model.safetensors")
     other = dense_layers()
     scrambled(other.variables)
     loaded = packed.load(path, other)
     for name, first, second in zip(FORMATS, model(rows), loaded(rows), strict=True):
         np.testing.assert_array_equal(first, second, err_msg=name)
-    for first, second in zip(engine_of(model).quantizers.values(), engine_of(loaded).quantizers.values(), strict=True):
+    for first, second in zip(
+        engine_of(model).quantizers.values(), engine_of(loaded).quantizers.values(), strict=True
+    ):
         for name, variable in first.variables.items():
             np.testing.assert_array_equal(variable, second.variables[name])
     for name, variable in sizes(model).items():
         layer = name.partition("/")[0]
         bits, channels = int(layer.split("_")[0][3:]), 10 if layer.endswith("per_channel") else 1
         zero = (1 if bits <= 8 else 2) if "_asymmetric_" in layer else 0
-        assert variable.bits == bits and variable.packed_bytes == -(-120 * bits // 8) + (4 + zero) * channels, name
+        assert (
+            variable.bits == bits
+            and variable.packed_bytes == -(-120 * bits // 8) + (4 + zero) * channels
+        ), name
     # The weights themselves, rounded in a graph as in the network.
     quantizers = [engine_of(model).quantizers[f"{name}:weight:kernel"] for name in FORMATS]
-    simulated = tf.function(lambda xs: [q(x) for q, x in zip(quantizers, xs, strict=True)], autograph=False)
-    results = [simulated([m.get_layer(name).kernel.value for name in FORMATS]) for m in (model.original, other)]
+    simulated = tf.function(
+        lambda xs: [q(x) for q, x in zip(quantizers, xs, strict=True)], autograph=False
+    )
+    results = [
+        simulated([m.get_layer(name).kernel.value for name in FORMATS])
+        for m in (model.original, other)
+    ]
     for name, first, second in zip(FORMATS, *results, strict=True):
         np.testing.assert_array_equal(first, second, err_msg=name)
 
@@ -184,8 +231,12 @@ def test_variables_of_bfloat16_and_of_integers_come_back(tmp_path):
 
     model, other = quantized(build(), FOUR_BITS, [ROWS]), build()
     loaded = packed.load(written(model, tmp_path / "model.safetensors"), other)
-    assert other.layers[1].kernel.dtype == "bfloat16" and {v.bits for v in sizes(model).values()} == {4, 32}
-    np.testing.assert_array_equal(tf.cast(model(ROWS), tf.float32), tf.cast(loaded(ROWS), tf.float32))
+    assert other.layers[1].kernel.dtype == "bfloat16" and {
+        v.bits for v in sizes(model).values()
+    } == {4, 32}
+    np.testing.assert_array_equal(
+        tf.cast(model(ROWS), tf.float32), tf.cast(loaded(ROWS), tf.float32)
+    )
 
 
 class WithUnused(keras.Model):
@@ -196,7 +247,9 @@ class WithUnused(keras.Model):
         self.dense = keras.layers.Dense(4, name="dense")
         self.unused = keras.layers.Dense(2, name="unused")
         self.unused.build((None, 4))
-        self.steps = self.add_weight(shape=(), dtype="int64", trainable=False, initializer="zeros", name="steps")
+        self.steps = self.add_weight(
+            shape=(), dtype="int64", trainable=False, initializer="zeros", name="steps"
+        )
         self.drop = keras.layers.Dropout(0.5)
 
     def call(self, inputs, training=False):
@@ -235,7 +288,9 @@ def test_layers_numbered_otherwise_are_matched_by_their_order(tmp_path, made_bef
 def test_layers_of_one_name_are_told_apart_by_the_order_of_data(tmp_path):
     saved = quantized(models.TwoOfAName(), FOUR_BITS, [ROWS])
     assert {"twins/dense/kernel", "twins/dense_1/kernel"} <= sizes(saved).keys()
-    loaded = packed.load(written(saved, tmp_path / "model.safetensors"), models.TwoOfAName(), inputs=ROWS)
+    loaded = packed.load(
+        written(saved, tmp_path / "model.safetensors"), models.TwoOfAName(), inputs=ROWS
+    )
     np.testing.assert_array_equal(loaded(ROWS), saved(ROWS))
 
 
@@ -248,7 +303,10 @@ def of_function(network, recipe=FOUR_BITS, batches=None):
 
 def kernels():
     rng = np.random.default_rng(2)
-    return (tf.Variable(rng.normal(size=(6, 6)).astype(np.float32), name=name) for name in ("kernel", "second"))
+    return (
+        tf.Variable(rng.normal(size=(6, 6)).astype(np.float32), name=name)
+        for name in ("kernel", "second")
+    )
 
 
 def networks() -> dict:
@@ -261,7 +319,9 @@ def networks() -> dict:
         "read beside": lambda x: x @ kernel + tf.reduce_sum(kernel),
         "an output": lambda x: (x @ kernel, kernel.read_value()),
         "looked up too": lambda x: x @ kernel + tf.gather(kernel, tf.argmax(x, axis=1)),
-        "read in a loop": lambda x: tf.while_loop(lambda i, _: i < 2, lambda i, h: (i + 1, h @ kernel), (0, x @ kernel))[1],
+        "read in a loop": lambda x: tf.while_loop(
+            lambda i, _: i < 2, lambda i, h: (i + 1, h @ kernel), (0, x @ kernel)
+        )[1],
     }
 
 
@@ -269,16 +329,29 @@ def networks() -> dict:
 def test_what_is_read_otherwise_than_by_sites_alone_stays_in_float(name, tmp_path):
     model = of_function(networks()[name])
     kernel = sizes(model)["kernel"]
-    assert kernel.bits == 32 and kernel.packed_bytes == kernel.float_bytes == 144 and kernel.note.endswith(" reads it in float")
+    assert (
+        kernel.bits == 32
+        and kernel.packed_bytes == kernel.float_bytes == 144
+        and kernel.note.endswith(" reads it in float")
+    )
     other = networks()[name]
-    loaded = packed.load(written(model, tmp_path / "model.safetensors"), other, signature=tf.TensorSpec([None, 6]))
-    for first, second in zip(tf.nest.flatten(model(ROWS)), tf.nest.flatten(loaded(ROWS)), strict=True):
+    loaded = packed.load(
+        written(model, tmp_path / "model.safetensors"), other, signature=tf.TensorSpec([None, 6])
+    )
+    for first, second in zip(
+        tf.nest.flatten(model(ROWS)), tf.nest.flatten(loaded(ROWS)), strict=True
+    ):
         np.testing.assert_array_equal(first, second)
 
 
 def test_a_disabled_site_leaves_its_variable_in_float(tmp_path):
-    model = quantized(two_dense(), dataclasses.replace(FOUR_BITS, disable=("first:weight",)), [ROWS])
-    assert {n: v.bits for n, v in sizes(model).items() if "kernel" in n} == {"first/kernel": 32, "second/kernel": 4}
+    model = quantized(
+        two_dense(), dataclasses.replace(FOUR_BITS, disable=("first:weight",)), [ROWS]
+    )
+    assert {n: v.bits for n, v in sizes(model).items() if "kernel" in n} == {
+        "first/kernel": 32,
+        "second/kernel": 4,
+    }
     loaded = packed.load(written(model, tmp_path / "model.safetensors"), two_dense(seed=7))
     np.testing.assert_array_equal(loaded(ROWS), model(ROWS))
 
@@ -291,7 +364,9 @@ def test_one_variable_at_two_sites_is_packed_if_their_ranges_are_equal(tmp_path)
         sites = [address for address in model.ranges() if ":weight:" in address]
         assert len(sites) == 2
         quantizer = engine_of(model).quantizers[sites[1]]
-        quantizer.set_range(quantizer.lower.numpy() * second_range, quantizer.upper.numpy() * second_range)
+        quantizer.set_range(
+            quantizer.lower.numpy() * second_range, quantizer.upper.numpy() * second_range
+        )
         other = models.called_twice().model
         scrambled(other.variables)
         loaded = packed.load(written(model, tmp_path / "model.safetensors"), other)
@@ -305,9 +380,13 @@ def test_one_variable_at_two_sites_is_packed_if_their_ranges_are_equal(tmp_path)
 
 
 def test_a_table_is_packed_if_every_lookup_is_quantized(tmp_path):
-    table = tf.Variable(np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32), name="table")
+    table = tf.Variable(
+        np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32), name="table"
+    )
     kernel = next(kernels())
-    recipe = Recipe((*FOUR_BITS.rules, Rule(QuantSpec(format="int3", symmetric=False), "embedding")))
+    recipe = Recipe(
+        (*FOUR_BITS.rules, Rule(QuantSpec(format="int3", symmetric=False), "embedding"))
+    )
     ids = np.int32([[1, 2, 8], [0, 0, 3]])
     lookups = (
         (3, lambda ids: tf.gather(table, ids) @ kernel),
@@ -320,7 +399,9 @@ def test_a_table_is_packed_if_every_lookup_is_quantized(tmp_path):
         assert sizes(model)["table"].bits == bits
         before = model(ids)
         loaded = packed.load(
-            written(model, tmp_path / "model.safetensors"), network, signature=tf.TensorSpec([None, None], tf.int32)
+            written(model, tmp_path / "model.safetensors"),
+            network,
+            signature=tf.TensorSpec([None, None], tf.int32),
         )
         np.testing.assert_array_equal(loaded(ids), before)
 
@@ -336,7 +417,9 @@ def test_weights_that_are_not_finite_are_refused_when_loaded(tmp_path, layer, br
     kernel.assign(values)
     before = other.get_weights()
     path = written(model, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=rf"{path}: variable {layer}/kernel holds NaN or Inf; load another file"):
+    with pytest.raises(
+        ValueError, match=rf"{path}: variable {layer}/kernel holds NaN or Inf; load another file"
+    ):
         packed.load(path, other)
     for old, new in zip(before, other.get_weights(), strict=True):
         np.testing.assert_array_equal(new, old)
@@ -353,7 +436,11 @@ def read_by_hand(path) -> tuple[dict, dict]:
     texts = header.pop("__metadata__")
     types = {"U8": np.uint8, "U16": np.uint16, "F32": np.float32}
     tensors = {
-        name: np.frombuffer(data[slice(*entry["data_offsets"])], types[entry["dtype"]]).reshape(entry["shape"])
+        name: (
+            np.frombuffer(data[slice(*entry["data_offsets"])], types[entry["dtype"]]).reshape(
+                entry["shape"]
+            )
+        )
         for name, entry in header.items()
     }
     values = {}
@@ -368,7 +455,9 @@ def read_by_hand(path) -> tuple[dict, dict]:
         for place, index in enumerate(np.ndindex(*shape)):
             code = (stream >> (place * entry["bits"])) % 2 ** entry["bits"] + entry["qmin"]
             channel = tuple(index[axis] for axis in entry["axes"])
-            values[path][index] = scale[channel] * np.float32(code - (0 if zero is None else int(zero[channel])))
+            values[path][index] = scale[channel] * np.float32(
+                code - (0 if zero is None else int(zero[channel]))
+            )
     return texts, values
 
 
@@ -395,8 +484,12 @@ def test_the_documented_layout_gives_the_simulated_weights(tmp_path):
     for address, quantizer in engine_of(model).quantizers.items():
         if quantizer.site.is_weight:
             path_of, port = address.split(":")[0], address.split(":")[2]
-            original = next(v.value for v in model.original.weights if v.path == f"{path_of}/{port}")
-            np.testing.assert_allclose(values[f"{path_of}/{port}"], quantizer(original), rtol=1e-5, atol=1e-7)
+            original = next(
+                v.value for v in model.original.weights if v.path == f"{path_of}/{port}"
+            )
+            np.testing.assert_allclose(
+                values[f"{path_of}/{port}"], quantizer(original), rtol=1e-5, atol=1e-7
+            )
 
 
 # Sizes
@@ -408,12 +501,22 @@ def test_the_report_adds_up_to_the_file(tmp_path):
     written(model, path)
     report = packed.size_report(model, path)
     (header,) = struct.unpack("<Q", path.read_bytes()[:8])
-    assert report.file_bytes == path.stat().st_size == 8 + header + report.packed_bytes + report.range_bytes
+    assert (
+        report.file_bytes
+        == path.stat().st_size
+        == 8 + header + report.packed_bytes + report.range_bytes
+    )
     assert report.float_bytes == 4 * sum(int(np.prod(v.shape)) for v in case.model.weights)
     tensors = load_file(path)
-    assert report.range_bytes == sum(t.nbytes for name, t in tensors.items() if name.startswith("tfquant/ranges/"))
+    assert report.range_bytes == sum(
+        t.nbytes for name, t in tensors.items() if name.startswith("tfquant/ranges/")
+    )
     for variable in report.variables:
-        own = [t.nbytes for name, t in tensors.items() if name == variable.path or name.rpartition("/")[0] == variable.path]
+        own = [
+            t.nbytes
+            for name, t in tensors.items()
+            if name == variable.path or name.rpartition("/")[0] == variable.path
+        ]
         assert variable.packed_bytes == sum(own)
     assert packed.size_report(model) == dataclasses.replace(report, file_bytes=None)
 
@@ -421,9 +524,12 @@ def test_the_report_adds_up_to_the_file(tmp_path):
 def test_a_weight_of_four_bits_takes_half_a_byte_and_its_channel_a_scale(tmp_path):
     model = quantized(two_dense(), FOUR_BITS, [ROWS])
     found = sizes(model)
-    assert found["first/kernel"].packed_bytes == 6 * 5 // 2 + 5 * 4 and found["first/kernel"].float_bytes == 6 * 5 * 4
-    assert str(packed.size_report(model)) == (
-        "variable       shape  bits  float  packed\n"
+    assert (
+        found["first/kernel"].packed_bytes == 6 * 5 // 2 + 5 * 4
+        and found["first/kernel"].float_bytes == 6 * 5 * 4
+    )
+    assert (
+        str(packed.size_report(model)) == "variable       shape  bits  float  packed\n"
         "first/kernel   6x5       4    120      35\n"
         "first/bias     5        32     20      20\n"
         "second/kernel  5x3       4     60      20\n"
@@ -436,7 +542,9 @@ def test_a_weight_of_four_bits_takes_half_a_byte_and_its_channel_a_scale(tmp_pat
 def test_a_symmetric_range_is_stored_once(tmp_path):
     model, path = quantized(two_dense(), FOUR_BITS, [ROWS]), tmp_path / "model.safetensors"
     tensors = load_file(written(model, path))
-    assert "tfquant/ranges/first:weight:kernel/upper" in tensors and not any(name.endswith("/lower") for name in tensors)
+    assert "tfquant/ranges/first:weight:kernel/upper" in tensors and not any(
+        name.endswith("/lower") for name in tensors
+    )
 
 
 # Refusals
@@ -468,7 +576,10 @@ def test_the_float_network_and_one_without_ranges_are_refused(two, tmp_path):
     with pytest.raises(ExportError, match="mode 'float' has none"):
         packed.write(Order(engine_of(two), "float", 17), str(tmp_path / "model.safetensors"))
     uncalibrated = tfquant.quantize(two_dense(), FOUR_BITS)
-    for call in (lambda: written(uncalibrated, tmp_path / "model.safetensors"), lambda: packed.size_report(uncalibrated)):
+    for call in (
+        lambda: written(uncalibrated, tmp_path / "model.safetensors"),
+        lambda: packed.size_report(uncalibrated),
+    ):
         with pytest.raises(tfquant.UncalibratedError, match="4 of 4 sites have none"):
             call()
     with pytest.raises(TypeError, match="expected a model from tfquant.quantize"):
@@ -501,16 +612,29 @@ def test_other_files_are_told_apart(path, tmp_path):
     path.write_text("first kernel\n" * 50)
     refused(path, model, "is damaged, or no safetensors file", CheckpointError)
     save_file({v.path: v.numpy() for v in model.weights}, path)
-    refused(path, model, "format is None, not 'tfquant.packed': another program or version wrote it")
+    refused(
+        path, model, "format is None, not 'tfquant.packed': another program or version wrote it"
+    )
     refused(tmp_path / "other.safetensors", model, "there is no file", FileNotFoundError)
 
 
 def test_other_models_are_refused_with_all_differences(path):
     text = refused(path, two_dense(width=4), "shapes differ from the model's: ")
-    assert "first/kernel: [6, 5] in the file, [6, 4] in the model" in text and "second/kernel: [5, 3] in the file" in text
-    text = refused(path, two_dense(names=("first", "third")), "sites differ from the model's. Missing in the file: .*Left over: ")
+    assert (
+        "first/kernel: [6, 5] in the file, [6, 4] in the model" in text
+        and "second/kernel: [5, 3] in the file" in text
+    )
+    text = refused(
+        path,
+        two_dense(names=("first", "third")),
+        "sites differ from the model's. Missing in the file: .*Left over: ",
+    )
     assert "third:weight:kernel" in text and "second:weight:kernel" in text
-    refused(path, two_dense(use_bias=False), r"variables differ from the model's. Missing: none. Left over: \['second/bias'\]")
+    refused(
+        path,
+        two_dense(use_bias=False),
+        r"variables differ from the model's. Missing: none. Left over: \['second/bias'\]",
+    )
     text = refused(path, two_dense(dtype="bfloat16"), "types differ from the model's: ")
     assert "first/bias: float32 in the file, bfloat16 in the model" in text
 
@@ -518,9 +642,14 @@ def test_other_models_are_refused_with_all_differences(path):
 def _rewritten(path, change) -> None:
     """Another file with a checksum that is right: one that a faulty program wrote."""
     tensors, texts = bitpacking.read_file(path, packed.MARKS)
-    texts = {name: json.loads(text) if name in ("variables", "sites") else text for name, text in texts.items()}
+    texts = {
+        name: json.loads(text) if name in ("variables", "sites") else text
+        for name, text in texts.items()
+    }
     change(tensors, texts)
-    texts = {name: text if isinstance(text, str) else json.dumps(text) for name, text in texts.items()}
+    texts = {
+        name: text if isinstance(text, str) else json.dumps(text) for name, text in texts.items()
+    }
     bitpacking.write_file(path, tensors, texts)
 
 
@@ -546,10 +675,16 @@ def _with_text(name, text):
 @pytest.mark.parametrize(
     "change",
     [
-        _transposed, _without("second/kernel/codes"), _without("second/kernel/scale"), _without("/upper"), _without("second/bias"),
-        _with_text("variables", "[" * 100000), _with_text("variables", "[{}]"), _with_text("sites", "{"),
+        _transposed,
+        _without("second/kernel/codes"),
+        _without("second/kernel/scale"),
+        _without("/upper"),
+        _without("second/bias"),
+        _with_text("variables", "[" * 100000),
+        _with_text("variables", "[{}]"),
+        _with_text("sites", "{"),
     ],
-)  # fmt: skip
+)
 def test_a_packed_file_is_loaded_whole_or_not_at_all(tmp_path, change):
     path = written(quantized(two_dense(), FOUR_BITS, [ROWS]), tmp_path / "model.safetensors")
     _rewritten(path, change)

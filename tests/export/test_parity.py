@@ -1,4 +1,7 @@
-"""Every output of a file is judged by itself and by its kind: a right file passes, any other is refused."""
+"""Every output of a file is judged by itself and by its kind.
+
+A right file passes, any other is refused.
+"""
 
 import keras
 import numpy as np
@@ -8,8 +11,8 @@ import tensorflow as tf
 
 import tfquant
 from tfquant.calibration import engine_of
-from tfquant.export import TARGETS, ExportError, MismatchError, check
-from tfquant.export.order import Order
+from tfquant.export import TARGETS, ExportError, MismatchError, parity
+from tfquant.export.request import Order
 from tfquant.runtimes import open_file
 
 L = keras.layers
@@ -30,10 +33,20 @@ HEADS = {
     "above": lambda h: L.Dense(4)(h) > 0.0,
 }
 KINDS = {
-    "number": "number", "sigmoid": "number", "labels": "number", "axis": "number", "tiny": "number", "large": "number",
-    "logits": "classes", "softmax": "classes", "unit": "vector", "tanh": "vector", "map": "feature_map", "best": "exact",
+    "number": "number",
+    "sigmoid": "number",
+    "labels": "number",
+    "axis": "number",
+    "tiny": "number",
+    "large": "number",
+    "logits": "classes",
+    "softmax": "classes",
+    "unit": "vector",
+    "tanh": "vector",
+    "map": "feature_map",
+    "best": "exact",
     "above": "exact",
-}  # fmt: skip
+}
 
 
 def network(seed, heads=tuple(HEADS)):
@@ -58,7 +71,7 @@ def answers(model, rows=ROWS):
 
 def judged(model, session, batches=(ROWS,), **kinds):
     """Name -> agreement of each output with what `session` answers."""
-    found = check.agreement(Order(engine_of(model), "quantized"), session, batches, kinds=kinds)
+    found = parity.agreement(Order(engine_of(model), "quantized"), session, batches, kinds=kinds)
     return {output.name: output for output in found.outputs}
 
 
@@ -89,21 +102,42 @@ def test_answers_that_do_not_depend_on_the_input_are_refused_in_every_output(mod
             return np.zeros_like(value)
         return np.broadcast_to(value.mean(0).astype(value.dtype), value.shape)
 
-    assert refused(model, lambda feed: {name: answer(value) for name, value in answers(model).items()}) == set(HEADS)
+    assert refused(
+        model, lambda feed: {name: answer(value) for name, value in answers(model).items()}
+    ) == set(HEADS)
 
 
 def test_exchanged_outputs_are_refused(model):
     def exchanged(feed):
         own = answers(model)
         pairs = {"number": "sigmoid", "logits": "softmax", "unit": "tanh", "tiny": "large"}
-        return own | {one: own[other] for one, other in (pairs | {b: a for a, b in pairs.items()}).items()}
+        return own | {
+            one: own[other] for one, other in (pairs | {b: a for a, b in pairs.items()}).items()
+        }
 
-    assert refused(model, exchanged) == {"number", "sigmoid", "logits", "softmax", "unit", "tanh", "tiny", "large"}
+    assert refused(model, exchanged) == {
+        "number",
+        "sigmoid",
+        "logits",
+        "softmax",
+        "unit",
+        "tanh",
+        "tiny",
+        "large",
+    }
 
 
 def test_columns_in_another_order_are_refused(model):
     session = lambda feed: {n: v[..., ::-1] if v.ndim > 1 else v for n, v in answers(model).items()}  # noqa: E731
-    assert refused(model, session) == {"labels", "logits", "softmax", "unit", "tanh", "map", "above"}
+    assert refused(model, session) == {
+        "labels",
+        "logits",
+        "softmax",
+        "unit",
+        "tanh",
+        "map",
+        "above",
+    }
 
 
 @pytest.mark.parametrize("name", ["tiny", "sigmoid", "axis", "best"])
@@ -125,9 +159,16 @@ def test_one_wrong_column_of_many_is_refused(model):
 def test_nan_of_the_file_is_refused(model, name):
     def session(feed):
         found = answers(model)
-        return found | {name: np.where(np.arange(found[name].size).reshape(found[name].shape) == 5, np.nan, found[name])}
+        return found | {
+            name: np.where(
+                np.arange(found[name].size).reshape(found[name].shape) == 5, np.nan, found[name]
+            )
+        }
 
-    with pytest.raises(MismatchError, match=f"check_data, batch 0: the exported file answers NaN in output '{name}'"):
+    with pytest.raises(
+        MismatchError,
+        match=f"check_data, batch 0: the exported file answers NaN in output '{name}'",
+    ):
         judged(model, session)
 
 
@@ -142,7 +183,9 @@ def test_infinity_of_the_file_is_refused(model, name):
 
 
 def test_steps_of_rounding_pass(model):
-    """Another realization of the rounding errors, which is the most that integer kernels make of them."""
+    """Another realization of the rounding errors, which is the most that integer kernels make of
+    them.
+    """
     rng = np.random.default_rng(0)
     model_in_float = quantized(1)
     model_in_float.set_mode("float")
@@ -150,7 +193,10 @@ def test_steps_of_rounding_pass(model):
 
     def session(feed):
         floats = [name for name, value in own.items() if value.dtype == np.float32]
-        errors = {name: np.abs(own[name] - exact[name]) * rng.choice([-1, 1], own[name].shape) for name in floats}
+        errors = {
+            name: np.abs(own[name] - exact[name]) * rng.choice([-1, 1], own[name].shape)
+            for name in floats
+        }
         return own | {name: (own[name] + errors[name]).astype(np.float32) for name in floats}
 
     assert refused(model, session, tolerance=0.01) == set()
@@ -184,7 +230,10 @@ def test_a_constant_output_is_judged_by_its_magnitude_and_said_so(model):
     rows = np.repeat(ROWS[:1], 16, 0)
     other = quantized(2)
     found = judged(model, lambda feed: answers(other, rows), (rows,))
-    assert not any(found[name].agrees(0.1) for name in ("number", "sigmoid", "logits", "unit", "map", "tiny", "large"))
+    assert not any(
+        found[name].agrees(0.1)
+        for name in ("number", "sigmoid", "logits", "unit", "map", "tiny", "large")
+    )
     assert found["number"].note.startswith("constant over the batches")
 
 
@@ -193,7 +242,12 @@ def scores_with_marks(seed):
     rng = np.random.default_rng(seed)
     kernel = tf.Variable(rng.normal(size=(4, 1)).astype(np.float32), name="kernel")
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, 4], name="x"), tf.TensorSpec([None, None], name="mask")])
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None, 4], name="x"),
+            tf.TensorSpec([None, None], name="mask"),
+        ]
+    )
     def scores(x, mask):
         return {"start": tf.squeeze(tf.matmul(x, kernel), -1) + (1.0 - mask) * -1e9}
 
@@ -208,7 +262,10 @@ def test_marks_on_padding_do_not_hide_the_scores():
         mask = (np.arange(length) < rng.integers(3, length, (16, 1))).astype(np.float32)
         batches.append((rng.normal(size=(16, length, 4)).astype(np.float32), mask))
     one, other = (
-        tfquant.quantize(scores_with_marks(seed), "int8_residual_float", calibration=batches, progress=False) for seed in (1, 2)
+        tfquant.quantize(
+            scores_with_marks(seed), "int8_residual_float", calibration=batches, progress=False
+        )
+        for seed in (1, 2)
     )
     run = lambda model: lambda feed: {"start": model(feed["x"], feed["mask"])["start"].numpy()}  # noqa: E731
     own = judged(one, run(one), batches)["start"]
@@ -224,9 +281,13 @@ def test_marks_on_padding_do_not_hide_the_scores():
 def test_a_user_says_what_an_output_is(model):
     session = lambda feed: answers(model)  # noqa: E731
     assert judged(model, session, logits="vector")["logits"].kind == "vector"
-    with pytest.raises(ValueError, match="check: there is no output 'scores', the network has above, axis"):
+    with pytest.raises(
+        ValueError, match="check: there is no output 'scores', the network has above, axis"
+    ):
         judged(model, session, scores="vector")
-    with pytest.raises(ValueError, match="check: 'logits' is 'ranking', must be one of classes, number"):
+    with pytest.raises(
+        ValueError, match="check: 'logits' is 'ranking', must be one of classes, number"
+    ):
         judged(model, session, logits="ranking")
     with pytest.raises(ValueError, match="check: 'best' is 'vector', but its type int"):
         judged(model, session, best="vector")
@@ -256,7 +317,9 @@ def test_nan_in_check_data_or_weights_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("target", ["onnx", "onnxruntime", "openvino", "litert", "saved_model", "packed"])
+@pytest.mark.parametrize(
+    "target", ["onnx", "onnxruntime", "openvino", "litert", "saved_model", "packed"]
+)
 def test_a_right_file_passes_in_every_runtime_and_another_does_not(tmp_path, target):
     heads = ("number", "sigmoid", "axis", "softmax", "unit", "map", "tiny")
     recipe = "litert" if target == "litert" else "cpu_onnxruntime"
@@ -265,12 +328,16 @@ def test_a_right_file_passes_in_every_runtime_and_another_does_not(tmp_path, tar
     found = tfquant.export(one, path, target=target, check_data=[ROWS[:32], ROWS[32:]])
     if target == "packed":  # which is loaded, not run
         again = tfquant.load_packed(path, network(3, heads))
-        assert judged(one, lambda feed: answers(again)).values() and not refused(one, lambda feed: answers(again), 0.0)
+        assert judged(one, lambda feed: answers(again)).values() and not refused(
+            one, lambda feed: answers(again), 0.0
+        )
         return
     assert {output.name for output in found.agreement.outputs} == set(heads)
     assert len(found.agreement.table().splitlines()) == len(heads)
     assert tfquant.compare(one, path, [ROWS]).same == 1.0
-    with pytest.raises(MismatchError, match="output 'axis', number: same answer in .* output 'number', number"):
+    with pytest.raises(
+        MismatchError, match="output 'axis', number: same answer in .* output 'number', number"
+    ):
         tfquant.compare(other, path, [ROWS], tolerance=0.5)
 
 
@@ -280,19 +347,36 @@ def test_a_feature_map_and_a_pooled_head_agree_in_openvino(tmp_path):
     features = L.Conv2D(8, 3, padding="same", activation="relu")(x)
     head = L.Dense(5)(L.GlobalAveragePooling2D()(features))
     images = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(np.float32)
-    model = tfquant.quantize(keras.Model(x, {"map": features, "head": head}), "cpu_openvino", calibration=[images], progress=False)
-    found = tfquant.export(model, tmp_path / "model.xml", target="openvino", check_data=[images], tolerance=0.05)
-    assert {output.name: output.kind for output in found.agreement.outputs} == {"map": "feature_map", "head": "classes"}
+    model = tfquant.quantize(
+        keras.Model(x, {"map": features, "head": head}),
+        "cpu_openvino",
+        calibration=[images],
+        progress=False,
+    )
+    found = tfquant.export(
+        model, tmp_path / "model.xml", target="openvino", check_data=[images], tolerance=0.05
+    )
+    assert {output.name: output.kind for output in found.agreement.outputs} == {
+        "map": "feature_map",
+        "head": "classes",
+    }
 
 
 def test_a_feature_map_and_a_head_that_openvino_answers_with_zeros_are_not_written(tmp_path):
-    """Swish and a batch normalization behind an integer convolution, as OpenVINO 2026.4 computes them."""
+    """Swish and a batch normalization behind an integer convolution, as OpenVINO 2026.4 computes
+    them.
+    """
     keras.utils.set_random_seed(0)
     x = keras.Input((8, 8, 3), name="x")
     features = L.BatchNormalization()(L.Conv2D(8, 3, padding="same", activation="swish")(x))
     head = L.Dense(5)(L.GlobalAveragePooling2D()(features))
     images = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(np.float32)
-    model = tfquant.quantize(keras.Model(x, {"map": features, "head": head}), "cpu_openvino", calibration=[images], progress=False)
+    model = tfquant.quantize(
+        keras.Model(x, {"map": features, "head": head}),
+        "cpu_openvino",
+        calibration=[images],
+        progress=False,
+    )
     path = tmp_path / "model.xml"
     try:
         tfquant.export(model, path, target="openvino", check_data=[images])
@@ -319,10 +403,18 @@ def test_a_file_whose_head_was_made_zero_is_refused_by_the_name_of_the_output(tm
 
 def test_numbers_for_positions_of_texts_of_several_lengths(model):
     """An axis of open length has no columns: every position is a number."""
-    batches = [(np.random.default_rng(length).normal(size=(8, length, 4)).astype(np.float32), np.ones((8, length), np.float32))
-               for length in (5, 9)]  # fmt: skip
+    batches = [
+        (
+            np.random.default_rng(length).normal(size=(8, length, 4)).astype(np.float32),
+            np.ones((8, length), np.float32),
+        )
+        for length in (5, 9)
+    ]
     one, other = (
-        tfquant.quantize(scores_with_marks(seed), "int8_residual_float", calibration=batches, progress=False) for seed in (1, 2)
+        tfquant.quantize(
+            scores_with_marks(seed), "int8_residual_float", calibration=batches, progress=False
+        )
+        for seed in (1, 2)
     )
     for kind in ("number", "classes", "vector", "feature_map"):
         run = lambda model: lambda feed: {"start": model(feed["x"], feed["mask"])["start"].numpy()}  # noqa: E731
@@ -331,9 +423,13 @@ def test_numbers_for_positions_of_texts_of_several_lengths(model):
 
 
 def test_complex_numbers_are_judged():
-    kernel = tf.Variable(np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32), name="kernel")
+    kernel = tf.Variable(
+        np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32), name="kernel"
+    )
     spectrum = tf.function(lambda x: {"spectrum": tf.signal.rfft(tf.matmul(x, kernel))})
     model = tfquant.quantize(spectrum, "int8_residual_float", calibration=[(ROWS,)], progress=False)
     own = {"spectrum": model(ROWS)["spectrum"].numpy()}
     assert judged(model, lambda feed: own, [(ROWS,)])["spectrum"].agrees(0.0)
-    assert not judged(model, lambda feed: {"spectrum": own["spectrum"].conj()}, [(ROWS,)])["spectrum"].agrees(0.5)
+    assert not judged(model, lambda feed: {"spectrum": own["spectrum"].conj()}, [(ROWS,)])[
+        "spectrum"
+    ].agrees(0.5)

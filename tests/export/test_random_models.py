@@ -14,8 +14,12 @@ from tfquant.graph.plan import RecipeError
 from tfquant.runtimes import onnxruntime
 
 CLOSE = 1e-4  # of the largest value of an output
-FEWEST_EQUAL = 0.9  # share of values that must be that close: a value on the border of two codes is rare
-options = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+FEWEST_EQUAL = (
+    0.9  # share of values that must be that close: a value on the border of two codes is rare
+)
+options = settings(
+    derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
 
 
 def check(drawn: Drawn, folder) -> None:
@@ -34,7 +38,9 @@ def check(drawn: Drawn, folder) -> None:
 
 def check_float_mode(model, quantized, batch) -> None:
     quantized.set_mode("float")
-    for one, other in zip(tf.nest.flatten(model(batch)), tf.nest.flatten(quantized(batch)), strict=True):
+    for one, other in zip(
+        tf.nest.flatten(model(batch)), tf.nest.flatten(quantized(batch)), strict=True
+    ):
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5 * (1.0 + np.abs(one).max()))
     quantized.set_mode("quantized")
 
@@ -47,7 +53,10 @@ def check_storing(drawn: Drawn, quantized, batch, expected, folder) -> None:
 
 
 def check_file(drawn: Drawn, quantized, batch, expected, folder) -> None:
-    """Node by node and fused: nearly all values equal the simulation's, and none is further away than one step leads."""
+    """Node by node and fused.
+
+    Nearly all values equal the simulation's, and none is further away than one step leads.
+    """
     path = str(folder / "model.onnx")
     tfquant.export(quantized, path, opset=drawn.opset)
     bounds = largest_effect_of_one_step(quantized, batch)
@@ -56,10 +65,17 @@ def check_file(drawn: Drawn, quantized, batch, expected, folder) -> None:
         session = onnxruntime.open_file(path, as_written=as_written)
         answers = session(interface.named_inputs([batch]))
         for name, one, bound in zip(interface.outputs, expected, bounds, strict=True):
-            difference, close = np.abs(one.numpy() - answers[name]), CLOSE * (np.abs(one).max() + 1e-6)
+            difference, close = (
+                np.abs(one.numpy() - answers[name]),
+                CLOSE * (np.abs(one).max() + 1e-6),
+            )
             where = f"output {name}, {'node by node' if as_written else 'fused'}"
-            assert (difference <= close).mean() >= FEWEST_EQUAL, f"{where}: {difference.max():.3g} of {np.abs(one).max():.3g}"
-            assert difference.max() <= bound + close, f"{where}: {difference.max():.3g}, one step leads to {bound:.3g}"
+            assert (difference <= close).mean() >= FEWEST_EQUAL, (
+                f"{where}: {difference.max():.3g} of {np.abs(one).max():.3g}"
+            )
+            assert difference.max() <= bound + close, (
+                f"{where}: {difference.max():.3g}, one step leads to {bound:.3g}"
+            )
 
 
 @settings(options, max_examples=12, phases=[Phase.generate])

@@ -1,4 +1,6 @@
-"""Parts that ONNX has one operation for are found by what they compute, and only where no site lies inside."""
+"""Parts that ONNX has one operation for are found by what they compute, and only where no site lies
+inside.
+"""
 
 import collections
 
@@ -14,13 +16,16 @@ from tests.graph import models
 from tfquant import export
 from tfquant.calibration import engine_of
 from tfquant.export.errors import ExportError
-from tfquant.export.regions import find_regions
+from tfquant.export.onnx.fusion import find_regions
 
 FLOAT = tfquant.recipe("int8_residual_float")
 
 
 def regions_of(case: models.Case, recipe=FLOAT, mode: str = "quantized") -> list:
-    return find_regions(engine_of(tfquant.quantize(case.model, recipe, calibration=case.batches, progress=False)), mode)
+    return find_regions(
+        engine_of(tfquant.quantize(case.model, recipe, calibration=case.batches, progress=False)),
+        mode,
+    )
 
 
 def kinds(regions) -> dict[str, int]:
@@ -35,7 +40,12 @@ def of_function(function, *shapes) -> list:
         result = function(*inputs)
         return tf.matmul(tf.reshape(result, [-1, result.shape[-1]]), tf.eye(result.shape[-1], 2))
 
-    batches = [tuple(np.random.default_rng(0).normal(size=[size or 3 for size in shape]).astype(np.float32) for shape in shapes)]
+    batches = [
+        tuple(
+            np.random.default_rng(0).normal(size=[size or 3 for size in shape]).astype(np.float32)
+            for shape in shapes
+        )
+    ]
     model = tfquant.quantize(network, FLOAT, calibration=batches, progress=False)
     return find_regions(engine_of(model))
 
@@ -46,8 +56,14 @@ def bert():
 
 
 def test_of_a_bert_every_layernorm_gelu_product_and_reshape(bert):
-    # 7 products: query, key, value, the output of attention, both of the feed-forward part, the answer's ends.
-    assert kinds(regions_of(bert, "int8_residual_asymmetric")) == {"LayerNormalization": 3, "Gelu": 1, "MatMul": 7, "Reshape": 4}
+    # 7 products: query, key, value, the output of attention, both of the feed-forward part, the
+    # answer's ends.
+    assert kinds(regions_of(bert, "int8_residual_asymmetric")) == {
+        "LayerNormalization": 3,
+        "Gelu": 1,
+        "MatMul": 7,
+        "Reshape": 4,
+    }
 
 
 @pytest.mark.parametrize("epsilon", [1e-12, 1e-5, 1e-3])
@@ -58,7 +74,9 @@ def test_parameters_of_a_layernorm_are_those_of_the_layer(epsilon):
     rng = np.random.default_rng(1)
     layer.set_weights([rng.normal(1.0, 0.5, 9), rng.normal(0.0, 3.0, 9)])
     batch = rng.normal(size=(2, 5, 9)).astype(np.float32)
-    found = find_regions(engine_of(tfquant.quantize(model, FLOAT, calibration=[batch], progress=False)))
+    found = find_regions(
+        engine_of(tfquant.quantize(model, FLOAT, calibration=[batch], progress=False))
+    )
     norm = next(region for region in found if region.kind == "LayerNormalization")
     gamma, beta = layer.get_weights()
     np.testing.assert_allclose(norm.parameters["scale"], gamma, atol=1e-6)
@@ -72,7 +90,9 @@ def rms(x):
 
 def without_root(x):
     deviation = x - tf.reduce_mean(x, -1, keepdims=True)
-    return deviation / (tf.sqrt(tf.reduce_mean(tf.square(deviation), -1, keepdims=True)) + 0.5)  # epsilon behind the root
+    return deviation / (
+        tf.sqrt(tf.reduce_mean(tf.square(deviation), -1, keepdims=True)) + 0.5
+    )  # epsilon behind the root
 
 
 def of_the_first_axis(x):
@@ -99,15 +119,21 @@ def test_what_only_looks_like_a_layernorm_stays_as_it_is(function):
 )
 def test_gelu_is_told_from_its_likes(function, approximate):
     gelus = [region for region in of_function(function, (None, 32)) if region.kind == "Gelu"]
-    assert [region.attributes["approximate"] for region in gelus] == ([approximate] if approximate else [])
+    assert [region.attributes["approximate"] for region in gelus] == (
+        [approximate] if approximate else []
+    )
 
 
 def test_a_site_inside_keeps_a_part_from_being_one_operation():
     x = keras.Input((None, 8))
     model = keras.Model(x, keras.layers.Dense(4, use_bias=False)(x))
     batch = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
-    recipe = FLOAT.with_rules(tfquant.Rule(tfquant.QuantSpec("int8"), role="linear_output"))  # lies between product and reshape
-    quantized = {r: tfquant.quantize(model, r, calibration=[batch], progress=False) for r in (FLOAT, recipe)}
+    recipe = FLOAT.with_rules(
+        tfquant.Rule(tfquant.QuantSpec("int8"), role="linear_output")
+    )  # lies between product and reshape
+    quantized = {
+        r: tfquant.quantize(model, r, calibration=[batch], progress=False) for r in (FLOAT, recipe)
+    }
     assert kinds(find_regions(engine_of(quantized[FLOAT]))) == {"MatMul": 1}
     assert "MatMul" not in kinds(find_regions(engine_of(quantized[recipe])))
     assert kinds(find_regions(engine_of(quantized[recipe]), "float")) == {"MatMul": 1}
@@ -129,23 +155,40 @@ def test_a_reshape_that_mixes_open_sizes_is_left_alone():
 def test_products_over_several_axes_become_products_of_matrices(tmp_path, granularity):
     case = models.functional()  # heads are axes of the kernels: abc,cde->abde and abcd,cde->abe
     recipe = FLOAT.with_spec(roles=["weight"], granularity=granularity)
-    model, path = tfquant.quantize(case.model, recipe, calibration=case.batches, progress=False), tmp_path / "model.onnx"
+    model, path = (
+        tfquant.quantize(case.model, recipe, calibration=case.batches, progress=False),
+        tmp_path / "model.onnx",
+    )
     assert export(model, path, check_data=case.batches).agreement.same == 1.0
     graph = onnx.load(path).graph
     stored = {t.name: list(t.dims) for t in graph.initializer}
-    assert stored["mha/query:weight:kernel/codes"] == [16, 16] and stored["mha/attention_output:weight:kernel/codes"] == [16, 16]
+    assert stored["mha/query:weight:kernel/codes"] == [16, 16] and stored[
+        "mha/attention_output:weight:kernel/codes"
+    ] == [16, 16]
     assert stored["mha/query:weight:kernel/scale"] == ([16] if granularity == "per_channel" else [])
     dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    assert sum(node.op_type == "MatMul" and node.input[1] in dequantized for node in graph.node) == 6
+    assert (
+        sum(node.op_type == "MatMul" and node.input[1] in dequantized for node in graph.node) == 6
+    )
 
 
 @pytest.mark.parametrize(("opset", "gelus"), [(17, 0), (20, 1)])
 def test_single_operations_in_the_file(tmp_path, bert, opset, gelus):
-    model, path = tfquant.quantize(bert.model, FLOAT, calibration=bert.batches, progress=False), tmp_path / "model.onnx"
+    model, path = (
+        tfquant.quantize(bert.model, FLOAT, calibration=bert.batches, progress=False),
+        tmp_path / "model.onnx",
+    )
     export(model, path, opset=opset, check_data=bert.batches, tolerance=1.0)
     found = collections.Counter(node.op_type for node in onnx.load(path).graph.node)
-    assert (found["LayerNormalization"], found["Gelu"], found["Erf"], found["Reshape"]) == (3, gelus, 1 - gelus, 4)
-    assert not any(found[kind] for kind in ("ReduceMean", "GlobalAveragePool", "Sqrt", "ReduceProd"))
+    assert (found["LayerNormalization"], found["Gelu"], found["Erf"], found["Reshape"]) == (
+        3,
+        gelus,
+        1 - gelus,
+        4,
+    )
+    assert not any(
+        found[kind] for kind in ("ReduceMean", "GlobalAveragePool", "Sqrt", "ReduceProd")
+    )
 
 
 def test_the_float_network_is_written_too(tmp_path, bert):
@@ -156,7 +199,8 @@ def test_the_float_network_is_written_too(tmp_path, bert):
 
 
 OF_THE_POOL = (
-    "hub_bert subclassed tf_keras_functional encoder_decoder convolutional called_twice tied_embeddings nested loop saved_model"
+    "hub_bert subclassed tf_keras_functional encoder_decoder convolutional called_twice"
+    " tied_embeddings nested loop saved_model"
 )
 
 
@@ -165,7 +209,9 @@ def test_models_of_every_kind(tmp_path, name):
     case = models.build(name, str(tmp_path))
     model = tfquant.quantize(case.model, FLOAT, calibration=case.batches, progress=False)
     found = export(model, tmp_path / "model.onnx", check_data=case.batches, tolerance=1.0)
-    assert found.agreement.mean < 0.03 * found.agreement.spread and sum(found.sites) == len(model.plan.sites)
+    assert found.agreement.mean < 0.03 * found.agreement.spread and sum(found.sites) == len(
+        model.plan.sites
+    )
 
 
 def test_a_network_in_bfloat16_is_refused_with_the_way_out(tmp_path):

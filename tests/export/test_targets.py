@@ -13,7 +13,7 @@ from tests.export.agreement import agreement_with
 from tests.few import few
 from tests.graph import models
 from tfquant import export
-from tfquant.export import ExportError, MismatchError, overflow
+from tfquant.export import ExportError, MismatchError, x86_saturation
 from tfquant.export.targets import TARGETS, publish
 from tfquant.runtimes import RuntimeFileError, open_file, openvino
 
@@ -32,7 +32,10 @@ def model(bert):
     return quantized(bert, "cpu_openvino")
 
 
-@pytest.mark.parametrize("recipe", few(["cpu_openvino", "int8_residual_both_asymmetric", "w4a8_residual"], "w4a8_residual"))
+@pytest.mark.parametrize(
+    "recipe",
+    few(["cpu_openvino", "int8_residual_both_asymmetric", "w4a8_residual"], "w4a8_residual"),
+)
 @pytest.mark.parametrize("mode", ["quantized", "float"])
 def test_a_saved_model_answers_like_the_simulation_to_the_last_digits(tmp_path, bert, recipe, mode):
     model, path = quantized(bert, recipe), tmp_path / "served"
@@ -42,7 +45,9 @@ def test_a_saved_model_answers_like_the_simulation_to_the_last_digits(tmp_path, 
 
 
 def test_a_saved_model_of_a_function_is_served_under_its_names(tmp_path):
-    kernel = tf.Variable(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), name="kernel")
+    kernel = tf.Variable(
+        np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), name="kernel"
+    )
 
     @tf.function(input_signature=[tf.TensorSpec([None, 4], name="features")])
     def score(features):
@@ -66,14 +71,23 @@ def test_a_saved_model_replaces_another_and_nothing_else(tmp_path, model):
     (path / "thesis.txt").unlink()  # an empty folder is taken
     for _ in range(2):
         export(model, path, target="saved_model")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["served"] and (path / "saved_model.pb").exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["served"] and (
+        path / "saved_model.pb"
+    ).exists()
 
 
-@pytest.mark.parametrize("recipe", few(["cpu_openvino", "int8_residual_float", "w4a8_residual"], ("cpu_openvino",)))
+@pytest.mark.parametrize(
+    "recipe", few(["cpu_openvino", "int8_residual_float", "w4a8_residual"], ("cpu_openvino",))
+)
 def test_openvino_answers_like_the_simulation(tmp_path, bert, recipe):
-    # On processors without VNNI its sums of two products of 8 bits overflow, with 7-bit weights they do not.
+    # On processors without VNNI its sums of two products of 8 bits overflow, with 7-bit weights
+    # they do not.
     recipe = tfquant.recipe(recipe)
-    recipe = recipe if recipe.name == "w4a8_residual" else recipe.with_spec(roles=["weight"], format="int7")
+    recipe = (
+        recipe
+        if recipe.name == "w4a8_residual"
+        else recipe.with_spec(roles=["weight"], format="int7")
+    )
     model, path = quantized(bert, recipe), tmp_path / "model.xml"
     found = export(model, path, target="openvino", check_data=bert.batches, tolerance=0.1)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.bin", "model.xml"]
@@ -82,11 +96,15 @@ def test_openvino_answers_like_the_simulation(tmp_path, bert, recipe):
 
 
 @pytest.mark.parametrize("flags", ["fpu avx2 fma", "fpu avx2 avx512_vnni"])
-def test_where_openvino_overflows_the_error_says_what_to_do(tmp_path, bert, model, monkeypatch, flags):
-    monkeypatch.setattr(overflow, "_processor_flags", lambda: set(flags.split()))
+def test_where_openvino_overflows_the_error_says_what_to_do(
+    tmp_path, bert, model, monkeypatch, flags
+):
+    monkeypatch.setattr(x86_saturation, "_processor_flags", lambda: set(flags.split()))
     answer = openvino.OpenVinoSession.__call__
     monkeypatch.setattr(
-        openvino.OpenVinoSession, "__call__", lambda self, feed: {name: -value for name, value in answer(self, feed).items()}
+        openvino.OpenVinoSession,
+        "__call__",
+        lambda self, feed: {name: -value for name, value in answer(self, feed).items()},
     )
     with pytest.raises(MismatchError) as caught:
         export(model, tmp_path / "model.xml", target="openvino", check_data=bert.batches)
@@ -97,28 +115,44 @@ def test_where_openvino_overflows_the_error_says_what_to_do(tmp_path, bert, mode
     ("flags", "format"),
     [
         ("avx2 fma", "int8"),
-        *(pytest.param(*one, marks=pytest.mark.long) for one in (("avx2 avx512_vnni", "int8"), ("avx2 fma", "int7"))),
+        *(
+            pytest.param(*one, marks=pytest.mark.long)
+            for one in (("avx2 avx512_vnni", "int8"), ("avx2 fma", "int7"))
+        ),
     ],
 )
 def test_where_sums_overflow_the_result_says_so(tmp_path, bert, monkeypatch, flags, format):
-    monkeypatch.setattr(overflow, "_processor_flags", lambda: set(flags.split()))
+    monkeypatch.setattr(x86_saturation, "_processor_flags", lambda: set(flags.split()))
     recipe = tfquant.recipe("cpu_onnxruntime").with_spec(roles=["weight"], format=format)
     for target, said in (("onnx", "session.x64quantprecision=1"), ("openvino", "format='int7'")):
-        found = export(quantized(bert, recipe), tmp_path / f"model{TARGETS[target].suffix}", target=target)
+        found = export(
+            quantized(bert, recipe), tmp_path / f"model{TARGETS[target].suffix}", target=target
+        )
         overflows = "vnni" not in flags and format == "int8"
         assert (said in str(found)) == (said in found.note) == overflows
 
 
 def test_openvino_computes_linear_layers_in_integers(tmp_path, bert, model):
-    found = export(model, tmp_path / "model.xml", target="openvino", check_data=bert.batches, tolerance=1.0)
-    float_too = export(model, tmp_path / "float.xml", target="openvino", mode="float", check_data=bert.batches, tolerance=1.0)
+    found = export(
+        model, tmp_path / "model.xml", target="openvino", check_data=bert.batches, tolerance=1.0
+    )
+    float_too = export(
+        model,
+        tmp_path / "float.xml",
+        target="openvino",
+        mode="float",
+        check_data=bert.batches,
+        tolerance=1.0,
+    )
     assert len(found.contractions.integer) == 6 and not float_too.contractions.integer
     assert float_too.agreement.largest < 1e-4
 
 
 def test_onnxruntime_computes_linear_layers_in_integers(tmp_path, bert, model):
     found = export(model, tmp_path / "model.onnx", check_data=bert.batches, tolerance=1.0)
-    assert len(found.contractions.integer) == 6 and str(found).count("of 9 products in integers") == 1
+    assert (
+        len(found.contractions.integer) == 6 and str(found).count("of 9 products in integers") == 1
+    )
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -133,33 +167,57 @@ def test_a_target_wants_its_suffix_and_a_folder_that_is_there(tmp_path, model, t
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_documentation_names_the_files_and_runtimes_of_the_table(name):
-    target, text = TARGETS[name], (pathlib.Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    target, text = (
+        TARGETS[name],
+        (pathlib.Path(__file__).parents[2] / "docs" / "export.md").read_text(),
+    )
     readers = ", ".join(f"`{reader}`" for reader in target.readers if reader != "tensorflow")
-    assert f"| `{name}` | `{target.file}` | {readers}".rstrip() in text and target.file.endswith(target.suffix)
+    assert f"| `{name}` | `{target.file}` | {readers}".rstrip() in text and target.file.endswith(
+        target.suffix
+    )
 
 
 def test_a_recipe_of_another_runtime_is_named_and_so_is_the_one_that_fits(tmp_path, bert):
     other = quantized(bert, "cpu_onnxruntime")
-    with pytest.warns(UserWarning, match="litert computes none of .*'cpu_onnxruntime' is made for another.* recipe 'litert'"):
-        found = export(other, tmp_path / "model.tflite", target="litert", check_data=bert.batches, tolerance=1.0)
+    with pytest.warns(
+        UserWarning,
+        match="litert computes none of .*'cpu_onnxruntime' is made for another.* recipe 'litert'",
+    ):
+        found = export(
+            other,
+            tmp_path / "model.tflite",
+            target="litert",
+            check_data=bert.batches,
+            tolerance=1.0,
+        )
     assert not found.contractions.integer and "quantize with recipe 'litert'" in str(found)
-    narrow = quantized(bert, tfquant.recipe("cpu_onnxruntime").with_spec(roles=["weight"], format="int4"))
+    narrow = quantized(
+        bert, tfquant.recipe("cpu_onnxruntime").with_spec(roles=["weight"], format="int4")
+    )
     with pytest.warns(UserWarning, match="half bytes from opset 21 on: export with opset=17"):
         export(narrow, tmp_path / "model.onnx", opset=21, check_data=bert.batches, tolerance=1.0)
     with warnings.catch_warnings(action="error", category=UserWarning):
         export(narrow, tmp_path / "model.onnx", check_data=bert.batches, tolerance=1.0)
 
 
-def test_what_a_target_does_not_take_is_refused_before_anything_is_computed(tmp_path, model, monkeypatch):
+def test_what_a_target_does_not_take_is_refused_before_anything_is_computed(
+    tmp_path, model, monkeypatch
+):
     for target in TARGETS:
-        monkeypatch.setitem(TARGETS, target, dataclasses.replace(TARGETS[target], write=lambda order, path: pytest.fail("written")))
+        monkeypatch.setitem(
+            TARGETS,
+            target,
+            dataclasses.replace(TARGETS[target], write=lambda order, path: pytest.fail("written")),
+        )
     for target in ("packed", "fastertransformer"):
         with pytest.raises(ExportError, match="mode 'float' has none"):
             export(model, tmp_path / TARGETS[target].file, target=target, mode="float")
     assert not list(tmp_path.iterdir())
 
 
-def test_files_that_belong_together_are_moved_with_the_one_that_names_them_last(tmp_path, monkeypatch):
+def test_files_that_belong_together_are_moved_with_the_one_that_names_them_last(
+    tmp_path, monkeypatch
+):
     (tmp_path / "new").mkdir()
     for name in ("model.xml", "model.bin"):
         (tmp_path / name).write_text("old")

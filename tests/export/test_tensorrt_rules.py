@@ -7,13 +7,15 @@ from onnx import helper, numpy_helper
 
 from tests.export.placement import broken, says
 from tfquant.export import ExportError
-from tfquant.export.tensorrt import PlacementError, validate
+from tfquant.export.onnx.tensorrt import PlacementError, validate
 
 WIDTH = 8
 
 
 class Net:
-    """An ONNX graph in the making, of tensors [batch, length, WIDTH]; tensors are called after the operations that make them."""
+    """An ONNX graph in the making, of tensors [batch, length, WIDTH]; tensors are called after the
+    operations that make them.
+    """
 
     def __init__(self):
         self.nodes, self.constants = [], []
@@ -28,30 +30,49 @@ class Net:
         return name
 
     def pair(self, source: str, name: str, scale=0.1, zero=0, dtype=np.int8) -> str:
-        numbers = [self.constant(f"{name}/scale", scale), self.constant(f"{name}/zero", np.full_like(scale, zero, dtype), dtype)]
+        numbers = [
+            self.constant(f"{name}/scale", scale),
+            self.constant(f"{name}/zero", np.full_like(scale, zero, dtype), dtype),
+        ]
         codes = self.node("QuantizeLinear", source, *numbers, name=f"{name}/codes")
         return self.node("DequantizeLinear", codes, *numbers, name=f"{name}/dequantized")
 
     def weight(self, name: str, shape=(WIDTH, WIDTH), axis=None, dtype=np.int8) -> str:
         scale = 0.1 if axis is None else np.full(shape[axis], 0.1)
         codes = self.constant(f"{name}/codes", np.ones(shape), dtype)
-        numbers = [self.constant(f"{name}/scale", scale), self.constant(f"{name}/zero", np.zeros_like(scale), dtype)]
+        numbers = [
+            self.constant(f"{name}/scale", scale),
+            self.constant(f"{name}/zero", np.zeros_like(scale), dtype),
+        ]
         attributes = {} if axis is None else {"axis": axis}
-        return self.node("DequantizeLinear", codes, *numbers, name=f"{name}/dequantized", **attributes)
+        return self.node(
+            "DequantizeLinear", codes, *numbers, name=f"{name}/dequantized", **attributes
+        )
 
     def bias(self, source: str, name: str) -> str:
         return self.node("Add", source, self.constant("bias", np.ones(WIDTH)), name=name)
 
     def dense(self, source: str, name: str) -> str:
         """A linear layer as it should be."""
-        operands = self.pair(source, f"{name}:linear_input:input"), self.weight(f"{name}:weight:kernel", axis=1)
+        operands = (
+            self.pair(source, f"{name}:linear_input:input"),
+            self.weight(f"{name}:weight:kernel", axis=1),
+        )
         return self.bias(self.node("MatMul", *operands, name=f"{name}/MatMul"), f"{name}/Add")
 
-    def model(self, *outputs: str, opset: int = 17, shape=("batch", "length", WIDTH)) -> onnx.ModelProto:
-        infos = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs]
+    def model(
+        self, *outputs: str, opset: int = 17, shape=("batch", "length", WIDTH)
+    ) -> onnx.ModelProto:
+        infos = [
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs
+        ]
         x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)
         graph = helper.make_graph(self.nodes, "net", [x], infos, self.constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10 if opset > 20 else 8)
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", opset)],
+            ir_version=10 if opset > 20 else 8,
+        )
         onnx.checker.check_model(onnx.shape_inference.infer_shapes(model))
         return model
 
@@ -82,7 +103,13 @@ def test_an_opset_without_scales_per_channel():
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"zero": 3}, "QuantizeLinear a:linear_input:input/codes: ... zero point 3 ... symmetric: true for role linear_input"),
+        (
+            {"zero": 3},
+            (
+                "QuantizeLinear a:linear_input:input/codes: ... zero point 3 ... symmetric: true"
+                " for role linear_input"
+            ),
+        ),
         ({"zero": 128, "dtype": np.uint8}, "zero point 128"),
         ({"dtype": np.uint8}, "holds uint8 ... unsigned: false for role linear_input"),
         ({"scale": 0.0}, "scale 0.0 ... calibrate"),
@@ -100,7 +127,12 @@ def test_numbers_of_a_pair(numbers, message):
 
 def test_zero_points_of_weights_and_codes_of_16_bits():
     net = Net()
-    product = net.node("MatMul", net.pair("x", "in", dtype=np.int16), net.weight("w", dtype=np.uint8), name="product")
+    product = net.node(
+        "MatMul",
+        net.pair("x", "in", dtype=np.int16),
+        net.weight("w", dtype=np.uint8),
+        name="product",
+    )
     expect(
         net.model(net.bias(product, "y"), opset=21),
         "QuantizeLinear in/codes: holds int16 ... format: int8 for its role",
@@ -126,7 +158,10 @@ def test_a_scale_that_is_computed():
     codes = net.node("QuantizeLinear", "x", scale, zero, name="codes")
     source = net.node("DequantizeLinear", codes, scale, zero, name="source")
     product = net.node("MatMul", source, net.weight("w"), name="product")
-    expect(net.model(net.bias(product, "y")), "QuantizeLinear codes: its scale and zero point are computed")
+    expect(
+        net.model(net.bias(product, "y")),
+        "QuantizeLinear codes: its scale and zero point are computed",
+    )
 
 
 def test_scales_that_are_constant_operations():
@@ -141,11 +176,16 @@ def test_scales_that_are_constant_operations():
 def test_codes_of_4_bits():
     net = Net()
     for name, shape in (("codes", [WIDTH, WIDTH]), ("zero", [WIDTH])):
-        net.constants.append(helper.make_tensor(name, onnx.TensorProto.INT4, shape, [0] * int(np.prod(shape))))
+        net.constants.append(
+            helper.make_tensor(name, onnx.TensorProto.INT4, shape, [0] * int(np.prod(shape)))
+        )
     scale = net.constant("scale", np.ones(WIDTH))
     weight = net.node("DequantizeLinear", "codes", scale, "zero", name="weight", axis=1)
     product = net.node("MatMul", net.pair("x", "in"), weight, name="product")
-    expect(net.model(net.bias(product, "y"), opset=21), "DequantizeLinear weight: holds int4 ... opset below 21")
+    expect(
+        net.model(net.bias(product, "y"), opset=21),
+        "DequantizeLinear weight: holds int4 ... opset below 21",
+    )
 
 
 # 3. How many scales.
@@ -158,30 +198,52 @@ def test_an_activation_has_one_scale():
     net.nodes[1].attribute.append(helper.make_attribute("axis", 2))
     product = net.node("MatMul", source, net.weight("w"), name="product")
     said = "an activation with 8 scales ... per_tensor for role linear_input"
-    expect(net.model(net.bias(product, "y")), f"QuantizeLinear ... {said}", f"DequantizeLinear ... {said}")
+    expect(
+        net.model(net.bias(product, "y")),
+        f"QuantizeLinear ... {said}",
+        f"DequantizeLinear ... {said}",
+    )
 
 
-@pytest.mark.parametrize(("axis", "turned", "keeps"), [(1, False, True), (0, False, False), (0, True, True), (1, True, False)])
+@pytest.mark.parametrize(
+    ("axis", "turned", "keeps"),
+    [(1, False, True), (0, False, False), (0, True, True), (1, True, False)],
+)
 def test_scales_of_a_kernel_lie_along_output_channels_also_behind_a_transpose(axis, turned, keeps):
     net = Net()
     weight = net.weight("a:weight:kernel", axis=axis)
     if turned:
         weight = net.node("Transpose", weight, name="turned", perm=[1, 0])
     product = net.node("MatMul", net.pair("x", "in"), weight, name="product")
-    message = "DequantizeLinear a:weight:kernel/dequantized: ... output channels of MatMul product: ... per_tensor for role weight"
+    message = (
+        "DequantizeLinear a:weight:kernel/dequantized: ... output channels of MatMul product: ..."
+        " per_tensor for role weight"
+    )
     expect(net.model(net.bias(product, "y")), *([] if keeps else [message]))
 
 
 @pytest.mark.parametrize(
     ("shape", "axis", "keeps"),
-    [((WIDTH, 8, 1), 1, True), ((2, 4, WIDTH), 2, True), ((2, 4, WIDTH), 1, False), ((WIDTH, 2, 4), 1, False)],
+    [
+        ((WIDTH, 8, 1), 1, True),
+        ((2, 4, WIDTH), 2, True),
+        ((2, 4, WIDTH), 1, False),
+        ((WIDTH, 2, 4), 1, False),
+    ],
 )
 def test_scales_of_a_kernel_that_is_reshaped(shape, axis, keeps):
     """The last one has a scale for each head, which is not one for each channel."""
     net = Net()
-    weight = net.node("Reshape", net.weight("w", shape, axis), net.constant("shape", [WIDTH, -1], np.int64), name="matrix")
+    weight = net.node(
+        "Reshape",
+        net.weight("w", shape, axis),
+        net.constant("shape", [WIDTH, -1], np.int64),
+        name="matrix",
+    )
     product = net.node("MatMul", net.pair("x", "in"), weight, name="product")
-    expect(net.model(net.bias(product, "y")), *([] if keeps else ["output channels of MatMul product"]))
+    expect(
+        net.model(net.bias(product, "y")), *([] if keeps else ["output channels of MatMul product"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,31 +265,52 @@ def test_scales_of_kernels_of_other_products(kind, shape, axis, attributes, keep
     weight = net.weight("w", shape, axis)
     net.node(kind, net.pair("x", "in"), weight, name="product", **attributes)
     x = ("batch", WIDTH, "length") if "Conv" in kind else ("batch", WIDTH)
-    expect(net.model("product", shape=x), *([] if keeps else [f"w/dequantized: ... output channels of {kind} product"]))
+    expect(
+        net.model("product", shape=x),
+        *([] if keeps else [f"w/dequantized: ... output channels of {kind} product"]),
+    )
 
 
 def test_a_kernel_on_the_left():
     net = Net()
-    expect(net.model(net.node("MatMul", net.weight("w", axis=0), net.pair("x", "in"), name="y"), shape=("batch", WIDTH, "n")))
+    expect(
+        net.model(
+            net.node("MatMul", net.weight("w", axis=0), net.pair("x", "in"), name="y"),
+            shape=("batch", WIDTH, "n"),
+        )
+    )
     net = Net()
-    model = net.model(net.node("MatMul", net.weight("w", axis=1), net.pair("x", "in"), name="y"), shape=("batch", WIDTH, "n"))
+    model = net.model(
+        net.node("MatMul", net.weight("w", axis=1), net.pair("x", "in"), name="y"),
+        shape=("batch", WIDTH, "n"),
+    )
     expect(model, "output channels of MatMul y")
 
 
 def test_scales_in_blocks():
     net = Net()
     scale = net.constant("scale", np.ones((2, WIDTH)))
-    codes, zero = net.constant("codes", np.ones((WIDTH, WIDTH)), np.int8), net.constant("zero", np.zeros((2, WIDTH)), np.int8)
+    codes, zero = (
+        net.constant("codes", np.ones((WIDTH, WIDTH)), np.int8),
+        net.constant("zero", np.zeros((2, WIDTH)), np.int8),
+    )
     weight = net.node("DequantizeLinear", codes, scale, zero, name="weight", axis=0, block_size=4)
     product = net.node("MatMul", net.pair("x", "in"), weight, name="product")
-    expect(net.model(net.bias(product, "y"), opset=21), "weight: has scales of shape [2, 8] ... per_channel")
+    expect(
+        net.model(net.bias(product, "y"), opset=21),
+        "weight: has scales of shape [2, 8] ... per_channel",
+    )
 
 
 def test_a_bias_in_integers():
     net = Net()
     product = net.node("MatMul", net.pair("x", "in"), net.weight("w"), name="product")
     total = net.node("Add", product, net.weight("a:bias:bias", (WIDTH,)), name="total")
-    expect(net.model(total), "DequantizeLinear a:bias:bias/dequantized: is read by Add total ... leave role bias in float")
+    expect(
+        net.model(total),
+        "DequantizeLinear a:bias:bias/dequantized: is read by Add total ... leave role bias in"
+        " float",
+    )
     net = Net()
     operands = net.pair("x", "in"), net.weight("w"), net.weight("b", (WIDTH,))
     model = net.model(net.node("Gemm", *operands, name="y"), shape=("batch", WIDTH))
@@ -237,7 +320,9 @@ def test_a_bias_in_integers():
 def test_a_table_of_which_rows_are_looked_up():
     net = Net()
     net.dense("x", "layer")
-    rows = net.node("Gather", net.weight("table"), net.constant("ids", [1, 2], np.int64), name="rows")
+    rows = net.node(
+        "Gather", net.weight("table"), net.constant("ids", [1, 2], np.int64), name="rows"
+    )
     assert broken(net.model("layer/Add", rows)) == ()
 
 
@@ -253,7 +338,8 @@ def test_both_operands_of_a_weighted_operation():
     expect(
         net.model("no input", "no weight", "layer/Add"),
         "MatMul no input: its weight is quantized, its input is not: add role linear_input",
-        "MatMul no weight: its input is quantized, its weight is not: add role weight there or remove role linear_input",
+        "MatMul no weight: its input is quantized, its weight is not: add role weight there or"
+        " remove role linear_input",
     )
 
 
@@ -273,21 +359,43 @@ def test_products_in_a_loop_are_listed():
         helper.make_node("MatMul", ["h", kernel], ["next"], name="inner"),
         helper.make_node("Identity", ["going"], ["goes on"]),
     ]
-    values = {"i": onnx.TensorProto.INT64, "going": onnx.TensorProto.BOOL, "h": onnx.TensorProto.FLOAT}
+    values = {
+        "i": onnx.TensorProto.INT64,
+        "going": onnx.TensorProto.BOOL,
+        "h": onnx.TensorProto.FLOAT,
+    }
     shape = ["batch", "length", WIDTH]
-    inputs = [helper.make_tensor_value_info(name, kind, shape if name == "h" else []) for name, kind in values.items()]
+    inputs = [
+        helper.make_tensor_value_info(name, kind, shape if name == "h" else [])
+        for name, kind in values.items()
+    ]
     outputs = [helper.make_tensor_value_info("goes on", onnx.TensorProto.BOOL, [])]
     outputs += [helper.make_tensor_value_info("next", onnx.TensorProto.FLOAT, shape)]
     body = helper.make_graph(inner, "body", inputs, outputs)
-    net.node("Loop", net.constant("count", 3, np.int64), net.constant("start", True, bool), state, name="y", body=body)
+    net.node(
+        "Loop",
+        net.constant("count", 3, np.int64),
+        net.constant("start", True, bool),
+        state,
+        name="y",
+        body=body,
+    )
     flat = net.node("Reshape", "y", net.constant("shape", [-1, WIDTH], np.int64), name="flat")
     assert validate(net.model(flat)) == ("inner",)
 
 
 def test_a_graph_of_which_nothing_is_quantized():
     net = Net()
-    net.node("MatMul", net.pair("x", "in:model_output:output"), net.constant("kernel", np.ones((WIDTH, WIDTH))), name="y")
-    expect(net.model("y"), "of no product are both operands quantized ... roles weight and linear_input")
+    net.node(
+        "MatMul",
+        net.pair("x", "in:model_output:output"),
+        net.constant("kernel", np.ones((WIDTH, WIDTH))),
+        name="y",
+    )
+    expect(
+        net.model("y"),
+        "of no product are both operands quantized ... roles weight and linear_input",
+    )
 
 
 # 5. Outputs of weighted operations.
@@ -297,7 +405,10 @@ def test_a_product_is_not_rounded_before_its_bias():
     net = Net()
     product = net.node("MatMul", net.pair("x", "in"), net.weight("w"), name="product")
     rounded = net.pair(product, "a:linear_output:output")
-    message = "QuantizeLinear a:linear_output:output/codes: rounds MatMul product before Add y: remove role linear_output"
+    message = (
+        "QuantizeLinear a:linear_output:output/codes: rounds MatMul product before Add y: remove"
+        " role linear_output"
+    )
     expect(net.model(net.bias(rounded, "y")), message)
 
 
@@ -316,14 +427,22 @@ def test_a_product_is_not_rounded_before_its_activation_nor_at_the_end():
 def test_a_product_that_is_cut_off_to_few_codes():
     net = Net()
     product = net.node("MatMul", net.pair("x", "in"), net.weight("w"), name="product")
-    clipped = net.node("Clip", product, net.constant("low", -0.7), net.constant("high", 0.7), name="a/clipped")
-    expect(net.model(net.bias(net.pair(clipped, "a"), "y")), "a/codes: rounds MatMul product before Add y")
+    clipped = net.node(
+        "Clip", product, net.constant("low", -0.7), net.constant("high", 0.7), name="a/clipped"
+    )
+    expect(
+        net.model(net.bias(net.pair(clipped, "a"), "y")),
+        "a/codes: rounds MatMul product before Add y",
+    )
 
 
 @pytest.mark.parametrize("between", ["bias", "nothing", "reshape", "bias within"])
 def test_the_input_of_the_next_product_may_be_rounded(between):
     net = Net()
-    operands, shape = (net.pair("x", "in"), net.weight("w")), net.constant("shape", [-1, WIDTH], np.int64)
+    operands, shape = (
+        (net.pair("x", "in"), net.weight("w")),
+        net.constant("shape", [-1, WIDTH], np.int64),
+    )
     if between == "bias within":
         state = net.node("Gemm", *operands, net.constant("bias", np.ones(WIDTH)), name="first")
     else:
@@ -348,10 +467,14 @@ def attention(quantized=("q", "k", "probabilities", "v"), rounded=False) -> Net:
         return net.pair(tensor, f"attention:matmul_input:{port}") if port in quantized else tensor
 
     q, k, v = (operand(port, operands[port]) for port in "qkv")
-    scores = net.node("MatMul", q, net.node("Transpose", k, name="turned", perm=[0, 2, 1]), name="scores")
+    scores = net.node(
+        "MatMul", q, net.node("Transpose", k, name="turned", perm=[0, 2, 1]), name="scores"
+    )
     scores = net.pair(scores, "attention:attention_scores:output") if rounded else scores
     scaled = net.node("Mul", scores, net.constant("root", 0.35), name="scaled")
-    mask = net.node("Add", scaled, net.node("ReduceMean", "x", name="mask", axes=[2], keepdims=1), name="masked")
+    mask = net.node(
+        "Add", scaled, net.node("ReduceMean", "x", name="mask", axes=[2], keepdims=1), name="masked"
+    )
     probabilities = operand("probabilities", net.node("Softmax", mask, name="softmax"))
     net.dense(net.node("MatMul", probabilities, v, name="context"), "output")
     return net
@@ -362,16 +485,28 @@ def test_attention_with_all_operands_quantized_and_a_mask():
 
 
 def test_scores_are_not_rounded_before_scale_and_softmax():
-    message = "attention:attention_scores:output/codes: rounds MatMul scores before Mul scaled: remove role attention_scores"
+    message = (
+        "attention:attention_scores:output/codes: rounds MatMul scores before Mul scaled: remove"
+        " role attention_scores"
+    )
     expect(attention(rounded=True).model("output/Add"), message)
 
 
 @pytest.mark.parametrize(
     ("quantized", "messages"),
     [
-        (("q", "probabilities", "v"), ["MatMul scores: ... operand 2 not quantized: add role matmul_input"]),
+        (
+            ("q", "probabilities", "v"),
+            ["MatMul scores: ... operand 2 not quantized: add role matmul_input"],
+        ),
         (("q", "k", "v"), ["MatMul context: ... operand 1 not quantized"]),
-        ((), ["MatMul scores: ... operand 1 and operand 2 not", "MatMul context: ... operand 1 and operand 2 not"]),
+        (
+            (),
+            [
+                "MatMul scores: ... operand 1 and operand 2 not",
+                "MatMul context: ... operand 1 and operand 2 not",
+            ],
+        ),
     ],
 )
 def test_attention_of_which_an_operand_is_in_float(quantized, messages):
@@ -386,11 +521,15 @@ def residual(skip=False, other=False, passed="", used_twice=False) -> onnx.Model
     net = Net()
     branch = net.dense("x", "layer")
     if passed == "Reshape":
-        branch = net.node("Reshape", branch, net.constant("shape", [0, -1, WIDTH], np.int64), name="reshaped")
+        branch = net.node(
+            "Reshape", branch, net.constant("shape", [0, -1, WIDTH], np.int64), name="reshaped"
+        )
     elif passed:
         branch = net.node(passed, branch, name="passed")
     kept = net.pair("x", "a:residual:skip") if skip else "x"
-    net.node("Add", kept, net.pair(branch, "a:residual_other:other") if other else branch, name="sum")
+    net.node(
+        "Add", kept, net.pair(branch, "a:residual_other:other") if other else branch, name="sum"
+    )
     outputs = ["sum"]
     if used_twice:
         outputs.append(net.node("Relu", "layer/Add", name="again"))
@@ -399,7 +538,10 @@ def residual(skip=False, other=False, passed="", used_twice=False) -> onnx.Model
 
 @pytest.mark.parametrize("passed", ["", "Dropout", "Identity", "Reshape"])
 def test_the_skip_operand_of_a_residual_addition(passed):
-    expect(residual(passed=passed), "Add sum: its skip operand (from input x) is not quantized: add role residual")
+    expect(
+        residual(passed=passed),
+        "Add sum: its skip operand (from input x) is not quantized: add role residual",
+    )
     expect(residual(skip=True, passed=passed))
 
 
@@ -422,7 +564,12 @@ def test_an_addition_to_what_the_product_was_not_computed_from_is_no_residual():
 def test_an_addition_to_a_layer_in_float_is_not_asked_for():
     net = Net()
     net.dense("x", "layer")
-    net.node("Add", net.node("MatMul", "x", net.constant("kernel", np.ones((WIDTH, WIDTH))), name="float"), "x", name="sum")
+    net.node(
+        "Add",
+        net.node("MatMul", "x", net.constant("kernel", np.ones((WIDTH, WIDTH))), name="float"),
+        "x",
+        name="sum",
+    )
     assert validate(net.model("sum", "layer/Add")) == ("float",)
 
 
@@ -437,6 +584,13 @@ def test_the_error_counts_all_violations_and_lists_the_first():
     with pytest.raises(PlacementError) as raised:
         validate(net.model(product))
     first, *others = str(raised.value).splitlines()
-    assert first.startswith("12 places break TensorRT's rules, first QuantizeLinear in0/codes: has the zero point 1")
-    assert len(raised.value.violations) == 12 and len(others) == 11 and "and 2 more" in others[-2] and "int8_residual" in others[-1]
+    assert first.startswith(
+        "12 places break TensorRT's rules, first QuantizeLinear in0/codes: has the zero point 1"
+    )
+    assert (
+        len(raised.value.violations) == 12
+        and len(others) == 11
+        and "and 2 more" in others[-2]
+        and "int8_residual" in others[-1]
+    )
     assert isinstance(raised.value, ExportError)

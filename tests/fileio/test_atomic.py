@@ -22,7 +22,11 @@ def test_an_existing_file_keeps_its_permissions_and_a_link_stays_a_link(tmp_path
     file.chmod(0o640)
     link.symlink_to("file")
     atomic.write_text(link, "new")
-    assert file.read_text() == "new" and link.is_symlink() and stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert (
+        file.read_text() == "new"
+        and link.is_symlink()
+        and stat.S_IMODE(file.stat().st_mode) == 0o640
+    )
     assert names(tmp_path) == {"file", "link"}
 
 
@@ -49,7 +53,9 @@ def test_devices_and_open_files_are_written_to_and_not_replaced(tmp_path, device
 def test_a_named_pipe_is_written_to_where_somebody_reads_it(tmp_path):
     pipe, found = tmp_path / "pipe", []
     os.mkfifo(pipe)
-    with pytest.raises(WriteError, match="cannot write .*pipe: No such device"):  # and not waited for without end
+    with pytest.raises(
+        WriteError, match="cannot write .*pipe: No such device"
+    ):  # and not waited for without end
         atomic.write_text(pipe, "text")
     opened = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(opened, True)
@@ -88,7 +94,9 @@ def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, place, 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
-def test_a_disk_that_fails_at_any_step_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, call, number):
+def test_a_disk_that_fails_at_any_step_leaves_the_old_file_and_nothing_else(
+    tmp_path, monkeypatch, call, number
+):
     path = tmp_path / "file"
     path.write_text("old")
 
@@ -98,12 +106,16 @@ def test_a_disk_that_fails_at_any_step_leaves_the_old_file_and_nothing_else(tmp_
     monkeypatch.setattr(os, call, fails)
     with pytest.raises(WriteError, match=f"cannot write .*file: {os.strerror(number)}") as caught:
         atomic.write_text(path, "new")
-    assert caught.value.errno == number and ("free some space" in str(caught.value)) == (number == errno.ENOSPC)
+    assert caught.value.errno == number and ("free some space" in str(caught.value)) == (
+        number == errno.ENOSPC
+    )
     assert path.read_text() == "old" and names(tmp_path) == {"file"}
 
 
 def test_a_full_device_says_so():
-    with pytest.raises(WriteError, match="cannot write /dev/full: No space left on device; free some space"):
+    with pytest.raises(
+        WriteError, match="cannot write /dev/full: No space left on device; free some space"
+    ):
         atomic.write_bytes("/dev/full", b"text")
 
 
@@ -135,8 +147,14 @@ def test_a_staging_folder_that_is_in_use_is_left_alone_by_other_writes(tmp_path)
         ("0123456789ab", 2 * 24 * 3600, False),
     ],
 )
-def test_the_next_write_removes_what_dead_processes_left_and_nothing_else(tmp_path, name, age, kept):
-    own = {"machine": staging._machine(), "pid": os.getpid(), "started": staging._started(os.getpid())}
+def test_the_next_write_removes_what_dead_processes_left_and_nothing_else(
+    tmp_path, name, age, kept
+):
+    own = {
+        "machine": staging._machine(),
+        "pid": os.getpid(),
+        "started": staging._started(os.getpid()),
+    }
     left = tmp_path / (staging.PREFIX + name.format(**own))
     left.mkdir()
     (left / "half").write_text("x")
@@ -144,11 +162,16 @@ def test_the_next_write_removes_what_dead_processes_left_and_nothing_else(tmp_pa
     os.utime(left, (now - age, now - age))
     (tmp_path / ".tfquant-temporary-of-somebody").mkdir()
     atomic.write_text(tmp_path / "file", "text")
-    assert names(tmp_path) == {"file", ".tfquant-temporary-of-somebody"} | ({left.name} if kept else set())
+    assert names(tmp_path) == {"file", ".tfquant-temporary-of-somebody"} | (
+        {left.name} if kept else set()
+    )
 
 
 def test_readers_need_no_right_to_write(tmp_path):
-    assert staging.leftovers(tmp_path / "nowhere") == [] and staging.leftovers(pathlib.Path("/proc/1/root")) == []
+    assert (
+        staging.leftovers(tmp_path / "nowhere") == []
+        and staging.leftovers(pathlib.Path("/proc/1/root")) == []
+    )
 
 
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
@@ -160,4 +183,7 @@ def test_a_new_file_has_the_permissions_that_the_umask_leaves(tmp_path, umask, m
         atomic.write_text(tmp_path / "plain", "text")
     finally:
         os.umask(before)
-    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("private", "plain")] == [mode, mode]
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("private", "plain")] == [
+        mode,
+        mode,
+    ]

@@ -26,7 +26,9 @@ HOLD = """
 def holder(tmp_path):
     """Another process that holds the folder."""
     command = [sys.executable, "-c", textwrap.dedent(HOLD), str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -39,7 +41,9 @@ def enter(folder):
 
 
 def test_another_run_is_refused_in_one_line_that_names_the_first(tmp_path, holder):
-    with pytest.raises(FolderInUseError, match=rf"is in use by another run \(process {holder.pid} on .*\): wait") as caught:
+    with pytest.raises(
+        FolderInUseError, match=rf"is in use by another run \(process {holder.pid} on .*\): wait"
+    ) as caught:
         enter(tmp_path)
     assert str(caught.value).isprintable()
     assert enter(tmp_path / "other") == "went on"

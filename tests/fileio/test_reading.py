@@ -15,7 +15,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 LONG = f"a: &a '{'x' * 100_000}'\nb: [{', '.join(['*a'] * 1000)}]\n"
 MERGED = "a: &a {x: 1}\n" + "".join(
-    f"{chr(98 + i)}: &{chr(98 + i)} {{<<: [{', '.join([f'*{chr(97 + i)}'] * 9)}]}}\n" for i in range(9)
+    f"{chr(98 + i)}: &{chr(98 + i)} {{<<: [{', '.join([f'*{chr(97 + i)}'] * 9)}]}}\n"
+    for i in range(9)
 )
 
 
@@ -41,13 +42,19 @@ MERGED = "a: &a {x: 1}\n" + "".join(
 def test_hostile_yaml_is_one_line(text, message):
     with pytest.raises(ContentError, match=message) as caught:
         yaml_text.parse_yaml(text, "the file")
-    assert str(caught.value).startswith("the file: ") and str(caught.value).isprintable() and len(str(caught.value)) < 400
+    assert (
+        str(caught.value).startswith("the file: ")
+        and str(caught.value).isprintable()
+        and len(str(caught.value)) < 400
+    )
 
 
 def test_yaml_with_a_few_aliases_is_read():
     assert yaml_text.parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]", "x") == {
-        "a": {"x": 1}, "b": {"x": 1, "y": 2}, "c": [{"x": 1}, {"x": 1}],
-    }  # fmt: skip
+        "a": {"x": 1},
+        "b": {"x": 1, "y": 2},
+        "c": [{"x": 1}, {"x": 1}],
+    }
     assert yaml_text.parse_yaml("", "x") is None
 
 
@@ -68,7 +75,9 @@ def test_hostile_json_is_one_line(text, message):
     assert str(caught.value).startswith("the file: ") and str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("kind", ["device", "pipe", "folder", "bytes", "large", "nowhere", "a\x1b[31m\nb"])
+@pytest.mark.parametrize(
+    "kind", ["device", "pipe", "folder", "bytes", "large", "nowhere", "a\x1b[31m\nb"]
+)
 def test_what_is_no_text_file_is_one_line_and_never_waited_for(tmp_path, monkeypatch, kind):
     path = tmp_path / kind
     if kind == "device":
@@ -145,4 +154,6 @@ def test_every_flipped_byte_of_an_archive_is_one_error_or_no_difference(tmp_path
 
 
 def test_printable_escapes_what_a_terminal_acts_on():
-    assert printable("a\x1b[31mb\nc\r\u202ed\udcff é 漢") == "a\\x1b[31mb\\nc\\r\\u202ed\\udcff é 漢"
+    assert (
+        printable("a\x1b[31mb\nc\r\u202ed\udcff é 漢") == "a\\x1b[31mb\\nc\\r\\u202ed\\udcff é 漢"
+    )

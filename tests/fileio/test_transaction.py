@@ -1,4 +1,6 @@
-"""Files that belong together are the old ones or the new ones, whenever a writer is killed and whenever a reader looks."""
+"""Files that belong together are the old ones or the new ones, whenever a writer is killed and
+whenever a reader looks.
+"""
 
 import json
 import os
@@ -97,7 +99,10 @@ def test_killed_at_any_step_the_old_or_the_new_is_there_as_a_whole(tmp_path, kin
         transaction.recover(folder)
     recovered = [content(folder, kind) for folder in folders]
     switch = recovered.index({"new"})
-    assert recovered == [{"old"}] * switch + [{"new"}] * (len(folders) - switch) and 5 < switch < len(folders) - 1
+    assert (
+        recovered == [{"old"}] * switch + [{"new"}] * (len(folders) - switch)
+        and 5 < switch < len(folders) - 1
+    )
     expected = {"m.bin", "m.xml"} if kind == "pair" else {"m"}
     assert all(set(os.listdir(folder)) == expected for folder in folders)
 
@@ -120,14 +125,18 @@ def test_a_reader_beside_a_writer_never_sees_some_old_and_some_new(tmp_path):
     thread.start()
     files, last = [tmp_path / "m.xml", tmp_path / "m.bin"], -1
     while not done.is_set():
-        found = transaction.open_unchanged(lambda: files, lambda: [path.read_text() for path in files])
+        found = transaction.open_unchanged(
+            lambda: files, lambda: [path.read_text() for path in files]
+        )
         assert found[0] == found[1] and int(found[0]) >= last
         last = int(found[0])
     thread.join()
     assert json.loads(files[0].read_text()) == 149
 
 
-def test_files_that_never_stay_the_same_are_an_error_and_a_real_error_is_passed_on(tmp_path, monkeypatch):
+def test_files_that_never_stay_the_same_are_an_error_and_a_real_error_is_passed_on(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(transaction.time, "sleep", lambda _: None)
     file, number = tmp_path / "file", iter(range(10**6))
 
@@ -154,7 +163,10 @@ def test_a_writer_that_fails_replaces_nothing(tmp_path):
 
 def test_a_frozen_writer_is_not_waited_for_without_end(tmp_path):
     with transaction.locked(tmp_path):
-        with pytest.raises(TimeoutError, match="another process is writing to"), transaction.locked(tmp_path, patience=0.05):
+        with (
+            pytest.raises(TimeoutError, match="another process is writing to"),
+            transaction.locked(tmp_path, patience=0.05),
+        ):
             pass
     with transaction.locked(tmp_path, patience=0.05):
         pass
@@ -168,7 +180,12 @@ def test_a_write_that_cannot_be_finished_is_one_line(tmp_path, monkeypatch):
         raise OSError(30, os.strerror(30))
 
     monkeypatch.setattr(os, "replace", read_only)
-    with pytest.raises(WriteError, match="holds files that a killed process was replacing.*Read-only file system.*writable once"):
+    with pytest.raises(
+        WriteError,
+        match=(
+            "holds files that a killed process was replacing.*Read-only file system.*writable once"
+        ),
+    ):
         transaction.recover(tmp_path)
     monkeypatch.undo()
     transaction.recover(tmp_path)

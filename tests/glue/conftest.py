@@ -6,10 +6,23 @@ import pytest
 
 from tasks import glue
 
-PIECES = "[PAD] [UNK] [CLS] [SEP] [MASK] a b c d one two three ##s the cat sat mat , . ? yes no".split()
-# Byte-level BPE, by hand: "low", " low" and " er" are merged, everything else is spelled letter by letter.
+PIECES = (
+    "[PAD] [UNK] [CLS] [SEP] [MASK] a b c d one two three ##s the cat sat mat , . ? yes no".split()
+)
+# Byte-level BPE, by hand: "low", " low" and " er" are merged, everything else is spelled letter by
+# letter.
 MERGES = ("l o", "lo w", "Ġ low", "e r")
-BYTES = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", *"abcdefghijklmnopqrstuvwxyz<>/[]", "Ġ", "Ã", "©")
+BYTES = (
+    "<s>",
+    "<pad>",
+    "</s>",
+    "<unk>",
+    "<mask>",
+    *"abcdefghijklmnopqrstuvwxyz<>/[]",
+    "Ġ",
+    "Ã",
+    "©",
+)
 
 
 @pytest.fixture(scope="session")
@@ -28,14 +41,20 @@ def tokenizer(vocab_file):
 def bpe_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bpe")
     pieces = (*BYTES, *(merge.replace(" ", "") for merge in MERGES))
-    (folder / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n", encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({piece: index for index, piece in enumerate(pieces)})
+    )
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(MERGES) + "\n", encoding="utf-8"
+    )
     return folder
 
 
 @pytest.fixture
 def save(tmp_path):
-    """Write bytes or text to a file below `tmp_path`; returns `tmp_path`, the folder to read from."""
+    """Write bytes or text to a file below `tmp_path`; returns `tmp_path`, the folder to read
+    from.
+    """
 
     def write(name, content):
         path = tmp_path / name

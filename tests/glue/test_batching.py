@@ -1,4 +1,6 @@
-"""Batches hold every row once with its label, padded as asked, in an order that seed and epoch alone decide."""
+"""Batches hold every row once with its label, padded as asked, in an order that seed and epoch
+alone decide.
+"""
 
 import numpy as np
 import pytest
@@ -27,14 +29,21 @@ def ids(found):
 def test_arrays_show_their_rows(features, tokenizer):
     for batch in glue.batches(features, 8, training=True):
         assert {name: array.dtype for name, array in batch.items()} == {
-            "unique_ids": np.int32, "input_ids": np.int32, "input_mask": np.int32, "segment_ids": np.int32, "labels": np.float32,
-        }  # fmt: skip
+            "unique_ids": np.int32,
+            "input_ids": np.int32,
+            "input_mask": np.int32,
+            "segment_ids": np.int32,
+            "labels": np.float32,
+        }
         for number, row in enumerate(batch["unique_ids"]):
             expected = features.input_ids[features.row(row)]
             length = len(expected)
             assert np.array_equal(batch["input_ids"][number, :length], expected)
             assert (batch["input_ids"][number, length:] == tokenizer.pad_id).all()
-            assert batch["input_mask"][number].sum() == length and batch["input_mask"][number, :length].all()
+            assert (
+                batch["input_mask"][number].sum() == length
+                and batch["input_mask"][number, :length].all()
+            )
             first_sep = int(np.flatnonzero(expected == tokenizer.sep_id)[0])
             segments = batch["segment_ids"][number]
             assert not segments[: first_sep + 1].any() and segments[first_sep + 1 : length].all()
@@ -43,10 +52,18 @@ def test_arrays_show_their_rows(features, tokenizer):
 
 
 def test_byte_level_batches_are_filled_with_the_models_own_pad(bpe_folder):
-    rows = [{"sentence1": "low", "sentence2": "er", "label": 1}, {"sentence1": "a", "sentence2": "bcdefgh", "label": 0}]
-    features = glue.convert(glue.from_rows("rte", rows), glue.load_tokenizer(bpe_folder), progress=False)
+    rows = [
+        {"sentence1": "low", "sentence2": "er", "label": 1},
+        {"sentence1": "a", "sentence2": "bcdefgh", "label": 0},
+    ]
+    features = glue.convert(
+        glue.from_rows("rte", rows), glue.load_tokenizer(bpe_folder), progress=False
+    )
     (batch,) = glue.batches(features, 2, training=False, bucket_by_length=False)
-    assert batch["input_ids"][0, 6:].tolist() == [1] * 6 and batch["input_mask"][0].tolist() == [1] * 6 + [0] * 6
+    assert (
+        batch["input_ids"][0, 6:].tolist() == [1] * 6
+        and batch["input_mask"][0].tolist() == [1] * 6 + [0] * 6
+    )
     assert not batch["segment_ids"].any()
     assert batch["labels"].tolist() == [1, 0] and batch["labels"].dtype == np.int32
 
@@ -57,7 +74,10 @@ def test_width_is_that_of_the_longest_row_a_multiple_or_the_maximum(features):
     for batch in glue.batches(features, 8, training=False, length_multiple=16):
         longest = batch["input_mask"].sum(axis=1).max()
         assert batch["input_ids"].shape[1] == min(40, -(-longest // 16) * 16)
-    widths = {batch["input_ids"].shape[1] for batch in glue.batches(features, 8, training=True, pad_to_max_length=True)}
+    widths = {
+        batch["input_ids"].shape[1]
+        for batch in glue.batches(features, 8, training=True, pad_to_max_length=True)
+    }
     assert widths == {40}
 
 
@@ -84,9 +104,12 @@ def test_two_ranks_see_together_what_one_sees(features, bucket):
     one = ids(layout())
     halves = [ids(layout().shard(rank, 2)) for rank in range(2)]
     assert [len(rows) for half in halves for rows in half] == [4] * 2 * len(one)
-    together = [tuple(row for pair in zip(*rows, strict=True) for row in pair) for rows in zip(*halves, strict=True)]
+    together = [
+        tuple(row for pair in zip(*rows, strict=True) for row in pair)
+        for rows in zip(*halves, strict=True)
+    ]
     assert together == one
-    dealt = [ids(layout().dealt(rank, 2)) for rank in range(2)]
+    dealt = [ids(layout().shard_by_cost(rank, 2)) for rank in range(2)]
     assert dealt[0] == one[0::2] and dealt[1] == one[1::2]
 
 
@@ -96,7 +119,9 @@ def test_a_pass_continues_from_any_batch(features):
 
 
 def test_rows_without_labels_make_batches_for_prediction_only(tokenizer):
-    features = glue.convert(glue.from_rows("sst2", [{"sentence": "one"}]), tokenizer, progress=False)
+    features = glue.convert(
+        glue.from_rows("sst2", [{"sentence": "one"}]), tokenizer, progress=False
+    )
     (batch,) = glue.batches(features, 4, training=False)
     assert set(batch) == {"unique_ids", "input_ids", "input_mask", "segment_ids"}
     with pytest.raises(ValueError, match="no labels to train on"):

@@ -10,8 +10,15 @@ from tasks.glue.metrics import WITHOUT_WNLI
 
 # Reference, FP32 row of table 1: final scores in percent, and their mean.
 PAPER = {
-    "cola": 57.27, "sst2": 93.12, "mrpc": 88.36, "stsb": 89.09, "qqp": 89.72, "mnli": 84.91, "qnli": 91.58, "rte": 70.40,
-}  # fmt: skip
+    "cola": 57.27,
+    "sst2": 93.12,
+    "mrpc": 88.36,
+    "stsb": 89.09,
+    "qqp": 89.72,
+    "mnli": 84.91,
+    "qnli": 91.58,
+    "rte": 70.40,
+}
 
 
 def test_classification_scores_are_those_counted_by_hand():
@@ -20,10 +27,14 @@ def test_classification_scores_are_those_counted_by_hand():
     # True positives 2, false positives 1, false negatives 2, true negatives 3.
     assert glue.score("rte", predicted, labels) == {"accuracy": 5 / 8}
     f1 = 2 * 2 / (2 * 2 + 1 + 2)
-    assert glue.score("mrpc", predicted, labels) == pytest.approx({"accuracy": 5 / 8, "f1": f1, "combined_score": (5 / 8 + f1) / 2})
+    assert glue.score("mrpc", predicted, labels) == pytest.approx(
+        {"accuracy": 5 / 8, "f1": f1, "combined_score": (5 / 8 + f1) / 2}
+    )
     assert glue.score("qqp", predicted, labels) == glue.score("mrpc", predicted, labels)
     matthews = (2 * 3 - 1 * 2) / np.sqrt((2 + 1) * (2 + 2) * (3 + 1) * (3 + 2))
-    assert glue.score("cola", predicted, labels) == pytest.approx({"matthews_correlation": matthews})
+    assert glue.score("cola", predicted, labels) == pytest.approx(
+        {"matthews_correlation": matthews}
+    )
 
 
 def test_three_classes_are_scored_by_their_number():
@@ -38,7 +49,9 @@ def test_correlations_are_those_of_their_formulas():
     # Ranks 1 2 3 4 against 2 1 3 4: squared differences 1 + 1.
     spearman = 1 - 6 * 2 / (4 * (4**2 - 1))
     found = glue.score("stsb", predicted, labels)
-    assert found == pytest.approx({"pearson": pearson, "spearmanr": spearman, "combined_score": (pearson + spearman) / 2})
+    assert found == pytest.approx(
+        {"pearson": pearson, "spearmanr": spearman, "combined_score": (pearson + spearman) / 2}
+    )
 
 
 def test_ties_share_their_rank():
@@ -53,13 +66,20 @@ def test_a_constant_regression_scores_0_with_a_warning(caplog, constant):
     with caplog.at_level(logging.WARNING):
         found = glue.score("stsb", *(values if constant == "predictions" else values[::-1]))
     assert found == {"pearson": 0, "spearmanr": 0, "combined_score": 0}
-    assert [f"all 5 {constant} are 2.5" in record.getMessage() for record in caplog.records] == [True, True]
+    assert [f"all 5 {constant} are 2.5" in record.getMessage() for record in caplog.records] == [
+        True,
+        True,
+    ]
 
 
 def test_one_class_predicted_throughout_scores_0(recwarn):
     labels = np.array([1, 0, 1, 1])
     assert glue.score("cola", np.ones(4, int), labels) == {"matthews_correlation": 0}
-    assert glue.score("mrpc", np.zeros(4, int), labels) == {"accuracy": 0.25, "f1": 0, "combined_score": 0.125}
+    assert glue.score("mrpc", np.zeros(4, int), labels) == {
+        "accuracy": 0.25,
+        "f1": 0,
+        "combined_score": 0.125,
+    }
     assert not recwarn.list
 
 
@@ -67,12 +87,21 @@ def test_predictions_are_the_largest_logit_or_the_value():
     logits = np.array([[0.1, 0.3, -1.0], [2.0, 1.0, 1.5]], np.float32)
     assert glue.predictions("mnli", logits).tolist() == [1, 0]
     values = np.array([[6.5], [-0.5]], np.float32)
-    assert glue.predictions("stsb", values).tolist() == glue.predictions("stsb", values[:, 0]).tolist() == [6.5, -0.5]
+    assert (
+        glue.predictions("stsb", values).tolist()
+        == glue.predictions("stsb", values[:, 0]).tolist()
+        == [6.5, -0.5]
+    )
     assert glue.clamp_similarity(glue.predictions("stsb", values)).tolist() == [5.0, 0.0]
 
 
 def test_the_final_score_is_the_tasks_own_metric_and_the_mean_of_both_parts_of_mnli():
-    assert glue.final_score("mrpc", {"validation": {"accuracy": 0.8, "f1": 0.9, "combined_score": 0.85}}) == 0.85
+    assert (
+        glue.final_score(
+            "mrpc", {"validation": {"accuracy": 0.8, "f1": 0.9, "combined_score": 0.85}}
+        )
+        == 0.85
+    )
     assert glue.final_score("cola", {"validation": {"matthews_correlation": -0.1}}) == -0.1
     parts = {"validation_matched": {"accuracy": 0.84}, "validation_mismatched": {"accuracy": 0.85}}
     assert glue.final_score("mnli", parts) == pytest.approx(0.845)
@@ -82,7 +111,13 @@ def test_the_final_score_is_the_tasks_own_metric_and_the_mean_of_both_parts_of_m
 def test_final_metrics_are_the_references():
     combined = {"mrpc", "stsb", "qqp"}
     assert {name: task.final_metric for name, task in glue.TASKS.items()} == {
-        name: "matthews_correlation" if name == "cola" else "combined_score" if name in combined else "accuracy"
+        name: (
+            "matthews_correlation"
+            if name == "cola"
+            else "combined_score"
+            if name in combined
+            else "accuracy"
+        )
         for name in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
     }
     assert [task.num_labels for task in glue.TASKS.values()] == [2, 2, 2, 1, 2, 3, 2, 2, 2]
@@ -92,8 +127,9 @@ def test_averages_are_the_papers():
     assert set(WITHOUT_WNLI) == set(PAPER)
     assert glue.averages(PAPER) == {"glue": pytest.approx(83.05625)}
     assert glue.averages(PAPER | {"wnli": 56.34}) == {
-        "glue": pytest.approx(83.05625), "glue_with_wnli": pytest.approx((8 * 83.05625 + 56.34) / 9),
-    }  # fmt: skip
+        "glue": pytest.approx(83.05625),
+        "glue_with_wnli": pytest.approx((8 * 83.05625 + 56.34) / 9),
+    }
     assert glue.averages({"cola": 0.5, "wnli": 0.5}) == {}
 
 

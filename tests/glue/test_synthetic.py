@@ -1,4 +1,6 @@
-"""The generated data is read back by every task's reader, is reproducible, and cannot be solved word by word."""
+"""The generated data is read back by every task's reader, is reproducible, and cannot be solved
+word by word.
+"""
 
 import os
 
@@ -17,7 +19,9 @@ SPLITS = [(task, split) for task in glue.TASKS for split in glue.TASKS[task].spl
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return synthetic.write_dataset(tmp_path_factory.mktemp("synthetic"), train_rows=1500, dev_rows=300)
+    return synthetic.write_dataset(
+        tmp_path_factory.mktemp("synthetic"), train_rows=1500, dev_rows=300
+    )
 
 
 @pytest.mark.parametrize("task, split", SPLITS)
@@ -25,7 +29,9 @@ def test_every_split_of_every_task_is_read_back(files, task, split):
     found = glue.read(task, files.data_dir, split)
     number = glue.TASKS[task].splits.index(split)
     rows = synthetic.make_rows(task, 1500 if split == "train" else 300, seed=number)
-    assert list(zip(found.firsts, found.seconds or found.firsts, strict=True)) == [(texts[0], texts[-1]) for texts, _ in rows]
+    assert list(zip(found.firsts, found.seconds or found.firsts, strict=True)) == [
+        (texts[0], texts[-1]) for texts, _ in rows
+    ]
     if split in glue.TASKS[task].test_splits:
         assert found.labels is None
     else:
@@ -53,7 +59,11 @@ def test_the_vocabulary_spells_everything_and_fits_the_configuration(files):
 def test_same_seed_gives_the_same_files_and_another_seed_does_not(tmp_path):
     def content(name, seed):
         files = synthetic.write_dataset(tmp_path / name, train_rows=20, dev_rows=10, seed=seed)
-        paths = [os.path.join(folder, file) for folder, _, names in sorted(os.walk(files.data_dir)) for file in sorted(names)]
+        paths = [
+            os.path.join(folder, file)
+            for folder, _, names in sorted(os.walk(files.data_dir))
+            for file in sorted(names)
+        ]
         return [open(path, encoding="utf-8").read() for path in paths]
 
     first, again, other = content("a", 5), content("b", 5), content("c", 6)
@@ -63,9 +73,16 @@ def test_same_seed_gives_the_same_files_and_another_seed_does_not(tmp_path):
 
 @pytest.mark.parametrize("task", [name for name in glue.TASKS if name != "stsb"])
 def test_no_class_can_be_told_from_words_alone(files, task):
-    parts = [glue.read(task, files.data_dir, split) for split in ("train", glue.TASKS[task].eval_splits[0])]
+    parts = [
+        glue.read(task, files.data_dir, split)
+        for split in ("train", glue.TASKS[task].eval_splits[0])
+    ]
     train, dev = bags_of_words(*parts)
-    accuracy = LogisticRegression(C=0.1, max_iter=500).fit(train, parts[0].labels).score(dev, parts[1].labels)
+    accuracy = (
+        LogisticRegression(C=0.1, max_iter=500)
+        .fit(train, parts[0].labels)
+        .score(dev, parts[1].labels)
+    )
     assert accuracy < 1.25 / glue.TASKS[task].num_labels
 
 

@@ -25,7 +25,9 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     tokenizer = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tokenizer.train_from_iterator(TEXTS * 20, vocab_size=400, min_frequency=1, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(
+        TEXTS * 20, vocab_size=400, min_frequency=1, special_tokens=special, show_progress=False
+    )
     tokenizer.save_model(str(folder))
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder, tokenizer
@@ -35,7 +37,9 @@ def trained(tmp_path_factory):
 def test_byte_level_pieces_are_the_librarys_from_every_file(trained, name):
     folder, reference = trained
     tokenizer = load_tokenizer(folder / name)
-    assert isinstance(tokenizer, ByteLevelTokenizer) and len(tokenizer) == reference.get_vocab_size()
+    assert (
+        isinstance(tokenizer, ByteLevelTokenizer) and len(tokenizer) == reference.get_vocab_size()
+    )
     for text in ("Low lower lowest", " the café, twice", "", "thé Ωmega 12"):
         assert first_ids(tokenizer, text) == [0, *reference.encode(text).ids, 2]
     assert first_ids(tokenizer, "a <s>").count(0) == 1  # the one in front
@@ -45,7 +49,9 @@ def test_a_tokenizer_json_alone_serves_for_both_kinds(trained, tmp_path, vocab_f
     shutil.copy(trained[0] / "tokenizer.json", tmp_path)
     assert isinstance(load_tokenizer(tmp_path), ByteLevelTokenizer)
     for lower in (True, False):
-        BertWordPieceTokenizer(str(vocab_file), lowercase=lower).save(str(tmp_path / "tokenizer.json"))
+        BertWordPieceTokenizer(str(vocab_file), lowercase=lower).save(
+            str(tmp_path / "tokenizer.json")
+        )
         tokenizer = load_tokenizer(tmp_path)
         assert isinstance(tokenizer, Tokenizer) and tokenizer.lower_case is lower
         assert tokenizer.vocab == load_tokenizer(vocab_file).vocab
@@ -61,7 +67,10 @@ def test_case_is_what_the_caller_or_the_models_files_say(tmp_path, vocab_file):
 
 
 def test_missing_and_malformed_files_are_named(tmp_path, vocab_file, bpe_folder):
-    with pytest.raises(FileNotFoundError, match="no vocabulary in folder .*looked for vocab.txt, vocab.json, tokenizer.json"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="no vocabulary in folder .*looked for vocab.txt, vocab.json, tokenizer.json",
+    ):
         load_tokenizer(tmp_path)
     with pytest.raises(FileNotFoundError, match="vocabulary file .*none.json not found"):
         load_tokenizer(tmp_path / "none.json")
@@ -81,9 +90,13 @@ def test_missing_and_malformed_files_are_named(tmp_path, vocab_file, bpe_folder)
     (tmp_path / "vocab.json").write_text("[1]")
     with pytest.raises(ValueError, match="expected a JSON object, found list"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram", "vocab": []}}))
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"model": {"type": "Unigram", "vocab": []}})
+    )
     with pytest.raises(ValueError, match="tokenizer.json: its model is Unigram, not BPE"):
         load_tokenizer(tmp_path / "tokenizer.json")
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": [1]}}))
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"model": {"type": "WordPiece", "vocab": [1]}})
+    )
     with pytest.raises(ValueError, match="no vocabulary of WordPiece in it"):
         load_tokenizer(tmp_path / "tokenizer.json")

@@ -1,4 +1,6 @@
-"""The encoders beside BERT: their sites by role, the same in training and inference, and what tells roles apart in them."""
+"""The encoders beside BERT: their sites by role, the same in training and inference, and what tells
+roles apart in them.
+"""
 
 import collections
 import dataclasses
@@ -11,37 +13,57 @@ import modeling
 import tfquant
 from tests.few import few
 from tests.graph import models
+from tfquant.graph.model_adapter import source_of
 from tfquant.graph.plan import make_plan
 from tfquant.graph.roles import find_blocks, find_roles
-from tfquant.graph.source import source_of
 from tfquant.graph.trace import trace
 
 LAYERS, NETWORKS = 2, 3  # feed-forward networks of a MobileBERT layer
 SIZES = dict(
-    vocab_size=models.VOCAB, hidden_size=models.WIDTH, num_hidden_layers=LAYERS, num_attention_heads=models.HEADS,
-    intermediate_size=models.INNER, max_position_embeddings=34, initializer_range=0.2, hidden_dropout_prob=0.1,
-)  # fmt: skip
+    vocab_size=models.VOCAB,
+    hidden_size=models.WIDTH,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=models.HEADS,
+    intermediate_size=models.INNER,
+    max_position_embeddings=34,
+    initializer_range=0.2,
+    hidden_dropout_prob=0.1,
+)
 NARROW = dict(embedding_size=6, intra_bottleneck_size=8, num_feedforward_networks=NETWORKS)
 CONFIGS = {
     "roberta": modeling.RobertaConfig(**SIZES),
     "distilbert": modeling.DistilBertConfig(**SIZES),
     "mobilebert": modeling.MobileBertConfig(**SIZES, **NARROW),
-    "mobilebert_layer_norm": modeling.MobileBertConfig(**SIZES, **NARROW, normalization_type="layer_norm"),
-    "mobilebert_narrow_attention": modeling.MobileBertConfig(**SIZES, **NARROW, use_bottleneck_attention=True),
+    "mobilebert_layer_norm": modeling.MobileBertConfig(
+        **SIZES, **NARROW, normalization_type="layer_norm"
+    ),
+    "mobilebert_narrow_attention": modeling.MobileBertConfig(
+        **SIZES, **NARROW, use_bottleneck_attention=True
+    ),
 }
 ARCHITECTURES = list(CONFIGS)
 
-# Of one layer, by hand: linears, additions, layer norms. A MobileBERT layer has one or two dense layers into the bottleneck, one
-# out of it, four around the attention and two for each network; additions behind the attention, each network and the way out.
+# Of one layer, by hand: linears, additions, layer norms. A MobileBERT layer has one or two dense
+# layers into the bottleneck, one out of it, four around the attention and two for each network;
+# additions behind the attention, each network and the way out.
 LINEARS = {
-    "roberta": 6, "distilbert": 6, "mobilebert": 2 + 1 + 4 + 2 * NETWORKS, "mobilebert_layer_norm": 2 + 1 + 4 + 2 * NETWORKS,
+    "roberta": 6,
+    "distilbert": 6,
+    "mobilebert": 2 + 1 + 4 + 2 * NETWORKS,
+    "mobilebert_layer_norm": 2 + 1 + 4 + 2 * NETWORKS,
     "mobilebert_narrow_attention": 1 + 1 + 4 + 2 * NETWORKS,
-}  # fmt: skip
-ADDITIONS = {name: 2 if config.model_type != "mobilebert" else 1 + NETWORKS + 1 for name, config in CONFIGS.items()}
+}
+ADDITIONS = {
+    name: 2 if config.model_type != "mobilebert" else 1 + NETWORKS + 1
+    for name, config in CONFIGS.items()
+}
 NORMS = {
-    "roberta": 2, "distilbert": 2, "mobilebert": 2 + ADDITIONS["mobilebert"], "mobilebert_layer_norm": 2 + ADDITIONS["mobilebert"],
+    "roberta": 2,
+    "distilbert": 2,
+    "mobilebert": 2 + ADDITIONS["mobilebert"],
+    "mobilebert_layer_norm": 2 + ADDITIONS["mobilebert"],
     "mobilebert_narrow_attention": 1 + ADDITIONS["mobilebert"],
-}  # fmt: skip
+}
 
 
 def classifier(name: str):
@@ -64,7 +86,13 @@ def expected_sites(name: str) -> dict[str, int]:
     outside = 1 if name.startswith("mobilebert") else 0  # the dense layer of the embeddings
     linears = LAYERS * LINEARS[name] + outside
     residuals = LAYERS * ADDITIONS[name]
-    return {"weight": linears, "linear_input": linears, "matmul_input": 4 * LAYERS, "residual": residuals, "model_output": 1}
+    return {
+        "weight": linears,
+        "linear_input": linears,
+        "matmul_input": 4 * LAYERS,
+        "residual": residuals,
+        "model_output": 1,
+    }
 
 
 @pytest.mark.parametrize("recipe", ["int8_residual", "trt"])
@@ -73,16 +101,25 @@ def test_sites_are_as_many_as_the_architecture_has_linears_products_and_addition
     expected = expected_sites(name)
     if recipe == "trt":
         expected |= {
-            "residual_other": expected["residual"], "linear_output": expected["weight"], "attention_scores": LAYERS,
-        }  # fmt: skip
+            "residual_other": expected["residual"],
+            "linear_output": expected["weight"],
+            "attention_scores": LAYERS,
+        }
     unshared = dataclasses.replace(tfquant.recipe(recipe), share=False)
     for graph in (inference, training):
         plan, _ = make_plan(graph, unshared)
         assert collections.Counter(site.role for site in plan.sites) == expected
-        heads = {"mobilebert": "mobilebert/pooler/dense", "roberta": "classifier/dense", "distilbert": "pre_classifier/dense"}
+        heads = {
+            "mobilebert": "mobilebert/pooler/dense",
+            "roberta": "classifier/dense",
+            "distilbert": "pre_classifier/dense",
+        }
         reasons = {s.path: s.reason for s in plan.skipped}
         head = heads[CONFIGS[name].model_type]
-        assert reasons == {head: "no rule for role pooler", "output_weights": "no rule for role logits"}
+        assert reasons == {
+            head: "no rule for role pooler",
+            "output_weights": "no rule for role logits",
+        }
 
 
 def test_training_and_inference_traces_have_the_same_edges(traced):
@@ -108,9 +145,14 @@ def test_a_block_leaves_the_hidden_state_that_the_next_one_takes(traced):
     scope = f"{CONFIGS[name].model_type}/encoder/layer_"
     last = "output/bottleneck" if name.startswith("mobilebert") else "output"
     states = [f"{scope}{i}/{last}/LayerNorm" for i in range(LAYERS)]
-    if name == "mobilebert_narrow_attention":  # all of the next attention lies in its bottleneck, and is added to what enters that
+    if (
+        name == "mobilebert_narrow_attention"
+    ):  # all of the next attention lies in its bottleneck, and is added to what enters that
         states[0] = f"{scope}1/bottleneck/input/LayerNorm"
-    expected = [(f"{scope}{i}/attention/self", f"{state}:layernorm_output:output") for i, state in enumerate(states)]
+    expected = [
+        (f"{scope}{i}/attention/self", f"{state}:layernorm_output:output")
+        for i, state in enumerate(states)
+    ]
     for graph in (inference, training):
         assert [(b.path, b.output) for b in find_blocks(graph)] == expected
 
@@ -118,7 +160,9 @@ def test_a_block_leaves_the_hidden_state_that_the_next_one_takes(traced):
 @pytest.mark.parametrize("recipe", ["int8_residual", "trt"])
 @pytest.mark.parametrize("name", few(["roberta", "distilbert", "mobilebert"], ("mobilebert",)))
 def test_calibrated_model_stays_near_the_float_one_in_inference_and_trains(name, recipe):
-    model = modeling.build_classifier(dataclasses.replace(CONFIGS[name], num_hidden_layers=1), 3, seed=0)
+    model = modeling.build_classifier(
+        dataclasses.replace(CONFIGS[name], num_hidden_layers=1), 3, seed=0
+    )
     data = batches()
     quantized = tfquant.quantize(model, recipe, calibration=data, progress=False)
     exact, got = (np.asarray(m(data[0], training=False)["logits"]) for m in (model, quantized))
@@ -150,7 +194,11 @@ SCALE, SHIFT = variable("norm/gamma", 8), variable("norm/beta", 8)
 def test_a_projected_shortcut_is_a_residual_named_after_the_longer_way():
     found = roles(lambda x: tf.nn.relu(x @ A) @ B + x @ C, None, 8)
     assert found["residual"] == found["residual_other"] == ["b"]
-    edges = find_roles(trace(source_of(lambda x: x @ C + tf.nn.relu(x @ A) @ B, signature=tf.TensorSpec((None, 8))))).edges
+    edges = find_roles(
+        trace(
+            source_of(lambda x: x @ C + tf.nn.relu(x @ A) @ B, signature=tf.TensorSpec((None, 8)))
+        )
+    ).edges
     (skip,) = [e for e in edges if e.role == "residual"]
     assert skip.consumer[1] == 0  # the way through C, whichever side it stands on
 
@@ -175,6 +223,8 @@ def test_a_head_that_ends_in_a_sigmoid_has_logits_and_no_pooler():
     def probability(ids):
         return tf.sigmoid(encoder(ids, tf.ones_like(ids), tf.zeros_like(ids))[:, 0] @ head)
 
-    edges = find_roles(trace(source_of(probability, signature=tf.TensorSpec((None, 6), tf.int32)))).edges
+    edges = find_roles(
+        trace(source_of(probability, signature=tf.TensorSpec((None, 6), tf.int32)))
+    ).edges
     assert {e.path for e in edges if e.role == "logits"} == {"score"}
     assert not [e for e in edges if e.role == "pooler"]

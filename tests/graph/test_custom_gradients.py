@@ -1,4 +1,7 @@
-"""Custom gradients of the user's model: the quantized model's float mode has the gradients of the original, and trains."""
+"""Custom gradients of the user's model.
+
+The quantized model's float mode has the gradients of the original, and trains.
+"""
 
 import gc
 import weakref
@@ -10,7 +13,7 @@ import tensorflow as tf
 
 import tfquant
 from tfquant.graph.gradients import GradientError
-from tfquant.graph.source import source_of
+from tfquant.graph.model_adapter import source_of
 from tfquant.graph.trace import trace
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -96,7 +99,9 @@ def with_closure_over_outer_tensors(x):
 
 
 def repeated(function):
-    return lambda x: tf.while_loop(lambda i, h: i < 3, lambda i, h: (i + 1, function(h) * x), (0, x))[1]
+    return lambda x: tf.while_loop(
+        lambda i, h: i < 3, lambda i, h: (i + 1, function(h) * x), (0, x)
+    )[1]
 
 
 def chosen(first, second):
@@ -131,7 +136,9 @@ CASES = {
     "branches of the other sign": lambda x: chosen(reversal, tf.nn.silu)(-x),
     "branches in a loop": repeated(chosen(CALLED, reversal)),
     "loop in a loop": repeated(repeated(lambda h: tf.nn.silu(tf.tanh(h)))),
-    "one of several": lambda x: tf.switch_case(tf.cast(x[0, 0] > 0, tf.int32), [lambda: reversal(x), lambda: CALLED(x)]),
+    "one of several": lambda x: tf.switch_case(
+        tf.cast(x[0, 0] > 0, tf.int32), [lambda: reversal(x), lambda: CALLED(x)]
+    ),
     "tensors around a loop": with_closure_over_outer_tensors,
     "recomputation in a loop": repeated(tf.recompute_grad(tf.sin)),
 }
@@ -180,7 +187,11 @@ def test_a_gradient_computes_what_the_target_did_not_need():
         return tf.sin(x), lambda dy: dy * cosine
 
     graph = trace(source_of(tf.function(with_cosine, input_signature=[SPEC])))
-    again = tf.function(lambda x: graph.emit([x], targets=[graph.outputs[0]])[0], autograph=False, input_signature=[SPEC])
+    again = tf.function(
+        lambda x: graph.emit([x], targets=[graph.outputs[0]])[0],
+        autograph=False,
+        input_signature=[SPEC],
+    )
     assert_same(gradients(with_cosine), gradients(again))
 
 
@@ -195,7 +206,10 @@ def test_a_gradient_that_cannot_be_traced_is_refused_in_one_line_when_it_is_aske
     graph = trace(source_of(tf.function(broken, input_signature=[SPEC])))
     again = tf.function(lambda x: graph.emit([x])[0], autograph=False, input_signature=[SPEC])
     np.testing.assert_array_equal(again(X), 2 * X)
-    with pytest.raises(GradientError, match="IdentityN.* so the model cannot be trained: RuntimeError: no gradient$"):
+    with pytest.raises(
+        GradientError,
+        match="IdentityN.* so the model cannot be trained: RuntimeError: no gradient$",
+    ):
         gradients(again)
 
 
@@ -249,14 +263,19 @@ class CustomProduct(keras.layers.Layer):
 
         @tf.custom_gradient
         def of_arguments(x, w):
-            return tf.matmul(x, w), lambda dy: (a * tf.matmul(dy, w, transpose_b=True), b * tf.matmul(x, dy, transpose_a=True))
+            return tf.matmul(x, w), lambda dy: (
+                a * tf.matmul(dy, w, transpose_b=True),
+                b * tf.matmul(x, dy, transpose_a=True),
+            )
 
         @tf.custom_gradient
         def of_variables(x):
             w = self.kernel.value
 
             def gradient(dy, variables=None):
-                return a * tf.matmul(dy, w, transpose_b=True), [b * tf.matmul(x, dy, transpose_a=True)]
+                return a * tf.matmul(dy, w, transpose_b=True), [
+                    b * tf.matmul(x, dy, transpose_a=True)
+                ]
 
             return tf.matmul(x, w), gradient
 
@@ -264,14 +283,19 @@ class CustomProduct(keras.layers.Layer):
 
 
 @pytest.mark.parametrize("through_variables", [False, True])
-def test_the_backward_pass_sees_quantized_operands_and_passes_through_their_quantizers(through_variables):
+def test_the_backward_pass_sees_quantized_operands_and_passes_through_their_quantizers(
+    through_variables,
+):
     model = model_of(CustomProduct(through_variables))
     spec = tfquant.QuantSpec("int8", method={"name": "percentile", "percentile": 90})
     recipe = tfquant.Recipe((tfquant.Rule(spec, role=("weight", "linear_input")),))
     quantized = tfquant.quantize(model, recipe, calibration=[X], progress=False)
     kernel = model.trainable_variables[0].value
     found = gradients(quantized, sources=[kernel])
-    ranges = {address.split(":")[1]: np.maximum(*map(np.abs, ends)) for address, ends in quantized.ranges().items()}
+    ranges = {
+        address.split(":")[1]: np.maximum(*map(np.abs, ends))
+        for address, ends in quantized.ranges().items()
+    }
 
     def rounded(value, role):
         scale = ranges[role] / 127
@@ -283,14 +307,22 @@ def test_the_backward_pass_sees_quantized_operands_and_passes_through_their_quan
     assert_same([2 * dy @ w.T * inside, 3 * x.T @ dy * kept], found, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype, latent", [("float32", False), ("float32", True), ("float64", False), ("mixed_bfloat16", False)])
+@pytest.mark.parametrize(
+    "dtype, latent",
+    [("float32", False), ("float32", True), ("float64", False), ("mixed_bfloat16", False)],
+)
 def test_models_with_custom_gradients_train_in_both_modes(dtype, latent):
     keras.utils.set_random_seed(0)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
     try:
-        layers = [keras.layers.Dense(4, activation="silu"), Call(repeated(CALLED) if dtype == "float32" else tf.nn.silu)]
-        model = model_of(*layers, keras.layers.Dense(2), dtype="float64" if dtype == "float64" else "float32")
+        layers = [
+            keras.layers.Dense(4, activation="silu"),
+            Call(repeated(CALLED) if dtype == "float32" else tf.nn.silu),
+        ]
+        model = model_of(
+            *layers, keras.layers.Dense(2), dtype="float64" if dtype == "float64" else "float32"
+        )
     finally:
         keras.config.set_dtype_policy(policy)
     x = X.astype("float64") if dtype == "float64" else X
@@ -298,17 +330,29 @@ def test_models_with_custom_gradients_train_in_both_modes(dtype, latent):
     quantized._engine.latent = latent
     start = model.get_weights()
     steps = {}
-    for mode, trained in {"original": model, "float": quantized, "quantized": quantized, "float again": quantized}.items():
+    for mode, trained in {
+        "original": model,
+        "float": quantized,
+        "quantized": quantized,
+        "float again": quantized,
+    }.items():
         model.set_weights(start)
         if trained is quantized:
             quantized.set_mode(mode.split()[0])
         trained.compile(keras.optimizers.SGD(0.1), "mse")
         trained.fit(x, np.ones((6, 2)), verbose=0)
-        steps[mode] = [after - before for before, after in zip(start, model.get_weights(), strict=True)]
+        steps[mode] = [
+            after - before for before, after in zip(start, model.get_weights(), strict=True)
+        ]
     wide = dtype in ("float32", "float64")
-    assert_same(steps["original"], steps["float"], rtol=1e-4 if wide else 0.1, atol=1e-6 if wide else 0.01)
+    assert_same(
+        steps["original"], steps["float"], rtol=1e-4 if wide else 0.1, atol=1e-6 if wide else 0.01
+    )
     assert_same(steps["float"], steps["float again"], rtol=1e-6, atol=1e-7)
-    moved, other = (np.concatenate([np.ravel(step).astype("float64") for step in steps[m]]) for m in ("float", "quantized"))
+    moved, other = (
+        np.concatenate([np.ravel(step).astype("float64") for step in steps[m]])
+        for m in ("float", "quantized")
+    )
     assert 0 < np.linalg.norm(moved - other) < 0.3 * np.linalg.norm(moved)
 
 
@@ -318,7 +362,9 @@ def test_what_is_recomputed_in_the_backward_pass_is_quantized_there_too():
     one, other = (tfquant.quantize(m, calibration=[X], progress=False) for m in (plain, recomputed))
     assert [s.address for s in one.plan.sites] == [s.address for s in other.plan.sites]
     kernel = layer.kernel.value
-    assert_same(gradients(one, sources=[kernel]), gradients(other, sources=[kernel]), rtol=0, atol=0)
+    assert_same(
+        gradients(one, sources=[kernel]), gradients(other, sources=[kernel]), rtol=0, atol=0
+    )
 
 
 def test_a_saved_model_keeps_its_custom_gradients(tmp_path):
@@ -342,7 +388,10 @@ def test_a_saved_model_keeps_its_custom_gradients(tmp_path):
 
 
 def test_ranges_inside_a_custom_gradient_learn_as_without_it():
-    weights = [np.random.default_rng(n).normal(size=size).astype(np.float32) for n, size in enumerate([(4, 5), (5, 2)])]
+    weights = [
+        np.random.default_rng(n).normal(size=size).astype(np.float32)
+        for n, size in enumerate([(4, 5), (5, 2)])
+    ]
     spec = tfquant.QuantSpec("int4", update="lsq")
     recipe = tfquant.Recipe((tfquant.Rule(spec, role=("weight", "linear_input")),))
     trained = []

@@ -1,4 +1,7 @@
-"""Models that trace with the sizes of a batch alone: traced with those of the given batch, as few axes fixed as possible."""
+"""Models that trace with the sizes of a batch alone.
+
+Traced with those of the given batch, as few axes fixed as possible.
+"""
 
 import keras
 import numpy as np
@@ -35,7 +38,10 @@ def functional(*layers, shape=(None, 8)):
 
 
 def images():
-    """Two sizes of an image in one: the second is doubled to that of the first, known in Python alone."""
+    """Two sizes of an image in one.
+
+    The second is doubled to that of the first, known in Python alone.
+    """
     inputs = keras.Input((None, None, 3), name="image")
 
     class Resized(keras.layers.Layer):
@@ -46,7 +52,9 @@ def images():
         def compute_output_spec(self, x):
             return keras.KerasTensor(x.shape, x.dtype)
 
-    return keras.Model(inputs, keras.layers.Conv2D(2, 3)(Resized()(keras.layers.Conv2D(3, 1)(inputs))))
+    return keras.Model(
+        inputs, keras.layers.Conv2D(2, 3)(Resized()(keras.layers.Conv2D(3, 1)(inputs)))
+    )
 
 
 class Subclassed(keras.Model):
@@ -65,10 +73,17 @@ def close(expected, found):
 
 def test_the_length_is_fixed_and_the_batch_stays_open():
     model = functional(SumOverSteps(), keras.layers.Dense(4))
-    with pytest.warns(UserWarning, match="fixed shapes alone: axis 1 of input 'features' is 6, as in .*batch.*refused.*TypeError"):
+    with pytest.warns(
+        UserWarning,
+        match=(
+            "fixed shapes alone: axis 1 of input 'features' is 6, as in .*batch.*refused.*TypeError"
+        ),
+    ):
         quantized = tfquant.quantize(model, calibration=[X], progress=False)
     assert close(model(X[:3]), quantized(X[:3]))
-    with pytest.raises(ValueError, match=r"input 'features' has shape \[4, 5, 8\], the model takes \[None, 6, 8\]"):
+    with pytest.raises(
+        ValueError, match=r"input 'features' has shape \[4, 5, 8\], the model takes \[None, 6, 8\]"
+    ):
         quantized(X[:, :5])
     quantized.compile("sgd", "mse")
     quantized.fit(X, np.ones((4, 4)), batch_size=3, verbose=0)
@@ -90,7 +105,9 @@ def test_plan_and_load_take_the_shapes_of_inputs(tmp_path):
     with pytest.warns(UserWarning, match="fixed shapes"):
         quantized = tfquant.quantize(model, inputs={"features": X}, calibration=[X], progress=False)
     tfquant.save(quantized, tmp_path / "model")
-    with pytest.raises(ValueError, match="pass inputs=one_batch, calibration batches, or a signature="):
+    with pytest.raises(
+        ValueError, match="pass inputs=one_batch, calibration batches, or a signature="
+    ):
         tfquant.load(tmp_path / "model", model)
     with pytest.warns(UserWarning, match="fixed shapes"):
         loaded = tfquant.load(tmp_path / "model", model, inputs=X)
@@ -99,7 +116,9 @@ def test_plan_and_load_take_the_shapes_of_inputs(tmp_path):
 
 def test_images_of_open_size_take_that_of_the_batch():
     model, batch = images(), np.random.default_rng(1).normal(size=(2, 8, 6, 3)).astype(np.float32)
-    with pytest.warns(UserWarning, match="axis 1 of input 'image' is 8, axis 2 of input 'image' is 6, as in"):
+    with pytest.warns(
+        UserWarning, match="axis 1 of input 'image' is 8, axis 2 of input 'image' is 6, as in"
+    ):
         quantized = tfquant.quantize(model, calibration=[batch], progress=False)
     assert close(model(batch), quantized(batch))
 
@@ -112,7 +131,9 @@ def test_subclassed_models_and_functions_take_the_length_of_the_batch(built):
     w = tf.Variable(X[0, :5])
     functions = {
         "model": model,
-        "function": lambda tokens: tf.matmul(sum(tf.one_hot(tokens[:, i], 5) for i in range(tokens.shape[1])), w),
+        "function": lambda tokens: tf.matmul(
+            sum(tf.one_hot(tokens[:, i], 5) for i in range(tokens.shape[1])), w
+        ),
     }
     for function in functions.values():
         with pytest.warns(UserWarning, match="axis 1 of input '.*' is 3"):
@@ -155,7 +176,9 @@ def test_errors_of_the_users_code_are_told_in_one_line(wrap):
     inputs = keras.Input((3,))
     model = keras.Model(inputs, Failing()(inputs)) if wrap in ("layer", "function") else Failing()
     model.built = wrap != "not built"
-    with pytest.raises(ValueError, match="could not be (traced|built).*: TypeError: first float32") as error:
+    with pytest.raises(
+        ValueError, match="could not be (traced|built).*: TypeError: first float32"
+    ) as error:
         tfquant.quantize(model, calibration=[np.ones((2, 3), np.float32)], progress=False)
     assert "\n" not in str(error.value)
 

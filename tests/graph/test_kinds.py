@@ -1,4 +1,7 @@
-"""What is particular to one kind of model: arguments of functions, bfloat16, open shapes, equal names, models in models."""
+"""What is particular to one kind of model.
+
+Arguments of functions, bfloat16, open shapes, equal names, models in models.
+"""
 
 import keras
 import numpy as np
@@ -10,7 +13,7 @@ import tfquant
 from tests.graph import models
 from tests.graph.models import floats
 from tfquant.graph.arguments import ArgumentError
-from tfquant.graph.source import TraceError
+from tfquant.graph.model_adapter import TraceError
 
 LENGTH = models.LENGTH
 
@@ -28,13 +31,20 @@ def test_a_function_is_called_by_position_or_by_name(function):
     quantized.set_mode("float")
     x, offset = case.batches[0]
     want = case.model(x, offset).numpy()
-    for got in (quantized(x, offset), quantized(x, offset=offset), quantized(offset=offset, x=x), quantized(x, offset, 2.0)):
+    for got in (
+        quantized(x, offset),
+        quantized(x, offset=offset),
+        quantized(offset=offset, x=x),
+        quantized(x, offset, 2.0),
+    ):
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
 
 
 def test_another_number_than_at_the_trace_is_refused(function):
     case, quantized = function
-    with pytest.raises(ArgumentError, match="'scale' was 2.0 when the function was traced, now it is 3.0"):
+    with pytest.raises(
+        ArgumentError, match="'scale' was 2.0 when the function was traced, now it is 3.0"
+    ):
         quantized(*case.batches[0], scale=3.0)
 
 
@@ -51,7 +61,9 @@ def test_a_number_in_the_batch_becomes_a_constant_of_the_graph(function):
     x, offset = case.batches[0]
     quantized = tfquant.quantize(case.model, inputs=(x, offset, 0.5))
     quantized.set_mode("float")
-    np.testing.assert_allclose(quantized(x, offset, 0.5), case.model(x, offset, 0.5), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        quantized(x, offset, 0.5), case.model(x, offset, 0.5), rtol=1e-6, atol=1e-6
+    )
     with pytest.raises(ArgumentError, match="'scale' was 0.5"):
         quantized(x, offset, 2.0)
 
@@ -84,7 +96,9 @@ def test_a_mask_among_the_arguments_is_found_by_its_name(keyword_function):
 
 
 def test_a_signature_may_be_given_instead_of_data(keyword_function):
-    signature = {name: tf.TensorSpec([None, None], tf.int32) for name in ("input_ids", "input_mask")}
+    signature = {
+        name: tf.TensorSpec([None, None], tf.int32) for name in ("input_ids", "input_mask")
+    }
     assert len(tfquant.plan(keyword_function, signature=signature).sites) == 2
 
 
@@ -106,8 +120,12 @@ def test_a_concrete_function_and_a_signature_of_a_saved_model_are_functions(tmp_
     want = module(x)
     tf.saved_model.save(module, str(tmp_path))
     loaded = tf.saved_model.load(str(tmp_path))  # held here: its signatures do not keep it alive
-    concrete = tfquant.quantize(module.__call__.get_concrete_function(), calibration=[x], progress=False)
-    restored = tfquant.quantize(loaded.signatures["serving_default"], calibration=[{"x": x}], progress=False)
+    concrete = tfquant.quantize(
+        module.__call__.get_concrete_function(), calibration=[x], progress=False
+    )
+    restored = tfquant.quantize(
+        loaded.signatures["serving_default"], calibration=[{"x": x}], progress=False
+    )
     np.testing.assert_array_equal(concrete(x), restored(x=x)["output_0"])
     np.testing.assert_allclose(concrete(x), want, atol=0.1 * np.abs(want).max())
 
@@ -137,8 +155,12 @@ def test_a_matrix_made_from_the_shape_of_an_input_is_no_weight():
     batches, signature = floats((2, 5, 8), (2, 7, 8)), tf.TensorSpec([None, None, 8])
     quantized = tfquant.quantize(network, calibration=batches, signature=signature, progress=False)
     roles = {(s.path, s.role, s.port) for s in quantized.plan.sites}
-    assert roles == {("layer", "weight", "kernel"), ("layer", "linear_input", "input"),
-                     ("layer/matmul", "matmul_input", "a"), ("layer/matmul", "matmul_input", "b")}  # fmt: skip
+    assert roles == {
+        ("layer", "weight", "kernel"),
+        ("layer", "linear_input", "input"),
+        ("layer/matmul", "matmul_input", "a"),
+        ("layer/matmul", "matmul_input", "b"),
+    }
     x = floats((3, 6, 8))[0]
     np.testing.assert_allclose(quantized(x), network(x), atol=0.5)
 
@@ -152,7 +174,10 @@ def test_a_product_of_two_layers_outside_attention_is_called_after_them():
         return tf.matmul(tf.tanh(x @ left), tf.sigmoid(x @ right), transpose_b=True), gate
 
     plan = tfquant.plan(network, signature=tf.TensorSpec([None, 5, 8]))
-    assert {s.path for s in plan.sites if s.role == "matmul_input"} == {"block/matmul", "block/matmul#2"}
+    assert {s.path for s in plan.sites if s.role == "matmul_input"} == {
+        "block/matmul",
+        "block/matmul#2",
+    }
 
 
 def test_a_product_nothing_uses_is_skipped():
@@ -180,7 +205,9 @@ def test_quantization_computes_in_float32_around_a_bfloat16_network(bfloat16):
     case, quantized = bfloat16
     graph = quantized._engine.function("quantized").graph
     operations = graph.get_operations()
-    rounding = [op for op in operations if op.type.startswith("QuantizeAndDequantize") or op.type == "Round"]
+    rounding = [
+        op for op in operations if op.type.startswith("QuantizeAndDequantize") or op.type == "Round"
+    ]
     assert len(rounding) >= len(quantized.plan.sites)
     assert {op.inputs[0].dtype for op in rounding} == {tf.float32}
     products = [op for op in operations if op.type in ("Einsum", "MatMul", "BatchMatMulV2")]
@@ -196,7 +223,9 @@ def test_weights_of_a_bfloat16_network_are_rounded_before_they_are_cast(bfloat16
 def test_fit_under_mixed_bfloat16_lowers_the_loss(bfloat16):
     case, quantized = bfloat16
     quantized.compile(keras.optimizers.Adam(0.01), "mse")
-    history = quantized.fit(case.batches[0], np.eye(3, dtype=np.float32), epochs=12, verbose=0).history["loss"]
+    history = quantized.fit(
+        case.batches[0], np.eye(3, dtype=np.float32), epochs=12, verbose=0
+    ).history["loss"]
     assert history[-1] < 0.7 * history[0]
     assert {v.dtype for v in quantized.trainable_variables} == {"float32"}
 
@@ -225,7 +254,10 @@ def test_a_fixed_length_is_kept_and_said():
     (batch,) = models.tokens(("input_ids", "input_mask"), (2, LENGTH), segments="segment_ids")
     assert quantized(batch)["start_logits"].shape == (2, LENGTH)
     (batch,) = models.tokens(("input_ids", "input_mask"), (2, LENGTH + 1), segments="segment_ids")
-    with pytest.raises(ValueError, match=rf"'input_ids' has shape \[2, {LENGTH + 1}\], the model takes \[None, {LENGTH}\]"):
+    with pytest.raises(
+        ValueError,
+        match=rf"'input_ids' has shape \[2, {LENGTH + 1}\], the model takes \[None, {LENGTH}\]",
+    ):
         quantized(batch)
 
 
@@ -234,14 +266,18 @@ def test_a_fixed_length_is_kept_and_said():
 
 def tower(name: str) -> keras.Model:
     inputs = keras.Input((4,))
-    return keras.Model(inputs, keras.layers.Dense(4, activation="tanh", name="dense")(inputs), name=name)
+    return keras.Model(
+        inputs, keras.layers.Dense(4, activation="tanh", name="dense")(inputs), name=name
+    )
 
 
 @pytest.fixture(scope="module")
 def two_towers():
     left, right = keras.Input((4,), name="a"), keras.Input((4,), name="b")
     towers = tower("first"), tower("second")
-    model = keras.Model([left, right], keras.layers.Dense(2, name="head")(towers[0](left) * towers[1](right)))
+    model = keras.Model(
+        [left, right], keras.layers.Dense(2, name="head")(towers[0](left) * towers[1](right))
+    )
     data = floats((3, 4), (3, 4))
     return towers, model, data, tfquant.quantize(model, calibration=[data], progress=False)
 
@@ -252,7 +288,9 @@ def test_layers_of_equal_names_have_sites_of_their_own(two_towers):
     ranges = quantized.ranges()
     for path, one in zip(("dense", "dense_1"), towers, strict=True):
         kernel = one.get_layer("dense").kernel.numpy()
-        np.testing.assert_array_equal(ranges[f"{path}:weight:kernel"][1], np.abs(kernel).max(axis=0))
+        np.testing.assert_array_equal(
+            ranges[f"{path}:weight:kernel"][1], np.abs(kernel).max(axis=0)
+        )
 
 
 def test_inputs_in_a_list_or_a_tuple_are_the_same(two_towers):

@@ -12,13 +12,21 @@ RECIPE = "int8_residual_float_asymmetric"
 
 
 class Block(layers.Layer):
-    """Attention and a feed-forward layer; `left_over` computes more, of which nothing is returned."""
+    """Attention and a feed-forward layer; `left_over` computes more, of which nothing is
+    returned.
+    """
 
     def __init__(self, left_over):
         super().__init__(name="block")
         self.left_over = left_over
-        self.attention, self.inner = layers.MultiHeadAttention(2, 4, name="attention"), layers.Dense(8, name="inner")
-        self.state, self.norm = layers.Dense(8, name="state"), layers.LayerNormalization(name="norm")
+        self.attention, self.inner = (
+            layers.MultiHeadAttention(2, 4, name="attention"),
+            layers.Dense(8, name="inner"),
+        )
+        self.state, self.norm = (
+            layers.Dense(8, name="state"),
+            layers.LayerNormalization(name="norm"),
+        )
 
     def build(self, shape):
         self.attention.build(shape, shape)

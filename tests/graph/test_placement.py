@@ -1,4 +1,6 @@
-"""Where quantizers sit in BERT: counts of NVIDIA's placements, sharing, fused and disabled ranges; the roles of other models."""
+"""Where quantizers sit in BERT: counts of NVIDIA's placements, sharing, fused and disabled ranges;
+the roles of other models.
+"""
 
 import dataclasses
 
@@ -9,9 +11,9 @@ import tensorflow as tf
 
 import tfquant
 from tests.graph import models
+from tfquant.graph.model_adapter import source_of
 from tfquant.graph.plan import make_plan
 from tfquant.graph.roles import find_roles
-from tfquant.graph.source import source_of
 from tfquant.graph.trace import trace
 
 LAYERS = 12
@@ -33,9 +35,12 @@ def split(plan) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "activations"), [("int8_residual_float", 121), ("int8_residual", 145), ("int8_residual_both", 169)]
+    ("recipe", "activations"),
+    [("int8_residual_float", 121), ("int8_residual", 145), ("int8_residual_both", 169)],
 )
-def test_twelve_layers_have_72_weight_sites_and_as_many_activation_sites_as_consumers(bert_base, recipe, activations):
+def test_twelve_layers_have_72_weight_sites_and_as_many_activation_sites_as_consumers(
+    bert_base, recipe, activations
+):
     assert split(planned(bert_base, recipe)) == (72, activations)
 
 
@@ -46,9 +51,14 @@ def test_later_modes_have_253_activation_sites_and_72_kernels(bert_base, recipe)
 
 @pytest.mark.parametrize(
     ("recipe", "activations"),
-    # In a layer: the common input of Q, K and V; q, k, v, probabilities; the inputs of three dense layers. Behind the last one
-    # more. Every skip operand is a tensor that a dense layer takes too, the other operands are tensors of their own.
-    [("int8_residual_float", 8 * LAYERS + 1), ("int8_residual", 8 * LAYERS + 1), ("int8_residual_both", 10 * LAYERS + 1)],
+    # In a layer: the common input of Q, K and V; q, k, v, probabilities; the inputs of three dense
+    # layers. Behind the last one more. Every skip operand is a tensor that a dense layer takes too,
+    # the other operands are tensors of their own.
+    [
+        ("int8_residual_float", 8 * LAYERS + 1),
+        ("int8_residual", 8 * LAYERS + 1),
+        ("int8_residual_both", 10 * LAYERS + 1),
+    ],
 )
 def test_sharing_gives_one_range_per_tensor(bert_base, recipe, activations):
     plan = planned(bert_base, recipe, share=True)
@@ -61,8 +71,14 @@ def test_sites_of_one_layer_are_those_of_the_reference(bert_base):
     layer = "bert/encoder/layer_3"
     sites = planned(bert_base, "int8_residual_both").sites
     found = {s.address.removeprefix(f"{layer}/") for s in sites if s.path.startswith(layer)}
-    dense = ["attention/self/query", "attention/self/key", "attention/self/value", "attention/output/dense",
-             "intermediate/dense", "output/dense"]  # fmt: skip
+    dense = [
+        "attention/self/query",
+        "attention/self/key",
+        "attention/self/value",
+        "attention/output/dense",
+        "intermediate/dense",
+        "output/dense",
+    ]
     expected = {f"{d}:weight:kernel" for d in dense} | {f"{d}:linear_input:input" for d in dense}
     expected |= {f"attention/self:matmul_input:{port}" for port in ("q", "k", "v", "probabilities")}
     for addition in ("attention/output/dense", "output/dense"):
@@ -72,8 +88,17 @@ def test_sites_of_one_layer_are_those_of_the_reference(bert_base):
 
 def test_embeddings_layer_norms_biases_and_the_head_stay_float(bert_base):
     plan = planned(bert_base, "int8_residual_both")
-    assert {s.role for s in plan.sites} == {"weight", "linear_input", "matmul_input", "residual", "residual_other", "model_output"}
-    assert [(s.path, s.reason) for s in plan.skipped] == [("cls/squad/output_weights", "no rule for role logits")]
+    assert {s.role for s in plan.sites} == {
+        "weight",
+        "linear_input",
+        "matmul_input",
+        "residual",
+        "residual_other",
+        "model_output",
+    }
+    assert [(s.path, s.reason) for s in plan.skipped] == [
+        ("cls/squad/output_weights", "no rule for role logits")
+    ]
 
 
 def test_the_only_model_output_is_the_last_layer_norm(bert_base):
@@ -90,7 +115,9 @@ def test_weights_have_a_range_for_each_output_channel(bert_base):
 
 
 @pytest.mark.parametrize("recipe", ["ft2", "ft3", "trt"])
-def test_query_key_and_value_form_one_group_of_kernels_of_products_and_of_operands(bert_base, recipe):
+def test_query_key_and_value_form_one_group_of_kernels_of_products_and_of_operands(
+    bert_base, recipe
+):
     groups = {}
     for site in planned(bert_base, recipe).sites:
         if site.group:
@@ -160,14 +187,26 @@ def addresses(case: models.Case, role: str) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "additions"),
     [
-        ("hub_bert", ["transformer_layer_0/self_attention_layer/attention_output", "transformer_layer_0/feedforward_output_dense"]),
+        (
+            "hub_bert",
+            [
+                "transformer_layer_0/self_attention_layer/attention_output",
+                "transformer_layer_0/feedforward_output_dense",
+            ],
+        ),
         ("functional", ["mha/attention_output", "down"]),
         ("mixed_bfloat16", ["mha/attention_output", "down"]),
         ("tf_keras_functional", ["mha/attention_output", "down"]),
-        ("encoder_decoder", ["encoder/attention_output", "decoder/attention_output", "cross/attention_output"]),
+        (
+            "encoder_decoder",
+            ["encoder/attention_output", "decoder/attention_output", "cross/attention_output"],
+        ),
         ("written_out_attention", ["attention/wo"]),
         ("convolutional", ["depthwise"]),
-        ("subclassed", [f"subclassed/block_0/{end}" for end in ("attention/attention_output", "down")]),
+        (
+            "subclassed",
+            [f"subclassed/block_0/{end}" for end in ("attention/attention_output", "down")],
+        ),
     ],
 )
 def test_residual_additions_are_found_and_masks_and_biases_are_none(name, additions):
@@ -180,15 +219,24 @@ def test_residual_additions_are_found_and_masks_and_biases_are_none(name, additi
 @pytest.mark.parametrize(
     ("name", "norms"),
     [
-        ("hub_roberta", ["embeddings_layer_norm", "transformer_layer_0/self_attention_layer_norm",
-                         "transformer_layer_0/feedforward_layer_norm"]),
+        (
+            "hub_roberta",
+            [
+                "embeddings_layer_norm",
+                "transformer_layer_0/self_attention_layer_norm",
+                "transformer_layer_0/feedforward_layer_norm",
+            ],
+        ),
         ("functional", ["norm1", "norm2"]),
         ("mixed_bfloat16", ["norm1", "norm2"]),
         ("tf_keras_functional", ["norm", "norm2"]),
-        ("subclassed", ["subclassed/block_0/norm1", "subclassed/block_0/norm2", "subclassed/final_norm"]),
+        (
+            "subclassed",
+            ["subclassed/block_0/norm1", "subclassed/block_0/norm2", "subclassed/final_norm"],
+        ),
         ("convolutional", []),
     ],
-)  # fmt: skip
+)
 def test_layer_norms_are_found_however_they_are_computed(name, norms):
     case = models.build(name, "")
     assert addresses(case, "layernorm_input") == {f"{path}:input" for path in norms}
@@ -200,7 +248,10 @@ KERNEL = tf.Variable(np.ones((8, 8), np.float32), name="w/kernel")
 
 
 def by_square_root(x, mean):
-    return GAMMA * (x - mean) / tf.sqrt(tf.reduce_mean((x - mean) ** 2, -1, keepdims=True) + 1e-6) + BETA
+    return (
+        GAMMA * (x - mean) / tf.sqrt(tf.reduce_mean((x - mean) ** 2, -1, keepdims=True) + 1e-6)
+        + BETA
+    )
 
 
 def by_standard_deviation(x, mean):
@@ -212,7 +263,12 @@ def by_moments(x, mean):
 
 
 def by_mean_of_squares(x, mean):
-    return GAMMA * (x - mean) * tf.math.rsqrt(tf.reduce_mean(x * x, -1, keepdims=True) - mean * mean + 1e-6) + BETA
+    return (
+        GAMMA
+        * (x - mean)
+        * tf.math.rsqrt(tf.reduce_mean(x * x, -1, keepdims=True) - mean * mean + 1e-6)
+        + BETA
+    )
 
 
 def by_root_mean_square(x, mean):
@@ -220,9 +276,12 @@ def by_root_mean_square(x, mean):
 
 
 @pytest.mark.parametrize(
-    "normalise", [by_square_root, by_standard_deviation, by_moments, by_mean_of_squares, by_root_mean_square]
+    "normalise",
+    [by_square_root, by_standard_deviation, by_moments, by_mean_of_squares, by_root_mean_square],
 )
-def test_layer_norms_written_out_are_found_from_their_input_to_the_end_of_scale_and_shift(normalise):
+def test_layer_norms_written_out_are_found_from_their_input_to_the_end_of_scale_and_shift(
+    normalise,
+):
     def network(x):
         h = x @ KERNEL
         return 3.0 * tf.nn.relu(normalise(h, tf.reduce_mean(h, -1, keepdims=True)))
@@ -246,10 +305,12 @@ def test_a_root_mean_square_that_is_not_applied_is_no_layer_norm():
 @pytest.mark.parametrize(
     ("name", "output"),
     [
-        ("functional", "norm2"), ("tf_keras_functional", "norm2"),
-        ("subclassed", "subclassed/final_norm"), ("encoder_decoder", "cross_norm"),
+        ("functional", "norm2"),
+        ("tf_keras_functional", "norm2"),
+        ("subclassed", "subclassed/final_norm"),
+        ("encoder_decoder", "cross_norm"),
     ],
-)  # fmt: skip
+)
 def test_the_model_output_is_the_hidden_state_behind_the_last_block(name, output):
     assert addresses(models.build(name, ""), "model_output") == {f"{output}:output"}
 
@@ -257,12 +318,15 @@ def test_the_model_output_is_the_hidden_state_behind_the_last_block(name, output
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
-        ("functional", ["up"]), ("hub_bert", ["transformer_layer_0/feedforward_intermediate_dense"]),
+        ("functional", ["up"]),
+        ("hub_bert", ["transformer_layer_0/feedforward_intermediate_dense"]),
         ("sequential", ["sequential/first"]),
     ],
-)  # fmt: skip
+)
 def test_activation_outputs_belong_to_the_layer_before(name, layers):
-    assert addresses(models.build(name, ""), "activation_output") == {f"{path}:output" for path in layers}
+    assert addresses(models.build(name, ""), "activation_output") == {
+        f"{path}:output" for path in layers
+    }
 
 
 @pytest.mark.parametrize(
@@ -289,12 +353,22 @@ def test_a_product_with_one_hot_rows_is_a_lookup_and_reported_if_no_rule_takes_i
     assert [s.path for s in plan.sites] == ["dense", "dense"]
     assert [(s.path, s.reason) for s in plan.skipped] == [("types", "no rule for role embedding")]
     everything = tfquant.Recipe((tfquant.Rule(tfquant.QuantSpec()),))
-    assert tfquant.plan(network, everything, signature=signature).site("types:embedding:table").shape == (5, 4)
+    assert tfquant.plan(network, everything, signature=signature).site(
+        "types:embedding:table"
+    ).shape == (5, 4)
 
 
 def test_pooler_and_head_have_roles_of_their_own():
-    assert addresses(models.build("hub_bert", ""), "pooler") == {"pooled_dense:input", "pooled_dense:kernel", "pooled_dense:output"}
-    assert addresses(models.build("functional", ""), "logits") == {"head:input", "head:kernel", "head:output"}
+    assert addresses(models.build("hub_bert", ""), "pooler") == {
+        "pooled_dense:input",
+        "pooled_dense:kernel",
+        "pooled_dense:output",
+    }
+    assert addresses(models.build("functional", ""), "logits") == {
+        "head:input",
+        "head:kernel",
+        "head:output",
+    }
 
 
 def test_a_tied_table_has_one_range_for_both_of_its_uses():
@@ -306,14 +380,18 @@ def test_a_tied_table_has_one_range_for_both_of_its_uses():
 
 
 class Attending(keras.layers.Layer):
-    """softmax(x x^T) x with dropout of the probabilities, twice for the two ways dropout is written."""
+    """softmax(x x^T) x with dropout of the probabilities, twice for the two ways dropout is
+    written.
+    """
 
     def __init__(self, mask):
         super().__init__(name="attending")
         self.mask = mask
 
     def build(self, shape):
-        self.value = self.add_weight(name="kernel", shape=(shape[-1], shape[-1]), initializer="identity")
+        self.value = self.add_weight(
+            name="kernel", shape=(shape[-1], shape[-1]), initializer="identity"
+        )
 
     def call(self, x, training=False):
         p = tf.nn.softmax(tf.matmul(x, x, transpose_b=True) * 50.0)
@@ -325,7 +403,9 @@ class Attending(keras.layers.Layer):
 
 @pytest.mark.parametrize("mask", [False, True])
 def test_probabilities_are_quantized_before_dropout_scales_them_up(mask):
-    """Behind it the largest, which prediction sees as 1, would be clipped from 2 to 1 in training."""
+    """Behind it the largest, which prediction sees as 1, would be clipped from 2 to 1 in
+    training.
+    """
     x = keras.Input((4, 4))
     model = keras.Model(x, Attending(mask)(x))
     batch = np.eye(4, dtype=np.float32)[None].repeat(64, 0)  # each token attends to itself alone
@@ -334,5 +414,7 @@ def test_probabilities_are_quantized_before_dropout_scales_them_up(mask):
     kept = trained[:, np.arange(4), np.arange(4)]
     np.testing.assert_allclose(np.unique(kept.round(2)), [0.0, 2.0])
     edges = {site.address: edge for site, edge in quantized._engine.placements(True)}
-    (probabilities,) = [edge for address, edge in edges.items() if address.endswith(":probabilities")]
+    (probabilities,) = [
+        edge for address, edge in edges.items() if address.endswith(":probabilities")
+    ]
     assert probabilities.tensor.op.type == "Softmax"

@@ -1,4 +1,7 @@
-"""Every kind of model: what is found in it, that nothing is lost, that its numbers stay, that it trains."""
+"""Every kind of model.
+
+What is found in it, that nothing is lost, that its numbers stay, that it trains.
+"""
 
 import dataclasses
 
@@ -12,7 +15,15 @@ from tests.graph import models
 from tfquant.graph.roles import find_roles
 
 ROLES_OF_PRODUCTS = ("weight", "linear_input", "matmul_input", "pooler", "logits", "embedding")
-PRODUCTS = {"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum", "Conv2D", "DepthwiseConv2dNative"}
+PRODUCTS = {
+    "MatMul",
+    "BatchMatMul",
+    "BatchMatMulV2",
+    "BatchMatMulV3",
+    "Einsum",
+    "Conv2D",
+    "DepthwiseConv2dNative",
+}
 
 
 @dataclasses.dataclass
@@ -20,21 +31,29 @@ class Quantized:
     name: str
     case: models.Case
     model: object
-    outputs: list[list[np.ndarray]]  # of the original, for each batch, before anything was done to it
+    outputs: list[
+        list[np.ndarray]
+    ]  # of the original, for each batch, before anything was done to it
 
 
 @pytest.fixture(scope="module", params=[*models.KERAS, *models.FUNCTIONS, *models.SAVED])
 def pool(request, tmp_path_factory) -> Quantized:
     case = models.build(request.param, str(tmp_path_factory.mktemp("saved")))
     outputs = [[as_float(t) for t in case.run(case.model, batch)] for batch in case.batches]
-    return Quantized(request.param, case, tfquant.quantize(case.model, calibration=case.batches, progress=False), outputs)
+    return Quantized(
+        request.param,
+        case,
+        tfquant.quantize(case.model, calibration=case.batches, progress=False),
+        outputs,
+    )
 
 
 def rounding(pool: Quantized, steps: int) -> float:
     """Share of the largest value by which float mode may differ from the original.
 
-    The original ran eagerly. Traced, some CPUs fuse products of bfloat16 with what follows and round once where single operations
-    round after each: a few of the steps of 2^-8 of each operation behind them.
+    The original ran eagerly. Traced, some CPUs fuse products of bfloat16 with what follows and
+    round once where single operations round after each: a few of the steps of 2^-8 of each
+    operation behind them.
     """
     return steps * 2**-8 if pool.name == "mixed_bfloat16" else 0.0
 
@@ -60,12 +79,18 @@ def test_attention_has_q_k_v_and_probabilities(pool):
 
 def test_every_product_of_the_graph_is_quantized_or_skipped_with_a_reason(pool):
     plan = pool.model.plan
-    quantized = {}  # product -> its addresses; a product of two activations has two ports of its own
+    # product -> its addresses; a product of two activations has two ports of its own
+    quantized = {}
     for site in plan.sites:
         for address in site.members:
             path, role, port = address.rsplit(":", 2)
             if role in ROLES_OF_PRODUCTS:
-                side = {"q": "scores", "k": "scores", "v": "context", "probabilities": "context"}.get(port, "linear")
+                side = {
+                    "q": "scores",
+                    "k": "scores",
+                    "v": "context",
+                    "probabilities": "context",
+                }.get(port, "linear")
                 quantized.setdefault((path, side), []).append(address)
     assert all(entry.reason for entry in plan.skipped)
     assert len({entry.op for entry in plan.skipped}) == len(plan.skipped)
@@ -75,7 +100,11 @@ def test_every_product_of_the_graph_is_quantized_or_skipped_with_a_reason(pool):
 def products_in(case: models.Case) -> int:
     """Counts the products of a trace made here, functions and loop bodies included."""
     batch = tf.nest.map_structure(tf.constant, case.batches[0])
-    definition = tf.function(lambda b: case.run(case.model, b)).get_concrete_function(batch).graph.as_graph_def()
+    definition = (
+        tf.function(lambda b: case.run(case.model, b))
+        .get_concrete_function(batch)
+        .graph.as_graph_def()
+    )
     library = {f.signature.name: f.node_def for f in definition.library.function}
 
     def count(nodes):
@@ -132,10 +161,15 @@ def gradients(case: models.Case, model, variables: list[tf.Variable], batch) -> 
     with tf.GradientTape() as tape:
         loss = 0.0
         for output in case.run(model, batch):
-            weights = np.cos(np.arange(np.prod(output.shape))).reshape(output.shape).astype(np.float32)
+            weights = (
+                np.cos(np.arange(np.prod(output.shape))).reshape(output.shape).astype(np.float32)
+            )
             loss += tf.reduce_sum(tf.cast(output, tf.float32) * weights)
     found = tape.gradient(loss, variables)
-    found = [tf.zeros(v.shape) if g is None else tf.convert_to_tensor(g) for g, v in zip(found, variables, strict=True)]
+    found = [
+        tf.zeros(v.shape) if g is None else tf.convert_to_tensor(g)
+        for g, v in zip(found, variables, strict=True)
+    ]
     return [as_float(g) for g in found]
 
 
@@ -147,22 +181,30 @@ def test_one_training_step_changes_the_weights_of_the_original(pool):
         outputs = pool.model(batch)
         loss = tf.nest.map_structure(lambda _: "mse", outputs)
         pool.model.compile(keras.optimizers.SGD(0.1), loss=loss, run_eagerly=False)
-        targets = tf.nest.map_structure(lambda t: np.random.default_rng(0).normal(size=t.shape).astype(np.float32), outputs)
+        targets = tf.nest.map_structure(
+            lambda t: np.random.default_rng(0).normal(size=t.shape).astype(np.float32), outputs
+        )
         history = pool.model.fit(batch, targets, batch_size=16, epochs=1, verbose=0)
         assert np.isfinite(history.history["loss"]).all()
     else:
         assert {id(v) for v in pool.model.trainable_variables} == {id(v) for v in variables}
-        for variable, gradient in zip(variables, gradients(pool.case, pool.model, variables, batch), strict=True):
+        for variable, gradient in zip(
+            variables, gradients(pool.case, pool.model, variables, batch), strict=True
+        ):
             variable.assign_sub(0.1 * gradient)
     changed = [(v.numpy() != b).any() for v, b in zip(variables, before, strict=True)]
-    reached = [np.abs(g).max() > 1e-6 for g in gradients(pool.case, pool.case.model, variables, batch)]
+    reached = [
+        np.abs(g).max() > 1e-6 for g in gradients(pool.case, pool.case.model, variables, batch)
+    ]
     assert sum(reached) > 0
     assert [c for c, r in zip(changed, reached, strict=True) if r] == [True] * sum(reached)
 
 
 def test_addresses_are_the_same_in_training_and_inference(pool):
     engine = pool.model._engine
-    inference, training = ({e.address for e in find_roles(t).edges} for t in (engine.inference, engine.training))
+    inference, training = (
+        {e.address for e in find_roles(t).edges} for t in (engine.inference, engine.training)
+    )
     assert inference == training
 
 

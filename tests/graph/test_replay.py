@@ -1,4 +1,7 @@
-"""What a graph does besides computing its output survives: random numbers, moving statistics, side effects, order, loops."""
+"""What a graph does besides computing its output survives.
+
+Random numbers, moving statistics, side effects, order, loops.
+"""
 
 import functools
 
@@ -9,15 +12,17 @@ import tensorflow as tf
 
 import tfquant
 from tests.graph import models
+from tfquant.graph.model_adapter import source_of
 from tfquant.graph.replay import NO_EDITS, Edits
-from tfquant.graph.source import source_of
 from tfquant.graph.trace import trace
 
 
 def replayed(function, *specs, edits=NO_EDITS):
     """`function` as traced and replayed once more, callable on tensors."""
     graph = trace(source_of(function, signature=specs))
-    return tf.function(lambda *args: graph.emit(list(args), edits)[0], autograph=False, input_signature=specs)
+    return tf.function(
+        lambda *args: graph.emit(list(args), edits)[0], autograph=False, input_signature=specs
+    )
 
 
 VECTOR = tf.TensorSpec([None], tf.float32)
@@ -86,7 +91,9 @@ def test_fit_with_dropout_and_batch_norm_learns(convolutional):
 
 def test_training_graph_has_the_dropout_that_the_inference_graph_lacks(convolutional):
     engine = convolutional[1]._engine
-    random = [any("Random" in op.type for op in g.operations) for g in (engine.inference, engine.training)]
+    random = [
+        any("Random" in op.type for op in g.operations) for g in (engine.inference, engine.training)
+    ]
     assert random == [False, True]
 
 
@@ -233,12 +240,16 @@ def test_products_in_nested_loops_branches_and_calls_are_all_reported():
 
 def test_a_recurrent_layer_runs_trains_and_says_that_its_loop_is_left_alone():
     inputs = keras.Input((5, 4))
-    model = keras.Model(inputs, keras.layers.Dense(3, name="head")(keras.layers.GRU(6, name="gru")(inputs)))
+    model = keras.Model(
+        inputs, keras.layers.Dense(3, name="head")(keras.layers.GRU(6, name="gru")(inputs))
+    )
     data = models.floats((2, 5, 4))[0]
     want = model(data).numpy()
     quantized = tfquant.quantize(model, calibration=[data], progress=False)
     assert {s.path for s in quantized.plan.sites} == {"head"}
-    assert {r.partition(" (")[0] for r in (s.reason for s in quantized.plan.skipped)} >= {"inside a While"}
+    assert {r.partition(" (")[0] for r in (s.reason for s in quantized.plan.skipped)} >= {
+        "inside a While"
+    }
     np.testing.assert_allclose(quantized(data), want, atol=0.02)
     before = model.get_layer("gru").trainable_variables[0].numpy()
     quantized.compile("sgd", "mse")
@@ -256,7 +267,9 @@ def test_an_edit_on_an_edge_reaches_that_consumer_alone():
     graph = trace(source_of(network, signature=(VECTOR,)))
     sin = next(op for op in graph.operations if op.type == "Sin")
     edits = Edits(edges={(sin.name, 0): lambda t: 2.0 * t})
-    np.testing.assert_allclose(replayed(network, VECTOR, edits=edits)(ONE), np.sin(2 * ONE) + np.cos(ONE), rtol=1e-6)
+    np.testing.assert_allclose(
+        replayed(network, VECTOR, edits=edits)(ONE), np.sin(2 * ONE) + np.cos(ONE), rtol=1e-6
+    )
 
 
 def test_an_edit_on_a_tensor_reaches_all_consumers_and_the_output():
@@ -265,12 +278,17 @@ def test_an_edit_on_a_tensor_reaches_all_consumers_and_the_output():
 
     graph = trace(source_of(network, signature=(VECTOR,)))
     edits = Edits(tensors={graph.outputs[0].name: lambda t: t + 1.0})
-    np.testing.assert_allclose(replayed(network, VECTOR, edits=edits)(ONE), np.sin(ONE) + 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        replayed(network, VECTOR, edits=edits)(ONE), np.sin(ONE) + 1, rtol=1e-6
+    )
 
 
 def test_only_what_targets_need_is_emitted():
     graph = trace(source_of(models.own_bert(1).model))
     product = next(op for op in graph.operations if op.type in ("MatMul", "BatchMatMulV2"))
-    emit = tf.function(lambda *args: graph.emit(list(args), targets=[product.outputs[0]])[0], input_signature=graph.input_specs)
+    emit = tf.function(
+        lambda *args: graph.emit(list(args), targets=[product.outputs[0]])[0],
+        input_signature=graph.input_specs,
+    )
     new = emit.get_concrete_function().graph
     assert sum(op.type in ("MatMul", "BatchMatMulV2") for op in new.get_operations()) == 1

@@ -1,4 +1,7 @@
-"""Models whose training graph differs from that for inference: what is in both is quantized in both, and the model trains."""
+"""Models whose training graph differs from that for inference.
+
+What is in both is quantized in both, and the model trains.
+"""
 
 import warnings
 
@@ -17,7 +20,9 @@ class TwoLayers(keras.layers.Layer):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.third = (keras.layers.Dense(8, name=name) for name in ("first", "second", "third"))
+        self.first, self.second, self.third = (
+            keras.layers.Dense(8, name=name) for name in ("first", "second", "third")
+        )
 
     def build(self, shape):
         for layer in (self.first, self.second, self.third):
@@ -75,22 +80,33 @@ class DroppedWeightsOnTheLeft(TwoLayers):
 
 
 class RelativePositions(TwoLayers):
-    """Attention with keys of a table: a constant product in inference, with dropout an activation, as in DeBERTa."""
+    """Attention with keys of a table.
+
+    A constant product in inference, with dropout an activation, as in DeBERTa.
+    """
 
     def build(self, shape):
         super().build(shape)
         self.table = self.add_weight(shape=(4, shape[-1]), name="table")
 
     def call(self, x, training=None):
-        table = keras.random.dropout(self.table, 0.3) if training else ops.convert_to_tensor(self.table)
+        table = (
+            keras.random.dropout(self.table, 0.3) if training else ops.convert_to_tensor(self.table)
+        )
         scores = ops.matmul(self.second(x), ops.transpose(self.first(table)))
         return ops.matmul(ops.softmax(scores), self.first(table))
 
 
 LAYERS = [
-    StochasticDepth, CalledOnceMoreBefore, CalledOnceMoreBehind, AuxiliaryHead, LayerOfInferenceAlone, DroppedWeights,
-    DroppedWeightsOnTheLeft, RelativePositions,
-]  # fmt: skip
+    StochasticDepth,
+    CalledOnceMoreBefore,
+    CalledOnceMoreBehind,
+    AuxiliaryHead,
+    LayerOfInferenceAlone,
+    DroppedWeights,
+    DroppedWeightsOnTheLeft,
+    RelativePositions,
+]
 
 
 def quantized_with(layer, **spec):
@@ -104,7 +120,9 @@ def quantized_with(layer, **spec):
 
 
 def readers(quantized, training):
-    """Address -> the operations that read the quantized value, without the numbers that make their names unique."""
+    """Address -> the operations that read the quantized value, without the numbers that make their
+    names unique.
+    """
     found = {}
     for site, edge in quantized._engine.placements(training):
         found.setdefault(site.address.split("/")[-1], []).append(edge.consumer[0].split("/")[-1])
@@ -124,7 +142,9 @@ def test_models_train_that_compute_something_else_in_training(layer):
         assert any((old != new).any() for old, new in zip(before, model.get_weights(), strict=True))
 
 
-@pytest.mark.parametrize("layer", [CalledOnceMoreBefore, CalledOnceMoreBehind, AuxiliaryHead, LayerOfInferenceAlone])
+@pytest.mark.parametrize(
+    "layer", [CalledOnceMoreBefore, CalledOnceMoreBehind, AuxiliaryHead, LayerOfInferenceAlone]
+)
 @pytest.mark.filterwarnings("ignore:training computes")
 def test_the_training_graph_at_16_bits_is_that_of_the_original(layer):
     model, quantized = quantized_with(layer(), format="int16")
@@ -132,10 +152,12 @@ def test_the_training_graph_at_16_bits_is_that_of_the_original(layer):
     assert 0 < np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()
 
 
-def test_a_layer_called_once_more_in_training_has_quantized_weights_in_both_calls_and_its_range_where_inference_calls_it():
+def test_a_layer_called_once_more_in_training_has_quantized_weights_in_both_calls_and_its_range_where_inference_calls_it():  # noqa: E501
     for layer in (CalledOnceMoreBefore, CalledOnceMoreBehind):
         _, quantized = quantized_with(layer())
-        placed = [(site.address, edge.tensor.name) for site, edge in quantized._engine.placements(True)]
+        placed = [
+            (site.address, edge.tensor.name) for site, edge in quantized._engine.placements(True)
+        ]
         assert sum("first:weight:kernel" in address for address, _ in placed) == 2
         inputs = [tensor for address, tensor in placed if "first:linear_input:input" in address]
         assert inputs == [quantized._engine.training.inputs[0].name]
@@ -152,7 +174,9 @@ def test_a_weight_with_dropout_keeps_its_quantizer_before_the_dropout(layer):
     _, quantized = quantized_with(layer, granularity="per_tensor")
     edges = {site.address: edge for site, edge in quantized._engine.placements(True)}
     assert len(edges) == len(quantized.plan.sites)
-    weight = next(edge for address, edge in edges.items() if "first" in address and ":weight:" in address)
+    weight = next(
+        edge for address, edge in edges.items() if "first" in address and ":weight:" in address
+    )
     assert weight.tensor.op.type == "ReadVariableOp"
 
 
@@ -162,7 +186,9 @@ def test_a_table_that_dropout_makes_an_activation_keeps_the_quantizers_of_infere
     inputs = keras.Input((8,))
     model = keras.Model(inputs, keras.layers.Dense(3, name="head")(RelativePositions()(inputs)))
     weight, activation = (tfquant.QuantSpec(granularity=g) for g in (granularity, "per_tensor"))
-    recipe = tfquant.Recipe((tfquant.Rule(weight, role="weight"), tfquant.Rule(activation, role="linear_input")))
+    recipe = tfquant.Recipe(
+        (tfquant.Rule(weight, role="weight"), tfquant.Rule(activation, role="linear_input"))
+    )
     quantized = tfquant.quantize(model, recipe, calibration=[X], progress=False)
     placed = {site.address: edge for site, edge in quantized._engine.placements(True)}
     assert placed.keys() == {site.address for site in quantized.plan.sites}
@@ -174,5 +200,8 @@ def test_a_table_that_dropout_makes_an_activation_keeps_the_quantizers_of_infere
 
 def test_what_inference_alone_computes_is_named_in_a_warning():
     _, quantized = quantized_with(LayerOfInferenceAlone())
-    with pytest.warns(UserWarning, match="training computes 2 of the quantized edges in no place: .*second:linear_input:input"):
+    with pytest.warns(
+        UserWarning,
+        match="training computes 2 of the quantized edges in no place: .*second:linear_input:input",
+    ):
         quantized(X, training=True)

@@ -1,4 +1,7 @@
-"""Operands in unusual places, of unknown shapes, or looked up in unusual ways: roles are found and numbers stay close."""
+"""Operands in unusual places, of unknown shapes, or looked up in unusual ways.
+
+Roles are found and numbers stay close.
+"""
 
 import numpy as np
 import pytest
@@ -18,7 +21,9 @@ def numbers(*shape: int, seed: int = 0) -> np.ndarray:
 def close(network, batch, signature=None, recipe=EVERYTHING) -> Plan:
     """Check that 16 bits change little, and return the plan."""
     options = {} if signature is None else {"signature": (signature,)}
-    model = tfquant.quantize(tf.function(network), recipe, calibration=[(batch,)], progress=False, **options)
+    model = tfquant.quantize(
+        tf.function(network), recipe, calibration=[(batch,)], progress=False, **options
+    )
     expected, found = network(tf.constant(batch)).numpy(), model(batch).numpy()
     assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
     return model.plan
@@ -39,9 +44,21 @@ OPEN = tf.TensorSpec([None, None, 8], tf.float32)
         (lambda x: tf.matmul(x, KERNEL) + TABLE[: tf.shape(x)[1]], OPEN),
         (lambda x: tf.matmul(x, KERNEL) + tf.gather(TABLE, tf.range(tf.shape(x)[1])), OPEN),
         (lambda x: tf.matmul(x + TABLE[: tf.shape(x)[1]], KERNEL), OPEN),
-        (lambda x: tf.matmul(x, KERNEL) * tf.math.rsqrt(tf.reduce_mean(tf.square(tf.reduce_max(x)))), OPEN),
+        (
+            lambda x: (
+                tf.matmul(x, KERNEL) * tf.math.rsqrt(tf.reduce_mean(tf.square(tf.reduce_max(x))))
+            ),
+            OPEN,
+        ),
     ],
-    ids=["unknown rank", "diagonal", "table added to a product", "taken by length", "table added to an input", "scalar statistics"],
+    ids=[
+        "unknown rank",
+        "diagonal",
+        "table added to a product",
+        "taken by length",
+        "table added to an input",
+        "scalar statistics",
+    ],
 )
 def test_operands_of_unknown_shape_and_tables_beside_anything(network, signature):
     close(network, numbers(4, 5, 8), signature)
@@ -70,5 +87,8 @@ def test_kernels_whose_shape_is_not_known_are_refused_in_one_line():
         return tf.matmul(x, tf.boolean_mask(KERNEL, tf.ensure_shape(kept, [8]), axis=1))
 
     recipe = Recipe((Rule(QuantSpec(granularity="per_channel"), role="weight"),))
-    with pytest.raises(RecipeError, match=r"per_channel at dense:weight:kernel, whose shape .* is not known: use per_tensor"):
+    with pytest.raises(
+        RecipeError,
+        match=r"per_channel at dense:weight:kernel, whose shape .* is not known: use per_tensor",
+    ):
         tfquant.plan(network, recipe, signature=(tf.TensorSpec([None, 8], tf.float32),))

@@ -12,7 +12,17 @@ import zipfile
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-OURS = {"calib", "fileio", "encoders", "tasks", "runs", "squad_run", "glue_run", "modeling", "squad_evaluate"}
+OURS = {
+    "calib",
+    "fileio",
+    "encoders",
+    "tasks",
+    "runs",
+    "runs.squad",
+    "runs.glue",
+    "modeling",
+    "squad_evaluate",
+}
 QUANTIZE = """
     import sys
     import keras, numpy as np
@@ -23,7 +33,7 @@ QUANTIZE = """
     batch = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
     quantized = tfquant.quantize(model, calibration=[batch], progress=False)
     assert 0 < np.abs(np.asarray(quantized(batch)) - np.asarray(model(batch))).max() < 0.1
-    import tfquant.calib, tfquant.modeling, tfquant.glue_run.pipeline, tfquant.tasks.squad
+    import tfquant.calib, tfquant.modeling, tfquant.runs.glue.pipeline, tfquant.tasks.squad
     print(tfquant.__file__, *sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
@@ -48,7 +58,9 @@ def unpacked(wheel) -> pathlib.Path:
 def test_the_only_top_level_package_is_tfquant(unpacked):
     names = {path.name for path in unpacked.iterdir() if not path.name.endswith(".dist-info")}
     assert names == {"tfquant"}
-    assert (unpacked / "tfquant" / "py.typed").exists() and (unpacked / "tfquant" / "recipes" / "trt.yaml").exists()
+    assert (unpacked / "tfquant" / "py.typed").exists() and (
+        unpacked / "tfquant" / "recipes" / "trt.yaml"
+    ).exists()
     (metadata,) = unpacked.glob("*.dist-info")
     assert (metadata / "top_level.txt").read_text().split() == ["tfquant"]
     assert (metadata / "licenses" / "LICENSE").exists()
@@ -81,19 +93,28 @@ def test_help_of_the_unpacked_wheel_does_not_import_tensorflow(module, unpacked,
             assert not ended.code and "tensorflow" not in sys.modules
     """
     environment = os.environ | {"PYTHONPATH": str(unpacked)}
-    assert "--version" in run([sys.executable, "-P", "-c", textwrap.dedent(script)], tmp_path, environment)
+    assert "--version" in run(
+        [sys.executable, "-P", "-c", textwrap.dedent(script)], tmp_path, environment
+    )
 
 
 @pytest.mark.long
 def test_the_wheel_works_in_a_fresh_environment(wheel, tmp_path):
-    """With what the wheel requires and nothing else: no TensorFlow Datasets, scikit-learn, matplotlib."""
+    """With what the wheel requires and nothing else.
+
+    No TensorFlow Datasets, scikit-learn, matplotlib.
+    """
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", wheel], check=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    script = textwrap.dedent(QUANTIZE).replace(", tfquant.glue_run.pipeline, tfquant.tasks.squad", "")
+    script = textwrap.dedent(QUANTIZE).replace(
+        ", tfquant.runs.glue.pipeline, tfquant.tasks.squad", ""
+    )
     found = run([python, "-c", script], tmp_path, environment)
-    assert not {"matplotlib", "sklearn", "tensorflow_datasets"} & set(found.splitlines()[-1].split())
+    assert not {"matplotlib", "sklearn", "tensorflow_datasets"} & set(
+        found.splitlines()[-1].split()
+    )
     for command in ("tfquant", "tfquant-squad", "tfquant-glue"):
         assert (python.parent / command).exists()
 

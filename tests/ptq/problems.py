@@ -20,5 +20,10 @@ def correlated(rows: int, width: int, seed: int = 0) -> np.ndarray:
 
 def linear(width: int, outputs: int, seed: int = 0, activation: str | None = None) -> keras.Model:
     inputs = keras.Input((width,), name="x")
-    layer = keras.layers.Dense(outputs, activation, name="d", kernel_initializer=keras.initializers.GlorotUniform(seed=seed))
+    layer = keras.layers.Dense(
+        outputs,
+        activation,
+        name="d",
+        kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
+    )
     return keras.Model(inputs, layer(inputs))

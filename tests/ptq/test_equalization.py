@@ -1,4 +1,7 @@
-"""Channels are rescaled between parameters: the float network stays what it was, ranges become what the formulas say."""
+"""Channels are rescaled between parameters.
+
+The float network stays what it was, ranges become what the formulas say.
+"""
 
 import keras
 import keras_hub
@@ -9,14 +12,17 @@ import tensorflow as tf
 import tfquant
 from calib import NonFiniteError
 from tests.graph import models
-from tfquant.ptq import equalize, factors, rescale
+from tfquant.ptq import equalize, rescale
+from tfquant.ptq.equalization import factors
 
 QUIET = dict(progress=False)
 RNG = np.random.default_rng(5)
 
 
 def randomised(model, seed: int = 3):
-    """The model with numbers in all its variables, biases and layer norms among them, that differ from channel to channel."""
+    """The model with numbers in all its variables, biases and layer norms among them, that differ
+    from channel to channel.
+    """
     rng = np.random.default_rng(seed)
     for variable in model.variables:
         value = np.asarray(variable)
@@ -27,7 +33,9 @@ def randomised(model, seed: int = 3):
 
 
 def flat(case: models.Case) -> list[np.ndarray]:
-    return [np.asarray(t, np.float64) for batch in case.batches for t in case.run(case.model, batch)]
+    return [
+        np.asarray(t, np.float64) for batch in case.batches for t in case.run(case.model, batch)
+    ]
 
 
 def difference(before, after) -> float:
@@ -62,16 +70,27 @@ def unchanged(model, before) -> bool:
 
 BLOCK = "subclassed/block_0"
 PAIRS = {
-    "own_bert": ["query_key:bert/encoder/layer_0/attention/self", "value:bert/encoder/layer_0/attention/self/value",
-                 "layernorm:bert/encoder/layer_0/output/LayerNorm"],
-    "hub_bert": ["query_key:transformer_layer_0/self_attention_layer", "value:transformer_layer_0/self_attention_layer/value"],
+    "own_bert": [
+        "query_key:bert/encoder/layer_0/attention/self",
+        "value:bert/encoder/layer_0/attention/self/value",
+        "layernorm:bert/encoder/layer_0/output/LayerNorm",
+    ],
+    "hub_bert": [
+        "query_key:transformer_layer_0/self_attention_layer",
+        "value:transformer_layer_0/self_attention_layer/value",
+    ],
     "functional": ["query_key:mha", "value:mha/value", "layernorm:norm2"],
-    "subclassed": [f"query_key:{BLOCK}/attention", f"value:{BLOCK}/attention/value", f"layernorm:{BLOCK}/norm1",
-                   f"layernorm:{BLOCK}/norm2", "layernorm:subclassed/final_norm"],
+    "subclassed": [
+        f"query_key:{BLOCK}/attention",
+        f"value:{BLOCK}/attention/value",
+        f"layernorm:{BLOCK}/norm1",
+        f"layernorm:{BLOCK}/norm2",
+        "layernorm:subclassed/final_norm",
+    ],
     "written_out_attention": ["query_key:attention", "value:attention/wv"],
     "sequential": ["linear:sequential/first"],
     "tf_keras_functional": ["query_key:mha", "value:mha/value", "layernorm:norm2"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -83,7 +102,9 @@ def test_outputs_stay_what_they_were_whatever_the_model_is_made_of(name):
     report = equalize(case.model, case.batches, **QUIET)
     assert names(report) == PAIRS[name]
     assert difference(exact, flat(case)) <= 1e-5 and report.difference <= 1e-5
-    changed = sum(not np.array_equal(a, b) for a, b in zip(variables_of(case.model), before, strict=True))
+    changed = sum(
+        not np.array_equal(a, b) for a, b in zip(variables_of(case.model), before, strict=True)
+    )
     assert changed >= 2 * len(report.pairs)
     assert all(np.ptp(pair.factors) > 0.1 for pair in report.pairs)
 
@@ -114,12 +135,18 @@ def test_weights_alone_will_do_and_need_no_data():
 def test_a_convolution_and_its_bias_are_rescaled_by_channel():
     inputs = keras.Input((6, 6, 3), name="image")
     x = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name="one")(inputs)
-    model = randomised(keras.Model(inputs, keras.layers.Conv2D(2, 3, padding="same", name="two")(x)))
+    model = randomised(
+        keras.Model(inputs, keras.layers.Conv2D(2, 3, padding="same", name="two")(x))
+    )
     x = RNG.normal(size=(3, 6, 6, 3)).astype(np.float32)
     exact, kernel = model(x).numpy(), model.get_layer("two").kernel.numpy()
     report = equalize(model, [x], **QUIET)
     assert difference([exact], [model(x).numpy()]) <= 1e-5
-    np.testing.assert_allclose(model.get_layer("two").kernel, kernel * report.pair("linear:one").factors[:, None], rtol=1e-6)
+    np.testing.assert_allclose(
+        model.get_layer("two").kernel,
+        kernel * report.pair("linear:one").factors[:, None],
+        rtol=1e-6,
+    )
 
 
 def test_channels_that_do_not_follow_from_axes_are_refused_beside_others():
@@ -181,13 +208,18 @@ def test_a_layer_norm_is_smoothed_against_all_linears_that_take_it():
     np.testing.assert_allclose(norm.gamma, gamma / expected, rtol=1e-4)
     np.testing.assert_allclose(norm.beta, beta / expected, rtol=1e-4)
     for name, kernel in zip(("d3", "d4"), kernels, strict=True):
-        np.testing.assert_allclose(model.get_layer(name).kernel, kernel * expected[:, None], rtol=1e-4)
+        np.testing.assert_allclose(
+            model.get_layer(name).kernel, kernel * expected[:, None], rtol=1e-4
+        )
 
 
 def attention_of(x: np.ndarray, layer: keras.layers.MultiHeadAttention) -> dict[str, np.ndarray]:
     """q, k, v and context [batch, tokens, heads, size] as Vaswani et al. 2017 have them."""
     dense = {"q": layer.query_dense, "k": layer.key_dense, "v": layer.value_dense}
-    found = {n: np.einsum("bsd,dnh->bsnh", x, d.kernel.numpy()) + d.bias.numpy() for n, d in dense.items()}
+    found = {
+        n: np.einsum("bsd,dnh->bsnh", x, d.kernel.numpy()) + d.bias.numpy()
+        for n, d in dense.items()
+    }
     scores = np.einsum("bqnh,bknh->bnqk", found["q"], found["k"]) / np.sqrt(found["q"].shape[-1])
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
@@ -219,8 +251,12 @@ def test_heads_of_an_attention_are_rescaled_dimension_by_dimension(length):
 def test_keys_of_an_odd_layout_meet_the_queries_that_they_are_multiplied_with():
     """Two projections to [tokens, size, heads] and [tokens, heads, size]."""
     inputs = keras.Input((None, 8), name="x")
-    query = keras.layers.EinsumDense("bsd,dhn->bshn", (None, 4, 2), bias_axes="hn", name="query")(inputs)
-    key = keras.layers.EinsumDense("bsd,dnh->bsnh", (None, 2, 4), bias_axes="nh", name="key")(inputs)
+    query = keras.layers.EinsumDense("bsd,dhn->bshn", (None, 4, 2), bias_axes="hn", name="query")(
+        inputs
+    )
+    key = keras.layers.EinsumDense("bsd,dnh->bsnh", (None, 2, 4), bias_axes="nh", name="key")(
+        inputs
+    )
     scores = keras.ops.einsum("bqhn,bknh->bnqk", query, key)
     context = keras.ops.einsum("bnqk,bkd->bqnd", keras.ops.softmax(scores), inputs)
     model = randomised(keras.Model(inputs, keras.layers.Dense(3, name="head")(context)))
@@ -233,7 +269,9 @@ def test_keys_of_an_odd_layout_meet_the_queries_that_they_are_multiplied_with():
 
 def test_cross_layer_equalization_makes_the_ranges_of_both_sides_equal():
     model = dense_chain(*RELU)
-    model.get_layer("first").kernel.assign(model.get_layer("first").kernel * np.geomspace(0.01, 10, 8).astype(np.float32))
+    model.get_layer("first").kernel.assign(
+        model.get_layer("first").kernel * np.geomspace(0.01, 10, 8).astype(np.float32)
+    )
     kernels = [model.get_layer(name).kernel.numpy() for name in ("first", "second", "third")]
     x = RNG.normal(size=(9, 6)).astype(np.float32)
     exact = model(x).numpy()
@@ -246,7 +284,9 @@ def test_cross_layer_equalization_makes_the_ranges_of_both_sides_equal():
     single.get_layer("first").kernel.assign(kernels[0])
     single.get_layer("second").kernel.assign(kernels[1])
     expected = np.sqrt(np.abs(kernels[0]).max(0) / np.abs(kernels[1]).max(1))
-    np.testing.assert_allclose(equalize(single, method="cross_layer", **QUIET).pairs[0].factors, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        equalize(single, method="cross_layer", **QUIET).pairs[0].factors, expected, rtol=1e-5
+    )
     assert len(report.pairs) == 2
 
 
@@ -254,8 +294,15 @@ def test_padding_does_not_count():
     def found(fill: float) -> np.ndarray:
         case = models.functional()
         randomised(case.model)
-        batches = [[np.where(mask[..., None], x, fill).astype(np.float32), mask] for x, mask in case.batches]
-        return equalize(case.model, batches, pairs="query_key", mask="auto", **QUIET).pairs[0].activation
+        batches = [
+            [np.where(mask[..., None], x, fill).astype(np.float32), mask]
+            for x, mask in case.batches
+        ]
+        return (
+            equalize(case.model, batches, pairs="query_key", mask="auto", **QUIET)
+            .pairs[0]
+            .activation
+        )
 
     np.testing.assert_allclose(found(0.0), found(100.0), rtol=1e-5)
 
@@ -270,22 +317,30 @@ def test_channels_without_a_range_keep_theirs_and_factors_are_bounded():
     for name, value in (("kernel", kernel), ("bias", bias)):
         getattr(model.get_layer("first"), name).assign(value)
     model.get_layer("second").kernel.assign(following)
-    report = equalize(model, [RNG.normal(size=(9, 6)).astype(np.float32)], max_factor=1000.0, **QUIET)
+    report = equalize(
+        model, [RNG.normal(size=(9, 6)).astype(np.float32)], max_factor=1000.0, **QUIET
+    )
     found = report.pairs[0].factors
     assert found[2] == found[5] == 1 and found[4] == 1000
-    np.testing.assert_array_equal(factors.bounded(np.array([1e-9, 3.0, 1e9]), 1000.0, True), [2.0**-9, 4.0, 512.0])
+    np.testing.assert_array_equal(
+        factors.bounded(np.array([1e-9, 3.0, 1e9]), 1000.0, True), [2.0**-9, 4.0, 512.0]
+    )
 
 
 def test_what_one_range_loses_for_a_few_wide_channels_comes_back():
     case = models.functional()
     randomised(case.model)
     exact = flat(case)
-    recipe = tfquant.Recipe((tfquant.Rule(tfquant.QuantSpec(), role="linear_input", path="mha/attention_output"),))
+    recipe = tfquant.Recipe(
+        (tfquant.Rule(tfquant.QuantSpec(), role="linear_input", path="mha/attention_output"),)
+    )
     widened = {"value:mha/value": np.where(np.arange(16) == 5, 1 / 512, 1)}
 
     def lost() -> float:
         quantized = tfquant.quantize(case.model, recipe, calibration=case.batches, **QUIET)
-        return difference(exact, [np.asarray(t) for batch in case.batches for t in case.run(quantized, batch)])
+        return difference(
+            exact, [np.asarray(t) for batch in case.batches for t in case.run(quantized, batch)]
+        )
 
     plain = lost()
     rescale(case.model, widened, case.batches, **QUIET)
@@ -302,8 +357,14 @@ def test_norms_whose_output_is_carried_past_layers_are_listed_with_the_reason():
     case = models.own_bert(2)
     report = equalize(case.model, method="cross_layer", **QUIET)
     left = dict(report.skipped)
-    assert len(left) == 4 and names(report, "layernorm") == ["layernorm:bert/encoder/layer_1/output/LayerNorm"]
-    for path in ("bert/embeddings", "bert/encoder/layer_0/output", "bert/encoder/layer_0/attention/output"):
+    assert len(left) == 4 and names(report, "layernorm") == [
+        "layernorm:bert/encoder/layer_1/output/LayerNorm"
+    ]
+    for path in (
+        "bert/embeddings",
+        "bert/encoder/layer_0/output",
+        "bert/encoder/layer_0/attention/output",
+    ):
         assert "a residual connection takes it past" in left[f"layernorm:{path}/LayerNorm"]
     assert "layernorm:bert/embeddings/LayerNorm: a residual connection" in str(report)
     with pytest.raises(KeyError, match="was not rescaled: a residual connection"):
@@ -315,14 +376,21 @@ def test_outputs_of_the_model_and_half_precision_are_no_pairs():
     hidden = keras.layers.Dense(4, "relu", name="hidden")(inputs)
     model = keras.Model(inputs, [hidden, keras.layers.Dense(2, name="head")(hidden)])
     report = equalize(model, [np.ones((2, 6), np.float32)], **QUIET)
-    assert report.pairs == () and report.skipped == (("linear:hidden", "it is an output of the model"),)
+    assert report.pairs == () and report.skipped == (
+        ("linear:hidden", "it is an output of the model"),
+    )
     case = models.mixed_bfloat16()
-    assert "bfloat16" in dict(equalize(case.model, case.batches, **QUIET).skipped)["value:mha/value"]
+    assert (
+        "bfloat16" in dict(equalize(case.model, case.batches, **QUIET).skipped)["value:mha/value"]
+    )
 
 
 def test_rotated_queries_and_activations_that_are_not_homogeneous_are_no_pairs():
     inputs = keras.Input((5, 8), name="x")
-    query, key = (keras_hub.layers.RotaryEmbedding()(keras.layers.Dense(8, name=name)(inputs)) for name in ("query", "key"))
+    query, key = (
+        keras_hub.layers.RotaryEmbedding()(keras.layers.Dense(8, name=name)(inputs))
+        for name in ("query", "key")
+    )
     scores = keras.ops.softmax(keras.ops.matmul(query, keras.ops.transpose(key, (0, 2, 1))))
     context = keras.ops.matmul(scores, keras.layers.Dense(8, name="value")(inputs))
     hidden = keras.layers.Dense(8, "gelu", name="up")(context)
@@ -330,7 +398,9 @@ def test_rotated_queries_and_activations_that_are_not_homogeneous_are_no_pairs()
     x = RNG.normal(size=(2, 5, 8)).astype(np.float32)
     exact = model(x).numpy()
     report = equalize(model, [x], **QUIET)
-    assert names(report) == ["value:value"] and [name.partition(":")[0] for name, _ in report.skipped] == ["query_key"]
+    assert names(report) == ["value:value"] and [
+        name.partition(":")[0] for name, _ in report.skipped
+    ] == ["query_key"]
     assert difference([exact], [model(x).numpy()]) <= 1e-5
 
 
@@ -347,11 +417,15 @@ def test_a_mean_over_channels_does_not_keep_them_apart():
 def test_a_layer_that_is_called_twice_is_refused():
     inputs = keras.Input((6,), name="x")
     shared = keras.layers.Dense(6, "relu", name="shared")
-    model = randomised(keras.Model(inputs, keras.layers.Dense(2, name="head")(shared(shared(inputs)))))
+    model = randomised(
+        keras.Model(inputs, keras.layers.Dense(2, name="head")(shared(shared(inputs))))
+    )
     before = variables_of(model)
     report = equalize(model, [np.ones((2, 6), np.float32)], **QUIET)
     assert report.pairs == () and len(report.skipped) == 2 and unchanged(model, before)
-    assert all("is shared" in reason and "uses it as well" in reason for _, reason in report.skipped)
+    assert all(
+        "is shared" in reason and "uses it as well" in reason for _, reason in report.skipped
+    )
 
 
 def test_a_tied_embedding_is_refused():
@@ -362,7 +436,9 @@ def test_a_tied_embedding_is_refused():
     before = variables_of(model)
     report = equalize(model, [np.arange(6, dtype=np.int32).reshape(2, 3)], **QUIET)
     ((name, reason),) = report.skipped
-    assert name == "layernorm:norm" and "embeddings is shared" in reason and unchanged(model, before)
+    assert (
+        name == "layernorm:norm" and "embeddings is shared" in reason and unchanged(model, before)
+    )
 
 
 # Errors leave everything as it was
@@ -372,7 +448,9 @@ def test_a_difference_above_the_tolerance_is_undone():
     model = dense_chain(*RELU)
     before = variables_of(model)
     x = RNG.normal(size=(64, 6)).astype(np.float32)
-    with pytest.raises(ValueError, match="linear:.*outputs differ by .* more than tolerance=0: nothing was changed"):
+    with pytest.raises(
+        ValueError, match="linear:.*outputs differ by .* more than tolerance=0: nothing was changed"
+    ):
         equalize(model, [x], tolerance=0.0, **QUIET)
     assert unchanged(model, before)
 
@@ -387,7 +465,9 @@ def test_nan_in_data_or_weights_is_named_and_nothing_changes():
         equalize(model, [x, bad], **QUIET)
     assert unchanged(model, before)
     model.get_layer("second").kernel.assign(np.full((8, 5), np.inf, np.float32))
-    with pytest.raises(ValueError, match="second/kernel holds NaN or infinity; check the checkpoint"):
+    with pytest.raises(
+        ValueError, match="second/kernel holds NaN or infinity; check the checkpoint"
+    ):
         equalize(model, [x], **QUIET)
 
 
@@ -395,11 +475,19 @@ def test_nan_behind_the_mask_is_padding_and_does_not_matter():
     mask = keras.Input((None,), dtype="int32", name="input_mask")
     x = keras.Input((None, 6), name="x")
     hidden = keras.layers.Dense(8, "relu", name="first")(x)
-    model = randomised(keras.Model({"input_mask": mask, "x": x}, keras.layers.Dense(5, name="second")(hidden)))
-    good = {"x": RNG.normal(size=(2, 3, 6)).astype(np.float32), "input_mask": np.ones((2, 3), np.int32)}
+    model = randomised(
+        keras.Model({"input_mask": mask, "x": x}, keras.layers.Dense(5, name="second")(hidden))
+    )
+    good = {
+        "x": RNG.normal(size=(2, 3, 6)).astype(np.float32),
+        "input_mask": np.ones((2, 3), np.int32),
+    }
     padded = {"x": good["x"].copy(), "input_mask": np.array([[1, 1, 0], [1, 1, 1]], np.int32)}
     padded["x"][0, 2, 1] = np.nan
-    expected = np.maximum(good["x"] @ model.get_layer("first").kernel.numpy() + model.get_layer("first").bias.numpy(), 0)
+    expected = np.maximum(
+        good["x"] @ model.get_layer("first").kernel.numpy() + model.get_layer("first").bias.numpy(),
+        0,
+    )
     report = equalize(model, [good, padded], **QUIET)
     np.testing.assert_allclose(report.pairs[0].activation, expected.max((0, 1)), rtol=1e-5)
     with pytest.raises(NonFiniteError, match="input 'x': NaN or Inf in calibration batch 1"):
@@ -414,12 +502,33 @@ def test_nan_behind_the_mask_is_padding_and_does_not_matter():
         (dict(alpha=float("nan")), "alpha is nan"),
         (dict(max_factor=0.5), "max_factor is 0.5; it must be a finite number from 1"),
         (dict(tolerance=-1), "tolerance is -1"),
-        (dict(method="magic"), "unknown method 'magic' of equalization; known: smoothquant, cross_layer"),
-        (dict(pairs="value"), "pairs='value' matches no pair that can be rescaled; there are linear:first, linear:second"),
-        (dict(batches=None), "smoothquant takes ranges of activations from data: pass batches, or method='cross_layer'"),
+        (
+            dict(method="magic"),
+            "unknown method 'magic' of equalization; known: smoothquant, cross_layer",
+        ),
+        (
+            dict(pairs="value"),
+            (
+                "pairs='value' matches no pair that can be rescaled; there are linear:first,"
+                " linear:second"
+            ),
+        ),
+        (
+            dict(batches=None),
+            (
+                "smoothquant takes ranges of activations from data: pass batches, or"
+                " method='cross_layer'"
+            ),
+        ),
         (dict(batches=[]), "no batch was given"),
-        (dict(batches=np.ones((2, 6), np.float32)), "equalization takes an iterable of batches, got one batch"),
-        (dict(batches=[np.ones((2, 6), np.float32), np.ones((2, 7), np.float32)]), "batch 1: input 'x' has shape"),
+        (
+            dict(batches=np.ones((2, 6), np.float32)),
+            "equalization takes an iterable of batches, got one batch",
+        ),
+        (
+            dict(batches=[np.ones((2, 6), np.float32), np.ones((2, 7), np.float32)]),
+            "batch 1: input 'x' has shape",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_in_one_line(options, message):
@@ -438,7 +547,9 @@ def test_a_model_with_ranges_is_refused_and_one_without_is_taken():
     assert len(equalize(quantized, [x], **QUIET).pairs) == 2
     assert difference([exact], [model(x).numpy()]) <= 1e-5
     tfquant.calibrate(quantized, [x], **QUIET)
-    with pytest.raises(ValueError, match="the model has ranges, .* equalize before it is calibrated"):
+    with pytest.raises(
+        ValueError, match="the model has ranges, .* equalize before it is calibrated"
+    ):
         equalize(quantized, [x], **QUIET)
 
 
@@ -455,8 +566,14 @@ def test_a_report_can_be_taken_back():
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"linear:none": np.ones(8)}, "'linear:none' is no pair that can be rescaled: there are linear:first, linear:second"),
-        ({"linear:first": np.ones(7)}, "factors of linear:first: 8 finite numbers above 0 are wanted"),
+        (
+            {"linear:none": np.ones(8)},
+            "'linear:none' is no pair that can be rescaled: there are linear:first, linear:second",
+        ),
+        (
+            {"linear:first": np.ones(7)},
+            "factors of linear:first: 8 finite numbers above 0 are wanted",
+        ),
         ({"linear:first": np.zeros(8)}, "8 finite numbers above 0"),
     ],
 )

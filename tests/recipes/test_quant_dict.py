@@ -7,8 +7,8 @@ import modeling
 import tfquant
 from tests.graph import models
 from tfquant.graph.letters import find_letters
+from tfquant.graph.model_adapter import source_of
 from tfquant.graph.plan import RecipeError
-from tfquant.graph.source import source_of
 from tfquant.graph.trace import trace
 from tfquant.recipes.quant_dict import parse_quant_dict, with_quant_dict
 
@@ -40,7 +40,9 @@ def test_the_placement_has_the_counts_of_the_paper(bert_base, base):
 
 
 def test_sites_are_the_same_in_training(bert):
-    assert find_letters(trace(source_of(bert))) == find_letters(trace(source_of(bert), training=True))
+    assert find_letters(trace(source_of(bert))) == find_letters(
+        trace(source_of(bert), training=True)
+    )
 
 
 def test_no_product_counts_as_skipped_where_its_operands_are_quantized_at_their_source(bert, base):
@@ -66,7 +68,9 @@ def test_letters_name_the_tensors_of_a_block(bert):
 def test_a_letter_changes_every_block_and_one_with_a_number_wins_in_its_own(bert, base):
     before = specs(bert, base)
     after = specs(bert, with_quant_dict(bert, base, {"y": 16, "y1": 4, "Et": 2}))
-    changed = {address: after[address].format for address in before if before[address] != after[address]}
+    changed = {
+        address: after[address].format for address in before if before[address] != after[address]
+    }
     assert changed == {
         "bert/encoder/layer_0/output/dense:residual_sum:output": "int16",
         "bert/encoder/layer_1/output/dense:residual_sum:output": "int4",
@@ -83,12 +87,19 @@ def test_16_bits_at_x_h_and_y_of_bert_base_touch_36_sites(bert_base, base):
 def test_fp32_leaves_a_tensor_in_float_and_L_names_a_whole_block(bert, base):
     after = specs(bert, with_quant_dict(bert, base, {"L0": "fp32", "P": "fp32"}))
     assert len(after) == len(specs(bert, base)) - 13 - 1
-    assert not [a for a in after if a.startswith("bert/encoder/layer_0") and ":weight:" not in a and "weight:scale" not in a]
+    assert not [
+        a
+        for a in after
+        if a.startswith("bert/encoder/layer_0") and ":weight:" not in a and "weight:scale" not in a
+    ]
 
 
 def test_effects_of_several_letters_add_up(bert, base):
     after = specs(bert, with_quant_dict(bert, base, {"L": 6, "x0": 16}))
-    assert after["bert/encoder/layer_0/attention/output/LayerNorm:layernorm_output:output"].format == "int16"
+    assert (
+        after["bert/encoder/layer_0/attention/output/LayerNorm:layernorm_output:output"].format
+        == "int16"
+    )
     assert after["bert/encoder/layer_0/attention/self:attention_scores:output"].format == "int6"
 
 

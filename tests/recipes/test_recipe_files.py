@@ -1,4 +1,7 @@
-"""Recipe files that are damaged or hostile: one line that names the file, soon and without memory for it."""
+"""Recipe files that are damaged or hostile.
+
+One line that names the file, soon and without memory for it.
+"""
 
 import os
 
@@ -9,10 +12,19 @@ from tests.fileio.test_reading import BOMB
 
 
 def recipe(**fields) -> str:
-    rule = {"role": "weight", "spec": "{}", **{k: v for k, v in fields.items() if k not in ("name", "share", "fuse", "disable")}}
+    rule = {
+        "role": "weight",
+        "spec": "{}",
+        **{k: v for k, v in fields.items() if k not in ("name", "share", "fuse", "disable")},
+    }
     top = {k: v for k, v in fields.items() if k in ("name", "share", "fuse", "disable")}
     lines = [f"{key}: {value}" for key, value in {"name": "x", **top}.items()]
-    return "\n".join([*lines, "rules:", "- " + "\n  ".join(f"{key}: {value}" for key, value in rule.items())]) + "\n"
+    return (
+        "\n".join(
+            [*lines, "rules:", "- " + "\n  ".join(f"{key}: {value}" for key, value in rule.items())]
+        )
+        + "\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,9 +46,18 @@ def recipe(**fields) -> str:
         (recipe(spec="{decay: .inf}"), "decay must be a number from 0 to below 1"),
         (recipe(spec="{decay: .nan}"), "decay must be a number from 0 to below 1"),
         (recipe(spec="{decay: -1}"), "decay must be a number from 0 to below 1"),
-        (recipe(spec="{method: {name: percentile, percentile: .nan}}"), "percentile must be a number from 0 to 100"),
-        (recipe(spec="{method: {name: percentile, percentile: .inf}}"), "percentile must be a number from 0 to 100"),
-        (recipe(spec="{method: {name: mse, search: grid, candidates: 1000000000000}}"), "candidates must be at most 100,000"),
+        (
+            recipe(spec="{method: {name: percentile, percentile: .nan}}"),
+            "percentile must be a number from 0 to 100",
+        ),
+        (
+            recipe(spec="{method: {name: percentile, percentile: .inf}}"),
+            "percentile must be a number from 0 to 100",
+        ),
+        (
+            recipe(spec="{method: {name: mse, search: grid, candidates: 1000000000000}}"),
+            "candidates must be at most 100,000",
+        ),
         (recipe(spec="{method: {name: [mse]}}"), "unknown range method"),
         (recipe(spec="{method: 7}"), "a range method is a name or a mapping"),
         (recipe(spec="[]"), "is a mapping"),
@@ -64,11 +85,25 @@ def test_hostile_yaml_is_one_line(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message.replace("[", r"\[")) as caught:
         tfquant.recipe(str(path))
-    assert str(path) in str(caught.value) and str(caught.value).isprintable() and len(str(caught.value)) < 1500
+    assert (
+        str(path) in str(caught.value)
+        and str(caught.value).isprintable()
+        and len(str(caught.value)) < 1500
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"rules": ' * 1000, "", "7", "[]", '{"rules": [], "rules": []}', "1" * 5000, "\ufeff{"]
+    "text",
+    [
+        "[" * 100_000,
+        '{"rules": ' * 1000,
+        "",
+        "7",
+        "[]",
+        '{"rules": [], "rules": []}',
+        "1" * 5000,
+        "\ufeff{",
+    ],
 )
 def test_hostile_json_is_one_line(tmp_path, text):
     (tmp_path / "recipe.json").write_text(text)
@@ -94,8 +129,8 @@ def test_what_is_no_file_is_one_line(tmp_path, kind):
 
 def test_a_few_aliases_and_a_saved_recipe_are_read(tmp_path):
     (tmp_path / "a.yaml").write_text(
-        "name: a\nrules:\n- {role: weight, spec: &s {format: int8}}\n- {role: linear_input, spec: *s}\n"
-        "- {role: logits, spec: {<<: *s, format: int4}}\n"
+        "name: a\nrules:\n- {role: weight, spec: &s {format: int8}}\n- {role: linear_input, spec:"
+        " *s}\n- {role: logits, spec: {<<: *s, format: int4}}\n"
     )
     found = tfquant.recipe(str(tmp_path / "a.yaml"))
     assert [rule.spec.format for rule in found.rules] == ["int8", "int8", "int4"]

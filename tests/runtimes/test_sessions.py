@@ -1,4 +1,7 @@
-"""Opened files: what they take, what they answer, and what is wrong with those that cannot be opened."""
+"""Opened files.
+
+What they take, what they answer, and what is wrong with those that cannot be opened.
+"""
 
 import itertools
 import subprocess
@@ -25,7 +28,12 @@ def files(case, tmp_path_factory):
     # 7-bit weights: with 8 bits OpenVINO's sums overflow on processors without VNNI.
     recipe = tfquant.recipe("cpu_onnxruntime").with_spec(roles=["weight"], format="int7")
     model = tfquant.quantize(case.model, recipe, calibration=case.batches, progress=False)
-    for target, name in (("onnx", "model.onnx"), ("openvino", "model.xml"), ("litert", "model.tflite"), ("saved_model", "served")):
+    for target, name in (
+        ("onnx", "model.onnx"),
+        ("openvino", "model.xml"),
+        ("litert", "model.tflite"),
+        ("saved_model", "served"),
+    ):
         tfquant.export(model, folder / name, target=target)
     return folder
 
@@ -70,19 +78,31 @@ print(got)
 
 
 def test_signals_arrive_after_openvino_has_gone(files):
-    done = subprocess.run([sys.executable, "-c", SIGNAL, str(files / "model.xml")], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNAL, str(files / "model.xml")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert (done.returncode, done.stdout) == (0, "[True]\n"), done.stderr
 
 
 def test_openvino_reads_onnx_files_as_well(files, case):
-    one, other = open_file(files / "model.onnx", "openvino")(case.batches[0]), open_file(files / "model.xml")(case.batches[0])
+    one, other = (
+        open_file(files / "model.onnx", "openvino")(case.batches[0]),
+        open_file(files / "model.xml")(case.batches[0]),
+    )
     for output in one:
         np.testing.assert_allclose(one[output], other[output], atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("name", "runtime", "message"),
-    [("model.onnx", None, "ONNX Runtime"), ("model.xml", None, "OpenVINO"), ("model.onnx", "openvino", "OpenVINO")],
+    [
+        ("model.onnx", None, "ONNX Runtime"),
+        ("model.xml", None, "OpenVINO"),
+        ("model.onnx", "openvino", "OpenVINO"),
+    ],
 )
 def test_a_broken_file_is_named_in_one_line(tmp_path, name, runtime, message):
     (tmp_path / name).write_bytes(b"nonsense")
@@ -95,8 +115,18 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, name, runtime, message):
     ("name", "options", "kind", "message"),
     [
         ("nowhere.onnx", {}, FileNotFoundError, "there is no file .*nowhere.onnx"),
-        ("model.txt", {}, RuntimeFileError, "no runtime for files that end in '.txt'; known: .onnx: onnxruntime"),
-        ("model.onnx", {"runtime": "abacus"}, ValueError, "runtime 'abacus': must be one of onnxruntime, openvino"),
+        (
+            "model.txt",
+            {},
+            RuntimeFileError,
+            "no runtime for files that end in '.txt'; known: .onnx: onnxruntime",
+        ),
+        (
+            "model.onnx",
+            {"runtime": "abacus"},
+            ValueError,
+            "runtime 'abacus': must be one of onnxruntime, openvino",
+        ),
         ("model.onnx", {"threads": 0}, ValueError, "threads=0: must be at least 1"),
     ],
 )
@@ -109,8 +139,14 @@ def test_what_cannot_be_opened_is_refused(tmp_path, name, options, kind, message
 
 # Latency.
 
-INPUTS = (Input("ids", np.dtype(np.int32), (None, None)), Input("mask", np.dtype(np.int32), (None, None)))
-ROWS = {"ids": np.arange(1, 33).reshape(4, 8), "mask": np.tril(np.ones((4, 8), int), 2)}  # 3, 4, 5 and 6 long
+INPUTS = (
+    Input("ids", np.dtype(np.int32), (None, None)),
+    Input("mask", np.dtype(np.int32), (None, None)),
+)
+ROWS = {
+    "ids": np.arange(1, 33).reshape(4, 8),
+    "mask": np.tril(np.ones((4, 8), int), 2),
+}  # 3, 4, 5 and 6 long
 
 
 def test_without_data_masks_are_ones_and_all_else_zeros():
@@ -152,12 +188,20 @@ def test_files_are_called_in_turn_and_equally_often():
         def __call__(self, feed):
             calls.append(self.name)
 
-    found = measure({"a": Recorded("a"), "b": Recorded("b")}, Workload.of(INPUTS, 2, 5), seconds=0.5)
+    found = measure(
+        {"a": Recorded("a"), "b": Recorded("b")}, Workload.of(INPUTS, 2, 5), seconds=0.5
+    )
     assert calls.count("a") == calls.count("b")
     turns = [(name, len(list(group))) for name, group in itertools.groupby(calls[2 * WARM_UP :])]
-    assert [name for name, _ in turns[:4]] == ["a", "b"] * 2 and len({count for _, count in turns}) == 1
+    assert [name for name, _ in turns[:4]] == ["a", "b"] * 2 and len(
+        {count for _, count in turns}
+    ) == 1
     assert TURN < turns[0][1] <= 1 + LONGEST_TURN
-    assert found["a"].calls >= FEWEST and found["a"].p50 <= found["a"].p95 <= found["a"].p99 and found["b"].rows_per_second > 0
+    assert (
+        found["a"].calls >= FEWEST
+        and found["a"].p50 <= found["a"].p95 <= found["a"].p99
+        and found["b"].rows_per_second > 0
+    )
 
 
 def test_turns_are_as_long_as_the_slowest_file_wants_them():
@@ -173,8 +217,14 @@ def test_turns_are_as_long_as_the_slowest_file_wants_them():
             calls.append(self.name)
             time.sleep(self.seconds)
 
-    measure({"slow": Taking("slow", 0.02), "fast": Taking("fast", 0.0)}, Workload.of(INPUTS, 2, 5), seconds=0.01)
-    assert next(len(list(group)) for _, group in itertools.groupby(calls[2 * WARM_UP :])) == 1 + TURN
+    measure(
+        {"slow": Taking("slow", 0.02), "fast": Taking("fast", 0.0)},
+        Workload.of(INPUTS, 2, 5),
+        seconds=0.01,
+    )
+    assert (
+        next(len(list(group)) for _, group in itertools.groupby(calls[2 * WARM_UP :])) == 1 + TURN
+    )
 
 
 def test_calls_of_no_time_end_with_the_time_that_was_given():

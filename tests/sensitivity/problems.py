@@ -16,8 +16,9 @@ def recipe(format: str = "int8", roles: tuple[str, ...] = ("linear_input",)) -> 
 def branches(scales: dict[str, float] | None = None) -> tuple[keras.Model, list[np.ndarray]]:
     """A sum of linear branches, each of inputs of its own; and batches.
 
-    The first input of a branch in `scales` has that value: it stretches the range, so that all others are rounded coarsely, and
-    adds nothing itself. The branches are scaled a little differently, so that no two tensors are the same.
+    The first input of a branch in `scales` has that value: it stretches the range, so that all
+    others are rounded coarsely, and adds nothing itself. The branches are scaled a little
+    differently, so that no two tensors are the same.
     """
     scales = scales or {}
     rng = np.random.default_rng(0)
@@ -49,6 +50,12 @@ def chain(layers: int = 6) -> tuple[keras.Model, list[np.ndarray]]:
     x = inputs = keras.Input((WIDTH,), name="x")
     for number in range(layers):
         initializer = keras.initializers.GlorotUniform(seed=number)
-        x = keras.layers.Dense(WIDTH, "tanh", name=f"dense_{number}", kernel_initializer=initializer)(x)
-    classes = keras.layers.Dense(3, name="classes", kernel_initializer=keras.initializers.GlorotUniform(seed=layers))
-    return keras.Model(inputs, classes(x)), [rng.normal(size=(rows, WIDTH)).astype(np.float32) for rows in (16, 16, 5)]
+        x = keras.layers.Dense(
+            WIDTH, "tanh", name=f"dense_{number}", kernel_initializer=initializer
+        )(x)
+    classes = keras.layers.Dense(
+        3, name="classes", kernel_initializer=keras.initializers.GlorotUniform(seed=layers)
+    )
+    return keras.Model(inputs, classes(x)), [
+        rng.normal(size=(rows, WIDTH)).astype(np.float32) for rows in (16, 16, 5)
+    ]

@@ -1,4 +1,6 @@
-"""The sensitivity of sites is what quantizing them by hand shows, is measured once, and is written and read back."""
+"""The sensitivity of sites is what quantizing them by hand shows, is measured once, and is written
+and read back.
+"""
 
 import dataclasses
 import json
@@ -23,9 +25,16 @@ OUTPUTS = ("end_logits", "start_logits")
 def bert():
     """A BERT whose 4-bit ranges make every site count, with padding in its batches."""
     model = models.own_bert(1).model
-    batches = models.tokens(("input_ids", "input_mask"), (8, 12), (8, 12), (5, 9), segments="segment_ids")
+    batches = models.tokens(
+        ("input_ids", "input_mask"), (8, 12), (8, 12), (5, 9), segments="segment_ids"
+    )
     recipe = tfquant.recipe("int8_residual").with_spec(roles=["*"], format="int4")
-    return model, batches, recipe, tfquant.quantize(model, recipe, calibration=batches, progress=False)
+    return (
+        model,
+        batches,
+        recipe,
+        tfquant.quantize(model, recipe, calibration=batches, progress=False),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +46,22 @@ def chain():
 
 
 def outputs_of(model, batches):
-    return [{name: np.asarray(value, np.float64) for name, value in model(batch).items()} for batch in batches]
+    return [
+        {name: np.asarray(value, np.float64) for name, value in model(batch).items()}
+        for batch in batches
+    ]
 
 
 def sqnr(exact, found, batches, padding=False) -> dict[str, float]:
     """In dB, over real tokens or all."""
     result = {}
     for name in OUTPUTS:
-        kept = [np.ones_like(b["input_mask"], bool) if padding else b["input_mask"] > 0 for b in batches]
-        pairs = [np.stack([e[name][k], f[name][k]]) for e, f, k in zip(exact, found, kept, strict=True)]
+        kept = [
+            np.ones_like(b["input_mask"], bool) if padding else b["input_mask"] > 0 for b in batches
+        ]
+        pairs = [
+            np.stack([e[name][k], f[name][k]]) for e, f, k in zip(exact, found, kept, strict=True)
+        ]
         x, y = np.concatenate(pairs, 1)
         result[name] = 10 * np.log10(np.sum(x**2) / np.sum((x - y) ** 2))
     return result
@@ -90,7 +106,9 @@ def test_one_site_switched_is_what_a_recipe_made_by_hand_gives(bert, switch):
         assert group.difference == pytest.approx(group.value - report.quantized_value)
     values = [group.value for group in report.groups]
     assert values == sorted(values, reverse=switch == "off")
-    assert report.baseline == "quantized" and report.float_value == math.inf and report.samples == 21
+    assert (
+        report.baseline == "quantized" and report.float_value == math.inf and report.samples == 21
+    )
     assert report.quantized_value == pytest.approx(
         np.mean(list(sqnr(exact, outputs_of(quantized, batches), batches).values())), rel=1e-12
     )
@@ -104,7 +122,9 @@ def test_sites_at_the_source_of_tensors_are_what_recipes_made_by_hand_give():
     report = tfquant.sensitivity(quantized, batches, groups="roles", progress=False)
     exact = outputs_of(model, batches)
     for group in map(report.group, ("embedding", "layernorm_weight")):
-        members = [member for address in group.sites for member in quantized.plan.site(address).members]
+        members = [
+            member for address in group.sites for member in quantized.plan.site(address).members
+        ]
         made = by_hand((model, batches, recipe, quantized), members, "on")
         expected = sqnr(exact, outputs_of(made, batches), batches)
         assert group.outputs == pytest.approx(expected, rel=1e-6)
@@ -112,14 +132,20 @@ def test_sites_at_the_source_of_tensors_are_what_recipes_made_by_hand_give():
 
 def test_kl_is_scipys_over_real_tokens(bert):
     model, batches, _, quantized = bert
-    report = tfquant.sensitivity(quantized, batches, groups="layers", sites="*/self*", measure="kl", progress=False)
+    report = tfquant.sensitivity(
+        quantized, batches, groups="layers", sites="*/self*", measure="kl", progress=False
+    )
     exact = outputs_of(model, batches)
     for group in report.groups[:1]:
-        members = [member for address in group.sites for member in quantized.plan.site(address).members]
+        members = [
+            member for address in group.sites for member in quantized.plan.site(address).members
+        ]
         expected = kl(exact, outputs_of(by_hand(bert, members, "on"), batches), batches)
         assert group.outputs == pytest.approx(expected, rel=1e-9)
     assert report.float_value == 0.0 and report.baseline == "float"
-    assert report.quantized_value == pytest.approx(np.mean(list(kl(exact, outputs_of(quantized, batches), batches).values())))
+    assert report.quantized_value == pytest.approx(
+        np.mean(list(kl(exact, outputs_of(quantized, batches), batches).values()))
+    )
     assert all(group.difference == group.value for group in report.groups)
 
 
@@ -127,7 +153,9 @@ def test_padding_counts_only_with_mask_none(bert):
     model, batches, _, quantized = bert
     exact, found = outputs_of(model, batches), outputs_of(quantized, batches)
     for mask, padding in (("auto", False), (None, True)):
-        report = tfquant.sensitivity(quantized, batches, sites="model_output", mask=mask, progress=False)
+        report = tfquant.sensitivity(
+            quantized, batches, sites="model_output", mask=mask, progress=False
+        )
         expected = np.mean(list(sqnr(exact, found, batches, padding).values()))
         assert report.quantized_value == pytest.approx(expected, rel=1e-12)
 
@@ -138,8 +166,13 @@ def test_the_branch_with_an_outlier_is_the_most_sensitive_either_way():
     for switch in ("on", "off"):
         report = tfquant.sensitivity(quantized, batches, switch=switch, progress=False)
         assert report.groups[0].name == problems.address("branch_3")
-    alone = tfquant.sensitivity(quantized, batches, groups={"rest": [f"{n}*" for n in problems.NAMES if n != "branch_3"]},
-                                switch="off", progress=False)  # fmt: skip
+    alone = tfquant.sensitivity(
+        quantized,
+        batches,
+        groups={"rest": [f"{n}*" for n in problems.NAMES if n != "branch_3"]},
+        switch="off",
+        progress=False,
+    )
     on = tfquant.sensitivity(quantized, batches, sites="branch_3", progress=False)
     assert alone.groups[0].value == on.groups[0].value  # all others in float is this one quantized
 
@@ -180,7 +213,9 @@ def test_size_is_that_of_the_parameters_in_their_format(chain):
     assert report.group("linear_input").bits == 0
 
 
-def test_a_run_that_was_cut_off_goes_on_to_the_same_report_without_measuring_again(chain, tmp_path, monkeypatch):
+def test_a_run_that_was_cut_off_goes_on_to_the_same_report_without_measuring_again(
+    chain, tmp_path, monkeypatch
+):
     _, batches, quantized = chain
     whole = tfquant.sensitivity(quantized, batches, progress=False)
     put, measured = Results.put, []
@@ -195,12 +230,19 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_report_without_measuring_aga
     with pytest.raises(KeyboardInterrupt):
         tfquant.sensitivity(quantized, batches, folder=tmp_path, progress=False)
     first, again = list(measured), []
-    monkeypatch.setattr(Results, "put", lambda self, *result: (again.append(result[0]), put(self, *result)))
+    monkeypatch.setattr(
+        Results, "put", lambda self, *result: (again.append(result[0]), put(self, *result))
+    )
     assert tfquant.sensitivity(quantized, batches, folder=tmp_path, progress=False) == whole
     assert len(again) == len(whole.groups) + 1 - 4 and not set(again) & set(first)
-    monkeypatch.setattr(SwitchedNetwork, "_run", lambda *_: pytest.fail("ran the network though all is known"))
+    monkeypatch.setattr(
+        SwitchedNetwork, "_run", lambda *_: pytest.fail("ran the network though all is known")
+    )
     assert tfquant.sensitivity(quantized, batches, folder=tmp_path, progress=False) == whole
-    with pytest.raises(ValueError, match="holds another sensitivity analysis: .*switch was 'on' and is 'off'.*data differs"):
+    with pytest.raises(
+        ValueError,
+        match="holds another sensitivity analysis: .*switch was 'on' and is 'off'.*data differs",
+    ):
         tfquant.sensitivity(quantized, batches[:1], folder=tmp_path, switch="off", progress=False)
     damaged = next(path for path in tmp_path.iterdir() if path.name != "run.json")
     damaged.write_text("{")
@@ -211,15 +253,22 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_report_without_measuring_aga
 def test_what_is_kept_in_files_gives_the_same_report(chain):
     _, batches, quantized = chain
     kept_in_memory = tfquant.sensitivity(quantized, batches, switch="off", progress=False)
-    assert tfquant.sensitivity(quantized, batches, switch="off", memory_limit=0, progress=False) == kept_in_memory
+    assert (
+        tfquant.sensitivity(quantized, batches, switch="off", memory_limit=0, progress=False)
+        == kept_in_memory
+    )
 
 
 def test_graphs_are_built_for_a_few_places_and_trials_start_late(chain, monkeypatch):
     _, batches, _ = chain
     built, started = [], []
     edits, run = SwitchedNetwork._edits, SwitchedNetwork._run
-    monkeypatch.setattr(SwitchedNetwork, "_edits", lambda self, choice: built.append(1) or edits(self, choice))
-    monkeypatch.setattr(SwitchedNetwork, "_run", lambda self, *args: started.append(args[1]) or run(self, *args))
+    monkeypatch.setattr(
+        SwitchedNetwork, "_edits", lambda self, choice: built.append(1) or edits(self, choice)
+    )
+    monkeypatch.setattr(
+        SwitchedNetwork, "_run", lambda self, *args: started.append(args[1]) or run(self, *args)
+    )
     model, _ = problems.chain(15)
     quantized = tfquant.quantize(model, problems.recipe(), calibration=batches, progress=False)
     report = tfquant.sensitivity(quantized, batches, progress=False)
@@ -232,26 +281,38 @@ def test_a_disabled_site_is_never_quantized():
     recipe = dataclasses.replace(problems.recipe(), disable=("branch_3",))
     quantized = tfquant.quantize(model, recipe, calibration=batches, progress=False)
     report = tfquant.sensitivity(quantized, batches, progress=False)
-    assert sorted(g.name for g in report.groups) == [problems.address(n) for n in problems.NAMES if n != "branch_3"]
-    exact, found = (np.concatenate([np.asarray(m(b), np.float64) for b in batches]) for m in (model, quantized))
-    assert report.quantized_value == pytest.approx(10 * np.log10((exact**2).sum() / ((exact - found) ** 2).sum()))
+    assert sorted(g.name for g in report.groups) == [
+        problems.address(n) for n in problems.NAMES if n != "branch_3"
+    ]
+    exact, found = (
+        np.concatenate([np.asarray(m(b), np.float64) for b in batches]) for m in (model, quantized)
+    )
+    assert report.quantized_value == pytest.approx(
+        10 * np.log10((exact**2).sum() / ((exact - found) ** 2).sum())
+    )
 
 
 @pytest.mark.parametrize("name", ["convolutional", "mixed_bfloat16", "function_with_signature"])
 def test_models_of_every_kind_are_analysed(name, tmp_path):
     case = models.build(name, str(tmp_path))
-    quantized = tfquant.quantize(case.model, "int8_residual_float", calibration=case.batches, progress=False)
+    quantized = tfquant.quantize(
+        case.model, "int8_residual_float", calibration=case.batches, progress=False
+    )
     report = tfquant.sensitivity(quantized, case.batches, mask=None, progress=False)
     assert len(report.groups) == len(quantized.plan.sites)
     exact, found = (
-        [[np.asarray(t, np.float64) for t in case.run(m, b)] for b in case.batches] for m in (case.model, quantized)
+        [[np.asarray(t, np.float64) for t in case.run(m, b)] for b in case.batches]
+        for m in (case.model, quantized)
     )
     power = [
-        sum(np.square(t).sum() for t in x) / sum(np.square(t - u).sum() for t, u in zip(x, y, strict=True))
+        sum(np.square(t).sum() for t in x)
+        / sum(np.square(t - u).sum() for t, u in zip(x, y, strict=True))
         for x, y in zip(zip(*exact, strict=True), zip(*found, strict=True), strict=True)
     ]
     # In bfloat16 the last bits depend on which operations TensorFlow fuses.
-    assert report.quantized_value == pytest.approx(np.mean(10 * np.log10(power)), rel=0.05 if name == "mixed_bfloat16" else 1e-6)
+    assert report.quantized_value == pytest.approx(
+        np.mean(10 * np.log10(power)), rel=0.05 if name == "mixed_bfloat16" else 1e-6
+    )
 
 
 def test_the_report_is_written_as_table_json_and_picture(chain, tmp_path):
@@ -273,12 +334,18 @@ def test_the_report_is_written_as_table_json_and_picture(chain, tmp_path):
     [
         (dict(switch="half"), "unknown switch 'half'; known: on, off"),
         (dict(groups="blocks"), "unknown groups 'blocks'; known: sites, layers, roles"),
-        (dict(groups={"a": "nothing/*"}), "group 'a': 'nothing/\\*' matches no quantized site; there are branch_0"),
+        (
+            dict(groups={"a": "nothing/*"}),
+            "group 'a': 'nothing/\\*' matches no quantized site; there are branch_0",
+        ),
         (dict(groups={"a": []}), "group 'a' has no pattern"),
         (dict(sites="weights"), "sites='weights' matches no quantized site"),
         (dict(sites="re:("), "is not a regular expression"),
         (dict(measure="psnr"), "unknown measure 'psnr'; known: sqnr, kl"),
-        (dict(measure=lambda outputs: float("nan")), "returned nan: it must return a finite number"),
+        (
+            dict(measure=lambda outputs: float("nan")),
+            "returned nan: it must return a finite number",
+        ),
         (dict(measure=lambda outputs: "good"), "returned 'good': it must return one number"),
         (dict(better="larger"), "better='larger' must be higher or lower"),
         (dict(mask="absent"), "mask='absent' is no input of the model"),
@@ -297,7 +364,11 @@ def test_bad_data_and_models_are_refused():
     quantized = tfquant.quantize(model, problems.recipe(), calibration=batches, progress=False)
     bad = batches[1].copy()
     bad[0, 0, 0] = np.nan
-    for data, message in (([batches[0], bad], "batch 1: output .* holds NaN"), ([], "no batch"), (bad, "an iterable of batches")):
+    for data, message in (
+        ([batches[0], bad], "batch 1: output .* holds NaN"),
+        ([], "no batch"),
+        (bad, "an iterable of batches"),
+    ):
         with pytest.raises(ValueError, match=message):
             tfquant.sensitivity(quantized, data, progress=False)
     with pytest.raises(TypeError, match="expected a model from tfquant.quantize"):
@@ -307,6 +378,11 @@ def test_bad_data_and_models_are_refused():
     inputs = keras.Input((4,), name="x")
     single = keras.Model(inputs, keras.layers.Dense(1, name="one")(inputs))
     rows = [np.ones((2, 4), np.float32)]
-    quantized = tfquant.quantize(single, problems.recipe(roles=("linear_input", "logits")), calibration=rows, progress=False)
-    with pytest.raises(ValueError, match="measure='kl' compares probabilities of classes, and output .* has one value"):
+    quantized = tfquant.quantize(
+        single, problems.recipe(roles=("linear_input", "logits")), calibration=rows, progress=False
+    )
+    with pytest.raises(
+        ValueError,
+        match="measure='kl' compares probabilities of classes, and output .* has one value",
+    ):
         tfquant.sensitivity(quantized, rows, measure="kl", progress=False)

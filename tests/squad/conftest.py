@@ -5,8 +5,9 @@ import pytest
 from tasks.squad import Tokenizer
 
 PIECES = (
-    "[PAD] [UNK] [CLS] [SEP] [MASK] the a in of was it tower built stands paris cafe un ##want ##ed running 18 ##89 "
-    "where when is what ? . , ( ) ' - one two three four five six seven eight nine ten"
+    "[PAD] [UNK] [CLS] [SEP] [MASK] the a in of was it tower built stands paris cafe un ##want ##ed"
+    " running 18 ##89 where when is what ? . , ( ) ' - one two three four five six seven eight"
+    " nine ten"
 ).split()
 
 

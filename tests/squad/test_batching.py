@@ -1,4 +1,6 @@
-"""Batches hold every window once, padded no wider than needed, in an order that seed and epoch alone decide."""
+"""Batches hold every window once, padded no wider than needed, in an order that seed and epoch
+alone decide.
+"""
 
 import numpy as np
 import pytest
@@ -13,8 +15,12 @@ def features(tokenizer):
     examples = []
     for number in range(101):
         context = " ".join(rng.choice(["one", "two", "three"], rng.integers(5, 150))) + " 1889"
-        examples.append(SquadExample(str(number), "when?", context, (Answer("1889", len(context) - 4),)))
-    return convert(examples, tokenizer, training=True, max_seq_length=128, max_query_length=16, progress=False)
+        examples.append(
+            SquadExample(str(number), "when?", context, (Answer("1889", len(context) - 4),))
+        )
+    return convert(
+        examples, tokenizer, training=True, max_seq_length=128, max_query_length=16, progress=False
+    )
 
 
 def ids(found):
@@ -29,7 +35,10 @@ def test_arrays_are_int32_and_show_the_window(features, tokenizer):
             length = len(expected)
             assert np.array_equal(batch["input_ids"][number, :length], expected)
             assert (batch["input_ids"][number, length:] == tokenizer.pad_id).all()
-            assert batch["input_mask"][number].sum() == length and batch["input_mask"][number, :length].all()
+            assert (
+                batch["input_mask"][number].sum() == length
+                and batch["input_mask"][number, :length].all()
+            )
             first_sep = int(np.flatnonzero(expected == tokenizer.sep_id)[0])
             segments = batch["segment_ids"][number]
             assert not segments[: first_sep + 1].any() and segments[first_sep + 1 : length].all()
@@ -40,7 +49,10 @@ def test_arrays_are_int32_and_show_the_window(features, tokenizer):
 
 def test_prediction_pass_holds_every_window_once_without_labels(features):
     found = list(batches(features, 8, training=False))
-    assert sorted(np.concatenate([batch["unique_ids"] for batch in found])) == features.unique_ids.tolist()
+    assert (
+        sorted(np.concatenate([batch["unique_ids"] for batch in found]))
+        == features.unique_ids.tolist()
+    )
     assert set(found[0]) == {"unique_ids", "input_ids", "input_mask", "segment_ids"}
     assert {len(batch["unique_ids"]) for batch in found[:-1]} == {8}
 
@@ -53,13 +65,19 @@ def test_batches_are_no_wider_than_their_longest_window_needs(features):
 
 def test_bucketing_computes_less_padding_than_fixed_width(features):
     bucketed = sum(batch["input_ids"].size for batch in batches(features, 8, training=True))
-    fixed = sum(batch["input_ids"].size for batch in batches(features, 8, training=True, bucket_by_length=False))
+    fixed = sum(
+        batch["input_ids"].size
+        for batch in batches(features, 8, training=True, bucket_by_length=False)
+    )
     assert bucketed < 0.85 * fixed
 
 
 def test_without_bucketing_windows_keep_order_and_full_width(features):
     found = list(batches(features, 10, training=False, bucket_by_length=False))
-    assert np.concatenate([batch["unique_ids"] for batch in found]).tolist() == features.unique_ids.tolist()
+    assert (
+        np.concatenate([batch["unique_ids"] for batch in found]).tolist()
+        == features.unique_ids.tolist()
+    )
     assert {batch["input_ids"].shape[1] for batch in found} == {128}
 
 
@@ -87,12 +105,16 @@ def test_training_drops_another_remainder_each_epoch(features):
     for epoch in range(6):
         found = batches(features, 8, training=True, epoch=epoch)
         assert len(found) == len(features) // 8
-        dropped.append(set(features.unique_ids) - set(np.concatenate([batch["unique_ids"] for batch in found])))
+        dropped.append(
+            set(features.unique_ids) - set(np.concatenate([batch["unique_ids"] for batch in found]))
+        )
     assert all(len(rows) == len(features) % 8 for rows in dropped)
     assert len({frozenset(rows) for rows in dropped}) > 3
     # Not always the longest ones: a bucketed pass must not lose long windows in every epoch.
     lengths = features.lengths
-    medians = [np.median([lengths[row - features.unique_ids[0]] for row in rows]) for rows in dropped]
+    medians = [
+        np.median([lengths[row - features.unique_ids[0]] for row in rows]) for rows in dropped
+    ]
     assert min(medians) < lengths.max()
 
 
@@ -111,7 +133,14 @@ def test_training_order_is_mixed_in_length():
 
 
 def test_widths_are_multiples_up_to_the_limit():
-    assert [padded_length(longest, 100, 32) for longest in (1, 32, 33, 96, 97, 100)] == [32, 32, 64, 96, 100, 100]
+    assert [padded_length(longest, 100, 32) for longest in (1, 32, 33, 96, 97, 100)] == [
+        32,
+        32,
+        64,
+        96,
+        100,
+        100,
+    ]
 
 
 def test_bad_arguments_are_refused(features, tokenizer):

@@ -14,7 +14,10 @@ LONG = " ".join(WORDS * 2) + "."
 
 
 def setup(tokenizer, contexts, **sizes):
-    examples = [SquadExample(f"q{number}", "where is it?", context) for number, context in enumerate(contexts)]
+    examples = [
+        SquadExample(f"q{number}", "where is it?", context)
+        for number, context in enumerate(contexts)
+    ]
     features = convert(examples, tokenizer, training=False, progress=False, **sizes)
     return examples, features
 
@@ -78,7 +81,11 @@ def slow_nbest(example, features, rows, start, end, n_best, longest, version_2):
 @pytest.mark.parametrize("n_best, longest", [(20, 30), (5, 3), (1, 30)])
 def test_nbest_equals_the_rules_spelled_out(tokenizer, n_best, longest, version_2):
     examples, features = setup(
-        tokenizer, [LONG, "one Café.", LONG + " " + LONG], max_seq_length=18, doc_stride=4, max_query_length=4
+        tokenizer,
+        [LONG, "one Café.", LONG + " " + LONG],
+        max_seq_length=18,
+        doc_stride=4,
+        max_query_length=4,
     )
     start, end = random_scores(features)
     found = decode(
@@ -97,7 +104,9 @@ def test_nbest_equals_the_rules_spelled_out(tokenizer, n_best, longest, version_
             continue
         assert [entry["text"] for entry in entries] == [text for _, text in expected]
         totals = np.array([score for score, _ in expected])
-        assert np.allclose([entry["start_logit"] + entry["end_logit"] for entry in entries], totals, atol=1e-6)
+        assert np.allclose(
+            [entry["start_logit"] + entry["end_logit"] for entry in entries], totals, atol=1e-6
+        )
         softmax = np.exp(totals) / np.exp(totals).sum()
         assert np.allclose([entry["probability"] for entry in entries], softmax, atol=1e-6)
         if not version_2:
@@ -123,13 +132,17 @@ def test_a_piece_of_a_word_can_be_an_answer(tokenizer):
 def test_positions_outside_the_paragraph_never_answer(tokenizer):
     examples, features = setup(tokenizer, ["one two"])
     start, end = flat(features), flat(features)
-    start[0] = end[0] = start[2] = end[2] = start[-1] = end[-1] = 50  # [CLS], the question, the last [SEP]
+    start[0] = end[0] = start[2] = end[2] = start[-1] = end[-1] = (
+        50  # [CLS], the question, the last [SEP]
+    )
     start[position(features, 0, 1)] = end[position(features, 0, 1)] = 1
     assert decode(examples, scores_of(features, start, end)).answers == {"q0": "two"}
 
 
 def test_start_counts_only_in_the_window_with_most_context(tokenizer):
-    examples, features = setup(tokenizer, [LONG], max_seq_length=18, doc_stride=4, max_query_length=4)
+    examples, features = setup(
+        tokenizer, [LONG], max_seq_length=18, doc_stride=4, max_query_length=4
+    )
     # "five" (piece 4) begins window 1 and is in the middle of window 0.
     start, end = flat(features), flat(features)
     start[position(features, 1, 0)] = end[position(features, 1, 0)] = 9
@@ -143,16 +156,22 @@ def test_equal_texts_from_several_places_are_kept_once(tokenizer):
     start, end = flat(features), flat(features)
     for piece, value in ((0, 3), (2, 4)):
         start[position(features, 0, piece)] = end[position(features, 0, piece)] = value
-    texts = [entry["text"] for entry in decode(examples, scores_of(features, start, end)).nbest["q0"]]
+    texts = [
+        entry["text"] for entry in decode(examples, scores_of(features, start, end)).nbest["q0"]
+    ]
     assert texts[0] == "One" and len(texts) == len(set(texts)) and {"one", "One"} <= set(texts)
     examples, features = setup(tokenizer, ["one two one"])
     start, end = random_scores(features)
-    texts = [entry["text"] for entry in decode(examples, scores_of(features, start, end)).nbest["q0"]]
+    texts = [
+        entry["text"] for entry in decode(examples, scores_of(features, start, end)).nbest["q0"]
+    ]
     assert sorted(texts) == sorted({"one", "two", "one two", "two one", "one two one"})
 
 
 def test_padding_and_order_of_batches_do_not_change_answers(tokenizer):
-    examples, features = setup(tokenizer, [LONG, "one two."], max_seq_length=18, doc_stride=4, max_query_length=4)
+    examples, features = setup(
+        tokenizer, [LONG, "one two."], max_seq_length=18, doc_stride=4, max_query_length=4
+    )
     start, end = random_scores(features)
     scores = RawScores(features)
     for row in reversed(range(len(features))):
@@ -169,13 +188,17 @@ def test_a_question_without_window_or_span_gets_the_placeholder(tokenizer):
     start, end = flat(features), flat(features)
     found = decode(examples, scores_of(features, start, end))
     assert found.answers["q0"] == "empty"
-    assert found.nbest["q0"] == [{"text": "empty", "probability": 1.0, "start_logit": 0.0, "end_logit": 0.0}]
+    assert found.nbest["q0"] == [
+        {"text": "empty", "probability": 1.0, "start_logit": 0.0, "end_logit": 0.0}
+    ]
     start[position(features, 0, 1)] = end[position(features, 0, 0)] = 5  # backwards
     assert decode(examples, scores_of(features, start, end), n_best_size=1).answers["q1"] == "empty"
 
 
 def test_squad_2_weighs_no_answer_by_the_weakest_window(tokenizer):
-    examples, features = setup(tokenizer, [LONG], max_seq_length=18, doc_stride=4, max_query_length=4)
+    examples, features = setup(
+        tokenizer, [LONG], max_seq_length=18, doc_stride=4, max_query_length=4
+    )
     start, end = flat(features), flat(features)
     firsts = features.bounds[:-1]
     start[firsts] = end[firsts] = 4.0
@@ -186,9 +209,16 @@ def test_squad_2_weighs_no_answer_by_the_weakest_window(tokenizer):
     assert found.null_odds == {"q0": 1.5} and found.answers == {"q0": ""}
     entries = {entry["text"]: entry for entry in found.nbest["q0"]}
     assert (entries[""]["start_logit"], entries[""]["end_logit"]) == (1.5, 2.0)
-    assert decode(examples, scores, version_2=True, null_score_diff_threshold=1.4).answers == {"q0": ""}
-    assert decode(examples, scores, version_2=True, null_score_diff_threshold=1.6).answers == {"q0": "two"}
-    assert decode(examples, scores).answers == {"q0": "two"} and decode(examples, scores).null_odds is None
+    assert decode(examples, scores, version_2=True, null_score_diff_threshold=1.4).answers == {
+        "q0": ""
+    }
+    assert decode(examples, scores, version_2=True, null_score_diff_threshold=1.6).answers == {
+        "q0": "two"
+    }
+    assert (
+        decode(examples, scores).answers == {"q0": "two"}
+        and decode(examples, scores).null_odds is None
+    )
 
 
 def test_files_are_json_with_indent_four(tokenizer, tmp_path):
@@ -197,7 +227,11 @@ def test_files_are_json_with_indent_four(tokenizer, tmp_path):
     start[position(features, 0, 1)] = end[position(features, 0, 1)] = 5
     target = tmp_path / "new" / "folder"
     decode(examples, scores_of(features, start, end), version_2=True).write(target)
-    assert sorted(os.listdir(target)) == ["nbest_predictions.json", "null_odds.json", "predictions.json"]
+    assert sorted(os.listdir(target)) == [
+        "nbest_predictions.json",
+        "null_odds.json",
+        "predictions.json",
+    ]
     text = (target / "predictions.json").read_text(encoding="utf-8")
     assert text.startswith('{\n    "q0": ') and json.loads(text) == {"q0": "Café"}
     nbest = json.loads((target / "nbest_predictions.json").read_text(encoding="utf-8"))

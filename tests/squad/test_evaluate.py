@@ -1,4 +1,7 @@
-"""The scores of squad_evaluate.py: known values, the official corner cases, and the command line."""
+"""The scores of squad_evaluate.py.
+
+Known values, the official corner cases, and the command line.
+"""
 
 import json
 import os
@@ -15,10 +18,18 @@ SCRIPT = pathlib.Path(__file__).parents[2] / "squad_evaluate.py"
 
 def dataset(truths, version="1.1", **more):
     questions = [
-        {"id": identifier, "question": "?", "answers": [{"text": text, "answer_start": 0} for text in texts], **more}
+        {
+            "id": identifier,
+            "question": "?",
+            "answers": [{"text": text, "answer_start": 0} for text in texts],
+            **more,
+        }
         for identifier, texts in truths.items()
     ]
-    return {"version": version, "data": [{"title": "", "paragraphs": [{"context": "", "qas": questions}]}]}
+    return {
+        "version": version,
+        "data": [{"title": "", "paragraphs": [{"context": "", "qas": questions}]}],
+    }
 
 
 @pytest.mark.parametrize(
@@ -96,7 +107,9 @@ def test_squad_2_scores_answerable_and_impossible_questions_apart():
 
 
 def test_squad_2_is_recognised_by_its_questions_too():
-    assert "HasAns_f1" in evaluate(dataset({"a": ["x"]}, version="1.1", is_impossible=False), {"a": "x"})
+    assert "HasAns_f1" in evaluate(
+        dataset({"a": ["x"]}, version="1.1", is_impossible=False), {"a": "x"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,18 +118,42 @@ def test_squad_2_is_recognised_by_its_questions_too():
         ({}, {}, "data set: key 'data' is missing; is this a SQuAD file"),
         ([], {}, "data set: key 'data' is missing"),
         ({"data": [{}]}, {}, "article 0: key 'paragraphs' is missing"),
-        ({"data": [{"paragraphs": [{"qas": [{"id": "a"}]}]}]}, {}, "paragraph 0, question 0: key 'answers' is missing"),
+        (
+            {"data": [{"paragraphs": [{"qas": [{"id": "a"}]}]}]},
+            {},
+            "paragraph 0, question 0: key 'answers' is missing",
+        ),
         ({"data": []}, {}, "no question"),
         (dataset({"a": []}), {"a": "x"}, r"question 0 \(id a\): no ground truth"),
         ({"data": 1}, {}, "data set: key 'data' must be a list, found int"),
         ({"data": float("inf")}, {}, "key 'data' must be a list, found float"),
         ({"data": {"paragraphs": []}}, {}, "key 'data' must be a list, found dict"),
-        ({"data": [{"paragraphs": "text"}]}, {}, "article 0: key 'paragraphs' must be a list, found str"),
-        ({"data": [{"paragraphs": [{"qas": 1}]}]}, {}, "paragraph 0: key 'qas' must be a list, found int"),
+        (
+            {"data": [{"paragraphs": "text"}]},
+            {},
+            "article 0: key 'paragraphs' must be a list, found str",
+        ),
+        (
+            {"data": [{"paragraphs": [{"qas": 1}]}]},
+            {},
+            "paragraph 0: key 'qas' must be a list, found int",
+        ),
         ({"data": [None]}, {}, "article 0: key 'paragraphs' is missing"),
-        ({"data": [{"paragraphs": [{"qas": [{"id": ["a"], "answers": []}]}]}]}, {}, "key 'id' must be a string, found list"),
-        ({"data": [{"paragraphs": [{"qas": [{"id": "a", "answers": [{"text": 3}]}]}]}]}, {}, "'text' must be a string"),
-        ({"data": [{"paragraphs": [{"qas": [{"id": "a", "answers": {"text": "x"}}]}]}]}, {}, "'answers' must be a list"),
+        (
+            {"data": [{"paragraphs": [{"qas": [{"id": ["a"], "answers": []}]}]}]},
+            {},
+            "key 'id' must be a string, found list",
+        ),
+        (
+            {"data": [{"paragraphs": [{"qas": [{"id": "a", "answers": [{"text": 3}]}]}]}]},
+            {},
+            "'text' must be a string",
+        ),
+        (
+            {"data": [{"paragraphs": [{"qas": [{"id": "a", "answers": {"text": "x"}}]}]}]},
+            {},
+            "'answers' must be a list",
+        ),
         (dataset({"a": ["x"]}), ["x"], "predictions must map question ids to answers, found list"),
         (dataset({"a": ["x"]}), {"a": 1}, "prediction of a must be a string, found int"),
     ],
@@ -129,13 +166,19 @@ def test_bad_input_is_refused_in_one_line(data, predictions, message):
 @pytest.fixture
 def files(tmp_path):
     data, predictions = tmp_path / "dev.json", tmp_path / "predictions.json"
-    data.write_text(json.dumps(dataset({"a": ["Zürich"], "b": ["two"], "c": ["three"]})), encoding="utf-8")
-    predictions.write_text(json.dumps({"a": "zürich", "b": "one or two", "c": "four"}), encoding="utf-8")
+    data.write_text(
+        json.dumps(dataset({"a": ["Zürich"], "b": ["two"], "c": ["three"]})), encoding="utf-8"
+    )
+    predictions.write_text(
+        json.dumps({"a": "zürich", "b": "one or two", "c": "four"}), encoding="utf-8"
+    )
     return str(data), str(predictions)
 
 
 def test_command_prints_one_json_line_with_the_official_keys(files):
-    done = subprocess.run([sys.executable, SCRIPT, *files], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *files], capture_output=True, text=True, check=True
+    )
     assert done.stdout == '{"exact_match": 33.333333333333336, "f1": 50.0}\n'
     assert done.stderr == ""
 
@@ -154,7 +197,8 @@ def test_questions_without_a_truth_are_left_out_with_one_warning(capsys):
     scores = evaluate(dataset({"a": ["x"], "b": [], "c": ["z"], "d": []}), {"a": "x", "c": "y"})
     assert scores == {"exact_match": 50.0, "f1": 50.0}
     assert capsys.readouterr().err.splitlines() == [
-        "Left out 2 of 4 questions without a ground truth (first: article 0, paragraph 0, question 1 (id b))."
+        "Left out 2 of 4 questions without a ground truth (first: article 0, paragraph 0, question"
+        " 1 (id b))."
     ]
 
 
@@ -168,13 +212,17 @@ def test_both_files_may_begin_with_a_byte_order_mark(files, capsys):
 
 def test_predictions_may_come_through_a_pipe(files):
     script = f"{sys.executable} {SCRIPT}"
-    command = f"cat {files[1]} | {script} {files[0]} /dev/stdin && {script} <(cat {files[0]}) {files[1]}"
+    command = (
+        f"cat {files[1]} | {script} {files[0]} /dev/stdin && {script} <(cat {files[0]}) {files[1]}"
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     first, second = done.stdout.splitlines()
     assert first == second == '{"exact_match": 33.333333333333336, "f1": 50.0}'
 
 
-@pytest.mark.parametrize("kind", ["device", "pipe", "folder", "deep", "deep object", "digits", "not UTF-8", "escapes"])
+@pytest.mark.parametrize(
+    "kind", ["device", "pipe", "folder", "deep", "deep object", "digits", "not UTF-8", "escapes"]
+)
 @pytest.mark.parametrize("position", [0, 1])
 def test_what_is_no_json_file_ends_in_one_line(kind, position, files, tmp_path, capsys):
     path = tmp_path / ("\x1b[31m\nforged" if kind == "escapes" else "bad.json")
@@ -195,4 +243,6 @@ def test_what_is_no_json_file_ends_in_one_line(kind, position, files, tmp_path, 
 
 def test_ids_are_shown_escaped(capsys):
     evaluate(dataset({"a\x1b[2J\nforged": ["x"], "b": ["y"]}), {"b": "y"})
-    assert capsys.readouterr().err == "Unanswered question a\\x1b[2J\\nforged will receive score 0.\n"
+    assert (
+        capsys.readouterr().err == "Unanswered question a\\x1b[2J\\nforged will receive score 0.\n"
+    )

@@ -19,7 +19,10 @@ def dataset():
         {"id": "a", "question": "When?", "answers": [{"text": "1889", "answer_start": 23}]},
         {"id": "b", "question": "Where?", "answers": [{"text": "Paris", "answer_start": 43}]},
     ]
-    return {"version": "1.1", "data": [{"title": "Tower", "paragraphs": [{"context": CONTEXT, "qas": questions}]}]}
+    return {
+        "version": "1.1",
+        "data": [{"title": "Tower", "paragraphs": [{"context": CONTEXT, "qas": questions}]}],
+    }
 
 
 @pytest.fixture
@@ -80,22 +83,52 @@ QAS = ("data", 0, "paragraphs", 0, "qas")
     [
         (remove("data"), r"key 'data' is missing \(found 'version'\)"),
         (remove("data", 0, "paragraphs"), "article 0: key 'paragraphs' is missing"),
-        (remove("data", 0, "paragraphs", 0, "context"), "article 0, paragraph 0: key 'context' is missing"),
+        (
+            remove("data", 0, "paragraphs", 0, "context"),
+            "article 0, paragraph 0: key 'context' is missing",
+        ),
         (remove(*QAS), "article 0, paragraph 0: key 'qas' is missing"),
         (remove(*QAS, 1, "id"), "paragraph 0, question 1: key 'id' is missing"),
         (remove(*QAS, 1, "question"), r"question 1 \(id b\): key 'question' is missing"),
-        (remove(*QAS, 1, "answers", 0, "text"), r"question 1 \(id b\), answer 0: key 'text' is missing"),
-        (remove(*QAS, 0, "answers", 0, "answer_start"), r"question 0 \(id a\), answer 0: key 'answer_start' is missing"),
-        (put("23", *QAS, 0, "answers", 0, "answer_start"), "'answer_start' must be a whole number, found str"),
-        (put(True, *QAS, 0, "answers", 0, "answer_start"), "'answer_start' must be a whole number, found bool"),
+        (
+            remove(*QAS, 1, "answers", 0, "text"),
+            r"question 1 \(id b\), answer 0: key 'text' is missing",
+        ),
+        (
+            remove(*QAS, 0, "answers", 0, "answer_start"),
+            r"question 0 \(id a\), answer 0: key 'answer_start' is missing",
+        ),
+        (
+            put("23", *QAS, 0, "answers", 0, "answer_start"),
+            "'answer_start' must be a whole number, found str",
+        ),
+        (
+            put(True, *QAS, 0, "answers", 0, "answer_start"),
+            "'answer_start' must be a whole number, found bool",
+        ),
         (put(7, *QAS, 0, "id"), "key 'id' must be a string, found int"),
         (put([1], "data"), "article 0: expected an object with key 'paragraphs', found int"),
-        (put("b", *QAS, 0, "id"), r"question 1 \(id b\): key 'id': b is used by an earlier question"),
-        (put("half \ud800", *QAS, 0, "question"), "question 0 .*key 'question' holds half a surrogate pair"),
+        (
+            put("b", *QAS, 0, "id"),
+            r"question 1 \(id b\): key 'id': b is used by an earlier question",
+        ),
+        (
+            put("half \ud800", *QAS, 0, "question"),
+            "question 0 .*key 'question' holds half a surrogate pair",
+        ),
         (put([], *QAS), "no question in it"),
-        (put(46, *QAS, 0, "answers", 0, "answer_start"), r"\(id a\): answer outside the context: '1889' at answer_start 46"),
-        (put(-1, *QAS, 0, "answers", 0, "answer_start"), "answer outside the context: '1889' at answer_start -1"),
-        (put(999, *QAS, 0, "answers", 0, "answer_start"), "answer outside the context.* of 49 characters"),
+        (
+            put(46, *QAS, 0, "answers", 0, "answer_start"),
+            r"\(id a\): answer outside the context: '1889' at answer_start 46",
+        ),
+        (
+            put(-1, *QAS, 0, "answers", 0, "answer_start"),
+            "answer outside the context: '1889' at answer_start -1",
+        ),
+        (
+            put(999, *QAS, 0, "answers", 0, "answer_start"),
+            "answer outside the context.* of 49 characters",
+        ),
     ],
 )
 def test_malformed_file_is_one_line_with_file_place_and_key(save, change, message):
@@ -143,7 +176,11 @@ def test_training_skips_answers_that_are_not_in_place_and_warns_once(save, caplo
     questions_of(data)[0]["answers"][0]["answer_start"] = 20
     with caplog.at_level(logging.WARNING):
         assert [example.id for example in read_squad(save(data), training=True)] == ["b"]
-    assert len(caplog.records) == 1 and "skipped 1 of 2 questions" in caplog.text and "id a" in caplog.text
+    assert (
+        len(caplog.records) == 1
+        and "skipped 1 of 2 questions" in caplog.text
+        and "id a" in caplog.text
+    )
     assert len(read_squad(save(data), training=False)) == 2
 
 
@@ -186,7 +223,9 @@ def test_squad_2_file_read_as_squad_1_says_which_flag_helps(save):
 def test_to_dataset_scores_like_the_file(save, data, version):
     examples = read_squad(save(data), training=False, version_2=version != "1.1")
     predictions = {"a": "in 1889", "b": "Paris"}
-    assert evaluate(to_dataset(examples, version=version), predictions) == evaluate(data, predictions)
+    assert evaluate(to_dataset(examples, version=version), predictions) == evaluate(
+        data, predictions
+    )
 
 
 def prepare_for_tfds(directory, config, rows):
@@ -200,7 +239,11 @@ def prepare_for_tfds(directory, config, rows):
     target = directory / "squad" / config / "3.0.0"
     target.mkdir(parents=True)
     identity = tfds.core.DatasetIdentity(
-        name="squad", config_name=config, version="3.0.0", data_dir=str(target), module_name=__name__
+        name="squad",
+        config_name=config,
+        version="3.0.0",
+        data_dir=str(target),
+        module_name=__name__,
     )
     info = tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(features))
     writer = tfds.core.SequentialWriter(ds_info=info, max_examples_per_shard=100)
@@ -210,18 +253,35 @@ def prepare_for_tfds(directory, config, rows):
 
 
 def row(identifier, answers, **more):
-    answers = {"text": [text for text, _ in answers], "answer_start": [start for _, start in answers]}
-    return {"id": identifier, "title": "", "context": "Über den Fluss", "question": "Wo?", "answers": answers, **more}
+    answers = {
+        "text": [text for text, _ in answers],
+        "answer_start": [start for _, start in answers],
+    }
+    return {
+        "id": identifier,
+        "title": "",
+        "context": "Über den Fluss",
+        "question": "Wo?",
+        "answers": answers,
+        **more,
+    }
 
 
 def test_tfds_plain_text_gives_the_same_questions_as_json(tmp_path):
     prepare_for_tfds(
         tmp_path,
         "plain_text",
-        {"train": [row("a", [("Fluss", 9)])], "validation": [row("b", [("Fluss", 9), ("den Fluss", 5)])]},
+        {
+            "train": [row("a", [("Fluss", 9)])],
+            "validation": [row("b", [("Fluss", 9), ("den Fluss", 5)])],
+        },
     )
     (train,) = from_tfds("train", tmp_path)
-    assert (train.id, train.context, train.answers) == ("a", "Über den Fluss", (Answer("Fluss", 9),))
+    assert (train.id, train.context, train.answers) == (
+        "a",
+        "Über den Fluss",
+        (Answer("Fluss", 9),),
+    )
     (dev,) = from_tfds("validation", tmp_path)
     assert dev.answers == (Answer("Fluss", 9), Answer("den Fluss", 5))
     with pytest.raises(ValueError, match="nonsense"):
@@ -231,7 +291,10 @@ def test_tfds_plain_text_gives_the_same_questions_as_json(tmp_path):
 def test_tfds_squad_2_marks_impossible_questions(tmp_path):
     rows = [row("a", [("Fluss", 9)], is_impossible=False), row("b", [], is_impossible=True)]
     prepare_for_tfds(tmp_path, "v2.0", {"train": rows})
-    assert [example.impossible for example in from_tfds("train", tmp_path, version_2=True)] == [False, True]
+    assert [example.impossible for example in from_tfds("train", tmp_path, version_2=True)] == [
+        False,
+        True,
+    ]
 
 
 def test_tfds_without_data_and_network_says_what_to_do(tmp_path, monkeypatch):
@@ -242,7 +305,9 @@ def test_tfds_without_data_and_network_says_what_to_do(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds_builder, "unreachable", lambda address: None)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
-    with pytest.raises(FileNotFoundError, match="squad/plain_text or squad/v1.1.*no route to host.*JSON file"):
+    with pytest.raises(
+        FileNotFoundError, match="squad/plain_text or squad/v1.1.*no route to host.*JSON file"
+    ):
         from_tfds("train", tmp_path)
 
 

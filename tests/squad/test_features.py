@@ -26,17 +26,24 @@ def pieces(tokenizer, features, row):
 
 def test_short_text_is_one_window(tokenizer):
     features = convert_one(tokenizer, example())
-    assert pieces(tokenizer, features, 0) == (
-        "[CLS] where is it ? [SEP] one two three four five six seven eight nine ten . [SEP]".split()
+    assert (
+        pieces(tokenizer, features, 0)
+        == "[CLS] where is it ? [SEP] one two three four five six seven eight nine ten . [SEP]".split()  # noqa: E501
     )
-    assert len(features) == 1 and features.context_offset[0] == 6 and features.unique_ids[0] == FIRST_UNIQUE_ID
+    assert (
+        len(features) == 1
+        and features.context_offset[0] == 6
+        and features.unique_ids[0] == FIRST_UNIQUE_ID
+    )
     assert (features.start_positions[0], features.end_positions[0]) == (10, 11)
     assert features.max_context.tolist() == [False] * 6 + [True] * 11 + [False]
 
 
 def test_long_text_slides_by_the_stride_and_only_whole_answers_are_labelled(tokenizer):
     # 4 pieces of question, 3 special, so 5 of context a window.
-    features = convert_one(tokenizer, example(), max_seq_length=12, doc_stride=2, max_query_length=4)
+    features = convert_one(
+        tokenizer, example(), max_seq_length=12, doc_stride=2, max_query_length=4
+    )
     shown = [" ".join(pieces(tokenizer, features, row)[6:-1]) for row in range(len(features))]
     assert shown == [
         "one two three four five",
@@ -51,12 +58,16 @@ def test_long_text_slides_by_the_stride_and_only_whole_answers_are_labelled(toke
 
 
 def test_long_question_is_cut(tokenizer):
-    features = convert_one(tokenizer, example(question="where " * 70), max_seq_length=32, max_query_length=5)
+    features = convert_one(
+        tokenizer, example(question="where " * 70), max_seq_length=32, max_query_length=5
+    )
     assert pieces(tokenizer, features, 0)[:7] == ["[CLS]"] + ["where"] * 5 + ["[SEP]"]
     assert features.lengths.max() <= 32
 
 
-@pytest.mark.parametrize("length, budget, stride", [(1, 5, 2), (5, 5, 2), (6, 5, 2), (23, 7, 3), (40, 8, 8), (9, 4, 9)])
+@pytest.mark.parametrize(
+    "length, budget, stride", [(1, 5, 2), (5, 5, 2), (6, 5, 2), (23, 7, 3), (40, 8, 8), (9, 4, 9)]
+)
 def test_windows_cover_all_pieces_and_stop_at_the_end(length, budget, stride):
     spans = window_spans(length, budget, stride)
     covered = {piece for start, size in spans for piece in range(start, start + size)}
@@ -82,7 +93,12 @@ def test_each_piece_has_its_best_window_by_the_rule(length, budget, stride):
 
 def test_answer_is_tightened_to_the_pieces_that_hold_it(tokenizer):
     context = 'It was "built" in 1889, (unwanted).'
-    for answer, wanted in [("1889", "18 ##89"), ("want", "##want"), ("unwanted", "un ##want ##ed"), ("89", "##89")]:
+    for answer, wanted in [
+        ("1889", "18 ##89"),
+        ("want", "##want"),
+        ("unwanted", "un ##want ##ed"),
+        ("89", "##89"),
+    ]:
         features = convert_one(tokenizer, example(context=context, answer=answer))
         start, end = features.start_positions[0], features.end_positions[0]
         assert " ".join(pieces(tokenizer, features, 0)[start : end + 1]) == wanted
@@ -95,7 +111,9 @@ def test_labels_are_the_pieces_that_touch_the_answer_whatever_its_bounds(tokeniz
     for start, end in np.sort(rng.integers(0, len(context) + 1, (300, 2)), axis=1).tolist():
         touched = [
             index
-            for index, (first, last) in enumerate(zip(pieces_found.starts, pieces_found.ends, strict=True))
+            for index, (first, last) in enumerate(
+                zip(pieces_found.starts, pieces_found.ends, strict=True)
+            )
             if any(start <= character < end for character in range(first, last))
         ]
         value = SquadExample("q", "?", context, (Answer(context[start:end], start),))
@@ -108,8 +126,18 @@ def test_offsets_lead_from_positions_back_to_characters(tokenizer):
     features = convert_one(tokenizer, example(context=context, answer=""), training=False)
     window = features.window(0)
     inside = features.char_starts[window] >= 0
-    spans = zip(features.char_starts[window][inside], features.char_ends[window][inside], strict=True)
-    assert [context[start:end] for start, end in spans] == ["Où", "?", "The", "Café", "was", "built", "."]
+    spans = zip(
+        features.char_starts[window][inside], features.char_ends[window][inside], strict=True
+    )
+    assert [context[start:end] for start, end in spans] == [
+        "Où",
+        "?",
+        "The",
+        "Café",
+        "was",
+        "built",
+        ".",
+    ]
     assert features.start_positions is None and features.end_positions is None
 
 
@@ -127,7 +155,9 @@ def test_answer_without_pieces_is_left_out_with_a_warning(tokenizer, caplog):
 
 
 def test_empty_context_makes_no_window(tokenizer):
-    features = convert([example(context=" ", answer=""), example()], tokenizer, training=False, progress=False)
+    features = convert(
+        [example(context=" ", answer=""), example()], tokenizer, training=False, progress=False
+    )
     assert features.example_index.tolist() == [1]
     with pytest.raises(ValueError, match="no window could be made"):
         convert_one(tokenizer, example(context=" ", answer=""), training=False)
@@ -146,7 +176,10 @@ def test_many_questions_give_what_single_ones_give(tokenizer):
 @pytest.mark.parametrize(
     "sizes, message",
     [
-        ({"max_seq_length": 67}, r"max_seq_length 67 must be greater than max_query_length 64 \+ 3"),
+        (
+            {"max_seq_length": 67},
+            r"max_seq_length 67 must be greater than max_query_length 64 \+ 3",
+        ),
         ({"doc_stride": 0}, "doc_stride 0 must be at least 1"),
         ({"max_query_length": 0}, "max_query_length 0"),
     ],

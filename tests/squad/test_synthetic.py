@@ -14,7 +14,9 @@ from tasks.squad import Tokenizer, convert, read_squad, synthetic
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return synthetic.write_dataset(tmp_path_factory.mktemp("synthetic"), train_questions=301, dev_questions=100)
+    return synthetic.write_dataset(
+        tmp_path_factory.mktemp("synthetic"), train_questions=301, dev_questions=100
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,9 @@ def test_the_truth_scores_a_hundred(files, train):
 
 def test_same_seed_gives_the_same_files_and_another_seed_does_not(tmp_path):
     def content(name, seed):
-        files = synthetic.write_dataset(tmp_path / name, train_questions=20, dev_questions=10, seed=seed)
+        files = synthetic.write_dataset(
+            tmp_path / name, train_questions=20, dev_questions=10, seed=seed
+        )
         return [open(path, encoding="utf-8").read() for path in dataclasses.astuple(files)]
 
     first, again, other = content("a", 5), content("b", 5), content("c", 6)
@@ -54,7 +58,9 @@ def test_train_and_dev_share_no_paragraph(files, train):
 def test_vocabulary_spells_everything_with_some_words_in_pieces(files, train):
     tokenizer = Tokenizer(files.vocab_file)
     texts = [text for example in train for text in (example.context, example.question)]
-    found = collections.Counter(index for pieces in tokenizer.encode(texts) for index in pieces.ids.tolist())
+    found = collections.Counter(
+        index for pieces in tokenizer.encode(texts) for index in pieces.ids.tolist()
+    )
     assert tokenizer.unk_id not in found
     assert any(piece.startswith("##") for piece in tokenizer.decode_ids(list(found)))
     # Plain text beyond the data set can be spelled too, letter by letter.
@@ -91,12 +97,16 @@ def test_squad_2_has_about_a_third_of_impossible_questions(tmp_path):
     impossible = [example for example in examples if example.impossible]
     assert 0.2 < len(impossible) / len(examples) < 0.47
     for example in impossible:
-        offered = [v for relation in synthetic.RELATIONS for v in relation.values if v in example.question]
+        offered = [
+            v for relation in synthetic.RELATIONS for v in relation.values if v in example.question
+        ]
         assert not any(value in example.context for value in offered)
     with open(files.train_file, encoding="utf-8") as file:
         data = json.load(file)
     assert data["version"] == "v2.0"
-    truth = {example.id: "" if example.impossible else example.answers[0].text for example in examples}
+    truth = {
+        example.id: "" if example.impossible else example.answers[0].text for example in examples
+    }
     assert evaluate(data, truth)["NoAns_f1"] == evaluate(data, truth)["f1"] == 100.0
 
 

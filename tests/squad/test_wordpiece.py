@@ -24,12 +24,18 @@ def test_offsets_count_characters_not_bytes_and_skip_accents(tokenizer):
         ["[UNK]", "cafe", "[UNK]", "in", "18", "##89"],
         ["“", "Café", "”", "in", "18", "89"],
     )
-    # The accent as a character of its own (decomposed form) belongs to the letter before it or to nothing.
+    # The accent as a character of its own (decomposed form) belongs to the letter before it or to
+    # nothing.
     assert pieces_of(tokenizer, "Cafe\u0301 in")[0] == ["cafe", "in"]
 
 
 def test_all_kinds_of_white_space_separate_words(tokenizer):
-    assert pieces_of(tokenizer, "the\u202ftower\t\r\nin\u00a0Paris")[0] == ["the", "tower", "in", "paris"]
+    assert pieces_of(tokenizer, "the\u202ftower\t\r\nin\u00a0Paris")[0] == [
+        "the",
+        "tower",
+        "in",
+        "paris",
+    ]
 
 
 def test_special_tokens_in_a_text_are_plain_text(tokenizer):
@@ -85,7 +91,8 @@ def test_windows_line_ends_are_read(tmp_path):
 
 
 SPECIAL = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n"
-# Content -> pieces and ids as Google's loader has them: the number of the line, the last of several lines, no empty piece.
+# Content -> pieces and ids as Google's loader has them: the number of the line, the last of several
+# lines, no empty piece.
 VOCABULARIES = {
     "repeated": (f"{SPECIAL}a\nb\na\n", {"a": 6, "b": 5}),
     "repeated three times": (f"{SPECIAL}a\na\nb\na\n", {"a": 7, "b": 6}),
@@ -109,7 +116,9 @@ def test_ids_are_numbers_of_lines_as_googles_loader_counts_them(case, tmp_path, 
     vocab = read_vocab(path)
     assert {piece: vocab[piece] for piece in expected} == expected and "" not in vocab
     warned = [record.getMessage() for record in caplog.records]
-    assert len(warned) == ("repeated" in case) and all("repeat an earlier piece" in text for text in warned)
+    assert len(warned) == ("repeated" in case) and all(
+        "repeat an earlier piece" in text for text in warned
+    )
     pieces, _ = pieces_of(Tokenizer(path), "a b")
     assert pieces[0] == "a" and Tokenizer(path).num_ids == max(vocab.values()) + 1
 

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfquant.training.distillation import attention_loss, divergence, hidden_loss, layer_mapping
+from tfquant.training.distillation_losses import (
+    attention_loss,
+    divergence,
+    hidden_loss,
+    layer_mapping,
+)
 
 
 def softmax(logits):
@@ -41,7 +46,9 @@ def test_divergence_defaults_to_student_teacher():
 
 
 def test_unknown_direction_is_refused():
-    with pytest.raises(ValueError, match="'both'; it must be one of student_teacher, teacher_student"):
+    with pytest.raises(
+        ValueError, match="'both'; it must be one of student_teacher, teacher_student"
+    ):
         divergence(tf.zeros((1, 2)), tf.zeros((1, 2)), direction="both")
 
 
@@ -63,15 +70,23 @@ def test_hidden_loss_and_gradients_equal_the_closed_form_over_real_tokens():
     rng = np.random.default_rng(1)
     students, teachers = ([rng.normal(size=(2, 3, width)) for _ in range(2)] for width in (4, 5))
     projections = [rng.normal(size=(4, 5)) for _ in range(2)]
-    s, t, p = ([tf.Variable(v, dtype=tf.float32) for v in values] for values in (students, teachers, projections))
+    s, t, p = (
+        [tf.Variable(v, dtype=tf.float32) for v in values]
+        for values in (students, teachers, projections)
+    )
     with tf.GradientTape() as tape:
         value = hidden_loss(s, t, p, mask=tf.constant(MASK))
     to_student, to_teacher, to_projection = tape.gradient(value, [s, t, p])
-    errors = [(x @ w - y) * MASK[..., None] for x, y, w in zip(students, teachers, projections, strict=True)]
+    errors = [
+        (x @ w - y) * MASK[..., None]
+        for x, y, w in zip(students, teachers, projections, strict=True)
+    ]
     count = MASK.sum() * 5 * 2  # real tokens, width, pairs
     np.testing.assert_allclose(value, sum((e**2).sum() for e in errors) / count, rtol=1e-5)
     for i, error in enumerate(errors):
-        np.testing.assert_allclose(to_student[i], 2 * error @ projections[i].T / count, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            to_student[i], 2 * error @ projections[i].T / count, rtol=1e-4, atol=1e-6
+        )
         slope = 2 * np.einsum("bsi,bso->io", students[i], error) / count
         np.testing.assert_allclose(to_projection[i], slope, rtol=1e-4, atol=1e-6)
     assert to_teacher == [None, None]
@@ -80,7 +95,9 @@ def test_hidden_loss_and_gradients_equal_the_closed_form_over_real_tokens():
 def test_hidden_loss_without_mask_and_projection_is_the_plain_mean():
     rng = np.random.default_rng(2)
     a, b = rng.normal(size=(2, 2, 3, 4)).astype(np.float32)
-    np.testing.assert_allclose(hidden_loss([tf.constant(a)], [tf.constant(b)]), ((a - b) ** 2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        hidden_loss([tf.constant(a)], [tf.constant(b)]), ((a - b) ** 2).mean(), rtol=1e-5
+    )
 
 
 def test_padding_reaches_neither_loss_nor_gradient_even_if_it_is_nan():
@@ -91,16 +108,22 @@ def test_padding_reaches_neither_loss_nor_gradient_even_if_it_is_nan():
         value = hidden_loss([student], [tf.constant(b)], [projection], mask=tf.constant(MASK))
     assert float(value) == 1.0
     to_student, to_projection = tape.gradient(value, [student, projection])
-    np.testing.assert_allclose(to_student, 2.0 * np.repeat(MASK[..., None], 4, -1) / (MASK.sum() * 4), rtol=1e-6)
+    np.testing.assert_allclose(
+        to_student, 2.0 * np.repeat(MASK[..., None], 4, -1) / (MASK.sum() * 4), rtol=1e-6
+    )
     np.testing.assert_allclose(to_projection, np.full((4, 4), 0.5))
     assert float(hidden_loss([student], [tf.constant(b)], mask=tf.zeros((2, 3)))) == 0.0
 
 
 def test_hidden_states_that_do_not_fit_are_refused():
     narrow, wide = tf.zeros((1, 2, 4)), tf.zeros((1, 2, 6))
-    with pytest.raises(ValueError, match=r"width is 4, the teacher's 6; give a projection variable \[4, 6\]"):
+    with pytest.raises(
+        ValueError, match=r"width is 4, the teacher's 6; give a projection variable \[4, 6\]"
+    ):
         hidden_loss([narrow], [wide])
-    with pytest.raises(ValueError, match=r"projection 0 has shape \[6, 4\]; these hidden states need \[4, 6\]"):
+    with pytest.raises(
+        ValueError, match=r"projection 0 has shape \[6, 4\]; these hidden states need \[4, 6\]"
+    ):
         hidden_loss([narrow], [wide], [tf.Variable(tf.zeros((6, 4)))])
     with pytest.raises(ValueError, match="2 projections for 1 pairs"):
         hidden_loss([narrow], [narrow], [None, None])
@@ -113,7 +136,10 @@ def test_hidden_states_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("heads", [2, 4])
 def test_attention_loss_and_its_gradient_equal_the_closed_form(heads):
     rng = np.random.default_rng(3)
-    student, teacher = softmax(rng.normal(size=(2, 2, 3, 3))), softmax(rng.normal(size=(2, heads, 3, 3)))
+    student, teacher = (
+        softmax(rng.normal(size=(2, 2, 3, 3))),
+        softmax(rng.normal(size=(2, heads, 3, 3))),
+    )
     real = (MASK[:, :, None] * MASK[:, None, :])[:, None]
     s, t = tf.Variable(student, dtype=tf.float32), tf.Variable(teacher, dtype=tf.float32)
     with tf.GradientTape() as tape:

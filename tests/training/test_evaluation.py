@@ -1,4 +1,7 @@
-"""Scores while training: when, which weights are kept, and that a run that was cut off ends with the same."""
+"""Scores while training.
+
+When, which weights are kept, and that a run that was cut off ends with the same.
+"""
 
 import itertools
 import signal
@@ -16,7 +19,9 @@ SCORES = {2: 0.3, 4: 0.7, 6: 0.7, 8: 0.1}  # by step
 
 
 def make(folder, steps=8, *, scores=None, keep=True, metric="score", every=0, told=None, **options):
-    """A trainer whose model scores as `scores` say, and what its evaluations saw of the first weight."""
+    """A trainer whose model scores as `scores` say, and what its evaluations saw of the first
+    weight.
+    """
     model, seen = Line(), {}
     wanted = SCORES if scores is None else scores
 
@@ -25,12 +30,20 @@ def make(folder, steps=8, *, scores=None, keep=True, metric="score", every=0, to
         return {"score": wanted[trainer.step], "other": -1.0}
 
     evaluation = Evaluation(
-        evaluate, lambda step: step % 2 == 0, metric=metric, tell=(told if told is not None else []).append,
-        keep={f"line/{i}": v for i, v in enumerate(model.weights)} if keep else None, **options,
-    )  # fmt: skip
+        evaluate,
+        lambda step: step % 2 == 0,
+        metric=metric,
+        tell=(told if told is not None else []).append,
+        keep={f"line/{i}": v for i, v in enumerate(model.weights)} if keep else None,
+        **options,
+    )
     trainer = Trainer(
-        model, loss, BertAdamW(0.1), TrainOptions(folder, steps, checkpoint_every=every, keep_checkpoints=0), hooks=[evaluation],
-    )  # fmt: skip
+        model,
+        loss,
+        BertAdamW(0.1),
+        TrainOptions(folder, steps, checkpoint_every=every, keep_checkpoints=0),
+        hooks=[evaluation],
+    )
     return trainer, evaluation, seen
 
 
@@ -70,7 +83,9 @@ def test_scores_that_are_not_numbers_are_never_best(tmp_path):
 
 
 @pytest.mark.parametrize("cut", range(2, 8))
-def test_wherever_a_run_is_stopped_it_ends_with_the_same_best_weights_and_scores_no_step_twice(tmp_path, cut):
+def test_wherever_a_run_is_stopped_it_ends_with_the_same_best_weights_and_scores_no_step_twice(
+    tmp_path, cut
+):
     whole, evaluation, seen = make(tmp_path / "whole")
     whole.fit(batches)
     first, _, before = make(tmp_path / "cut")
@@ -111,7 +126,11 @@ def test_rank_0_has_the_last_word_so_that_all_ranks_end_with_the_same_weights():
         scores = iter([0.1, 0.9, 0.2] if group.rank == 0 else [0.9, 0.1, 0.2])
         weight = tf.Variable(0.0)
         evaluation = Evaluation(
-            lambda: {"score": next(scores)}, lambda step: True, metric="score", keep={"weight": weight}, group=group
+            lambda: {"score": next(scores)},
+            lambda step: True,
+            metric="score",
+            keep={"weight": weight},
+            group=group,
         )
         for step in (1, 2):
             weight.assign(step)
@@ -125,5 +144,7 @@ def test_rank_0_has_the_last_word_so_that_all_ranks_end_with_the_same_weights():
 
 def test_a_metric_that_is_none_is_named_with_those_there_are(tmp_path):
     trainer, _, _ = make(tmp_path, metric="accuracy")
-    with pytest.raises(ValueError, match="metric 'accuracy' is none of the scores of an evaluation: score, other"):
+    with pytest.raises(
+        ValueError, match="metric 'accuracy' is none of the scores of an evaluation: score, other"
+    ):
         trainer.fit(batches)

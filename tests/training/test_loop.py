@@ -1,4 +1,7 @@
-"""The training loop: same numbers whether a run is whole, resumed, or split into smaller batches."""
+"""The training loop.
+
+Same numbers whether a run is whole, resumed, or split into smaller batches.
+"""
 
 import itertools
 
@@ -9,7 +12,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tfquant import checkpoint
-from tfquant.distributed import Single
+from tfquant.distributed.group import Single
 from tfquant.training import BertAdamW, NonFiniteLossError, Trainer, TrainOptions, WarmupLinearDecay
 
 WORDS, LENGTH = 11, 5
@@ -38,7 +41,9 @@ def batches(start: int, size: int = 4, count: int | None = None):
         yield {"ids": ids, "label": ids[:, 0] % 2}
 
 
-def make_trainer(directory, total_steps=6, *, model=None, rate=0.01, loss=loss, write=None, **options):
+def make_trainer(
+    directory, total_steps=6, *, model=None, rate=0.01, loss=loss, write=None, **options
+):
     given = {} if write is None else {"write": write}
     options = {"checkpoint_every": 2, "keep_checkpoints": 0} | options
     return Trainer(
@@ -66,7 +71,9 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(tmp_pat
 
     def cut(first):
         for index, batch in enumerate(batches(first), first):
-            if index == 5 * accumulation - 1:  # in the middle of step 5, the last checkpoint is of step 4
+            if (
+                index == 5 * accumulation - 1
+            ):  # in the middle of step 5, the last checkpoint is of step 4
                 raise Cut
             yield batch
 
@@ -90,7 +97,10 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(tmp_pat
 
 
 def with_layers_of_one_name() -> keras.Model:
-    """Nested models name their layers by themselves: two kernels are called `inner/kernel`, two `head/kernel`."""
+    """Nested models name their layers by themselves.
+
+    Two kernels are called `inner/kernel`, two `head/kernel`.
+    """
 
     def nested(width, units, name):
         inputs = keras.Input((None, width))
@@ -114,7 +124,9 @@ def test_variables_of_one_path_are_all_saved_and_restored(tmp_path):
     assert resumed.restore() == 2
     for own, value in zip(resumed.model.weights, expected, strict=True):
         np.testing.assert_array_equal(own, value)
-    for own, value in zip((slot for pair in resumed.optimizer.slots() for slot in pair), slots, strict=True):
+    for own, value in zip(
+        (slot for pair in resumed.optimizer.slots() for slot in pair), slots, strict=True
+    ):
         np.testing.assert_array_equal(own, value)
 
 
@@ -125,7 +137,11 @@ def test_the_checkpoint_holds_weights_slots_step_and_seeds_under_their_names(tmp
     assert {"words/embeddings", "dense/kernel", "LayerNorm/gamma", "head/bias"} <= weights
     slots = {f"{name}/{slot}" for name in weights for slot in ("adam_m", "adam_v")}
     found = checkpoint.read(tmp_path / "model.ckpt-2")
-    assert set(found) == weights | slots | {"global_step", "tfquant/state/seed_0", "tfquant/state/seed_1"}
+    assert set(found) == weights | slots | {
+        "global_step",
+        "tfquant/state/seed_0",
+        "tfquant/state/seed_1",
+    }
     assert found["global_step"] == 2 and found.dtypes["global_step"] == tf.int64
 
 
@@ -143,7 +159,9 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path):
     for accumulation, stream in ((1, joined), (3, single)):
         keras.utils.set_random_seed(0)
         model = make_model(dropout=0.0)
-        trainer = make_trainer(tmp_path / str(accumulation), 3, model=model, accumulation=accumulation)
+        trainer = make_trainer(
+            tmp_path / str(accumulation), 3, model=model, accumulation=accumulation
+        )
         trainer.fit(stream)
         results.append([v.numpy() for v in model.weights])
     for one, two in zip(*results, strict=True):
@@ -165,7 +183,9 @@ def test_gradients_are_averaged_then_clipped_by_their_global_norm(tmp_path):
         size = 2
 
         def average(self, tensors):
-            *gradients, scalars = map(tf.convert_to_tensor, tensors)  # those of the embedding arrive sparse
+            *gradients, scalars = map(
+                tf.convert_to_tensor, tensors
+            )  # those of the embedding arrive sparse
             seen.append(gradients)
             return [100.0 * g for g in gradients] + [scalars]
 
@@ -213,7 +233,9 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_weights(tmp_pat
         for index, batch in enumerate(batches(start), start):
             yield batch | {"factor": np.float32(np.nan if index == 2 else 1.0).reshape(1)}
 
-    trainer = make_trainer(tmp_path, loss=lambda model, batch: loss(model, batch) * batch["factor"][0])
+    trainer = make_trainer(
+        tmp_path, loss=lambda model, batch: loss(model, batch) * batch["factor"][0]
+    )
     with pytest.raises(NonFiniteLossError, match="step 3.*learning rate"):
         trainer.fit(poisoned)
     assert trainer.step == 2
@@ -250,10 +272,15 @@ def test_a_finished_run_says_so_and_does_nothing(tmp_path, capsys):
 def test_resuming_a_different_model_lists_every_difference_and_changes_nothing(tmp_path):
     make_trainer(tmp_path, 2).fit(batches)
     ids = keras.Input((None,), dtype="int32")
-    other = keras.Model(ids, keras.layers.Dense(3, name="head")(keras.layers.Embedding(7, 6, name="words")(ids)))
+    other = keras.Model(
+        ids, keras.layers.Dense(3, name="head")(keras.layers.Embedding(7, 6, name="words")(ids))
+    )
     before = [v.numpy() for v in other.weights]
     trainer = make_trainer(tmp_path, model=other)
-    with pytest.raises(ValueError, match=r"embeddings has shape \(11, 6\) instead of \(7, 6\).*head/kernel has shape"):
+    with pytest.raises(
+        ValueError,
+        match=r"embeddings has shape \(11, 6\) instead of \(7, 6\).*head/kernel has shape",
+    ):
         trainer.restore()
     assert all(np.array_equal(v.numpy(), b) for v, b in zip(other.weights, before, strict=True))
 
@@ -293,7 +320,9 @@ def test_a_custom_writer_sees_all_state_and_its_extra_tensors_do_not_disturb_res
 
 def test_speed_and_scalars_are_reported(tmp_path, capsys):
     summary = make_trainer(tmp_path, 6, log_every=3).fit(batches)
-    assert summary.seconds > 0 and 0 < summary.examples_per_second < summary.steady_examples_per_second
+    assert (
+        summary.seconds > 0 and 0 < summary.examples_per_second < summary.steady_examples_per_second
+    )
     assert "examples/s" in capsys.readouterr().err
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0})
     events.Reload()
@@ -303,7 +332,14 @@ def test_speed_and_scalars_are_reported(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "options", [{"total_steps": 0}, {"accumulation": 0}, {"checkpoint_every": -1}, {"clip_norm": 0.0}, {"log_every": 0}]
+    "options",
+    [
+        {"total_steps": 0},
+        {"accumulation": 0},
+        {"checkpoint_every": -1},
+        {"clip_norm": 0.0},
+        {"log_every": 0},
+    ],
 )
 def test_options_out_of_range_are_refused_by_name(options, tmp_path):
     with pytest.raises(ValueError, match=next(iter(options))):

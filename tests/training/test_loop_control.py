@@ -1,4 +1,7 @@
-"""What interrupts or accompanies training: SIGTERM, overflowing gradients, hooks, further state, several ranks."""
+"""What interrupts or accompanies training.
+
+SIGTERM, overflowing gradients, hooks, further state, several ranks.
+"""
 
 import os
 import signal
@@ -9,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tfquant import checkpoint
-from tfquant.distributed import DivergedError, Single
+from tfquant.distributed.group import DivergedError, Single
 from tfquant.training import BertAdamW, NonFiniteLossError, Trainer, TrainOptions
 from tfquant.training.hooks import Hook
 from tfquant.training.loop import TrainingInterrupted
@@ -36,7 +39,12 @@ def batches(start):
 
 def make(folder, steps=6, *, loss=loss, loss_scale=None, accumulation=1, every=0, **given):
     options = TrainOptions(
-        folder, steps, accumulation=accumulation, checkpoint_every=every, keep_checkpoints=0, loss_scale=loss_scale
+        folder,
+        steps,
+        accumulation=accumulation,
+        checkpoint_every=every,
+        keep_checkpoints=0,
+        loss_scale=loss_scale,
     )
     return Trainer(Line(), loss, BertAdamW(0.01), options, **given)
 
@@ -59,12 +67,18 @@ def killing(number, start=0, by=signal.SIGTERM):
         yield batch
 
 
-@pytest.mark.parametrize(("accumulation", "by"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (1, signal.SIGUSR1)])
-def test_a_signal_to_stop_finishes_the_step_and_saves_it_and_the_resumed_run_ends_the_same(tmp_path, accumulation, by, capsys):
+@pytest.mark.parametrize(
+    ("accumulation", "by"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (1, signal.SIGUSR1)]
+)
+def test_a_signal_to_stop_finishes_the_step_and_saves_it_and_the_resumed_run_ends_the_same(
+    tmp_path, accumulation, by, capsys
+):
     make(tmp_path / "whole", accumulation=accumulation).fit(batches)
     before = signal.getsignal(by)
     with pytest.raises(TrainingInterrupted) as caught:
-        make(tmp_path / "cut", accumulation=accumulation).fit(lambda start: killing(2 * accumulation, start, by))
+        make(tmp_path / "cut", accumulation=accumulation).fit(
+            lambda start: killing(2 * accumulation, start, by)
+        )
     assert signal.getsignal(by) is before
     assert (caught.value.code, caught.value.step) == (0, 3)
     assert caught.value.checkpoint == str(tmp_path / "cut" / "model.ckpt-3")
@@ -72,7 +86,10 @@ def test_a_signal_to_stop_finishes_the_step_and_saves_it_and_the_resumed_run_end
     again = make(tmp_path / "cut", accumulation=accumulation)
     assert again.restore() == 3
     again.fit(batches)
-    assert_same(everything(tmp_path / "whole" / "model.ckpt-6"), everything(tmp_path / "cut" / "model.ckpt-6"))
+    assert_same(
+        everything(tmp_path / "whole" / "model.ckpt-6"),
+        everything(tmp_path / "cut" / "model.ckpt-6"),
+    )
 
 
 def test_a_sigterm_too_late_for_any_step_is_not_lost(tmp_path):
@@ -94,7 +111,9 @@ def test_outside_the_main_thread_training_works_without_a_handler(tmp_path):
 
 
 class Other(Single):
-    """A group of two whose other rank always sends the same gradients as this one, but its own loss and wish to stop."""
+    """A group of two whose other rank always sends the same gradients as this one, but its own loss
+    and wish to stop.
+    """
 
     size = 2
 
@@ -114,7 +133,11 @@ def test_a_wish_to_stop_of_another_rank_stops_this_one_at_the_same_step(tmp_path
 
 def test_the_loss_shown_is_the_mean_over_ranks(tmp_path):
     alone = make(tmp_path / "one", 1).fit(batches).loss
-    np.testing.assert_allclose(make(tmp_path / "two", 1, group=Other(loss=4.0)).fit(batches).loss, (alone + 4.0) / 2, rtol=1e-6)
+    np.testing.assert_allclose(
+        make(tmp_path / "two", 1, group=Other(loss=4.0)).fit(batches).loss,
+        (alone + 4.0) / 2,
+        rtol=1e-6,
+    )
 
 
 def test_a_loss_not_finite_on_another_rank_stops_this_one_too(tmp_path):
@@ -154,11 +177,16 @@ def test_a_gradient_whose_norm_alone_overflows_blames_no_variable(tmp_path):
 
 
 def half(model, batch):
-    """The gradient passes through float16 three times as large as the scale: 2**15 overflows, 2**14 does not."""
+    """The gradient passes through float16 three times as large as the scale.
+
+    2**15 overflows, 2**14 does not.
+    """
     return tf.cast(tf.cast(loss(model, batch), tf.float16) * 3.0, tf.float32)
 
 
-def test_a_step_that_overflows_is_skipped_with_half_the_scale_and_a_resumed_run_ends_the_same(tmp_path):
+def test_a_step_that_overflows_is_skipped_with_half_the_scale_and_a_resumed_run_ends_the_same(
+    tmp_path,
+):
     seen = []
     whole = make(tmp_path / "whole", loss=half, loss_scale="dynamic", every=1)
     start = [w.numpy() for w in whole.model.weights]
@@ -179,12 +207,18 @@ def test_a_step_that_overflows_is_skipped_with_half_the_scale_and_a_resumed_run_
     resumed = make(tmp_path / "resumed", loss=half, loss_scale="dynamic")
     assert resumed.restore(tmp_path / "whole" / "model.ckpt-3") == 3
     resumed.fit(batches)
-    assert_same(everything(tmp_path / "whole" / "model.ckpt-6"), everything(tmp_path / "resumed" / "model.ckpt-6"))
+    assert_same(
+        everything(tmp_path / "whole" / "model.ckpt-6"),
+        everything(tmp_path / "resumed" / "model.ckpt-6"),
+    )
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_scaling_by_powers_of_two_changes_no_weight_where_nothing_overflows(tmp_path, accumulation):
-    plain, scaled = (make(tmp_path / str(kind), loss_scale=kind, accumulation=accumulation) for kind in (None, "dynamic"))
+    plain, scaled = (
+        make(tmp_path / str(kind), loss_scale=kind, accumulation=accumulation)
+        for kind in (None, "dynamic")
+    )
     plain.fit(batches)
     scaled.fit(batches)
     assert int(scaled._scale.good_steps) == 6
@@ -193,7 +227,9 @@ def test_scaling_by_powers_of_two_changes_no_weight_where_nothing_overflows(tmp_
 
 
 def test_scaling_gives_up_when_no_smaller_scale_is_left(tmp_path):
-    trainer = make(tmp_path, 50, loss=lambda model, batch: loss(model, batch) * np.nan, loss_scale="dynamic")
+    trainer = make(
+        tmp_path, 50, loss=lambda model, batch: loss(model, batch) * np.nan, loss_scale="dynamic"
+    )
     with pytest.raises(NonFiniteLossError, match="step 16"):
         trainer.fit(batches)
     assert trainer.step == 15 and float(trainer._scale.factor) == 1.0
@@ -210,7 +246,9 @@ def test_the_scale_doubles_after_enough_good_steps_up_to_its_bound():
     assert bool(scale.bad()) and (float(scale.factor), int(scale.good_steps)) == (LARGEST / 2, 0)
 
 
-@pytest.mark.parametrize("arguments", [{"initial": 0.5}, {"initial": float("nan")}, {"growth_steps": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"initial": 0.5}, {"initial": float("nan")}, {"growth_steps": 0}]
+)
 def test_scale_arguments_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="initial|growth_steps"):
         DynamicLossScale(**arguments)
@@ -225,7 +263,12 @@ class Masked(Hook):
     """Multiplies the first weight with a mask, and counts."""
 
     def __init__(self):
-        self.mask, self.count, self.steps, self.model = tf.Variable([1.0, 0.0]), tf.Variable(0), [], None
+        self.mask, self.count, self.steps, self.model = (
+            tf.Variable([1.0, 0.0]),
+            tf.Variable(0),
+            [],
+            None,
+        )
 
     def state(self):
         return {"mask": self.mask, "updates": self.count}
@@ -254,7 +297,9 @@ def test_hooks_run_before_each_step_and_after_each_update_and_their_state_is_res
     assert first != 0.5 and second == 0.0  # the mask came after the update
     again, hook = masked(tmp_path, 4)
     hook.mask.assign([0.0, 0.0])
-    assert again.restore() == 2 and int(hook.count) == 2 and hook.mask.numpy().tolist() == [1.0, 0.0]
+    assert (
+        again.restore() == 2 and int(hook.count) == 2 and hook.mask.numpy().tolist() == [1.0, 0.0]
+    )
     again.fit(batches)
     assert hook.steps == [2, 3] and int(hook.count) == 4
 

@@ -17,7 +17,10 @@ def small_model() -> keras.Model:
 
 def reference_step(weight, m, v, gradient, rate, decay):
     """BERT's AdamW in float64: no bias correction, decay beside the gradient, not in it."""
-    beta_1, beta_2 = float(np.float32(0.9)), float(np.float32(0.999))  # 1 - beta_2 is where the rounding shows
+    beta_1, beta_2 = (
+        float(np.float32(0.9)),
+        float(np.float32(0.999)),
+    )  # 1 - beta_2 is where the rounding shows
     m = beta_1 * m + (1 - beta_1) * gradient
     v = beta_2 * v + (1 - beta_2) * gradient**2
     return weight - rate * (m / (np.sqrt(v) + 1e-6) + decay * weight), m, v
@@ -32,16 +35,23 @@ def test_ten_steps_equal_the_definition_with_decay_on_kernels_only():
     expected = [(v.numpy().astype(np.float64), 0.0, 0.0) for v in variables]
     apply = tf.function(lambda gradients: optimizer.apply(gradients, variables))
     for step in range(10):
-        gradients = [rng.normal(size=v.shape).astype(np.float32) * 10.0 ** rng.integers(-4, 2) for v in variables]
+        gradients = [
+            rng.normal(size=v.shape).astype(np.float32) * 10.0 ** rng.integers(-4, 2)
+            for v in variables
+        ]
         apply([tf.constant(g) for g in gradients])
         rate = 0.05 * (step / 4 if step < 4 else (20 - step) / 16)
         expected = [
-            reference_step(*state, g.astype(np.float64), rate, 0.01 if v.path == "dense/kernel" else 0.0)
+            reference_step(
+                *state, g.astype(np.float64), rate, 0.01 if v.path == "dense/kernel" else 0.0
+            )
             for state, g, v in zip(expected, gradients, variables, strict=True)
         ]
     for variable, (m, v), reference in zip(variables, optimizer.slots(), expected, strict=True):
         for ours, theirs in zip((variable, m, v), reference, strict=True):
-            np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-5, atol=1e-7, err_msg=variable.path)
+            np.testing.assert_allclose(
+                ours.numpy(), theirs, rtol=1e-5, atol=1e-7, err_msg=variable.path
+            )
     assert int(optimizer.iterations.numpy()) == 10
 
 
@@ -62,9 +72,15 @@ def test_variables_without_a_gradient_are_neither_moved_nor_decayed():
 
 
 def test_optimizer_and_schedule_survive_saving_of_their_settings():
-    optimizer = BertAdamW(WarmupLinearDecay(1e-4, 100, 10), weight_decay=0.02, not_decayed=["gamma"])
+    optimizer = BertAdamW(
+        WarmupLinearDecay(1e-4, 100, 10), weight_decay=0.02, not_decayed=["gamma"]
+    )
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
-    assert isinstance(again, BertAdamW) and again.not_decayed == ("gamma",) and again.weight_decay == 0.02
+    assert (
+        isinstance(again, BertAdamW)
+        and again.not_decayed == ("gamma",)
+        and again.weight_decay == 0.02
+    )
     assert float(again._learning_rate(55)) == pytest.approx(5e-5)
 
 
@@ -72,9 +88,12 @@ def test_optimizer_and_schedule_survive_saving_of_their_settings():
 def test_schedule_rises_to_the_peak_without_a_jump_and_falls_to_zero(warmup):
     schedule = WarmupLinearDecay(3e-5, total_steps=100, warmup_steps=warmup)
     rates = np.array([float(schedule(step)) for step in range(102)])
-    # Reference: the decay starts from the adjusted rate, so that it passes through the peak where the warm-up ends.
+    # Reference: the decay starts from the adjusted rate, so that it passes through the peak where
+    # the warm-up ends.
     start = 3e-5 / (1 - warmup / 100)
-    expected = [3e-5 * t / warmup if t < warmup else start * (1 - t / 100) for t in range(101)] + [0.0]
+    expected = [3e-5 * t / warmup if t < warmup else start * (1 - t / 100) for t in range(101)] + [
+        0.0
+    ]
     np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-12)
     assert rates.max() == pytest.approx(3e-5) and int(rates.argmax()) == warmup
 

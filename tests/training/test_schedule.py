@@ -1,4 +1,7 @@
-"""When quantization is switched on in training, and when and how fast ranges move: through Trainer and through Keras."""
+"""When quantization is switched on in training, and when and how fast ranges move.
+
+Through Trainer and through Keras.
+"""
 
 import keras
 import numpy as np
@@ -7,7 +10,13 @@ import tensorflow as tf
 
 import tfquant
 from tests.few import few
-from tfquant.training import BertAdamW, QuantizationCallback, QuantizationSchedule, Trainer, TrainOptions
+from tfquant.training import (
+    BertAdamW,
+    QuantizationCallback,
+    QuantizationSchedule,
+    Trainer,
+    TrainOptions,
+)
 from tfquant.variables import path_of, resource
 
 RNG = np.random.default_rng(3)
@@ -27,9 +36,13 @@ class Dropping(keras.layers.Layer):
 def network(update="frozen", fmt="int3"):
     keras.utils.set_random_seed(0)
     x = keras.Input((6,), name="x")
-    y = keras.layers.Dense(3, name="classes")(Dropping()(keras.layers.Dense(5, "relu", name="hidden")(x)))
+    y = keras.layers.Dense(3, name="classes")(
+        Dropping()(keras.layers.Dense(5, "relu", name="hidden")(x))
+    )
     model = keras.Model(x, y)
-    recipe = tfquant.recipe("int8_residual_float").with_spec(roles=["weight", "linear_input"], format=fmt, update=update)
+    recipe = tfquant.recipe("int8_residual_float").with_spec(
+        roles=["weight", "linear_input"], format=fmt, update=update
+    )
     return model, tfquant.quantize(model, recipe, calibration=[X])
 
 
@@ -47,7 +60,9 @@ def batches(start):
 def train(folder, quantized, steps, **schedule):
     optimizer = BertAdamW(0.01)
     hooks = [QuantizationSchedule(quantized, optimizer, **schedule)] if schedule else []
-    trainer = Trainer(quantized, loss, optimizer, TrainOptions(folder, steps, keep_checkpoints=0), hooks=hooks)
+    trainer = Trainer(
+        quantized, loss, optimizer, TrainOptions(folder, steps, keep_checkpoints=0), hooks=hooks
+    )
     trainer.restore()
     trainer.fit(batches)
 
@@ -57,7 +72,11 @@ def values(model):
 
 
 def ranges_of(model):
-    return {path_of(v): v.numpy() for v in model.weights if "ranges/" in path_of(v) or path_of(v).endswith(("lower", "upper"))}
+    return {
+        path_of(v): v.numpy()
+        for v in model.weights
+        if "ranges/" in path_of(v) or path_of(v).endswith(("lower", "upper"))
+    }
 
 
 def test_until_its_start_step_training_is_float_and_then_quantized_without_another_trace(tmp_path):
@@ -96,7 +115,11 @@ def test_after_the_switch_the_gradient_is_that_of_the_quantized_network():
 
     hook.before_step(0)
     in_float = gradients(latent)
-    assert all(np.all(g == 0) for g, v in zip(in_float, latent.trainable_variables, strict=True) if "ranges" in path_of(v))
+    assert all(
+        np.all(g == 0)
+        for g, v in zip(in_float, latent.trainable_variables, strict=True)
+        if "ranges" in path_of(v)
+    )
     hook.before_step(1)
     for one, two in zip(gradients(latent), gradients(plain), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
@@ -110,7 +133,9 @@ def test_prediction_is_quantized_before_the_start_step_too():
     assert np.abs(before - model(X)).max() > 0.01
 
 
-@pytest.mark.parametrize("update", few(["lsq", "tqt", "pact", "moving_average"], ("tqt", "moving_average")))
+@pytest.mark.parametrize(
+    "update", few(["lsq", "tqt", "pact", "moving_average"], ("tqt", "moving_average"))
+)
 def test_ranges_move_only_between_their_start_and_their_freeze_step(tmp_path, update):
     _, quantized = network(update)
     schedule = {"range_start_step": 2, "range_freeze_step": 4}
@@ -118,12 +143,20 @@ def test_ranges_move_only_between_their_start_and_their_freeze_step(tmp_path, up
     for steps in (1, 2, 3, 4, 5, 6):
         train(tmp_path, quantized, steps, **schedule)
         history.append(ranges_of(quantized))
-    moved = [any(not np.array_equal(a[n], b[n]) for n in a) for a, b in zip(history, history[1:], strict=False)]
+    moved = [
+        any(not np.array_equal(a[n], b[n]) for n in a)
+        for a, b in zip(history, history[1:], strict=False)
+    ]
     assert moved == [False, False, True, True, False, False]
 
 
 def test_a_schedule_resumes_exactly(tmp_path):
-    schedule = {"quant_start_step": 2, "range_start_step": 3, "range_freeze_step": 6, "range_rate": 0.5}
+    schedule = {
+        "quant_start_step": 2,
+        "range_start_step": 3,
+        "range_freeze_step": 6,
+        "range_rate": 0.5,
+    }
     _, whole = network("lsq")
     train(tmp_path / "whole", whole, 8, **schedule)
     for stop in (4, 8):
@@ -136,7 +169,9 @@ def test_a_schedule_resumes_exactly(tmp_path):
 
 
 def one_step(optimizer, **schedule):
-    """(ranges before, after, other weights after) two steps of a learned network; ranges all in one float64 vector."""
+    """(ranges before, after, other weights after) two steps of a learned network; ranges all in one
+    float64 vector.
+    """
     _, quantized = network("lsq")
     if schedule:
         QuantizationSchedule(quantized, optimizer, **schedule).before_step(0)
@@ -170,14 +205,20 @@ def test_with_adam_a_range_rate_is_a_learning_rate_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: keras.optimizers.SGD(0.1, momentum=0.9), lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1)]
+    "make",
+    [
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+        lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
+    ],
 )
 def test_frozen_means_frozen_under_momentum_and_decay_and_other_weights_train_as_ever(make):
     before, after, others = one_step(make(), range_start_step=5)
     np.testing.assert_array_equal(before, after)
     before, after, _ = one_step(make())
     assert not np.array_equal(before, after)
-    fresh = [v.numpy() for v in network("lsq")[1].trainable_variables if "ranges/" not in path_of(v)]
+    fresh = [
+        v.numpy() for v in network("lsq")[1].trainable_variables if "ranges/" not in path_of(v)
+    ]
     assert all(not np.array_equal(a, b) for a, b in zip(others, fresh, strict=True))
 
 
@@ -189,14 +230,19 @@ def test_fit_of_keras_follows_the_same_schedule():
         def on_train_batch_end(self, batch, logs=None):
             history.append(ranges_of(quantized))
 
-    quantized.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    quantized.compile(
+        keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
     callback = QuantizationCallback(range_start_step=1, range_freeze_step=3, quant_start_step=1)
     fit = {"batch_size": 16, "shuffle": False, "verbose": 0, "callbacks": [callback, Watch()]}
     before = ranges_of(quantized)
     quantized.fit(X, Y, epochs=1, **fit)
     quantized.fit(X, Y, epochs=1, **fit)
     steps = [before, *history]
-    moved = [any(not np.array_equal(a[n], b[n]) for n in a) for a, b in zip(steps, steps[1:], strict=False)]
+    moved = [
+        any(not np.array_equal(a[n], b[n]) for n in a)
+        for a, b in zip(steps, steps[1:], strict=False)
+    ]
     assert moved == [False, True, True, False] + [False] * 4
 
 
@@ -207,7 +253,10 @@ def test_what_has_no_effect_or_no_sense_is_refused():
         ({"range_rate": 2.0}, "range_rate is 2.0, but no range of this model is learned"),
         ({"range_freeze_step": 3}, "have no effect, all ranges are frozen"),
         ({"quant_start_step": -1}, "quant_start_step is -1"),
-        ({"range_start_step": 4, "range_freeze_step": 4}, "range_freeze_step is 4; it must be above"),
+        (
+            {"range_start_step": 4, "range_freeze_step": 4},
+            "range_freeze_step is 4; it must be above",
+        ),
         ({"range_rate": 0.0}, "range_rate is 0.0"),
         ({"range_rate": float("nan")}, "range_rate is nan"),
     ]
@@ -230,6 +279,12 @@ def test_a_fast_range_stays_a_range():
 
 def test_a_fit_that_ends_before_quantization_begins_says_so():
     _, quantized = network("lsq")
-    quantized.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    with pytest.warns(UserWarning, match="quant_start_step=5 was not reached: all 4 steps were made in float"):
-        quantized.fit(X, Y, batch_size=16, verbose=0, callbacks=[QuantizationCallback(quant_start_step=5)])
+    quantized.compile(
+        keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    with pytest.warns(
+        UserWarning, match="quant_start_step=5 was not reached: all 4 steps were made in float"
+    ):
+        quantized.fit(
+            X, Y, batch_size=16, verbose=0, callbacks=[QuantizationCallback(quant_start_step=5)]
+        )

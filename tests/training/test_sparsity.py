@@ -21,7 +21,9 @@ def two_largest_of_four(values):
 
 
 def test_masks_keep_the_two_largest_of_four_along_the_inputs():
-    variable = kernel(8, 6)  # 6 outputs: groups along the wrong axis would be refused or found wrong
+    variable = kernel(
+        8, 6
+    )  # 6 outputs: groups along the wrong axis would be refused or found wrong
     before = variable.numpy()
     sparsity = StructuredSparsity([variable])
     (name, mask), *rest = sparsity.state().items()
@@ -38,7 +40,10 @@ def test_kernels_of_one_path_are_all_kept_sparse(count):
     kernels = [kernel(seed=seed, name="d/kernel") for seed in range(count)]
     wanted = [v.numpy() * two_largest_of_four(v.numpy()) for v in kernels]
     sparsity = StructuredSparsity([*kernels, kernels[0]])
-    assert list(sparsity.state()) == ["tfquant/masks/d/kernel", *(f"tfquant/masks/d/kernel#{n}" for n in range(2, count + 1))]
+    assert list(sparsity.state()) == [
+        "tfquant/masks/d/kernel",
+        *(f"tfquant/masks/d/kernel#{n}" for n in range(2, count + 1)),
+    ]
     sparsity.before_step(0)
     for variable, value in zip(kernels, wanted, strict=True):
         np.testing.assert_array_equal(variable, value)
@@ -86,7 +91,11 @@ def encoder():
 
 def train(folder, steps, stop=None):
     model = encoder()
-    sparsity = StructuredSparsity(encoder_kernels(model.trainable_variables, "^intermediate/kernel$"), begin_step=2, frequency=2)
+    sparsity = StructuredSparsity(
+        encoder_kernels(model.trainable_variables, "^intermediate/kernel$"),
+        begin_step=2,
+        frequency=2,
+    )
     rng = np.random.default_rng(3)
     data = [{"x": rng.normal(size=(4, 8)).astype(np.float32)} for _ in range(steps)]
     trainer = Trainer(
@@ -104,7 +113,9 @@ def train(folder, steps, stop=None):
 def test_training_keeps_the_pattern_and_resumes_exactly(tmp_path):
     whole = train(tmp_path / "whole", 7)
     check({"intermediate/kernel": whole.get_layer("intermediate").kernel.numpy()}, "2x4")
-    train(tmp_path / "parts", 7, stop=5)  # 5 is no step at which masks are made: they must come from the checkpoint
+    train(
+        tmp_path / "parts", 7, stop=5
+    )  # 5 is no step at which masks are made: they must come from the checkpoint
     resumed = train(tmp_path / "parts", 7)
     for a, b in zip(whole.weights, resumed.weights, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -116,7 +127,9 @@ def test_check_names_the_first_kernel_without_zeros():
     bad[5, 1] = 0.5
     check({"good": good})
     check({"good": np.zeros_like(good)})
-    with pytest.raises(ValueError, match="kernel bad is not 2x4 sparse: inputs 4 to 7 of output 1 have 1 zeros"):
+    with pytest.raises(
+        ValueError, match="kernel bad is not 2x4 sparse: inputs 4 to 7 of output 1 have 1 zeros"
+    ):
         check({"good": good, "bad": bad, "later": bad})
 
 

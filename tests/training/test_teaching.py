@@ -1,4 +1,7 @@
-"""Distillation as a loss of a Trainer: its terms, its gradients, students and teachers of any size, exact resume."""
+"""Distillation as a loss of a Trainer.
+
+Its terms, its gradients, students and teachers of any size, exact resume.
+"""
 
 import itertools
 
@@ -25,7 +28,9 @@ INPUTS = ("input_ids", "input_mask", "segment_ids")
 
 
 def network(seed=0, layers=1, dropout=False, **changes):
-    return modeling.build_squad_model(models.bert_config(layers, **changes), dropout=dropout, seed=seed)
+    return modeling.build_squad_model(
+        models.bert_config(layers, **changes), dropout=dropout, seed=seed
+    )
 
 
 def batch(index=0, rows=2, length=5):
@@ -40,13 +45,19 @@ def tensors(index=0):
 
 
 def hard(outputs, batch):
-    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], outputs["start_logits"]))
+    return tf.reduce_mean(
+        tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], outputs["start_logits"])
+    )
 
 
 def distil(student, teacher, mask=lambda batch: batch["input_mask"], **options):
     options = {"logits_scale": 2.0, "hidden_scale": 3.0, "attention_scale": 5.0} | options
     return Distillation(
-        student, teacher, hard, inputs=lambda batch: {n: batch[n] for n in INPUTS}, mask=mask,
+        student,
+        teacher,
+        hard,
+        inputs=lambda batch: {n: batch[n] for n in INPUTS},
+        mask=mask,
         options=DistillationOptions(**options),
     )
 
@@ -59,7 +70,12 @@ def teacher():
 def quantized(model, update="frozen"):
     spec = tfquant.QuantSpec(method="max", update=update)
     recipe = tfquant.Recipe((tfquant.Rule(spec, role=("weight", "linear_input")),))
-    return tfquant.quantize(model, recipe, calibration=[{n: batch(i)[n] for n in INPUTS} for i in range(2)], progress=False)
+    return tfquant.quantize(
+        model,
+        recipe,
+        calibration=[{n: batch(i)[n] for n in INPUTS} for i in range(2)],
+        progress=False,
+    )
 
 
 def states(model, data, layers):
@@ -82,23 +98,40 @@ def test_the_loss_is_the_scaled_sum_of_terms_that_follow_from_the_mapped_layers(
     )
     pairs = zip(states(student, data, (0, 1)), states(teacher, data, (0, 2)), strict=True)
     real = batch()["input_mask"].astype(bool)
-    assert parts["hidden"] == pytest.approx(np.mean([((s - t)[real] ** 2).mean() for s, t in pairs]), rel=1e-4)
-    assert parts["hard"] == pytest.approx(float(hard(student({n: data[n] for n in INPUTS}), data)), rel=1e-4)
-    assert set(distil(student, teacher, hidden_scale=0.0, attention_scale=0.0).parts(data)) == {"hard", "logits"}
-    assert set(distil(student, teacher, logits_scale=0.0, hidden_scale=0.0).parts(data)) == {"hard", "attention"}
+    assert parts["hidden"] == pytest.approx(
+        np.mean([((s - t)[real] ** 2).mean() for s, t in pairs]), rel=1e-4
+    )
+    assert parts["hard"] == pytest.approx(
+        float(hard(student({n: data[n] for n in INPUTS}), data)), rel=1e-4
+    )
+    assert set(distil(student, teacher, hidden_scale=0.0, attention_scale=0.0).parts(data)) == {
+        "hard",
+        "logits",
+    }
+    assert set(distil(student, teacher, logits_scale=0.0, hidden_scale=0.0).parts(data)) == {
+        "hard",
+        "attention",
+    }
 
 
 def test_values_of_a_regression_are_compared_by_their_squared_error(teacher):
     student, data = network(layers=2), tensors()
     inputs = {n: data[n] for n in INPUTS}
     loss = Distillation(
-        student, teacher, hard, inputs=lambda batch: {n: batch[n] for n in INPUTS}, options=DistillationOptions(logits_scale=2.0),
-        logits=lambda outputs, batch: [outputs["start_logits"][:, :1]], regression=True,
-    )  # fmt: skip
+        student,
+        teacher,
+        hard,
+        inputs=lambda batch: {n: batch[n] for n in INPUTS},
+        options=DistillationOptions(logits_scale=2.0),
+        logits=lambda outputs, batch: [outputs["start_logits"][:, :1]],
+        regression=True,
+    )
     ours, theirs = (model(inputs)["start_logits"].numpy()[:, 0] for model in (student, teacher))
     parts = {name: float(value) for name, value in loss.parts(data).items()}
     assert parts["logits"] == pytest.approx(np.mean((ours - theirs) ** 2), rel=1e-4) != 0.0
-    assert float(loss(student, data)) == pytest.approx(parts["hard"] + 2 * parts["logits"], rel=1e-5)
+    assert float(loss(student, data)) == pytest.approx(
+        parts["hard"] + 2 * parts["logits"], rel=1e-5
+    )
 
 
 def test_layers_may_be_mapped_by_hand_and_a_layer_may_teach_several(teacher):
@@ -114,7 +147,11 @@ def test_layers_may_be_mapped_by_hand_and_a_layer_may_teach_several(teacher):
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn():
     student = network(seed=3)
     parts = distil(student, network(seed=3)).parts(tensors())
-    assert max(abs(float(parts[name])) for name in ("logits", "hidden", "attention")) < 1e-9 < float(parts["hard"])
+    assert (
+        max(abs(float(parts[name])) for name in ("logits", "hidden", "attention"))
+        < 1e-9
+        < float(parts["hard"])
+    )
 
 
 def test_padding_has_no_share_in_what_is_learned_from_inside(teacher):
@@ -131,20 +168,30 @@ def test_padding_has_no_share_in_what_is_learned_from_inside(teacher):
 @pytest.mark.parametrize("options", [{}, {"hidden_scale": 0.0}])
 def test_padding_is_found_in_the_student_unless_a_mask_is_given(teacher, options):
     student, data = network(), tensors()
-    given, found, none = (distil(student, teacher, mask, **options).parts(data) for mask in (
-        lambda batch: batch["input_mask"], "auto", None,
-    ))  # fmt: skip
+    given, found, none = (
+        distil(student, teacher, mask, **options).parts(data)
+        for mask in (
+            lambda batch: batch["input_mask"],
+            "auto",
+            None,
+        )
+    )
     assert float(found["attention"]) == pytest.approx(float(given["attention"]), rel=1e-6)
-    assert float(found.get("hidden", 0.0)) == pytest.approx(float(given.get("hidden", 0.0)), rel=1e-6)
+    assert float(found.get("hidden", 0.0)) == pytest.approx(
+        float(given.get("hidden", 0.0)), rel=1e-6
+    )
     assert float(none["attention"]) != pytest.approx(float(given["attention"]), rel=1e-2)
 
 
-@pytest.mark.parametrize("options", [
-    {"hidden_scale": 0.0, "attention_scale": 0.0, "direction": "teacher_student"},
-    {"logits_scale": 0.0, "attention_scale": 0.0},
-    {"logits_scale": 0.0, "hidden_scale": 0.0},
-    {},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden_scale": 0.0, "attention_scale": 0.0, "direction": "teacher_student"},
+        {"logits_scale": 0.0, "attention_scale": 0.0},
+        {"logits_scale": 0.0, "hidden_scale": 0.0},
+        {},
+    ],
+)
 def test_gradients_of_student_and_projections_agree_with_finite_differences(options):
     student, data = network(), tensors()
     loss = distil(student, network(seed=1, hidden_size=24, num_attention_heads=3), **options)
@@ -152,7 +199,9 @@ def test_gradients_of_student_and_projections_agree_with_finite_differences(opti
     run = tf.function(lambda: loss(student, data), autograph=False)
     with tf.GradientTape() as tape:
         value = run()
-    gradients = [None if g is None else tf.convert_to_tensor(g) for g in tape.gradient(value, variables)]
+    gradients = [
+        None if g is None else tf.convert_to_tensor(g) for g in tape.gradient(value, variables)
+    ]
     assert all(g is not None for g in gradients[len(student.trainable_variables) :])
     moved = [(v, g) for v, g in zip(variables, gradients, strict=True) if g is not None]
     norm = float(tf.linalg.global_norm([g for _, g in moved]))
@@ -169,7 +218,9 @@ def test_no_gradient_reaches_the_teacher():
     loss = distil(student, teacher)
     with tf.GradientTape() as tape:
         value = loss(student, tensors())
-    assert all(g is None for g in tape.gradient(value, [v.value for v in teacher.trainable_variables]))
+    assert all(
+        g is None for g in tape.gradient(value, [v.value for v in teacher.trainable_variables])
+    )
 
 
 def test_a_teacher_with_dropout_teaches_without_it():
@@ -191,10 +242,14 @@ def test_a_quantized_student_of_another_size_learns_and_resumes_bit_for_bit(tmp_
         student = quantized(network(dropout=True), update="lsq")
         loss = distil(student, wide_teacher())
         trainer = Trainer(
-            student, loss, BertAdamW(1e-2), TrainOptions(tmp_path, 6, checkpoint_every=2, keep_checkpoints=0),
-            loss_variables=loss.variables, seeds=seed_variables(student),
+            student,
+            loss,
+            BertAdamW(1e-2),
+            TrainOptions(tmp_path, 6, checkpoint_every=2, keep_checkpoints=0),
+            loss_variables=loss.variables,
+            seeds=seed_variables(student),
             write=lambda prefix, state: tfquant.save(student, prefix, extra=state),
-        )  # fmt: skip
+        )
         return trainer, loss
 
     def data(start):
@@ -219,7 +274,9 @@ def test_a_quantized_student_of_another_size_learns_and_resumes_bit_for_bit(tmp_
     for name, value in expected.items():
         np.testing.assert_array_equal(stored[name], value, err_msg=name)
     loaded = tfquant.load(tmp_path / "model.ckpt-6", network())
-    assert not any("projection" in v.path for v in loaded.variables)  # prediction knows nothing of them
+    assert not any(
+        "projection" in v.path for v in loaded.variables
+    )  # prediction knows nothing of them
 
 
 def test_projections_keep_lengths_at_the_start_are_the_same_for_each_seed_and_decay_as_kernels_do():
@@ -227,8 +284,12 @@ def test_projections_keep_lengths_at_the_start_are_the_same_for_each_seed_and_de
     one, two, other = (distil(student, teacher, seed=seed).variables for seed in (0, 0, 1))
     assert [v.path for v in one] == ["distillation/projection_0", "distillation/projection_1"]
     for projection in one:
-        np.testing.assert_allclose(projection @ tf.transpose(projection), np.eye(models.WIDTH), atol=1e-5)
-    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True)) and not np.array_equal(one[0], other[0])
+        np.testing.assert_allclose(
+            projection @ tf.transpose(projection), np.eye(models.WIDTH), atol=1e-5
+        )
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True)) and not np.array_equal(
+        one[0], other[0]
+    )
     assert not np.array_equal(*one)
     optimizer = BertAdamW(1e-2)
     optimizer.build(one)
@@ -262,9 +323,15 @@ def test_a_quantized_model_can_teach():
 
 
 BAD = {
-    "student has 2 layers and the teacher 1.*say which layer learns from which": lambda: distil(network(layers=2), network()),
-    "1:0 names layer 1 of the student, whose layers are 0 to 0": lambda: distil(network(), network(), layers={1: 0}),
-    "1:2 names layer 2 of the teacher": lambda: distil(network(layers=2), network(layers=2), layers={1: 2}),
+    "student has 2 layers and the teacher 1.*say which layer learns from which": lambda: distil(
+        network(layers=2), network()
+    ),
+    "1:0 names layer 1 of the student, whose layers are 0 to 0": lambda: distil(
+        network(), network(), layers={1: 0}
+    ),
+    "1:2 names layer 2 of the teacher": lambda: distil(
+        network(layers=2), network(layers=2), layers={1: 2}
+    ),
     "no layer of the student learns": lambda: distil(network(), network(), layers={}),
     "layers are mapped, but": lambda: DistillationOptions(layers={0: 0}),
     "temperature is 0": lambda: DistillationOptions(temperature=0.0),
@@ -272,7 +339,9 @@ BAD = {
     "hidden_scale is -1": lambda: DistillationOptions(hidden_scale=-1.0),
     "logits_scale is nan": lambda: DistillationOptions(logits_scale=float("nan")),
     "are all 0: the teacher would teach nothing": lambda: DistillationOptions(logits_scale=0.0),
-    "the teacher has no attention whose result": lambda: distil(network(), models.sequential().model),
+    "the teacher has no attention whose result": lambda: distil(
+        network(), models.sequential().model
+    ),
     "made for another student": lambda: distil(network(), network())(network(), tensors()),
 }
 
@@ -291,5 +360,14 @@ def test_a_student_deeper_than_its_teacher_learns_in_the_layers_that_are_mapped(
 def test_a_state_without_an_address_is_named():
     case = models.encoder_decoder()
     student = keras.models.clone_model(case.model)
-    with pytest.raises(ValueError, match="no hidden state was found that leaves the student's layer 0 .*leave it out"):
-        Distillation(student, case.model, hard, inputs=lambda batch: batch, options=DistillationOptions(hidden_scale=1.0))
+    with pytest.raises(
+        ValueError,
+        match="no hidden state was found that leaves the student's layer 0 .*leave it out",
+    ):
+        Distillation(
+            student,
+            case.model,
+            hard,
+            inputs=lambda batch: batch,
+            options=DistillationOptions(hidden_scale=1.0),
+        )

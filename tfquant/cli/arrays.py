@@ -11,16 +11,32 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tfquant.error_messages import one_line
 from tfquant.host_memory import check_fits
-from tfquant.messages import one_line
 
-# What reading a damaged or hostile archive raises: of zipfile, of its decompressors, of the parser of headers.
+# What reading a damaged or hostile archive raises: of zipfile, of its decompressors, of the parser
+# of headers.
 _UNREADABLE = (
-    ValueError, OSError, EOFError, TypeError, KeyError, RuntimeError, NotImplementedError, SyntaxError, MemoryError, OverflowError,
-    RecursionError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
-)  # fmt: skip
+    ValueError,
+    OSError,
+    EOFError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    NotImplementedError,
+    SyntaxError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+)
 # Version of an array's format -> what reads its header.
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def read(path: str) -> dict[str, np.ndarray]:
@@ -42,10 +58,14 @@ def read(path: str) -> dict[str, np.ndarray]:
             rows = dict(arrays)
     except _UNREADABLE as error:
         reason = one_line(error, 200) or type(error).__name__
-        raise ValueError(f"{path}: is no .npz file of NumPy with one array for each input ({reason})") from error
+        raise ValueError(
+            f"{path}: is no .npz file of NumPy with one array for each input ({reason})"
+        ) from error
     sizes = {name: len(array) if array.ndim else 0 for name, array in rows.items()}
     if not sizes or min(sizes.values()) == 0 or len(set(sizes.values())) > 1:
-        raise ValueError(f"{path}: needs arrays with the same number of rows, at least one: {sizes}")
+        raise ValueError(
+            f"{path}: needs arrays with the same number of rows, at least one: {sizes}"
+        )
     return rows
 
 
@@ -62,13 +82,18 @@ def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:
-            raise ValueError(f"{name} has the format version {version}, known are {', '.join(map(str, _HEADERS))}")
+            raise ValueError(
+                f"{name} has the format version {version}, known are"
+                f" {', '.join(map(str, _HEADERS))}"
+            )
         shape, _, dtype = _HEADERS[version](file)
         if dtype.kind not in "biufcSU":
             raise ValueError(f"{name} holds values of type {dtype}, not numbers or texts")
         held = member.file_size - file.tell()
     if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != held:
-        raise ValueError(f"{name} says that it has the shape {list(shape)} of {dtype}, and holds {held} bytes")
+        raise ValueError(
+            f"{name} says that it has the shape {list(shape)} of {dtype}, and holds {held} bytes"
+        )
 
 
 def batches(rows: dict[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:

@@ -1,4 +1,7 @@
-"""`python -m tfquant benchmark`: latency and throughput of exported files, in turn on the same inputs."""
+"""`python -m tfquant benchmark`.
+
+Latency and throughput of exported files, in turn on the same inputs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from tfquant.messages import one_line
+from tfquant.error_messages import one_line
 from tfquant.runtimes import RUNTIMES, Session, open_file, runtime_of
 
 if TYPE_CHECKING:
@@ -21,20 +24,49 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "benchmark",
         help="time exported files",
-        description="Times exported files in turn on the same inputs; ratios are to the first file.",
+        description=(
+            "Times exported files in turn on the same inputs; ratios are to the first file."
+        ),
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help=".onnx, OpenVINO's .xml, or another exported file")
-    parser.add_argument("--runtime", choices=list(RUNTIMES), help="for all files; by their suffix if not given")
-    parser.add_argument("--batch", default="1,8", help="rows of a call, separated by commas (default %(default)s)")
     parser.add_argument(
-        "--length", default="128,384",
-        help="of all open axes beside the rows, separated by commas; with --data also `real`: each call as long as its longest row "
-        "(default %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a call (default: all cores, %(default)s)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each file, batch and length (default %(default)s)")
-    parser.add_argument("--data", help=".npz with one array for each input, rows first; without it inputs are zeros and masks ones")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line in place of the table")
+        "files", nargs="+", metavar="FILE", help=".onnx, OpenVINO's .xml, or another exported file"
+    )
+    parser.add_argument(
+        "--runtime", choices=list(RUNTIMES), help="for all files; by their suffix if not given"
+    )
+    parser.add_argument(
+        "--batch", default="1,8", help="rows of a call, separated by commas (default %(default)s)"
+    )
+    parser.add_argument(
+        "--length",
+        default="128,384",
+        help=(
+            "of all open axes beside the rows, separated by commas; with --data also `real`: each"
+            " call as long as its longest row (default %(default)s)"
+        ),
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=os.cpu_count(),
+        help="of a call (default: all cores, %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=3.0,
+        help="for each file, batch and length (default %(default)s)",
+    )
+    parser.add_argument(
+        "--data",
+        help=(
+            ".npz with one array for each input, rows first; without it inputs are zeros and masks"
+            " ones"
+        ),
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object a line in place of the table"
+    )
     parser.set_defaults(run=run)
 
 
@@ -44,18 +76,27 @@ def run(options: argparse.Namespace) -> None:
     from tfquant.latency import Workload, measure
 
     rows = arrays.read(options.data) if options.data else None
-    lengths = [length if length == "real" else _positive("--length", length) for length in options.length.split(",")]
+    lengths = [
+        length if length == "real" else _positive("--length", length)
+        for length in options.length.split(",")
+    ]
     if "real" in lengths and rows is None:
         raise ValueError("--length=real: needs --data")
     if not 0 < options.seconds <= _LONGEST:
         raise ValueError(f"--seconds={options.seconds}: must be positive, and at most {_LONGEST}")
     most = _THREADS_PER_CORE * (os.cpu_count() or 1)
     if not 1 <= options.threads <= most:
-        raise ValueError(f"--threads={options.threads}: must be from 1 to {most}, {_THREADS_PER_CORE} for each core")
+        raise ValueError(
+            f"--threads={options.threads}: must be from 1 to {most}, {_THREADS_PER_CORE} for each"
+            " core"
+        )
     batches = [_positive("--batch", size) for size in options.batch.split(",")]
     sessions = {path: _opened(path, options) for path in options.files}
     if not options.json:
-        print(f"{'file':<40}{'batch':>6}{'length':>8}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'rows/s':>9}{'speed':>8}")
+        print(
+            f"{'file':<40}{'batch':>6}{'length':>8}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}"
+            f"{'rows/s':>9}{'speed':>8}"
+        )
     for batch in batches:
         for length in lengths:
             try:
@@ -63,10 +104,19 @@ def run(options: argparse.Namespace) -> None:
                 found = measure(sessions, workload, options.seconds)
             except Exception as error:  # of many kinds, each runtime's own
                 reason = one_line(error, 300)
-                raise ValueError(f"--batch={batch} --length={length}: a file cannot take such inputs: {reason}") from error
+                raise ValueError(
+                    f"--batch={batch} --length={length}: a file cannot take such inputs: {reason}"
+                ) from error
             first = next(iter(found.values()))
             for path, measured in found.items():
-                _show(path, batch, length, measured, measured.rows_per_second / first.rows_per_second, options.json)
+                _show(
+                    path,
+                    batch,
+                    length,
+                    measured,
+                    measured.rows_per_second / first.rows_per_second,
+                    options.json,
+                )
 
 
 def _opened(path: str, options: argparse.Namespace) -> Session:
@@ -75,18 +125,31 @@ def _opened(path: str, options: argparse.Namespace) -> Session:
         return open_file(path, runtime, threads=options.threads)
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(options.threads)  # of the process: TensorFlow has none for a file
+    tf.config.threading.set_intra_op_parallelism_threads(
+        options.threads
+    )  # of the process: TensorFlow has none for a file
     return open_file(path, runtime)
 
 
-def _show(path: str, batch: int, length: int | str, measured: Measured, speed: float, as_json: bool) -> None:
+def _show(
+    path: str, batch: int, length: int | str, measured: Measured, speed: float, as_json: bool
+) -> None:
     if as_json:
-        figures = {"file": path, "batch": batch, "length": length, **measured.figures(), "speed": round(speed, 3)}
+        figures = {
+            "file": path,
+            "batch": batch,
+            "length": length,
+            **measured.figures(),
+            "speed": round(speed, 3),
+        }
         print(json.dumps(figures), flush=True)
         return
     times = "".join(f"{value:>9.2f}" for value in (measured.p50, measured.p95, measured.p99))
     name = path if len(path) < 40 else "..." + path[-36:]
-    print(f"{name:<40}{batch:>6}{length:>8}{times}{measured.rows_per_second:>9.1f}{speed:>8.2f}", flush=True)
+    print(
+        f"{name:<40}{batch:>6}{length:>8}{times}{measured.rows_per_second:>9.1f}{speed:>8.2f}",
+        flush=True,
+    )
 
 
 def _positive(flag: str, text: str) -> int:

@@ -1,4 +1,7 @@
-"""`python -m tfquant check`: an exported file against the checkpoint that it was made from, on real batches."""
+"""`python -m tfquant check`.
+
+An exported file against the checkpoint that it was made from, on real batches.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,23 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
         help="compare an exported file with its checkpoint",
-        description="Compares an exported file with its checkpoint, every output by itself; ends with 1 if more rows differ than "
-        "--tolerance allows.",
+        description=(
+            "Compares an exported file with its checkpoint, every output by itself; ends with 1 if"
+            " more rows differ than --tolerance allows."
+        ),
     )
     check_flags.add_model(parser)
     parser.add_argument("path", help="the exported file")
     check_flags.add_check(parser, required=True)
-    parser.add_argument("--mode", default="quantized", choices=MODES, help="in which the file was written (default %(default)s)")
-    parser.add_argument("--runtime", choices=list(RUNTIMES), help="that answers; by the file's suffix if not given")
+    parser.add_argument(
+        "--mode",
+        default="quantized",
+        choices=MODES,
+        help="in which the file was written (default %(default)s)",
+    )
+    parser.add_argument(
+        "--runtime", choices=list(RUNTIMES), help="that answers; by the file's suffix if not given"
+    )
     parser.set_defaults(run=run)
 
 
@@ -34,8 +46,13 @@ def run(options: argparse.Namespace) -> None:
     rows = arrays.read(options.check_data)
     batches = list(arrays.batches(rows, options.batch_size))
     found = tfquant.compare(
-        models.load(options, rows), options.path, batches, mode=options.mode, runtime=options.runtime, tolerance=options.tolerance,
+        models.load(options, rows),
+        options.path,
+        batches,
+        mode=options.mode,
+        runtime=options.runtime,
+        tolerance=options.tolerance,
         check=kinds,
-    )  # fmt: skip
+    )
     print(found.table())
     print(f"{options.path}: {found}")

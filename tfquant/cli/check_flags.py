@@ -9,11 +9,17 @@ from tfquant.choices import OUTPUT_KINDS
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the checkpoint and the model that it belongs to."""
-    parser.add_argument("checkpoint", help="prefix as given to tfquant.save, for example out/model.ckpt-calibrated")
     parser.add_argument(
-        "--model", required=True,
-        help="the model, built like the saved one: module:function that returns it, a .keras file, or a SavedModel folder",
-    )  # fmt: skip
+        "checkpoint", help="prefix as given to tfquant.save, for example out/model.ckpt-calibrated"
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        help=(
+            "the model, built like the saved one: module:function that returns it, a .keras file,"
+            " or a SavedModel folder"
+        ),
+    )
 
 
 def add_check(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -24,16 +30,31 @@ def add_check(parser: argparse.ArgumentParser, *, required: bool) -> None:
       required: whether there is nothing to do without data.
     """
     otherwise = "" if required else "; without it nothing is compared"
-    parser.add_argument("--check_data", required=required, help=f".npz with one array for each input, rows first{otherwise}")
-    parser.add_argument("--batch_size", type=int, default=8, help="rows of --check_data at a time (default %(default)s)")
     parser.add_argument(
-        "--tolerance", type=float, default=0.01,
-        help="largest share of rows with another answer, of every output by itself, from 0 to 1 (default %(default)s)",
-    )  # fmt: skip
+        "--check_data",
+        required=required,
+        help=f".npz with one array for each input, rows first{otherwise}",
+    )
     parser.add_argument(
-        "--check", metavar="OUTPUT=KIND,...",
+        "--batch_size",
+        type=int,
+        default=8,
+        help="rows of --check_data at a time (default %(default)s)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.01,
+        help=(
+            "largest share of rows with another answer, of every output by itself, from 0 to 1"
+            " (default %(default)s)"
+        ),
+    )
+    parser.add_argument(
+        "--check",
+        metavar="OUTPUT=KIND,...",
         help=f"what an output is, where that is not found out: {', '.join(OUTPUT_KINDS)}",
-    )  # fmt: skip
+    )
 
 
 def parse_check(options: argparse.Namespace) -> dict[str, str]:
@@ -42,7 +63,7 @@ def parse_check(options: argparse.Namespace) -> dict[str, str]:
     Raises:
       ValueError: it is no list of names and kinds, or --tolerance is no share.
     """
-    from tfquant.export.check import check_tolerance
+    from tfquant.export.parity import check_tolerance
 
     check_tolerance(options.tolerance, "--tolerance")
     if not options.check:

@@ -14,14 +14,27 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "export",
         help="write a calibrated or trained checkpoint for another runtime",
-        description="Writes a checkpoint of tfquant.save for another runtime and compares both on real batches.",
+        description=(
+            "Writes a checkpoint of tfquant.save for another runtime and compares both on real"
+            " batches."
+        ),
     )
     check_flags.add_model(parser)
     parser.add_argument("path", help="what to write")
     parser.add_argument("--target", default="onnx", choices=list(TARGETS))
-    parser.add_argument("--mode", default="quantized", choices=MODES, help="float writes the network without quantizers")
+    parser.add_argument(
+        "--mode",
+        default="quantized",
+        choices=MODES,
+        help="float writes the network without quantizers",
+    )
     parser.add_argument("--opset", type=int, default=17, help="of ONNX (default %(default)s)")
-    parser.add_argument("--sm", type=int, default=80, help="of fastertransformer: 75 (Turing) or from 80 on (default %(default)s)")
+    parser.add_argument(
+        "--sm",
+        type=int,
+        default=80,
+        help="of fastertransformer: 75 (Turing) or from 80 on (default %(default)s)",
+    )
     check_flags.add_check(parser, required=False)
     parser.set_defaults(run=run)
 

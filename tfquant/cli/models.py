@@ -15,11 +15,13 @@ import numpy as np
 
 from fileio.messages import printable
 from fileio.transaction import open_unchanged, recover
-from tfquant.messages import one_line
+from tfquant.error_messages import one_line
 
 
 def load(options: argparse.Namespace, rows: Mapping[str, np.ndarray] | None) -> Any:
-    """The quantized model that the flags name; `rows` are inputs, for models that do not say what they take."""
+    """The quantized model that the flags name; `rows` are inputs, for models that do not say what
+    they take.
+    """
     import tfquant
 
     inputs = None if rows is None else {name: array[:1] for name, array in rows.items()}
@@ -42,7 +44,9 @@ def built(source: str) -> Any:
     except OSError as error:
         raise ValueError(f"{shown}: {error}") from error
     if not path.is_file() and not path.is_dir():
-        raise FileNotFoundError(f"{shown}: there is no such file or folder; a function is written module:function")
+        raise FileNotFoundError(
+            f"{shown}: there is no such file or folder; a function is written module:function"
+        )
     load = _saved_model if path.is_dir() else _keras_file
     if path.is_file() and path.suffix != ".keras":
         raise ValueError(f"{shown}: must be module:function, a .keras file or a SavedModel folder")
@@ -56,7 +60,9 @@ def _saved_model(path: pathlib.Path, shown: str) -> Any:
         return tf.saved_model.load(str(path))
     except Exception as error:  # damage makes TensorFlow raise errors of all kinds
         reason = one_line(error, 200)
-        raise ValueError(f"{shown}: TensorFlow cannot load it, it is no SavedModel or damaged: {reason}") from error
+        raise ValueError(
+            f"{shown}: TensorFlow cannot load it, it is no SavedModel or damaged: {reason}"
+        ) from error
 
 
 def _keras_file(path: pathlib.Path, shown: str) -> Any:
@@ -70,10 +76,13 @@ def _keras_file(path: pathlib.Path, shown: str) -> Any:
             if damaged is not None:
                 raise ValueError(f"its file {damaged!r} is damaged")
         return keras.models.load_model(path, compile=False)
-    except Exception as error:  # of all kinds; Keras fills paragraphs with the layer's configuration
+    except (
+        Exception
+    ) as error:  # of all kinds; Keras fills paragraphs with the layer's configuration
         reason = one_line(error, 200)
         raise ValueError(
-            f"{shown}: Keras cannot load it, it is damaged or has layers of your own (for those give module:function): {reason}"
+            f"{shown}: Keras cannot load it, it is damaged or has layers of your own (for those"
+            f" give module:function): {reason}"
         ) from error
 
 
@@ -81,7 +90,9 @@ def _called(source: str, build: Callable[[], Any]) -> Any:
     try:
         return build()
     except Exception as error:
-        raise ValueError(f"--model={source}: raised {type(error).__name__}: {one_line(error, 300)}") from error
+        raise ValueError(
+            f"--model={source}: raised {type(error).__name__}: {one_line(error, 300)}"
+        ) from error
 
 
 def _imported(module: str, function: str) -> Any:
@@ -89,10 +100,14 @@ def _imported(module: str, function: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), function, None)
     except ModuleNotFoundError as error:
-        raise FileNotFoundError(f"--model={module}:{function}: cannot import {error.name}") from error
+        raise FileNotFoundError(
+            f"--model={module}:{function}: cannot import {error.name}"
+        ) from error
     except Exception as error:
         reason = f"{type(error).__name__}: {one_line(error, 300)}"
-        raise ValueError(f"--model={module}:{function}: importing {module} raised {reason}") from error
+        raise ValueError(
+            f"--model={module}:{function}: importing {module} raised {reason}"
+        ) from error
     finally:
         sys.path.pop(0)
     if not callable(found):

@@ -24,4 +24,9 @@ class Parser(argparse.ArgumentParser):
 
     def add_version(self) -> None:
         """Add `--version`, which shows the version of tfquant."""
-        self.add_argument("--version", action="version", version=f"tfquant {__version__}", help="show the version and exit")
+        self.add_argument(
+            "--version",
+            action="version",
+            version=f"tfquant {__version__}",
+            help="show the version and exit",
+        )

@@ -1,4 +1,7 @@
-"""Export: a quantized model as a file that an integer runtime takes, checked against the simulation."""
+"""Export.
+
+A quantized model as a file that an integer runtime takes, checked against the simulation.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -7,11 +10,11 @@ if TYPE_CHECKING:
     from tfquant.export.exporting import (
         KINDS,
         TARGETS,
-        Agreement,
         Exported,
         ExportError,
         MismatchError,
         OutputAgreement,
+        ParityReport,
         compare,
         export,
     )
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KINDS",
     "TARGETS",
-    "Agreement",
+    "ParityReport",
     "ExportError",
     "Exported",
     "MismatchError",

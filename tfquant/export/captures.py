@@ -1,4 +1,6 @@
-"""Tensors that a traced network holds beside its variables, such as position tables made in `build`: constants of a file."""
+"""Tensors that a traced network holds beside its variables, such as position tables made in
+`build`: constants of a file.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,10 @@ def as_constants(trace: Trace) -> dict[str, tf.Tensor]:
     Returns:
       What `Trace.emit` takes as `given`.
     """
-    return {name: tf.constant(value.numpy(), value.dtype) for name, value in captured_constants(trace).items()}
+    return {
+        name: tf.constant(value.numpy(), value.dtype)
+        for name, value in captured_constants(trace).items()
+    }
 
 
 def uncaptured(trace: Trace) -> tuple[tf.Operation, str] | None:
@@ -44,9 +49,13 @@ def uncaptured(trace: Trace) -> tuple[tf.Operation, str] | None:
       trace: of the network.
 
     Returns:
-      The first operation that reads one, and the type of the tensor; None if there is none that an output depends on.
+      The first operation that reads one, and the type of the tensor; None if there is none that an
+      output depends on.
     """
-    constants, needed = captured_constants(trace), {op.name for op in trace.ancestors(list(trace.outputs))}
+    constants, needed = (
+        captured_constants(trace),
+        {op.name for op in trace.ancestors(list(trace.outputs))},
+    )
     for _, inside in trace.captures:
         if inside.name in trace.variables or inside.name in constants:
             continue

@@ -1,4 +1,7 @@
-"""`tfquant.export` and `tfquant.compare`: write a quantized model as a file, and compare a file with it."""
+"""`tfquant.export` and `tfquant.compare`.
+
+Write a quantized model as a file, and compare a file with it.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,30 @@ import tensorflow as tf
 from fileio.staging import staging
 from tfquant.calibration import check_batches, engine_of
 from tfquant.choices import MODES
-from tfquant.dynamic import refuse as refuse_dynamic
+from tfquant.dynamic_range import refuse as refuse_dynamic
 from tfquant.engine import Engine, UncalibratedError
-from tfquant.export import overflow, parting
-from tfquant.export.check import Agreement, Score, agreement, check_tolerance, check_weights
+from tfquant.export import divergence, x86_saturation
 from tfquant.export.errors import ExportError, MismatchError
 from tfquant.export.fastertransformer import SMALLEST_SM
-from tfquant.export.order import Order
 from tfquant.export.output_kinds import KINDS
 from tfquant.export.output_parity import OutputAgreement
+from tfquant.export.parity import ParityReport, Score, agreement, check_tolerance, check_weights
+from tfquant.export.request import Order
 from tfquant.export.targets import TARGETS, publish, size_of
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.runtimes import Contractions, open_file, openvino, runtime_of
 
 __all__ = [
-    "KINDS", "TARGETS", "Agreement", "ExportError", "Exported", "MismatchError", "OutputAgreement", "compare", "export",
-]  # fmt: skip
+    "KINDS",
+    "TARGETS",
+    "ParityReport",
+    "ExportError",
+    "Exported",
+    "MismatchError",
+    "OutputAgreement",
+    "compare",
+    "export",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,27 +54,32 @@ class Exported:
       parameters: bytes of all parameters in float32.
       sites: how many activations and how many parameters are quantized.
       agreement: with the simulation; None where there was nothing to compare on.
-      contractions: which products the runtime computes in integers on this machine; None like `agreement`.
+      contractions: which products the runtime computes in integers on this machine; None like
+        `agreement`.
       proven: what is known of the file without a check; empty for most targets.
-      note: what to mind where the file is run on a processor like this one, and which recipe suits the target where that of the
-        model does not; empty for most.
+      note: what to mind where the file is run on a processor like this one, and which recipe suits
+        the target where that of the model does not; empty for most.
     """
 
     path: str
     size: int
     parameters: int
     sites: tuple[int, int]
-    agreement: Agreement | None
+    agreement: ParityReport | None
     contractions: Contractions | None
     proven: str = ""
     note: str = ""
 
     def __str__(self) -> str:
-        checked = f"{self.contractions}; {self.agreement}" if self.agreement else self.proven or "not checked: no check_data"
+        checked = (
+            f"{self.contractions}; {self.agreement}"
+            if self.agreement
+            else self.proven or "not checked: no check_data"
+        )
         return (
-            f"{self.path}: {self.size / 2**20:.2f} MiB (parameters in float32 {self.parameters / 2**20:.2f} MiB), "
-            f"{self.sites[0]} activations and {self.sites[1]} parameters quantized; {checked}"
-            f"{'; ' if self.note else ''}{self.note}"
+            f"{self.path}: {self.size / 2**20:.2f} MiB (parameters in float32"
+            f" {self.parameters / 2**20:.2f} MiB), {self.sites[0]} activations and {self.sites[1]}"
+            f" parameters quantized; {checked}{'; ' if self.note else ''}{self.note}"
         )
 
 
@@ -85,32 +101,41 @@ def export(
     Args:
       model: from `tfquant.quantize` or `tfquant.load`, calibrated.
       path: of the file; it is there only if everything went well.
-      target: `onnx`: QuantizeLinear and DequantizeLinear at every site, parameters stored as integers. `onnxruntime`: the same
-        with every attention that has no site inside as ONNX Runtime's own operation, which other runtimes may not know.
-        `tensorrt`: as `onnx`, by TensorRT's rules, which are proven. `openvino`: its own pair of files, of which `path` names the
-        one that ends in `.xml`. `litert`: a `.tflite` file. `saved_model`: a folder for TensorFlow, quantizers simulated.
-        `packed`: weights as packed bits, for `tfquant.load_packed`. `fastertransformer`: a folder with a checkpoint for NVIDIA's
-        INT8 encoder.
+      target: `onnx`: QuantizeLinear and DequantizeLinear at every site, parameters stored as
+        integers. `onnxruntime`: the same with every attention that has no site inside as ONNX
+        Runtime's own operation, which other runtimes may not know. `tensorrt`: as `onnx`, by
+        TensorRT's rules, which are proven. `openvino`: its own pair of files, of which `path` names
+        the one that ends in `.xml`. `litert`: a `.tflite` file. `saved_model`: a folder for
+        TensorFlow, quantizers simulated. `packed`: weights as packed bits, for
+        `tfquant.load_packed`. `fastertransformer`: a folder with a checkpoint for NVIDIA's INT8
+        encoder.
       mode: `float` writes the network without any quantizer, as what the other is measured against.
-      check_data: batches like those of calibration; both networks answer them. Without it nothing is checked.
-        `packed` needs none, and nothing here runs a `fastertransformer` checkpoint.
-      score: outputs by name of every batch of `check_data`, in order -> how good they are, for example F1; reported for both.
-      opset: of ONNX, from 17; from 21 on 4-bit parameters take half a byte and 16-bit sites are possible.
-      sm: of `fastertransformer`: compute capability of the GPU times ten, 75 (Turing) or from 80 on; tiles differ.
+      check_data: batches like those of calibration; both networks answer them. Without it nothing
+        is checked. `packed` needs none, and nothing here runs a `fastertransformer` checkpoint.
+      score: outputs by name of every batch of `check_data`, in order -> how good they are, for
+        example F1; reported for both.
+      opset: of ONNX, from 17; from 21 on 4-bit parameters take half a byte and 16-bit sites are
+        possible.
+      sm: of `fastertransformer`: compute capability of the GPU times ten, 75 (Turing) or from 80
+        on; tiles differ.
       tolerance: largest share of rows with another answer, of every output by itself.
-      check: output name -> its kind, one of `KINDS`, which says what counts as the same answer; found out where not given.
+      check: output name -> its kind, one of `KINDS`, which says what counts as the same answer;
+        found out where not given.
 
     Returns:
       Sizes and the agreement; `print` it.
 
     Raises:
       UncalibratedError: a site has no range.
-      MismatchError: of an output more rows differ than `tolerance` allows, or the file answers NaN. Nothing is written then.
+      MismatchError: of an output more rows differ than `tolerance` allows, or the file answers NaN.
+        Nothing is written then.
       ExportError: something of the model has no counterpart in the target; the message names it.
       RuntimeFileError: the runtime cannot read what was written.
-      ValueError: unknown target, opset or kind, a path that does not suit the target, or a batch that does not fit or holds NaN.
+      ValueError: unknown target, opset or kind, a path that does not suit the target, or a batch
+        that does not fit or holds NaN.
       TypeError: `model` is not quantized.
-      ModuleNotFoundError: a package that export needs is missing; the message says how to install it.
+      ModuleNotFoundError: a package that export needs is missing; the message says how to install
+        it.
     """
     engine = engine_of(model)
     if target not in TARGETS:
@@ -120,12 +145,18 @@ def export(
     if opset < 17:
         raise ValueError(f"opset={opset}: must be at least 17")
     if not isinstance(sm, int) or sm < SMALLEST_SM:
-        raise ValueError(f"sm={sm!r}: must be an integer, for FasterTransformer's INT8 kernels at least {SMALLEST_SM}")
+        raise ValueError(
+            f"sm={sm!r}: must be an integer, for FasterTransformer's INT8 kernels at least"
+            f" {SMALLEST_SM}"
+        )
     check_tolerance(tolerance)
     path, form, order = pathlib.Path(path), TARGETS[target], Order(engine, mode, opset, sm)
     form.check_path(path)
     if missing := form.missing_packages(check_data is not None):
-        raise ModuleNotFoundError(f"target={target!r} needs {', '.join(missing)}: pip install -e '.[export]'", name=missing[0])
+        raise ModuleNotFoundError(
+            f"target={target!r} needs {', '.join(missing)}: pip install -e '.[export]'",
+            name=missing[0],
+        )
     if check_data is not None:
         check_data = checked_batches(engine, check_data)
     if mode == "quantized":
@@ -143,18 +174,33 @@ def export(
             found = agreement(order, session, check_data, score, check)
             contractions = form.contractions_of(written, session)
             subject = f"{path} was not written, as it"
-            check_agreement(order, found, tolerance, form.readers[0], check_data[0], written, subject)
+            check_agreement(
+                order, found, tolerance, form.readers[0], check_data[0], written, subject
+            )
         publish(written, path)
     sites = order.sites()
     stored = sum(1 for site in sites if site.is_weight)
     floats = sum(int(np.prod(v.shape)) * 4 for v in engine.inference.variables.values())
-    notes = [overflow.note(order, form.readers[0])] if form.readers and not form.as_written else []
+    notes = (
+        [x86_saturation.note(order, form.readers[0])]
+        if form.readers and not form.as_written
+        else []
+    )
     notes.append(form.widened(order))
     if advice := form.advice(order, contractions) if contractions else "":
         warnings.warn(advice, stacklevel=2)
         notes.append(advice)
     note = "; ".join(filter(None, notes))
-    return Exported(str(path), size, floats, (len(sites) - stored, stored), found, contractions, form.proven, note)
+    return Exported(
+        str(path),
+        size,
+        floats,
+        (len(sites) - stored, stored),
+        found,
+        contractions,
+        form.proven,
+        note,
+    )
 
 
 def checked_batches(engine: Engine, batches: Iterable[Any]) -> list[Any]:
@@ -203,20 +249,23 @@ def compare(
     score: Score | None = None,
     tolerance: float = 0.01,
     check: Mapping[str, str] | None = None,
-) -> Agreement:
-    """Compares an exported file with the model that it was made from, as `export` does before it writes.
+) -> ParityReport:
+    """Compares an exported file with the model that it was made from, as `export` does before it
+    writes.
 
     Args:
       model: from `tfquant.quantize` or `tfquant.load`, calibrated.
       path: of the file.
       check_data: batches like those of calibration.
       mode: in which the file was written.
-      runtime: one of `tfquant.runtimes.RUNTIMES`; if not given, the one that such files are made for.
+      runtime: one of `tfquant.runtimes.RUNTIMES`; if not given, the one that such files are made
+        for.
       score, check: as for `export`.
       tolerance: largest share of rows with another answer, of every output by itself.
 
     Raises:
-      MismatchError: more rows differ; the message names the outputs, and the first site that is reached by other values.
+      MismatchError: more rows differ; the message names the outputs, and the first site that is
+        reached by other values.
       UncalibratedError: a site has no range.
       FileNotFoundError: there is no such file.
       RuntimeFileError: the runtime cannot read it, or none is known for its suffix.
@@ -238,7 +287,7 @@ def compare(
 
 def check_agreement(
     order: Order,
-    found: Agreement,
+    found: ParityReport,
     tolerance: float,
     runtime: str,
     batch: Any,
@@ -249,8 +298,10 @@ def check_agreement(
 ) -> None:
     """Raises MismatchError if of some output more rows differ than are allowed to."""
     if differing := found.disagreeing(tolerance):
-        where = parting.where(order, runtime, batch, path, anew=anew)
-        note = overflow.note(order, runtime) or _fault_of_openvino(order, runtime, batch, path, tolerance)
+        where = divergence.where(order, runtime, batch, path, anew=anew)
+        note = x86_saturation.note(order, runtime) or _fault_of_openvino(
+            order, runtime, batch, path, tolerance
+        )
         parts = [str(found), *map(str, differing)]
         reason = "; ".join(parts) + where + (f"; {note}" if note else "")
         raise MismatchError(f"{subject} answers otherwise than the simulation: {reason}")

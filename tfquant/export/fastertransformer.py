@@ -1,7 +1,9 @@
-"""FasterTransformer checkpoints: encoder kernels as bytes in the order of cuBLASLt's tiles, and each layer's ranges as one list.
+"""FasterTransformer checkpoints: encoder kernels as bytes in the order of cuBLASLt's tiles, and
+each layer's ranges as one list.
 
-Layout after NVIDIA's `ckpt_quantization.py` and `weight_quantize_op.cc`, of FasterTransformer 3.0 (`ROUNDED`: products stay int32)
-and of 3.1 to 5.3 (`QUANTIZED`, which also has the ranges of products). Ranges are not cut off after six digits as 3.0 does.
+Layout after NVIDIA's `ckpt_quantization.py` and `weight_quantize_op.cc`, of FasterTransformer 3.0
+(`ROUNDED`: products stay int32) and of 3.1 to 5.3 (`QUANTIZED`, which also has the ranges of
+products). Ranges are not cut off after six digits as 3.0 does.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 from tfquant import checkpoint
 from tfquant.engine import Engine
 from tfquant.export.errors import ExportError
-from tfquant.export.order import Order
+from tfquant.export.request import Order
 from tfquant.quantized_array import QuantParams
 from tfquant.quantizer import Quantizer
 from tfquant.scale import SMALLEST_AMAX
@@ -34,7 +36,9 @@ _KERNELS = (
 )
 _KERNEL_SITES = frozenset(f"{dense}:weight:kernel" for dense in _KERNELS)
 _INPUT = "attention/self/query:linear_input:input"
-_OPERANDS = tuple(f"attention/self:matmul_input:{port}" for port in ("q", "k", "v", "probabilities"))
+_OPERANDS = tuple(
+    f"attention/self:matmul_input:{port}" for port in ("q", "k", "v", "probabilities")
+)
 _Q, _K, _V, _PROBABILITIES = _OPERANDS
 _SCORES = "attention/self:attention_scores:output"
 _PROJECTION, _FC1, _FC2 = (f"{dense}:linear_input:input" for dense in _KERNELS[3:])
@@ -77,9 +81,14 @@ _RESERVED = 21
 
 
 def check(order: Order) -> None:
-    """Raises ExportError for the float network, which has no codes, and for networks of other names."""
+    """Raises ExportError for the float network, which has no codes, and for networks of other
+    names.
+    """
     if order.mode != "quantized":
-        raise ExportError(f"target fastertransformer holds codes, of which mode {order.mode!r} has none: export mode 'quantized'")
+        raise ExportError(
+            f"target fastertransformer holds codes, of which mode {order.mode!r} has none: export"
+            " mode 'quantized'"
+        )
     _layers(order.engine)
 
 
@@ -87,7 +96,8 @@ def write(order: Order, path: str) -> None:
     """Writes a folder with one checkpoint.
 
     Raises:
-      ExportError: the network is no BERT of `modeling.py`, or not quantized as the engine computes; the message names the site.
+      ExportError: the network is no BERT of `modeling.py`, or not quantized as the engine computes;
+        the message names the site.
       CheckpointError: the folder could not be written.
     """
     check(order)
@@ -95,19 +105,29 @@ def write(order: Order, path: str) -> None:
     layout = QUANTIZED if any(_SCORES in layer.sites for layer in layers) else ROUNDED
     if layout is ROUNDED and order.sm >= AMPERE:
         raise ExportError(
-            f"recipe {order.engine.plan.recipe.name!r} has the sites of FasterTransformer 3.0, which ends before sm={order.sm}: "
-            "pass sm=75, or quantize with recipe 'ft1', 'ft2' or 'ft3'"
+            f"recipe {order.engine.plan.recipe.name!r} has the sites of FasterTransformer 3.0,"
+            f" which ends before sm={order.sm}: pass sm=75, or quantize with recipe 'ft1', 'ft2' or"
+            " 'ft3'"
         )
-    tensors = {name: np.asarray(variable.numpy()) for name, variable in order.engine.weights().items()}
+    tensors = {
+        name: np.asarray(variable.numpy()) for name, variable in order.engine.weights().items()
+    }
     tiles = ampere_tiles if order.sm >= AMPERE else turing_tiles
     for number, layer in enumerate(layers):
-        after = layers[number + 1].amax(_INPUT) if number + 1 < len(layers) else _after_the_last(order.engine, layout)
+        after = (
+            layers[number + 1].amax(_INPUT)
+            if number + 1 < len(layers)
+            else _after_the_last(order.engine, layout)
+        )
         tensors[f"{layer.scope}/amaxList"] = layer.ranges(layout, after)
         for dense in _KERNELS:
             name = f"{layer.scope}/{dense}/kernel"
             inputs, outputs = tensors[name].shape
             if inputs % TILE or outputs % TILE:
-                raise ExportError(f"{name}: has shape {[inputs, outputs]}, FasterTransformer wants multiples of {TILE}")
+                raise ExportError(
+                    f"{name}: has shape {[inputs, outputs]}, FasterTransformer wants multiples of"
+                    f" {TILE}"
+                )
             tensors[name] = in_float_buffer(layer.codes(dense, tensors[name]), tiles)
     checkpoint.write(pathlib.Path(path, NAME), tensors)
 
@@ -123,21 +143,34 @@ class _Layer:
     def __init__(self, scope: str, sites: dict[str, Quantizer]):
         self.scope, self.sites = scope, sites
         one_range = {f"{dense}:linear_input:input": _INPUT for dense in _KERNELS[1:3]}
-        one_range |= {skip: other for skip, other in _SKIPS.items() if skip in sites and sites[skip].site.enabled}
+        one_range |= {
+            skip: other
+            for skip, other in _SKIPS.items()
+            if skip in sites and sites[skip].site.enabled
+        }
         for address, other in one_range.items():
             one, two = self.amax(address), self.amax(other)
             if one != two:
                 raise ExportError(
-                    f"sites {scope}/{address} and {scope}/{other}: FasterTransformer has one range for both, theirs end at {one:g} "
-                    f"and {two:g}; train with ranges frozen, or with a recipe that shares them"
+                    f"sites {scope}/{address} and {scope}/{other}: FasterTransformer has one range"
+                    f" for both, theirs end at {one:g} and {two:g}; train with ranges frozen, or"
+                    " with a recipe that shares them"
                 )
         for address in (*ROUNDED.activations, *sorted(_KERNEL_SITES)):
             if not self._site(address).site.enabled:
-                raise ExportError(f"site {scope}/{address}: is disabled, while FasterTransformer quantizes it; {_MEND}")
-        for address in sorted(sites.keys() - set(QUANTIZED.activations) - set(one_range) - _KERNEL_SITES):
+                raise ExportError(
+                    f"site {scope}/{address}: is disabled, while FasterTransformer quantizes it;"
+                    f" {_MEND}"
+                )
+        for address in sorted(
+            sites.keys() - set(QUANTIZED.activations) - set(one_range) - _KERNEL_SITES
+        ):
             site = sites[address].site
             if site.enabled and site.role != "model_output":
-                raise ExportError(f"site {scope}/{address}: is quantized, while FasterTransformer leaves it in float; {_MEND}")
+                raise ExportError(
+                    f"site {scope}/{address}: is quantized, while FasterTransformer leaves it in"
+                    f" float; {_MEND}"
+                )
 
     def amax(self, address: str) -> np.float32:
         """The larger end of the one range of a tensor.
@@ -155,9 +188,18 @@ class _Layer:
         found += [0.0] * (layout.kernels - len(found))
         found += np.concatenate(list(kernels.values())).tolist()
         if layout.factors:
-            right = {dense: amaxes[0] for dense, amaxes in kernels.items()} | {address: self.amax(address) for address in (_K, _V)}
-            found += [self.amax(left) * right[by] / (127 * self.amax(to)) for left, by, to in layout.factors]
-            found += [max(self.amax(operand) for operand in (_Q, _K, _V)), self.amax(_PROBABILITIES), self.amax(_PROJECTION)]
+            right = {dense: amaxes[0] for dense, amaxes in kernels.items()} | {
+                address: self.amax(address) for address in (_K, _V)
+            }
+            found += [
+                self.amax(left) * right[by] / (127 * self.amax(to))
+                for left, by, to in layout.factors
+            ]
+            found += [
+                max(self.amax(operand) for operand in (_Q, _K, _V)),
+                self.amax(_PROBABILITIES),
+                self.amax(_PROJECTION),
+            ]
             found += [0.0] * _RESERVED
         return np.asarray(found, np.float32)
 
@@ -171,12 +213,18 @@ class _Layer:
         quantizer = self._site(f"{dense}:weight:kernel")
         amaxes, outputs = _amaxes(quantizer), quantizer.site.shape[-1]
         if amaxes.size not in (1, outputs):
-            raise ExportError(f"site {quantizer.site.address}: has {amaxes.size} ranges for {outputs} outputs; {_MEND}")
+            raise ExportError(
+                f"site {quantizer.site.address}: has {amaxes.size} ranges for {outputs} outputs;"
+                f" {_MEND}"
+            )
         return np.broadcast_to(amaxes.reshape(-1), outputs)
 
     def _site(self, address: str) -> Quantizer:
         if address not in self.sites:
-            raise ExportError(f"FasterTransformer wants a range of {self.scope}/{address}, which is no site: {_MEND}")
+            raise ExportError(
+                f"FasterTransformer wants a range of {self.scope}/{address}, which is no site:"
+                f" {_MEND}"
+            )
         return self.sites[address]
 
 
@@ -190,8 +238,9 @@ def _layers(engine: Engine) -> list[_Layer]:
                 layers.setdefault(int(match[1]), {})[match[2]] = quantizer
     if not layers or sorted(layers) != list(range(len(layers))):
         raise ExportError(
-            "target fastertransformer finds BERT's layers by their names, bert/encoder/layer_0/attention/self/query and so on, "
-            "as modeling.py has them: this network has none"
+            "target fastertransformer finds BERT's layers by their names,"
+            " bert/encoder/layer_0/attention/self/query and so on, as modeling.py has them: this"
+            " network has none"
         )
     return [_Layer(f"bert/encoder/layer_{number}", layers[number]) for number in range(len(layers))]
 
@@ -200,16 +249,25 @@ def _after_the_last(engine: Engine, layout: _Layout) -> np.float32:
     """Larger end of the range of the encoder's output; later engines do not use it."""
     if layout is QUANTIZED:
         return np.float32(1.0)
-    found = [quantizer for quantizer in engine.quantizers.values() if quantizer.site.role == "model_output"]
+    found = [
+        quantizer
+        for quantizer in engine.quantizers.values()
+        if quantizer.site.role == "model_output"
+    ]
     if not found:
-        raise ExportError(f"FasterTransformer wants a range of the encoder's output, which is no site: {_MEND}")
+        raise ExportError(
+            f"FasterTransformer wants a range of the encoder's output, which is no site: {_MEND}"
+        )
     return _amax(found[0])
 
 
 def _amax(quantizer: Quantizer) -> np.float32:
     ends = _amaxes(quantizer)
     if ends.size != 1:
-        raise ExportError(f"site {quantizer.site.address}: has {ends.size} ranges where FasterTransformer has one; {_MEND}")
+        raise ExportError(
+            f"site {quantizer.site.address}: has {ends.size} ranges where FasterTransformer has"
+            f" one; {_MEND}"
+        )
     return np.float32(ends.reshape(()))
 
 
@@ -219,7 +277,8 @@ def _amaxes(quantizer: Quantizer) -> np.ndarray:
     codebook = site.spec.codebook
     if not (codebook.uniform and codebook.symmetric and codebook.quant_max == 127):
         raise ExportError(
-            f"site {site.address}: FasterTransformer has symmetric codes up to 127, this site has {site.spec.describe()}; {_MEND}"
+            f"site {site.address}: FasterTransformer has symmetric codes up to 127, this site has"
+            f" {site.spec.describe()}; {_MEND}"
         )
     ends = np.maximum(np.abs(quantizer.lower), np.abs(quantizer.upper))
     return np.maximum(np.asarray(ends, np.float32), np.float32(SMALLEST_AMAX))
@@ -229,19 +288,27 @@ Tiles = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def turing_tiles(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Where `CUBLASLT_ORDER_COL4_4R2_8C` has an element within 32 inputs: tiles of 8 outputs by 32 inputs, even outputs first."""
+    """Where `CUBLASLT_ORDER_COL4_4R2_8C` has an element within 32 inputs.
+
+    Tiles of 8 outputs by 32 inputs, even outputs first.
+    """
     tile = (outputs // 8 * 8 + outputs % 2 * 4 + inputs % 32 // 8) * 32
     return tile + (inputs % 8 // 4 * 4 + outputs % 8 // 2) * 4 + inputs % 4
 
 
 def ampere_tiles(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Where `CUBLASLT_ORDER_COL32_2R_4R4` has an element within 32 inputs: tiles of 32 outputs by 32 inputs, outputs in pairs."""
+    """Where `CUBLASLT_ORDER_COL32_2R_4R4` has an element within 32 inputs.
+
+    Tiles of 32 outputs by 32 inputs, outputs in pairs.
+    """
     row = (outputs % 8 // 2 * 4 + outputs % 32 // 8) * 2 + outputs % 2
     return outputs // 32 * 1024 + row * 32 + inputs % 32
 
 
 def in_float_buffer(codes: np.ndarray, tiles: Tiles) -> np.ndarray:
-    """Codes int8 [inputs, outputs], multiples of `TILE`, in an engine's order at the front of a float32 array of that shape."""
+    """Codes int8 [inputs, outputs], multiples of `TILE`, in an engine's order at the front of a
+    float32 array of that shape.
+    """
     rows, columns = np.indices(codes.shape)
     buffer = np.zeros(codes.size * 4, np.int8)
     buffer[rows // TILE * TILE * codes.shape[1] + tiles(rows, columns)] = codes

@@ -17,7 +17,8 @@ class Interface:
 
     Attributes:
       inputs: signature, named, in the order of `tf.nest.flatten`.
-      outputs: names, in that order too; none is that of an input, as formats such as ONNX have one name for one tensor.
+      outputs: names, in that order too; none is that of an input, as formats such as ONNX have one
+        name for one tensor.
     """
 
     inputs: tuple[tf.TensorSpec, ...]
@@ -38,10 +39,16 @@ class Interface:
 
 def _names(structure: Any) -> tuple[str, ...]:
     """Keys of a mapping; else `output`, or `output_0` and so on."""
-    if isinstance(structure, Mapping) and all(isinstance(leaf, tf.TensorSpec) for leaf in structure.values()):
+    if isinstance(structure, Mapping) and all(
+        isinstance(leaf, tf.TensorSpec) for leaf in structure.values()
+    ):
         return tuple(sorted(structure))  # the order of tf.nest.flatten
     leaves = [leaf for leaf in tf.nest.flatten(structure) if isinstance(leaf, tf.TensorSpec)]
-    return ("output",) if len(leaves) == 1 else tuple(f"output_{index}" for index in range(len(leaves)))
+    return (
+        ("output",)
+        if len(leaves) == 1
+        else tuple(f"output_{index}" for index in range(len(leaves)))
+    )
 
 
 def _unlike(inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Layouts: the forms in which operations take the values of one site.
 
-One range for a whole parameter does not depend on how the parameter is laid out, so that a site may quantize a variable, its
-transpose and rows that are looked up in it. A file that stores codes stores them in each of these forms.
+One range for a whole parameter does not depend on how the parameter is laid out, so that a site may
+quantize a variable, its transpose and rows that are looked up in it. A file that stores codes
+stores them in each of these forms.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ class Layouts:
     """The layouts of all sites of the inference network.
 
     Attributes:
-      names: address of an edge -> name of its layout: the address of its site or, for further layouts of that, of one of its edges.
+      names: address of an edge -> name of its layout: the address of its site or, for further
+        layouts of that, of one of its edges.
       sites: name -> the site.
-      parameters: name -> an edge where a parameter has that layout; without activations, and without rows of a table that is cut by
-        sizes of the inputs before.
+      parameters: name -> an edge where a parameter has that layout; without activations, and
+        without rows of a table that is cut by sizes of the inputs before.
     """
 
     names: Mapping[str, str]

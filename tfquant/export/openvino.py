@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 
 from fileio.staging import staging
-from tfquant.export import onnx_file
-from tfquant.export.order import Order
+from tfquant.export.onnx import writer
+from tfquant.export.request import Order
 from tfquant.runtimes import openvino as runtime
 from tfquant.runtimes.session import missing_package, read
 
 
 def check(order: Order) -> None:
     """Raises ExportError for what OpenVINO, or ONNX, from which it reads, does not take."""
-    onnx_file.check(order)
+    writer.check(order)
     order.check_ranges("OpenVINO")
 
 
@@ -22,8 +22,8 @@ def write(order: Order, path: str) -> None:
 
     Raises:
       ModuleNotFoundError: OpenVINO is not installed.
-      ExportError: an activation has several ranges, or something of the model has no counterpart in ONNX, from which OpenVINO reads
-        it.
+      ExportError: an activation has several ranges, or something of the model has no counterpart in
+        ONNX, from which OpenVINO reads it.
     """
     try:
         import openvino
@@ -35,6 +35,6 @@ def write(order: Order, path: str) -> None:
     check(order)
     with staging(os.path.dirname(path) or ".") as folder:
         source = str(folder / "model.onnx")
-        onnx_file.write(order, source)
+        writer.write(order, source)
         model = read(source, "OpenVINO", lambda: core.read_model(source))
         openvino.save_model(model, path, compress_to_fp16=False)

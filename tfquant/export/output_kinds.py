@@ -12,10 +12,20 @@ from tfquant.graph.trace import Trace
 
 # Operations that move values without changing them -> the operand that they move.
 _MOVES = {
-    "Identity": 0, "StopGradient": 0, "Reshape": 0, "Squeeze": 0, "ExpandDims": 0, "Cast": 0,
-    "StridedSlice": 0, "Slice": 0, "Unpack": 0, "SplitV": 0, "Transpose": 0, "EnsureShape": 0,
+    "Identity": 0,
+    "StopGradient": 0,
+    "Reshape": 0,
+    "Squeeze": 0,
+    "ExpandDims": 0,
+    "Cast": 0,
+    "StridedSlice": 0,
+    "Slice": 0,
+    "Unpack": 0,
+    "SplitV": 0,
+    "Transpose": 0,
+    "EnsureShape": 0,
     "Split": 1,
-}  # fmt: skip
+}
 _PRODUCTS = {
     "MatMul",
     "BatchMatMul",

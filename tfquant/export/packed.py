@@ -4,29 +4,36 @@ What is in the file, for readers without tfquant. Its metadata, all of them text
 
     format     `tfquant.packed`
     version    `1`
-    variables  JSON, in the order of the model: [{"path", "shape", "dtype"}, ...]; with "bits", "qmin" and "axes" where
-               packed, or "format", the name of a number format, in place of "qmin" where codes are no integers
+    variables  JSON, in the order of the model: [{"path", "shape", "dtype"}, ...]; with "bits",
+      "qmin" and "axes" where
+               packed, or "format", the name of a number format, in place of "qmin" where codes are
+               no integers
     recipe     JSON, see `tfquant.Recipe`
     sites      JSON: [[address, shape of its range], ...]
     sha256     of all tensors and texts, see `tfquant.bitpacking`
 
-A variable without "bits" is the tensor `<path>`, in its own type (bfloat16 as float32, which holds it). A packed one is
+A variable without "bits" is the tensor `<path>`, in its own type (bfloat16 as float32, which holds
+it). A packed one is
 
-    <path>/codes  uint8 of one axis: code - qmin of every value in row-major order, "bits" bits each, one right behind the other;
-                  the lowest bit of a code comes first, into the lowest free bit of a byte; the rest of the last byte is 0
-    <path>/scale  float32, one value, or one for each index along "axes": the shape of the variable without its other axes
-    <path>/zero   integers like scale; missing where it is 0
+    <path>/codes  uint8 of one axis: code - qmin of every value in row-major order, "bits" bits
+    each, one right behind the other;
+                  the lowest bit of a code comes first, into the lowest free bit of a byte; the rest
+                  of the last byte is 0
+    <path>/scale  float32, one value, or one for each index along "axes": the shape of the variable
+    without its other axes <path>/zero   integers like scale; missing where it is 0
 
 and holds scale · (code - zero), a product of two float32. In NumPy, with n values of b bits:
 
     bits = np.unpackbits(codes, count=n * b, bitorder="little").reshape(n, b)
     codes = (bits @ (1 << np.arange(b)) + qmin).reshape(shape)
 
-Ranges are `tfquant/ranges/<site address>/<name>`: `lower` (missing where it is -upper) and `upper`, or what is learned in place of
-them; and `group_of`, the group of each embedding dimension, where such share a range.
+Ranges are `tfquant/ranges/<site address>/<name>`: `lower` (missing where it is -upper) and `upper`,
+or what is learned in place of them; and `group_of`, the group of each embedding dimension, where
+such share a range.
 
-A variable is packed if sites alone read it, and if their simulation makes of the values above, bit for bit, what it makes of the
-variable (the sign of zeros aside). This is tried out for every one; what fails stays in float, and the report says why.
+A variable is packed if sites alone read it, and if their simulation makes of the values above, bit
+for bit, what it makes of the variable (the sign of zeros aside). This is tried out for every one;
+what fails stays in float, and the report says why.
 """
 
 from __future__ import annotations
@@ -45,11 +52,11 @@ from tfquant.bitpacking import pack_array, read_file, unpack_array, write_file
 from tfquant.calibration import engine_of
 from tfquant.checkpoint import CheckpointError
 from tfquant.engine import Engine
+from tfquant.error_messages import one_line
 from tfquant.export.errors import ExportError
-from tfquant.export.order import Order
+from tfquant.export.request import Order
 from tfquant.graph.dataflow import Dataflow
-from tfquant.graph.source import source_of
-from tfquant.messages import one_line
+from tfquant.graph.model_adapter import source_of
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.quantized_array import QuantizedArray, QuantParams
 from tfquant.quantizer import GROUP_OF, Quantizer
@@ -75,14 +82,18 @@ _LOOKUPS = ("ResourceGather", "GatherV2", "Gather")
 def check(order: Order) -> None:
     """Raises ExportError for the float network, which has no codes."""
     if order.mode != "quantized":
-        raise ExportError(f"a packed file holds codes, of which mode {order.mode!r} has none: export with mode 'quantized'")
+        raise ExportError(
+            f"a packed file holds codes, of which mode {order.mode!r} has none: export with mode"
+            " 'quantized'"
+        )
 
 
 def write(order: Order, path: str) -> None:
     """Writes a network as one file.
 
     Raises:
-      ExportError: the order is for the float network, or two tensors would have one name (ValueError: two variables).
+      ExportError: the order is for the float network, or two tensors would have one name
+        (ValueError: two variables).
       UncalibratedError: a site has no range.
       CheckpointError: the file could not be written.
     """
@@ -90,23 +101,37 @@ def write(order: Order, path: str) -> None:
     check(order)
     engine.check_calibrated()
     stored = _stored(engine)
-    pairs = [pair for variable in stored for pair in variable.tensors.items()] + list(_ranges(engine).items())
+    pairs = [pair for variable in stored for pair in variable.tensors.items()] + list(
+        _ranges(engine).items()
+    )
     if len(dict(pairs)) != len(pairs):
-        raise ExportError("two tensors would have one name: give the layers of the model other names")
+        raise ExportError(
+            "two tensors would have one name: give the layers of the model other names"
+        )
     texts = {
         "variables": [variable.entry for variable in stored],
         "recipe": engine.plan.recipe.to_dict(),
         "sites": [fingerprint(site) for site in engine.plan.sites],
     }
-    write_file(path, dict(pairs), {**MARKS, **{name: json.dumps(value, separators=(",", ":")) for name, value in texts.items()}})
+    write_file(
+        path,
+        dict(pairs),
+        {
+            **MARKS,
+            **{name: json.dumps(value, separators=(",", ":")) for name, value in texts.items()},
+        },
+    )
 
 
-def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: Any = None) -> QuantizedModel | QuantizedFunction:
+def load(
+    path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: Any = None
+) -> QuantizedModel | QuantizedFunction:
     """Reads a packed file into a fresh model.
 
     Args:
       path: of the file.
-      model: built like the packed one; its weights are overwritten, those that were packed with the values of their codes.
+      model: built like the packed one; its weights are overwritten, those that were packed with the
+        values of their codes.
       inputs, signature: as for `tfquant.quantize`.
 
     Returns:
@@ -115,8 +140,9 @@ def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: 
     Raises:
       FileNotFoundError: no such file.
       CheckpointError: it is damaged.
-      ValueError: it is no packed file, weights or sites differ from those of `model`, all differences are listed, or a variable is
-        NaN or infinite. The weights of `model` are as before then.
+      ValueError: it is no packed file, weights or sites differ from those of `model`, all
+        differences are listed, or a variable is NaN or infinite. The weights of `model` are as
+        before then.
     """
     file = _File(path)
     engine = engine_as_saved(source_of(model, inputs, signature), file.recipe, file.sites)
@@ -130,19 +156,31 @@ def load(path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: 
         if str(path) in str(error):
             raise
         # Entries and tensors that do not go together.
-        raise CheckpointError(f"{path} is damaged: {type(error).__name__} {one_line(error, 200)}") from error
+        raise CheckpointError(
+            f"{path} is damaged: {type(error).__name__} {one_line(error, 200)}"
+        ) from error
     found = [(name, values[name], variable) for name, variable in variables.items()]
     types = [(name, value.dtype.name, variable.dtype.name) for name, value, variable in found]
-    wrong = [f"{name}: {saved} in the file, {own} in the model" for name, saved, own in types if saved != own]
+    wrong = [
+        f"{name}: {saved} in the file, {own} in the model"
+        for name, saved, own in types
+        if saved != own
+    ]
     if wrong:
         raise ValueError(f"{path}: types differ from the model's: {'; '.join(wrong)}")
     shapes = [(name, list(value.shape), list(variable.shape)) for name, value, variable in found]
-    wrong = [f"{name}: {saved} in the file, {own} in the model" for name, saved, own in shapes if saved != own]
+    wrong = [
+        f"{name}: {saved} in the file, {own} in the model"
+        for name, saved, own in shapes
+        if saved != own
+    ]
     if wrong:
         raise ValueError(f"{path}: shapes differ from the model's: {'; '.join(wrong)}")
     broken = [name for name, value, _ in found if not is_finite(value)]
     if broken:
-        raise ValueError(f"{path}: variable {printable(broken[0])} holds NaN or Inf; load another file")
+        raise ValueError(
+            f"{path}: variable {printable(broken[0])} holds NaN or Inf; load another file"
+        )
     for _, value, variable in found:
         variable.assign(value)
     estimate_parted(engine, renamed)
@@ -154,7 +192,10 @@ def _restore_ranges(engine: Engine, file: _File, renamed: dict[str, str]) -> Non
     for address, quantizer in engine.quantizers.items():
         if address not in renamed:
             continue
-        saved = {name: file.tensors.get(range_name(renamed[address], name)) for name in quantizer.variables}
+        saved = {
+            name: file.tensors.get(range_name(renamed[address], name))
+            for name in quantizer.variables
+        }
         if quantizer.learned is None:
             lower = -saved["upper"] if saved["lower"] is None else saved["lower"]
             quantizer.set_range(lower, saved["upper"], saved.get(GROUP_OF))
@@ -163,7 +204,9 @@ def _restore_ranges(engine: Engine, file: _File, renamed: dict[str, str]) -> Non
                 variable.assign(saved[name])
 
 
-def size_report(model: QuantizedModel | QuantizedFunction, path: str | os.PathLike | None = None) -> SizeReport:
+def size_report(
+    model: QuantizedModel | QuantizedFunction, path: str | os.PathLike | None = None
+) -> SizeReport:
     """How large the variables of a calibrated model are, and what packing makes of them.
 
     Args:
@@ -179,14 +222,18 @@ def size_report(model: QuantizedModel | QuantizedFunction, path: str | os.PathLi
     for variable in _stored(engine):
         value, used = variable.value, sum(tensor.nbytes for tensor in variable.tensors.values())
         bits = value.itemsize * 8 if variable.packed is None else variable.packed[1]["bits"]
-        sizes.append(VariableSize(variable.path, value.shape, bits, value.nbytes, used, variable.note))
+        sizes.append(
+            VariableSize(variable.path, value.shape, bits, value.nbytes, used, variable.note)
+        )
     ranges = sum(value.nbytes for value in _ranges(engine).values())
     return SizeReport(tuple(sizes), ranges, None if path is None else os.path.getsize(path))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Stored:
-    """A variable as it is in the file; `value` in float, `packed` of `pack_array`, `note` as in `VariableSize`."""
+    """A variable as it is in the file; `value` in float, `packed` of `pack_array`, `note` as in
+    `VariableSize`.
+    """
 
     path: str
     dtype: str
@@ -210,8 +257,14 @@ def _stored(engine: Engine) -> list[_Stored]:
     """All variables, in the order of the model."""
     flow = Dataflow(engine.inference)
     readers = _readers(engine, flow)
-    behind = {edge.table or flow.variable_behind(edge.tensor) for _, edge in engine.placements() if edge.parameter}
-    sited = {id(variable) for handle, variable in engine.inference.variables.items() if handle in behind}
+    behind = {
+        edge.table or flow.variable_behind(edge.tensor)
+        for _, edge in engine.placements()
+        if edge.parameter
+    }
+    sited = {
+        id(variable) for handle, variable in engine.inference.variables.items() if handle in behind
+    }
     found = []
     for path, variable in engine.weights().items():
         value, packed, note = np.asarray(variable.numpy()), None, ""
@@ -219,7 +272,11 @@ def _stored(engine: Engine) -> list[_Stored]:
         if sites and not other:
             array = _quantized(value, [engine.quantizers[address] for address in sites])
             packed = None if array is None else pack_array(array)
-            reason = "its sites have different ranges" if len(sites) > 1 else f"site {sites[0]} rounds its codes to other values"
+            reason = (
+                "its sites have different ranges"
+                if len(sites) > 1
+                else f"site {sites[0]} rounds its codes to other values"
+            )
             note = "" if packed else reason
         elif sites or id(variable) in sited:
             note = f"{other} reads it in float"
@@ -229,7 +286,9 @@ def _stored(engine: Engine) -> list[_Stored]:
 
 
 def _readers(engine: Engine, flow: Dataflow) -> dict[int, tuple[list[str], str]]:
-    """id of a variable -> addresses of the sites that quantize its plain values, and an operation that takes them in float."""
+    """id of a variable -> addresses of the sites that quantize its plain values, and an operation
+    that takes them in float.
+    """
     edges: dict[tuple[str, int], list[str]] = {}
     tensors: dict[str, list[str]] = {}
     for site, edge in engine.placements():
@@ -260,20 +319,32 @@ def _quantized(value: np.ndarray, quantizers: list[Quantizer]) -> QuantizedArray
     """`value` as codes; None if one of its quantizers would make something else of them."""
     if not np.isfinite(value).all():
         return None
-    site, simulations = quantizers[0].site, [_simulation(quantizer, value) for quantizer in quantizers]
+    site, simulations = (
+        quantizers[0].site,
+        [_simulation(quantizer, value) for quantizer in quantizers],
+    )
     before = [simulation(value) for simulation in simulations]
     rounded, lower, width = before[0]
-    params = QuantParams(*scale_and_zero(lower, width, site.spec.codebook), site.spec.codebook, site.channel_axes)
+    params = QuantParams(
+        *scale_and_zero(lower, width, site.spec.codebook), site.spec.codebook, site.channel_axes
+    )
     array = params.quantize(rounded)
     after = [simulation(array.values().astype(value.dtype)) for simulation in simulations]
-    return array if all(np.array_equal(old[0], new[0]) for old, new in zip(before, after, strict=True)) else None
+    return (
+        array
+        if all(np.array_equal(old[0], new[0]) for old, new in zip(before, after, strict=True))
+        else None
+    )
 
 
-def _simulation(quantizer: Quantizer, value: np.ndarray) -> Callable[[np.ndarray], list[np.ndarray]]:
+def _simulation(
+    quantizer: Quantizer, value: np.ndarray
+) -> Callable[[np.ndarray], list[np.ndarray]]:
     """Values -> what the network makes of them, lower end and width of the range; float32.
 
-    In a graph: there TensorFlow divides by constants through a product with their reciprocal, which moves a step by its last bit,
-    and the zero point that follows from it by one where it lies between two codes.
+    In a graph: there TensorFlow divides by constants through a product with their reciprocal, which
+    moves a step by its last bit, and the zero point that follows from it by one where it lies
+    between two codes.
     """
     grid = quantizer.site.spec.codebook
 
@@ -281,7 +352,9 @@ def _simulation(quantizer: Quantizer, value: np.ndarray) -> Callable[[np.ndarray
         return tf.cast(quantizer(x), tf.float32), *placed(quantizer.lower, quantizer.upper, grid)
 
     spec = tf.TensorSpec(value.shape, tf.as_dtype(value.dtype))
-    function = tf.function(simulate, autograph=False, input_signature=[spec]).get_concrete_function()
+    function = tf.function(
+        simulate, autograph=False, input_signature=[spec]
+    ).get_concrete_function()
     return lambda x: [result.numpy() for result in function(tf.constant(x))]
 
 
@@ -289,7 +362,9 @@ def _ranges(engine: Engine) -> dict[str, np.ndarray]:
     """Name -> the state of every site, as in checkpoints."""
     found = {}
     for address, quantizer in engine.quantizers.items():
-        values = {name: np.asarray(variable.numpy()) for name, variable in quantizer.variables.items()}
+        values = {
+            name: np.asarray(variable.numpy()) for name, variable in quantizer.variables.items()
+        }
         if quantizer.learned is None and np.array_equal(values["lower"], -values["upper"]):
             del values["lower"]
         found |= {range_name(address, name): value for name, value in values.items()}
@@ -306,7 +381,9 @@ class _File:
             self._entries = {entry["path"]: entry for entry in json.loads(texts["variables"])}
             self.shapes = {name: tuple(entry["shape"]) for name, entry in self._entries.items()}
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} is damaged: {type(error).__name__} {one_line(error, 200)}") from error
+            raise CheckpointError(
+                f"{path} is damaged: {type(error).__name__} {one_line(error, 200)}"
+            ) from error
 
     def __getitem__(self, name: str) -> np.ndarray | str:
         """The values of a variable in its own type."""
@@ -315,6 +392,8 @@ class _File:
         entry, value = self._entries[name], self.tensors.get(name)
         if "bits" in entry:
             parts = {part: f"{name}/{part}" for part in ("codes", "scale", "zero")}
-            tensors = {part: self.tensors[key] for part, key in parts.items() if key in self.tensors}
+            tensors = {
+                part: self.tensors[key] for part, key in parts.items() if key in self.tensors
+            }
             value = unpack_array(tensors, entry, self.shapes[name]).values()
         return value.astype(tf.as_dtype(entry["dtype"]).as_numpy_dtype)

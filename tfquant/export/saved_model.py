@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfquant import qdq
 from tfquant.export.captures import as_constants
-from tfquant.export.order import Order
+from tfquant.export.request import Order
 from tfquant.quantizer import Quantizer
 from tfquant.runtimes.saved_model import SIGNATURE
 from tfquant.site import Site
@@ -20,9 +20,13 @@ def write(order: Order, path: str) -> None:
     engine, interface = order.engine, order.interface
     order.check_captures("a SavedModel")
     quantizers = {site.address: engine.quantizers[site.address] for site in order.sites()}
-    # Copies, as a SavedModel cannot hold names with colons. No constants: folding them rounds otherwise than the simulation.
+    # Copies, as a SavedModel cannot hold names with colons. No constants: folding them rounds
+    # otherwise than the simulation.
     ends = {
-        address: [tf.Variable(np.asarray(end), trainable=False, name=f"range_{index}/{name}") for name, end in _ends(quantizer)]
+        address: [
+            tf.Variable(np.asarray(end), trainable=False, name=f"range_{index}/{name}")
+            for name, end in _ends(quantizer)
+        ]
         for index, (address, quantizer) in enumerate(quantizers.items())
     }
 
@@ -35,10 +39,16 @@ def write(order: Order, path: str) -> None:
     @tf.function(autograph=False, input_signature=[{spec.name: spec for spec in interface.inputs}])
     def serve(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         flat = [inputs[spec.name] for spec in interface.inputs]
-        return interface.named_outputs(engine.inference.emit(flat, engine.edits(quantized), given=as_constants(engine.inference)))
+        return interface.named_outputs(
+            engine.inference.emit(
+                flat, engine.edits(quantized), given=as_constants(engine.inference)
+            )
+        )
 
     module = tf.Module()
-    module.weights = list(engine.inference.variables.values())  # what the function reads has to be owned by what is saved
+    module.weights = list(
+        engine.inference.variables.values()
+    )  # what the function reads has to be owned by what is saved
     module.ranges = list(ends.values())
     module.serve = serve
     tf.saved_model.save(module, path, signatures={SIGNATURE: serve})

@@ -16,7 +16,7 @@ from fileio.transaction import replace_folder, replacing_together
 from tfquant.runtimes import PACKAGES, Contractions, Session, open_file
 
 if TYPE_CHECKING:
-    from tfquant.export.order import Order
+    from tfquant.export.request import Order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,18 +26,20 @@ class Target:
     Attributes:
       write: writes an order to a path.
       file: what the run scripts call it; its suffix is demanded of every path. A folder has none.
-      readers: which of `tfquant.runtimes.RUNTIMES` answer it here; the first one checks it. A file without a
-        reader is for tfquant itself.
-      as_written: checked node by node: what ONNX Runtime makes of signed bytes it cannot always run.
+      readers: which of `tfquant.runtimes.RUNTIMES` answer it here; the first one checks it. A file
+        without a reader is for tfquant itself.
+      as_written: checked node by node: what ONNX Runtime makes of signed bytes it cannot always
+        run.
       proven: what is known of every file that `write` did not refuse.
       may_replace: whether a folder that is there may be replaced.
       name: what such a folder is called.
-      contractions: file -> which products are computed in integers; the reader is asked if not given.
+      contractions: file -> which products are computed in integers; the reader is asked if not
+        given.
       packages: what has to be installed to write it, beside what tfquant requires.
       check: raises ExportError for what the target cannot hold, before anything is computed.
       recipes: made for what reads it, the recommended one first; none where any suits.
-      formats: number formats beside integers that it takes, and the first ONNX opset that has them (0 where
-        that does not matter); None where it takes all.
+      formats: number formats beside integers that it takes, and the first ONNX opset that has them
+        (0 where that does not matter); None where it takes all.
     """
 
     write: Callable[[Order, str], None]
@@ -59,8 +61,13 @@ class Target:
         return pathlib.PurePath(self.file).suffix
 
     def missing_packages(self, checked: bool) -> list[str]:
-        """Packages that are not installed and that writing wants, and checking where the file is checked."""
-        wanted = [*self.packages, *([PACKAGES[self.readers[0]]] if checked and self.readers else [])]
+        """Packages that are not installed and that writing wants, and checking where the file is
+        checked.
+        """
+        wanted = [
+            *self.packages,
+            *([PACKAGES[self.readers[0]]] if checked and self.readers else []),
+        ]
         return [name for name in dict.fromkeys(wanted) if importlib.util.find_spec(name) is None]
 
     def open(self, path: pathlib.Path) -> Session:
@@ -76,19 +83,40 @@ class Target:
         return session.contractions() if self.contractions is None else self.contractions(str(path))
 
     def advice(self, order: Order, found: Contractions) -> str:
-        """Which recipe to take where the runtime computes in float what is quantized; else empty."""
-        from tfquant.export.onnx_qdq import INT4_OPSET
+        """Which recipe to take where the runtime computes in float what is quantized; else
+        empty.
+        """
+        from tfquant.export.onnx.qdq import INT4_OPSET
 
-        kernels = [site for site in order.sites() if site.role == "weight" and site.spec.codebook.uniform]
-        if not self.recipes or not kernels or not found.floating or 2 * len(found.integer) >= len(kernels):
+        kernels = [
+            site for site in order.sites() if site.role == "weight" and site.spec.codebook.uniform
+        ]
+        if (
+            not self.recipes
+            or not kernels
+            or not found.floating
+            or 2 * len(found.integer) >= len(kernels)
+        ):
             return ""
         runtime, count, own = self.readers[0], len(found.integer), order.engine.plan.recipe.name
-        said = f"{runtime} computes {count or 'none'} of {len(kernels)} quantized products in integers"
-        if order.opset >= INT4_OPSET and any(site.spec.codebook.num_codes <= 16 for site in kernels) and self.packages:
-            return f"{said}: weights of 4 bits or fewer are half bytes from opset {INT4_OPSET} on: export with opset=17"
+        said = (
+            f"{runtime} computes {count or 'none'} of {len(kernels)} quantized products in integers"
+        )
+        if (
+            order.opset >= INT4_OPSET
+            and any(site.spec.codebook.num_codes <= 16 for site in kernels)
+            and self.packages
+        ):
+            return (
+                f"{said}: weights of 4 bits or fewer are half bytes from opset {INT4_OPSET} on:"
+                " export with opset=17"
+            )
         if own in self.recipes:  # which leaves in float what the runtime computes faster so
             return ""
-        return f"{said}: recipe {own!r} is made for another runtime, quantize with recipe {self.recipes[0]!r}"
+        return (
+            f"{said}: recipe {own!r} is made for another runtime, quantize with recipe"
+            f" {self.recipes[0]!r}"
+        )
 
     def widened(self, order: Order) -> str:
         """Which sites of a file that is made of ONNX take more bits than they have; else empty."""
@@ -104,15 +132,20 @@ class Target:
             if formats.get(name).kind == "uniform" or self.formats is None:
                 continue
             if name not in self.formats:
-                takers = [key for key, target in TARGETS.items() if target.formats is None or name in target.formats]
+                takers = [
+                    key
+                    for key, target in TARGETS.items()
+                    if target.formats is None or name in target.formats
+                ]
                 raise ExportError(
-                    f"site {site.address}: number format {name!r} does not exist in this target: export to "
-                    f"{' or '.join(takers)}, or set format: int8"
+                    f"site {site.address}: number format {name!r} does not exist in this target:"
+                    f" export to {' or '.join(takers)}, or set format: int8"
                 )
             if order.opset < self.formats[name]:
                 raise ExportError(
-                    f"site {site.address}: number format {name!r} exists from ONNX opset {self.formats[name]} on, got "
-                    f"{order.opset}: export with opset={self.formats[name]}"
+                    f"site {site.address}: number format {name!r} exists from ONNX opset"
+                    f" {self.formats[name]} on, got {order.opset}: export with"
+                    f" opset={self.formats[name]}"
                 )
 
     def check_path(self, path: pathlib.Path) -> None:
@@ -120,7 +153,11 @@ class Target:
         if not path.parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.parent}")
         if self.suffix and path.suffix != self.suffix:
-            others = [f"target={name!r}" for name, target in TARGETS.items() if target.suffix == path.suffix and path.suffix]
+            others = [
+                f"target={name!r}"
+                for name, target in TARGETS.items()
+                if target.suffix == path.suffix and path.suffix
+            ]
             hint = f", or give {' or '.join(others)}" if others else ""
             raise ValueError(f"{path}: must end in {self.suffix}{hint}")
         if self.suffix and path.is_dir():
@@ -132,7 +169,8 @@ class Target:
 
 
 def _late(name: str, **options: Any) -> Callable[..., Any]:
-    """Return a function of this package whose module is imported at the first call, not when targets are listed.
+    """Return a function of this package whose module is imported at the first call, not when
+    targets are listed.
 
     Args:
       name: module and function, such as `onnx_file.write`.
@@ -141,7 +179,9 @@ def _late(name: str, **options: Any) -> Callable[..., Any]:
     module, _, function = name.partition(".")
 
     def call(*arguments: Any) -> Any:
-        return getattr(importlib.import_module(f"{__package__}.{module}"), function)(*arguments, **options)
+        return getattr(importlib.import_module(f"{__package__}.{module}"), function)(
+            *arguments, **options
+        )
 
     return call
 
@@ -150,39 +190,73 @@ _FLOAT8 = {"e4m3": 19, "e5m2": 19}  # and the first opset of ONNX that has it
 _ONNX, _CHECK_ONNX = ("onnx", "tf2onnx"), _late("onnx_file.check")
 TARGETS = {
     "onnx": Target(
-        _late("onnx_file.write"), "model.onnx", ("onnxruntime", "openvino"), packages=_ONNX, check=_CHECK_ONNX,
-        recipes=("cpu_onnxruntime",), formats=_FLOAT8,
+        _late("onnx_file.write"),
+        "model.onnx",
+        ("onnxruntime", "openvino"),
+        packages=_ONNX,
+        check=_CHECK_ONNX,
+        recipes=("cpu_onnxruntime",),
+        formats=_FLOAT8,
     ),
     "onnxruntime": Target(
-        _late("onnx_file.write", fused_attention=True), "onnxruntime.onnx", ("onnxruntime",), packages=_ONNX,
-        check=_CHECK_ONNX, recipes=("cpu_onnxruntime",), formats=_FLOAT8,
+        _late("onnx_file.write", fused_attention=True),
+        "onnxruntime.onnx",
+        ("onnxruntime",),
+        packages=_ONNX,
+        check=_CHECK_ONNX,
+        recipes=("cpu_onnxruntime",),
+        formats=_FLOAT8,
     ),
     "tensorrt": Target(
-        _late("tensorrt.write"), "tensorrt.onnx", ("onnxruntime", "openvino"), as_written=True,
-        contractions=_late("tensorrt.contractions"), packages=_ONNX, check=_CHECK_ONNX, recipes=("int8_residual",),
+        _late("tensorrt.write"),
+        "tensorrt.onnx",
+        ("onnxruntime", "openvino"),
+        as_written=True,
+        contractions=_late("tensorrt.contractions"),
+        packages=_ONNX,
+        check=_CHECK_ONNX,
+        recipes=("int8_residual",),
     ),
     "openvino": Target(
-        _late("openvino.write"), "model.xml", ("openvino",), packages=(*_ONNX, "openvino"),
-        check=_late("openvino.check"), recipes=("cpu_openvino",),
+        _late("openvino.write"),
+        "model.xml",
+        ("openvino",),
+        packages=(*_ONNX, "openvino"),
+        check=_late("openvino.check"),
+        recipes=("cpu_openvino",),
     ),
     "litert": Target(
-        _late("litert.write"), "model.tflite", ("litert",), check=_late("litert.check"), recipes=("litert",)
+        _late("litert.write"),
+        "model.tflite",
+        ("litert",),
+        check=_late("litert.check"),
+        recipes=("litert",),
     ),
     "packed": Target(
-        _late("packed.write"), "model.safetensors", proven="bit for bit the simulation, tried out for every parameter",
-        check=_late("packed.check"), formats=None,
+        _late("packed.write"),
+        "model.safetensors",
+        proven="bit for bit the simulation, tried out for every parameter",
+        check=_late("packed.check"),
+        formats=None,
     ),
     "saved_model": Target(
-        _late("saved_model.write"), "saved_model", ("tensorflow",), may_replace=_late("saved_model.may_be_replaced"),
-        name="SavedModel", formats=None,
+        _late("saved_model.write"),
+        "saved_model",
+        ("tensorflow",),
+        may_replace=_late("saved_model.may_be_replaced"),
+        name="SavedModel",
+        formats=None,
     ),
     "fastertransformer": Target(
-        _late("fastertransformer.write"), "fastertransformer",
+        _late("fastertransformer.write"),
+        "fastertransformer",
         proven="codes are the simulation's; nothing here runs them, so nothing was compared",
-        may_replace=_late("fastertransformer.may_be_replaced"), name="FasterTransformer checkpoint",
-        check=_late("fastertransformer.check"), recipes=("ft1", "ft2", "ft3"),
+        may_replace=_late("fastertransformer.may_be_replaced"),
+        name="FasterTransformer checkpoint",
+        check=_late("fastertransformer.check"),
+        recipes=("ft1", "ft2", "ft3"),
     ),
-}  # fmt: skip
+}
 
 
 def targets_for(runtime: str) -> tuple[str, ...]:
@@ -192,9 +266,11 @@ def targets_for(runtime: str) -> tuple[str, ...]:
 
 
 def publish(written: pathlib.Path, path: pathlib.Path) -> None:
-    """Moves what was written, and the files that belong to it, to its place; what was there before is replaced.
+    """Moves what was written, and the files that belong to it, to its place; what was there before
+    is replaced.
 
-    Killed at any moment, the old or the new is there as a whole, at the latest when it is opened or written again.
+    Killed at any moment, the old or the new is there as a whole, at the latest when it is opened or
+    written again.
 
     Args:
       written: in a staging folder beside `path` that holds nothing else.

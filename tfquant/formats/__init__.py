@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from calib.codebook import Codebook, UniformCodebook
+from tfquant.error_messages import shown
 from tfquant.formats import floating, integer
 from tfquant.formats.contract import Format
 from tfquant.formats.floating import FloatFormat
 from tfquant.formats.integer import IntegerFormat
-from tfquant.messages import shown
 
 __all__ = ["FloatFormat", "Format", "IntegerFormat", "get", "of"]
 

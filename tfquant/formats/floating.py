@@ -6,7 +6,8 @@ finite one. Codes beyond it stand for infinities and NaN, which are never writte
 
     y = round_to_nearest(x / scale) * scale,  scale = amax * (1 / limit)
 
-Source: Micikevicius et al. 2022, arXiv:2209.05433; Open Compute Project, OFP8 and Microscaling
+ModelAdapter: Micikevicius et al. 2022, arXiv:2209.05433; Open Compute Project, OFP8 and
+Microscaling
   Formats, 2023.
 """
 

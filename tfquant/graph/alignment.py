@@ -1,8 +1,10 @@
-"""Alignment of the traces for inference and for training: which edge of one is which edge of the other.
+"""Alignment of the traces for inference and for training: which edge of one is which edge of the
+other.
 
-Both come from the same Python code, so that most edges have the same address in both. They differ where code reads `training`:
-dropout makes a constant product dynamic (relative positions), drops whole branches, or a layer is called once more. Then the
-operations of both traces are aligned as the lines of two texts are, and edges follow the contraction that they belong to.
+Both come from the same Python code, so that most edges have the same address in both. They differ
+where code reads `training`: dropout makes a constant product dynamic (relative positions), drops
+whole branches, or a layer is called once more. Then the operations of both traces are aligned as
+the lines of two texts are, and edges follow the contraction that they belong to.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ def aligned_edges(
 ) -> dict[str, list[Edge]]:
     """Edges of the training trace by the address that they have in the inference trace.
 
-    An address has no edge where the training trace does not compute it. It has several where the training trace uses a quantized
-    parameter once more, in a contraction that the inference trace lacks.
+    An address has no edge where the training trace does not compute it. It has several where the
+    training trace uses a quantized parameter once more, in a contraction that the inference trace
+    lacks.
 
     Args:
       inference: the trace that sites are planned on, and its roles.
@@ -67,10 +70,12 @@ class _Alignment:
         return found
 
     def _contractions(self) -> tuple[dict[str, str], list[tuple[str, Edge]]]:
-        """(address in training -> address in inference, parameters that only training uses) of the inputs of contractions.
+        """(address in training -> address in inference, parameters that only training uses) of the
+        inputs of contractions.
 
-        Leaves in `_paths` the path of each contraction of the training trace in the inference trace, None where it has none, and
-        in `_weights` the edges of weights that are activations in training.
+        Leaves in `_paths` the path of each contraction of the training trace in the inference
+        trace, None where it has none, and in `_weights` the edges of weights that are activations
+        in training.
         """
         planned, roles = self._planned.contraction_edges, self._roles.contraction_edges
         by_path = {path: op for op, (path, _) in planned.items() if op not in self._of_first}
@@ -101,18 +106,25 @@ class _Alignment:
         return renamed, more
 
     def _in_order(self, contraction: str, addresses: tuple[str, ...], of: Edge) -> tuple[str, ...]:
-        """Addresses of the operands of a contraction of the inference trace in the order of those of its counterpart.
+        """Addresses of the operands of a contraction of the inference trace in the order of those
+        of its counterpart.
 
-        A linear has its input before its weight, whichever comes first; without a fixed weight, as with dropout on it, the
-        counterpart is a product of two activations, whose operands stand as they come.
+        A linear has its input before its weight, whichever comes first; without a fixed weight, as
+        with dropout on it, the counterpart is a product of two activations, whose operands stand as
+        they come.
         """
         if of.role != "matmul_input" or any(":matmul_input:" in address for address in addresses):
             return addresses
-        weight_first = self._flow.is_fixed(self._first.graph.get_operation_by_name(contraction).inputs[0])
+        weight_first = self._flow.is_fixed(
+            self._first.graph.get_operation_by_name(contraction).inputs[0]
+        )
         return tuple(reversed(addresses)) if weight_first else addresses
 
     def _before_dropout(self, weight: Edge, contraction: str, index: int) -> Edge:
-        """A weight that is an activation in training: before dropout but behind views, as its channels lie where they were."""
+        """A weight that is an activation in training.
+
+        Before dropout but behind views, as its channels lie where they were.
+        """
         flow, op = self._training_flow, self._second.graph.get_operation_by_name(contraction)
         while True:
             source = op.inputs[index]
@@ -122,13 +134,21 @@ class _Alignment:
             op, index = source.op, kept
 
     def _by_operation(self, missing: set[str]):
-        """(address, edge) of edges whose operation is in both traces, though its role was found in one alone."""
-        wanted = [edge for edge in self._planned.edges if edge.address in missing and edge.table is None and not edge.parameter]
+        """(address, edge) of edges whose operation is in both traces, though its role was found in
+        one alone.
+        """
+        wanted = [
+            edge
+            for edge in self._planned.edges
+            if edge.address in missing and edge.table is None and not edge.parameter
+        ]
         if not wanted:
             return
         structure = Structure(self._training_flow)
         for edge in wanted:
-            name = self._of_first.get(edge.tensor.op.name if edge.consumer is None else edge.consumer[0])
+            name = self._of_first.get(
+                edge.tensor.op.name if edge.consumer is None else edge.consumer[0]
+            )
             if name is None:
                 continue
             op = self._second.graph.get_operation_by_name(name)
@@ -137,20 +157,27 @@ class _Alignment:
                 yield edge.address, dataclasses.replace(edge, tensor=tensor)
             else:
                 op, index = structure.lifted(op, edge.consumer[1])
-                yield edge.address, dataclasses.replace(edge, tensor=op.inputs[index], consumer=(op.name, index))
+                yield (
+                    edge.address,
+                    dataclasses.replace(edge, tensor=op.inputs[index], consumer=(op.name, index)),
+                )
 
 
 def _used_again(edges) -> list[tuple[str, Edge]]:
     """Parameters of one more call of a layer, under the address of the first."""
-    calls = [(dataclasses.replace(edge, path=edge.path.partition("#")[0]), edge) for edge in edges if edge.parameter]
+    calls = [
+        (dataclasses.replace(edge, path=edge.path.partition("#")[0]), edge)
+        for edge in edges
+        if edge.parameter
+    ]
     return [(first.address, edge) for first, edge in calls]
 
 
 def _aligned_operations(first: Trace, second: Trace) -> dict[str, str]:
     """Name of an operation of `first` -> name of its counterpart in `second`.
 
-    Operations that compute the same from the inputs belong together, in the order in which they come; of the others those whose
-    names follow each other in the same order.
+    Operations that compute the same from the inputs belong together, in the order in which they
+    come; of the others those whose names follow each other in the same order.
     """
     found: dict[str, str] = {}
     waiting: dict[int, list[str]] = {}
@@ -163,13 +190,17 @@ def _aligned_operations(first: Trace, second: Trace) -> dict[str, str]:
     left = [op for op in first.operations if op.name not in found]
     right = [op for op in second.operations if op.name not in taken]
     keys = [[_key(op) for op in operations] for operations in (left, right)]
-    for start, other, count in difflib.SequenceMatcher(None, *keys, autojunk=False).get_matching_blocks():
+    for start, other, count in difflib.SequenceMatcher(
+        None, *keys, autojunk=False
+    ).get_matching_blocks():
         found.update((left[start + i].name, right[other + i].name) for i in range(count))
     return found
 
 
 def _signatures(trace: Trace) -> dict[str, int]:
-    """Name of an operation -> a number equal for operations that make the same of inputs and variables, dropout left out."""
+    """Name of an operation -> a number equal for operations that make the same of inputs and
+    variables, dropout left out.
+    """
     flow, found = Dataflow(trace), {}
     for op in trace.operations:
         parts = [op.type, tuple(t.dtype.as_datatype_enum for t in op.outputs)]
@@ -184,5 +215,8 @@ def _signatures(trace: Trace) -> dict[str, int]:
 
 
 def _key(op: tf.Operation) -> tuple[str, str]:
-    """Type and name without the number that makes it unique: what is inserted before shifts such numbers."""
+    """Type and name without the number that makes it unique.
+
+    What is inserted before shifts such numbers.
+    """
     return op.type, re.sub(r"_\d+$", "", op.name)

@@ -1,4 +1,8 @@
-"""Arguments: how a function is called. Which parameters carry tensors, what the others were when the function was traced."""
+"""Arguments.
+
+How a function is called. Which parameters carry tensors, what the others were when the function was
+traced.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-# Stands in for functions whose parameters cannot be read (built-in ones): everything goes by position.
+# Stands in for functions whose parameters cannot be read (built-in ones): everything goes by
+# position.
 _BY_POSITION = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
 
 
@@ -48,19 +53,25 @@ class Arguments:
 
     def call(self, function: Callable, tensors: Mapping[str, Any]) -> Any:
         """Calls `function` with other tensors and the same constants."""
-        bound = inspect.BoundArguments(self.signature, {p: {**self.given, **tensors}[p] for p in self._order()})
+        bound = inspect.BoundArguments(
+            self.signature, {p: {**self.given, **tensors}[p] for p in self._order()}
+        )
         return function(*bound.args, **bound.kwargs)
 
     def bind(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of a call -> the values of the parameters with tensors.
 
         Raises:
-          ArgumentError: they do not fit the parameters, or another constant is given than at the trace.
+          ArgumentError: they do not fit the parameters, or another constant is given than at the
+            trace.
         """
         return self._checked(_bind(self.name, self.signature, args, kwargs))
 
     def bind_batch(self, batch: Any) -> dict[str, Any]:
-        """As `bind`, for a batch: a tuple of arguments, a mapping with the names of parameters, or the only argument."""
+        """As `bind`, for a batch.
+
+        A tuple of arguments, a mapping with the names of parameters, or the only argument.
+        """
         return self._checked(_bind_batch(self.name, self.signature, batch))
 
     def _order(self) -> list[str]:
@@ -70,7 +81,9 @@ class Arguments:
         tensors = self.tensors
         missing = [p for p in tensors if p not in values]
         if missing:
-            raise ArgumentError(f"{self.name} was traced with argument {missing[0]!r}, which is missing now")
+            raise ArgumentError(
+                f"{self.name} was traced with argument {missing[0]!r}, which is missing now"
+            )
         for name, value in values.items():
             if name in tensors:
                 continue
@@ -81,14 +94,16 @@ class Arguments:
             same = not _carries_tensors(value) and (traced is value or traced == value)
             if not same:
                 raise ArgumentError(
-                    f"{self.name}: argument {name!r} was {_shown(traced)} when the function was traced, now it is {_shown(value)}; "
-                    "arguments that are no tensors are constants of the graph: quantize again for another value"
+                    f"{self.name}: argument {name!r} was {_shown(traced)} when the function was"
+                    f" traced, now it is {_shown(value)}; arguments that are no tensors are"
+                    " constants of the graph: quantize again for another value"
                 )
         return {name: values[name] for name in tensors}
 
 
 def arguments_of(function: Callable, batch: Any) -> Arguments:
-    """How `function` is called with `batch`: a tuple of arguments, a mapping with the names of parameters, or the only argument.
+    """How `function` is called with `batch`: a tuple of arguments, a mapping with the names of
+    parameters, or the only argument.
 
     The leaves may be specs (`tf.TensorSpec`).
 
@@ -98,18 +113,26 @@ def arguments_of(function: Callable, batch: Any) -> Arguments:
     name, signature = name_of(function), _signature_of(function)
     found = Arguments.bound(name, signature, batch)
     if not found.tensors:
-        raise ArgumentError(f"{name} is called with no tensor: pass arrays or tensors, numbers are constants of the graph")
+        raise ArgumentError(
+            f"{name} is called with no tensor: pass arrays or tensors, numbers are constants of the"
+            " graph"
+        )
     return found
 
 
 def own_arguments(function: Callable) -> Arguments | None:
-    """What a function says of its arguments by itself: a `tf.function` with an input signature or a concrete function."""
+    """What a function says of its arguments by itself.
+
+    A `tf.function` with an input signature or a concrete function.
+    """
     name, signature = name_of(function), _signature_of(function)
     if hasattr(function, "structured_input_signature"):
         args, kwargs = function.structured_input_signature
         return Arguments(name, signature, _bind(name, signature, args, kwargs))
     if getattr(function, "input_signature", None) is not None:
-        return Arguments(name, signature, _bind(name, signature, tuple(function.input_signature), {}))
+        return Arguments(
+            name, signature, _bind(name, signature, tuple(function.input_signature), {})
+        )
     return None
 
 
@@ -118,19 +141,27 @@ def name_of(function: Callable) -> str:
 
 
 def _signature_of(function: Callable) -> inspect.Signature:
-    if hasattr(function, "structured_input_signature"):  # a concrete function says `*args, **kwargs` otherwise
-        return inspect.Signature([inspect.Parameter(p.name, p.kind) for p in function.function_type.parameters.values()])
+    if hasattr(
+        function, "structured_input_signature"
+    ):  # a concrete function says `*args, **kwargs` otherwise
+        return inspect.Signature(
+            [inspect.Parameter(p.name, p.kind) for p in function.function_type.parameters.values()]
+        )
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):
         return _BY_POSITION
 
 
-def _bind(name: str, signature: inspect.Signature, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _bind(
+    name: str, signature: inspect.Signature, args: tuple, kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
     try:
         return dict(signature.bind(*args, **kwargs).arguments)
     except TypeError as error:
-        raise ArgumentError(f"{name}: {error}; it takes {', '.join(signature.parameters) or 'nothing'}") from error
+        raise ArgumentError(
+            f"{name}: {error}; it takes {', '.join(signature.parameters) or 'nothing'}"
+        ) from error
 
 
 def _bind_batch(name: str, signature: inspect.Signature, batch: Any) -> dict[str, Any]:

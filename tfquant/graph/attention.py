@@ -1,4 +1,7 @@
-"""Attention by structure: product -> (scale, mask) -> Softmax -> (dropout) -> product, however the model is written."""
+"""Attention by structure.
+
+Product -> (scale, mask) -> Softmax -> (dropout) -> product, however the model is written.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from tfquant.graph.contractions import MATMUL_OPS, Contraction, equation
 from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, common_parent
 
 # Between a projection and the product: head splitting, rotary embeddings, fused QKV kernels.
-_REARRANGING_OPS = frozenset("Split SplitV StridedSlice Slice Concat ConcatV2 Pack Unpack GatherV2 Tile BroadcastTo".split())
+_REARRANGING_OPS = frozenset(
+    "Split SplitV StridedSlice Slice Concat ConcatV2 Pack Unpack GatherV2 Tile BroadcastTo".split()
+)
 _LOCAL_OPS = ELEMENTWISE_OPS | VIEW_OPS
 _FROM_PROJECTION_OPS = _LOCAL_OPS | _REARRANGING_OPS
 
@@ -23,7 +28,8 @@ class Attention:
       path: layer path: what the projections' paths have in common.
       scores: the product of query and key; `query_index` says which operand is the query.
       softmax: the normalised scores.
-      context: the product of probabilities and value; `probabilities_index` says which operand is the former.
+      context: the product of probabilities and value; `probabilities_index` says which operand is
+        the former.
       projections: `q`, `k`, `v` -> path of the linear that makes it, where there is one.
       between: names of the operations from the scores to the softmax: scale, mask, position bias.
     """
@@ -56,13 +62,28 @@ def find_attention(flow: Dataflow, contractions: list[Contraction]) -> list[Atte
             "k": scores.op.inputs[1 - query_index],
             "v": context.op.inputs[1 - probabilities_index],
         }
-        projections = {port: p for port, t in sources.items() if (p := projection(flow, t, by_name)) is not None}
+        projections = {
+            port: p
+            for port, t in sources.items()
+            if (p := projection(flow, t, by_name)) is not None
+        }
         path = common_parent(p.partition("#")[0] for p in projections.values()) or scores.op.name
         count = used[path] = used.get(path, 0) + 1
         if count > 1:
             path = f"{path}#{count}"
         between = _between(flow, scores.op, softmax)
-        found.append(Attention(path, scores, query_index, softmax, context, probabilities_index, projections, between))
+        found.append(
+            Attention(
+                path,
+                scores,
+                query_index,
+                softmax,
+                context,
+                probabilities_index,
+                projections,
+                between,
+            )
+        )
     return found
 
 
@@ -77,7 +98,9 @@ def _softmax_after(flow: Dataflow, scores: tf.Tensor) -> tf.Tensor | None:
 
 def _between(flow: Dataflow, scores: tf.Operation, softmax: tf.Tensor) -> frozenset[str]:
     after = flow.walk_forward(scores.outputs, lambda o: o.type in _LOCAL_OPS)
-    before = flow.walk_back(softmax, lambda o: o.name != scores.name, not_before=flow.index[scores.name])
+    before = flow.walk_back(
+        softmax, lambda o: o.name != scores.name, not_before=flow.index[scores.name]
+    )
     return frozenset(o.name for o in after) & frozenset(o.name for o in before)
 
 
@@ -91,7 +114,9 @@ def _is_written_out_softmax(flow: Dataflow, division: tf.Operation) -> bool:
     )
 
 
-def _context_after(flow: Dataflow, softmax: tf.Tensor, by_name: dict[str, Contraction]) -> tuple[Contraction, int] | None:
+def _context_after(
+    flow: Dataflow, softmax: tf.Tensor, by_name: dict[str, Contraction]
+) -> tuple[Contraction, int] | None:
     """The product that takes the probabilities, and as which operand."""
     reached = {softmax.name}
     for op in flow.walk_forward([softmax], lambda o: o.type in _LOCAL_OPS):
@@ -107,7 +132,10 @@ def _context_after(flow: Dataflow, softmax: tf.Tensor, by_name: dict[str, Contra
 
 
 def _query_index(scores: tf.Operation) -> int:
-    """Softmax runs over the last axis, the keys: the key operand is the one that brings this axis into the product."""
+    """Softmax runs over the last axis, the keys.
+
+    The key operand is the one that brings this axis into the product.
+    """
     if scores.type in MATMUL_OPS:
         return 0
     terms, result = equation(scores)
@@ -115,7 +143,9 @@ def _query_index(scores: tf.Operation) -> int:
 
 
 def projection(flow: Dataflow, tensor: tf.Tensor, by_name: dict[str, Contraction]) -> str | None:
-    """Path of the last linear before `tensor`, head splitting and the like between; None where there is none."""
+    """Path of the last linear before `tensor`, head splitting and the like between; None where
+    there is none.
+    """
     for op in flow.walk_back(tensor, lambda o: o.type in _FROM_PROJECTION_OPS):
         contraction = by_name.get(op.name)
         if contraction is not None and contraction.kind == "linear":

@@ -1,8 +1,10 @@
-"""Attention masks by structure: the tensor of [batch, tokens] that decides which keys a Softmax leaves out.
+"""Attention masks by structure: the tensor of [batch, tokens] that decides which keys a Softmax
+leaves out.
 
-A mask that a model passes on itself, as `attention_mask=` or as an argument of its own, has no name that tells it and no Keras
-mask. It shows in the graph: scores are replaced or lowered by something that is computed from inputs without any variable. Which
-tensor behind it marks tokens, and whether it marks the real ones or the padding, is tried out.
+A mask that a model passes on itself, as `attention_mask=` or as an argument of its own, has no name
+that tells it and no Keras mask. It shows in the graph: scores are replaced or lowered by something
+that is computed from inputs without any variable. Which tensor behind it marks tokens, and whether
+it marks the real ones or the padding, is tried out.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class _Operand:
     Attributes:
       op: selects or adds.
       tensor: the condition or the term.
-      sign: 1 if scores stay where a condition is True, or of a term that is added; -1 for the opposite.
+      sign: 1 if scores stay where a condition is True, or of a term that is added; -1 for the
+        opposite.
     """
 
     op: tf.Operation
@@ -59,21 +62,28 @@ class _Operand:
         return self.sign * value.astype(np.float64) > _LEFT_OUT
 
 
-def find_token_masks(trace: Trace, known: Collection[tf.Tensor]) -> tuple[list[TokenMask], dict[str, list[str]]]:
-    """Return the masks of tokens behind the attention masks of a graph, and those attention masks that none explains.
+def find_token_masks(
+    trace: Trace, known: Collection[tf.Tensor]
+) -> tuple[list[TokenMask], dict[str, list[str]]]:
+    """Return the masks of tokens behind the attention masks of a graph, and those attention masks
+    that none explains.
 
     Args:
       trace: the graph.
-      known: masks that were found otherwise; attention masks that are computed from one of them are explained.
+      known: masks that were found otherwise; attention masks that are computed from one of them are
+        explained.
 
     Returns:
-      The masks; and name of the operation that applies a mask -> names of the inputs that it is computed from.
+      The masks; and name of the operation that applies a mask -> names of the inputs that it is
+      computed from.
     """
     from_inputs, mixed = _origins(trace)
     found: list[TokenMask] = []
     unexplained: dict[str, list[str]] = {}
     names = {mask.name for mask in known}
-    in_vain: set[tuple[str, int]] = set()  # layers often share one attention mask, and each trial is a trace
+    in_vain: set[tuple[str, int]] = (
+        set()
+    )  # layers often share one attention mask, and each trial is a trace
     inputs = dict(zip((tensor.name for tensor in trace.inputs), trace.input_names, strict=True))
     for operand in _operands(trace, from_inputs, mixed):
         behind = [t for op in trace.ancestors([operand.tensor]) for t in op.outputs]
@@ -93,7 +103,9 @@ def find_token_masks(trace: Trace, known: Collection[tf.Tensor]) -> tuple[list[T
 
 
 def _origins(trace: Trace) -> tuple[set[str], set[str]]:
-    """Names of tensors computed from values of inputs alone, and of those computed from variables or random numbers."""
+    """Names of tensors computed from values of inputs alone, and of those computed from variables
+    or random numbers.
+    """
     from_inputs, mixed = {tensor.name for tensor in trace.inputs}, set(trace.variables)
     for op in trace.operations:
         if op.type in _SHAPES_ALONE:
@@ -105,7 +117,9 @@ def _origins(trace: Trace) -> tuple[set[str], set[str]]:
     return from_inputs, mixed
 
 
-def _operands(trace: Trace, from_inputs: Collection[str], mixed: Collection[str]) -> Iterator[_Operand]:
+def _operands(
+    trace: Trace, from_inputs: Collection[str], mixed: Collection[str]
+) -> Iterator[_Operand]:
     """Yield what changes scores between their product and a Softmax."""
     seen: set[str] = set()
     for softmax in (op for op in trace.operations if op.type == "Softmax"):
@@ -113,15 +127,25 @@ def _operands(trace: Trace, from_inputs: Collection[str], mixed: Collection[str]
         while pending:
             tensor = pending.pop()
             op = tensor.op
-            if op.name in seen or tensor.name not in mixed or op.type not in ELEMENTWISE_OPS | VIEW_OPS:
+            if (
+                op.name in seen
+                or tensor.name not in mixed
+                or op.type not in ELEMENTWISE_OPS | VIEW_OPS
+            ):
                 continue
             seen.add(op.name)
             pending += op.inputs
             scores = [index for index, t in enumerate(op.inputs) if t.name in mixed]
             if op.type in _SELECTIONS and op.inputs[0].name in from_inputs and len(scores) == 1:
                 yield _Operand(op, op.inputs[0], 1 if scores[0] == 1 else -1)
-            elif op.type in _SUMS and len(scores) == 1 and op.inputs[1 - scores[0]].name in from_inputs:
-                yield _Operand(op, op.inputs[1 - scores[0]], -1 if op.type == "Sub" and scores[0] == 0 else 1)
+            elif (
+                op.type in _SUMS
+                and len(scores) == 1
+                and op.inputs[1 - scores[0]].name in from_inputs
+            ):
+                yield _Operand(
+                    op, op.inputs[1 - scores[0]], -1 if op.type == "Sub" and scores[0] == 0 else 1
+                )
 
 
 def _candidates(tensor: tf.Tensor, from_inputs: Collection[str]) -> list[tf.Tensor]:
@@ -129,7 +153,11 @@ def _candidates(tensor: tf.Tensor, from_inputs: Collection[str]) -> list[tf.Tens
     found, pending, seen = [], [tensor], {tensor.name}
     while pending and len(found) < _CANDIDATES:
         here = pending.pop(0)
-        if here.shape.rank == 2 and here.shape[1] != 1 and (here.dtype.is_bool or here.dtype.is_integer or here.dtype.is_floating):
+        if (
+            here.shape.rank == 2
+            and here.shape[1] != 1
+            and (here.dtype.is_bool or here.dtype.is_integer or here.dtype.is_floating)
+        ):
             found.append(here)
         for behind in here.op.inputs if here.op.type not in _SHAPES_ALONE else ():
             if behind.name in from_inputs and behind.name not in seen:
@@ -144,7 +172,10 @@ def _tried_out(trace: Trace, operand: _Operand, candidates: list[tf.Tensor]) -> 
         return None
     try:
         shapes = Axes(trace, [operand.tensor, *candidates]).input_shapes
-        specs = [tf.TensorSpec(shape, tensor.dtype) for shape, tensor in zip(shapes, trace.inputs, strict=True)]
+        specs = [
+            tf.TensorSpec(shape, tensor.dtype)
+            for shape, tensor in zip(shapes, trace.inputs, strict=True)
+        ]
         zeros = [tf.zeros(spec.shape, spec.dtype) for spec in specs]
         for candidate in candidates:
             allowed = _allowed(trace, operand, candidate, specs, zeros)
@@ -157,31 +188,45 @@ def _tried_out(trace: Trace, operand: _Operand, candidates: list[tf.Tensor]) -> 
 
 
 def _allowed(
-    trace: Trace, operand: _Operand, candidate: tf.Tensor, specs: list[tf.TensorSpec], zeros: list[tf.Tensor]
+    trace: Trace,
+    operand: _Operand,
+    candidate: tf.Tensor,
+    specs: list[tf.TensorSpec],
+    zeros: list[tf.Tensor],
 ) -> Mapping[tuple[int, int], np.ndarray]:
     """(value of all tokens, value of the second) -> which scores stay, [..., keys]."""
-    values = [(0, 0), (1, 1), (0, 1), (1, 0)] + ([] if candidate.dtype.is_bool else [(2, 2), (0, 2), (2, 0)])
+    values = [(0, 0), (1, 1), (0, 1), (1, 0)] + (
+        [] if candidate.dtype.is_bool else [(2, 2), (0, 2), (2, 0)]
+    )
 
     def run(*flat: tf.Tensor) -> list[tf.Tensor]:
         (own,) = trace.emit(list(flat), targets=[candidate])
         second = tf.equal(tf.range(tf.shape(own)[1]), 1)
         results = []
         for rest, chosen in values:
-            given = tf.broadcast_to(tf.cast(tf.where(second, chosen, rest), own.dtype), tf.shape(own))
-            results += trace.emit(list(flat), targets=[operand.tensor], given={candidate.name: given})
+            given = tf.broadcast_to(
+                tf.cast(tf.where(second, chosen, rest), own.dtype), tf.shape(own)
+            )
+            results += trace.emit(
+                list(flat), targets=[operand.tensor], given={candidate.name: given}
+            )
         return [tf.shape(own), *results]
 
     function = tf.function(run, autograph=False, jit_compile=False, input_signature=specs)
     shape, *results = function.get_concrete_function()(*zeros)
     if any(result.shape.rank < 1 or result.shape[-1] != shape[1] for result in results):
         return {}
-    return {pair: operand.allowed(result.numpy()) for pair, result in zip(values, results, strict=True)}
+    return {
+        pair: operand.allowed(result.numpy()) for pair, result in zip(values, results, strict=True)
+    }
 
 
 def _decides(allowed: Mapping[tuple[int, int], np.ndarray], marks_padding: bool) -> bool:
     """Whether a key stays or goes with its own value, nonzero for padding or for real tokens."""
     nonzero = sorted({value for pair in allowed for value in pair} - {0})
-    pairs = [(0, value) if marks_padding else (value, 0) for value in nonzero]  # all real, but the second
+    pairs = [
+        (0, value) if marks_padding else (value, 0) for value in nonzero
+    ]  # all real, but the second
     return bool(pairs) and all(
         allowed[rest, rest][..., 1].any()
         and not allowed[rest, chosen][..., 1].any()

@@ -1,9 +1,12 @@
-"""Which axes of a tensor run over the batch and which over tokens: found by emitting the graph with sizes that nothing else has.
+"""Which axes of a tensor run over the batch and which over tokens: found by emitting the graph with
+sizes that nothing else has.
 
-Every axis of an input whose size can vary has a label and a size of its own. The shapes that follow show where each label went. Two
-labels become one where the graph wants their sizes to be equal: the lengths of token ids and of their mask do, those of an encoder
-and a decoder do not, so each tensor tells which of them it belongs to. Where a graph takes no other size than the one it was traced
-with, which features may have as well, labels are followed through its operations (see `tfquant.graph.axis_flow`).
+Every axis of an input whose size can vary has a label and a size of its own. The shapes that follow
+show where each label went. Two labels become one where the graph wants their sizes to be equal: the
+lengths of token ids and of their mask do, those of an encoder and a decoder do not, so each tensor
+tells which of them it belongs to. Where a graph takes no other size than the one it was traced
+with, which features may have as well, labels are followed through its operations (see
+`tfquant.graph.axis_flow`).
 """
 
 from __future__ import annotations
@@ -20,9 +23,9 @@ from tfquant.graph.axis_flow import PART, Factors, flow
 from tfquant.graph.axis_sizes import BATCH, AxisSizes
 from tfquant.graph.trace import Trace
 
-# For each axis of a tensor the labels whose product is its size: () for features, (BATCH,) and (3,) for the batch and the tokens of
-# one input, (BATCH, 3) for both flattened into one axis, (BATCH, -4) for the batch and four heads, (PART,) for some of the
-# tokens, or these and something else.
+# For each axis of a tensor the labels whose product is its size: () for features, (BATCH,) and (3,)
+# for the batch and the tokens of one input, (BATCH, 3) for both flattened into one axis, (BATCH,
+# -4) for the batch and four heads, (PART,) for some of the tokens, or these and something else.
 Labels = tuple[tuple[int, ...], ...]
 Shape = tuple[int | None, ...] | None
 _READING = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape")
@@ -30,7 +33,10 @@ _READING = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableSha
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Emission:
-    """A graph in which labels have sizes: placeholders of the inputs, and tensors by the names of the old ones."""
+    """A graph in which labels have sizes.
+
+    Placeholders of the inputs, and tensors by the names of the old ones.
+    """
 
     inputs: list[tf.Tensor]
     tensors: dict[str, tf.Tensor]
@@ -53,13 +59,20 @@ class Axes:
 
     def __init__(self, trace: Trace, tensors: Iterable[tf.Tensor]):
         self._trace, self._tensors = trace, {t.name: t for t in tensors}
-        taken = {d for op in trace.operations for t in op.outputs if t.shape.rank for d in t.shape if d}
+        taken = {
+            d for op in trace.operations for t in op.outputs if t.shape.rank for d in t.shape if d
+        }
         self._sizes = AxisSizes(trace.inputs, taken)
         self._first = self._settled()
-        if _open(_shapes(self._first.tensors)) and self._sizes.pin():  # no shape shows that a loop has a fixed number of steps
+        if (
+            _open(_shapes(self._first.tensors)) and self._sizes.pin()
+        ):  # no shape shows that a loop has a fixed number of steps
             self._first = self._settled()
         self._shapes = self._executed(self._first.tensors)
-        self.inputs = [tuple(None if a is None else self._sizes.root(a) for a in axes) for axes in self._sizes.labels]
+        self.inputs = [
+            tuple(None if a is None else self._sizes.root(a) for a in axes)
+            for axes in self._sizes.labels
+        ]
         self.labels: dict[str, Labels] = self._by_sizes(self._shapes)
         if self._sizes.several_lengths():
             self._keep_confirmed()
@@ -72,14 +85,18 @@ class Axes:
         return self._sizes.shapes()
 
     def follow(self, names: Iterable[str]) -> None:
-        """Finds the labels of tensors anew, by the operations that make them; those of tensors that these cannot tell stay."""
+        """Finds the labels of tensors anew, by the operations that make them; those of tensors that
+        these cannot tell stay.
+        """
         for name in names:
             factors = self._flow.get(self._first.tensors[name].name)
             if factors is not None:
                 self.labels[name] = tuple(_labels(axis) for axis in factors)
 
     def unexplained(self, names: Iterable[str]) -> set[str]:
-        """Those of the tensors that have an axis of no label whose size varies with the inputs' all the same, or is unknown."""
+        """Those of the tensors that have an axis of no label whose size varies with the inputs' all
+        the same, or is unknown.
+        """
         names = [name for name in names if self._has_open_axis(name)]
         if not names or self._second is None:
             return set(names)
@@ -90,27 +107,37 @@ class Axes:
             or self._shapes[name] is None
             or any(
                 not labels and (size is None or size != before)
-                for labels, before, size in zip(self.labels[name], self._shapes[name], self._second[name], strict=True)
+                for labels, before, size in zip(
+                    self.labels[name], self._shapes[name], self._second[name], strict=True
+                )
             )
         }
 
     def _has_open_axis(self, name: str) -> bool:
         sizes = self._tensors[name].shape
         return sizes.rank is None or any(
-            size is None and not labels for size, labels in zip(sizes, self.labels[name], strict=False)
+            size is None and not labels
+            for size, labels in zip(sizes, self.labels[name], strict=False)
         )
 
     def _keep_confirmed(self) -> None:
-        """Drops labels that an axis has with one set of sizes and not with another: half a length may be that of another input."""
+        """Drops labels that an axis has with one set of sizes and not with another.
+
+        Half a length may be that of another input.
+        """
         if self._second is not None:
             again = self._by_sizes(self._second)
             for name, labels in self.labels.items():
                 if len(again[name]) == len(labels):
-                    self.labels[name] = tuple(a if a == b else () for a, b in zip(labels, again[name], strict=True))
+                    self.labels[name] = tuple(
+                        a if a == b else () for a, b in zip(labels, again[name], strict=True)
+                    )
 
     @functools.cached_property
     def _second(self) -> dict[str, Shape] | None:
-        """Shapes of the tensors where labels have other sizes; None where the graph takes no others."""
+        """Shapes of the tensors where labels have other sizes; None where the graph takes no
+        others.
+        """
         self._sizes.renew()
         while True:
             try:
@@ -137,23 +164,35 @@ class Axes:
         return _Emission(inputs, dict(zip(self._tensors, found, strict=True)))
 
     def _executed(self, emitted: Mapping[str, tf.Tensor]) -> dict[str, Shape]:
-        """Shapes of tensors; of what loops have collected, and the like, those that show when the graph runs."""
+        """Shapes of tensors; of what loops have collected, and the like, those that show when the
+        graph runs.
+        """
         shapes = _shapes(emitted)
         open_ones = _open(shapes)
         specs = [
-            tf.TensorSpec(shape, old.dtype) for old, shape in zip(self._trace.inputs, self._sizes.shapes(), strict=True)
+            tf.TensorSpec(shape, old.dtype)
+            for old, shape in zip(self._trace.inputs, self._sizes.shapes(), strict=True)
         ]
-        if not open_ones or not all(spec.shape.is_fully_defined() and spec.dtype != tf.string for spec in specs):
+        if not open_ones or not all(
+            spec.shape.is_fully_defined() and spec.dtype != tf.string for spec in specs
+        ):
             return shapes
         targets = [self._tensors[name] for name in open_ones]
         try:
             with tf.init_scope(), _unchanged(self._trace, targets):
                 function = tf.function(
-                    lambda *flat: [tf.shape(t) for t in self._trace.emit(list(flat), targets=targets)],
-                    autograph=False, jit_compile=False, input_signature=specs,
-                )  # fmt: skip
+                    lambda *flat: [
+                        tf.shape(t) for t in self._trace.emit(list(flat), targets=targets)
+                    ],
+                    autograph=False,
+                    jit_compile=False,
+                    input_signature=specs,
+                )
                 zeros = [tf.zeros(spec.shape, spec.dtype) for spec in specs]
-                found = [tuple(int(d) for d in size.numpy()) for size in function.get_concrete_function()(*zeros)]
+                found = [
+                    tuple(int(d) for d in size.numpy())
+                    for size in function.get_concrete_function()(*zeros)
+                ]
         except Exception:  # zeros of these sizes are no input that it can run on
             return shapes
         return shapes | dict(zip(open_ones, found, strict=True))
@@ -161,7 +200,10 @@ class Axes:
     @functools.cached_property
     def _flow(self) -> Mapping[str, Factors]:
         graph = next(iter(self._first.tensors.values())).graph
-        return flow(graph, {t.name: labels for t, labels in zip(self._first.inputs, self.inputs, strict=True)})
+        return flow(
+            graph,
+            {t.name: labels for t, labels in zip(self._first.inputs, self.inputs, strict=True)},
+        )
 
     def _by_sizes(self, shapes: Mapping[str, Shape]) -> dict[str, Labels]:
         known = self._sizes.products()
@@ -169,24 +211,39 @@ class Axes:
 
     def _of_sizes(self, shape: Shape, known: dict[int, tuple[int, ...]]) -> Labels:
         found = [known.get(size, ()) for size in shape or ()]
-        if 1 < len(found) < 4 and len(found[-1]) == 1 and found[-1] != (BATCH,) and self._sizes.pinned(found[-1][0]):
-            # As many features as tokens. Behind an axis of tokens come features, else nothing tells.
+        if (
+            1 < len(found) < 4
+            and len(found[-1]) == 1
+            and found[-1] != (BATCH,)
+            and self._sizes.pinned(found[-1][0])
+        ):
+            # As many features as tokens. Behind an axis of tokens come features, else nothing
+            # tells.
             found[-1] = () if any(found[-1][0] in group for group in found[:-1]) else (PART,)
         if found.count((BATCH,)) > 1:
             first = found.index((BATCH,))
-            found = [() if axis > first and labels == (BATCH,) else labels for axis, labels in enumerate(found)]
+            found = [
+                () if axis > first and labels == (BATCH,) else labels
+                for axis, labels in enumerate(found)
+            ]
         return tuple(found)
 
 
 @contextlib.contextmanager
 def _unchanged(trace: Trace, targets: list[tf.Tensor]) -> Iterator[None]:
-    """Gives variables that the computation of `targets` assigns, such as states of generators, their values back."""
+    """Gives variables that the computation of `targets` assigns, such as states of generators,
+    their values back.
+    """
     assigned = {
         op.inputs[0].name
         for op in trace.ancestors(targets)
         if op.inputs and op.inputs[0].dtype == tf.resource and op.type not in _READING
     }
-    before = [(variable, variable.numpy()) for name, variable in trace.variables.items() if name in assigned]
+    before = [
+        (variable, variable.numpy())
+        for name, variable in trace.variables.items()
+        if name in assigned
+    ]
     try:
         yield
     finally:
@@ -203,5 +260,7 @@ def _open(shapes: Mapping[str, Shape]) -> list[str]:
 
 
 def _labels(axis: Iterable[tuple[int | None, int]]) -> tuple[int, ...]:
-    labels = tuple(-size if label is None else label for label, size in axis if label is not None or size != 1)
+    labels = tuple(
+        -size if label is None else label for label, size in axis if label is not None or size != 1
+    )
     return labels if any(label >= 0 for label in labels) else ()

@@ -1,7 +1,9 @@
-"""Labels of axes carried through operations, from the inputs on: where sizes alone do not tell an axis from others of that size.
+"""Labels of axes carried through operations, from the inputs on: where sizes alone do not tell an
+axis from others of that size.
 
-The size of an axis is a product of factors, the outermost first: the size of one input's axis, which has a label, or another
-number. Reshapes regroup factors and transposes order them; an operation that is not known here makes all of its outputs unknown.
+The size of an axis is a product of factors, the outermost first: the size of one input's axis,
+which has a label, or another number. Reshapes regroup factors and transposes order them; an
+operation that is not known here makes all of its outputs unknown.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from tfquant.graph.replay import LOOP_OPS
 # (label or None, size)
 Factor = tuple[int | None, int]
 Factors = tuple[tuple[Factor, ...], ...]
-# Label of an axis that holds some of the elements along an input's axis, or these and others: a slice, a concatenation, a pooling.
+# Label of an axis that holds some of the elements along an input's axis, or these and others: a
+# slice, a concatenation, a pooling.
 PART = 1 << 30
 
 
@@ -37,7 +40,9 @@ def flow(graph: tf.Graph, inputs: Mapping[str, Sequence[int | None]]) -> dict[st
                 continue
             if output.name in inputs:
                 labels = inputs[output.name]
-                found[output.name] = tuple(((label, size),) for label, size in zip(labels, output.shape, strict=True))
+                found[output.name] = tuple(
+                    ((label, size),) for label, size in zip(labels, output.shape, strict=True)
+                )
                 continue
             factors = _of_output(op, output, found)
             if factors is not None:
@@ -49,7 +54,9 @@ def _of_output(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]
     shape = tuple(output.shape)
     if not op.inputs or op.type == "ReadVariableOp":
         return _unlabelled(shape)
-    if op.type in LOOP_OPS or any(t.dtype == tf.variant for t in op.inputs):  # loops, and lists that they fill
+    if op.type in LOOP_OPS or any(
+        t.dtype == tf.variant for t in op.inputs
+    ):  # loops, and lists that they fill
         return None
     factors = _RULES.get(op.type, _elementwise)(op, output, found)
     if factors is None or len(factors) != len(shape):
@@ -78,7 +85,9 @@ def _of(tensor: tf.Tensor, found: Mapping[str, Factors]) -> Factors | None:
     return found.get(tensor.name)
 
 
-def _elementwise(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) -> Factors | None:
+def _elementwise(
+    op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]
+) -> Factors | None:
     """Operands broadcast against each other; None where they do not."""
     shape = tuple(output.shape)
     operands = []
@@ -88,7 +97,10 @@ def _elementwise(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factor
         factors = _of(tensor, found)
         if factors is None or len(factors) > len(shape):
             return None
-        if any(_size(axis) not in (1, size) for axis, size in zip(reversed(factors), reversed(shape), strict=False)):
+        if any(
+            _size(axis) not in (1, size)
+            for axis, size in zip(reversed(factors), reversed(shape), strict=False)
+        ):
             return None
         operands.append(factors)
     return _broadcast(operands, shape)
@@ -121,7 +133,12 @@ def _regrouped(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]
                 return None
             label, factor = left.pop(0)
             wanted = size // _size(axis)
-            if factor > wanted and label is None and factor % wanted == 0 and size % _size(axis) == 0:
+            if (
+                factor > wanted
+                and label is None
+                and factor % wanted == 0
+                and size % _size(axis) == 0
+            ):
                 left.insert(0, (None, factor // wanted))
                 factor = wanted
             axis.append((label, factor))
@@ -131,7 +148,9 @@ def _regrouped(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]
     return tuple(result)
 
 
-def _transposed(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) -> Factors | None:
+def _transposed(
+    op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]
+) -> Factors | None:
     factors, order = _of(op.inputs[0], found), tf.get_static_value(op.inputs[1])
     return None if factors is None or order is None else tuple(factors[axis] for axis in order)
 
@@ -164,7 +183,10 @@ def _einsum(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) -
         if factors is None:
             return None
         for letter, axis in zip(_letters(term, len(factors)), factors, strict=True):
-            if letter not in known or (_labels_in(axis), _size(axis)) > (_labels_in(known[letter]), _size(known[letter])):
+            if letter not in known or (_labels_in(axis), _size(axis)) > (
+                _labels_in(known[letter]),
+                _size(known[letter]),
+            ):
                 known[letter] = axis
     letters = _letters(right, output.shape.rank)
     return tuple(known[letter] for letter in letters) if set(letters) <= known.keys() else None
@@ -197,7 +219,9 @@ def _sliced(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) -
     count = op.inputs[1].shape[0]
     if count is None:
         return None
-    marks = [next((name for name, mask in bits.items() if mask >> i & 1), "keep") for i in range(count)]
+    marks = [
+        next((name for name, mask in bits.items() if mask >> i & 1), "keep") for i in range(count)
+    ]
     used = sum(mark in ("keep", "shrink_axis") for mark in marks)
     rest = len(factors) - used
     begin = tf.get_static_value(op.inputs[1])
@@ -217,9 +241,18 @@ def _sliced(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) -
     return _at_one_position(tuple(result), between)
 
 
-def _first_operand(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) -> Factors | None:
-    """Axes keep what they run over where they keep their size: of concatenations, splits, pads, convolutions and pools."""
-    values = [t for t in op.inputs if t.shape.rank == output.shape.rank and not (t.dtype.is_integer and t.shape.rank == 1)]
+def _first_operand(
+    op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]
+) -> Factors | None:
+    """Axes keep what they run over where they keep their size.
+
+    Of concatenations, splits, pads, convolutions and pools.
+    """
+    values = [
+        t
+        for t in op.inputs
+        if t.shape.rank == output.shape.rank and not (t.dtype.is_integer and t.shape.rank == 1)
+    ]
     factors = [f for t in values if (f := _of(t, found)) is not None]
     return factors[0] if factors else None
 
@@ -241,7 +274,10 @@ def _unpacked(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors])
 
 
 def _at_one_position(rest: Factors, axis: tuple[Factor, ...]) -> Factors:
-    """What is left of a tensor at one index of an axis: one token of every row, which is padding in some of them."""
+    """What is left of a tensor at one index of an axis.
+
+    One token of every row, which is padding in some of them.
+    """
     rows = next((i for i, other in enumerate(rest) if (BATCH, _size(other)) in other), None)
     if rows is None or not _labels_in(axis):
         return rest
@@ -270,7 +306,10 @@ def _widened(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) 
 
 
 def _shapeless(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) -> Factors | None:
-    """Made of sizes or of random numbers: no axis is that of an input by itself, what it is joined with tells."""
+    """Made of sizes or of random numbers.
+
+    No axis is that of an input by itself, what it is joined with tells.
+    """
     return _unlabelled(tuple(output.shape))
 
 
@@ -291,7 +330,13 @@ _RULES: dict[str, _Rule] = {
         ("Conv2D Conv3D DepthwiseConv2dNative", _convolved),
         ("BroadcastTo", _widened),
         ("Mean Sum Max Min Prod Any All EuclideanNorm", _reduced),
-        ("Shape ShapeN Size Rank Fill Range RandomUniform RandomStandardNormal StatelessRandomUniformV2", _shapeless),
+        (
+            (
+                "Shape ShapeN Size Rank Fill Range RandomUniform RandomStandardNormal"
+                " StatelessRandomUniformV2"
+            ),
+            _shapeless,
+        ),
     )
     for name in names.split()
 }

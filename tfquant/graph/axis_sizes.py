@@ -1,4 +1,6 @@
-"""Sizes for the axes of a graph's inputs that tell the axes apart, merged where the graph wants two of them to be equal."""
+"""Sizes for the axes of a graph's inputs that tell the axes apart, merged where the graph wants two
+of them to be equal.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from collections.abc import Iterable
 import tensorflow as tf
 
 BATCH = 0
-# Small first, so that position tables are long enough; for the batch smaller still, as Keras' TimeDistributed with a mask fails on
-# batches larger than the length.
+# Small first, so that position tables are long enough; for the batch smaller still, as Keras'
+# TimeDistributed with a mask fails on batches larger than the length.
 _SIZES = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89)
 _BATCH_SIZES = (5, 3, 2)
 # Convolutions and pools without padding shrink the axes of images.
@@ -69,7 +71,9 @@ class AxisSizes:
         return self._all.index(found)
 
     def pinned(self, label: int) -> bool:
-        """Whether a label has the size that the trace is fixed to, which features may have as well."""
+        """Whether a label has the size that the trace is fixed to, which features may have as
+        well.
+        """
         return self._all[self.root(label)].pinned
 
     def any_pinned(self) -> bool:
@@ -77,18 +81,22 @@ class AxisSizes:
         return any(label.pinned for label in self._roots())
 
     def several_lengths(self) -> bool:
-        """Whether there are labels besides that of the batch which might be mistaken for each other."""
+        """Whether there are labels besides that of the batch which might be mistaken for each
+        other.
+        """
         return sum(not label.pinned for label in self._roots() if label is not self._all[BATCH]) > 1
 
     def shapes(self) -> list[list[int | None] | None]:
         """A shape for each input."""
         return [
-            None
-            if tensor.shape.rank is None
-            else [
-                size if label is None else self._all[self.root(label)].size
-                for label, size in zip(labels, tensor.shape, strict=True)
-            ]
+            (
+                None
+                if tensor.shape.rank is None
+                else [
+                    size if label is None else self._all[self.root(label)].size
+                    for label, size in zip(labels, tensor.shape, strict=True)
+                ]
+            )
             for tensor, labels in zip(self._inputs, self.labels, strict=True)
         ]
 
@@ -114,7 +122,9 @@ class AxisSizes:
                 label.size = self._unused(label)
 
     def settle(self, message: str) -> bool:
-        """Changes sizes after the graph has refused them with `message`; False where there is nothing left to change."""
+        """Changes sizes after the graph has refused them with `message`; False where there is
+        nothing left to change.
+        """
         unequal = _UNEQUAL.search(message)
         if unequal and self._settle_two(*map(int, unequal.groups())):
             return True
@@ -128,23 +138,37 @@ class AxisSizes:
         return bool(fixed)
 
     def _settle_two(self, first: int, second: int) -> bool:
-        """Merges the labels that the two sizes are multiples of, pins one to its fixed size, or makes one smaller."""
+        """Merges the labels that the two sizes are multiples of, pins one to its fixed size, or
+        makes one smaller.
+        """
         roots = self._roots()
         for one, other in itertools.permutations(roots, 2):
-            if first * other.size == second * one.size and first % one.size == 0 and (one.fixed or other.fixed) in (
-                other.fixed, one.fixed,
+            if (
+                first * other.size == second * one.size
+                and first % one.size == 0
+                and (one.fixed or other.fixed)
+                in (
+                    other.fixed,
+                    one.fixed,
+                )
             ):
                 _merge(one, other)
                 return True
         for size, wanted in ((first, second), (second, first)):
             for label in roots:
-                if label.fixed is not None and not label.pinned and size * label.fixed == wanted * label.size:
+                if (
+                    label.fixed is not None
+                    and not label.pinned
+                    and size * label.fixed == wanted * label.size
+                ):
                     label.size = label.fixed
                     return True
         return self._lower(first, second)
 
     def lower(self, message: str) -> bool:
-        """Makes a label smaller that the graph has refused with `message`; False where that is not what it is about."""
+        """Makes a label smaller that the graph has refused with `message`; False where that is not
+        what it is about.
+        """
         unequal = _UNEQUAL.search(message)
         return bool(unequal) and self._lower(*map(int, unequal.groups()))
 
@@ -161,7 +185,11 @@ class AxisSizes:
 
     def _merge_lengths(self) -> bool:
         """Makes one of all second axes, as a last resort."""
-        found = {self.root(labels[1]) for labels in self.labels if len(labels) > 1 and labels[1] is not None} - {BATCH}
+        found = {
+            self.root(labels[1])
+            for labels in self.labels
+            if len(labels) > 1 and labels[1] is not None
+        } - {BATCH}
         if self._merged_all or len(found) < 2:
             return False
         self._merged_all = True
@@ -177,7 +205,8 @@ class AxisSizes:
         if tensor.shape.rank is None:
             return ()
         found: list[int | None] = []
-        # The last axis of numbers are features, and so are fixed sizes of images; all axes of ids and masks may run over tokens.
+        # The last axis of numbers are features, and so are fixed sizes of images; all axes of ids
+        # and masks may run over tokens.
         features = tensor.shape.rank - 1 if tensor.dtype.is_floating else tensor.shape.rank
         for axis, size in enumerate(tensor.shape):
             if axis == 0:
@@ -190,17 +219,27 @@ class AxisSizes:
         return tuple(found)
 
     def _unused(self, label: _Label) -> int:
-        small = () if label.image else (*(_BATCH_SIZES if label is self._all[BATCH] else ()), *_SIZES)
+        small = (
+            () if label.image else (*(_BATCH_SIZES if label is self._all[BATCH] else ()), *_SIZES)
+        )
         large = _IMAGE_SIZES if label.image else _LARGE_SIZES
         return next(size for size in itertools.chain(small, large) if self._fits(size))
 
     def _fits(self, size: int) -> bool:
         """Nor may its product with another, the size of a flat axis, be taken."""
         others = [label.size for label in self._roots() if label.size]
-        return size not in self._taken and size not in others and not any(size * n in self._taken for n in others)
+        return (
+            size not in self._taken
+            and size not in others
+            and not any(size * n in self._taken for n in others)
+        )
 
 
 def _merge(one: _Label, other: _Label) -> None:
     other.root = one
-    one.size = min(one.size, other.size) if not (one.pinned or other.pinned) else (one.size if one.pinned else other.size)
+    one.size = (
+        min(one.size, other.size)
+        if not (one.pinned or other.pinned)
+        else (one.size if one.pinned else other.size)
+    )
     one.fixed, one.image = one.fixed or other.fixed, one.image or other.image

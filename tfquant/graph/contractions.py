@@ -1,4 +1,8 @@
-"""Contractions: every matrix product and convolution of a graph, what its operands are, and where its output channels lie."""
+"""Contractions.
+
+Every matrix product and convolution of a graph, what its operands are, and where its output
+channels lie.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ CONVOLUTION_OPS = frozenset("Conv2D Conv3D DepthwiseConv2dNative".split())
 CONTRACTION_OPS = MATMUL_OPS | CONVOLUTION_OPS | {"Einsum"}
 # Products too, but not of two dense operands side by side.
 OTHER_PRODUCT_OPS = frozenset(
-    """Conv2DBackpropInput Conv3DBackpropInputV2 SparseMatMul SparseTensorDenseMatMul Dilation2D CudnnRNN CudnnRNNV2 CudnnRNNV3
+    """Conv2DBackpropInput Conv3DBackpropInputV2 SparseMatMul SparseTensorDenseMatMul Dilation2D
+    CudnnRNN CudnnRNNV2 CudnnRNNV3
     LSTMBlockCell BlockLSTM BlockLSTMV2 GRUBlockCell Conv""".split()
 )
 
@@ -26,7 +31,8 @@ class Contraction:
     Attributes:
       op: the operation.
       kind: `linear` (an activation with a parameter) or `matmul` (two activations).
-      path: layer path. Of a linear: that of its variable; of a matmul it is filled in by the attention finder.
+      path: layer path. Of a linear: that of its variable; of a matmul it is filled in by the
+        attention finder.
       weight_index: which input is the parameter (linear only).
       handle: handle placeholder of the variable behind the parameter, None for a constant.
       channel_axes: axes of the parameter that are output channels.
@@ -70,7 +76,8 @@ def find_contractions(flow: Dataflow) -> tuple[list[Contraction], list[Skipped]]
                 skipped.append(result)
                 continue
             if result.kind == "linear":
-                # A layer called more than once has inputs of its own in each call: #2, #3 in the order data flows.
+                # A layer called more than once has inputs of its own in each call: #2, #3 in the
+                # order data flows.
                 count = uses[result.path] = uses.get(result.path, 0) + 1
                 if count > 1:
                     result = dataclasses.replace(result, path=f"{result.path}#{count}")
@@ -80,11 +87,17 @@ def find_contractions(flow: Dataflow) -> tuple[list[Contraction], list[Skipped]]
 
 def _classify(flow: Dataflow, op: tf.Operation) -> Contraction | Skipped:
     if len(op.inputs) != 2:
-        return Skipped(op.name, op.name, f"{op.type} with {len(op.inputs)} operands, only products of two are quantized")
+        return Skipped(
+            op.name,
+            op.name,
+            f"{op.type} with {len(op.inputs)} operands, only products of two are quantized",
+        )
     if op.name not in flow.used:
         return Skipped(op.name, op.name, "nothing uses its result")
     if not op.outputs[0].dtype.is_floating:
-        return Skipped(op.name, op.name, f"computes in {op.outputs[0].dtype.name}, not in floating point")
+        return Skipped(
+            op.name, op.name, f"computes in {op.outputs[0].dtype.name}, not in floating point"
+        )
     if all(map(flow.is_parameter, op.inputs)):
         return Skipped(op.name, op.name, "both operands are constant")
     fixed = [i for i in (0, 1) if flow.is_fixed(op.inputs[i])]
@@ -101,12 +114,17 @@ def _classify(flow: Dataflow, op: tf.Operation) -> Contraction | Skipped:
 
 
 def _path_or_name(flow: Dataflow, op: tf.Operation) -> str:
-    handles = [h for t in op.inputs if flow.is_parameter(t) and (h := flow.variable_behind(t)) is not None]
+    handles = [
+        h for t in op.inputs if flow.is_parameter(t) and (h := flow.variable_behind(t)) is not None
+    ]
     return _layer_path(flow.trace.paths[handles[0]]) if handles else op.name
 
 
 def _layer_path(variable_path: str) -> str:
-    """`a/query/kernel` -> `a/query`. Other variables keep their own name, since a layer may hold several of them."""
+    """`a/query/kernel` -> `a/query`.
+
+    Other variables keep their own name, since a layer may hold several of them.
+    """
     return parent(variable_path) if variable_path.rpartition("/")[2] == "kernel" else variable_path
 
 
@@ -131,12 +149,16 @@ def _products_below(op: tf.Operation) -> list[str]:
 
 
 def output_channels(op: tf.Operation, weight_index: int) -> tuple[int, ...]:
-    """Axes of the parameter that survive into the output: each index along them is one output channel."""
+    """Axes of the parameter that survive into the output.
+
+    Each index along them is one output channel.
+    """
     if op.type in MATMUL_OPS:
         rank = op.inputs[weight_index].shape.rank
         names = ("transpose_a", "transpose_b") if op.type == "MatMul" else ("adj_x", "adj_y")
         transposed = op.get_attr(names[weight_index])
-        # Left operand [.., M, K], right operand [.., K, N]; transposed ones have the last two axes exchanged.
+        # Left operand [.., M, K], right operand [.., K, N]; transposed ones have the last two axes
+        # exchanged.
         last_is_channel = (weight_index == 1) != transposed
         return (rank - 1 if last_is_channel else rank - 2,)
     if op.type == "DepthwiseConv2dNative":
@@ -148,13 +170,16 @@ def output_channels(op: tf.Operation, weight_index: int) -> tuple[int, ...]:
 
 
 def equation(op: tf.Operation) -> tuple[list[str], str]:
-    """Labels of the operands and of the result of an Einsum, an ellipsis written as axes without a label of the other operand."""
+    """Labels of the operands and of the result of an Einsum, an ellipsis written as axes without a
+    label of the other operand.
+    """
     text = op.get_attr("equation").decode().replace(" ", "")
     left, _, result = text.partition("->")
     terms = []
     for term, tensor in zip(left.split(","), op.inputs, strict=True):
         if "..." in term:
-            # Each axis under the ellipsis becomes its own upper-case-free label, counted from the right as broadcasting does.
+            # Each axis under the ellipsis becomes its own upper-case-free label, counted from the
+            # right as broadcasting does.
             n = (tensor.shape.rank or 0) - len(term.replace("...", ""))
             term = term.replace("...", "".join(chr(0x100 + n - i) for i in range(n)))
         terms.append(term)
@@ -165,20 +190,26 @@ def equation(op: tf.Operation) -> tuple[list[str], str]:
 
 
 def matmul_equation(op: tf.Operation) -> tuple[list[str], str]:
-    """Labels of a product's operands and result as those of an Einsum; batch axes of size 1 of the second one are not shared."""
+    """Labels of a product's operands and result as those of an Einsum; batch axes of size 1 of the
+    second one are not shared.
+    """
     names = ("transpose_a", "transpose_b") if op.type == "MatMul" else ("adj_x", "adj_y")
     terms = []
     for tensor, name, matrix in zip(op.inputs, names, ("mk", "kn"), strict=True):
         batch = tensor.shape.rank - 2
-        labels = [chr(ord("A") + batch - 1 - i) if tensor.shape[i] != 1 else "?" for i in range(batch)]
+        labels = [
+            chr(ord("A") + batch - 1 - i) if tensor.shape[i] != 1 else "?" for i in range(batch)
+        ]
         terms.append("".join(labels) + (matrix[::-1] if op.get_attr(name) else matrix))
     return terms, "".join(dict.fromkeys([*terms[0][:-2], *terms[1][:-2]])) + "mn"
 
 
 def product_equation(op: tf.Operation) -> tuple[list[str], str] | None:
-    """Labels of both operands and of the result of any product, `?` for what meets no label of the other operand.
+    """Labels of both operands and of the result of any product, `?` for what meets no label of the
+    other operand.
 
-    None of a product whose channels do not follow from axes alone: depthwise or with channels first.
+    None of a product whose channels do not follow from axes alone: depthwise or with channels
+    first.
     """
     if op.type in MATMUL_OPS:
         return matmul_equation(op)

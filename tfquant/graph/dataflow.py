@@ -1,4 +1,7 @@
-"""Questions about a flat graph that do not depend on what a model is: who consumes a tensor, what is constant, what lies behind."""
+"""Questions about a flat graph that do not depend on what a model is.
+
+Who consumes a tensor, what is constant, what lies behind.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,18 @@ from tfquant.graph.trace import Trace
 
 # Operations that hand on the values of their first input, at most moved, cast or copied.
 VIEW_OPS = frozenset(
-    "Identity Snapshot StopGradient PreventGradient CheckNumerics Cast Reshape Transpose ExpandDims Squeeze EnsureShape".split()
+    "Identity Snapshot StopGradient PreventGradient CheckNumerics Cast Reshape Transpose ExpandDims"
+    " Squeeze EnsureShape".split()
 )
 # Operations that read shapes, not values.
 SHAPE_OPS = frozenset("Shape ShapeN Size Rank".split())
 # Operations that change values element by element (broadcasting allowed).
 ELEMENTWISE_OPS = frozenset(
-    """Add AddV2 AddN Sub Mul RealDiv Div DivNoNan Neg BiasAdd Maximum Minimum Select SelectV2 Where ClipByValue Pow Square Sqrt
-    Rsqrt Exp Erf Erfc Tanh Sigmoid Relu Relu6 LeakyRelu Elu Selu Softplus Softsign Log Log1p Abs Sign IdentityN Reciprocal
+    """Add AddV2 AddN Sub Mul RealDiv Div DivNoNan Neg BiasAdd Maximum Minimum
+    Select SelectV2 Where ClipByValue Pow Square Sqrt
+    Rsqrt Exp Erf Erfc Tanh Sigmoid Relu Relu6 LeakyRelu Elu Selu Softplus Softsign Log Log1p Abs
+    Sign
+    IdentityN Reciprocal
     SquaredDifference""".split()
 )
 
@@ -47,7 +54,9 @@ class Dataflow:
 
     @functools.cached_property
     def used(self) -> frozenset[str]:
-        """Names of operations that an output or a side effect needs; the others were left over by tracing."""
+        """Names of operations that an output or a side effect needs; the others were left over by
+        tracing.
+        """
         used: set[str] = {t.op.name for t in self.trace.outputs}
         for op in reversed(self.operations):
             if op.name in used or op.op_def.is_stateful:
@@ -58,7 +67,9 @@ class Dataflow:
 
     def value_consumers(self, tensor: tf.Tensor) -> list[tuple[tf.Operation, int]]:
         """Consumers that read values rather than only the shape."""
-        return [(op, i) for op, i in self.consumers.get(tensor.name, ()) if op.type not in SHAPE_OPS]
+        return [
+            (op, i) for op, i in self.consumers.get(tensor.name, ()) if op.type not in SHAPE_OPS
+        ]
 
     @functools.cached_property
     def _dynamic(self) -> frozenset[str]:
@@ -80,7 +91,10 @@ class Dataflow:
         return tensor.dtype.is_floating and not self.is_dynamic(tensor)
 
     def is_fixed(self, tensor: tf.Tensor) -> bool:
-        """True for a parameter that does not even depend on the shape of an input: it has the same values in every batch."""
+        """True for a parameter that does not even depend on the shape of an input.
+
+        It has the same values in every batch.
+        """
         return tensor.dtype.is_floating and self.is_static(tensor)
 
     def is_static(self, tensor: tf.Tensor) -> bool:
@@ -92,17 +106,26 @@ class Dataflow:
         """Names of tensors computed from shapes of what depends on an input."""
         found: set[str] = set()
         for op in self.operations:
-            if any(t.name in found or (op.type in SHAPE_OPS and t.name in self._dynamic) for t in op.inputs):
+            if any(
+                t.name in found or (op.type in SHAPE_OPS and t.name in self._dynamic)
+                for t in op.inputs
+            ):
                 found.update(t.name for t in op.outputs)
         return frozenset(found)
 
     def variable_behind(self, tensor: tf.Tensor) -> str | None:
-        """Name of the handle placeholder of the largest variable that a parameter is computed from; None if from constants."""
+        """Name of the handle placeholder of the largest variable that a parameter is computed from;
+        None if from constants.
+        """
         return self._variables_behind.get(tensor.name)
 
     @functools.cached_property
     def _variables_behind(self) -> dict[str, str]:
-        sizes = {n: v.shape.num_elements() or 0 for n, v in self.trace.variables.items() if v.dtype.is_floating}
+        sizes = {
+            n: v.shape.num_elements() or 0
+            for n, v in self.trace.variables.items()
+            if v.dtype.is_floating
+        }
         behind = {name: name for name in sizes}
         for op in self.operations:
             if op.type in SHAPE_OPS:
@@ -120,7 +143,10 @@ class Dataflow:
         return tensor
 
     def through_dropout(self, tensor: tf.Tensor) -> tf.Tensor:
-        """The tensor before views and dropout: before a selection against, or product with, what does not carry values."""
+        """The tensor before views and dropout.
+
+        Before a selection against, or product with, what does not carry values.
+        """
         while True:
             tensor = self.root(tensor)
             kept = self.undropped(tensor.op)
@@ -129,19 +155,27 @@ class Dataflow:
             tensor = tensor.op.inputs[kept]
 
     def undropped(self, op: tf.Operation) -> int | None:
-        """Which input holds the values before dropout, if `op` is dropout or a part of it: mask, or scale of what is kept."""
+        """Which input holds the values before dropout, if `op` is dropout or a part of it.
+
+        Mask, or scale of what is kept.
+        """
         if op.type in ("SelectV2", "Select") and self._is_random(op.inputs[0]):
             return 1
         return self._unmasked(op) if op.type == "Mul" else None
 
     def _unmasked(self, mul: tf.Operation) -> int | None:
-        """The operand of a product with a dropout mask or a dropout scale (a scalar constant above one)."""
+        """The operand of a product with a dropout mask or a dropout scale (a scalar constant above
+        one).
+        """
         for kept, other in ((0, mul.inputs[1]), (1, mul.inputs[0])):
             if self._is_random(other):
                 return kept
             if other.op.type == "Const" and other.shape.rank == 0:
                 following = self.value_consumers(mul.outputs[0])
-                if following and all(op.type in ("SelectV2", "Mul") and self._has_random_input(op) for op, _ in following):
+                if following and all(
+                    op.type in ("SelectV2", "Mul") and self._has_random_input(op)
+                    for op, _ in following
+                ):
                     return kept
         return None
 
@@ -167,7 +201,8 @@ class Dataflow:
     def walk_back(
         self, start: tf.Tensor, through: Callable[[tf.Operation], bool], not_before: int = 0
     ) -> list[tf.Operation]:
-        """Operations behind `start`, latest first, entering the inputs only of those that `through` accepts.
+        """Operations behind `start`, latest first, entering the inputs only of those that `through`
+        accepts.
 
         Args:
           through: operations whose inputs are followed; the others are listed and stop the walk.
@@ -186,8 +221,12 @@ class Dataflow:
                 pending.extend(t.op for t in op.inputs if self.is_dynamic(t))
         return sorted(found, key=lambda o: -self.index[o.name])
 
-    def walk_forward(self, start: Iterable[tf.Tensor], through: Callable[[tf.Operation], bool]) -> list[tf.Operation]:
-        """Value consumers of `start` and what follows them, earliest first, going on behind those that `through` accepts."""
+    def walk_forward(
+        self, start: Iterable[tf.Tensor], through: Callable[[tf.Operation], bool]
+    ) -> list[tf.Operation]:
+        """Value consumers of `start` and what follows them, earliest first, going on behind those
+        that `through` accepts.
+        """
         seen: set[str] = set()
         pending = [op for t in start for op, _ in self.value_consumers(t)]
         found: list[tf.Operation] = []
@@ -198,7 +237,9 @@ class Dataflow:
             seen.add(op.name)
             found.append(op)
             if through(op):
-                pending.extend(consumer for t in op.outputs for consumer, _ in self.value_consumers(t))
+                pending.extend(
+                    consumer for t in op.outputs for consumer, _ in self.value_consumers(t)
+                )
         return sorted(found, key=lambda o: self.index[o.name])
 
 
@@ -223,12 +264,18 @@ def common_parent(paths: Iterable[str]) -> str:
 
 
 def distinct(paths: Iterable[str]) -> list[str]:
-    """`paths` in their order; the second of two that are equal becomes `path#2`, or the next number that is free."""
+    """`paths` in their order; the second of two that are equal becomes `path#2`, or the next number
+    that is free.
+    """
     paths = list(paths)
     taken, seen, found = set(paths), set(), []
     for path in paths:
         if path in seen:
-            path = next(name for name in (f"{path}#{count}" for count in itertools.count(2)) if name not in taken)
+            path = next(
+                name
+                for name in (f"{path}#{count}" for count in itertools.count(2))
+                if name not in taken
+            )
             taken.add(path)
         seen.add(path)
         found.append(path)

@@ -1,15 +1,18 @@
-"""The embedding axis: which activations have one, and by which of them the dimensions of an encoder layer are sorted."""
+"""The embedding axis.
+
+Which activations have one, and by which of them the dimensions of an encoder layer are sorted.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
 
+from tfquant.error_messages import one_line
 from tfquant.graph.axes import Axes, Labels
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.roles import Edge, Layer, find_layers
 from tfquant.graph.trace import Trace
-from tfquant.messages import one_line
 
 # The last axis of these runs over tokens, whatever its size.
 _PAIRS_OF_TOKENS = ("attention_scores", "softmax_output")
@@ -28,21 +31,38 @@ class Embedding:
         self._edges = {edge.address: edge for edge in edges}
 
     def refusal(self, edge: Edge) -> str:
-        """Why an edge has no embedding axis, to follow a comma; empty where its last axis is one: of fixed size, not of tokens."""
+        """Why an edge has no embedding axis, to follow a comma; empty where its last axis is one.
+
+        Of fixed size, not of tokens.
+        """
         if edge.parameter:
             return "which is a parameter: use per_channel or per_tensor there"
         if len(edge.shape) < 2:
             return f"whose shape {_text(edge.shape)} has no embedding axis: use per_tensor there"
-        if edge.role in _PAIRS_OF_TOKENS or edge.port == "probabilities" or self._ends_in_tokens(edge):
-            return f"whose last axis runs over tokens (shape {_text(edge.shape)}), no embedding axis: use per_tensor there"
+        if (
+            edge.role in _PAIRS_OF_TOKENS
+            or edge.port == "probabilities"
+            or self._ends_in_tokens(edge)
+        ):
+            return (
+                f"whose last axis runs over tokens (shape {_text(edge.shape)}), no embedding axis:"
+                " use per_tensor there"
+            )
         if edge.shape[-1] is None:
-            return f"whose last axis has no fixed size (shape {_text(edge.shape)}), no embedding axis: use per_tensor there"
+            return (
+                f"whose last axis has no fixed size (shape {_text(edge.shape)}), no embedding axis:"
+                " use per_tensor there"
+            )
         return ""
 
     def layer_order(self, edge: Edge) -> Edge | None:
-        """The output of the feed-forward part of the encoder layer that makes the edge's tensor; None outside of all layers."""
+        """The output of the feed-forward part of the encoder layer that makes the edge's tensor;
+        None outside of all layers.
+        """
         name = self._flow.root(edge.tensor).op.name
-        return next((self._edges[layer.branch] for layer in self._layers if name in layer.operations), None)
+        return next(
+            (self._edges[layer.branch] for layer in self._layers if name in layer.operations), None
+        )
 
     @functools.cached_property
     def _flow(self) -> Dataflow:
@@ -59,11 +79,14 @@ class Embedding:
     @functools.cached_property
     def _labels(self) -> dict[str, Labels]:
         try:
-            return Axes(self._trace, [e.tensor for e in self._edges.values() if not e.parameter and e.shape]).labels
+            return Axes(
+                self._trace, [e.tensor for e in self._edges.values() if not e.parameter and e.shape]
+            ).labels
         except Exception as error:
             raise ValueError(
-                f"cannot tell which axes of this model's tensors run over tokens ({type(error).__name__}: {one_line(error)}): use "
-                "per_tensor in place of per_embedding and per_embedding_group"
+                "cannot tell which axes of this model's tensors run over tokens"
+                f" ({type(error).__name__}: {one_line(error)}): use per_tensor in place of"
+                " per_embedding and per_embedding_group"
             ) from error
 
 

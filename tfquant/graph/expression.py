@@ -1,8 +1,10 @@
-"""Expressions: how a parameter is computed from variables and constants, as a key that is equal for equal computations.
+"""Expressions: how a parameter is computed from variables and constants, as a key that is equal for
+equal computations.
 
-Two tensors with equal keys have the same values in the same layout: the same operations with the same attributes were applied, in
-the same order, to the same variables and constants. A variable and its transpose, two slices of one kernel and a kernel and its
-scaled copy therefore have different keys; two reads of one variable have one.
+Two tensors with equal keys have the same values in the same layout: the same operations with the
+same attributes were applied, in the same order, to the same variables and constants. A variable and
+its transpose, two slices of one kernel and a kernel and its scaled copy therefore have different
+keys; two reads of one variable have one.
 """
 
 from __future__ import annotations
@@ -14,11 +16,15 @@ import tensorflow as tf
 
 from tfquant.graph.dataflow import Dataflow
 
-# Hand on values and layout; a cast between float types hands on the values as far as that type can hold them.
-_SAME_OPS = frozenset("Identity Snapshot StopGradient PreventGradient CheckNumerics EnsureShape".split())
+# Hand on values and layout; a cast between float types hands on the values as far as that type can
+# hold them.
+_SAME_OPS = frozenset(
+    "Identity Snapshot StopGradient PreventGradient CheckNumerics EnsureShape".split()
+)
 _READ = "ReadVariableOp"
 _READING_OPS = frozenset((_READ, "ResourceGather", "ResourceGatherNd", "VariableShape"))
-# Constants with more elements are told apart by their operation: comparing their values would take longer than planning.
+# Constants with more elements are told apart by their operation: comparing their values would take
+# longer than planning.
 _LARGE = 2**14
 
 
@@ -34,11 +40,17 @@ class Expressions:
         self._keys: dict[str, str] = {}
 
     def key(self, tensor: tf.Tensor) -> str:
-        """The key of a parameter; equal in training and inference traces where the parameter is computed alike in both."""
+        """The key of a parameter; equal in training and inference traces where the parameter is
+        computed alike in both.
+        """
         pending = [tensor]
         while pending:
             last = pending[-1]
-            missing = [] if last.name in self._keys else [t for t in self._operands(last) if t.name not in self._keys]
+            missing = (
+                []
+                if last.name in self._keys
+                else [t for t in self._operands(last) if t.name not in self._keys]
+            )
             if not missing:
                 pending.pop()
                 if last.name not in self._keys:
@@ -62,7 +74,12 @@ class Expressions:
     def _operands(self, tensor: tf.Tensor) -> list[tf.Tensor]:
         """What the key of a tensor is made of."""
         op = tensor.op
-        if self._flow.is_dynamic(tensor) or op.op_def is None or op.op_def.is_stateful or op.type == "Placeholder":
+        if (
+            self._flow.is_dynamic(tensor)
+            or op.op_def is None
+            or op.op_def.is_stateful
+            or op.type == "Placeholder"
+        ):
             return []
         return list(op.inputs)
 
@@ -73,7 +90,9 @@ class Expressions:
             return _digest(_READ, self._flow.trace.paths[handle], self._writes_before(handle, op))
         if not operands and (op.type != "Const" or (tensor.shape.num_elements() or 0) > _LARGE):
             return _digest("tensor", tensor.name)
-        if op.type in _SAME_OPS or (op.type == "Cast" and operands[0].dtype.is_floating and tensor.dtype.is_floating):
+        if op.type in _SAME_OPS or (
+            op.type == "Cast" and operands[0].dtype.is_floating and tensor.dtype.is_floating
+        ):
             return self._keys[operands[0].name]
         # Names that begin with an underscore are notes of TensorFlow's, such as inferred shapes.
         attributes = [
@@ -81,7 +100,9 @@ class Expressions:
             for name, value in sorted(op.node_def.attr.items())
             if not name.startswith("_")
         ]
-        return _digest(op.type, tensor.value_index, attributes, [self._keys[t.name] for t in operands])
+        return _digest(
+            op.type, tensor.value_index, attributes, [self._keys[t.name] for t in operands]
+        )
 
     def _writes_before(self, handle: str, read: tf.Operation) -> int:
         """How often a variable may have been assigned before it is read."""
@@ -92,7 +113,9 @@ class Expressions:
     def _writes(self) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
         for handle in self._flow.trace.variables:
-            writers = [op for op, _ in self._flow.consumers.get(handle, ()) if op.type not in _READING_OPS]
+            writers = [
+                op for op, _ in self._flow.consumers.get(handle, ()) if op.type not in _READING_OPS
+            ]
             found[handle] = [self._flow.index[op.name] for op in writers]
         return found
 

@@ -1,8 +1,10 @@
-"""Custom gradients: the gradient function of one operation (`tf.custom_gradient`), as a graph of its own.
+"""Custom gradients: the gradient function of one operation (`tf.custom_gradient`), as a graph of
+its own.
 
-TensorFlow registers such a function by name. It is a Python closure over tensors of the user's graph, so a copy of the operation
-cannot use it. Here it is called once, on placeholders, in a graph that captures every tensor it refers to; replay then creates
-that graph's operations wherever the gradient is needed, with the tensors of the new graph in place of the captured ones.
+TensorFlow registers such a function by name. It is a Python closure over tensors of the user's
+graph, so a copy of the operation cannot use it. Here it is called once, on placeholders, in a graph
+that captures every tensor it refers to; replay then creates that graph's operations wherever the
+gradient is needed, with the tensors of the new graph in place of the captured ones.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Backward:
 
     Attributes:
       graph: holds the operations; its captures are the tensors that the function refers to.
-      output_gradients: placeholders for the gradients of the outputs; None for an output that has no gradient (integers).
+      output_gradients: placeholders for the gradients of the outputs; None for an output that has
+        no gradient (integers).
       input_gradients: one for each input of the operation: None, a tensor or `tf.IndexedSlices`.
     """
 
@@ -50,7 +53,8 @@ class CustomGradient:
     def num_results(self) -> int:
         """How many inputs of the operation are results of the differentiated function.
 
-        They come first; the others are arguments of the function and the variables it reads. 0 where that is not known.
+        They come first; the others are arguments of the function and the variables it reads. 0
+        where that is not known.
         """
         return _nonlocals(_registered(self._name)).get("flat_result_len", 0)
 
@@ -65,7 +69,9 @@ class CustomGradient:
             graph = tf_func_graph.FuncGraph(f"{self.operation.name}_gradient")
 
         def inside(value):
-            return graph.capture(tf.convert_to_tensor(value))  # a function may return a tensor of the forward pass as it is
+            return graph.capture(
+                tf.convert_to_tensor(value)
+            )  # a function may return a tensor of the forward pass as it is
 
         with graph.as_default():
             placeholders = [_placeholder(output) for output in self.operation.outputs]
@@ -74,23 +80,29 @@ class CustomGradient:
             except Exception as error:
                 reason = (str(error).strip().splitlines() or [""])[0]
                 raise GradientError(
-                    f"the custom gradient of operation {self.operation.name!r} cannot be traced, so the model cannot be trained: "
-                    f"{type(error).__name__}: {reason}"
+                    f"the custom gradient of operation {self.operation.name!r} cannot be traced, so"
+                    f" the model cannot be trained: {type(error).__name__}: {reason}"
                 ) from error
             gradients = gradients if isinstance(gradients, (list, tuple)) else [gradients]
-            return Backward(graph, placeholders, [with_tensors(gradient, inside) for gradient in gradients])
+            return Backward(
+                graph, placeholders, [with_tensors(gradient, inside) for gradient in gradients]
+            )
 
 
 def custom_gradient_of(operation: tf.Operation, attrs: Any) -> CustomGradient | None:
-    """The custom gradient of an operation with the attributes `attrs`, None where it has the gradient of its type."""
+    """The custom gradient of an operation with the attributes `attrs`, None where it has the
+    gradient of its type.
+    """
     return CustomGradient(operation, attrs[ATTRIBUTE].s.decode()) if ATTRIBUTE in attrs else None
 
 
 def is_recomputation(attrs: Any) -> bool:
-    """Whether the gradient of an operation with the attributes `attrs` is that of `tf.recompute_grad` or `keras.remat`.
+    """Whether the gradient of an operation with the attributes `attrs` is that of
+    `tf.recompute_grad` or `keras.remat`.
 
-    It runs the user's function again in the backward pass to save memory, without the quantizers that stand inside it. The
-    gradient of the operations of that function is the same number, and passes through the quantizers.
+    It runs the user's function again in the backward pass to save memory, without the quantizers
+    that stand inside it. The gradient of the operations of that function is the same number, and
+    passes through the quantizers.
     """
     if ATTRIBUTE not in attrs:
         return False
@@ -99,7 +111,9 @@ def is_recomputation(attrs: Any) -> bool:
 
 
 def _registered(name: str) -> Callable | None:
-    """The registered gradient function; None for one of another process, which a SavedModel names but does not hold."""
+    """The registered gradient function; None for one of another process, which a SavedModel names
+    but does not hold.
+    """
     try:
         return ops.gradient_registry.lookup(name)
     except LookupError:
@@ -107,8 +121,15 @@ def _registered(name: str) -> Callable | None:
 
 
 def _nonlocals(function: Callable | None) -> dict[str, Any]:
-    """Variables that the closure of `tf.custom_gradient` holds (`grad_fn`: the user's function); empty for other functions."""
-    inner = inspect.getclosurevars(function).nonlocals.get("tape_grad_fn") if inspect.isfunction(function) else None
+    """Variables that the closure of `tf.custom_gradient` holds (`grad_fn`.
+
+    The user's function); empty for other functions.
+    """
+    inner = (
+        inspect.getclosurevars(function).nonlocals.get("tape_grad_fn")
+        if inspect.isfunction(function)
+        else None
+    )
     return dict(inspect.getclosurevars(inner).nonlocals) if inspect.isfunction(inner) else {}
 
 

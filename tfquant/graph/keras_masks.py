@@ -1,4 +1,7 @@
-"""Masks that Keras attaches to tensors while a model is traced: those of `Embedding(mask_zero=True)`, `Masking` and `mask=`."""
+"""Masks that Keras attaches to tensors while a model is traced.
+
+Those of `Embedding(mask_zero=True)`, `Masking` and `mask=`.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,9 @@ class AttachedMasks:
           Name of a replayed tensor -> its replayed mask.
         """
         # tf-keras sets the attribute alone.
-        left = [(t, getattr(t, "_keras_mask", None)) for op in body.get_operations() for t in op.outputs]
+        left = [
+            (t, getattr(t, "_keras_mask", None)) for op in body.get_operations() for t in op.outputs
+        ]
         found = {}
         for tensor, mask in [*self._pairs, *left]:
             if all(getattr(t, "graph", None) is body and t.name in known for t in (tensor, mask)):
@@ -39,7 +44,10 @@ class AttachedMasks:
 
 @contextlib.contextmanager
 def attached_masks() -> Iterator[AttachedMasks]:
-    """Records all masks that Keras attaches: attention takes them off its inputs again, so they cannot be read afterwards."""
+    """Records all masks that Keras attaches.
+
+    Attention takes them off its inputs again, so they cannot be read afterwards.
+    """
     found, attach = AttachedMasks(), masking.set_tensor_attr
 
     def recorded(tensor, attribute, value):

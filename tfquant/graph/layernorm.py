@@ -1,6 +1,8 @@
-"""Layer normalisation by structure: a reciprocal standard deviation of a tensor that is applied to that tensor again.
+"""Layer normalisation by structure: a reciprocal standard deviation of a tensor that is applied to
+that tensor again.
 
-Or none of that: MobileBERT's NoNorm keeps the scale and shift of each channel alone, in the same places.
+Or none of that: MobileBERT's NoNorm keeps the scale and shift of each channel alone, in the same
+places.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ from tfquant.graph.dataflow import Dataflow, distinct, parent
 
 _TO_VARIANCE_OPS = frozenset("Add AddV2 Maximum Cast Identity Reshape Squeeze".split())
 _NORMALISING_OPS = frozenset(
-    """Mean Sub Mul Add AddV2 Neg Square SquaredDifference Rsqrt Sqrt Reciprocal RealDiv Maximum Cast Identity StopGradient Reshape
+    """Mean Sub Mul Add AddV2 Neg Square SquaredDifference Rsqrt Sqrt Reciprocal RealDiv
+    Maximum Cast Identity StopGradient Reshape
     Squeeze ExpandDims""".split()
 )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LayerNorm:
-    """`output` is `input` normalised, scaled and shifted; `layer` is the path of the layer of its parameters.
+    """`output` is `input` normalised, scaled and shifted; `layer` is the path of the layer of its
+    parameters.
 
     `path` is that path too, with a number where the layer is called again.
     """
@@ -36,7 +40,11 @@ def find_layernorms(flow: Dataflow) -> list[LayerNorm]:
     """All layer normalisations in graph order."""
     found: list[LayerNorm] = []
     for op in flow.operations:
-        source = _normalised_by_root(flow, op) if op.type in ("Rsqrt", "Sqrt") else _normalised_by_fused_op(flow, op)
+        source = (
+            _normalised_by_root(flow, op)
+            if op.type in ("Rsqrt", "Sqrt")
+            else _normalised_by_fused_op(flow, op)
+        )
         if source is None:
             continue
         output = _close(flow, source, op)
@@ -51,26 +59,38 @@ def find_layernorms(flow: Dataflow) -> list[LayerNorm]:
 
 
 def _without_statistics(flow: Dataflow) -> Iterator[LayerNorm]:
-    """Scale and shift of the last axis by two variables of one layer, as layer norms have them; folded ones are computed."""
+    """Scale and shift of the last axis by two variables of one layer, as layer norms have them;
+    folded ones are computed.
+    """
     for op in flow.operations:
         scale = _channel_variable(flow, op) if op.type == "Mul" else None
         if scale is None or len(flow.value_consumers(op.outputs[0])) != 1:
             continue
         add = flow.value_consumers(op.outputs[0])[0][0]
         shift = _channel_variable(flow, add) if add.type in ("Add", "AddV2") else None
-        if shift is not None and parent(scale[1]) == parent(shift[1]) and op.outputs[0].name not in flow.output_names:
+        if (
+            shift is not None
+            and parent(scale[1]) == parent(shift[1])
+            and op.outputs[0].name not in flow.output_names
+        ):
             yield LayerNorm(parent(scale[1]), op.inputs[scale[0]], add.outputs[0], parent(scale[1]))
 
 
 def _channel_variable(flow: Dataflow, op: tf.Operation) -> tuple[int, str] | None:
-    """(index of the activation, path of the variable) where `op` joins an activation with one number for each channel."""
+    """(index of the activation, path of the variable) where `op` joins an activation with one
+    number for each channel.
+    """
     for index, tensor in enumerate(op.inputs):
         other = op.inputs[1 - index]
         read = flow.root(other).op
         if read.type != "ReadVariableOp" or other.shape.rank != 1 or not flow.is_dynamic(tensor):
             continue
         several = tensor.shape.rank is not None and tensor.shape.rank > 1
-        if read.inputs[0].name in flow.trace.paths and several and tensor.shape[-1] == other.shape[0]:
+        if (
+            read.inputs[0].name in flow.trace.paths
+            and several
+            and tensor.shape[-1] == other.shape[0]
+        ):
             return index, flow.trace.paths[read.inputs[0].name]
     return None
 
@@ -92,7 +112,11 @@ def _normalised_by_root(flow: Dataflow, root: tf.Operation) -> tf.Tensor | None:
         return _not_a_mean(flow, square.inputs)
     if square.type in ("Square", "Mul", "Pow"):
         inner = flow.root(square.inputs[0])
-        return _not_a_mean(flow, inner.op.inputs) if inner.op.type == "Sub" and _has_mean(flow, inner.op) else square.inputs[0]
+        return (
+            _not_a_mean(flow, inner.op.inputs)
+            if inner.op.type == "Sub" and _has_mean(flow, inner.op)
+            else square.inputs[0]
+        )
     return None
 
 
@@ -100,7 +124,12 @@ def _reduces_batch(mean: tf.Operation) -> bool:
     """True for the statistics of a batch normalisation in training."""
     axes = tf.get_static_value(mean.inputs[1])
     rank = mean.inputs[0].shape.rank
-    return axes is not None and rank is not None and rank > 1 and 0 in {int(axis) % rank for axis in axes.ravel()}
+    return (
+        axes is not None
+        and rank is not None
+        and rank > 1
+        and 0 in {int(axis) % rank for axis in axes.ravel()}
+    )
 
 
 def _not_a_mean(flow: Dataflow, tensors) -> tf.Tensor | None:
@@ -115,8 +144,14 @@ def _has_mean(flow: Dataflow, op: tf.Operation) -> bool:
 
 
 def _normalised_by_fused_op(flow: Dataflow, op: tf.Operation) -> tf.Tensor | None:
-    """Keras 2 normalises the last axis by a batch norm in training mode on a reshaped tensor, with constant scale and offset."""
-    if not op.type.startswith("FusedBatchNorm") or "Grad" in op.type or not op.get_attr("is_training"):
+    """Keras 2 normalises the last axis by a batch norm in training mode on a reshaped tensor, with
+    constant scale and offset.
+    """
+    if (
+        not op.type.startswith("FusedBatchNorm")
+        or "Grad" in op.type
+        or not op.get_attr("is_training")
+    ):
         return None
     if op.inputs[0].op.type != "Reshape" or flow.variable_behind(op.inputs[1]) is not None:
         return None
@@ -124,19 +159,31 @@ def _normalised_by_fused_op(flow: Dataflow, op: tf.Operation) -> tf.Tensor | Non
 
 
 def _close(flow: Dataflow, source: tf.Tensor, core: tf.Operation) -> tf.Tensor | None:
-    """The tensor in which everything that follows from `core` comes together, scale and shift included."""
+    """The tensor in which everything that follows from `core` comes together, scale and shift
+    included.
+    """
     tainted = {core.outputs[0].name}
     # Scaled values of the source, as opposed to statistics that are still to be applied to it.
-    values = {source.name} | ({core.outputs[0].name} if core.type.startswith("FusedBatchNorm") else set())
+    values = {source.name} | (
+        {core.outputs[0].name} if core.type.startswith("FusedBatchNorm") else set()
+    )
     output = None
     for op in flow.operations[flow.index[source.op.name] + 1 :]:
         inputs = {t.name for t in op.inputs}
         if op.type not in _NORMALISING_OPS or not inputs & (tainted | values):
             continue
         result = op.outputs[0]
-        whole = bool(source.shape.rank) and result.shape.rank == source.shape.rank and result.shape[-1] == source.shape[-1]
+        whole = (
+            bool(source.shape.rank)
+            and result.shape.rank == source.shape.rank
+            and result.shape[-1] == source.shape[-1]
+        )
         applied = inputs & values and inputs & tainted and not inputs & values & tainted
-        if inputs & values and (whole or op.type == "Reshape") and (not applied or op.type in ("Mul", "RealDiv")):
+        if (
+            inputs & values
+            and (whole or op.type == "Reshape")
+            and (not applied or op.type in ("Mul", "RealDiv"))
+        ):
             values.add(result.name)
         if not inputs & tainted or (output is not None and not _is_affine(flow, op, output)):
             continue
@@ -148,13 +195,18 @@ def _close(flow: Dataflow, source: tf.Tensor, core: tf.Operation) -> tf.Tensor |
 
 
 def _is_affine(flow: Dataflow, op: tf.Operation, output: tf.Tensor) -> bool:
-    """True for the scale and shift behind a closed normalisation: its only consumer, with a parameter."""
+    """True for the scale and shift behind a closed normalisation.
+
+    Its only consumer, with a parameter.
+    """
     consumers = flow.value_consumers(output)
     if len(consumers) != 1 or consumers[0][0].name != op.name or output.name in flow.output_names:
         return False
     if op.type in ("Cast", "Identity", "Reshape"):
         return True
-    return op.type in ("Mul", "Add", "AddV2") and any(flow.variable_behind(t) for t in op.inputs if flow.is_parameter(t))
+    return op.type in ("Mul", "Add", "AddV2") and any(
+        flow.variable_behind(t) for t in op.inputs if flow.is_parameter(t)
+    )
 
 
 def _has_consumer_after(flow: Dataflow, name: str, op: tf.Operation) -> bool:
@@ -167,7 +219,9 @@ def _has_consumer_after(flow: Dataflow, name: str, op: tf.Operation) -> bool:
 
 def _path(flow: Dataflow, source: tf.Tensor, output: tf.Tensor, core: tf.Operation) -> str:
     """Layer path of the scale or shift; the operation's scope where there is none."""
-    between = flow.walk_back(output, lambda o: o.outputs[0].name != source.name, not_before=flow.index[source.op.name])
+    between = flow.walk_back(
+        output, lambda o: o.outputs[0].name != source.name, not_before=flow.index[source.op.name]
+    )
     for op in between:
         for tensor in op.inputs:
             if flow.is_parameter(tensor) and (handle := flow.variable_behind(tensor)) is not None:

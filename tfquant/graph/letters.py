@@ -1,13 +1,15 @@
-"""The tensors of an encoder by the letters of Bondarenko et al.'s `--quant-dict`, found by structure.
+"""The tensors of an encoder by the letters of Bondarenko et al.'s `--quant-dict`, found by
+structure.
 
-    e  sums of embeddings          s  attention scores           g  output of the layer behind the attention
-    Et token table                 p  probabilities              u  its sum with the input of the block
-    P  pooler, output              c  result of the attention    x  layer norm of that: input of the feed-forward network
-    C  classifier, output          L  all of a block             h  output of the feed-forward network
-    wP, wC  kernels of these                                     y  its sum with x;   z  layer norm of that
+    e  sums of embeddings          s  attention scores           g  output of the layer behind the
+    attention Et token table                 p  probabilities              u  its sum with the input
+    of the block P  pooler, output              c  result of the attention    x  layer norm of that:
+    input of the feed-forward network C  classifier, output          L  all of a block             h
+    output of the feed-forward network wP, wC  kernels of these
+    y  its sum with x;   z  layer norm of that
 
-The letters from `s` on may have the number of a block behind them, counted from 0. Blocks with several feed-forward networks have
-several tensors at `h`, `y` and `z`.
+The letters from `s` on may have the number of a block behind them, counted from 0. Blocks with
+several feed-forward networks have several tensors at `h`, `y` and `z`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ OF_MODEL = ("e", "Et", "P", "C", "wP", "wC")
 
 
 def find_letters(trace: Trace) -> dict[str, tuple[str, ...]]:
-    """Letter, with the number of the block where it has one -> addresses of its edges; letters of nothing are left out."""
+    """Letter, with the number of the block where it has one -> addresses of its edges; letters of
+    nothing are left out.
+    """
     structure = Structure(Dataflow(trace))
     found: dict[str, list[str]] = {}
     for letter, where in (*_of_model(structure), *_of_blocks(structure)):
@@ -36,7 +40,12 @@ def find_letters(trace: Trace) -> dict[str, tuple[str, ...]]:
 def _of_model(structure: Structure) -> Iterator[tuple[str, str]]:
     embeddings = list(structure.edges_of_embeddings())
     if embeddings:  # the token table is the largest
-        yield "Et", max((e for e in embeddings if e.role == "embedding"), key=lambda e: e.shape[0] or 0).address
+        yield (
+            "Et",
+            max(
+                (e for e in embeddings if e.role == "embedding"), key=lambda e: e.shape[0] or 0
+            ).address,
+        )
     yield from (("e", edge.address) for edge in embeddings if edge.role == "embedding_sum")
     heads = [path for path in structure.layer_outputs if path in structure.head_paths]
     for path in heads:
@@ -59,7 +68,11 @@ def _of_blocks(structure: Structure) -> Iterator[tuple[str, str]]:
             ("c", address("attention_output", attention.path, "output")),
         ]
         for letters, residual in zip(("gux", *["hyz"] * len(residuals)), residuals, strict=False):
-            found += zip(letters, _around(residual, norms.get(flow.root(residual.op.outputs[0]).name)), strict=False)
+            found += zip(
+                letters,
+                _around(residual, norms.get(flow.root(residual.op.outputs[0]).name)),
+                strict=False,
+            )
         yield from ((f"{letter}{number}", where) for letter, where in found)
         yield from ((f"L{number}", where) for _, where in found)
         yield from ((f"L{number}", where) for where in _other_layers(structure, number, end))
@@ -67,18 +80,33 @@ def _of_blocks(structure: Structure) -> Iterator[tuple[str, str]]:
 
 def _around(residual: Residual, norm: str | None) -> list[str]:
     """Addresses of the layer whose output is added, of the sum, and of its layer norm."""
-    found = [address("layer_output", residual.path, "output"), address("residual_sum", residual.path, "output")]
+    found = [
+        address("layer_output", residual.path, "output"),
+        address("residual_sum", residual.path, "output"),
+    ]
     return found if norm is None else [*found, address("layernorm_output", norm, "output")]
 
 
 def _other_layers(structure: Structure, number: int, end: int) -> Iterator[str]:
-    """Outputs of the other layers of a block: projections, and what is inside of the feed-forward network."""
+    """Outputs of the other layers of a block.
+
+    Projections, and what is inside of the feed-forward network.
+    """
     attention = structure.entries[number][0]
     yield from (address("layer_output", path, "output") for path in attention.projections.values())
     context = structure.flow.index[attention.context.op.name]
-    following = {path for a, _ in structure.entries[number + 1 : number + 2] for path in a.projections.values()}
+    following = {
+        path
+        for a, _ in structure.entries[number + 1 : number + 2]
+        for path in a.projections.values()
+    }
     for contraction in structure.contractions:
         path = structure.paths[contraction.op.name]
         inside = context < structure.flow.index[contraction.op.name] < end
-        if contraction.kind == "linear" and inside and path not in structure.head_paths and path not in following:
+        if (
+            contraction.kind == "linear"
+            and inside
+            and path not in structure.head_paths
+            and path not in following
+        ):
             yield address("layer_output", path, "output")

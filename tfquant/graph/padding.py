@@ -1,4 +1,8 @@
-"""Padding: the one place where it is found. Which masks a model has, and which elements of a tensor they mark as real."""
+"""Padding.
+
+The one place where it is found. Which masks a model has, and which elements of a tensor they mark
+as real.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,36 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import tensorflow as tf
 
+from tfquant.error_messages import one_line
 from tfquant.graph.attention_masks import find_token_masks
 from tfquant.graph.axes import Axes, Labels
 from tfquant.graph.axis_flow import PART
 from tfquant.graph.axis_sizes import BATCH
 from tfquant.graph.trace import Trace
-from tfquant.messages import one_line
 
-# Last parts of the names of inputs that mark real tokens. Of several for the same tokens the first counts.
-MASK_NAMES = ("input_mask", "attention_mask", "padding_mask", "mask", "token_mask", "pad_mask", "tokens_mask", "sequence_mask")
-_SIDES = r"(?:encoder|decoder|source|target|src|tgt|query|value|key|text|context|question|answer|left|right|first|second)"
-_MASK_NAME = re.compile(rf"(?:.*_)?(?:{'|'.join(MASK_NAMES[:3] + MASK_NAMES[4:])})|(?:{_SIDES}_)?mask(?:_\d+)?")
+# Last parts of the names of inputs that mark real tokens. Of several for the same tokens the first
+# counts.
+MASK_NAMES = (
+    "input_mask",
+    "attention_mask",
+    "padding_mask",
+    "mask",
+    "token_mask",
+    "pad_mask",
+    "tokens_mask",
+    "sequence_mask",
+)
+_SIDES = (
+    r"(?:encoder|decoder|source|target|src|tgt|query|value|key|text|context|question|answer"
+    r"|left|right|first|second)"
+)
+_MASK_NAME = re.compile(
+    rf"(?:.*_)?(?:{'|'.join(MASK_NAMES[:3] + MASK_NAMES[4:])})|(?:{_SIDES}_)?mask(?:_\d+)?"
+)
 # Names whose convention is the opposite one (True is padding), or that mark something else.
-_OTHER_NAME = re.compile(r".*(?:key_padding|vision|image|segment|causal|head|special_tokens|global_attention|prompt)_mask")
+_OTHER_NAME = re.compile(
+    r".*(?:key_padding|vision|image|segment|causal|head|special_tokens|global_attention|prompt)_mask"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +52,8 @@ class Placement:
 
     Attributes:
       mask: which of the masks.
-      groups: for each axis of the tensor the axes of the mask that it runs over, the outermost first; -4 stands for four features,
-        such as heads, in the same axis.
+      groups: for each axis of the tensor the axes of the mask that it runs over, the outermost
+        first; -4 stands for four features, such as heads, in the same axis.
     """
 
     mask: int
@@ -46,8 +67,12 @@ class Placement:
             mask = tf.transpose(mask, order)
         if len(factors) > len(order):
             sizes = iter(tf.unstack(tf.shape(mask)))
-            sizes = [(-factor, 1) if factor < 0 else (size := next(sizes), size) for factor in factors]
-            mask = tf.broadcast_to(tf.reshape(mask, [size for _, size in sizes]), [size for size, _ in sizes])
+            sizes = [
+                (-factor, 1) if factor < 0 else (size := next(sizes), size) for factor in factors
+            ]
+            mask = tf.broadcast_to(
+                tf.reshape(mask, [size for _, size in sizes]), [size for size, _ in sizes]
+            )
         if sum(map(bool, self.groups)) == 1:
             return tf.reshape(mask, [-1 if group else 1 for group in self.groups])
         sizes, position, shape = tf.shape(mask), 0, []
@@ -70,7 +95,8 @@ class Padding:
 
     Attributes:
       masks: tensors of the graph, inputs or computed from them, nonzero for real tokens.
-      uncertain: those of the tensors that may hold padding which cannot be told from the rest, as (name, reason).
+      uncertain: those of the tensors that may hold padding which cannot be told from the rest, as
+        (name, reason).
 
     Raises:
       ValueError: `mask` is no input that could be a mask.
@@ -86,7 +112,9 @@ class Padding:
         self._trace, self.masks, tensors = trace, find_masks(trace, mask), list(tensors)
         self.uncertain: list[tuple[str, str]] = []
         self._places: dict[str, tuple[Placement, ...]] = {}
-        self._marking_padding: frozenset[str] = frozenset()  # names of masks that are nonzero for padding
+        self._marking_padding: frozenset[str] = (
+            frozenset()
+        )  # names of masks that are nonzero for padding
         unexplained: dict[str, list[str]] = {}
         if mask == "auto" and tensors:
             found, unexplained = find_token_masks(trace, self.masks)
@@ -96,7 +124,9 @@ class Padding:
             try:
                 axes = Axes(trace, [*(tensor for _, tensor in tensors), *self.masks])
             except Exception as error:
-                reason = f"where it lies cannot be told ({type(error).__name__}: {one_line(error, 200)})"
+                reason = (
+                    f"where it lies cannot be told ({type(error).__name__}: {one_line(error, 200)})"
+                )
                 self.uncertain = [(name, reason) for name, _ in tensors]
             else:
                 self._place(axes, tensors)
@@ -107,13 +137,17 @@ class Padding:
 
     def of_masks(self, masks: Sequence[tf.Tensor]) -> Validity:
         """What the values of `masks` say of the tensors."""
-        return Validity(self._places, [self._real(mask, old) for mask, old in zip(masks, self.masks, strict=True)])
+        return Validity(
+            self._places,
+            [self._real(mask, old) for mask, old in zip(masks, self.masks, strict=True)],
+        )
 
     def values(self, flat: Sequence[tf.Tensor]) -> Validity:
         """What the masks say of one batch.
 
         Args:
-          flat: inputs of the model, in the graph of a `tf.function` where a mask is computed from them.
+          flat: inputs of the model, in the graph of a `tf.function` where a mask is computed from
+            them.
         """
         if all(mask.op.type == "Placeholder" for mask in self.masks):
             names = [tensor.name for tensor in self._trace.inputs]
@@ -122,17 +156,25 @@ class Padding:
 
     def _real(self, mask: tf.Tensor, old: tf.Tensor) -> tf.Tensor:
         """Return a mask that is nonzero for real tokens."""
-        return tf.equal(tf.cast(mask, tf.float32), 0.0) if old.name in self._marking_padding else mask
+        return (
+            tf.equal(tf.cast(mask, tf.float32), 0.0) if old.name in self._marking_padding else mask
+        )
 
     def _masks_of(self, flat: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
-        return self._function(*flat) if tf.executing_eagerly() else self._trace.emit(list(flat), targets=list(self.masks))
+        return (
+            self._function(*flat)
+            if tf.executing_eagerly()
+            else self._trace.emit(list(flat), targets=list(self.masks))
+        )
 
     @functools.cached_property
     def _function(self):
         function = tf.function(
-            lambda *flat: self._trace.emit(list(flat), targets=list(self.masks)), autograph=False, jit_compile=False,
+            lambda *flat: self._trace.emit(list(flat), targets=list(self.masks)),
+            autograph=False,
+            jit_compile=False,
             input_signature=self._trace.input_specs,
-        )  # fmt: skip
+        )
         return function.get_concrete_function()
 
     def _place(self, axes: Axes, tensors: Sequence[tuple[str, tf.Tensor]]) -> None:
@@ -148,7 +190,11 @@ class Padding:
                 self._places[tensor.name] = places
             elif tensor.shape.rank != 0:
                 doubtful.append((name, tensor))
-        masked = {t.name for t, labels in zip(self._trace.inputs, axes.inputs, strict=True) if set(labels) & set(lengths)}
+        masked = {
+            t.name
+            for t, labels in zip(self._trace.inputs, axes.inputs, strict=True)
+            if set(labels) & set(lengths)
+        }
         doubtful = [(name, tensor) for name, tensor in doubtful if order.follows(tensor, masked)]
         axes.follow({tensor.name for _, tensor in doubtful})
         unexplained = axes.unexplained({tensor.name for _, tensor in doubtful})
@@ -156,11 +202,18 @@ class Padding:
             places = self._placed(tensor, axes.labels[tensor.name], lengths, masks, order)
             if places:
                 self._places[tensor.name] = places
-            elif tensor.name in unexplained or any({*group} & {*lengths, PART} for group in axes.labels[tensor.name]):
+            elif tensor.name in unexplained or any(
+                {*group} & {*lengths, PART} for group in axes.labels[tensor.name]
+            ):
                 self.uncertain.append((name, "its tokens are joined with something else"))
 
     def _placed(
-        self, tensor: tf.Tensor, labels: Labels, lengths: Mapping[int, Sequence[int]], masks: Mapping[int, Labels], order: _Order
+        self,
+        tensor: tf.Tensor,
+        labels: Labels,
+        lengths: Mapping[int, Sequence[int]],
+        masks: Mapping[int, Labels],
+        order: _Order,
     ) -> tuple[Placement, ...]:
         """Where masks lie in a tensor, one for the tokens of each input."""
         places = []
@@ -169,52 +222,82 @@ class Padding:
             places += _placements(chosen, masks[chosen], labels)
         return tuple(places)
 
-    def _mask_labels(self, axes: Axes, tensors: Sequence[tuple[str, tf.Tensor]]) -> dict[int, Labels]:
-        """Labels of each mask; of one that the network does not use, so that nothing tells its length, those of its tokens."""
-        used = {label for _, tensor in tensors for group in axes.labels[tensor.name] for label in group}
+    def _mask_labels(
+        self, axes: Axes, tensors: Sequence[tuple[str, tf.Tensor]]
+    ) -> dict[int, Labels]:
+        """Labels of each mask; of one that the network does not use, so that nothing tells its
+        length, those of its tokens.
+        """
+        used = {
+            label for _, tensor in tensors for group in axes.labels[tensor.name] for label in group
+        }
         inputs = {
             name: labels[1]
-            for name, tensor, labels in zip(self._trace.input_names, self._trace.inputs, axes.inputs, strict=True)
+            for name, tensor, labels in zip(
+                self._trace.input_names, self._trace.inputs, axes.inputs, strict=True
+            )
             if len(labels) in (2, 3) and labels[1] in used
         }
-        names = {tensor.name: name for name, tensor in zip(self._trace.input_names, self._trace.inputs, strict=True)}
-        found = {i: axes.labels[m.name] for i, m in enumerate(self.masks) if _is_mask(axes.labels[m.name])}
+        names = {
+            tensor.name: name
+            for name, tensor in zip(self._trace.input_names, self._trace.inputs, strict=True)
+        }
+        found = {
+            i: axes.labels[m.name]
+            for i, m in enumerate(self.masks)
+            if _is_mask(axes.labels[m.name])
+        }
         for number, labels in found.items():
             name = names.get(self.masks[number].name)
             if name is not None and len(labels) == 2 and labels[1][0] not in used:
-                alike = {label for other, label in inputs.items() if other.split("_")[0] == name.split("_")[0]}
+                alike = {
+                    label
+                    for other, label in inputs.items()
+                    if other.split("_")[0] == name.split("_")[0]
+                }
                 lengths = alike if len(alike) == 1 else set(inputs.values())
                 if len(lengths) == 1:
                     found[number] = (labels[0], tuple(lengths))
         return found
 
-    def _doubt(self, tensors: Sequence[tuple[str, tf.Tensor]], operation: str, inputs: Sequence[str]) -> None:
-        """Take up tensors that may hold padding which an attention mask leaves out in a way that is not understood."""
+    def _doubt(
+        self, tensors: Sequence[tuple[str, tf.Tensor]], operation: str, inputs: Sequence[str]
+    ) -> None:
+        """Take up tensors that may hold padding which an attention mask leaves out in a way that is
+        not understood.
+        """
         if self.uncertain:
             return
         named = ", ".join(inputs)
         reason = (
-            f"the attention mask at {operation} follows from {named}, and which tokens it leaves out cannot be told; pass "
-            "mask= the input of [batch, tokens] that marks real ones, or mask=None if all count"
+            f"the attention mask at {operation} follows from {named}, and which tokens it leaves"
+            " out cannot be told; pass mask= the input of [batch, tokens] that marks real ones, or"
+            " mask=None if all count"
         )
         order, sources = _Order(self._trace), {tensor.name for tensor in self._trace.inputs}
         self.uncertain = [
             (name, reason)
             for name, tensor in tensors
-            if tensor.name not in self._places and tensor.shape.rank != 0 and order.follows(tensor, sources)
+            if tensor.name not in self._places
+            and tensor.shape.rank != 0
+            and order.follows(tensor, sources)
         ]
 
     def _keep_used(self) -> None:
         used = sorted({place.mask for places in self._places.values() for place in places})
         self.masks = tuple(self.masks[number] for number in used)
         for name, places in self._places.items():
-            self._places[name] = tuple(dataclasses.replace(place, mask=used.index(place.mask)) for place in places)
+            self._places[name] = tuple(
+                dataclasses.replace(place, mask=used.index(place.mask)) for place in places
+            )
 
     def _warn(self, count: int, what: str) -> None:
         if self.uncertain:
             first, reason = self.uncertain[0]
             warnings.warn(
-                f"padding is counted at {len(self.uncertain)} of {count} {what}, first {first}: {reason}", stacklevel=3
+                f"padding is counted at {len(self.uncertain)} of {count} {what}, first {first}:"
+                f" {reason}",
+                stacklevel=3,
             )
 
 
@@ -223,15 +306,17 @@ class Validity:
 
     def __init__(self, places: Mapping[str, tuple[Placement, ...]], masks: Sequence[tf.Tensor]):
         self._places = places
-        self._masks = [tf.cast(tf.not_equal(tf.cast(mask, tf.float32), 0.0), tf.float32) for mask in masks]
+        self._masks = [
+            tf.cast(tf.not_equal(tf.cast(mask, tf.float32), 0.0), tf.float32) for mask in masks
+        ]
         self._known: dict[tuple[Placement, ...], tf.Tensor] = {}
 
     def of(self, tensor: tf.Tensor) -> tf.Tensor | None:
         """Which elements of a tensor of the trace are real.
 
         Returns:
-          float32 with ones for real elements and zeros elsewhere, size 1 along axes without tokens; a pair of tokens counts if both
-          are real. None where all elements count.
+          float32 with ones for real elements and zeros elsewhere, size 1 along axes without tokens;
+          a pair of tokens counts if both are real. None where all elements count.
         """
         places = self._places.get(tensor.name)
         if places is None:
@@ -261,7 +346,9 @@ class _Order:
         return any(t.name in names for op in self._trace.ancestors([tensor]) for t in op.outputs)
 
     def nearest(self, tensor: tf.Tensor, among: Sequence[int], masks: Sequence[tf.Tensor]) -> int:
-        """Of several masks for the same tokens the one that Keras attached last before a tensor; one of the inputs comes first."""
+        """Of several masks for the same tokens the one that Keras attached last before a tensor;
+        one of the inputs comes first.
+        """
         if len(among) < 2 or masks[among[0]].op.type == "Placeholder":
             return among[0]
         names = {masks[number].name: number for number in among}
@@ -275,7 +362,8 @@ class _Order:
 
 
 def find_masks(trace: Trace, mask: str | Sequence[str] | None) -> tuple[tf.Tensor, ...]:
-    """Tensors of a graph that mark real tokens, those that come first counting before others; see `tfquant.calibrate`.
+    """Tensors of a graph that mark real tokens, those that come first counting before others; see
+    `tfquant.calibrate`.
 
     Raises:
       ValueError: `mask` names no such input.
@@ -284,14 +372,26 @@ def find_masks(trace: Trace, mask: str | Sequence[str] | None) -> tuple[tf.Tenso
     if mask is None:
         return ()
     if mask != "auto":
-        return tuple(_named_mask(trace, name) for name in ([mask] if isinstance(mask, str) else mask))
+        return tuple(
+            _named_mask(trace, name) for name in ([mask] if isinstance(mask, str) else mask)
+        )
     found = []
     for name, tensor in zip(names, trace.inputs, strict=True):
         last = name.rpartition("/")[2]
-        if _MASK_NAME.fullmatch(last) and not _OTHER_NAME.fullmatch(last) and tensor.shape.rank == 2:
-            found.append((MASK_NAMES.index(last) if last in MASK_NAMES else len(MASK_NAMES), tensor))
+        if (
+            _MASK_NAME.fullmatch(last)
+            and not _OTHER_NAME.fullmatch(last)
+            and tensor.shape.rank == 2
+        ):
+            found.append(
+                (MASK_NAMES.index(last) if last in MASK_NAMES else len(MASK_NAMES), tensor)
+            )
     inputs = [tensor for _, tensor in sorted(found, key=lambda pair: pair[0])]
-    computed = {mask.name: mask for mask in trace.tensor_masks.values() if mask.shape.rank is not None and mask.shape.rank > 1}
+    computed = {
+        mask.name: mask
+        for mask in trace.tensor_masks.values()
+        if mask.shape.rank is not None and mask.shape.rank > 1
+    }
     return tuple({tensor.name: tensor for tensor in [*inputs, *computed.values()]}.values())
 
 
@@ -301,14 +401,21 @@ def _named_mask(trace: Trace, name: str) -> tf.Tensor:
         raise ValueError(f"mask={name!r} is no input of the model; it has {', '.join(names)}")
     tensor = trace.inputs[names.index(name)]
     if tensor.shape.rank != 2:
-        raise ValueError(f"mask={name!r} must be [batch, tokens], its shape is {list(tensor.shape)}")
+        raise ValueError(
+            f"mask={name!r} must be [batch, tokens], its shape is {list(tensor.shape)}"
+        )
     return tensor
 
 
 def _is_mask(labels: Labels) -> bool:
     """Whether a tensor runs over the batch and, in each other axis, over tokens of its own."""
     flat = [label for group in labels for label in group]
-    return len(labels) > 1 and labels[0] == (BATCH,) and all(len(group) == 1 for group in labels) and len({*flat}) == len(flat)
+    return (
+        len(labels) > 1
+        and labels[0] == (BATCH,)
+        and all(len(group) == 1 for group in labels)
+        and len({*flat}) == len(flat)
+    )
 
 
 def _placements(number: int, mask: Labels, labels: Labels) -> list[Placement]:
@@ -318,15 +425,24 @@ def _placements(number: int, mask: Labels, labels: Labels) -> list[Placement]:
     for last in (axis for axis, group in enumerate(labels) if wanted[-1] in group):
         places: dict[int, list[int]] = {}
         for position, label in enumerate(wanted):
-            axis = last if position == len(wanted) - 1 or label in labels[last] else next(
-                (axis for axis, group in enumerate(labels) if label in group), None
+            axis = (
+                last
+                if position == len(wanted) - 1 or label in labels[last]
+                else next((axis for axis, group in enumerate(labels) if label in group), None)
             )
             if axis is None:
                 return []
             places.setdefault(axis, []).append(position)
-        if all({wanted[p] for p in whole} == {label for label in labels[axis] if label >= 0} for axis, whole in places.items()):
+        if all(
+            {wanted[p] for p in whole} == {label for label in labels[axis] if label >= 0}
+            for axis, whole in places.items()
+        ):
             groups = [
-                tuple(label if label < 0 else wanted.index(label) for label in group) if axis in places else ()
+                (
+                    tuple(label if label < 0 else wanted.index(label) for label in group)
+                    if axis in places
+                    else ()
+                )
                 for axis, group in enumerate(labels)
             ]
             found.append(Placement(number, tuple(groups)))

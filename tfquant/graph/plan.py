@@ -51,7 +51,10 @@ class Plan:
         for site in self.sites:
             if site.address == address or address in site.members:
                 return site
-        raise KeyError(f"no site quantizes {address!r}; there are {len(self.sites)}, such as {[s.address for s in self.sites[:3]]}")
+        raise KeyError(
+            f"no site quantizes {address!r}; there are {len(self.sites)}, such as"
+            f" {[s.address for s in self.sites[:3]]}"
+        )
 
     def count(self, *roles: str) -> int:
         """How many sites have one of the roles."""
@@ -59,7 +62,12 @@ class Plan:
 
     def table(self) -> Table:
         """A rich table of sites, followed by what is skipped."""
-        table = Table(title=f"recipe {self.recipe.name}: {len(self.sites)} sites, {len(self.skipped)} contractions skipped")
+        table = Table(
+            title=(
+                f"recipe {self.recipe.name}: {len(self.sites)} sites, {len(self.skipped)}"
+                " contractions skipped"
+            )
+        )
         for column in ("role", "layer path", "port", "shape", "spec", "rule"):
             table.add_column(column, overflow="fold")
         for site in self.sites:
@@ -69,20 +77,31 @@ class Plan:
             spec += ", one range for q, k, v" if site.group else ""
             table.add_row(site.role, site.path, site.port + shared, shape, spec, site.rule)
         for entry in self.skipped:
-            table.add_row("[dim]skipped[/dim]", entry.path, "", "", f"[dim]{entry.reason}[/dim]", "")
+            table.add_row(
+                "[dim]skipped[/dim]", entry.path, "", "", f"[dim]{entry.reason}[/dim]", ""
+            )
         return table
 
     def __str__(self) -> str:
         console = Console(width=160, record=True, file=_Nowhere())
         console.print(self.table())
         lines = [f"  {name}: {count}" for name, count in self.matches.items()]
-        return console.export_text() + "edges that each rule matches (the last match decides):\n" + "\n".join(lines)
+        return (
+            console.export_text()
+            + "edges that each rule matches (the last match decides):\n"
+            + "\n".join(lines)
+        )
 
 
 def _shared(site: Site) -> str:
-    """What else has the range of a site: ` (+2, +1 residual)` is two more of the same role and a residual."""
+    """What else has the range of a site.
+
+    ` (+2, +1 residual)` is two more of the same role and a residual.
+    """
     roles = Counter(member.split(":")[-2] for member in site.members if member != site.address)
-    words = [f"+{count}" + ("" if role == site.role else f" {role}") for role, count in roles.items()]
+    words = [
+        f"+{count}" + ("" if role == site.role else f" {role}") for role, count in roles.items()
+    ]
     return f" ({', '.join(words)})" if words else ""
 
 
@@ -100,10 +119,13 @@ def make_plan(trace: Trace, recipe: Recipe) -> tuple[Plan, Roles]:
     """Matches the rules of `recipe` with the edges of `trace`.
 
     Raises:
-      RecipeError: a rule that is not optional matches nothing, or sites that shall have one range differ.
+      RecipeError: a rule that is not optional matches nothing, or sites that shall have one range
+        differ.
     """
     roles = find_roles(trace)
-    decided = [(edge, rule) for edge in roles.edges if (rule := deciding_rule(recipe, edge)) is not None]
+    decided = [
+        (edge, rule) for edge in roles.edges if (rule := deciding_rule(recipe, edge)) is not None
+    ]
     matches = _count_matches(recipe, roles.edges)
     chosen = [(edge, rule) for edge, rule in decided if rule.spec is not None]
     values = _Values(trace)
@@ -129,11 +151,14 @@ def _count_matches(recipe: Recipe, edges: Iterable[Edge]) -> dict[str, int]:
         if count == 0 and not rule.optional:
             there = Counter(e.role for e in edges)
             if not there:
-                raise RecipeError("there is nothing to quantize: the model multiplies no activation with a parameter or another")
+                raise RecipeError(
+                    "there is nothing to quantize: the model multiplies no activation with a"
+                    " parameter or another"
+                )
             listing = ", ".join(f"{role} ({there[role]})" for role in ROLES if there[role])
             raise RecipeError(
-                f"recipe {recipe.name!r}: rule {rule.name!r} matches nothing; correct it or mark it optional. "
-                f"Roles in this model: {listing}{_paths_of(rule, edges)}"
+                f"recipe {recipe.name!r}: rule {rule.name!r} matches nothing; correct it or mark it"
+                f" optional. Roles in this model: {listing}{_paths_of(rule, edges)}"
             )
         counts[rule.name] = count
     return counts
@@ -155,7 +180,9 @@ class _Values:
         self._expressions = Expressions(self._flow)
 
     def key(self, edge: Edge, per_channel: bool = False) -> str:
-        """Equal for edges that carry the same values; where channels have their own ranges, in the same layout as well."""
+        """Equal for edges that carry the same values; where channels have their own ranges, in the
+        same layout as well.
+        """
         if edge.table is not None:
             return self._expressions.of_variable(edge.table)
         # One range for all values does not depend on how they are laid out.
@@ -163,7 +190,9 @@ class _Values:
         return self._expressions.key(tensor) if edge.parameter else tensor.name
 
 
-def _sites(values: _Values, recipe: Recipe, chosen: list[tuple[Edge, Rule]], embedding: Embedding) -> list[Site]:
+def _sites(
+    values: _Values, recipe: Recipe, chosen: list[tuple[Edge, Rule]], embedding: Embedding
+) -> list[Site]:
     groups: dict[tuple, list[tuple[Edge, Rule]]] = {}
     for edge, rule in chosen:
         spec = _resolved(rule, edge, embedding)
@@ -177,20 +206,27 @@ def _sites(values: _Values, recipe: Recipe, chosen: list[tuple[Edge, Rule]], emb
         spec = _resolved(rule, edge, embedding)
         sites.append(
             Site(
-                role=edge.role, path=edge.path, port=edge.port, spec=spec, rule=rule.name, shape=edge.shape,
-                channel_axes=_channels(spec, edge), members=tuple(sorted(e.address for e, _ in members)),
-                enabled=not _is_disabled(recipe, [e for e, _ in members]), group=_group(recipe, edge),
+                role=edge.role,
+                path=edge.path,
+                port=edge.port,
+                spec=spec,
+                rule=rule.name,
+                shape=edge.shape,
+                channel_axes=_channels(spec, edge),
+                members=tuple(sorted(e.address for e, _ in members)),
+                enabled=not _is_disabled(recipe, [e for e, _ in members]),
+                group=_group(recipe, edge),
                 order=_order(spec, edge, embedding),
             )
-        )  # fmt: skip
+        )
     return sites
 
 
 def _rank(member: tuple[Edge, Rule]) -> tuple:
     """Orders edges that share a site, of which the first gives it its address.
 
-    That must not depend on the order of operations, which differs between traces. Numbered edges come last, as files of versions
-    that did not tell them from the first one know that one alone.
+    That must not depend on the order of operations, which differs between traces. Numbered edges
+    come last, as files of versions that did not tell them from the first one know that one alone.
     """
     edge, _ = member
     return edge.repeated, ROLES.index(edge.role), edge.path, edge.port
@@ -205,9 +241,15 @@ def _resolved(rule: Rule, edge: Edge, embedding: Embedding) -> QuantSpec:
         reason = "which has no output channels"
         if edge.parameter and not edge.tensor.shape.is_fully_defined():
             reason = f"whose shape {edge.tensor.shape} is not known"
-        raise RecipeError(f"rule {rule.name!r} asks for per_channel at {edge.address}, {reason}: use per_tensor there")
+        raise RecipeError(
+            f"rule {rule.name!r} asks for per_channel at {edge.address}, {reason}: use per_tensor"
+            " there"
+        )
     if spec.scale.dynamic and edge.parameter:
-        raise RecipeError(f"rule {rule.name!r} asks for a dynamic range at {edge.address}, which is a parameter: its range stays")
+        raise RecipeError(
+            f"rule {rule.name!r} asks for a dynamic range at {edge.address}, which is a parameter:"
+            " its range stays"
+        )
     if spec.layout.along_last_axis:
         _check_embedding(rule, edge, embedding)
     if spec.layout.permute == "shared" and embedding.layer_order(edge) is None:
@@ -216,21 +258,26 @@ def _resolved(rule: Rule, edge: Edge, embedding: Embedding) -> QuantSpec:
 
 
 def _check_embedding(rule: Rule, edge: Edge, embedding: Embedding) -> None:
-    """Raises RecipeError if the edge has no embedding axis, or one that cannot be grouped as the rule wants."""
+    """Raises RecipeError if the edge has no embedding axis, or one that cannot be grouped as the
+    rule wants.
+    """
     spec, reason = rule.spec, embedding.refusal(edge)
     if reason:
-        raise RecipeError(f"rule {rule.name!r} asks for {spec.layout.granularity} at {edge.address}, {reason}")
+        raise RecipeError(
+            f"rule {rule.name!r} asks for {spec.layout.granularity} at {edge.address}, {reason}"
+        )
     size = edge.shape[-1]
     if spec.layout.groups is not None and size % spec.layout.groups:
         raise RecipeError(
-            f"rule {rule.name!r} asks for {spec.layout.groups} groups at {edge.address}, whose embedding size {size} they do not "
-            "divide: set groups to a divisor"
+            f"rule {rule.name!r} asks for {spec.layout.groups} groups at {edge.address}, whose"
+            f" embedding size {size} they do not divide: set groups to a divisor"
         )
     source = embedding.layer_order(edge) if spec.layout.permute == "shared" else None
     if source is not None and source.shape[-1:] != (size,):
         raise RecipeError(
-            f"rule {rule.name!r} asks for the shared order of its layer at {edge.address}, which has {size} dimensions where "
-            f"{source.address} has {source.shape[-1]}: use permute: own there"
+            f"rule {rule.name!r} asks for the shared order of its layer at {edge.address}, which"
+            f" has {size} dimensions where {source.address} has {source.shape[-1]}: use permute:"
+            " own there"
         )
 
 
@@ -253,7 +300,9 @@ def _is_disabled(recipe: Recipe, edges: Iterable[Edge]) -> bool:
 
 
 def _group(recipe: Recipe, edge: Edge) -> str:
-    return edge.fusable if edge.fusable and any(edge.role == fuse.role for fuse in recipe.fuse) else ""
+    return (
+        edge.fusable if edge.fusable and any(edge.role == fuse.role for fuse in recipe.fuse) else ""
+    )
 
 
 def _check_groups(recipe: Recipe, sites: list[Site]) -> None:
@@ -264,23 +313,27 @@ def _check_groups(recipe: Recipe, sites: list[Site]) -> None:
             continue
         if site.spec.scale.dynamic:
             raise RecipeError(
-                f"recipe {recipe.name!r}: fused site {site.address} has a dynamic range, which it cannot share with others: remove "
-                "the fusion, or dynamic"
+                f"recipe {recipe.name!r}: fused site {site.address} has a dynamic range, which it"
+                " cannot share with others: remove the fusion, or dynamic"
             )
         if site.spec.layout.permute == "own":
             raise RecipeError(
-                f"recipe {recipe.name!r}: fused site {site.address} sorts dimensions in an order of its own, so that others cannot "
-                "have its ranges: use permute: none or shared, or remove the fusion"
+                f"recipe {recipe.name!r}: fused site {site.address} sorts dimensions in an order of"
+                " its own, so that others cannot have its ranges: use permute: none or shared, or"
+                " remove the fusion"
             )
         other = first.setdefault(site.group, site)
         if (other.spec, other.range_shape) != (site.spec, site.range_shape):
             raise RecipeError(
-                f"recipe {recipe.name!r}: fused sites {other.address} and {site.address} have different specs "
-                f"({other.spec.describe()} and {site.spec.describe()}); give them one rule or remove the fusion"
+                f"recipe {recipe.name!r}: fused sites {other.address} and {site.address} have"
+                f" different specs ({other.spec.describe()} and {site.spec.describe()}); give them"
+                " one rule or remove the fusion"
             )
 
 
-def _unquantized(values: _Values, roles: Roles, decided: list[tuple[Edge, Rule]], sites: list[Site]) -> list[Skipped]:
+def _unquantized(
+    values: _Values, roles: Roles, decided: list[tuple[Edge, Rule]], sites: list[Site]
+) -> list[Skipped]:
     """Contractions none of whose operands is quantized, there or where it is produced, and why."""
     by_address = {edge.address: (edge, rule) for edge, rule in decided}
     quantized = {member for site in sites if site.enabled for member in site.members}
@@ -289,10 +342,18 @@ def _unquantized(values: _Values, roles: Roles, decided: list[tuple[Edge, Rule]]
     at_source = {values.key(edges[a]) for a in quantized if edges[a].consumer is None}
     found = []
     for op, (path, addresses) in roles.contraction_edges.items():
-        if any(a in quantized or (edges[a].role == "matmul_input" and values.key(edges[a]) in at_source) for a in addresses):
+        if any(
+            a in quantized
+            or (edges[a].role == "matmul_input" and values.key(edges[a]) in at_source)
+            for a in addresses
+        ):
             continue
         names = " and ".join(sorted({a.split(":")[-2] for a in addresses}))
-        excepted = [by_address[a][1].name for a in addresses if a in by_address and by_address[a][1].spec is None]
+        excepted = [
+            by_address[a][1].name
+            for a in addresses
+            if a in by_address and by_address[a][1].spec is None
+        ]
         if excepted:
             reason = f"left in float by rule {excepted[0]!r}"
         elif any(a in disabled for a in addresses):

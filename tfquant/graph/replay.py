@@ -1,8 +1,9 @@
-"""Replay: creating the operations of a traced graph again, in the current graph, with chosen edges passed through a callable.
+"""Replay: creating the operations of a traced graph again, in the current graph, with chosen edges
+passed through a callable.
 
-Replaying is the one way a graph is ever changed here. Captured resource handles are captured again, so variables stay the same
-objects, and a gradient tape around the `tf.function` that replays differentiates through it. Custom gradients are replayed too,
-when a gradient is asked for.
+Replaying is the one way a graph is ever changed here. Captured resource handles are captured again,
+so variables stay the same objects, and a gradient tape around the `tf.function` that replays
+differentiates through it. Custom gradients are replayed too, when a gradient is asked for.
 """
 
 from __future__ import annotations
@@ -17,14 +18,26 @@ from tensorflow.python.framework import func_graph as tf_func_graph
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util_v2, handle_data_util
 
-from tfquant.graph.gradients import ATTRIBUTE, CustomGradient, GradientError, custom_gradient_of, is_recomputation, with_tensors
+from tfquant.graph.gradients import (
+    ATTRIBUTE,
+    CustomGradient,
+    GradientError,
+    custom_gradient_of,
+    is_recomputation,
+    with_tensors,
+)
 
 CALL_OPS = ("PartitionedCall", "StatefulPartitionedCall")
 LOOP_OPS = frozenset("While StatelessWhile If StatelessIf Case StatelessCase".split())
 # Attribute that names a body -> where TensorFlow keeps the graph of that body on the operation.
-_BODY_GRAPHS = {"cond": "_cond_graph", "body": "_body_graph", "then_branch": "_true_graph", "else_branch": "_false_graph"}
-# Attributes that tie an operation to its old graph: colocation names ops that are renamed here, a registered gradient function
-# refers to tensors of the old graph.
+_BODY_GRAPHS = {
+    "cond": "_cond_graph",
+    "body": "_body_graph",
+    "then_branch": "_true_graph",
+    "else_branch": "_false_graph",
+}
+# Attributes that tie an operation to its old graph: colocation names ops that are renamed here, a
+# registered gradient function refers to tensors of the old graph.
 _GRAPH_BOUND_ATTRS = ("_class", "_output_shapes", ATTRIBUTE)
 
 Edit = Callable[[tf.Tensor], tf.Tensor]
@@ -37,14 +50,17 @@ class Edits:
     Attributes:
       edges: (operation name, input index) -> callable applied to the tensor on that edge alone.
       tensors: tensor name -> callable applied to the tensor for all its consumers and the outputs.
-      operations: operation name -> callable that makes its one output from its new inputs, in place of the operation.
-      in_bodies: type of an operation in the body of a loop or branch, `Placeholder` for inputs of the body -> callable applied to
-        its outputs for all their consumers.
+      operations: operation name -> callable that makes its one output from its new inputs, in place
+        of the operation.
+      in_bodies: type of an operation in the body of a loop or branch, `Placeholder` for inputs of
+        the body -> callable applied to its outputs for all their consumers.
     """
 
     edges: Mapping[tuple[str, int], Edit] = dataclasses.field(default_factory=dict)
     tensors: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
-    operations: Mapping[str, Callable[[list[tf.Tensor]], tf.Tensor]] = dataclasses.field(default_factory=dict)
+    operations: Mapping[str, Callable[[list[tf.Tensor]], tf.Tensor]] = dataclasses.field(
+        default_factory=dict
+    )
     in_bodies: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
 
     def of_body(self, body: tf.Graph) -> Edits:
@@ -71,10 +87,12 @@ def replay(
 
     Args:
       operations: of one graph, in an order in which producers come before consumers.
-      known: old tensor name -> new tensor, for everything that comes from outside (placeholders); extended in place.
+      known: old tensor name -> new tensor, for everything that comes from outside (placeholders);
+        extended in place.
       outputs: old tensors to return the new ones of.
       edits: what to change on the way.
-      inline: replay the bodies of function calls in place of the calls. Bodies of `While` and `If` are never entered.
+      inline: replay the bodies of function calls in place of the calls. Bodies of `While` and `If`
+        are never entered.
 
     Returns:
       New tensors, one for each of `outputs`.
@@ -108,7 +126,8 @@ class _State:
       controls: old operation name -> new operations that stand for it.
       edits, inline: as for `replay`.
       source: the old graph.
-      outer: what knows the tensors of the graphs around `source`, for the body of a call, loop or branch.
+      outer: what knows the tensors of the graphs around `source`, for the body of a call, loop or
+        branch.
       edited: (old operation name, input index) -> what an edit made of that input.
     """
 
@@ -122,7 +141,8 @@ class _State:
     edited: dict[tuple[str, int], tf.Tensor] = dataclasses.field(default_factory=dict)
 
     def lookup(self, old: tf.Tensor) -> tf.Tensor:
-        """The new tensor for one of `source` or of a graph around it; what lies outside of all graphs stands for itself.
+        """The new tensor for one of `source` or of a graph around it; what lies outside of all
+        graphs stands for itself.
 
         Raises:
           GradientError: none of them holds it.
@@ -136,23 +156,43 @@ class _State:
             return self.outer.lookup(old)
         if isinstance(old, ops.EagerTensor):
             return old
-        raise GradientError(f"a custom gradient refers to tensor {old.name!r}, which is not part of the traced model")
+        raise GradientError(
+            f"a custom gradient refers to tensor {old.name!r}, which is not part of the traced"
+            " model"
+        )
 
     def _name_of(self, old: tf.Tensor) -> str | None:
-        """The name by which `source` knows a tensor; of one outside of it that of the placeholder where it is captured."""
+        """The name by which `source` knows a tensor; of one outside of it that of the placeholder
+        where it is captured.
+        """
         if not isinstance(old, ops.EagerTensor) and old.graph is self.source:
             return old.name
-        return next((inside.name for outside, inside in _captures(self.source) if outside is old), None)
+        return next(
+            (inside.name for outside, inside in _captures(self.source) if outside is old), None
+        )
 
     def _computed(self, old: tf.Tensor) -> tf.Tensor:
         """A tensor that no target of the replay needed, computed in the current graph."""
         graph, tensors = tf.compat.v1.get_default_graph(), collections.ChainMap({}, self.tensors)
         needed = ancestors([old], tensors)
-        tensors.update({t.name: graph.capture(outside) for outside, t in _captures(self.source) if t.op.name in needed})
+        tensors.update(
+            {
+                t.name: graph.capture(outside)
+                for outside, t in _captures(self.source)
+                if t.op.name in needed
+            }
+        )
         operations = [op for op in self.source.get_operations() if op.name in needed]
-        unknown = [op.name for op in operations if op.type == "Placeholder" and op.outputs[0].name not in tensors]
+        unknown = [
+            op.name
+            for op in operations
+            if op.type == "Placeholder" and op.outputs[0].name not in tensors
+        ]
         if unknown:
-            raise GradientError(f"a custom gradient needs tensor {old.name!r}, which depends on {unknown[0]!r}: not computed here")
+            raise GradientError(
+                f"a custom gradient needs tensor {old.name!r}, which depends on {unknown[0]!r}: not"
+                " computed here"
+            )
         return replay(operations, tensors, [old], edits=self.edits)[0]
 
 
@@ -190,7 +230,9 @@ def _edited_input(state: _State, op: tf.Operation, index: int) -> tf.Tensor:
     return tensor
 
 
-def _create(state: _State, op: tf.Operation, inputs: list[tf.Tensor]) -> tuple[Sequence[tf.Tensor], list[tf.Operation]]:
+def _create(
+    state: _State, op: tf.Operation, inputs: list[tf.Tensor]
+) -> tuple[Sequence[tf.Tensor], list[tf.Operation]]:
     """Outputs of the same operation on new inputs, and the operation.
 
     Functions it names are registered in the new graph; loops and branches get copies of theirs.
@@ -209,8 +251,11 @@ def _create(state: _State, op: tf.Operation, inputs: list[tf.Tensor]) -> tuple[S
     gradient = _gradient_of(state, op, old_attrs)
     if gradient is not None:
         inputs = gradient.edited_inputs(op, inputs)
-    # Not `create_op`: that inspects its own arguments for deprecated ones, which takes as long as the rest together.
-    new = graph._create_op_internal(op.type, inputs, [t.dtype for t in op.outputs], None, op.name, attrs, op.op_def)
+    # Not `create_op`: that inspects its own arguments for deprecated ones, which takes as long as
+    # the rest together.
+    new = graph._create_op_internal(
+        op.type, inputs, [t.dtype for t in op.outputs], None, op.name, attrs, op.op_def
+    )
     for name, body in bodies.items():
         setattr(new, name, body)  # where the gradient looks first
     if gradient is not None:
@@ -218,7 +263,9 @@ def _create(state: _State, op: tf.Operation, inputs: list[tf.Tensor]) -> tuple[S
     return new.outputs, [new]
 
 
-def _gradient_of(state: _State, op: tf.Operation, attrs: Mapping[str, Any]) -> ReplayedGradient | None:
+def _gradient_of(
+    state: _State, op: tf.Operation, attrs: Mapping[str, Any]
+) -> ReplayedGradient | None:
     earlier = op._gradient_function
     if isinstance(earlier, ReplayedGradient):
         return ReplayedGradient(earlier.definition, (*earlier.states, state))
@@ -227,7 +274,8 @@ def _gradient_of(state: _State, op: tf.Operation, attrs: Mapping[str, Any]) -> R
 
 
 def find_function(graph: tf.Graph | None, name: str) -> Any:
-    """The function that an operation of `graph` names; the graph of a body leaves some to the graphs around it.
+    """The function that an operation of `graph` names; the graph of a body leaves some to the
+    graphs around it.
 
     Raises:
       ValueError: none of them holds it.
@@ -242,14 +290,19 @@ def find_function(graph: tf.Graph | None, name: str) -> Any:
 
 def _functions_in(attrs: Mapping[str, Any]) -> list[Any]:
     """The function attributes among the attributes of an operation, those in lists included."""
-    return [f for value in attrs.values() for f in ([value.func] if value.HasField("func") else value.list.func)]
+    return [
+        f
+        for value in attrs.values()
+        for f in ([value.func] if value.HasField("func") else value.list.func)
+    ]
 
 
 def _own_bodies(state: _State, op: tf.Operation, attrs: Mapping[str, Any]) -> dict[str, tf.Graph]:
-    """Copies the bodies of a loop or branch, names the copies in `attrs` and returns them by TensorFlow's attribute.
+    """Copies the bodies of a loop or branch, names the copies in `attrs` and returns them by
+    TensorFlow's attribute.
 
-    The gradient of a loop or branch rewrites its bodies and registers them under a name made from theirs: two replays of one loop
-    that shared its bodies would collide there.
+    The gradient of a loop or branch rewrites its bodies and registers them under a name made from
+    theirs: two replays of one loop that shared its bodies would collide there.
     """
     bodies = {}
     for key, name in _BODY_GRAPHS.items():
@@ -257,19 +310,27 @@ def _own_bodies(state: _State, op: tf.Operation, attrs: Mapping[str, Any]) -> di
             bodies[name], attrs[key].func.name = _copied_body(state, op.graph, attrs[key].func.name)
     if "branches" in attrs:
         for index, function in enumerate(attrs["branches"].list.func):
-            bodies[f"_branch_graph_{index}"], function.name = _copied_body(state, op.graph, function.name)
+            bodies[f"_branch_graph_{index}"], function.name = _copied_body(
+                state, op.graph, function.name
+            )
     return bodies
 
 
 def _copied_body(state: _State, source: tf.Graph, name: str) -> tuple[tf.Graph, str]:
-    """A copy of a function of `source` as a graph, and the name it is registered under in the new graph."""
+    """A copy of a function of `source` as a graph, and the name it is registered under in the new
+    graph.
+    """
     old = find_function(source, name).graph
     with state.graph.as_default():
         body = tf_func_graph.FuncGraph(f"{name}_{ops.uid()}")
     with body.as_default():
         for parameter in old.inputs:
-            body.inputs.append(tf.compat.v1.placeholder(parameter.dtype, parameter.shape, name=parameter.op.name))
-            handle_data_util.copy_handle_data(parameter, body.inputs[-1])  # shape and type of variables
+            body.inputs.append(
+                tf.compat.v1.placeholder(parameter.dtype, parameter.shape, name=parameter.op.name)
+            )
+            handle_data_util.copy_handle_data(
+                parameter, body.inputs[-1]
+            )  # shape and type of variables
         edits = state.edits.of_body(old)
         known = {t.name: new for t, new in zip(old.inputs, body.inputs, strict=True)}
         known |= {name: edit(known[name]) for name, edit in edits.tensors.items() if name in known}
@@ -277,7 +338,9 @@ def _copied_body(state: _State, source: tf.Graph, name: str) -> tuple[tf.Graph, 
         for operation in old.get_operations():
             _replay_operation(inner, operation)
         body.outputs = [known[t.name] for t in old.outputs]
-    body.control_outputs = [new for effect in old.control_outputs for new in inner.controls.get(effect.name, ())]
+    body.control_outputs = [
+        new for effect in old.control_outputs for new in inner.controls.get(effect.name, ())
+    ]
     with state.graph.as_default():
         return body, control_flow_util_v2.create_new_tf_function(body)
 
@@ -288,23 +351,31 @@ def _inline_call(
     body = find_function(op.graph, op.get_attr("f").name).graph
     known = {t.name: new for t, new in zip(body.inputs, inputs, strict=True)}
     inner = _State(state.graph, known, {}, NO_EDITS, True, body, state)
-    # Names stay readable and unique: the body's operations go below the call's name unless that is the generic one.
+    # Names stay readable and unique: the body's operations go below the call's name unless that is
+    # the generic one.
     generic = op.name.split("/")[-1].split("_")[0] in CALL_OPS
     scope = op.name.rpartition("/")[0] if generic else op.name
     with state.graph.name_scope(scope or None):
         for body_op in body.get_operations():
             _replay_operation(inner, body_op)
-    stateful = [new for ops in inner.controls.values() for new in ops if new.op_def is not None and new.op_def.is_stateful]
+    stateful = [
+        new
+        for ops in inner.controls.values()
+        for new in ops
+        if new.op_def is not None and new.op_def.is_stateful
+    ]
     # TensorFlow appends intermediate values to the outputs of a graph whose gradient was taken.
     return [known[t.name] for t in body.outputs[: len(op.outputs)]], stateful
 
 
 class ReplayedGradient:
-    """The custom gradient of a replayed operation. TensorFlow calls it as `_gradient_function` of the operation.
+    """The custom gradient of a replayed operation. TensorFlow calls it as `_gradient_function` of
+    the operation.
 
-    The backward pass sees the values of the new graph: where an edit stands on an input inside the differentiated function, its
-    result takes the place of the original in the gradient function, and of the argument from which the gradient goes on. So it
-    passes through the edit, a quantizer, as it does without a custom gradient.
+    The backward pass sees the values of the new graph: where an edit stands on an input inside the
+    differentiated function, its result takes the place of the original in the gradient function,
+    and of the argument from which the gradient goes on. So it passes through the edit, a quantizer,
+    as it does without a custom gradient.
 
     Attributes:
       definition: the gradient function in the user's graph.
@@ -322,14 +393,22 @@ class ReplayedGradient:
             if inside.op.type == "Placeholder":  # small constants are copied, not captured
                 known[inside.name] = self.lookup(outside)
                 known.update(self._edited_reads(outside, inside))
-        for placeholder, gradient, output in zip(backward.output_gradients, output_gradients, op.outputs, strict=True):
+        for placeholder, gradient, output in zip(
+            backward.output_gradients, output_gradients, op.outputs, strict=True
+        ):
             if placeholder is not None:
-                given = tf.zeros_like(output) if gradient is None else tf.convert_to_tensor(gradient)
+                given = (
+                    tf.zeros_like(output) if gradient is None else tf.convert_to_tensor(gradient)
+                )
                 known[placeholder.name], controls[placeholder.op.name] = given, [given.op]
-        state = _State(tf.compat.v1.get_default_graph(), known, controls, NO_EDITS, True, backward.graph, self)
+        state = _State(
+            tf.compat.v1.get_default_graph(), known, controls, NO_EDITS, True, backward.graph, self
+        )
         for operation in backward.graph.get_operations():
             _replay_operation(state, operation)
-        return [with_tensors(gradient, lambda t: known[t.name]) for gradient in backward.input_gradients]
+        return [
+            with_tensors(gradient, lambda t: known[t.name]) for gradient in backward.input_gradients
+        ]
 
     def lookup(self, tensor: tf.Tensor) -> tf.Tensor:
         """The tensor of the new graph for one that the gradient function refers to."""
@@ -338,13 +417,17 @@ class ReplayedGradient:
         return self.states[-1].lookup(old) if edited is None else edited
 
     def edited_inputs(self, op: tf.Operation, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
-        """New inputs of `op`, an operation of the old graph, with edited arguments where the function inside has them."""
+        """New inputs of `op`, an operation of the old graph, with edited arguments where the
+        function inside has them.
+        """
         count = self.definition.num_results if self.states[-1].edits.edges else 0
         if not count:
             return inputs
         self._region = _between(op.inputs[count:], op.inputs[:count]) | {op.name}
         edited = [self._edited(_same_reads(old)) for old in op.inputs[count:]]
-        return inputs[:count] + [new if own is None else own for own, new in zip(edited, inputs[count:], strict=True)]
+        return inputs[:count] + [
+            new if own is None else own for own, new in zip(edited, inputs[count:], strict=True)
+        ]
 
     def _before(self, tensor: tf.Tensor) -> tf.Tensor:
         """The tensor of the graph that the last replay took its operations from."""
@@ -353,19 +436,27 @@ class ReplayedGradient:
         return tensor
 
     def _edited(self, tensors: Sequence[tf.Tensor]) -> tf.Tensor | None:
-        """What edits made of old tensors inside the differentiated function; None without edits, or with different ones."""
+        """What edits made of old tensors inside the differentiated function; None without edits, or
+        with different ones.
+        """
         state, found = self.states[-1], {}
         for tensor in tensors if self._region else ():
             if not isinstance(tensor, ops.EagerTensor) and tensor.graph is state.source:
                 for consumer in tensor.consumers():
                     if consumer.name not in self._region:
                         continue
-                    places = [(consumer.name, i) for i, t in enumerate(consumer.inputs) if t is tensor]
-                    found.update({id(new): new for new in map(state.edited.get, places) if new is not None})
+                    places = [
+                        (consumer.name, i) for i, t in enumerate(consumer.inputs) if t is tensor
+                    ]
+                    found.update(
+                        {id(new): new for new in map(state.edited.get, places) if new is not None}
+                    )
         return next(iter(found.values())) if len(found) == 1 else None
 
     def _edited_reads(self, handle: tf.Tensor, inside: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Names of the tensors that the gradient function reads from a variable -> the edited value of that variable."""
+        """Names of the tensors that the gradient function reads from a variable -> the edited value
+        of that variable.
+        """
         if handle.dtype != tf.resource:
             return {}
         edited = self._edited(_reads_of(self._before(handle)))

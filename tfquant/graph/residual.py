@@ -1,6 +1,8 @@
-"""Residual additions by structure: one operand (the skip) is what the other was computed from, through a contraction.
+"""Residual additions by structure: one operand (the skip) is what the other was computed from,
+through a contraction.
 
-Or the skip is a projection of that: a way with one linear in it beside a way with more, as around MobileBERT's attention.
+Or the skip is a projection of that: a way with one linear in it beside a way with more, as around
+MobileBERT's attention.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ _ADD_OPS = ("Add", "AddV2")
 class Residual:
     """`op` adds input `skip_index` to the output of the layer at `layer`, its last contraction.
 
-    `source` is the tensor that both ways start from: the skip operand, or what it is a projection of. `path` is that of the layer,
-    with a number where several additions follow one contraction.
+    `source` is the tensor that both ways start from: the skip operand, or what it is a projection
+    of. `path` is that of the layer, with a number where several additions follow one contraction.
     """
 
     op: tf.Operation
@@ -37,7 +39,10 @@ class Residual:
 
 
 def find_residuals(
-    flow: Dataflow, contractions: list[Contraction], attention: list[Attention], paths: dict[str, str]
+    flow: Dataflow,
+    contractions: list[Contraction],
+    attention: list[Attention],
+    paths: dict[str, str],
 ) -> list[Residual]:
     """All residual additions in graph order.
 
@@ -49,7 +54,11 @@ def find_residuals(
     in_attention = {name for a in attention for name in a.between}
     found = []
     for op in flow.operations:
-        if op.type not in _ADD_OPS or op.name in in_attention or not op.outputs[0].dtype.is_floating:
+        if (
+            op.type not in _ADD_OPS
+            or op.name in in_attention
+            or not op.outputs[0].dtype.is_floating
+        ):
             continue
         if not all(map(flow.is_dynamic, op.inputs)) or not _same_shape(*op.inputs):
             continue
@@ -59,10 +68,15 @@ def find_residuals(
         if residual is not None:
             found.append(residual)
     numbered = distinct(residual.path for residual in found)
-    return [dataclasses.replace(residual, path=path) for residual, path in zip(found, numbered, strict=True)]
+    return [
+        dataclasses.replace(residual, path=path)
+        for residual, path in zip(found, numbered, strict=True)
+    ]
 
 
-def _identity(flow: Dataflow, op: tf.Operation, by_name: dict[str, Contraction], paths: dict[str, str]) -> Residual | None:
+def _identity(
+    flow: Dataflow, op: tf.Operation, by_name: dict[str, Contraction], paths: dict[str, str]
+) -> Residual | None:
     """The addition of a tensor to what was computed from it."""
     for skip_index, skip in enumerate(op.inputs):
         between = _contractions_since(flow, skip, op.inputs[1 - skip_index], by_name)
@@ -71,10 +85,16 @@ def _identity(flow: Dataflow, op: tf.Operation, by_name: dict[str, Contraction],
     return None
 
 
-def _projection(flow: Dataflow, op: tf.Operation, by_name: dict[str, Contraction], paths: dict[str, str]) -> Residual | None:
-    """The addition of a linear of a tensor to what was computed from that tensor through more than one contraction."""
+def _projection(
+    flow: Dataflow, op: tf.Operation, by_name: dict[str, Contraction], paths: dict[str, str]
+) -> Residual | None:
+    """The addition of a linear of a tensor to what was computed from that tensor through more than
+    one contraction.
+    """
     for skip_index, skip in enumerate(op.inputs):
-        behind = [o for o in flow.walk_back(skip, lambda o: o.name not in by_name) if o.name in by_name]
+        behind = [
+            o for o in flow.walk_back(skip, lambda o: o.name not in by_name) if o.name in by_name
+        ]
         if len(behind) != 1 or by_name[behind[0].name].kind != "linear":
             continue
         source = behind[0].inputs[by_name[behind[0].name].input_index]
@@ -89,17 +109,26 @@ def _same_shape(a: tf.Tensor, b: tf.Tensor) -> bool:
     return a.shape.rank == b.shape.rank and a.shape.is_compatible_with(b.shape)
 
 
-def _contractions_since(flow: Dataflow, source: tf.Tensor, other: tf.Tensor, contractions: Container[str]) -> list[str]:
-    """Names of the contractions between `source` and `other`, last one first; empty where `other` does not come from `source`."""
+def _contractions_since(
+    flow: Dataflow, source: tf.Tensor, other: tf.Tensor, contractions: Container[str]
+) -> list[str]:
+    """Names of the contractions between `source` and `other`, last one first; empty where `other`
+    does not come from `source`.
+    """
     start = flow.through_dropout(source).op
-    behind = flow.walk_back(other, lambda op: op.name != start.name, not_before=flow.index[start.name])
+    behind = flow.walk_back(
+        other, lambda op: op.name != start.name, not_before=flow.index[start.name]
+    )
     if not any(op.name == start.name for op in behind):
         return []
     return [op.name for op in behind if op.name in contractions and op.name != start.name]
 
 
 def before_residual(flow: Dataflow, residuals: list[Residual]) -> frozenset[str]:
-    """Names of operations from which a later residual addition can be reached: the body of a network, without its heads."""
+    """Names of operations from which a later residual addition can be reached.
+
+    The body of a network, without its heads.
+    """
     goals = {r.op.name for r in residuals}
     reaching: set[str] = set()
     for op in reversed(flow.operations):

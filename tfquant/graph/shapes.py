@@ -1,4 +1,7 @@
-"""Shapes to trace a model with: open ones where they trace, else those of a batch that the user gave."""
+"""Shapes to trace a model with.
+
+Open ones where they trace, else those of a batch that the user gave.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from tfquant.graph.arguments import ArgumentError, Arguments
 def of_batch(
     structure: Any, batch: Any, arguments: Arguments | None = None, names: Sequence[str] = ()
 ) -> tuple[Any, ...]:
-    """Structures like `structure` with fewer open axes: all but the first of the size in a batch, then all of them.
+    """Structures like `structure` with fewer open axes: all but the first of the size in a batch,
+    then all of them.
 
     Args:
       structure: nested structure of `tf.TensorSpec`.
@@ -26,21 +30,30 @@ def of_batch(
       None, one or two structures; none where the batch does not fit or no axis is open.
     """
     specs, shapes = tf.nest.flatten(structure), _shapes(structure, batch, arguments, names)
-    if shapes is None or not all(spec.shape.is_compatible_with(shape) for spec, shape in zip(specs, shapes, strict=True)):
+    if shapes is None or not all(
+        spec.shape.is_compatible_with(shape) for spec, shape in zip(specs, shapes, strict=True)
+    ):
         return ()
     found: list[list[tf.TensorSpec]] = []
     for open_axes in (1, 0):
-        closed = [_closed(spec, shape, open_axes) for spec, shape in zip(specs, shapes, strict=True)]
+        closed = [
+            _closed(spec, shape, open_axes) for spec, shape in zip(specs, shapes, strict=True)
+        ]
         if closed not in (specs, *found):
             found.append(closed)
     return tuple(tf.nest.pack_sequence_as(structure, closed) for closed in found)
 
 
 def fixed_axes(names: Sequence[str], wanted: Any, structure: Any) -> str:
-    """Which axes `structure` fixes that are open in `wanted`, for messages: `axis 1 of input 'tokens' is 128`."""
+    """Which axes `structure` fixes that are open in `wanted`, for messages.
+
+    `axis 1 of input 'tokens' is 128`.
+    """
     places = [
         f"axis {axis} of input {name!r} is {size}"
-        for name, spec, closed in zip(names, tf.nest.flatten(wanted), tf.nest.flatten(structure), strict=True)
+        for name, spec, closed in zip(
+            names, tf.nest.flatten(wanted), tf.nest.flatten(structure), strict=True
+        )
         if spec.shape.rank is not None
         for axis, size in enumerate(closed.shape)
         if spec.shape[axis] is None and size is not None
@@ -50,12 +63,19 @@ def fixed_axes(names: Sequence[str], wanted: Any, structure: Any) -> str:
 
 def _closed(spec: tf.TensorSpec, shape: Sequence[int], open_axes: int) -> tf.TensorSpec:
     given = spec.shape if spec.shape.rank is not None else [None] * len(shape)
-    sizes = [size if own is None and axis >= open_axes else own for axis, (own, size) in enumerate(zip(given, shape, strict=True))]
+    sizes = [
+        size if own is None and axis >= open_axes else own
+        for axis, (own, size) in enumerate(zip(given, shape, strict=True))
+    ]
     return tf.TensorSpec(sizes, spec.dtype)
 
 
-def _shapes(structure: Any, batch: Any, arguments: Arguments | None, names: Sequence[str]) -> list[tuple[int, ...]] | None:
-    """Shapes of the leaves of a batch, in the order of those of `structure`; None where they are not as many."""
+def _shapes(
+    structure: Any, batch: Any, arguments: Arguments | None, names: Sequence[str]
+) -> list[tuple[int, ...]] | None:
+    """Shapes of the leaves of a batch, in the order of those of `structure`; None where they are
+    not as many.
+    """
     if arguments is not None:
         try:
             batch = arguments.bind_batch(tuple(batch) if isinstance(batch, list) else batch)
@@ -65,7 +85,11 @@ def _shapes(structure: Any, batch: Any, arguments: Arguments | None, names: Sequ
         keys = structure if isinstance(structure, Mapping) else names
         if any(key not in batch for key in keys):
             return None
-        batch = {key: batch[key] for key in keys} if isinstance(structure, Mapping) else [batch[key] for key in keys]
+        batch = (
+            {key: batch[key] for key in keys}
+            if isinstance(structure, Mapping)
+            else [batch[key] for key in keys]
+        )
     leaves = tf.nest.flatten(batch)
     if len(leaves) != len(tf.nest.flatten(structure)):
         return None

@@ -1,4 +1,7 @@
-"""Side outputs of a model: what a call leaves behind beside its outputs, Keras masks and added losses."""
+"""Side outputs of a model.
+
+What a call leaves behind beside its outputs, Keras masks and added losses.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,32 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
-__all__ = ["get_keras_mask", "outside_of_calls", "output_masks", "replace_losses", "set_keras_mask", "take_losses"]
+__all__ = [
+    "get_keras_mask",
+    "outside_of_calls",
+    "output_masks",
+    "replace_losses",
+    "set_keras_mask",
+    "take_losses",
+]
 
 # What Keras keeps for the calls it is in: a trace made while a model is called must not inherit it.
-_CALL_STATE = ("current_call_ctx", "stateless_scope", "symbolic_scope", "autocast_scope", "name_scope_stack")
+_CALL_STATE = (
+    "current_call_ctx",
+    "stateless_scope",
+    "symbolic_scope",
+    "autocast_scope",
+    "name_scope_stack",
+)
 
 
 @contextlib.contextmanager
 def outside_of_calls() -> Iterator[None]:
-    """Leave the calls and graphs around: a model called inside starts anew, as if it were called first of all.
+    """Leave the calls and graphs around: a model called inside starts anew, as if it were called
+    first of all.
 
-    Inside another call Keras passes on `training` and masks, collects losses and may redirect assignments to variables.
+    Inside another call Keras passes on `training` and masks, collects losses and may redirect
+    assignments to variables.
     """
     before = {name: global_state.get_global_attribute(name) for name in _CALL_STATE}
     for name in _CALL_STATE:
@@ -40,10 +58,11 @@ def output_masks(outputs: Any) -> list[tf.Tensor | None]:
 
 
 def take_losses(model: Any) -> list[tf.Tensor]:
-    """Losses that the last call of a Keras model added by `add_loss` and activity regularizers; the model forgets them.
+    """Losses that the last call of a Keras model added by `add_loss` and activity regularizers; the
+    model forgets them.
 
-    Regularizers of weights are not among those of a Keras 3 model: whoever tracks its variables has them. tf-keras keeps
-    them with the model, so that they are among its own.
+    Regularizers of weights are not among those of a Keras 3 model: whoever tracks its variables has
+    them. tf-keras keeps them with the model, so that they are among its own.
     """
     if hasattr(model, "_get_own_losses"):
         losses = [loss for layer in model._flatten_layers() for loss in layer._get_own_losses()]

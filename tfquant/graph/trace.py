@@ -11,12 +11,12 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import func_graph as tf_func_graph
 
+from tfquant.error_messages import reason_of
 from tfquant.graph import replay
 from tfquant.graph.keras_masks import AttachedMasks, attached_masks
+from tfquant.graph.model_adapter import ModelAdapter, TraceError, describe
 from tfquant.graph.shapes import fixed_axes
 from tfquant.graph.side_outputs import output_masks, outside_of_calls
-from tfquant.graph.source import Source, TraceError, describe
-from tfquant.messages import reason_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,15 +27,17 @@ class Trace:
       graph: holds the operations.
       inputs: placeholders of the user's inputs, in the order of `tf.nest.flatten`.
       outputs: result tensors, likewise.
-      input_structure, output_structure: nested structures whose leaves are `tf.TensorSpec`; of a function's inputs a mapping from
-        its parameters.
+      input_structure, output_structure: nested structures whose leaves are `tf.TensorSpec`; of a
+        function's inputs a mapping from its parameters.
       input_names: readable names of the inputs.
       captures: (tensor outside, placeholder inside): variables' handles and constants.
       variables: name of the placeholder of a handle -> the variable.
-      paths: name of the placeholder of a handle -> unique path of the variable (`bert/encoder/layer_0/.../kernel`).
+      paths: name of the placeholder of a handle -> unique path of the variable
+        (`bert/encoder/layer_0/.../kernel`).
       masks: the Keras mask of every output, None where it has none.
       losses: scalars that layers added while they were called (`add_loss`, activity regularizers).
-      tensor_masks: name of a tensor inside the model, an input or an output of a layer -> its Keras mask.
+      tensor_masks: name of a tensor inside the model, an input or an output of a layer -> its Keras
+        mask.
     """
 
     graph: tf.Graph
@@ -76,13 +78,17 @@ class Trace:
         """Replays the graph in the current graph, which must be that of a `tf.function`.
 
         Args:
-          inputs: new tensors for the placeholders; empty is allowed where no target depends on them.
+          inputs: new tensors for the placeholders; empty is allowed where no target depends on
+            them.
           edits: edges to change.
-          targets: old tensors to compute; only what they need is emitted then. By default all operations, side effects
-            (dropout seeds, moving statistics) included, and the outputs are returned.
+          targets: old tensors to compute; only what they need is emitted then. By default all
+            operations, side effects (dropout seeds, moving statistics) included, and the outputs
+            are returned.
           taps: more old tensors to return, behind the outputs; not with `targets`.
-          given: name of an old tensor -> what stands for it, edits of it included; with `targets`, nothing before it is emitted.
-          substitutes: name of the placeholder of a handle -> the variable that is read in place of its own.
+          given: name of an old tensor -> what stands for it, edits of it included; with `targets`,
+            nothing before it is emitted.
+          substitutes: name of the placeholder of a handle -> the variable that is read in place of
+            its own.
         """
         graph = tf.compat.v1.get_default_graph()
         known = {old.name: new for old, new in zip(self.inputs, inputs, strict=False)}
@@ -95,23 +101,29 @@ class Trace:
                 outside = substitutes[inside.name].handle if inside.name in substitutes else outside
                 readers = inside.consumers()
                 replaced = readers and all(op.name in edits.operations for op in readers)
-                known[inside.name] = inside if replaced else graph.capture(outside)  # the old one is never asked for
+                known[inside.name] = (
+                    inside if replaced else graph.capture(outside)
+                )  # the old one is never asked for
         for name, variable in self.variables.items():
             if variable.trainable and name in known and known[name].graph is graph:
                 graph.watch_variable(substitutes.get(name, variable))
-        return replay.replay(operations, known, [*self.outputs, *taps] if targets is None else targets, edits=edits)
+        return replay.replay(
+            operations, known, [*self.outputs, *taps] if targets is None else targets, edits=edits
+        )
 
     def ancestors(self, targets: list[tf.Tensor], given: Iterable[str] = ()) -> list[tf.Operation]:
-        """Operations that `targets` need where the tensors called `given` are known, in graph order."""
+        """Operations that `targets` need where the tensors called `given` are known, in graph
+        order.
+        """
         found = replay.ancestors(targets, frozenset(given))
         return [op for op in self.operations if op.name in found]
 
 
-def trace(source: Source, training: bool = False) -> Trace:
+def trace(source: ModelAdapter, training: bool = False) -> Trace:
     """Traces `source` once and flattens the result.
 
-    Shapes are those that `source` declares; where it does not trace with them, those of its fallbacks, with a warning that names
-    the axes that are fixed.
+    Shapes are those that `source` declares; where it does not trace with them, those of its
+    fallbacks, with a warning that names the axes that are fixed.
 
     Raises:
       TraceError: the model raised while it was traced; the message carries the original error.
@@ -125,20 +137,27 @@ def trace(source: Source, training: bool = False) -> Trace:
             continue
         if failure is not None:
             warnings.warn(
-                f"the model traces with fixed shapes alone: {fixed_axes(source.input_names, source.structure, structure)}, as in "
-                f"the batch that was given; other sizes are refused. With open shapes: {reason_of(failure)}",
+                "the model traces with fixed shapes alone:"
+                f" {fixed_axes(source.input_names, source.structure, structure)}, as in the batch"
+                f" that was given; other sizes are refused. With open shapes: {reason_of(failure)}",
                 stacklevel=2,
             )
         return _flatten(concrete, source.narrowed(structure), attached)
-    hint = "" if source.fallbacks or not _has_open_axes(source.structure) else (
-        "; if it needs the sizes of its inputs, pass inputs=one_batch, calibration batches, or a signature= with these sizes"
-    )  # fmt: skip
+    hint = (
+        ""
+        if source.fallbacks or not _has_open_axes(source.structure)
+        else (
+            "; if it needs the sizes of its inputs, pass inputs=one_batch, calibration batches, or"
+            " a signature= with these sizes"
+        )
+    )
     raise TraceError(
-        f"the model could not be traced with inputs {describe(source.structure)}: {reason_of(failure)}{hint}"
+        f"the model could not be traced with inputs {describe(source.structure)}:"
+        f" {reason_of(failure)}{hint}"
     ) from failure
 
 
-def _traced(source: Source, structure: Any, training: bool) -> tuple[Any, AttachedMasks]:
+def _traced(source: ModelAdapter, structure: Any, training: bool) -> tuple[Any, AttachedMasks]:
     """The concrete function of the model, and the masks that Keras attached in it."""
 
     def flat_call(*flat):
@@ -146,14 +165,19 @@ def _traced(source: Source, structure: Any, training: bool) -> tuple[Any, Attach
         return outputs, output_masks(outputs), source.take_losses()
 
     with outside_of_calls(), attached_masks() as attached:
-        return tf.function(flat_call, autograph=False).get_concrete_function(*tf.nest.flatten(structure)), attached
+        return (
+            tf.function(flat_call, autograph=False).get_concrete_function(
+                *tf.nest.flatten(structure)
+            ),
+            attached,
+        )
 
 
 def _has_open_axes(structure: Any) -> bool:
     return not all(spec.shape.is_fully_defined() for spec in tf.nest.flatten(structure))
 
 
-def _flatten(concrete, source: Source, attached: AttachedMasks) -> Trace:
+def _flatten(concrete, source: ModelAdapter, attached: AttachedMasks) -> Trace:
     """Replays a concrete function into a graph of its own, with all calls inlined."""
     graph = tf_func_graph.FuncGraph("tfquant_flat")
     body = concrete.graph
@@ -162,7 +186,9 @@ def _flatten(concrete, source: Source, attached: AttachedMasks) -> Trace:
     captures = []
     with graph.as_default():
         known: dict[str, tf.Tensor] = {}
-        for spec, old in zip(tf.nest.flatten(source.structure), body.inputs[:n_inputs], strict=True):
+        for spec, old in zip(
+            tf.nest.flatten(source.structure), body.inputs[:n_inputs], strict=True
+        ):
             known[old.name] = tf.compat.v1.placeholder(spec.dtype, spec.shape, name=old.op.name)
         inputs = tuple(known.values())
         for outside, old in zip(concrete.captured_inputs, body.inputs[n_inputs:], strict=True):
@@ -173,33 +199,60 @@ def _flatten(concrete, source: Source, attached: AttachedMasks) -> Trace:
     outputs, masks, losses = _split_outputs(outputs, masks, losses)
     variables = _variables_by_placeholder(concrete, captures, source)
     structure = tf.nest.map_structure(
-        lambda t: tf.TensorSpec(t.shape, t.dtype) if tf.is_tensor(t) or isinstance(t, tf.TensorSpec) else t,
+        lambda t: (
+            tf.TensorSpec(t.shape, t.dtype)
+            if tf.is_tensor(t) or isinstance(t, tf.TensorSpec)
+            else t
+        ),
         output_structure,
     )
     paths = _unique_paths(graph, variables, source)
     return Trace(
-        graph, inputs, outputs, source.structure, structure, source.input_names, tuple(captures), variables, paths,
-        masks, losses, attached.replayed(body, known),
-    )  # fmt: skip
+        graph,
+        inputs,
+        outputs,
+        source.structure,
+        structure,
+        source.input_names,
+        tuple(captures),
+        variables,
+        paths,
+        masks,
+        losses,
+        attached.replayed(body, known),
+    )
 
 
-def _split_outputs(flat: Sequence[tf.Tensor], masks: Sequence[Any], losses: Sequence[Any]) -> tuple[tuple, tuple, tuple]:
-    """(outputs of the user, the mask of each or None, losses), from all flat outputs of a trace, in that order."""
+def _split_outputs(
+    flat: Sequence[tf.Tensor], masks: Sequence[Any], losses: Sequence[Any]
+) -> tuple[tuple, tuple, tuple]:
+    """(outputs of the user, the mask of each or None, losses), from all flat outputs of a trace, in
+    that order.
+    """
     count = len(flat) - len(losses) - sum(mask is not None for mask in masks)
     rest = iter(flat[count:])
     found = tuple(None if mask is None else next(rest) for mask in masks)
     return tuple(flat[:count]), found, tuple(rest)
 
 
-def _variables_by_placeholder(concrete, captures, source: Source) -> dict[str, tf.Variable]:
+def _variables_by_placeholder(concrete, captures, source: ModelAdapter) -> dict[str, tf.Variable]:
     by_handle = {id(v.handle): v for v, _ in source.named_variables}
     for variable in (*concrete.graph.variables, *concrete.variables):
         by_handle.setdefault(id(variable.handle), variable)
-    return {inside.name: by_handle[id(outside)] for outside, inside in captures if id(outside) in by_handle}
+    return {
+        inside.name: by_handle[id(outside)]
+        for outside, inside in captures
+        if id(outside) in by_handle
+    }
 
 
-def _unique_paths(graph: tf.Graph, variables: dict[str, tf.Variable], source: Source) -> dict[str, str]:
-    """Names every variable. Layers that share a name become `layer`, `layer_1`, ... in the order data flows through them."""
+def _unique_paths(
+    graph: tf.Graph, variables: dict[str, tf.Variable], source: ModelAdapter
+) -> dict[str, str]:
+    """Names every variable.
+
+    Layers that share a name become `layer`, `layer_1`, ... in the order data flows through them.
+    """
     known = {id(v.handle): path for v, path in source.named_variables}
     first_use: dict[str, int] = {}
     for index, op in enumerate(graph.get_operations()):

@@ -1,4 +1,7 @@
-"""Sites in other formats: their specs, and quantizers with ranges from what was seen when the model was calibrated."""
+"""Sites in other formats.
+
+Their specs, and quantizers with ranges from what was seen when the model was calibrated.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ class Alternatives:
       calibration: with statistics of all sites of the model.
       sites: that may have another format.
       formats: which.
-      method: how ranges in these formats are estimated; None: as in the model. Those along the embedding keep theirs.
+      method: how ranges in these formats are estimated; None: as in the model. Those along the
+        embedding keep theirs.
 
     Raises:
       ValueError: a format does not exist, or the calibration did not keep what the method needs.
@@ -48,7 +52,10 @@ class Alternatives:
         self._entries: dict[tuple[str, str], calib.SiteCalibration] = {}
         self.quantizers: dict[str, list[Quantizer]] = {site.address: [] for site in self._sites}
         for format in formats:
-            changed = [dataclasses.replace(site, spec=self._spec(site.spec, format)) for site in self._sites]
+            changed = [
+                dataclasses.replace(site, spec=self._spec(site.spec, format))
+                for site in self._sites
+            ]
             for site in changed:
                 self._entries[site.address, format] = self._estimated(site, values)
             self._add_quantizers(changed, format)
@@ -61,12 +68,22 @@ class Alternatives:
             for member in self._engine.plan.site(address).members:
                 edge = self._edges[member]
                 specs[member] = self._spec(deciding_rule(recipe, edge).spec, format)
-        return with_specs(recipe, specs, self._edges, "mixed precision", name=name) if specs else recipe
+        return (
+            with_specs(recipe, specs, self._edges, "mixed precision", name=name)
+            if specs
+            else recipe
+        )
 
     def calibration(self, chosen: Mapping[str, str]) -> calib.Calibration:
-        """The calibration of the model with the ranges of some sites estimated for another format."""
-        entries = dict(self._calibration) | {address: self._entries[address, format] for address, format in chosen.items()}
-        return calib.Calibration(entries, samples=self._calibration.samples, dimensions=self._calibration.dimensions)
+        """The calibration of the model with the ranges of some sites estimated for another
+        format.
+        """
+        entries = dict(self._calibration) | {
+            address: self._entries[address, format] for address, format in chosen.items()
+        }
+        return calib.Calibration(
+            entries, samples=self._calibration.samples, dimensions=self._calibration.dimensions
+        )
 
     def _spec(self, spec: QuantSpec, format: str) -> QuantSpec:
         method = spec.method if self._method is None or spec.layout.per_embedding else self._method
@@ -76,15 +93,22 @@ class Alternatives:
         if site.address in values:
             return weight_entry(site, values[site.address])
         if site.address not in self._calibration:
-            raise ValueError(f"the calibration has no site {site.address}: pass one that was made with this model and recipe")
+            raise ValueError(
+                f"the calibration has no site {site.address}: pass one that was made with this"
+                " model and recipe"
+            )
         entry = self._calibration[site.address]
         if not entry.can_use(site.spec.method):
             raise ValueError(
-                f"site {site.address}: the calibration did not keep what method {site.spec.method} needs: pass another method, or "
-                "calibrate with it in the recipe"
+                f"site {site.address}: the calibration did not keep what method {site.spec.method}"
+                " needs: pass another method, or calibrate with it in the recipe"
             )
         return calib.SiteCalibration.estimate(
-            entry.statistics, site.spec.method, site.spec.codebook, entry.grouping, address=site.address
+            entry.statistics,
+            site.spec.method,
+            site.spec.codebook,
+            entry.grouping,
+            address=site.address,
         )
 
     def _add_quantizers(self, sites: list[Site], format: str) -> None:
@@ -97,5 +121,7 @@ class Alternatives:
         for site in sites:
             grouping = entries[site.address].grouping
             quantizer = Quantizer(site)
-            quantizer.set_range(*ranges[site.address], None if grouping is None else grouping.group_of)
+            quantizer.set_range(
+                *ranges[site.address], None if grouping is None else grouping.group_of
+            )
             self.quantizers[site.address].append(quantizer)

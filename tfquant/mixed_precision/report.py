@@ -20,9 +20,11 @@ class Try:
     """One choice of formats that was measured.
 
     Attributes:
-      formats: address of a site -> its format, of sites that have another than in the recipe of the model.
+      formats: address of a site -> its format, of sites that have another than in the recipe of the
+        model.
       value: the measure.
-      loss: how much worse than the float network's: KL divergence, minus the SQNR, or the difference of a metric.
+      loss: how much worse than the float network's: KL divergence, minus the SQNR, or the
+        difference of a metric.
       bits: of all parameters that are quantized.
     """
 
@@ -41,10 +43,11 @@ class SearchReport:
       measure: `sqnr` (dB), `kl` (nats), or the name of a metric.
       max_loss: that was allowed.
       float_value: the measure of the float network.
-      orders: for each format the sites, or sites with one common range, in the order in which they were tried, with the loss
-        that each has alone.
+      orders: for each format the sites, or sites with one common range, in the order in which they
+        were tried, with the loss that each has alone.
       tries: what was measured, in this order.
-      best: what was chosen, measured on the network that the recipe makes; where the target cannot be met, what came nearest.
+      best: what was chosen, measured on the network that the recipe makes; where the target cannot
+        be met, what came nearest.
     """
 
     target: str
@@ -57,14 +60,24 @@ class SearchReport:
 
     def table(self) -> str:
         """All tries, one a line, and what was chosen."""
-        title = f"mixed precision: {self.target}, {self.measure}, loss at most {self.max_loss:.5g}; {len(self.tries)} tries"
+        title = (
+            f"mixed precision: {self.target}, {self.measure}, loss at most {self.max_loss:.5g};"
+            f" {len(self.tries)} tries"
+        )
         grid = Table(title=title)
         for name in ("try", "other formats", self.measure, "loss", "parameters, KiB", "within"):
             grid.add_column(name, justify="left" if name == "within" else "right", no_wrap=True)
         for number, entry in enumerate(self.tries, start=1):
             within = "yes" if entry.loss <= self.max_loss else "no"
             size = f"{entry.bits / 8192:,.1f}"
-            grid.add_row(str(number), str(len(entry.formats)), f"{entry.value:.5g}", f"{entry.loss:.5g}", size, within)
+            grid.add_row(
+                str(number),
+                str(len(entry.formats)),
+                f"{entry.value:.5g}",
+                f"{entry.loss:.5g}",
+                size,
+                within,
+            )
         stream = io.StringIO()
         # Wide enough never to cut an address: the table also goes into log files.
         Console(file=stream, width=400, color_system=None).print(grid)
@@ -101,12 +114,18 @@ class SearchReport:
         """
         try:
             data = json.loads(text)
-            orders = tuple(tuple((str(name), float(loss)) for name, loss in order) for order in data["orders"])
+            orders = tuple(
+                tuple((str(name), float(loss)) for name, loss in order) for order in data["orders"]
+            )
             tries = tuple(map(_read_try, data["tries"]))
             ends = float(data["max_loss"]), float(data["float_value"])
-            return cls(data["target"], data["measure"], *ends, orders, tries, _read_try(data["best"]))
+            return cls(
+                data["target"], data["measure"], *ends, orders, tries, _read_try(data["best"])
+            )
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"not the JSON of a search for mixed precision ({type(error).__name__}: {error})") from error
+            raise ValueError(
+                f"not the JSON of a search for mixed precision ({type(error).__name__}: {error})"
+            ) from error
 
 
 class TargetError(ValueError):
@@ -128,10 +147,14 @@ def _kernels(bits: int) -> str:
     if bits == 8:
         return ""
     if bits > 4:
-        return "files for runtimes store a byte a value, no smaller or faster than 8 bits; target 'packed' stores the bits"
+        return (
+            "files for runtimes store a byte a value, no smaller or faster than 8 bits; target"
+            " 'packed' stores the bits"
+        )
     return (
-        "half a byte a value from opset 21 on, which ONNX Runtime computes in float and slower than 8 bits; "
-        "with opset=17 a byte a value, computed in integers; target 'packed' stores the bits"
+        "half a byte a value from opset 21 on, which ONNX Runtime computes in float and slower than"
+        " 8 bits; with opset=17 a byte a value, computed in integers; target 'packed' stores the"
+        " bits"
     )
 
 

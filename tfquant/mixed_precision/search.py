@@ -1,4 +1,7 @@
-"""The search: which sites get another format, from measured trials of a network whose sites are behind switches."""
+"""The search.
+
+Which sites get another format, from measured trials of a network whose sites are behind switches.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,12 @@ class Search:
         max_loss: float,
         progress: bool,
     ):
-        self._trials, self._formats, self._parameters, self._max_loss = trials, formats, parameters, max_loss
+        self._trials, self._formats, self._parameters, self._max_loss = (
+            trials,
+            formats,
+            parameters,
+            max_loss,
+        )
         self._units = {unit.name: unit for unit in units}
         self._progress = progress
         self.tries: dict[str, Try] = {}
@@ -84,14 +92,17 @@ class Search:
         order = self._ordered(trials, base, most_first=True)
         count = _first(len(order), lambda count: self._fits(dict.fromkeys(order[:count], 1)))
         chosen = dict.fromkeys(order[:count], 1)
-        for name in self._bar(order[: count - 1][::-1], "leaving out"):  # the last is needed: bisection has tried without it
+        for name in self._bar(
+            order[: count - 1][::-1], "leaving out"
+        ):  # the last is needed: bisection has tried without it
             without = {other: 1 for other in chosen if other != name}
             if self._fits(without):
                 chosen = without
         return chosen
 
     def smallest(self) -> dict[str, int]:
-        """As many units as possible with a format of fewer bits, the least sensitive first; those again with the next format.
+        """As many units as possible with a format of fewer bits, the least sensitive first; those
+        again with the next format.
 
         Raises:
           Unreachable: the loss is too large as it is.
@@ -109,15 +120,23 @@ class Search:
                 break
         return levels
 
-    def _lowered(self, levels: dict[str, int], order: list[str], level: int) -> tuple[dict[str, int], list[str]]:
+    def _lowered(
+        self, levels: dict[str, int], order: list[str], level: int
+    ) -> tuple[dict[str, int], list[str]]:
         """The levels with as many of `order` as possible at one more, and which these are."""
 
         def fits(count: int) -> bool:
             return self._fits(levels | dict.fromkeys(order[:count], level))
 
-        count = len(order) if fits(len(order)) else _first(len(order), lambda count: not fits(count)) - 1
+        count = (
+            len(order)
+            if fits(len(order))
+            else _first(len(order), lambda count: not fits(count)) - 1
+        )
         lowered = order[:count]
-        for name in self._bar(order[count + 1 :], "lowering more"):  # the next one does not fit: bisection has tried it
+        for name in self._bar(
+            order[count + 1 :], "lowering more"
+        ):  # the next one does not fit: bisection has tried it
             if self._fits(levels | dict.fromkeys([*lowered, name], level)):
                 lowered.append(name)
         return levels | dict.fromkeys(lowered, level), lowered
@@ -135,10 +154,16 @@ class Search:
         bits = sum(parameter_bits(site, formats.get(site.address)) for site in self._parameters)
         return Try(dict(formats), reading.value, self._trials.loss(reading), bits)
 
-    def _ordered(self, states: Mapping[str, Mapping[str, int]], base: Mapping[str, int], most_first: bool) -> list[str]:
+    def _ordered(
+        self, states: Mapping[str, Mapping[str, int]], base: Mapping[str, int], most_first: bool
+    ) -> list[str]:
         """Units by the loss that each has in its state."""
-        readings = self._trials.each(base, [Trial(name, state) for name, state in states.items()], "sensitivity")
-        losses = {name: self._trials.loss(reading) for name, reading in zip(states, readings, strict=True)}
+        readings = self._trials.each(
+            base, [Trial(name, state) for name, state in states.items()], "sensitivity"
+        )
+        losses = {
+            name: self._trials.loss(reading) for name, reading in zip(states, readings, strict=True)
+        }
         order = sorted(losses, key=losses.__getitem__, reverse=most_first)
         self.orders.append(tuple((name, losses[name]) for name in order))
         return order
@@ -163,5 +188,7 @@ class Search:
 
 
 def _first(count: int, holds: Callable[[int], bool]) -> int:
-    """The least number in 1 ... count for which `holds`, which does for `count` and for all above one that does."""
+    """The least number in 1 ... count for which `holds`, which does for `count` and for all above
+    one that does.
+    """
     return 1 + bisect.bisect_left(range(1, count), True, key=holds)

@@ -1,7 +1,9 @@
-"""Bias correction: what quantization shifts the mean of each output channel by is taken off its bias.
+"""Bias correction: what quantization shifts the mean of each output channel by is taken off its
+bias.
 
-Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721, section 4.2, with
-means measured on data, layer after layer, so that each layer sees what the corrected ones before it give.
+Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
+arXiv:1906.04721, section 4.2, with means measured on data, layer after layer, so that each layer
+sees what the corrected ones before it give.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from tqdm.auto import tqdm
 from tfquant.calibration import check_batches, engine_of
 from tfquant.engine import Engine
 from tfquant.model import QuantizedFunction, QuantizedModel
-from tfquant.ptq.form import Form
+from tfquant.ptq.adaround.layer_function import Form
+from tfquant.ptq.buffers import Space
+from tfquant.ptq.layer_samples import Outputs
 from tfquant.ptq.layers import Layer, LayerFinder, Unsuitable, choose, grouped, variable_read
-from tfquant.ptq.rows import Space
-from tfquant.ptq.samples import Outputs
-from tfquant.ptq.walk import Walk
+from tfquant.ptq.paired_forward import PairedForward
 from tfquant.ptq.weight import Weight
 from tfquant.site import address
 
@@ -55,8 +57,13 @@ class BiasReport:
 
     def __str__(self) -> str:
         width = max((len(shift.path) for shift in self.shifts), default=0)
-        lines = [f"{shift.path:<{width}}  shifted by {shift.mean:.4g}, at most {shift.largest:.4g}" for shift in self.shifts]
-        return "\n".join([*lines, *(f"left as it was: {path}: {reason}" for path, reason in self.skipped)])
+        lines = [
+            f"{shift.path:<{width}}  shifted by {shift.mean:.4g}, at most {shift.largest:.4g}"
+            for shift in self.shifts
+        ]
+        return "\n".join(
+            [*lines, *(f"left as it was: {path}: {reason}" for path, reason in self.skipped)]
+        )
 
 
 def correct_bias(
@@ -68,10 +75,12 @@ def correct_bias(
     memory_limit: int = 1 << 30,
     progress: bool = True,
 ) -> BiasReport:
-    """Shifts the bias of each quantized linear by its mean output error, float minus quantized, over real tokens.
+    """Shifts the bias of each quantized linear by its mean output error, float minus quantized,
+    over real tokens.
 
-    The quantized network rounds weights and activations. Biases are assigned at the very end: an error leaves them as they were.
-    They are those of the float network too, which differs from then on.
+    The quantized network rounds weights and activations. Biases are assigned at the very end: an
+    error leaves them as they were. They are those of the float network too, which differs from then
+    on.
 
     Args:
       model: from `tfquant.quantize`, calibrated.
@@ -96,22 +105,43 @@ def correct_bias(
     with Space(memory_limit) as space:
         groups = grouped(finder, kept)
         uses = [[layer.uses[0] for layer in group] for group in groups]
-        walk = Walk(engine, list(batches), uses, space, mask=mask, quantize_activations=True, progress=progress)
-        for number, group in enumerate(tqdm(groups, "correcting biases", unit="stop", disable=not progress)):
-            for layer, error in zip(group, _mean_errors(engine, finder, walk, number, group, substitutes), strict=True):
+        walk = PairedForward(
+            engine,
+            list(batches),
+            uses,
+            space,
+            mask=mask,
+            quantize_activations=True,
+            progress=progress,
+        )
+        for number, group in enumerate(
+            tqdm(groups, "correcting biases", unit="stop", disable=not progress)
+        ):
+            for layer, error in zip(
+                group, _mean_errors(engine, finder, walk, number, group, substitutes), strict=True
+            ):
                 handle = biases[layer.address]
                 variable = engine.inference.variables[handle]
-                # Axes of the output before those of the bias, of a convolution its positions, have one bias in common.
+                # Axes of the output before those of the bias, of a convolution its positions, have
+                # one bias in common.
                 shift = error.reshape(-1, *variable.shape).mean(0)
-                substitutes[handle] = tf.Variable(variable + tf.cast(shift, variable.dtype), trainable=False)
-                shifts.append(BiasShift(layer.site.path, float(abs(shift).mean()), float(abs(shift).max())))
+                substitutes[handle] = tf.Variable(
+                    variable + tf.cast(shift, variable.dtype), trainable=False
+                )
+                shifts.append(
+                    BiasShift(layer.site.path, float(abs(shift).mean()), float(abs(shift).max()))
+                )
     for handle, corrected in substitutes.items():
         engine.inference.variables[handle].assign(corrected)
     return BiasReport(tuple(shifts), (*left_out, *skipped))
 
 
-def _biases(finder: LayerFinder, engine: Engine, layers: Sequence[Layer]) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Address of a layer -> handle of the bias that is its own; and (path, reason) of layers without one."""
+def _biases(
+    finder: LayerFinder, engine: Engine, layers: Sequence[Layer]
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Address of a layer -> handle of the bias that is its own; and (path, reason) of layers
+    without one.
+    """
     edges, flow = engine.edges(), finder.flow
     found: dict[str, str] = {}
     skipped: list[tuple[str, str]] = []
@@ -129,7 +159,12 @@ def _biases(finder: LayerFinder, engine: Engine, layers: Sequence[Layer]) -> tup
                 skipped.append((path, f"its bias cannot be shifted: {error}"))
                 continue
             readers = [op for op, _ in flow.consumers[handle] if op.name in flow.used]
-            following = [op for read in readers for op, _ in flow.value_consumers(read.outputs[0]) if op.name in flow.used]
+            following = [
+                op
+                for read in readers
+                for op, _ in flow.value_consumers(read.outputs[0])
+                if op.name in flow.used
+            ]
             if len(readers) > 1 or len(following) > 1:
                 skipped.append((path, "its bias is used in several places"))
             else:
@@ -138,9 +173,16 @@ def _biases(finder: LayerFinder, engine: Engine, layers: Sequence[Layer]) -> tup
 
 
 def _mean_errors(
-    engine: Engine, finder: LayerFinder, walk: Walk, number: int, group: Sequence[Layer], substitutes: dict[str, tf.Variable]
+    engine: Engine,
+    finder: LayerFinder,
+    walk: PairedForward,
+    number: int,
+    group: Sequence[Layer],
+    substitutes: dict[str, tf.Variable],
 ) -> list[np.ndarray]:
-    """Float minus quantized product of each layer of a stop, mean over real samples, float64 [outputs]."""
+    """Float minus quantized product of each layer of a stop, mean over real samples, float64
+    [outputs].
+    """
     outputs = Outputs(engine)
     forms = [Form(finder.flow, layer, layer.uses[0], include_activation=False) for layer in group]
     quantized = [tf.constant(Weight.of(engine, layer).nearest) for layer in group]

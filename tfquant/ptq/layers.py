@@ -11,10 +11,14 @@ from tfquant.engine import Engine
 from tfquant.graph.contractions import CONVOLUTION_OPS, MATMUL_OPS, equation, matmul_equation
 from tfquant.graph.dataflow import VIEW_OPS, Dataflow
 from tfquant.graph.roles import Edge, Roles, find_roles
-from tfquant.matching import matches
 from tfquant.site import ROLES, Site
+from tfquant.site_selection import matches
 
-_WORDS = {"kernels": lambda s: s.port == "kernel", "embeddings": lambda s: s.role == "embedding", "all": lambda s: True}
+_WORDS = {
+    "kernels": lambda s: s.port == "kernel",
+    "embeddings": lambda s: s.role == "embedding",
+    "all": lambda s: True,
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,7 +29,8 @@ class Use:
       op: the contraction or look-up.
       input: what comes in: the activation, or the numbers of rows of a table.
       input_index: which input of `op` that is.
-      row_axes: axes of `input` along which samples lie (tokens, images); the others belong to one sample.
+      row_axes: axes of `input` along which samples lie (tokens, images); the others belong to one
+        sample.
       features: sizes of these others.
       lookup: rows of a table are picked.
       activation: the tensor behind the activation function, None if none follows.
@@ -72,25 +77,38 @@ class ChoiceError(ValueError):
 
 
 def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], list[tuple[str, str]]]:
-    """The layers of the chosen sites in graph order, and the sites that were left out with the reason.
+    """The layers of the chosen sites in graph order, and the sites that were left out with the
+    reason.
 
     Args:
-      sites: `kernels`, `embeddings`, `all`, a role, or a glob (after `re:` a regular expression) of addresses or layer paths; or
-        several of these.
+      sites: `kernels`, `embeddings`, `all`, a role, or a glob (after `re:` a regular expression) of
+        addresses or layer paths; or several of these.
 
     Raises:
       ChoiceError: an entry matches no weight, or names one that cannot be rounded anew.
     """
     patterns = (sites,) if isinstance(sites, str) else tuple(sites)
-    there = [site for site in engine.plan.sites if site.is_weight and site.role != "bias" and site.enabled]
+    there = [
+        site
+        for site in engine.plan.sites
+        if site.is_weight and site.role != "bias" and site.enabled
+    ]
     named: dict[str, bool] = {}  # address -> whether it was meant, not only met by a word for many
     for pattern in patterns:
         found = [site for site in there if _matches(pattern, site)]
         if not found and not (pattern in _WORDS and len(patterns) > 1):
-            near = ", ".join(site.address for site in there[:4]) or "none: the recipe quantizes no weight"
-            raise ChoiceError(f"{pattern!r} matches no quantized weight; there are {near}{', ...' if len(there) > 4 else ''}")
+            near = (
+                ", ".join(site.address for site in there[:4])
+                or "none: the recipe quantizes no weight"
+            )
+            raise ChoiceError(
+                f"{pattern!r} matches no quantized weight; there are"
+                f" {near}{', ...' if len(there) > 4 else ''}"
+            )
         for site in found:
-            named[site.address] = named.get(site.address, False) or (pattern not in _WORDS and pattern not in ROLES)
+            named[site.address] = named.get(site.address, False) or (
+                pattern not in _WORDS and pattern not in ROLES
+            )
     finder = LayerFinder(engine)
     layers, skipped = [], []
     for site in there:
@@ -103,7 +121,9 @@ def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], lis
                 raise ChoiceError(f"site {site.address} cannot be rounded anew: {error}") from error
             skipped.append((site.address, str(error)))
     if not layers:
-        raise ChoiceError(f"no chosen weight can be rounded anew; the first, {skipped[0][0]}: {skipped[0][1]}")
+        raise ChoiceError(
+            f"no chosen weight can be rounded anew; the first, {skipped[0][0]}: {skipped[0][1]}"
+        )
     return sorted(layers, key=lambda layer: finder.position(layer)), skipped
 
 
@@ -119,7 +139,11 @@ class LayerFinder:
         self.flow = Dataflow(engine.inference)
         roles: Roles = find_roles(engine.inference)
         self._operations = {op.name: op for op in self.flow.operations}
-        self._contraction = {a: self._operations[op] for op, (_, addresses) in roles.contraction_edges.items() for a in addresses}
+        self._contraction = {
+            a: self._operations[op]
+            for op, (_, addresses) in roles.contraction_edges.items()
+            for a in addresses
+        }
         self._activations = {e.path: e.tensor for e in roles.edges if e.role == "activation_output"}
         self._edges: dict[str, list[Edge]] = {}
         for site, edge in engine.placements():
@@ -141,7 +165,9 @@ class LayerFinder:
             raise Unsuitable("its range is shared by several variables")
         moved = {edge.tensor.name for edge in edges if edge.tensor.op.type != "ReadVariableOp"}
         if site.channel_axes and moved and len({edge.tensor.name for edge in edges}) > 1:
-            raise Unsuitable("a variable with per-channel ranges is read in several places, in different layouts")
+            raise Unsuitable(
+                "a variable with per-channel ranges is read in several places, in different layouts"
+            )
         handle = handles.pop()
         uses = [self._lookup(edge) if edge.table is not None else self._use(edge) for edge in edges]
         reads = self._reads(handle, edges, uses)
@@ -161,7 +187,9 @@ class LayerFinder:
         weight_index = 1 if self.flow.is_fixed(op.inputs[1]) else 0
         x = op.inputs[1 - weight_index]
         axes, features = sample_axes(op, weight_index)
-        return Use(op, x, 1 - weight_index, axes, features, activation=self._activations.get(edge.path))
+        return Use(
+            op, x, 1 - weight_index, axes, features, activation=self._activations.get(edge.path)
+        )
 
     def _lookup(self, edge: Edge) -> Use:
         op = edge.tensor.op
@@ -174,7 +202,9 @@ class LayerFinder:
             raise Unsuitable(f"the rank of what {op.name} looks up is not known")
         return Use(op, ids, 1, tuple(range(ids.shape.rank)), lookup=True)
 
-    def _reads(self, handle: str, edges: Iterable[Edge], uses: Iterable[Use]) -> tuple[tf.Tensor, ...]:
+    def _reads(
+        self, handle: str, edges: Iterable[Edge], uses: Iterable[Use]
+    ) -> tuple[tf.Tensor, ...]:
         """Values of the variable, all of which go to these edges and uses alone."""
         own = {e.consumer for e in edges if e.consumer is not None}
         lookups = {use.op.name for use in uses if use.lookup}
@@ -204,14 +234,16 @@ def variable_read(flow: Dataflow, tensor: tf.Tensor) -> str:
     """
     read = flow.root(tensor).op
     if read.type != "ReadVariableOp" or read.inputs[0].name not in flow.trace.variables:
-        raise Unsuitable(f"its values come from {read.type} ({read.name}), not straight from a variable")
+        raise Unsuitable(
+            f"its values come from {read.type} ({read.name}), not straight from a variable"
+        )
     return read.inputs[0].name
 
 
 def _foreign(op: tf.Operation, index: int) -> str:
     return (
-        f"its variable is used by {op.type} ({op.name}, input {index}) too, which this site does not quantize: give all uses of "
-        "the variable one rule, or leave the site out"
+        f"its variable is used by {op.type} ({op.name}, input {index}) too, which this site does"
+        " not quantize: give all uses of the variable one rule, or leave the site out"
     )
 
 
@@ -219,7 +251,8 @@ def sample_axes(op: tf.Operation, weight_index: int) -> tuple[tuple[int, ...], t
     """How the activation of a contraction falls into samples.
 
     Returns:
-      Axes along which samples lie, which reach the output and do not meet the weight; and the sizes of the other axes.
+      Axes along which samples lie, which reach the output and do not meet the weight; and the sizes
+      of the other axes.
 
     Raises:
       Unsuitable: no axis runs over samples, or the size of another one is not known.
@@ -233,21 +266,37 @@ def sample_axes(op: tf.Operation, weight_index: int) -> tuple[tuple[int, ...], t
         terms, result = matmul_equation(op)
     else:
         terms, result = equation(op)
-    own, others = (terms[0], "") if op.type in CONVOLUTION_OPS else (terms[1 - weight_index], terms[weight_index])
+    own, others = (
+        (terms[0], "")
+        if op.type in CONVOLUTION_OPS
+        else (terms[1 - weight_index], terms[weight_index])
+    )
     axes = tuple(axis for axis, label in enumerate(own) if label in result and label not in others)
     # Sizes that the graph leaves open follow from the weight that they meet.
     met = dict(zip(others, weight.shape, strict=False))
-    features = tuple(size or met.get(own[axis]) for axis, size in enumerate(x.shape) if axis not in axes)
+    features = tuple(
+        size or met.get(own[axis]) for axis, size in enumerate(x.shape) if axis not in axes
+    )
     if not axes or None in features:
-        what = "an axis of its samples has no fixed size" if axes else "no axis of its input runs over samples"
-        raise Unsuitable(f"{what} ({op.type} {op.name}, input {list(x.shape)}, weight {list(weight.shape)})")
+        what = (
+            "an axis of its samples has no fixed size"
+            if axes
+            else "no axis of its input runs over samples"
+        )
+        raise Unsuitable(
+            f"{what} ({op.type} {op.name}, input {list(x.shape)}, weight {list(weight.shape)})"
+        )
     return axes, features
 
 
 def grouped(finder: LayerFinder, layers: Sequence[Layer]) -> list[list[Layer]]:
-    """Layers with one use of one common tensor together, such as query, key and value; in graph order."""
+    """Layers with one use of one common tensor together, such as query, key and value; in graph
+    order.
+    """
     groups: dict[str, list[Layer]] = {}
     for layer in layers:
         alone = len(layer.uses) > 1
-        groups.setdefault(layer.address if alone else finder.flow.root(layer.uses[0].input).name, []).append(layer)
+        groups.setdefault(
+            layer.address if alone else finder.flow.root(layer.uses[0].input).name, []
+        ).append(layer)
     return sorted(groups.values(), key=lambda group: min(map(finder.position, group)))

@@ -41,6 +41,12 @@ class Layout:
 
 
 def called(function: Callable[[tf.Tensor], tf.Tensor], value: np.ndarray) -> np.ndarray:
-    """The result in a graph; a concrete function, as TensorFlow warns of functions that are made and called again and again."""
+    """The result in a graph; a concrete function, as TensorFlow warns of functions that are made
+    and called again and again.
+    """
     spec = tf.TensorSpec(value.shape, tf.float32)
-    return tf.function(function, autograph=False).get_concrete_function(spec)(tf.constant(np.ascontiguousarray(value))).numpy()
+    return (
+        tf.function(function, autograph=False)
+        .get_concrete_function(spec)(tf.constant(np.ascontiguousarray(value)))
+        .numpy()
+    )

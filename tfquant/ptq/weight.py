@@ -46,17 +46,25 @@ class Weight:
         params = QuantParams.of(site, quantizer)
         shape = aligned_shape(edge.tensor.shape, site.channel_axes)
         if site.channel_axes:
-            full = [np.broadcast_to(a.reshape(shape).astype(np.float32), edge.tensor.shape) for a in (params.scale, params.zero)]
+            full = [
+                np.broadcast_to(a.reshape(shape).astype(np.float32), edge.tensor.shape)
+                for a in (params.scale, params.zero)
+            ]
             scale, zero = (_compressed(layout.to_variable(a)) for a in full)
         else:
-            scale, zero = (a.astype(np.float32).reshape([1] * variable.shape.rank) for a in (params.scale, params.zero))
+            scale, zero = (
+                a.astype(np.float32).reshape([1] * variable.shape.rank)
+                for a in (params.scale, params.zero)
+            )
         value = tf.cast(variable, tf.float32).numpy()
         quantize = functools.partial(_quantized, layout, quantizer)
         return cls(value, quantize(value), scale, zero, params.codebook, quantize)
 
     @functools.cached_property
     def below(self) -> np.ndarray:
-        """The value of the codebook below each weight in units of the scale, without the zero point; float32."""
+        """The value of the codebook below each weight in units of the scale, without the zero
+        point; float32.
+        """
         units = self.value / self.scale
         if self.codebook.uniform:
             return np.floor(units)
@@ -64,7 +72,9 @@ class Weight:
 
     @functools.cached_property
     def gap(self) -> np.ndarray:
-        """Distance from `below` to the next value of the codebook, which broadcasts to `value`; float32."""
+        """Distance from `below` to the next value of the codebook, which broadcasts to `value`;
+        float32.
+        """
         if self.codebook.uniform:
             return np.ones([1] * self.value.ndim, np.float32)
         return self._levels[self._index(self.value / self.scale) + 1] - self.below
@@ -73,7 +83,9 @@ class Weight:
     def fraction(self) -> np.ndarray:
         """Where a weight lies between `below`, 0, and the next value, 1."""
         fraction = (self.value / self.scale - self.below) / self.gap
-        return fraction if self.codebook.uniform else np.clip(fraction, 0, 1)  # saturated ones lie beyond
+        return (
+            fraction if self.codebook.uniform else np.clip(fraction, 0, 1)
+        )  # saturated ones lie beyond
 
     @property
     def _levels(self) -> np.ndarray:
@@ -81,7 +93,9 @@ class Weight:
 
     def _index(self, units: np.ndarray) -> np.ndarray:
         """Index of the last level that is not above, and not the last of all."""
-        return np.clip(np.searchsorted(self._levels, units, side="right") - 1, 0, len(self._levels) - 2)
+        return np.clip(
+            np.searchsorted(self._levels, units, side="right") - 1, 0, len(self._levels) - 2
+        )
 
     def rounded(self, up: np.ndarray) -> np.ndarray:
         """The weight on its codebook: `below` where `up` is 0, the next value where it is 1.
@@ -96,7 +110,10 @@ class Weight:
         off = np.abs((value / self.scale - codes) / self.gap).max(initial=0.0)
         again = np.abs((self._quantize(value) - value) / self.scale / self.gap).max(initial=0.0)
         if off > 0.01 or again > 0.01:
-            raise ValueError(f"rounded weights do not stay on their grid ({max(off, again):.3g} steps off): too small steps")
+            raise ValueError(
+                f"rounded weights do not stay on their grid ({max(off, again):.3g} steps off): too"
+                " small steps"
+            )
         return value
 
     def changed(self, value: np.ndarray) -> float:

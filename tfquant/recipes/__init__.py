@@ -35,5 +35,8 @@ def recipe(name: str) -> Recipe:
             raise FileNotFoundError(f"there is no recipe file {printable(name)}")
         return Recipe.load(name)
     if name not in names():
-        raise ValueError(f"unknown recipe {name!r}; known: {', '.join(names())}; or give the path of a .yaml or .json file")
+        raise ValueError(
+            f"unknown recipe {name!r}; known: {', '.join(names())}; or give the path of a .yaml or"
+            " .json file"
+        )
     return Recipe.load(_FOLDER / f"{name}.yaml")

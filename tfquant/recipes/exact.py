@@ -11,7 +11,12 @@ from tfquant.spec import QuantSpec
 
 
 def with_specs(
-    recipe: Recipe, specs: Mapping[str, QuantSpec | None], edges: Mapping[str, Edge], label: str, *, name: str | None = None
+    recipe: Recipe,
+    specs: Mapping[str, QuantSpec | None],
+    edges: Mapping[str, Edge],
+    label: str,
+    *,
+    name: str | None = None,
 ) -> Recipe:
     """The recipe with one more rule for all edges of a role and port that get one spec.
 
@@ -26,12 +31,17 @@ def with_specs(
     for address, spec in specs.items():
         edge = edges[address]
         alike.setdefault((edge.role, edge.port, spec), []).append(edge.path)
-    earlier = sum(rule.name.startswith(f"{label} ") for rule in recipe.rules)  # two rules must not have one name
+    earlier = sum(
+        rule.name.startswith(f"{label} ") for rule in recipe.rules
+    )  # two rules must not have one name
     rules = [
         Rule(
-            spec, role=role, port=port, path=f"re:^({'|'.join(re.escape(path) for path in paths)})$",
+            spec,
+            role=role,
+            port=port,
+            path=f"re:^({'|'.join(re.escape(path) for path in paths)})$",
             name=f"{label} {number}: {'float' if spec is None else spec.describe()}",
         )
         for number, ((role, port, spec), paths) in enumerate(alike.items(), start=earlier + 1)
-    ]  # fmt: skip
+    ]
     return recipe.with_rules(*rules, name=name)

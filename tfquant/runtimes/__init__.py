@@ -11,7 +11,16 @@ from fileio.messages import printable
 from fileio.transaction import open_unchanged, recover
 from tfquant.runtimes.session import Contractions, Input, RuntimeFileError, Session
 
-__all__ = ["PACKAGES", "RUNTIMES", "Contractions", "Input", "RuntimeFileError", "Session", "open_file", "runtime_of"]
+__all__ = [
+    "PACKAGES",
+    "RUNTIMES",
+    "Contractions",
+    "Input",
+    "RuntimeFileError",
+    "Session",
+    "open_file",
+    "runtime_of",
+]
 
 
 def _opener(module: str) -> Callable[..., Session]:
@@ -31,7 +40,12 @@ RUNTIMES = {
     "tensorflow": _opener("saved_model"),
 }
 # Name -> the package it needs.
-PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert", "tensorflow": "tensorflow"}
+PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "litert": "ai_edge_litert",
+    "tensorflow": "tensorflow",
+}
 _BY_SUFFIX = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert", "": "tensorflow"}
 
 
@@ -47,17 +61,24 @@ def runtime_of(path: str | os.PathLike) -> str:
     if os.path.isdir(path):
         return "tensorflow"
     if suffix not in _BY_SUFFIX:
-        known = ", ".join(f"{ending or 'a folder (SavedModel)'}: {name}" for ending, name in _BY_SUFFIX.items())
-        raise RuntimeFileError(f"{path}: no runtime for files that end in {suffix!r}; known: {known}")
+        known = ", ".join(
+            f"{ending or 'a folder (SavedModel)'}: {name}" for ending, name in _BY_SUFFIX.items()
+        )
+        raise RuntimeFileError(
+            f"{path}: no runtime for files that end in {suffix!r}; known: {known}"
+        )
     return _BY_SUFFIX[suffix]
 
 
-def open_file(path: str | os.PathLike, runtime: str | None = None, *, threads: int | None = None) -> Session:
+def open_file(
+    path: str | os.PathLike, runtime: str | None = None, *, threads: int | None = None
+) -> Session:
     """Opens an exported file for running.
 
     Args:
       path: of an `.onnx` file, an OpenVINO `.xml` file, a `.tflite` file or a SavedModel folder.
-      runtime: one of `RUNTIMES`; if not given, the one that such files are made for. OpenVINO reads ONNX files as well.
+      runtime: one of `RUNTIMES`; if not given, the one that such files are made for. OpenVINO reads
+        ONNX files as well.
       threads: for one call; the runtime's own choice if not given.
 
     Raises:
@@ -80,7 +101,9 @@ def open_file(path: str | os.PathLike, runtime: str | None = None, *, threads: i
         raise ValueError(f"runtime {runtime!r}: must be one of {', '.join(RUNTIMES)}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads={threads}: must be at least 1")
-    return open_unchanged(lambda: _files(pathlib.Path(path)), lambda: RUNTIMES[runtime](path, threads=threads))
+    return open_unchanged(
+        lambda: _files(pathlib.Path(path)), lambda: RUNTIMES[runtime](path, threads=threads)
+    )
 
 
 def _files(path: pathlib.Path) -> tuple[pathlib.Path, ...]:

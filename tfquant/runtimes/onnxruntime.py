@@ -13,15 +13,37 @@ from fileio.staging import staging
 from tfquant.runtimes.session import Contractions, Input, Outputs, fed, missing_package, read
 
 _INTEGER = {
-    "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger", "QGemm", "MatMulNBits", "QLinearConv",
-    "ConvInteger", "QAttention",
-}  # fmt: skip
-_FLOATING = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv", "Einsum", "Attention"}
+    "QLinearMatMul",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "QGemm",
+    "MatMulNBits",
+    "QLinearConv",
+    "ConvInteger",
+    "QAttention",
+}
+_FLOATING = {
+    "MatMul",
+    "FusedMatMul",
+    "Gemm",
+    "FusedGemm",
+    "Conv",
+    "FusedConv",
+    "Einsum",
+    "Attention",
+}
 _PRODUCTS_OF_ATTENTION = ("scores", "context")
 _TYPES = {
-    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(int32)": np.int32,
-    "tensor(int64)": np.int64, "tensor(bool)": np.bool_, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8,
-}  # fmt: skip
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+}
 
 
 class OnnxSession:
@@ -40,7 +62,11 @@ class OnnxSession:
         self._outputs = [entry.name for entry in session.get_outputs()]
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> Outputs:
-        return dict(zip(self._outputs, self._session.run(self._outputs, fed(self.inputs, feed)), strict=True))
+        return dict(
+            zip(
+                self._outputs, self._session.run(self._outputs, fed(self.inputs, feed)), strict=True
+            )
+        )
 
     def contractions(self) -> Contractions:
         import onnx
@@ -70,7 +96,9 @@ def open_file(path: str, *, threads: int | None = None, as_written: bool = False
     return OnnxSession(opened(path, threads, as_written=as_written), path)
 
 
-def opened(path: str, threads: int | None, *, as_written: bool = False, written: str | None = None) -> Any:
+def opened(
+    path: str, threads: int | None, *, as_written: bool = False, written: str | None = None
+) -> Any:
     """A session of ONNX Runtime; what it makes of the graph goes to the file `written`."""
     try:
         import onnxruntime

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from tfquant.messages import one_line
+from tfquant.error_messages import one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,9 @@ class Contractions:
     floating: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{len(self.integer)} of {len(self.integer) + len(self.floating)} products in integers"
+        return (
+            f"{len(self.integer)} of {len(self.integer) + len(self.floating)} products in integers"
+        )
 
 
 class Session(Protocol):
@@ -75,7 +77,10 @@ def fed(inputs: Sequence[Input], feed: Mapping[str, np.ndarray]) -> dict[str, np
 
     missing = [entry.name for entry in inputs if entry.name not in feed]
     if missing:
-        raise KeyError(f"input {missing[0]!r} is missing; the file takes {', '.join(entry.name for entry in inputs)}")
+        raise KeyError(
+            f"input {missing[0]!r} is missing; the file takes"
+            f" {', '.join(entry.name for entry in inputs)}"
+        )
     return {entry.name: np.asarray(feed[entry.name], entry.dtype) for entry in inputs}
 
 
@@ -94,4 +99,6 @@ def read(path: str, runtime: str, load: Callable[[], object]) -> object:
 
 def missing_package(error: ModuleNotFoundError, what: str) -> ModuleNotFoundError:
     """The same with a hint how to install it."""
-    return ModuleNotFoundError(f"{what} needs {error.name}: pip install -e '.[export]'", name=error.name)
+    return ModuleNotFoundError(
+        f"{what} needs {error.name}: pip install -e '.[export]'", name=error.name
+    )

@@ -1,4 +1,7 @@
-"""What each quantizer costs: sites switched on or off, and how far the outputs are from those of the float network."""
+"""What each quantizer costs.
+
+Sites switched on or off, and how far the outputs are from those of the float network.
+"""
 
 from tfquant.sensitivity.analysis import sensitivity
 from tfquant.sensitivity.report import GroupSensitivity, SensitivityReport

@@ -13,8 +13,8 @@ from scipy import special
 from tensorflow.python.util import nest
 
 from tfquant.engine import Engine
+from tfquant.error_messages import one_line
 from tfquant.graph.padding import Padding
-from tfquant.messages import one_line
 
 # And what they are for the float network itself.
 MEASURES = {"sqnr": math.inf, "kl": 0.0}
@@ -53,21 +53,34 @@ class Measure:
     """
 
     def __init__(
-        self, engine: Engine, flats: Sequence[Sequence[tf.Tensor]], measure: str | Metric, better: str,
+        self,
+        engine: Engine,
+        flats: Sequence[Sequence[tf.Tensor]],
+        measure: str | Metric,
+        better: str,
         mask: str | Sequence[str] | None,
     ):
         if not callable(measure) and measure not in MEASURES:
-            raise ValueError(f"unknown measure {measure!r}; known: {', '.join(MEASURES)}, or a callable of all outputs")
+            raise ValueError(
+                f"unknown measure {measure!r}; known: {', '.join(MEASURES)}, or a callable of all"
+                " outputs"
+            )
         if better not in BETTER:
             raise ValueError(f"better={better!r} must be {' or '.join(BETTER)}")
-        self._engine, self._metric, self._better = engine, measure if callable(measure) else None, better
+        self._engine, self._metric, self._better = (
+            engine,
+            measure if callable(measure) else None,
+            better,
+        )
         self.name = _called(measure) if callable(measure) else measure
         self._outputs = _named_outputs(engine)
         self._valid: dict[str, list[np.ndarray]] = {}
         outputs = {name: engine.inference.outputs[index] for name, index in self._outputs.items()}
         if self._metric is None:
             self._check_outputs()
-            self._valid = _validity(Padding(engine.inference, outputs.items(), mask, "outputs"), outputs, flats)
+            self._valid = _validity(
+                Padding(engine.inference, outputs.items(), mask, "outputs"), outputs, flats
+            )
 
     @property
     def compares(self) -> bool:
@@ -79,7 +92,9 @@ class Measure:
         """The value of outputs that are those of the float network."""
         return MEASURES[self.name]
 
-    def __call__(self, outputs: Iterable[Sequence[np.ndarray]], exact: Sequence[Sequence[np.ndarray]]) -> Reading:
+    def __call__(
+        self, outputs: Iterable[Sequence[np.ndarray]], exact: Sequence[Sequence[np.ndarray]]
+    ) -> Reading:
         """Measures a network.
 
         Args:
@@ -98,13 +113,19 @@ class Measure:
                 pair = [np.asarray(flat[index], np.float64) for flat in (wanted, found)]
                 valid = np.broadcast_to(valid, pair[0].shape)
                 if not all(np.isfinite(values[valid]).all() for values in pair):
-                    raise ValueError(f"batch {number}: output {name} holds NaN or infinity; check the batch and the model")
+                    raise ValueError(
+                        f"batch {number}: output {name} holds NaN or infinity; check the batch and"
+                        " the model"
+                    )
                 totals[name] += (_kl_terms if self.name == "kl" else _power_terms)(*pair, valid)
         values = {name: self._of_terms(*terms) for name, terms in totals.items()}
         return Reading(float(np.mean(list(values.values()))), values)
 
     def loss(self, value: float, exact: float) -> float:
-        """How much worse a value is than the float network's: the KL divergence, minus the SQNR, the difference of a metric."""
+        """How much worse a value is than the float network's.
+
+        The KL divergence, minus the SQNR, the difference of a metric.
+        """
         if self._metric is None:
             return value if self.name == "kl" else -value
         return exact - value if self._better == "higher" else value - exact
@@ -120,9 +141,14 @@ class Measure:
         try:
             found = float(value)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"measure {self.name} returned {one_line(repr(value), 60)}: it must return one number") from error
+            raise ValueError(
+                f"measure {self.name} returned {one_line(repr(value), 60)}: it must return one"
+                " number"
+            ) from error
         if not math.isfinite(found):
-            raise ValueError(f"measure {self.name} returned {found}: it must return a finite number")
+            raise ValueError(
+                f"measure {self.name} returned {found}: it must return a finite number"
+            )
         return found
 
     def _packed(self, flat: Sequence[np.ndarray]) -> Any:
@@ -130,17 +156,25 @@ class Measure:
 
     def _check_outputs(self) -> None:
         if not self._outputs:
-            raise ValueError(f"measure={self.name!r} compares outputs of floating point, and the model has none: pass a callable")
+            raise ValueError(
+                f"measure={self.name!r} compares outputs of floating point, and the model has none:"
+                " pass a callable"
+            )
         for name, index in self._outputs.items():
             shape = self._engine.inference.outputs[index].shape
             if self.name == "kl" and (shape.rank == 0 or shape[-1] == 1):
-                raise ValueError(f"measure='kl' compares probabilities of classes, and output {name} has one value: use 'sqnr'")
+                raise ValueError(
+                    f"measure='kl' compares probabilities of classes, and output {name} has one"
+                    " value: use 'sqnr'"
+                )
 
 
 def _validity(
     padding: Padding, outputs: Mapping[str, tf.Tensor], flats: Sequence[Sequence[tf.Tensor]]
 ) -> dict[str, list[np.ndarray]]:
-    """Name of an output -> what of it is no padding in every batch; without those that have no axis of tokens."""
+    """Name of an output -> what of it is no padding in every batch; without those that have no axis
+    of tokens.
+    """
     batches = [padding.values(flat) for flat in flats]
     found = {}
     for name, tensor in outputs.items():
@@ -158,7 +192,11 @@ def _named_outputs(engine: Engine) -> dict[str, int]:
     """Name of an output of floating point -> which of the flat ones it is."""
     leaves = nest.flatten_with_joined_string_paths(engine.inference.output_structure)
     named = [path or "output" for path, leaf in leaves if isinstance(leaf, tf.TensorSpec)]
-    return {name: i for i, (name, t) in enumerate(zip(named, engine.inference.outputs, strict=True)) if t.dtype.is_floating}
+    return {
+        name: i
+        for i, (name, t) in enumerate(zip(named, engine.inference.outputs, strict=True))
+        if t.dtype.is_floating
+    }
 
 
 def _power_terms(exact: np.ndarray, found: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -167,10 +205,14 @@ def _power_terms(exact: np.ndarray, found: np.ndarray, valid: np.ndarray) -> np.
 
 
 def _kl_terms(exact: np.ndarray, found: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """KL(softmax(exact) || softmax(found)) over the last axis, and the number of rows; classes that are padding have no part."""
+    """KL(softmax(exact) || softmax(found)) over the last axis, and the number of rows; classes that
+    are padding have no part.
+    """
     rows = valid.any(-1)
     valid = valid[rows]
-    logs = [special.log_softmax(np.where(valid, logits[rows], -np.inf), -1) for logits in (exact, found)]
+    logs = [
+        special.log_softmax(np.where(valid, logits[rows], -np.inf), -1) for logits in (exact, found)
+    ]
     shares = np.exp(logs[0])
     # 0 where a class has no share: its logarithm is then minus infinity on both sides.
     apart = np.subtract(*logs, out=np.zeros_like(shares), where=valid)

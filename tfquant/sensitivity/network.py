@@ -1,8 +1,10 @@
-"""A network in which every site is behind a switch, and trials of it that start where they begin to differ from a common base.
+"""A network in which every site is behind a switch, and trials of it that start where they begin to
+differ from a common base.
 
-The graph is emitted once for each place where trials start, not once for each trial: an activation passes through the branch that
-its switch names, a weight is a variable that holds the float or the quantized values of the trial at hand. What lies before the
-first site that a trial switches is the same as in the base, so that it is computed once for all trials, and kept.
+The graph is emitted once for each place where trials start, not once for each trial: an activation
+passes through the branch that its switch names, a weight is a variable that holds the float or the
+quantized values of the trial at hand. What lies before the first site that a trial switches is the
+same as in the base, so that it is computed once for all trials, and kept.
 """
 
 from __future__ import annotations
@@ -14,18 +16,19 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant.engine import Engine
+from tfquant.graph.cuts import frontier_at, narrow
 from tfquant.graph.dataflow import Dataflow
-from tfquant.graph.frontier import frontier_at, narrow
 from tfquant.graph.replay import Edits
 from tfquant.graph.roles import Edge
-from tfquant.ptq.rows import Space
+from tfquant.ptq.buffers import Space
 from tfquant.quantizer import Quantizer
 from tfquant.site import Site
 
 # Address -> number of the quantizer that the site has; sites that are not in it are in float.
 State = Mapping[str, int]
 FLOAT, OWN = 0, 1
-# Places where trials may start. Each saves a part of every trial behind it, and costs a graph of all that follows it.
+# Places where trials may start. Each saves a part of every trial behind it, and costs a graph of
+# all that follows it.
 _PLACES = 6
 
 
@@ -47,7 +50,10 @@ class Trial:
         numbers: dict[int, list[str]] = {}
         for address, number in self.state.items():
             numbers.setdefault(number, []).append(address)
-        return "; ".join(f"{number}: {', '.join(sorted(addresses))}" for number, addresses in sorted(numbers.items()))
+        return "; ".join(
+            f"{number}: {', '.join(sorted(addresses))}"
+            for number, addresses in sorted(numbers.items())
+        )
 
 
 @dataclasses.dataclass
@@ -74,7 +80,7 @@ class SwitchedNetwork:
 
     Args:
       engine: of a calibrated model.
-      flats: the inputs of every batch, see `tfquant.ptq.walk.flattened`.
+      flats: the inputs of every batch, see `tfquant.ptq.paired_forward.flattened`.
       space: where tensors of the base are kept.
       alternatives: address -> quantizers beside the site's own (number 1), for the numbers from 2.
     """
@@ -88,16 +94,22 @@ class SwitchedNetwork:
     ):
         self._engine, self._trace, self._flats, self._space = engine, engine.inference, flats, space
         self.sites = {site.address: site for site in engine.plan.sites if site.enabled}
-        self._quantizers = {a: [engine.quantizers[a], *(alternatives or {}).get(a, ())] for a in self.sites}
+        self._quantizers = {
+            a: [engine.quantizers[a], *(alternatives or {}).get(a, ())] for a in self.sites
+        }
         self._flow = Dataflow(self._trace)
         placements = [(site, edge) for site, edge in engine.placements() if site.enabled]
         self._slots = self._make_slots(placements)
-        switched = dict.fromkeys(site.address for site, edge in placements if _key(edge) not in self._slots)
+        switched = dict.fromkeys(
+            site.address for site, edge in placements if _key(edge) not in self._slots
+        )
         self._switches = {address: index for index, address in enumerate(switched)}
         self._positions = self._first_positions(placements)
         self._starts, self._frontiers = self._places()
         self._functions: dict[tuple[int, int | None], tf.types.experimental.ConcreteFunction] = {}
-        self._weight_functions: dict[tuple[str, int, tuple[int, ...]], tf.types.experimental.ConcreteFunction] = {}
+        self._weight_functions: dict[
+            tuple[str, int, tuple[int, ...]], tf.types.experimental.ConcreteFunction
+        ] = {}
 
     def base(self, number: int) -> dict[str, int]:
         """The state in which all sites have quantizer `number`, or are in float (0)."""
@@ -107,7 +119,9 @@ class SwitchedNetwork:
         """Flat outputs of every batch."""
         return self._run(state, 0, None, [[] for _ in self._flats])
 
-    def each(self, base: State, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Iterator[list[np.ndarray]]]]:
+    def each(
+        self, base: State, trials: Sequence[Trial]
+    ) -> Iterator[tuple[Trial, Iterator[list[np.ndarray]]]]:
         """Runs trials, those that differ from `base` late in the network last.
 
         Yields:
@@ -130,7 +144,10 @@ class SwitchedNetwork:
         choice = tf.constant([state.get(address, FLOAT) for address in self._switches], tf.int32)
         function = self._function(start, end)
         for flat, values in zip(self._flats, kept, strict=True):
-            yield [t.numpy() for t in function(choice, list(flat), [tf.constant(np.asarray(v)) for v in values])]
+            yield [
+                t.numpy()
+                for t in function(choice, list(flat), [tf.constant(np.asarray(v)) for v in values])
+            ]
 
     def _function(self, start: int, end: int | None):
         if (start, end) not in self._functions:
@@ -169,8 +186,12 @@ class SwitchedNetwork:
             switched.set_shape(tensor.shape)
         return switched
 
-    def _make_slots(self, placements: Sequence[tuple[Site, Edge]]) -> dict[tuple[str, int] | str, _Slot]:
-        """Where a weight is quantized -> it; rows of tables and what depends on sizes of inputs count as activations."""
+    def _make_slots(
+        self, placements: Sequence[tuple[Site, Edge]]
+    ) -> dict[tuple[str, int] | str, _Slot]:
+        """Where a weight is quantized -> it; rows of tables and what depends on sizes of inputs
+        count as activations.
+        """
         sites: dict[tuple[str, int] | str, list[Site]] = {}
         tensors: dict[tuple[str, int] | str, tf.Tensor] = {}
         for site, edge in placements:
@@ -179,50 +200,69 @@ class SwitchedNetwork:
                 tensors[_key(edge)] = edge.tensor
         if not tensors:
             return {}
-        emit = tf.function(lambda: self._trace.emit([], targets=list(tensors.values())), autograph=False)
+        emit = tf.function(
+            lambda: self._trace.emit([], targets=list(tensors.values())), autograph=False
+        )
         exact = dict(zip(tensors, emit.get_concrete_function()(), strict=True))
         return {
-            key: _Slot(value, sites[key], tf.Variable(value, trainable=False), (FLOAT,) * len(sites[key]))
+            key: _Slot(
+                value, sites[key], tf.Variable(value, trainable=False), (FLOAT,) * len(sites[key])
+            )
             for key, value in exact.items()
         }
 
     def _fill(self, state: State) -> None:
-        """Gives the weights the values that they have in `state`; each that changes is quantized once for all batches."""
+        """Gives the weights the values that they have in `state`; each that changes is quantized
+        once for all batches.
+        """
         for slot in self._slots.values():
             wanted = tuple(state.get(site.address, FLOAT) for site in slot.sites)
             if wanted != slot.present:
                 value = slot.exact
                 for site, number in zip(slot.sites, wanted, strict=True):
-                    value = value if number == FLOAT else self._quantized(site.address, number, value)
+                    value = (
+                        value if number == FLOAT else self._quantized(site.address, number, value)
+                    )
                 slot.variable.assign(value)
                 slot.present = wanted
 
     def _quantized(self, address: str, number: int, value: tf.Tensor) -> tf.Tensor:
         key = (address, number, tuple(value.shape))
         if key not in self._weight_functions:
-            # In a graph, which TensorFlow optimizes: the last bits are those of the quantized network then.
+            # In a graph, which TensorFlow optimizes: the last bits are those of the quantized
+            # network then.
             function = tf.function(self._quantizers[address][number - 1], autograph=False)
-            self._weight_functions[key] = function.get_concrete_function(tf.TensorSpec(value.shape, value.dtype))
+            self._weight_functions[key] = function.get_concrete_function(
+                tf.TensorSpec(value.shape, value.dtype)
+            )
         return self._weight_functions[key](value)
 
     def _first_positions(self, placements: Sequence[tuple[Site, Edge]]) -> dict[str, int]:
         """Address -> index of the first operation that has to run anew if the site is switched."""
         found: dict[str, int] = {}
         for site, edge in placements:
-            position = self._flow.index[edge.tensor.op.name if edge.consumer is None else edge.consumer[0]]
+            position = self._flow.index[
+                edge.tensor.op.name if edge.consumer is None else edge.consumer[0]
+            ]
             if edge.consumer is None and self._flow.is_static(edge.tensor):
                 position = self._first_use(edge.tensor)
             found[site.address] = min(position, found.get(site.address, position))
         return found
 
     def _first_use(self, parameter: tf.Tensor) -> int:
-        """Index of the first operation whose result is kept at a frontier, and depends on a parameter."""
-        following = self._flow.walk_forward([parameter], lambda op: all(self._flow.is_static(t) for t in op.outputs))
+        """Index of the first operation whose result is kept at a frontier, and depends on a
+        parameter.
+        """
+        following = self._flow.walk_forward(
+            [parameter], lambda op: all(self._flow.is_static(t) for t in op.outputs)
+        )
         kept = [op for op in following if not all(self._flow.is_static(t) for t in op.outputs)]
         return min((self._flow.index[op.name] for op in kept), default=0)
 
     def _places(self) -> tuple[list[int], list[list[tf.Tensor]]]:
-        """Indices of the operations where trials may start, and what is kept there; the first is the start of the network."""
+        """Indices of the operations where trials may start, and what is kept there; the first is
+        the start of the network.
+        """
         indices = sorted(set(self._positions.values()))
         frontiers = [frontier_at(self._flow, index, self._trace.outputs) for index in indices]
         starts, kept, last, apart = [0], [[]], 0, max(1, len(indices) // _PLACES)
@@ -235,7 +275,9 @@ class SwitchedNetwork:
 
     def _start(self, base: State, state: State) -> int:
         """Number of the last place before the first site in which two states differ."""
-        differing = [self._positions[a] for a in self.sites if base.get(a, FLOAT) != state.get(a, FLOAT)]
+        differing = [
+            self._positions[a] for a in self.sites if base.get(a, FLOAT) != state.get(a, FLOAT)
+        ]
         first = min(differing, default=self._starts[-1])
         return max(number for number, index in enumerate(self._starts) if index <= first)
 

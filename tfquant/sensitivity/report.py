@@ -27,7 +27,8 @@ class GroupSensitivity:
       sites: addresses.
       value: the measure with this group switched.
       difference: `value` less the measure of the baseline.
-      bits: of the parameters that the group quantizes, as they are quantized; 0 where it quantizes activations alone.
+      bits: of the parameters that the group quantizes, as they are quantized; 0 where it quantizes
+        activations alone.
       outputs: name of an output of the model -> its measure; empty for a metric.
     """
 
@@ -46,9 +47,10 @@ class SensitivityReport:
     Attributes:
       groups: the most sensitive first.
       measure: `sqnr` (dB), `kl` (nats), or the name of a metric.
-      switch: `on`, one group quantized in a float network, or `off`, one group in float in a quantized network.
-      baseline: what `difference` is to: `float` or `quantized`. The SQNR of the float network is infinite, so that it is never
-        that.
+      switch: `on`, one group quantized in a float network, or `off`, one group in float in a
+        quantized network.
+      baseline: what `difference` is to: `float` or `quantized`. The SQNR of the float network is
+        infinite, so that it is never that.
       float_value, quantized_value: the measure with no site and with all sites quantized.
       samples: how many examples were run.
     """
@@ -70,19 +72,31 @@ class SensitivityReport:
         for group in self.groups:
             if group.name == name:
                 return group
-        raise KeyError(f"no group {name!r}; there are {len(self.groups)}, such as {[g.name for g in self.groups[:3]]}")
+        raise KeyError(
+            f"no group {name!r}; there are {len(self.groups)}, such as"
+            f" {[g.name for g in self.groups[:3]]}"
+        )
 
     def table(self) -> str:
         """All groups, one a line."""
         unit = UNITS.get(self.measure, self.measure)
-        title = f"{self.title}, {self.samples} samples; float {self.float_value:.5g}, quantized {self.quantized_value:.5g}"
+        title = (
+            f"{self.title}, {self.samples} samples; float {self.float_value:.5g}, quantized"
+            f" {self.quantized_value:.5g}"
+        )
         grid = Table(title=title)
         grid.add_column("group", no_wrap=True)
         for name in ("sites", unit, f"to {self.baseline}", "parameters, KiB"):
             grid.add_column(name, justify="right", no_wrap=True)
         for group in self.groups:
             size = f"{group.bits / 8192:,.1f}" if group.bits else "-"
-            grid.add_row(group.name, str(len(group.sites)), f"{group.value:.5g}", f"{group.difference:+.4g}", size)
+            grid.add_row(
+                group.name,
+                str(len(group.sites)),
+                f"{group.value:.5g}",
+                f"{group.difference:+.4g}",
+                size,
+            )
         stream = io.StringIO()
         # Wide enough never to cut an address: the table also goes into log files.
         Console(file=stream, width=400, color_system=None).print(grid)
@@ -90,12 +104,17 @@ class SensitivityReport:
 
     @property
     def title(self) -> str:
-        what = "all in float, one quantized" if self.switch == "on" else "all quantized, one in float"
+        what = (
+            "all in float, one quantized" if self.switch == "on" else "all quantized, one in float"
+        )
         return f"sensitivity of {len(self.groups)} groups, {what}"
 
     def to_json(self) -> str:
         """Standard JSON: what is not finite is a string."""
-        return json.dumps(_map_numbers(dataclasses.asdict(self), lambda x: x if math.isfinite(x) else str(x)), indent=2)
+        return json.dumps(
+            _map_numbers(dataclasses.asdict(self), lambda x: x if math.isfinite(x) else str(x)),
+            indent=2,
+        )
 
     @classmethod
     def from_json(cls, text: str) -> SensitivityReport:
@@ -108,18 +127,32 @@ class SensitivityReport:
             data = json.loads(text)
             groups = tuple(
                 GroupSensitivity(
-                    group["name"], tuple(group["sites"]), float(group["value"]), float(group["difference"]), int(group["bits"]),
+                    group["name"],
+                    tuple(group["sites"]),
+                    float(group["value"]),
+                    float(group["difference"]),
+                    int(group["bits"]),
                     {name: float(value) for name, value in group["outputs"].items()},
                 )
                 for group in data["groups"]
-            )  # fmt: skip
+            )
             ends = float(data["float_value"]), float(data["quantized_value"])
-            return cls(groups, data["measure"], data["switch"], data["baseline"], *ends, int(data["samples"]))
+            return cls(
+                groups,
+                data["measure"],
+                data["switch"],
+                data["baseline"],
+                *ends,
+                int(data["samples"]),
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not the JSON of a sensitivity report ({type(error).__name__}: {error})") from error
+            raise ValueError(
+                f"not the JSON of a sensitivity report ({type(error).__name__}: {error})"
+            ) from error
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """PNG: a bar for each group, the most sensitive on top, and the measure with all sites quantized.
+        """PNG: a bar for each group, the most sensitive on top, and the measure with all sites
+        quantized.
 
         Raises:
           calib.CalibrationFileError: it cannot be written.
@@ -128,15 +161,29 @@ class SensitivityReport:
         axes = figure.add_subplot()
         values = [group.value for group in self.groups]
         # Groups that change nothing have no bar: their SQNR is infinite.
-        axes.barh(range(len(values)), [v if math.isfinite(v) else 0.0 for v in values], color="tab:blue", height=0.7)
+        axes.barh(
+            range(len(values)),
+            [v if math.isfinite(v) else 0.0 for v in values],
+            color="tab:blue",
+            height=0.7,
+        )
         if math.isfinite(self.quantized_value):
-            axes.axvline(self.quantized_value, color="tab:red", label=f"all quantized: {self.quantized_value:.4g}")
+            axes.axvline(
+                self.quantized_value,
+                color="tab:red",
+                label=f"all quantized: {self.quantized_value:.4g}",
+            )
         finite = [v for v in (*values, self.quantized_value) if math.isfinite(v)]
         if self.measure == "kl" and finite and min(finite) > 0 and max(finite) > 30 * min(finite):
             axes.set_xscale("log")
             axes.set_xlim(left=min(finite) / 3)  # the float network's 0 is nowhere on such an axis
         elif math.isfinite(self.float_value):
-            axes.axvline(self.float_value, color="black", linestyle=":", label=f"float: {self.float_value:.4g}")
+            axes.axvline(
+                self.float_value,
+                color="black",
+                linestyle=":",
+                label=f"float: {self.float_value:.4g}",
+            )
         axes.set_yticks(range(len(values)), [group.name for group in self.groups], fontsize=7)
         axes.set_ylim(len(values) - 0.5, -0.5)
         axes.set_xlabel(UNITS.get(self.measure, self.measure))

@@ -1,4 +1,6 @@
-"""Trials of a switched network, measured against the float one, kept by their state and shown in a bar."""
+"""Trials of a switched network, measured against the float one, kept by their state and shown in a
+bar.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from tqdm.auto import tqdm
 
 from tfquant import resume
 from tfquant.engine import Engine
-from tfquant.ptq.rows import Space
+from tfquant.ptq.buffers import Space
 from tfquant.quantizer import Quantizer
 from tfquant.sensitivity.measures import Measure, Metric, Reading
 from tfquant.sensitivity.network import FLOAT, State, SwitchedNetwork, Trial
@@ -36,7 +38,8 @@ class Trials:
       alternatives: see `SwitchedNetwork`.
       measure, better, mask: see `Measure`.
       folder: for finished trials, or None.
-      options: beside model, data and measure what decides the results, for the fingerprint of the folder.
+      options: beside model, data and measure what decides the results, for the fingerprint of the
+        folder.
       what: the run is called in messages.
       progress: show bars.
 
@@ -66,20 +69,28 @@ class Trials:
             own |= resume.fingerprint(engine, flats)
         self._results = resume.Results(folder, _FILE, own, what)
         self.network = SwitchedNetwork(engine, flats, space, alternatives)
-        self.samples = sum(int(flat[0].shape[0]) if flat and flat[0].shape.rank else 1 for flat in flats)
+        self.samples = sum(
+            int(flat[0].shape[0]) if flat and flat[0].shape.rank else 1 for flat in flats
+        )
 
     def one(self, trial: Trial) -> Reading:
         """The reading of a trial, run from the start of the network unless it is known."""
         if (known := self._known(trial.key)) is not None:
             return known
-        return self._measured(trial.name, trial.key, self._shown(self.network.outputs(trial.state), trial.name))
+        return self._measured(
+            trial.name, trial.key, self._shown(self.network.outputs(trial.state), trial.name)
+        )
 
     def of_network(self, name: str, key: str, engine: Engine) -> Reading:
         """The reading of another network, quantized, on the same data."""
         if (known := self._known(key)) is not None:
             return known
         function = engine.function("quantized")
-        return self._measured(name, key, self._shown(([t.numpy() for t in function(*flat)] for flat in self._flats), name))
+        return self._measured(
+            name,
+            key,
+            self._shown(([t.numpy() for t in function(*flat)] for flat in self._flats), name),
+        )
 
     def each(self, base: State, trials: Sequence[Trial], label: str) -> list[Reading]:
         """The readings of trials that differ in few sites from `base`."""
@@ -122,7 +133,16 @@ class Trials:
         return None if result is None else Reading(result["value"], result["outputs"])
 
     def _shown(self, outputs: Iterator[list[np.ndarray]], label: str) -> Iterator[list[np.ndarray]]:
-        return iter(tqdm(outputs, label, len(self._flats), unit="batch", leave=False, disable=not self._progress))
+        return iter(
+            tqdm(
+                outputs,
+                label,
+                len(self._flats),
+                unit="batch",
+                leave=False,
+                disable=not self._progress,
+            )
+        )
 
 
 def _counted(outputs: Iterator[list[np.ndarray]], bar: tqdm) -> Iterator[list[np.ndarray]]:

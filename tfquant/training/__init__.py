@@ -1,6 +1,10 @@
-"""Training: BERT's optimizer and schedule, distillation, sparsity, and a loop that resumes exactly."""
+"""Training.
 
-from tfquant.training.distillation import divergence
+BERT's optimizer and schedule, distillation, sparsity, and a loop that resumes exactly.
+"""
+
+from tfquant.training.distillation import Distillation, DistillationOptions
+from tfquant.training.distillation_losses import divergence
 from tfquant.training.evaluation import Best, Evaluation
 from tfquant.training.hooks import Hook
 from tfquant.training.interrupt import TrainingInterrupted
@@ -10,7 +14,6 @@ from tfquant.training.optimizer import BertAdamW, WarmupLinearDecay
 from tfquant.training.options import TrainOptions
 from tfquant.training.schedule import QuantizationCallback, QuantizationSchedule
 from tfquant.training.sparsity import StructuredSparsity, encoder_kernels
-from tfquant.training.teaching import Distillation, DistillationOptions
 
 __all__ = [
     "BertAdamW",

@@ -1,171 +1,290 @@
-"""Knowledge distillation: how far a student's answers are from a teacher's."""
+"""A teacher beside a student: the loss that a `Trainer` minimises when one model learns from
+another.
 
-from collections.abc import Mapping, Sequence
+loss = Distillation(student, teacher, hard_loss, inputs=lambda batch: batch["x"],
+options=DistillationOptions(hidden_scale=1.0)) Trainer(student, loss, optimizer, options,
+loss_variables=loss.variables)
+"""
 
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
 import tensorflow as tf
 
-from tfquant.choices import DIRECTIONS, TEMPERATURE
+from tfquant.choices import DIRECTIONS, DISTILLATION_SCALE, TEMPERATURE
+from tfquant.intermediate_outputs import Tapped, tap
+from tfquant.training.distillation_losses import (
+    attention_loss,
+    divergence,
+    hidden_loss,
+    layer_pairs,
+)
+
+Batch = Mapping[str, tf.Tensor]
 
 
-def divergence(
-    student: tf.Tensor, teacher: tf.Tensor, temperature: float = TEMPERATURE, direction: str = "student_teacher"
-) -> tf.Tensor:
-    """Kullback-Leibler divergence of softened answers, averaged over the batch.
+@dataclasses.dataclass(frozen=True)
+class DistillationOptions:
+    """What a student learns from its teacher, beside what the labels say.
 
-    The default direction, the temperature and the absence of a temperature-squared factor are those of NVIDIA's
-    quantization-aware BERT (TensorFlow), whose scale of 10000 for this term goes with them; after Hinton et al. 2015,
-    arXiv:1503.02531, who have the other direction.
-
-    Args:
-        student, teacher: logits [..., classes]; no gradient reaches the teacher.
-        temperature: both are divided by it.
-        direction: "student_teacher" is KL(student || teacher), "teacher_student" is KL(teacher || student).
-
-    Returns:
-        float32 scalar, at least 0 up to rounding.
-
-    Raises:
-        ValueError: the direction is unknown.
+    Attributes:
+        temperature, direction: of the divergence between the logits, see `divergence`.
+        logits_scale: weight of that divergence, added up over the logits; NVIDIA's by default.
+        hidden_scale: weight of the mean squared error between hidden states that leave blocks, see
+          `hidden_loss`.
+        attention_scale: weight of the mean squared error between attention probabilities, see
+          `attention_loss`.
+        layers: layer of the student -> layer of the teacher it learns from, counted from 0, for the
+          last two; None spreads
+            the teacher's layers evenly.
+        seed: of the projections between hidden states of different widths.
     """
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction of the divergence is {direction!r}; it must be one of {', '.join(DIRECTIONS)}")
-    student = tf.nn.log_softmax(tf.cast(student, tf.float32) / temperature)
-    teacher = tf.nn.log_softmax(tf.cast(tf.stop_gradient(teacher), tf.float32) / temperature)
-    first, second = (student, teacher) if direction == "student_teacher" else (teacher, student)
-    return tf.reduce_mean(tf.reduce_sum(tf.exp(first) * (first - second), axis=-1))
 
+    temperature: float = TEMPERATURE
+    direction: str = DIRECTIONS[0]
+    logits_scale: float = DISTILLATION_SCALE
+    hidden_scale: float = 0.0
+    attention_scale: float = 0.0
+    layers: Mapping[int, int] | None = None
+    seed: int = 0
 
-def layer_mapping(student_layers: int, teacher_layers: int) -> list[int]:
-    """For each layer of a student, counted from 0, the teacher's layer to learn from: evenly spread, last from last.
-
-    Raises:
-        ValueError: a number of layers is below 1, or the student has more than the teacher.
-    """
-    if student_layers < 1 or teacher_layers < 1:
-        raise ValueError(f"layers of student and teacher are {student_layers} and {teacher_layers}; both must be at least 1")
-    if student_layers > teacher_layers:
-        raise ValueError(
-            f"the student has {student_layers} layers and the teacher {teacher_layers}: a student's layer would have none to "
-            "learn from; take a deeper teacher, or say which layer learns from which"
-        )
-    return [(layer + 1) * teacher_layers // student_layers - 1 for layer in range(student_layers)]
-
-
-def layer_pairs(student_layers: int, teacher_layers: int, layers: Mapping[int, int] | None = None) -> list[tuple[int, int]]:
-    """(layer of the student, layer of the teacher it learns from), counted from 0, by layer of the student.
-
-    Args:
-        layers: the same for those layers that learn; None is `layer_mapping` for all.
-
-    Raises:
-        ValueError: `layers` is empty or names a layer that does not exist; as for `layer_mapping`.
-    """
-    if layers is None:
-        return list(enumerate(layer_mapping(student_layers, teacher_layers)))
-    if not layers:
-        raise ValueError("no layer of the student learns from one of the teacher; name at least one pair")
-    for student, teacher in layers.items():
-        for whose, layer, count in (("student", student, student_layers), ("teacher", teacher, teacher_layers)):
-            if not 0 <= layer < count:
-                raise ValueError(f"{student}:{teacher} names layer {layer} of the {whose}, whose layers are 0 to {count - 1}")
-    return sorted(layers.items())
-
-
-def hidden_loss(
-    students: Sequence[tf.Tensor],
-    teachers: Sequence[tf.Tensor],
-    projections: Sequence[tf.Variable | None] | None = None,
-    *,
-    mask: tf.Tensor | None = None,
-) -> tf.Tensor:
-    """Mean squared error of hidden states over real tokens, averaged over pairs; after Jiao et al. 2020, arXiv:1909.10351.
-
-    Args:
-        students, teachers: hidden states [B, S, width], in pairs; no gradient reaches the teachers.
-        projections: for each pair a variable [student width, teacher width] that the student's state is multiplied
-            with, or None; needed where the widths differ.
-        mask: [B, S], not zero where a token is real; without it all are.
-
-    Returns:
-        float32 scalar; 0 if no token is real.
-
-    Raises:
-        ValueError: the tensors do not pair up; the message names the pair.
-    """
-    _check_pairs(students, teachers, "hidden states")
-    projections = [None] * len(students) if projections is None else list(projections)
-    if len(projections) != len(students):
-        raise ValueError(
-            f"there are {len(projections)} projections for {len(students)} pairs of hidden states; give one each, or None"
-        )
-    losses = []
-    for index, (student, teacher, projection) in enumerate(zip(students, teachers, projections, strict=True)):
-        narrow, wide = student.shape[-1], teacher.shape[-1]
-        if projection is None and narrow != wide:
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0 and finite")
+        if self.direction not in DIRECTIONS:
             raise ValueError(
-                f"hidden states {index}: the student's width is {narrow}, the teacher's {wide}; "
-                f"give a projection variable [{narrow}, {wide}]"
+                f"direction is {self.direction!r}; it must be one of {', '.join(DIRECTIONS)}"
             )
-        if projection is not None and tuple(projection.shape) != (narrow, wide):
-            raise ValueError(f"projection {index} has shape {list(projection.shape)}; these hidden states need [{narrow}, {wide}]")
-        student, teacher = _only_real(student, mask, 2), _only_real(tf.stop_gradient(teacher), mask, 2)
-        if projection is not None:
-            student = tf.matmul(student, tf.cast(tf.convert_to_tensor(projection), tf.float32))
-        losses.append(_mean_of_real(tf.reduce_mean(tf.math.squared_difference(student, teacher), axis=-1), mask))
-    return tf.add_n(losses) / len(losses)
+        scales = {
+            name: getattr(self, name)
+            for name in ("logits_scale", "hidden_scale", "attention_scale")
+        }
+        for name, scale in scales.items():
+            if not 0.0 <= scale < math.inf:
+                raise ValueError(f"{name} is {scale}; it must be at least 0 and finite")
+        if not any(scales.values()):
+            raise ValueError(f"{', '.join(scales)} are all 0: the teacher would teach nothing")
+        if self.layers is not None and not self.taps:
+            raise ValueError(
+                "layers are mapped, but hidden_scale and attention_scale are 0: no layer learns"
+            )
+
+    @property
+    def taps(self) -> bool:
+        """Whether the student learns from inside the teacher."""
+        return self.hidden_scale > 0 or self.attention_scale > 0
 
 
-def attention_loss(students: Sequence[tf.Tensor], teachers: Sequence[tf.Tensor], *, mask: tf.Tensor | None = None) -> tf.Tensor:
-    """Mean squared error of attention probabilities, averaged over pairs; after Jiao et al. 2020, arXiv:1909.10351.
+class Distillation:
+    """A loss for `Trainer`: `hard` plus what the options say of a teacher; student and teacher run
+    forward once each.
 
-    They compare scores; probabilities are what stays comparable when heads are averaged.
+    Both may be float or quantized, and of different size: where hidden states have different
+    widths, the student's goes through a trained projection (Jiao et al. 2020, arXiv:1909.10351), a
+    kernel like any other to the optimizer. The teacher runs as in inference, without dropout, and
+    no gradient reaches it.
 
     Args:
-        students, teachers: probabilities [B, heads, S, S], in pairs; no gradient reaches the teachers. Where the numbers
-            of heads differ, the mean over heads is compared.
-        mask: [B, S], not zero where a token is real; only real queries and keys count. Without it all do.
+        student, teacher: Keras models or what `tfquant.quantize` returned.
+        hard: (outputs of the student, batch) -> scalar; what the labels say.
+        inputs: batch -> inputs of both models.
+        options: see `DistillationOptions`.
+        logits: (outputs, batch) -> what the divergence compares, each [..., classes]; all outputs
+          when not given.
+        regression: what `logits` gives are values, not logits of classes: their mean squared error
+          is taken in place of the
+            divergence.
+        mask: batch -> [B, S], not zero where a token is real, or None; only these count in hidden
+          states and attention. Not a
+            function: as for `tfquant.calibrate`, of the student's inputs; None counts all.
 
-    Returns:
-        float32 scalar; 0 if no token is real.
+    Attributes:
+        variables: the projections; `Trainer` needs them as `loss_variables`. They are no part of
+          the student.
+        pairs: (layer of the student, layer of the teacher), counted from 0; empty if only logits
+          are compared.
 
     Raises:
-        ValueError: the tensors do not pair up.
+        ValueError: the models do not fit each other or the options; the message names the layer.
     """
-    _check_pairs(students, teachers, "attention probabilities")
-    if mask is not None:
-        real = tf.cast(tf.cast(mask, tf.bool), tf.float32)
-        mask = real[:, :, None] * real[:, None, :]
-    losses = []
-    for student, teacher in zip(students, teachers, strict=True):
-        student, teacher = _only_real(student, mask, 1), _only_real(tf.stop_gradient(teacher), mask, 1)
-        if student.shape[1] != teacher.shape[1]:
-            student, teacher = (tf.reduce_mean(t, axis=1, keepdims=True) for t in (student, teacher))
-        errors = tf.reduce_mean(tf.math.squared_difference(student, teacher), axis=1)
-        losses.append(_mean_of_real(errors, mask))
-    return tf.add_n(losses) / len(losses)
 
+    def __init__(
+        self,
+        student: Any,
+        teacher: Any,
+        hard: Callable[[Any, Batch], tf.Tensor],
+        *,
+        inputs: Callable[[Batch], Any],
+        options: DistillationOptions | None = None,
+        logits: Callable[[Any, Batch], Sequence[tf.Tensor]] = lambda outputs, batch: (
+            tf.nest.flatten(outputs)
+        ),
+        mask: Callable[[Batch], tf.Tensor | None] | str | Sequence[str] | None = "auto",
+        regression: bool = False,
+    ):
+        self.options = options or DistillationOptions()
+        self._model, self._hard, self._inputs, self._logits = student, hard, inputs, logits
+        self._regression = regression
+        self._student = _Side("student", tap(student), self.options)
+        self._teacher = _Side("teacher", tap(teacher, differentiable=False), self.options)
+        self.pairs: list[tuple[int, int]] = []
+        self._projections: list[keras.Variable | None] = []
+        if self.options.taps:
+            self.pairs = layer_pairs(self._student.depth, self._teacher.depth, self.options.layers)
+            self._student.choose([layer for layer, _ in self.pairs])
+            self._teacher.choose([layer for _, layer in self.pairs])
+        self._mask = mask if callable(mask) else self._found_mask(mask)
+        if self.options.hidden_scale:
+            widths = zip(self._student.widths(), self._teacher.widths(), strict=True)
+            self._projections = [
+                self._projection(layer, *w)
+                for (layer, _), w in zip(self.pairs, widths, strict=True)
+            ]
+        self.variables = [projection for projection in self._projections if projection is not None]
 
-def _only_real(values: tf.Tensor, mask: tf.Tensor | None, axis: int) -> tf.Tensor:
-    """float32, with zeros where the mask, to which `axis` is added, has them.
+    def __call__(self, model: Any, batch: Batch) -> tf.Tensor:
+        """The loss, a float32 scalar."""
+        if model is not self._model:
+            raise ValueError("this loss was made for another student: make one for each")
+        options, parts = self.options, self.parts(batch)
+        scales = {
+            "hard": 1.0,
+            "logits": options.logits_scale,
+            "hidden": options.hidden_scale,
+            "attention": options.attention_scale,
+        }
+        return tf.add_n([scales[name] * value for name, value in parts.items()])
 
-    Before any arithmetic: what padding holds, NaN too, must reach neither the loss nor a gradient.
-    """
-    values = tf.cast(values, tf.float32)
-    if mask is None:
-        return values
-    return tf.where(tf.expand_dims(tf.cast(mask, tf.bool), axis), values, tf.zeros_like(values))
+    def parts(self, batch: Batch, training: bool = True) -> dict[str, tf.Tensor]:
+        """The terms of the loss before they are scaled.
 
+        `hard`, and `logits`, `hidden` and `attention` as far as they count.
+        """
+        options, inputs, mask = self.options, self._inputs(batch), self._mask(batch)
+        outputs, *ours = self._student.run(inputs, training)
+        answers, *theirs = self._teacher.run(inputs, training=False)
+        parts = {"hard": tf.cast(self._hard(outputs, batch), tf.float32)}
+        if options.logits_scale:
+            compared = zip(self._logits(outputs, batch), self._logits(answers, batch), strict=True)
+            parts["logits"] = tf.add_n([self._difference(s, t) for s, t in compared])
+        if options.hidden_scale:
+            parts["hidden"] = hidden_loss(ours[0], theirs[0], self._projections, mask=mask)
+        if options.attention_scale:
+            parts["attention"] = attention_loss(ours[1], theirs[1], mask=mask)
+        return parts
 
-def _mean_of_real(errors: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """The mean over what is real of errors that are zero elsewhere."""
-    if mask is None:
-        return tf.reduce_mean(errors)
-    return tf.math.divide_no_nan(tf.reduce_sum(errors), tf.reduce_sum(tf.cast(tf.cast(mask, tf.bool), tf.float32)))
+    def _found_mask(self, mask: str | Sequence[str] | None) -> Callable[[Batch], tf.Tensor | None]:
+        real_tokens = self._student.real_tokens(mask)
+        return lambda batch: real_tokens(self._inputs(batch))
 
-
-def _check_pairs(students: Sequence[tf.Tensor], teachers: Sequence[tf.Tensor], what: str) -> None:
-    if not students or len(students) != len(teachers):
-        raise ValueError(
-            f"there are {len(students)} {what} of the student and {len(teachers)} of the teacher; give as many of both, "
-            "at least one (layer_mapping picks the teacher's)"
+    def _difference(self, student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
+        """Between two answers."""
+        if not self._regression:
+            return divergence(student, teacher, self.options.temperature, self.options.direction)
+        return tf.reduce_mean(
+            tf.square(tf.cast(student, tf.float32) - tf.cast(tf.stop_gradient(teacher), tf.float32))
         )
+
+    def _projection(self, layer: int, student: int, teacher: int) -> keras.Variable | None:
+        """From the student's width to the teacher's where they differ; it starts by keeping lengths
+        and angles as far as it can.
+        """
+        if student == teacher:
+            return None
+        with keras.name_scope("distillation"):
+            initializer = keras.initializers.Orthogonal(seed=self.options.seed + layer)
+            return keras.Variable(
+                initializer, (student, teacher), dtype="float32", name=f"projection_{layer}"
+            )
+
+
+class _Side:
+    """Student or teacher with the tensors that are compared, in the order of the pairs of
+    layers.
+    """
+
+    def __init__(self, name: str, tapped: Tapped, options: DistillationOptions):
+        self._name, self._tapped = name, tapped
+        self._hidden_counts, self._attention_counts = (
+            options.hidden_scale > 0,
+            options.attention_scale > 0,
+        )
+        self._hidden: list[str] = []
+        self._attention: list[str] = []
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        if not self._tapped.blocks:
+            raise ValueError(
+                f"the {self._name} has no attention whose result is added to what went into it, so"
+                " no layers to compare: set hidden_scale and attention_scale to 0"
+            )
+        return len(self._tapped.blocks)
+
+    def choose(self, layers: Sequence[int]) -> None:
+        """Settles what is compared; a layer of the teacher may teach several.
+
+        Raises:
+            ValueError: it is not there, or lacks the axes that the losses need.
+        """
+        blocks = [self._tapped.blocks[layer] for layer in layers]
+        if self._hidden_counts:
+            for layer, block in zip(layers, blocks, strict=True):
+                if block.output is None:
+                    raise ValueError(
+                        f"no hidden state was found that leaves the {self._name}'s layer {layer}"
+                        f" ({block.path}): leave it out of the layers, or set hidden_scale to 0"
+                    )
+                self._hidden.append(self._with_axes(block.output, 3, "[batch, tokens, width]"))
+        if self._attention_counts:
+            self._attention = [
+                self._with_axes(b.probabilities, 4, "[batch, heads, tokens, tokens]")
+                for b in blocks
+            ]
+
+    def _with_axes(self, address: str, rank: int, axes: str) -> str:
+        shape = self._tapped.shape(address)
+        if len(shape) != rank:
+            raise ValueError(
+                f"the {self._name}'s {address} has shape {list(shape)}; distillation needs {axes}"
+            )
+        return address
+
+    def widths(self) -> list[int]:
+        """Of the hidden states."""
+        found = [self._tapped.shape(address)[-1] for address in self._hidden]
+        if None in found:
+            raise ValueError(
+                f"the {self._name}'s {self._hidden[found.index(None)]} has no known width: give the"
+                " model one"
+            )
+        return found
+
+    def real_tokens(self, mask: str | Sequence[str] | None) -> Callable[[Any], tf.Tensor | None]:
+        """Inputs -> [B, S], 1 where a token is real; None where the model has no such mask, or
+        nothing is compared.
+        """
+        addresses = [*self._hidden[:1], *self._attention[:1]][:1]
+        if not addresses:
+            return lambda inputs: None
+        validity = self._tapped.validity(addresses[0], mask)
+
+        def found(inputs: Any) -> tf.Tensor | None:
+            valid = validity(inputs)
+            if valid is None:
+                return None
+            return (
+                valid[..., 0] if self._hidden else tf.linalg.diag_part(valid[:, 0])
+            )  # of pairs those of a token with itself
+
+        return found
+
+    def run(self, inputs: Any, training: bool) -> tuple[Any, list[tf.Tensor], list[tf.Tensor]]:
+        """Outputs, hidden states, attention probabilities."""
+        addresses = list(dict.fromkeys(self._hidden + self._attention))
+        outputs, found = self._tapped(inputs, addresses, training=training)
+        return outputs, [found[a] for a in self._hidden], [found[a] for a in self._attention]

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfquant.distributed import Group, Single
+from tfquant.distributed.group import Group, Single
 from tfquant.training.hooks import Hook
 from tfquant.variables import resource
 
@@ -35,15 +35,18 @@ class Best:
 class Evaluation(Hook):
     """Scores the model after some steps of training, and after the last; a hook of `Trainer`.
 
-    Everything that decides which weights are best lies in the checkpoints, the weights included, so that a run that was cut off
-    goes on with them. A step is scored behind its checkpoint: one that was cut off in between is scored when the run goes on.
+    Everything that decides which weights are best lies in the checkpoints, the weights included, so
+    that a run that was cut off goes on with them. A step is scored behind its checkpoint: one that
+    was cut off in between is scored when the run goes on.
 
     Args:
-        evaluate: gives name -> score of the model as it is; called eagerly, on every rank of `group` after the same steps.
+        evaluate: gives name -> score of the model as it is; called eagerly, on every rank of
+          `group` after the same steps.
         due: steps made -> whether to evaluate then.
         metric: name of the score that decides which weights are best.
         greater: whether larger values of it are better.
-        keep: name -> variable of what is kept when it is best, and is there again after training: weights and ranges. Nothing if
+        keep: name -> variable of what is kept when it is best, and is there again after training:
+          weights and ranges. Nothing if
             not given; costs its size once more in memory and in checkpoints.
         group: the processes that train together; rank 0 has the last word where scores differ.
         tell: gets a line about every evaluation.
@@ -63,8 +66,14 @@ class Evaluation(Hook):
         self._evaluate, self._due, self._metric, self._greater = evaluate, due, metric, greater
         self._group, self._tell = group or Single(), tell
         self._kept = dict(keep or {})
-        self._copies = {name: tf.Variable(resource(v), trainable=False, name="best") for name, v in self._kept.items()}
-        self._last, self._best_step = (tf.Variable(NONE, trainable=False, dtype=tf.int64, name=name) for name in ("last", "best"))
+        self._copies = {
+            name: tf.Variable(resource(v), trainable=False, name="best")
+            for name, v in self._kept.items()
+        }
+        self._last, self._best_step = (
+            tf.Variable(NONE, trainable=False, dtype=tf.int64, name=name)
+            for name in ("last", "best")
+        )
         self._best_score = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="score")
 
     @property
@@ -75,8 +84,14 @@ class Evaluation(Hook):
 
     def state(self) -> dict[str, tf.Variable]:
         """Checkpoint name -> variable."""
-        numbers = {"last_step": self._last, "best_step": self._best_step, "best_score": self._best_score}
-        return {STATE + name: v for name, v in numbers.items()} | {BEST + name: copy for name, copy in self._copies.items()}
+        numbers = {
+            "last_step": self._last,
+            "best_step": self._best_step,
+            "best_score": self._best_score,
+        }
+        return {STATE + name: v for name, v in numbers.items()} | {
+            BEST + name: copy for name, copy in self._copies.items()
+        }
 
     def before_step(self, step: int) -> None:
         """Scores the steps made, if they are to be scored and have not been."""
@@ -89,14 +104,20 @@ class Evaluation(Hook):
         if self._kept and self.best:
             for name, variable in self._kept.items():
                 resource(variable).assign(self._copies[name])
-            self._tell(f"the weights of step {self.best.step} scored best and are back: {self._metric} {self.best.score:.4f}")
+            self._tell(
+                f"the weights of step {self.best.step} scored best and are back: {self._metric}"
+                f" {self.best.score:.4f}"
+            )
 
     def _score(self, step: int) -> None:
         if step == int(self._last.numpy()):
             return
         scores = json.loads(self._group.gather(json.dumps(dict(self._evaluate())).encode())[0])
         if self._metric not in scores:
-            raise ValueError(f"metric {self._metric!r} is none of the scores of an evaluation: {', '.join(scores)}")
+            raise ValueError(
+                f"metric {self._metric!r} is none of the scores of an evaluation:"
+                f" {', '.join(scores)}"
+            )
         for name, value in scores.items():
             tf.summary.scalar(f"validation/{name}", value, step)
         self._last.assign(step)
@@ -107,4 +128,6 @@ class Evaluation(Hook):
             self._best_score.assign(value)
             for name, copy in self._copies.items():
                 copy.assign(resource(self._kept[name]))
-        self._tell(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        self._tell(
+            f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        )

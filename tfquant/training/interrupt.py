@@ -1,16 +1,21 @@
-"""A signal to stop during training: the step is finished and saved, then the process ends with exit status 0."""
+"""A signal to stop during training.
+
+The step is finished and saved, then the process ends with exit status 0.
+"""
 
 import os
 import signal
 import threading
 from typing import Any
 
-# What schedulers and people send; mpirun hands SIGUSR1 on to its ranks, and kills them a moment after a SIGTERM.
+# What schedulers and people send; mpirun hands SIGUSR1 on to its ranks, and kills them a moment
+# after a SIGTERM.
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class TrainingInterrupted(SystemExit):
-    """Training stopped after a signal of `STOPPING`; not caught, it ends the process with exit status 0.
+    """Training stopped after a signal of `STOPPING`; not caught, it ends the process with exit
+    status 0.
 
     Attributes:
         step: steps made.
@@ -23,13 +28,17 @@ class TrainingInterrupted(SystemExit):
 
 
 class Terminate:
-    """While entered, a signal to stop only sets `asked`; one that nobody served is delivered on leaving without an error."""
+    """While entered, a signal to stop only sets `asked`; one that nobody served is delivered on
+    leaving without an error.
+    """
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
 
     def __enter__(self) -> "Terminate":
-        self._installed = threading.current_thread() is threading.main_thread()  # Python allows it nowhere else
+        self._installed = (
+            threading.current_thread() is threading.main_thread()
+        )  # Python allows it nowhere else
         if self._installed:
             self._previous = {number: signal.signal(number, self._ask) for number in STOPPING}
         return self

@@ -1,7 +1,8 @@
 """A training loop for any loss: accumulation, clipping, checkpoints, exact resume.
 
-The state of a run is what its checkpoint holds: weights, optimizer slots, step, and the seeds of dropout. Data comes
-from a callable that can start at any batch, so a run that was cut off and resumed ends with the very same weights.
+The state of a run is what its checkpoint holds: weights, optimizer slots, step, and the seeds of
+dropout. Data comes from a callable that can start at any batch, so a run that was cut off and
+resumed ends with the very same weights.
 """
 
 import dataclasses
@@ -17,8 +18,8 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfquant import checkpoint
-from tfquant.agreement import agree
-from tfquant.distributed import Group, Single, structure_of, timed_average
+from tfquant.distributed.errors import agree
+from tfquant.distributed.group import Group, Single, structure_of, timed_average
 from tfquant.training.hooks import Hook
 from tfquant.training.interrupt import Terminate, TrainingInterrupted
 from tfquant.training.loss_scale import DynamicLossScale
@@ -41,8 +42,15 @@ class NonFiniteLossError(ArithmeticError):
 
 
 def seed_variables(*models: Any) -> list[Any]:
-    """The states of all random number generators (dropout) of some models, each once, in the models' own order."""
-    found = {id(v): v for model in models for v in model.variables if v.name.split("/")[-1] == "seed_generator_state"}
+    """The states of all random number generators (dropout) of some models, each once, in the
+    models' own order.
+    """
+    found = {
+        id(v): v
+        for model in models
+        for v in model.variables
+        if v.name.split("/")[-1] == "seed_generator_state"
+    }
     return list(found.values())
 
 
@@ -50,18 +58,24 @@ class Trainer:
     """Trains a model on a loss.
 
     Args:
-        model: a `keras.Model`, or anything with `weights`, `trainable_variables` and `variables` whose names are paths.
-        loss: `loss(model, batch)` -> scalar; calls the model itself, with `training=True`. Losses that layers add and
+        model: a `keras.Model`, or anything with `weights`, `trainable_variables` and `variables`
+          whose names are paths.
+        loss: `loss(model, batch)` -> scalar; calls the model itself, with `training=True`. Losses
+          that layers add and
             regularizers (`model.losses`) are added to it.
         optimizer: see `BertAdamW`; must not be shared with another trainer.
         options: see `TrainOptions`.
         weights: what to save beside the state of training; `model.weights` when not given.
-        seeds: states of random number generators; those that `model.variables` shows when not given.
-        write: `write(prefix, tensors)` that saves a checkpoint; replace it to save more than the trainer knows of.
-        group: the processes that train together: gradients are averaged over them, rank 0 alone writes and shows
+        seeds: states of random number generators; those that `model.variables` shows when not
+          given.
+        write: `write(prefix, tensors)` that saves a checkpoint; replace it to save more than the
+          trainer knows of.
+        group: the processes that train together: gradients are averaged over them, rank 0 alone
+          writes and shows
             progress, and before a checkpoint all must hold the same weights.
         hooks: see `Hook`; their state is saved and restored.
-        loss_variables: what the loss has to train beside the model, such as `Distillation.variables`: trained and saved with it.
+        loss_variables: what the loss has to train beside the model, such as
+          `Distillation.variables`: trained and saved with it.
     """
 
     def __init__(
@@ -91,17 +105,28 @@ class Trainer:
         self._weights = [*(model.weights if weights is None else weights), *loss_variables]
         self._names = names_of([*self._weights, *self._variables, *model.variables])
         self._seeds = list(seed_variables(model) if seeds is None else seeds)
-        self._reached: list[int] = []  # which variables the loss depends on; known once the step is traced
-        self._sums = [tf.Variable(tf.zeros_like(v)) for v in self._variables] if options.accumulation > 1 else []
+        self._reached: list[
+            int
+        ] = []  # which variables the loss depends on; known once the step is traced
+        self._sums = (
+            [tf.Variable(tf.zeros_like(v)) for v in self._variables]
+            if options.accumulation > 1
+            else []
+        )
         self._steps: tuple[Callable, ...] = ()
         self._own_seeds()
         self._further: dict[str, Any] = {}
         if self._scale:
-            self._further = {STATE + name: variable for name, variable in self._scale.state().items()}
+            self._further = {
+                STATE + name: variable for name, variable in self._scale.state().items()
+            }
         for hook in self._hooks:
             taken = [name for name in hook.state() if name in self.state()]
             if taken:
-                raise ValueError(f"a hook's state names what the checkpoint already has: {', '.join(taken)}; choose other names")
+                raise ValueError(
+                    f"a hook's state names what the checkpoint already has: {', '.join(taken)};"
+                    " choose other names"
+                )
             self._further |= hook.state()
 
     @property
@@ -123,14 +148,18 @@ class Trainer:
         return self._names.get(id(resource(variable))) or path_of(variable)
 
     def _alike(self) -> dict[str, Any]:
-        """What all ranks must hold the same of: what is saved and what else the model has, but for the random states."""
+        """What all ranks must hold the same of.
+
+        What is saved and what else the model has, but for the random states.
+        """
         own = {id(resource(v)) for v in self._seeds}
         state = self.state()
         state |= {self._name(v): v for v in self.model.variables if self._name(v) not in state}
         return {name: v for name, v in state.items() if id(resource(v)) not in own}
 
     def save(self) -> str:
-        """Writes `model.ckpt-<step>`, drops older checkpoints beyond those to keep, and returns its prefix.
+        """Writes `model.ckpt-<step>`, drops older checkpoints beyond those to keep, and returns its
+        prefix.
 
         Raises:
             tfquant.checkpoint.CheckpointError: it cannot be written; older ones stay.
@@ -141,23 +170,28 @@ class Trainer:
         for variable in self._variables:
             if not np.isfinite(variable.numpy()).all():
                 raise NonFiniteLossError(
-                    f"step {step} made {path_of(variable)} NaN or Inf. {_REMEDY}; it was not saved, the checkpoint before is kept"
+                    f"step {step} made {path_of(variable)} NaN or Inf. {_REMEDY}; it was not saved,"
+                    " the checkpoint before is kept"
                 )
         prefix = str(pathlib.Path(self.options.directory) / f"model.ckpt-{step}")
         if self._group.rank:
             return prefix
-        self._write(prefix, self.state() | {GLOBAL_STEP: np.int64(step)})  # int64 as TensorFlow has it
+        self._write(
+            prefix, self.state() | {GLOBAL_STEP: np.int64(step)}
+        )  # int64 as TensorFlow has it
         checkpoint.prune(self.options.directory, self.options.keep_checkpoints)
         return prefix
 
     def restore(self, prefix: str | os.PathLike | None = None) -> int:
-        """Continues from a checkpoint of `save`: by default from the highest step in the folder, if there is one.
+        """Continues from a checkpoint of `save`: by default from the highest step in the folder, if
+        there is one.
 
         Returns:
             The step.
 
         Raises:
-            ValueError: the checkpoint is not one of this model's training; all differences are listed.
+            ValueError: the checkpoint is not one of this model's training; all differences are
+              listed.
         """
         if prefix is None:
             numbered = checkpoint.steps(self.options.directory)
@@ -176,10 +210,15 @@ class Trainer:
                 f"cannot resume training from {prefix}: {'; '.join(wrong)}. "
                 "Use a folder without checkpoints, or the settings that this one was trained with"
             )
-        values = {name: stored[name] for name in wanted}  # all of them, before the first is assigned
+        values = {
+            name: stored[name] for name in wanted
+        }  # all of them, before the first is assigned
         broken = [name for name, value in values.items() if not is_finite(value)]
         if broken:
-            raise ValueError(f"cannot resume training from {prefix}: {broken[0]} is NaN or Inf; use an earlier checkpoint")
+            raise ValueError(
+                f"cannot resume training from {prefix}: {broken[0]} is NaN or Inf; use an earlier"
+                " checkpoint"
+            )
         for name, variable in wanted.items():
             variable.assign(values[name])
         self._own_seeds()
@@ -195,21 +234,23 @@ class Trainer:
         """Trains up to `total_steps`, from wherever the model is.
 
         Args:
-            batches: `batches(n)` gives the run's batches from the n-th on, in an order that never changes.
+            batches: `batches(n)` gives the run's batches from the n-th on, in an order that never
+              changes.
                 `accumulation` of them make a step.
 
         Raises:
             NonFiniteLossError: names the step and the first variable whose gradient is not finite.
-            TrainingInterrupted: a SIGTERM or SIGUSR1 arrived; the step was finished, on every rank the same one, and saved.
+            TrainingInterrupted: a SIGTERM or SIGUSR1 arrived; the step was finished, on every rank
+              the same one, and saved.
             ValueError: the batches end too early.
         """
         options, first = self.options, self.step
         agree(self._group, self._course(first), "networks or options of training")
         if first >= options.total_steps:
             self._say(
-                f"{options.directory} has already been trained for {first} steps of {options.total_steps}: nothing to "
-                "do. To train for longer start from its last checkpoint in a new folder: there the learning rate rises and "
-                "falls anew"
+                f"{options.directory} has already been trained for {first} steps of"
+                f" {options.total_steps}: nothing to do. To train for longer start from its last"
+                " checkpoint in a new folder: there the learning rate rises and falls anew"
             )
             for hook in self._hooks:
                 hook.after_training(first)
@@ -229,10 +270,16 @@ class Trainer:
                 started = time.perf_counter()
                 loss, norm, examples, stop, reducing = self._one_step(step, stream, terminate)
                 meter.add(loss, examples, time.perf_counter() - started, reducing)
-                bar.set_postfix_str(f"loss {loss:.4f}, {meter.rate():.1f} examples/s", refresh=False)
+                bar.set_postfix_str(
+                    f"loss {loss:.4f}, {meter.rate():.1f} examples/s", refresh=False
+                )
                 bar.update()
                 last = step == options.total_steps or stop
-                if last or step % options.log_every == 0 or (options.log_first and step == first + 1):
+                if (
+                    last
+                    or step % options.log_every == 0
+                    or (options.log_first and step == first + 1)
+                ):
                     self._log(step, meter.recent_loss(options.log_every), norm, meter)
                 if last or (options.checkpoint_every and step % options.checkpoint_every == 0):
                     writer.flush()
@@ -245,16 +292,22 @@ class Trainer:
                     hook.after_training(options.total_steps)
         writer.close()
         if stop:
-            self._say(f"stopped by a signal after step {step} of {options.total_steps}, saved as {prefix}")
+            self._say(
+                f"stopped by a signal after step {step} of {options.total_steps}, saved as {prefix}"
+            )
             raise TrainingInterrupted(step, prefix)
         return meter.summary(first, self.step, options.log_every, prefix, self._group)
 
     def _course(self, first: int) -> dict[str, Any]:
-        """What every rank must have the same of, or one of them would wait for the others for ever."""
+        """What every rank must have the same of, or one of them would wait for the others for
+        ever.
+        """
         options = dataclasses.asdict(self.options)
         shared = ("total_steps", "accumulation", "clip_norm", "checkpoint_every", "loss_scale")
         variables = structure_of([*self._weights, *self._variables, *self._further.values()])
-        return {"first step": first, "variables": variables} | {name: options[name] for name in shared}
+        return {"first step": first, "variables": variables} | {
+            name: options[name] for name in shared
+        }
 
     def _say(self, text: str) -> None:
         """For all ranks, once."""
@@ -263,21 +316,27 @@ class Trainer:
 
     def _bar(self, first: int) -> tqdm:
         hidden = {"disable": True} if self._group.rank or not self.options.progress else {}
-        return tqdm(total=self.options.total_steps, initial=first, desc="train", unit="step", **hidden)
+        return tqdm(
+            total=self.options.total_steps, initial=first, desc="train", unit="step", **hidden
+        )
 
     def _last_checkpoint(self) -> str:
         numbered = checkpoint.steps(self.options.directory)
         return numbered[-1][1] if numbered else ""
 
-    def _one_step(self, step: int, stream: Iterable[Batch], terminate: Terminate) -> tuple[float, float, int, bool, float]:
-        """Mean loss, gradient norm before clipping, number of examples of one optimizer step, whether to stop after it, and
-        seconds of averaging over the ranks.
+    def _one_step(
+        self, step: int, stream: Iterable[Batch], terminate: Terminate
+    ) -> tuple[float, float, int, bool, float]:
+        """Mean loss, gradient norm before clipping, number of examples of one optimizer step,
+        whether to stop after it, and seconds of averaging over the ranks.
         """
         earlier, examples = tf.zeros(()), 0
         for index in range(self.options.accumulation):
             batch = next(stream, None)
             if batch is None:
-                raise ValueError(f"the training data ended before step {step} of {self.options.total_steps}")
+                raise ValueError(
+                    f"the training data ended before step {step} of {self.options.total_steps}"
+                )
             batch = {name: tf.convert_to_tensor(value) for name, value in batch.items()}
             examples += int(next(iter(batch.values())).shape[0])
             self._steps = self._steps or self._compiled(batch)
@@ -287,7 +346,9 @@ class Trainer:
             results = self._steps[1](batch, earlier, tf.constant(bool(terminate.asked)))
         loss, norm, stop, outcome, bad, reducing = (t.numpy() for t in results)
         if outcome != _MADE:
-            self._not_made(step, outcome, "loss" if not np.isfinite(loss) else self._gradient_name(bad))
+            self._not_made(
+                step, outcome, "loss" if not np.isfinite(loss) else self._gradient_name(bad)
+            )
         return float(loss), float(norm), examples, bool(stop), float(reducing)
 
     def _not_made(self, step: int, outcome: int, what: str) -> None:
@@ -299,15 +360,28 @@ class Trainer:
             )
         if self._group.rank == 0:
             factor = float(self._scale.factor)
-            text = f"step {step} skipped: its {what} is NaN or Inf; loss scale halved to {factor:g}, weights unchanged"
+            text = (
+                f"step {step} skipped: its {what} is NaN or Inf; loss scale halved to {factor:g},"
+                " weights unchanged"
+            )
             tqdm.write(text, file=sys.stderr)
 
     def _gradient_name(self, index: int) -> str:
-        return "gradient's norm" if index < 0 else f"gradient of {path_of(self._variables[self._reached[index]])}"
+        return (
+            "gradient's norm"
+            if index < 0
+            else f"gradient of {path_of(self._variables[self._reached[index]])}"
+        )
 
     def _compiled(self, batch: Mapping[str, tf.Tensor]) -> tuple[Callable, Callable]:
-        """(add a batch's gradient, add it and make the step), each traced once: every dimension is left open."""
-        signature = {name: tf.TensorSpec([None] * value.shape.rank, value.dtype) for name, value in batch.items()}
+        """(add a batch's gradient, add it and make the step), each traced once.
+
+        Every dimension is left open.
+        """
+        signature = {
+            name: tf.TensorSpec([None] * value.shape.rank, value.dtype)
+            for name, value in batch.items()
+        }
 
         @tf.function(input_signature=[signature], autograph=False, jit_compile=False)
         def accumulate(batch):
@@ -323,7 +397,10 @@ class Trainer:
             loss, gradients = self._gradients(batch)
             if self._sums:
                 sums = [self._sums[index] for index in self._reached]
-                gradients = [(s + g) / self.options.accumulation for s, g in zip(sums, gradients, strict=True)]
+                gradients = [
+                    (s + g) / self.options.accumulation
+                    for s, g in zip(sums, gradients, strict=True)
+                ]
                 for total in sums:
                     total.assign(tf.zeros_like(total))
             return self._apply(gradients, (earlier + loss) / self.options.accumulation, stop)
@@ -339,17 +416,21 @@ class Trainer:
         if not self._reached:
             raise ValueError("the loss depends on no trainable variable: there is nothing to train")
         reached = [gradients[i] for i in self._reached]
-        # Those of embeddings stay sparse as long as they may: several ranks send each other only the rows that occur.
+        # Those of embeddings stay sparse as long as they may: several ranks send each other only
+        # the rows that occur.
         return loss, _dense(reached) if self._sums or self._group.size == 1 else reached
 
-    def _apply(self, gradients: Gradients, loss: tf.Tensor, stop: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def _apply(
+        self, gradients: Gradients, loss: tf.Tensor, stop: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
         """Averages, clips and applies.
 
-        Only what all ranks know is tested: a rank that gave up alone would leave the others waiting for its gradients.
+        Only what all ranks know is tested: a rank that gave up alone would leave the others waiting
+        for its gradients.
 
         Returns:
-            Loss, norm, whether any rank wants to stop, outcome, which gradient is the first that is not finite, and seconds of
-            averaging.
+            Loss, norm, whether any rank wants to stop, outcome, which gradient is the first that is
+            not finite, and seconds of averaging.
         """
         reducing = tf.zeros((), tf.float64)
         if self._group.size > 1:
@@ -375,8 +456,14 @@ class Trainer:
             return tf.constant(_MADE), tf.constant(-1)
 
         def refuse() -> tuple[tf.Tensor, tf.Tensor]:
-            finite = tf.stack([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
-            bad = tf.where(tf.reduce_all(finite), -1, tf.argmin(tf.cast(finite, tf.int32), output_type=tf.int32))
+            finite = tf.stack(
+                [tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients]
+            )
+            bad = tf.where(
+                tf.reduce_all(finite),
+                -1,
+                tf.argmin(tf.cast(finite, tf.int32), output_type=tf.int32),
+            )
             if not self._scale:
                 return tf.constant(_FAILED), bad
             left = self._scale.bad()
@@ -399,13 +486,17 @@ class Trainer:
 
 
 def _dense(gradients: Sequence[tf.Tensor | tf.IndexedSlices]) -> Gradients:
-    """Dense ones, so that a word that occurs twice counts as the sum of its gradients in the norm."""
+    """Dense ones, so that a word that occurs twice counts as the sum of its gradients in the
+    norm.
+    """
     return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
 
 @tf.autograph.experimental.do_not_convert
 def _with_added(loss: tf.Tensor, model: Any) -> tf.Tensor:
-    """The loss with what layers of the model have added to it in the last call, and with its regularizers of weights."""
+    """The loss with what layers of the model have added to it in the last call, and with its
+    regularizers of weights.
+    """
     for added in getattr(model, "losses", ()):
         loss = loss + tf.cast(added, loss.dtype)
     return loss

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-LARGEST = 2.0**24  # without a bound the scale itself would become infinite, from where halving does not lead back
+LARGEST = (
+    2.0**24
+)  # without a bound the scale itself would become infinite, from where halving does not lead back
 
 
 class DynamicLossScale:
     """A factor of the loss that grows while gradients are finite and shrinks when they are not.
 
-    Source: Micikevicius et al., Mixed Precision Training, arXiv:1710.03740, section 3.2. Powers of two: scaling is exact.
+    ModelAdapter: Micikevicius et al., Mixed Precision Training, arXiv:1710.03740, section 3.2.
+    Powers of two: scaling is exact.
 
     Args:
         initial: the first factor.
@@ -19,7 +22,9 @@ class DynamicLossScale:
 
     def __init__(self, initial: float = 2.0**15, growth_steps: int = 1000):
         if not 1.0 <= initial <= LARGEST:
-            raise ValueError(f"initial loss scale {initial} is out of range: it must be from 1 to {LARGEST:.0f}")
+            raise ValueError(
+                f"initial loss scale {initial} is out of range: it must be from 1 to {LARGEST:.0f}"
+            )
         if growth_steps < 1:
             raise ValueError(f"growth_steps is {growth_steps}; it must be at least 1")
         self.growth_steps = growth_steps
@@ -46,7 +51,10 @@ class DynamicLossScale:
         self.good_steps.assign(tf.where(grown, tf.zeros_like(count), count))
 
     def bad(self) -> tf.Tensor:
-        """To be called, in the graph, for a step that is not finite: whether a smaller factor is left to try."""
+        """To be called, in the graph, for a step that is not finite.
+
+        Whether a smaller factor is left to try.
+        """
         left = self.factor > 1.0
         with tf.control_dependencies([left]):
             self.factor.assign(tf.maximum(self.factor / 2.0, 1.0))

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from tfquant.distributed import Group
+from tfquant.distributed.group import Group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +17,13 @@ class TrainSummary:
         loss: mean loss of the last `log_every` steps; None when there was nothing to do.
         seconds: time spent, tracing and checkpoints included.
         examples_per_second: over all of that time, in this process.
-        steady_examples_per_second: without the first step (tracing), and without writing checkpoints and scoring.
+        steady_examples_per_second: without the first step (tracing), and without writing
+          checkpoints and scoring.
         checkpoint: prefix of the last checkpoint.
         ranks: number of processes.
         total_examples_per_second, total_steady_examples_per_second: the sums over all processes.
-        allreduce_share: part of the time of a step, from 0 to 1, in which gradients are averaged over the processes, waiting for
+        allreduce_share: part of the time of a step, from 0 to 1, in which gradients are averaged
+          over the processes, waiting for
             the slowest included, the first step left out; None for one process.
     """
 
@@ -49,18 +51,25 @@ class Meter:
         self._reducing: list[float] = []
 
     def add(self, loss: float, examples: int, seconds: float, reducing: float) -> None:
-        """Notes a step: mean loss, number of examples, seconds, and how many of these averaging over processes took."""
+        """Notes a step.
+
+        Mean loss, number of examples, seconds, and how many of these averaging over processes took.
+        """
         self._losses.append(loss)
         self._examples.append(examples)
         self._seconds.append(seconds)
         self._reducing.append(reducing)
 
     def recent_loss(self, count: int) -> float:
-        finite = [loss for loss in self._losses[-count:] if np.isfinite(loss)]  # skipped steps may have others
+        finite = [
+            loss for loss in self._losses[-count:] if np.isfinite(loss)
+        ]  # skipped steps may have others
         return float(np.mean(finite)) if finite else float("nan")
 
     def rate(self) -> float:
-        """Examples a second over the last steps; the first, which traces, counts only while it is alone."""
+        """Examples a second over the last steps; the first, which traces, counts only while it is
+        alone.
+        """
         since = self._since(50)
         return sum(self._examples[since:]) / sum(self._seconds[since:])
 
@@ -77,7 +86,9 @@ class Meter:
         total = time.perf_counter() - self._started
         since = self._since(len(self._seconds))
         own = sum(self._examples) / total, sum(self._examples[since:]) / sum(self._seconds[since:])
-        rates = np.sum([np.frombuffer(data) for data in group.gather(np.array(own).tobytes())], 0).tolist()
+        rates = np.sum(
+            [np.frombuffer(data) for data in group.gather(np.array(own).tobytes())], 0
+        ).tolist()
         return TrainSummary(
             first_step=first,
             last_step=last,

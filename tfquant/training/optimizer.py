@@ -16,14 +16,17 @@ NOT_DECAYED = ("LayerNorm", "layer_norm", "bias", PARAMETER_PATH)
 class BertAdamW(keras.optimizers.AdamW):
     """Adam with decoupled weight decay and without bias correction.
 
-    m += (1 - beta_1) (g - m);  v += (1 - beta_2) (g^2 - v);  w -= rate (m / (sqrt(v) + epsilon) + decay w)
+    m += (1 - beta_1) (g - m);  v += (1 - beta_2) (g^2 - v);  w -= rate (m / (sqrt(v) + epsilon) +
+    decay w)
 
-    Source: Devlin et al. 2018, appendix A.2, as their code has it; decay after Loshchilov & Hutter, arXiv:1711.05101.
+    ModelAdapter: Devlin et al. 2018, appendix A.2, as their code has it; decay after Loshchilov &
+    Hutter, arXiv:1711.05101.
 
     Args:
         learning_rate: a number or a `keras.optimizers.schedules.LearningRateSchedule`.
         weight_decay: factor of the decoupled decay.
-        not_decayed: regular expressions; variables whose path one of them is found in are not decayed.
+        not_decayed: regular expressions; variables whose path one of them is found in are not
+          decayed.
     """
 
     def __init__(
@@ -49,15 +52,25 @@ class BertAdamW(keras.optimizers.AdamW):
         self.not_decayed = tuple(not_decayed)
 
     def build(self, var_list: Sequence[Any]) -> None:
-        """Makes the slots. The decay's exceptions are settled here because only here the paths are known."""
+        """Makes the slots.
+
+        The decay's exceptions are settled here because only here the paths are known.
+        """
         if self.built:
             return
-        excluded = [v for v in var_list if any(re.search(p, getattr(v, "path", v.name)) for p in self.not_decayed)]
+        excluded = [
+            v
+            for v in var_list
+            if any(re.search(p, getattr(v, "path", v.name)) for p in self.not_decayed)
+        ]
         self.exclude_from_weight_decay(var_list=excluded)
         super().build(var_list)
 
     def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: tf.Tensor) -> None:
-        """One fused update. Powers of beta given as zero switch the kernel's bias correction off."""
+        """One fused update.
+
+        Powers of beta given as zero switch the kernel's bias correction off.
+        """
         index = self._get_variable_index(variable)
         dtype = variable.dtype
         tf.raw_ops.ResourceApplyAdam(
@@ -84,9 +97,11 @@ class BertAdamW(keras.optimizers.AdamW):
 
 @keras.saving.register_keras_serializable(package="tfquant")
 class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises linearly from 0 to `peak` during the warm-up, then falls linearly to 0 at the last step.
+    """Rises linearly from 0 to `peak` during the warm-up, then falls linearly to 0 at the last
+    step.
 
-    The falling line starts above the peak, at `peak / (1 - warmup / total)` for step 0, so that both meet at the peak.
+    The falling line starts above the peak, at `peak / (1 - warmup / total)` for step 0, so that
+    both meet at the peak.
 
     Args:
         peak: highest rate.
@@ -100,25 +115,39 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, peak: float, total_steps: int, warmup_steps: int):
         if not 0 <= warmup_steps < total_steps:
             raise ValueError(
-                f"a warm-up of {warmup_steps} steps does not fit into {total_steps} steps of training; train for "
-                "longer or warm up for a smaller part of it"
+                f"a warm-up of {warmup_steps} steps does not fit into {total_steps} steps of"
+                " training; train for longer or warm up for a smaller part of it"
             )
-        self.peak, self.total_steps, self.warmup_steps = float(peak), int(total_steps), int(warmup_steps)
+        self.peak, self.total_steps, self.warmup_steps = (
+            float(peak),
+            int(total_steps),
+            int(warmup_steps),
+        )
 
     @classmethod
-    def from_proportion(cls, peak: float, total_steps: int, proportion: float) -> "WarmupLinearDecay":
+    def from_proportion(
+        cls, peak: float, total_steps: int, proportion: float
+    ) -> "WarmupLinearDecay":
         """The schedule whose warm-up is `int(total_steps * proportion)` steps."""
         if not 0.0 <= proportion < 1.0:
-            raise ValueError(f"warm-up proportion {proportion} is out of range: it must be at least 0 and below 1")
+            raise ValueError(
+                f"warm-up proportion {proportion} is out of range: it must be at least 0 and"
+                " below 1"
+            )
         return cls(peak, total_steps, int(total_steps * proportion))
 
     def __call__(self, step: Any) -> tf.Tensor:
         """The rate at a step, counted from 0."""
         step = tf.cast(step, tf.float32)
-        # Divided by what is left after the warm-up: the same line as with the adjusted start, without its rounding.
+        # Divided by what is left after the warm-up: the same line as with the adjusted start,
+        # without its rounding.
         left = tf.maximum(self.total_steps - step, 0.0) / (self.total_steps - self.warmup_steps)
         return self.peak * tf.minimum(left, step / self.warmup_steps if self.warmup_steps else 1.0)
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
-        return {"peak": self.peak, "total_steps": self.total_steps, "warmup_steps": self.warmup_steps}
+        return {
+            "peak": self.peak,
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+        }

@@ -16,21 +16,25 @@ from tfquant.variables import resource
 
 
 class QuantizationSchedule(Hook):
-    """Steps of quantized training at which something about quantization changes; a hook of `Trainer`.
+    """Steps of quantized training at which something about quantization changes; a hook of
+    `Trainer`.
 
-    All is a function of the step, so that nothing of it is saved, and a resumed run follows the same schedule. In Keras' `fit` the
-    same is `QuantizationCallback`.
+    All is a function of the step, so that nothing of it is saved, and a resumed run follows the
+    same schedule. In Keras' `fit` the same is `QuantizationCallback`.
 
     Args:
         model: from `tfquant.quantize` or `tfquant.load`, not traced by a training step yet.
-        optimizer: what will train it; its `apply` is wrapped where ranges do not move as everything else does.
-        quant_start_step: steps made in float before quantization is switched on; prediction is quantized all the time.
+        optimizer: what will train it; its `apply` is wrapped where ranges do not move as everything
+          else does.
+        quant_start_step: steps made in float before quantization is switched on; prediction is
+          quantized all the time.
         range_start_step: steps before ranges move, be they learned or moving averages.
         range_freeze_step: steps after which they stay; None for never.
         range_rate: learning rate of learned ranges as a multiple of the optimizer's.
 
     Raises:
-        ValueError: an argument is out of range, or has no effect on this model; the message names it.
+        ValueError: an argument is out of range, or has no effect on this model; the message names
+          it.
         TypeError: `model` is not a quantized model.
     """
 
@@ -45,22 +49,34 @@ class QuantizationSchedule(Hook):
         range_rate: float = 1.0,
     ):
         if not isinstance(model, QuantizedModel):
-            raise TypeError(f"a schedule is for a model from tfquant.quantize or tfquant.load, got {type(model).__name__}")
+            raise TypeError(
+                "a schedule is for a model from tfquant.quantize or tfquant.load, got"
+                f" {type(model).__name__}"
+            )
         _check(quant_start_step, range_start_step, range_freeze_step, range_rate)
         self._engine = engine_of(model)
         self._quant_start, self._rate = quant_start_step, range_rate
         self._range_start, self._range_freeze = range_start_step, range_freeze_step
-        learned = [v for q in self._engine.quantizers.values() if q.learned for v in q.learned.variables.values()]
+        learned = [
+            v
+            for q in self._engine.quantizers.values()
+            if q.learned
+            for v in q.learned.variables.values()
+        ]
         moved = range_start_step > 0 or range_freeze_step is not None
         if range_rate != 1.0 and not learned:
             raise ValueError(
-                f"a learning rate of ranges has no effect (range_rate is {range_rate}, but no range of this model is learned): "
-                "set update to lsq, tqt or pact, or leave it out"
+                f"a learning rate of ranges has no effect (range_rate is {range_rate}, but no range"
+                " of this model is learned): set update to lsq, tqt or pact, or leave it out"
             )
-        if moved and not learned and all(q.site.spec.update == "frozen" for q in self._engine.quantizers.values()):
+        if (
+            moved
+            and not learned
+            and all(q.site.spec.update == "frozen" for q in self._engine.quantizers.values())
+        ):
             raise ValueError(
-                "range_start_step and range_freeze_step have no effect, all ranges are frozen: set update in the recipe, or leave "
-                "them out"
+                "range_start_step and range_freeze_step have no effect, all ranges are frozen: set"
+                " update in the recipe, or leave them out"
             )
         if quant_start_step:
             self._engine.latent = True
@@ -69,19 +85,23 @@ class QuantizationSchedule(Hook):
             _scale_updates(optimizer, learned, self._engine.range_rate)
 
     def before_step(self, step: int) -> None:
-        moving = self._range_start <= step and (self._range_freeze is None or step < self._range_freeze)
+        moving = self._range_start <= step and (
+            self._range_freeze is None or step < self._range_freeze
+        )
         self._engine.range_rate.assign(self._rate if moving else 0.0)
         self._engine.quantizing.assign(step >= self._quant_start)
 
 
 class QuantizationCallback(keras.callbacks.Callback):
-    """`QuantizationSchedule` for `fit` of a quantized model: `model.fit(..., callbacks=[QuantizationCallback(...)])`.
+    """`QuantizationSchedule` for `fit` of a quantized model: `model.fit(...,
+    callbacks=[QuantizationCallback(...)])`.
 
-    Steps are those of the optimizer (`optimizer.iterations`), counted over all calls of `fit`; with `steps_per_execution` above 1 a
-    change waits for the next execution.
+    Steps are those of the optimizer (`optimizer.iterations`), counted over all calls of `fit`; with
+    `steps_per_execution` above 1 a change waits for the next execution.
 
     Args:
-        **schedule: `quant_start_step`, `range_start_step`, `range_freeze_step`, `range_rate`, as for `QuantizationSchedule`.
+        **schedule: `quant_start_step`, `range_start_step`, `range_freeze_step`, `range_rate`, as
+          for `QuantizationSchedule`.
 
     Raises:
         ValueError, TypeError: when `fit` begins, as `QuantizationSchedule` does.
@@ -99,9 +119,15 @@ class QuantizationCallback(keras.callbacks.Callback):
             model.train_function = None
 
     def on_train_end(self, logs: Any = None) -> None:
-        start, made = self._arguments.get("quant_start_step", 0), int(self.model.optimizer.iterations.numpy())
+        start, made = (
+            self._arguments.get("quant_start_step", 0),
+            int(self.model.optimizer.iterations.numpy()),
+        )
         if made <= start and start:
-            warnings.warn(f"quant_start_step={start} was not reached: all {made} steps were made in float", stacklevel=2)
+            warnings.warn(
+                f"quant_start_step={start} was not reached: all {made} steps were made in float",
+                stacklevel=2,
+            )
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._schedule.before_step(int(self.model.optimizer.iterations.numpy()))
@@ -112,20 +138,36 @@ def _check(quant_start: int, range_start: int, range_freeze: int | None, rate: f
         if value < 0:
             raise ValueError(f"{name} is {value}; it must not be negative")
     if range_freeze is not None and range_freeze <= range_start:
-        raise ValueError(f"range_freeze_step is {range_freeze}; it must be above range_start_step ({range_start})")
+        raise ValueError(
+            f"range_freeze_step is {range_freeze}; it must be above range_start_step"
+            f" ({range_start})"
+        )
     if not 0.0 < rate < float("inf"):
-        raise ValueError(f"range_rate is {rate}; it must be above 0 and finite (ranges that shall not move are `frozen`)")
+        raise ValueError(
+            f"range_rate is {rate}; it must be above 0 and finite (ranges that shall not move are"
+            " `frozen`)"
+        )
 
 
-def _scale_updates(optimizer: keras.optimizers.Optimizer, variables: Sequence[tf.Variable], rate: tf.Variable) -> None:
-    """Makes `optimizer` change `variables` by `rate` times what it would; at rate 0 not at all, whatever its momentum.
+def _scale_updates(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[tf.Variable], rate: tf.Variable
+) -> None:
+    """Makes `optimizer` change `variables` by `rate` times what it would; at rate 0 not at all,
+    whatever its momentum.
 
-    Taken at the outermost call, so that it holds for every optimizer, and for its decay and averages of weights too.
+    Taken at the outermost call, so that it holds for every optimizer, and for its decay and
+    averages of weights too.
     """
     apply, scaled = optimizer.apply, {id(v) for v in variables}
 
-    def apply_scaled(grads: Sequence[tf.Tensor], trainable_variables: Sequence[Any] | None = None) -> None:
-        trained = trainable_variables if trainable_variables is not None else optimizer._trainable_variables
+    def apply_scaled(
+        grads: Sequence[tf.Tensor], trainable_variables: Sequence[Any] | None = None
+    ) -> None:
+        trained = (
+            trainable_variables
+            if trainable_variables is not None
+            else optimizer._trainable_variables
+        )
         ranges = [v for v in trained if id(resource(v)) in scaled]
         before = [tf.identity(resource(v)) for v in ranges]
         with tf.control_dependencies(before):
@@ -133,7 +175,9 @@ def _scale_updates(optimizer: keras.optimizers.Optimizer, variables: Sequence[tf
         for variable, old in zip(ranges, before, strict=True):
             new = tf.convert_to_tensor(resource(variable))
             value = tf.where(rate == 1.0, new, old + rate * (new - old))
-            constraint = getattr(variable, "constraint", None)  # a larger step may lead past what the smaller kept to
+            constraint = getattr(
+                variable, "constraint", None
+            )  # a larger step may lead past what the smaller kept to
             resource(variable).assign(value if constraint is None else constraint(value))
 
     optimizer.apply = apply_scaled

@@ -1,6 +1,8 @@
-"""Structured sparsity: of every few consecutive weights along the reduction axis some are zero, as sparse tensor cores want it.
+"""Structured sparsity: of every few consecutive weights along the reduction axis some are zero, as
+sparse tensor cores want it.
 
-Masks and schedule are those of TensorFlow Model Optimization; after Mishra et al. 2021, arXiv:2104.08378.
+Masks and schedule are those of TensorFlow Model Optimization; after Mishra et al. 2021,
+arXiv:2104.08378.
 """
 
 import re
@@ -13,12 +15,16 @@ import tensorflow as tf
 from tfquant.training.hooks import Hook
 from tfquant.variables import names_of, path_of, resource
 
-ENCODER_KERNELS = r"(^|/)(attention/self/(query|key|value)|attention/output/dense|intermediate/dense|output/dense)/kernel$"
+ENCODER_KERNELS = (
+    r"(^|/)(attention/self/(query|key|value)|attention/output/dense|intermediate/dense|output/dense)"
+    r"/kernel$"
+)
 MASKS = "tfquant/masks/"
 
 
 def encoder_kernels(variables: Iterable[Any], expression: str = ENCODER_KERNELS) -> list[Any]:
-    """The variables whose path `expression` is found in; by default the kernels of a transformer's encoder.
+    """The variables whose path `expression` is found in; by default the kernels of a transformer's
+    encoder.
 
     Raises:
         ValueError: there is none.
@@ -27,15 +33,19 @@ def encoder_kernels(variables: Iterable[Any], expression: str = ENCODER_KERNELS)
     found = [v for v in variables if re.search(expression, path_of(v))]
     if not found:
         some = ", ".join(path_of(v) for v in variables[:3])
-        raise ValueError(f"no variable's path matches {expression!r}; paths look like {some}: give another expression")
+        raise ValueError(
+            f"no variable's path matches {expression!r}; paths look like {some}: give another"
+            " expression"
+        )
     return found
 
 
 class StructuredSparsity(Hook):
     """Keeps kernels sparse while they are trained.
 
-    A mask is chosen by magnitude. As `after_update` zeroes what a mask drops, later masks of the same weights differ only where
-    a weight that was kept has become zero itself; masks are recomputed to follow weights that were set from outside.
+    A mask is chosen by magnitude. As `after_update` zeroes what a mask drops, later masks of the
+    same weights differ only where a weight that was kept has become zero itself; masks are
+    recomputed to follow weights that were set from outside.
 
     Args:
         variables: kernels [in, out] of Keras or TensorFlow, see `encoder_kernels`.
@@ -49,7 +59,12 @@ class StructuredSparsity(Hook):
     """
 
     def __init__(
-        self, variables: Iterable[Any], pattern: str = "2x4", begin_step: int = 0, end_step: int = -1, frequency: int = 100
+        self,
+        variables: Iterable[Any],
+        pattern: str = "2x4",
+        begin_step: int = 0,
+        end_step: int = -1,
+        frequency: int = 100,
     ):
         # Imported here: it brings the whole of Keras 2 along, which other training has no use for.
         from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule
@@ -59,12 +74,17 @@ class StructuredSparsity(Hook):
         names = names_of(variables)
         self._kernels = {names[id(resource(v))]: resource(v) for v in variables}
         if not self._kernels:
-            raise ValueError("structured sparsity was given no kernels: choose some with encoder_kernels")
+            raise ValueError(
+                "structured sparsity was given no kernels: choose some with encoder_kernels"
+            )
         for name, kernel in self._kernels.items():
             _check_shape(name, kernel.shape, pattern)
-        self._schedule = pruning_schedule.ConstantSparsity(self.zeros / self.block, begin_step, end_step, frequency)
+        self._schedule = pruning_schedule.ConstantSparsity(
+            self.zeros / self.block, begin_step, end_step, frequency
+        )
         self._masks = {
-            name: tf.Variable(tf.ones_like(kernel), trainable=False, name="mask") for name, kernel in self._kernels.items()
+            name: tf.Variable(tf.ones_like(kernel), trainable=False, name="mask")
+            for name, kernel in self._kernels.items()
         }
 
     def state(self) -> dict[str, tf.Variable]:
@@ -72,7 +92,8 @@ class StructuredSparsity(Hook):
         return {MASKS + name: mask for name, mask in self._masks.items()}
 
     def before_step(self, step: int) -> bool:
-        """Recomputes and applies the masks if the schedule says so; to be called before each step, not in a graph.
+        """Recomputes and applies the masks if the schedule says so; to be called before each step,
+        not in a graph.
 
         Args:
             step: number of steps made.
@@ -93,9 +114,12 @@ class StructuredSparsity(Hook):
         return True
 
     def after_update(self) -> None:
-        """Zeroes what the masks drop; to be called after the optimizer's update, in its graph or eagerly."""
+        """Zeroes what the masks drop; to be called after the optimizer's update, in its graph or
+        eagerly.
+        """
         for name, kernel in self._kernels.items():
-            # Chosen rather than multiplied: a product would leave minus zero, and NaN where a weight is infinite.
+            # Chosen rather than multiplied: a product would leave minus zero, and NaN where a
+            # weight is infinite.
             kernel.assign(tf.where(self._masks[name] != 0, kernel, tf.zeros_like(kernel)))
 
 
@@ -114,9 +138,10 @@ def check(kernels: Mapping[str, np.ndarray], pattern: str = "2x4") -> None:
         if len(wrong):
             group, column = wrong[0]
             raise ValueError(
-                f"kernel {name} is not {pattern} sparse: inputs {group * block} to {group * block + block - 1} of output {column} "
-                f"have {groups[group, column]} zeros instead of {zeros} ({len(wrong)} of {groups.size} groups are wrong); "
-                "train it with StructuredSparsity, past its begin_step"
+                f"kernel {name} is not {pattern} sparse: inputs {group * block} to"
+                f" {group * block + block - 1} of output {column} have {groups[group, column]}"
+                f" zeros instead of {zeros} ({len(wrong)} of {groups.size} groups are wrong); train"
+                " it with StructuredSparsity, past its begin_step"
             )
 
 
@@ -129,15 +154,22 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", pattern)
     zeros, block = map(int, match.groups()) if match else (0, 0)
     if not 0 < zeros < block:
-        raise ValueError(f"sparsity pattern is {pattern!r}; it must be zeros x group size with fewer zeros, such as '2x4'")
+        raise ValueError(
+            f"sparsity pattern is {pattern!r}; it must be zeros x group size with fewer zeros, such"
+            " as '2x4'"
+        )
     return zeros, block
 
 
 def _check_shape(name: str, shape: Any, pattern: str) -> None:
     block = parse_pattern(pattern)[1]
     if len(shape) != 2:
-        raise ValueError(f"kernel {name} has shape {list(shape)}; {pattern} sparsity needs [in, out]: leave it out")
+        raise ValueError(
+            f"kernel {name} has shape {list(shape)}; {pattern} sparsity needs [in, out]: leave"
+            " it out"
+        )
     if shape[0] % block:
         raise ValueError(
-            f"kernel {name} has {shape[0]} inputs, no multiple of {block}; {pattern} sparsity cannot be had there: leave it out"
+            f"kernel {name} has {shape[0]} inputs, no multiple of {block}; {pattern} sparsity"
+            " cannot be had there: leave it out"
         )

@@ -1,0 +1,56 @@
+"""What training minimises: what the labels say, and what a teacher adds to it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from runs.batches import only
+from runs.distillation_options import taught_by
+from runs.glue.data import INPUTS
+from runs.glue.settings import Settings
+from runs.glue.teachers import load_teacher, teacher_of
+from runs.training import Loss
+from tasks import glue
+from tfquant.training import Distillation
+
+
+def loss_of(task: glue.Task) -> Loss:
+    """What the labels say, of a model in training."""
+    hard = hard_loss(task)
+    return lambda model, batch: hard(model(only(batch, INPUTS), training=True), batch)
+
+
+def hard_loss(task: glue.Task) -> Callable[[Any, Any], tf.Tensor]:
+    """(outputs, batch) -> mean squared error of a regression, cross-entropy of classes."""
+
+    def loss(outputs: Any, batch: Any) -> tf.Tensor:
+        logits = tf.cast(outputs["logits"], tf.float32)
+        if task.regression:
+            return tf.reduce_mean(tf.square(logits[:, 0] - batch["labels"]))
+        return tf.reduce_mean(
+            tf.nn.sparse_softmax_cross_entropy_with_logits(batch["labels"], logits)
+        )
+
+    return loss
+
+
+def distillation(
+    student: Any, task: glue.Task, source: str, settings: Settings, seed: int
+) -> Distillation:
+    """`hard_loss` and what the options say of a teacher.
+
+    Args:
+        source: folder of the model that is quantized, which teaches if no other is given.
+    """
+    teacher = load_teacher(task, teacher_of(task, source, settings), settings, seed)
+    return taught_by(
+        student,
+        teacher,
+        hard_loss(task),
+        settings,
+        seed,
+        inputs=INPUTS,
+        logits=lambda outputs, batch: [outputs["logits"]],
+        regression=task.regression,
+    )

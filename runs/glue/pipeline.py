@@ -1,0 +1,181 @@
+"""A run of run_glue.py over its tasks and seeds."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import tfquant
+from runs.glue import networks, overwriting, setting_checks
+from runs.glue.data import features_of
+from runs.glue.evaluation import Validation
+from runs.glue.exporting import export
+from runs.glue.histograms import write_graph, write_histograms
+from runs.glue.input_checks import check_inputs
+from runs.glue.outputs import logs_of, size_of, summary_of, tell, write_results, write_scores
+from runs.glue.quantizing import quantized, recipe_of, round_weights, trained
+from runs.glue.settings import Settings
+from runs.glue.training import train
+from runs.logging import log_on_chief_only
+from runs.ranks import agree_on_settings, output_of
+from tasks import glue
+from tfquant import checkpoint
+from tfquant.distributed.group import Group, start
+from tfquant.intermediate_outputs import tap
+from tfquant.store import holds_ranges
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """All tasks with all seeds.
+
+    Returns what the last line shows: medians in per cent, and averages.
+    """
+    setting_checks.check(settings)
+    runs = runs_of(settings)
+    check_inputs(list(runs.values()))
+    if not settings.cuda:
+        tf.config.set_visible_devices([], "GPU")
+    group = start(settings.horovod, settings.horovod_compression, timeout=settings.rank_timeout)
+    log_on_chief_only(group.rank)
+    agree_on_settings(group, "run_glue.py", settings)
+    finals: dict[str, dict[int, float]] = {}
+    for (name, seed), own in runs.items():
+        with output_of(group, own.output_dir):
+            final = run_task(glue.TASKS[name], own, group, directory=own.output_dir, seed=seed)
+        if final is not None:
+            finals.setdefault(name, {})[seed] = final
+    found = summary_of(finals)
+    if group.rank == 0:
+        tell(found, settings.output_dir if len(runs) > 1 else None)
+    return found
+
+
+def runs_of(settings: Settings) -> dict[tuple[str, int], Settings]:
+    """(task, seed) -> its settings.
+
+    Those of a run of its own, in folders of its own where there are several.
+    """
+    runs = {}
+    for task in settings.tasks:
+        for seed in settings.seed:
+            below = ([task] if len(settings.tasks) > 1 else []) + (
+                [f"seed_{seed}"] if len(settings.seed) > 1 else []
+            )
+            output = settings.output_dir and os.path.join(settings.output_dir, *below)
+            logs = settings.tb_logging_dir and os.path.abspath(
+                os.path.join(settings.tb_logging_dir, *below)
+            )
+            runs[task, seed] = dataclasses.replace(
+                settings, task=(task,), seed=(seed,), output_dir=output, tb_logging_dir=logs
+            )
+    return runs
+
+
+def run_task(
+    task: glue.Task, settings: Settings, group: Group, *, directory: str | None, seed: int
+) -> float | None:
+    """One task with one seed; its final score, None where nothing is scored."""
+    keras.utils.set_random_seed(seed)
+    if settings.trains and group.rank == 0 and settings.overwrite_output:
+        overwriting.start_anew(directory, settings, group.size)
+    group.gather(
+        b""
+    )  # no rank looks for checkpoints before rank 0 has removed those of an earlier run
+    source = networks.folder_of(task, settings)
+    tokenizer = glue.load_tokenizer(source)
+    model = networks.build(source, task, settings, seed)
+    figures: dict[str, Any] = {"source": source, "task": task.name, "seed": seed}
+    training_rows = functools.cache(
+        lambda: features_of(task, "train", tokenizer, settings)
+    )  # what wants them shares them
+    network = model
+    if settings.quantizes:
+        network, found = quantized_network(
+            model, source, training_rows, settings, group, directory, seed
+        )
+        figures |= found
+    elif not (settings.trains and checkpoint.steps(directory)):
+        networks.load_float(model, source, new_head=settings.trains)
+    validation = Validation(network, task, tokenizer, settings, group, clamp=settings.quantizes)
+    if settings.trains:
+        figures["training"] = train(
+            model,
+            network,
+            training_rows(),
+            task,
+            settings,
+            group,
+            source=source,
+            validation=validation,
+            directory=directory,
+            seed=seed,
+        )
+    if network is not model and group.rank == 0:
+        figures["size"] = size_of(network)
+    if settings.tb and group.rank == 0:
+        show(network, validation, settings, logs_of(directory, settings), figures)
+    if directory is not None and group.rank == 0 and settings.save_model:
+        networks.save(model, network, task, source, directory)
+    if settings.export and group.rank == 0:
+        figures["export"] = export(network, task, tokenizer, settings, directory)
+    final = None
+    if settings.do_eval or not settings.trains:
+        figures["scores"] = validation.scores()
+        figures["final_score"] = final = glue.final_score(task, figures["scores"])
+    if directory is not None and group.rank == 0:
+        if final is not None:
+            write_scores(directory, task, figures["scores"], final)
+        write_results(directory, settings, figures)
+    return final
+
+
+def show(
+    network: Any, validation: Validation, settings: Settings, folder: str, figures: dict[str, Any]
+) -> None:
+    """What --tb and --tb-graph put into TensorBoard's folder."""
+    tapped, step = (
+        tap(network, differentiable=False),
+        figures["training"]["last_step"] if settings.trains else 0,
+    )
+    write_histograms(tapped, validation.first_batch(), folder, step, progress=settings.tqdm)
+    if settings.tb_graph:
+        write_graph(tapped, folder)
+
+
+def quantized_network(
+    model: keras.Model,
+    source: str,
+    training_rows: Callable[[], glue.Features],
+    settings: Settings,
+    group: Group,
+    directory: str | None,
+    seed: int,
+) -> tuple[Any, dict[str, Any]]:
+    """The quantized network.
+
+    Of the run that goes on, of a model that was saved with ranges, or of a float one.
+    """
+    saved = checkpoint.steps(directory) if settings.trains else []
+    if saved:
+        return tfquant.load(saved[-1][1], model), {"ranges": {"loaded": saved[-1][1]}}
+    if holds_ranges(networks.weights_of(source)):
+        setting_checks.refuse_quantization_options(settings, source)
+        return tfquant.load(networks.weights_of(source), model), {"ranges": {"loaded": source}}
+    networks.load_float(model, source, new_head=False)
+    recipe = recipe_of(model, settings)
+    if settings.trains:
+        recipe = trained(recipe, settings)
+    network, ranges = quantized(model, recipe, training_rows, settings, group, seed)
+    figures = {"ranges": ranges}
+    if settings.adaround:
+        folder = (
+            os.path.join(directory, "adaround")
+            if directory is not None and group.rank == 0
+            else None
+        )
+        figures["adaround"] = round_weights(network, training_rows(), settings, group, seed, folder)
+    return network, figures

@@ -1,0 +1,93 @@
+"""The model that teaches another.
+
+The folder it comes from, what is wrong with it, and the network.
+"""
+
+import os
+import pathlib
+
+import keras
+
+import modeling
+from runs import distillation_options
+from runs.glue import networks
+from runs.glue.settings import Settings, option
+from runs.logging import log
+from tasks import glue
+from tfquant.store import holds_ranges
+
+VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt")
+
+
+def teacher_of(task: glue.Task, source: str, settings: Settings) -> str:
+    """The folder of the model that teaches: in --teacher, or where the model that is quantized
+    comes from.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no model, or more than one for the task, in
+          --teacher.
+    """
+    return (
+        networks.place_of(settings.teacher, "--teacher", task, settings)
+        if settings.teacher
+        else source
+    )
+
+
+def check_teacher(task: glue.Task, source: str, settings: Settings) -> None:
+    """Refuses a teacher that cannot teach the model of `source`, from the files, before anything is
+    built.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, it has no weights, is of another task or
+          vocabulary, or its layers do not
+            pair up with the student's.
+    """
+    folder = teacher_of(task, source, settings)
+    if folder == source:
+        if holds_ranges(networks.weights_of(source)):
+            raise ValueError(
+                f"--distillation: {source} is quantized, a teacher answers in float: name a float"
+                " model in --teacher"
+            )
+        return
+    named = f"--teacher={folder}"
+    if (trained := networks.trained_on(folder)) in glue.TASKS and trained != task.name:
+        raise ValueError(f"{named}: was trained on {trained}, not on {task.name}")
+    networks.check_head(folder, task, named)
+    problems = [
+        f"{named}: its {name} is not that of {source}"
+        for name in VOCABULARIES
+        if _differ(folder, source, name)
+    ]
+    if problems:
+        raise ValueError(
+            f"{problems[0]}: both read the same word pieces, so take a teacher with the student's"
+            " vocabulary"
+        )
+    student, teacher = (
+        modeling.config_from_file(os.path.join(place, networks.CONFIG))
+        for place in (source, folder)
+    )
+    problems = distillation_options.misfits(student, teacher, settings, option, named)
+    if problems:
+        raise ValueError("\n  ".join(problems))
+
+
+def _differ(one: str, other: str, name: str) -> bool:
+    """Whether both folders have a file of that name, and not the same lines in it."""
+    files = [pathlib.Path(folder, name) for folder in (one, other)]
+    if not all(file.is_file() for file in files):
+        return False
+    first, second = (file.read_text(encoding="utf-8").splitlines() for file in files)
+    return first != second
+
+
+def load_teacher(task: glue.Task, folder: str, settings: Settings, seed: int) -> keras.Model:
+    """The teacher, in float and not to be trained."""
+    teacher = networks.build(folder, task, settings, seed)
+    teacher.trainable = False
+    networks.load_float(teacher, folder, new_head=False, who="teacher: ")
+    if holds_ranges(networks.weights_of(folder)):
+        log("teacher: its ranges are not used, it answers in float")
+    return teacher

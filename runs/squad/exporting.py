@@ -1,0 +1,128 @@
+"""Export.
+
+The network of a run as a file for another runtime, checked on windows of real text, and prediction
+with such a file.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import tfquant
+from runs.batches import only
+from runs.logging import log
+from runs.squad.data import INPUTS, read_examples, to_features
+from runs.squad.flags import Settings
+from runs.squad.prediction import Forward, decoded, scored
+from tasks import squad
+from tfquant.distributed.errors import together
+from tfquant.distributed.group import Group
+from tfquant.export.parity import Score
+from tfquant.export.targets import TARGETS, targets_for
+from tfquant.runtimes import open_file
+
+CHECKED_QUESTIONS = 64
+
+
+def export(
+    network: Any, tokenizer: squad.Tokenizer, settings: Settings, group: Group
+) -> dict[str, Any]:
+    """Writes the network, quantized or float, to `settings.exported_file`; rank 0 does it.
+
+    Raises:
+        ExportError: the file could not be written as asked, or answers otherwise than the network.
+    """
+    figures: dict[str, Any] = {}
+    with together(group, lambda: (0, "export")):
+        if group.rank == 0:
+            quantized = network if settings.if_quant else tfquant.quantize(network)
+            windows, f1 = (
+                check_windows(tokenizer, settings)
+                if TARGETS[settings.target].readers
+                else (None, None)
+            )
+            os.makedirs(settings.output_dir, exist_ok=True)
+            written = tfquant.export(
+                quantized,
+                settings.exported_file,
+                target=settings.target,
+                mode="quantized" if settings.if_quant else "float",
+                check_data=windows,
+                score=f1,
+                opset=settings.export_opset,
+                sm=settings.export_sm,
+                tolerance=settings.export_tolerance,
+            )
+            log(f"exported {written}")
+            if written.agreement:
+                log(written.agreement.table())
+            figures = dataclasses.asdict(written)
+            figures |= {"same_answers": written.agreement.same} if written.agreement else {}
+    return figures
+
+
+def check_windows(
+    tokenizer: squad.Tokenizer, settings: Settings
+) -> tuple[list[dict[str, np.ndarray]], Score | None]:
+    """Windows of the first questions of the predict file or, without one, of the training file.
+
+    Returns:
+        Batches, and F1 of what answers them; None where the truth is not known.
+    """
+    file = settings.predict_file or settings.train_file
+    examples = read_examples(file, settings, training=False)[:CHECKED_QUESTIONS]
+    features = to_features(examples, tokenizer, settings, training=False)
+    batches = list(squad.batches(features, settings.predict_batch_size, training=False))
+
+    def f1(outputs: Sequence[Mapping[str, np.ndarray]]) -> float:
+        scores = squad.RawScores(features)
+        for batch, answers in zip(batches, outputs, strict=True):
+            scores.add(batch["unique_ids"], answers["start_logits"], answers["end_logits"])
+        return scored(examples, decoded(examples, scores, settings), settings)["f1"]
+
+    known = any(example.answers for example in examples)
+    return [only(batch, INPUTS) for batch in batches], f1 if known else None
+
+
+def file_to_predict_with(settings: Settings) -> str:
+    """The exported file that answers: what this run or --export_target names, else the one that is
+    there.
+
+    Raises:
+        FileNotFoundError: it was not exported.
+        ValueError: there are several that the runtime reads.
+    """
+    runtime = settings.predict_with
+    named = settings.do_export or settings.export_target is not None
+    targets = (settings.target,) if named else targets_for(runtime)
+    there = [target for target in targets if os.path.exists(settings.file_of(target))]
+    if not there:
+        files = " or ".join(settings.file_of(target) for target in reversed(targets))
+        raise FileNotFoundError(
+            f"--predict_with={runtime}: there is no {files}: give --do_export as well, or run with"
+            " it before"
+        )
+    if len(there) > 1:
+        files = " and ".join(settings.file_of(target) for target in there)
+        flags = " or ".join(f"--export_target={target}" for target in there)
+        raise ValueError(f"--predict_with={runtime}: reads both {files}: say which with {flags}")
+    return settings.file_of(there[0])
+
+
+def file_forward(path: str, runtime: str) -> Forward:
+    """An exported file as what prediction asks for logits.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RuntimeFileError: the runtime cannot read it.
+    """
+    session = open_file(path, runtime)
+
+    def forward(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        outputs = session(batch)
+        return outputs["start_logits"], outputs["end_logits"]
+
+    return forward

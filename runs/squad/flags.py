@@ -1,0 +1,427 @@
+"""Settings of run_squad.py: one frozen object, and a command line made from it.
+
+The names are those of NVIDIA's run_squad.py. `runs.squad/flag_checks.py` refuses what cannot work.
+TensorFlow is not imported here.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from calib.names import GENERAL, NAMES
+from runs.command_line import CommandLine
+from runs.settings import CONTENT, FREE, SAME, StepNames, flag
+from runs.settings import FlagError as FlagError
+from tfquant import recipes
+from tfquant.choices import (
+    COMPRESSIONS,
+    DIRECTIONS,
+    DISTILLATION_SCALE,
+    ORDERS,
+    STES,
+    TEMPERATURE,
+    UPDATES,
+)
+from tfquant.distributed.watchdog import TIMEOUT
+from tfquant.export.targets import TARGETS, targets_for
+from tfquant.runtimes import RUNTIMES as RUNTIMES_OF_FILES
+from tfquant.site import PARAMETER_ROLES, ROLES
+
+if TYPE_CHECKING:
+    import tfquant
+
+MODES = ("ft1", "ft2", "ft3", "trt")
+LOSS_SCALES = ("none", "dynamic")
+RANGES_OF = {
+    "all": ROLES,
+    "weights": PARAMETER_ROLES,
+    "activations": tuple(r for r in ROLES if r not in PARAMETER_ROLES),
+}
+# What else than TensorFlow answers in prediction -> what --do_export writes for it if
+# --export_target does not say.
+TARGET_OF = {
+    runtime: targets_for(runtime)[0] for runtime in RUNTIMES_OF_FILES if runtime != "tensorflow"
+}
+RUNTIMES = ("tensorflow", *TARGET_OF)
+TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
+ALIASES = {"use_fp16": "use_bf16", "target": "export_target"}
+
+
+def _one_of(choices: Sequence[str], default: str | None, help: str, resume: str = SAME) -> Any:
+    """Return a field whose value is a name."""
+    return flag(default, help, resume, choices=tuple(choices), metavar="NAME")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a run is to do. Each field is a flag of the same name; its help says what it means.
+
+    A flag that changes what training computes is `SAME` or `CONTENT` for resuming; see
+    runs/resume.py.
+    """
+
+    STEPS: ClassVar = StepNames(
+        "train_batch_size",
+        "num_accumulation_steps",
+        "learning_rate",
+        "num_train_epochs",
+        unit="windows",
+    )
+
+    bert_config_file: str | None = flag(
+        None, "Google's bert_config.json or Hugging Face's config.json.", CONTENT
+    )
+    vocab_file: str | None = flag(None, "WordPiece vocabulary, one piece a line.", CONTENT)
+    output_dir: str | None = flag(None, "Where everything is written.", FREE)
+    train_file: str | None = flag(
+        None,
+        "SQuAD JSON, or tfds:SPLIT for squad/plain_text of TensorFlow Datasets; for training and"
+        " for calibration.",
+        CONTENT,
+    )
+    predict_file: str | None = flag(
+        None, "SQuAD JSON or tfds:SPLIT to answer; scored if it holds answers.", FREE
+    )
+    tfds_dir: str | None = flag(
+        None, "Where TensorFlow Datasets keeps its data; its own default if not given.", FREE
+    )
+    init_checkpoint: str | None = flag(
+        None,
+        "Weights to start from: prefix of a TensorFlow checkpoint (Google's or ours) or a Hugging"
+        " Face folder.",
+        CONTENT,
+    )
+    do_train: bool = flag(
+        False, "Fine-tune; with --if_quant quantization-aware, from a calibrated checkpoint.", FREE
+    )
+    do_predict: bool = flag(
+        False, "Answer --predict_file; with --if_quant by the quantized network.", FREE
+    )
+    do_calib: bool = flag(
+        False,
+        "Find the ranges of float weights on --train_file; writes model.ckpt-calibrated.",
+        FREE,
+    )
+    do_export: bool = flag(
+        False,
+        "Write the network, with --if_quant the quantized one, as a file for another runtime.",
+        FREE,
+    )
+    if_quant: bool = flag(False, "Quantize in the forward pass of training and prediction.")
+
+    do_lower_case: bool = flag(
+        True, "Lower-case the text; must be so for uncased and not for cased vocabularies."
+    )
+    max_seq_length: int = flag(
+        384, "Longest window in word pieces: question, paragraph and three special ones."
+    )
+    doc_stride: int = flag(128, "Word pieces from one window over a long paragraph to the next.")
+    max_query_length: int = flag(64, "Longer questions are cut.")
+    version_2_with_negative: bool = flag(False, "SQuAD 2.0: questions may have no answer.")
+
+    train_batch_size: int = flag(8, "Windows in a batch of training or calibration.")
+    predict_batch_size: int = flag(8, "Windows in a batch of prediction.", FREE)
+    learning_rate: float = flag(5e-6, "Highest learning rate.")
+    num_train_epochs: float = flag(3.0, "How often every question is seen.")
+    warmup_proportion: float = flag(0.1, "Part of the steps in which the learning rate rises.")
+    num_accumulation_steps: int = flag(1, "Batches whose gradients make one step.")
+    save_checkpoints_steps: int = flag(
+        1000, "Steps between checkpoints; training goes on from the last one there is.", FREE
+    )
+    keep_checkpoint_max: int = flag(1, "How many checkpoints to keep; 0 keeps all.", FREE)
+    use_bf16: bool = flag(
+        False, "Compute in bfloat16; weights, softmax, LayerNorm and quantization stay float32."
+    )
+    seed: int = flag(12345, "Seed of initial weights, dropout, and order of the data.")
+
+    n_best_size: int = flag(
+        20, "Starts and ends that are combined, and answers that are listed for a question.", FREE
+    )
+    max_answer_length: int = flag(30, "Longest answer in word pieces.", FREE)
+    null_score_diff_threshold: float = flag(
+        0.0, "SQuAD 2.0: no answer wins if it is better by more than this.", FREE
+    )
+    num_eval_iterations: int | None = flag(
+        None, "Answer only so many times --predict_batch_size questions.", FREE
+    )
+
+    export_target: str | None = _one_of(
+        TARGETS,
+        None,
+        "What --do_export writes to --output_dir: "
+        + ", ".join(f"{name} ({target.file})" for name, target in TARGETS.items())
+        + "; if not given, what --predict_with reads best.",
+        FREE,
+    )
+    export_opset: int = flag(
+        17, "ONNX opset of the file, from 17; from 21 on 4-bit weights take half a byte.", FREE
+    )
+    export_sm: int = flag(
+        80, "GPU that --export_target=fastertransformer is for: 75 (Turing) or from 80 on.", FREE
+    )
+    export_tolerance: float = flag(
+        0.1,
+        "--do_export compares the file with the network: largest share of windows with other starts"
+        " or with other ends.",
+        FREE,
+    )
+    predict_with: str = _one_of(
+        RUNTIMES,
+        "tensorflow",
+        f"What answers in --do_predict: {', '.join(RUNTIMES)}; all but the first with the exported"
+        " file.",
+        FREE,
+    )
+
+    calib_batch: int = flag(
+        4, "Number of batches, of --train_batch_size windows each, to calibrate on.", FREE
+    )
+    calib_method: str | None = _one_of(
+        NAMES,
+        None,
+        f"Range of activations: {', '.join(GENERAL)}. If not given percentile, or what"
+        " --quant_recipe says.",
+        FREE,
+    )
+    calib_order: str = _one_of(
+        ORDERS,
+        "parallel",
+        "Ranges from the float network (parallel), or from the one quantized so far (sequential).",
+        FREE,
+    )
+    percentile: float | None = flag(
+        None, "Percentile of --calib_method=percentile; 99.99 if not given.", FREE
+    )
+    calibrator_file: str = flag(
+        "calibrators.npz", "Name of the calibration file in --output_dir.", FREE
+    )
+    quantize_residual: bool | None = flag(
+        None, "Quantize the skip operand of each Add before a LayerNorm; true if not given.", FREE
+    )
+    quant_another_add_input: bool = flag(
+        False, "Quantize the other operand of these additions as well.", FREE
+    )
+    quant_mode: str = _one_of(
+        ("", *MODES),
+        "",
+        f"A later placement of NVIDIA's instead of --quantize_residual: {', '.join(MODES)}.",
+        FREE,
+    )
+    quant_recipe: str = flag(
+        "",
+        "Instead of the other placement flags: a recipe file (.yaml, .json) or one of"
+        f" {', '.join(recipes.names())}.",
+        FREE,
+    )
+
+    range_update: str | None = _one_of(
+        UPDATES,
+        None,
+        f"What quantized training does to ranges: {', '.join(UPDATES)}. If not given frozen, or"
+        " what the recipe says.",
+    )
+    range_update_of: str = _one_of(
+        RANGES_OF, "all", f"Which ranges --range_update is about: {', '.join(RANGES_OF)}."
+    )
+    ste: str | None = _one_of(
+        STES,
+        None,
+        "Whether gradients reach values exactly on an end of a range: inclusive (if not given) or"
+        " strict, as NVIDIA's do.",
+    )
+    range_decay: float | None = flag(
+        None, "Decay of --range_update=moving_average in each step; 0.9999 if not given."
+    )
+    range_learning_rate: float | None = flag(
+        None, "Highest learning rate of learned ranges; --learning_rate if not given."
+    )
+    range_start_step: int = flag(
+        0, "Quantized training: steps before ranges move, learned or as moving averages."
+    )
+    range_freeze_step: int | None = flag(
+        None, "Quantized training: steps after which ranges stay as they are."
+    )
+    quant_start_step: int = flag(
+        0, "Quantized training: steps in float before quantization is switched on."
+    )
+
+    loss_scale: str = _one_of(
+        LOSS_SCALES,
+        "none",
+        "dynamic scales the loss so that gradients sent as float16 do not vanish, and skips a step"
+        " whose loss or gradient is NaN or Inf; none ends the run there.",
+    )
+    sparsity: str = flag(
+        "",
+        "Keep encoder kernels sparse: 2x4 has 2 zeros in every 4 consecutive weights along the"
+        " inputs.",
+    )
+    sparsity_begin_step: int = flag(0, "Steps made before the zeros of --sparsity are chosen.")
+    sparsity_end_step: int | None = flag(
+        None,
+        "Until this step they are chosen anew every --sparsity_frequency steps; -1 to the end. Once"
+        " if not given.",
+    )
+    sparsity_frequency: int = flag(100, "Steps between two choices.")
+
+    horovod: bool = flag(
+        False,
+        "Train, calibrate and predict in all processes that mpirun or horovodrun started. Training"
+        " takes --train_batch_size in each and multiplies --learning_rate by their number;"
+        " calibration and prediction deal the same batches out.",
+        FREE,
+    )
+    rank_timeout: float = flag(
+        TIMEOUT,
+        "Seconds that a process waits for the others in one place before it ends with a line; 0"
+        " waits for ever.",
+        FREE,
+    )
+    horovod_compression: str = _one_of(
+        COMPRESSIONS, "none", "What gradients are sent as: none, or fp16.", FREE
+    )
+    horovod_sparse_as_dense: bool = flag(
+        False,
+        "Send the gradients of embeddings as whole tables instead of the rows that occur in the"
+        " batches.",
+        FREE,
+    )
+
+    distillation: bool = flag(False, "Train on the answers of --teacher as well.")
+    teacher: str | None = flag(None, "Checkpoint that teaches; runs in float.", CONTENT)
+    teacher_config_file: str | None = flag(
+        None, "Configuration of a --teacher of another size; the student's if not given.", CONTENT
+    )
+    distillation_loss_scale: float = flag(
+        DISTILLATION_SCALE, "Weight of the divergence from the teacher's answers; 0 leaves it out."
+    )
+    distillation_temperature: float = flag(
+        TEMPERATURE, "What both answers are divided by before they are compared."
+    )
+    distillation_direction: str = _one_of(
+        DIRECTIONS,
+        DIRECTIONS[0],
+        "student_teacher is KL(student || teacher), as NVIDIA's; teacher_student is KL(teacher ||"
+        " student).",
+    )
+    distillation_hidden_scale: float = flag(
+        0.0, "Weight of the mean squared error from the teacher's hidden states."
+    )
+    distillation_attention_scale: float = flag(
+        0.0, "Weight of the mean squared error from the teacher's attention."
+    )
+    distillation_layers: str = flag(
+        "",
+        "Hidden states and attention: layers of student:teacher, counted from 0, such as 0:1,1:3;"
+        " spread evenly if not given.",
+    )
+    verbose_logging: bool = flag(
+        False, "Show windows, loaded variables, the placement, and the trace of an error.", FREE
+    )
+
+    @property
+    def recipe(self) -> "tfquant.Recipe":
+        """What the placement flags ask for, with the range method of the flags.
+
+        Raises:
+            ValueError: unknown recipe or method, a file that is none, or a percentile out of range.
+        """
+        import tfquant
+
+        if self.quant_recipe:
+            recipe = tfquant.recipe(self.quant_recipe)
+            if self.calib_method is None and self.percentile is None:
+                return recipe
+        else:
+            recipe = tfquant.recipe(self._placement)
+        method = self.calib_method or "percentile"
+        options = (
+            {"percentile": self.percentile}
+            if method == "percentile" and self.percentile is not None
+            else {}
+        )
+        return recipe.with_method(method, **options)
+
+    @property
+    def target(self) -> str:
+        """What --do_export writes."""
+        return self.export_target or TARGET_OF.get(self.predict_with, "onnx")
+
+    @property
+    def exported_file(self) -> str:
+        """Where --do_export writes."""
+        return self.file_of(self.target)
+
+    def file_of(self, target: str) -> str:
+        """Where --export_target=TARGET writes."""
+        return os.path.join(self.output_dir, TARGETS[target].file)
+
+    @property
+    def _placement(self) -> str:
+        if self.quant_mode:
+            return self.quant_mode
+        if self.quantize_residual is False:
+            return "int8_residual_float"
+        return "int8_residual_both" if self.quant_another_add_input else "int8_residual"
+
+    def for_training(self, recipe: "tfquant.Recipe") -> "tfquant.Recipe":
+        """The recipe of a calibrated checkpoint with what the flags say about training it."""
+        of_ranges = {"update": self.range_update, "decay": self.range_decay}
+        for roles, wanted in (
+            (RANGES_OF[self.range_update_of], of_ranges),
+            (ROLES, {"ste": self.ste}),
+        ):
+            changes = {name: value for name, value in wanted.items() if value is not None}
+            recipe = recipe.with_spec(roles=roles, **changes) if changes else recipe
+        return recipe
+
+    @property
+    def asks_for_placement(self) -> bool:
+        """Whether any placement flag was given, so that it has to agree with a calibrated
+        checkpoint.
+        """
+        return (
+            bool(self.quant_recipe or self.quant_mode)
+            or self.quantize_residual is not None
+            or self.quant_another_add_input
+        )
+
+
+def parse(words: Sequence[str], description: str | None) -> Settings:
+    """Return the settings that a command line asks for.
+
+    Args:
+        words: the command line, without the name of the program.
+        description: what `--help` shows above the flags.
+
+    Raises:
+        SystemExit: 0 after help and version; 2, after a line on stderr, where a flag is wrong.
+    """
+    usage = (
+        "run_squad.py [--FLAG=VALUE ...]; a flag that is true or false is set by --FLAG and"
+        " --noFLAG as well"
+    )
+    fields = dataclasses.fields(Settings)
+    line = CommandLine(
+        "run_squad.py",
+        fields,
+        mark="_",
+        usage=usage,
+        description=description or "",
+        aliases=ALIASES,
+    )
+    return Settings(**line.parse(words))
+
+
+def arguments(settings: Settings) -> list[str]:
+    """The command line that asks for these settings."""
+    given = {
+        f.name: getattr(settings, f.name)
+        for f in dataclasses.fields(Settings)
+        if getattr(settings, f.name) != f.default
+    }
+    return [
+        f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in given.items()
+    ]

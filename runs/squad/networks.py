@@ -1,0 +1,80 @@
+"""Networks of a run: built, and loaded from checkpoints, float or quantized."""
+
+from typing import Any
+
+import keras
+
+import modeling
+import tfquant
+from runs.heads import fresh_head
+from runs.logging import log
+from runs.squad.flags import Settings
+from tfquant import checkpoint
+from tfquant.store import holds_ranges
+
+
+def build(config: modeling.BertConfig, settings: Settings, *, dropout: bool = True) -> keras.Model:
+    dtype = "mixed_bfloat16" if settings.use_bf16 else "float32"
+    return modeling.build_squad_model(config, dropout=dropout, seed=settings.seed, dtype=dtype)
+
+
+def load_float(
+    model: keras.Model, path: str, settings: Settings, *, new_head: bool = False, who: str = ""
+) -> None:
+    """Loads weights by name; the head may be new when it is about to be trained.
+
+    `who` begins the line about it.
+    """
+    loaded = modeling.load_weights(model, path, new_head=new_head)
+    log(f"{who}loaded {len(loaded.loaded)} variables from {path}{fresh_head(loaded)}")
+    if settings.verbose_logging:
+        log(
+            f"loaded: {', '.join(loaded.loaded)}\nleft over:"
+            f" {', '.join(loaded.unexpected) or 'none'}"
+        )
+
+
+def load_quantized(
+    model: keras.Model, path: str, settings: Settings, *, training: bool = False
+) -> Any:
+    """Loads weights, recipe and ranges, and checks that they are of the placement that was asked
+    for.
+    """
+    if not holds_ranges(path):
+        raise ValueError(
+            f"--if_quant: {path} holds no ranges. Calibrate it first: run with --do_calib and start"
+            " from the model.ckpt-calibrated of that"
+            f" run{'' if training else ', or give --do_calib here as well'}"
+        )
+    network = tfquant.load(
+        path, model, change=settings.for_training if training else lambda recipe: recipe
+    )
+    if settings.asks_for_placement and network.recipe.name != settings.recipe.name:
+        raise ValueError(
+            f"{path} was calibrated for placement {network.recipe.name}, the flags ask for"
+            f" {settings.recipe.name}: leave --quant_recipe, --quant_mode, --quantize_residual and"
+            " --quant_another_add_input out, or calibrate again"
+        )
+    log(f"loaded weights and {len(network.plan.sites)} ranges ({network.recipe.name}) from {path}")
+    return network
+
+
+def load_for_prediction(model: keras.Model, settings: Settings) -> tuple[Any, int]:
+    """The latest checkpoint of the output folder or, where there is none, the one to start from;
+    and its step.
+    """
+    path = checkpoint.latest(settings.output_dir) or settings.init_checkpoint
+    if not path:
+        raise ValueError(
+            f"nothing to predict with: {settings.output_dir} holds no checkpoint. Give"
+            " --init_checkpoint, or --do_train"
+        )
+    if settings.if_quant:
+        return load_quantized(model, path, settings), step_of(path)
+    load_float(model, path, settings)
+    return model, step_of(path)
+
+
+def step_of(path: str) -> int:
+    number = path.rpartition("-")[2]
+    return int(number) if number.isdigit() else 0

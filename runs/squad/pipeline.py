@@ -1,0 +1,102 @@
+"""A run of run_squad.py from its settings to its figures."""
+
+import dataclasses
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+import modeling
+from runs.logging import log, log_on_chief_only
+from runs.ranks import agree_on_settings, output_of
+from runs.squad import demo, flag_checks
+from runs.squad.calibration import calibrate
+from runs.squad.exporting import export, file_forward, file_to_predict_with
+from runs.squad.flags import Settings
+from runs.squad.input_checks import check_inputs
+from runs.squad.networks import build, load_for_prediction
+from runs.squad.prediction import forward_of, predict
+from runs.squad.training import train
+from runs.versions import versions
+from tasks import squad
+from tasks.files import write_json
+from tfquant.distributed.group import Group, start
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """One run as the settings say. Returns the figures that results.json holds."""
+    flag_checks.check(settings)
+    sending = settings.horovod_compression, settings.horovod_sparse_as_dense
+    group = start(settings.horovod, *sending, timeout=settings.rank_timeout)
+    log_on_chief_only(group.rank)
+    agree_on_settings(group, "run_squad.py", settings)
+    check_inputs(settings)
+    with output_of(group, settings.output_dir):
+        return _run(settings, group)
+
+
+def _run(settings: Settings, group: Group) -> dict[str, Any]:
+    """What `run` does once the ranks agree and the output folder is held."""
+    if settings.do_calib and settings.do_train:
+        log(
+            "--do_calib given: this run only calibrates. Train in a second run, from its"
+            " model.ckpt-calibrated"
+        )
+    keras.utils.set_random_seed(settings.seed)
+    config = modeling.BertConfig.from_json_file(settings.bert_config_file)
+    tokenizer = squad.Tokenizer(settings.vocab_file, lower_case=settings.do_lower_case)
+    model = build(config, settings)
+    network, step, figures = None, 0, {}
+    if settings.do_calib:
+        network, figures["calibration"] = calibrate(model, tokenizer, settings, group)
+    elif settings.do_train:
+        network, step, figures["training"] = train(model, config, tokenizer, settings, group)
+    in_this_process = settings.do_predict and settings.predict_with == "tensorflow"
+    if network is None and (settings.do_export or in_this_process):
+        network, step = load_for_prediction(model, settings)
+    if not settings.if_quant:
+        network = model  # the float network, whatever ranges there are
+    if settings.do_export:
+        figures["export"] = export(network, tokenizer, settings, group)
+    if settings.do_predict:
+        forward = (
+            forward_of(network)
+            if in_this_process
+            else file_forward(file_to_predict_with(settings), settings.predict_with)
+        )
+        figures["prediction"] = predict(forward, step, tokenizer, settings, group)
+    if group.rank == 0:
+        write_json(os.path.join(settings.output_dir, "results.json"), report(settings, figures))
+    return figures
+
+
+def report(settings: Settings, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything it takes to know what a result is of."""
+    more = ["horovod"] if settings.horovod and importlib.util.find_spec("horovod") else []
+    return {"flags": dataclasses.asdict(settings), "versions": versions(*more), "figures": figures}
+
+
+def summary(settings: Settings, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the last line of stdout.
+
+    The scores, or where the figures are if nothing was scored.
+    """
+    prediction = figures.get("prediction", {})
+    scores = {name: prediction[name] for name in prediction if name.startswith(("exact", "f1"))}
+    return scores or {"results": os.path.join(settings.output_dir, "results.json")}
+
+
+def main(settings: Settings | None) -> dict[str, Any]:
+    """Run the script. Returns its last line.
+
+    Args:
+        settings: None for the embedded example.
+    """
+    verbose = settings is not None and settings.verbose_logging
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
+    if settings is None:
+        return demo.demo(run)
+    return summary(settings, run(settings))

@@ -1,0 +1,161 @@
+"""Prediction.
+
+Answers to the predict file, written and scored; the windows are shared out to the processes there
+are.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from runs.batches import only
+from runs.squad.data import INPUTS, read_examples, to_features
+from runs.squad.flags import Settings
+from squad_evaluate import evaluate
+from tasks import squad
+from tfquant.distributed.errors import together
+from tfquant.distributed.group import Group
+
+# A batch of windows -> (start logits, end logits), each of windows x positions.
+Forward = Callable[[dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
+
+
+def predict(
+    forward: Forward, step: int, tokenizer: squad.Tokenizer, settings: Settings, group: Group
+) -> dict[str, Any]:
+    """Answers the predict file; rank 0 writes the answers and scores them where the truth is known.
+
+    Returns:
+        The figures; on other ranks only how many windows there are and how fast they were.
+    """
+    with together(group, lambda: (0, "prediction")):
+        examples = read_examples(settings.predict_file, settings, training=False)
+        if settings.num_eval_iterations is not None:
+            examples = examples[: settings.num_eval_iterations * settings.predict_batch_size]
+        features = to_features(examples, tokenizer, settings, training=False)
+        scores, seconds, sizes = window_logits(forward, features, settings, group)
+    parts = group.gather(scores.packed()) if group.size > 1 else []
+    figures = {"questions": len(examples), "windows": len(features), "step": step} | speed(
+        seconds, sizes, group
+    )
+    with together(group, lambda: (0, "answers")):
+        if group.rank == 0:
+            for part in parts:
+                scores.join(part)
+            figures |= answer(examples, scores, settings)
+            log(figures, step, settings)
+    return figures
+
+
+def answer(
+    examples: list[squad.SquadExample], scores: squad.RawScores, settings: Settings
+) -> dict[str, Any]:
+    """Writes the answers; their scores, if the questions came with the truth."""
+    found = decoded(examples, scores, settings)
+    found.write(settings.output_dir)
+    if not any(example.answers for example in examples):
+        return {}
+    return scored(examples, found, settings)
+
+
+def decoded(
+    examples: list[squad.SquadExample], scores: squad.RawScores, settings: Settings
+) -> squad.Predictions:
+    """The answers that the flags ask for."""
+    return squad.decode(
+        examples,
+        scores,
+        n_best_size=settings.n_best_size,
+        max_answer_length=settings.max_answer_length,
+        version_2=settings.version_2_with_negative,
+        null_score_diff_threshold=settings.null_score_diff_threshold,
+    )
+
+
+def scored(
+    examples: list[squad.SquadExample], found: squad.Predictions, settings: Settings
+) -> dict[str, Any]:
+    """What SQuAD's script says of them."""
+    version = "v2.0" if settings.version_2_with_negative else "1.1"
+    return evaluate(squad.to_dataset(examples, version=version), found.answers)
+
+
+def log(figures: dict[str, Any], step: int, settings: Settings) -> None:
+    """Figures as TensorBoard scalars."""
+    writer = tf.summary.create_file_writer(os.path.join(settings.output_dir, "tensorboard"))
+    with writer.as_default(step=step):
+        for name, value in figures.items():
+            if name != "step":
+                tf.summary.scalar(f"predict/{name}", value)
+    writer.close()
+
+
+def forward_of(network: Any) -> Forward:
+    """A network, float or quantized, as one graph for batches of every size."""
+    signature = {name: tf.TensorSpec([None, None], tf.int32) for name in INPUTS}
+    graph = tf.function(
+        lambda inputs: network(inputs, training=False),
+        input_signature=[signature],
+        autograph=False,
+        jit_compile=False,
+    )
+
+    def forward(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        outputs = graph(only(batch, INPUTS))
+        return outputs["start_logits"].numpy(), outputs["end_logits"].numpy()
+
+    return forward
+
+
+def window_logits(
+    forward: Forward, features: squad.Features, settings: Settings, group: Group
+) -> tuple[squad.RawScores, list[float], list[int]]:
+    """Logits of this rank's share of the windows, and seconds and size of each batch.
+
+    All ranks together run the very batches that one process alone would, so that every number is
+    the same.
+    """
+    scores, seconds, sizes = squad.RawScores(features), [], []
+    batches = squad.batches(features, settings.predict_batch_size, training=False).shard_by_cost(
+        group.rank, group.size
+    )
+    hidden = {"disable": True} if group.rank else {}
+    share = "" if group.size == 1 else f" 1/{group.size}"
+    with tqdm(total=batches.rows, desc=f"predict{share}", unit="examples", **hidden) as bar:
+        for batch in batches:
+            started = time.perf_counter()
+            start, end = forward(batch)
+            seconds.append(time.perf_counter() - started)
+            sizes.append(len(start))
+            scores.add(batch["unique_ids"], start, end)
+            bar.update(len(start))
+    return scores, seconds, sizes
+
+
+def speed(seconds: list[float], sizes: list[int], group: Group) -> dict[str, float]:
+    """How fast all ranks were.
+
+    The first two batches of each do not count, they trace the network.
+    """
+    ranks = [json.loads(data) for data in group.gather(json.dumps([seconds, sizes]).encode())]
+    rate, steady = 0.0, []
+    for seconds, sizes in ranks:
+        first = 2 if len(seconds) > 2 else 0
+        rate += sum(sizes[first:]) / sum(seconds[first:]) if seconds else 0.0
+        steady += seconds[first:]
+    figures = {
+        "predict_seconds": max(sum(seconds) for seconds, _ in ranks),
+        "examples_per_second": rate,
+    }
+    figures["latency_ms_average"] = 1000 * float(np.mean(steady))
+    for percent in (50, 90, 95, 99, 100):
+        figures[f"latency_ms_{percent}"] = 1000 * float(
+            np.percentile(steady, percent, method="higher")
+        )
+    return figures

@@ -1,0 +1,109 @@
+"""Dynamic ranges: the extremes of the tensor at hand, found in the graph in every call and never
+stored.
+
+`per_tensor`: one range for the whole batch. Padding is left out of it where the model has a mask
+(see `tfquant.graph.padding`), so that answers do not depend on how far a batch is padded; values of
+padding beyond the range are clipped. Other rows of the batch do count.
+
+`per_token`: one range for each position of each sample, over the last axis, so that no row's answer
+depends on the others. The code of Bondarenko et al. (EMNLP 2021) has ranges of that name for each
+position, shared by all rows of a batch: the same for one row.
+
+`per_embedding`: one for each index of the last axis, over the batch, without padding.
+
+Gradients pass through unchanged, and none reaches the range: what the move of an asymmetric range
+to a code for zero leaves outside is less than half a step. With `ste="strict"` the ends of the
+range and what is clipped get none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfquant import qdq
+from tfquant.gradients import identity
+from tfquant.graph.padding import Padding
+from tfquant.graph.roles import Edge
+from tfquant.graph.trace import Trace
+from tfquant.layout import shared_axes
+from tfquant.site import Site
+
+
+class DynamicRanges:
+    """The dynamic sites of one trace, and where padding lies in their tensors.
+
+    Args:
+      trace: of inference or training.
+      placements: (site, edge) of all sites in it.
+    """
+
+    def __init__(self, trace: Trace, placements: Iterable[tuple[Site, Edge]]):
+        over_tokens = [
+            (site.address, edge.tensor)
+            for site, edge in placements
+            if site.spec.scale.dynamic and not site.spec.layout.per_token
+        ]
+        self._padding = Padding(trace, over_tokens, what="dynamic sites") if over_tokens else None
+
+    def quantizing(self, flat: Sequence[tf.Tensor]) -> Callable[[Site, Edge, tf.Tensor], tf.Tensor]:
+        """QDQ of tensors with their own extremes, in a graph with the inputs `flat`."""
+        validity = None if self._padding is None else self._padding.values(flat)
+
+        def quantize(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
+            spec, valid = site.spec, None if validity is None else validity.of(edge.tensor)
+            ends = extremes(tensor, site, valid)
+            if spec.gradient.strict:
+                return qdq.quantize_dequantize(
+                    tensor, *ends, spec.codebook, site.channel_axes, gradient=spec.gradient
+                )
+            return identity(
+                lambda x: qdq.quantize_dequantize(x, *ends, spec.codebook, site.channel_axes),
+                tensor,
+            )
+
+        return quantize
+
+
+def refuse(sites: Iterable[Site], what: str) -> None:
+    """Raises ValueError if one of the sites has a dynamic range, where `what` needs ranges that
+    stay.
+    """
+    found = [site.address for site in sites if site.spec.scale.dynamic and site.enabled]
+    if found:
+        raise ValueError(
+            f"site {found[0]} has a dynamic range ({len(found)} sites have): {what} needs ranges"
+            " that stay: leave dynamic out of the recipe and calibrate"
+        )
+
+
+def extremes(
+    x: tf.Tensor, site: Site, valid: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The range that a site has for a tensor, widened to contain zero as every grid has it.
+
+    Args:
+      x: what the site quantizes.
+      valid: broadcasts to `x`, nonzero for what is no padding; None counts all. Without effect on
+        `per_token`.
+
+    Returns:
+      (lower, upper), float32, without gradient: scalars, [embedding size], or shaped like `x` with
+      1 in place of its last axis.
+    """
+    x = tf.stop_gradient(tf.cast(x, tf.float32))
+    per_token = site.spec.layout.per_token
+    axes = [-1] if per_token else shared_axes(x.shape.rank, site.channel_axes)
+    if valid is not None and not per_token:
+        x = tf.where(valid > 0.0, x, 0.0)  # zero lies in every range
+    lower, upper = (
+        tf.minimum(tf.reduce_min(x, axes, per_token), 0.0),
+        tf.maximum(tf.reduce_max(x, axes, per_token), 0.0),
+    )
+    # The kernel refuses ends that are NaN; infinite ones make everything NaN, as values that are
+    # NaN should.
+    return tf.where(tf.math.is_nan(lower), -np.inf, lower), tf.where(
+        tf.math.is_nan(upper), np.inf, upper
+    )

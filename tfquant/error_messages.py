@@ -1,0 +1,42 @@
+"""Texts of errors, ours made of those of others."""
+
+from __future__ import annotations
+
+import re
+
+from fileio.messages import printable
+
+
+def one_line(error: object, limit: int | None = None) -> str:
+    """What an error says, in one line of at most `limit` characters that a terminal shows as they
+    are.
+    """
+    return printable(" ".join(str(error).split()))[:limit]
+
+
+def shown(value: object, limit: int = 200) -> str:
+    """`repr(value)` in one line of at most `limit` characters, for messages about what a file or a
+    user gave.
+    """
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested without end; integers of thousands of digits
+        text = f"a {type(value).__name__}"
+    return printable(text if len(text) <= limit else text[: limit - 4] + " ...")
+
+
+def reason_of(error: Exception) -> str:
+    """Type and message of an error that the user's code raised, in one line.
+
+    Keras wraps errors of a layer into many lines, with the error itself in bold below a heading;
+    TensorFlow puts a traceback before errors in functions of the user, and the error with its type
+    on the last line.
+    """
+    lines = [re.sub(r"\x1b\[\d+m", "", line).strip() for line in str(error).splitlines()]
+    lines = [
+        line for line in lines if line and not line.startswith("Exception encountered when calling")
+    ]
+    if lines and lines[0] == "in user code:":
+        kinds = [line for line in lines if re.match(r"\w*(Error|Exception)\b.*:", line)]
+        return printable(kinds[-1] if kinds else lines[-1])
+    return printable(f"{type(error).__name__}: {lines[0] if lines else ''}")

@@ -1,0 +1,1 @@
+"""LiteRT export: `.tflite` files with integer kernels."""

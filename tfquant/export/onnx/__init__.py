@@ -1,0 +1,1 @@
+"""ONNX export: conversion, QuantizeLinear/DequantizeLinear, fusion, and the rules of TensorRT."""

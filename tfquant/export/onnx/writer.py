@@ -1,0 +1,130 @@
+"""A quantized network as an ONNX model, and that on the disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfquant.error_messages import one_line
+from tfquant.export.errors import ExportError
+from tfquant.export.onnx import external_data
+from tfquant.export.onnx.conversion import converted
+from tfquant.export.onnx.fusion import find_regions
+from tfquant.export.onnx.qdq import INT4_OPSET, check_sites, insert, prune
+from tfquant.export.onnx.rewrites import check_random
+from tfquant.export.onnx.substitution import GELU_OPSET, RUNTIMES_DOMAIN, substitute
+from tfquant.export.request import Order
+from tfquant.export.site_markers import marked
+from tfquant.quantized_array import QuantParams
+
+
+def write(order: Order, path: str, *, fused_attention: bool = False) -> None:
+    """Writes an ONNX file, activations with unsigned bytes; what is beyond 2 GB goes to a file
+    beside it.
+    """
+    external_data.save(build(order, fused_attention=fused_attention), path)
+
+
+def check(order: Order) -> None:
+    """Raises ExportError for what no ONNX file holds."""
+    order.check_types("ONNX runtimes on processors do not")
+    order.check_captures("ONNX")
+    check_random(order.engine.inference)
+
+
+def build(order: Order, *, signed: bool = False, fused_attention: bool = False) -> Any:
+    """The ONNX model of a network: QDQ at the activations, parameters as integers, open batch and
+    length.
+
+    Args:
+      order: what to write.
+      signed: keep the signed bytes of symmetric sites; unsigned ones suit ONNX Runtime and OpenVINO
+        on processors.
+      fused_attention: attentions without a site inside as ONNX Runtime's own operation, which other
+        runtimes may not know.
+
+    Raises:
+      ExportError: something of the model has no counterpart in ONNX, or what came out is no valid
+        model.
+    """
+    import onnx
+
+    engine = order.engine
+    check(order)
+    # The approximate GELU has no form that runtimes recognise before it has an operation.
+    exact_only = order.opset < GELU_OPSET
+    regions = find_regions(engine, order.mode, attention=fused_attention)
+    regions = [
+        region
+        for region in regions
+        if not (exact_only and region.attributes.get("approximate") == "tanh")
+    ]
+    network = marked(engine, regions, order.mode)
+    model = converted(network, order.opset)
+    substitute(model, network.regions)
+    prune(model)  # what the regions were made of reads parameters too
+    params = {
+        name: QuantParams.of(site, engine.quantizers[site.address])
+        for name, site in network.sites.items()
+    }
+    values = engine.parameter_values(network.edges)
+    tables = {name for name, edge in network.edges.items() if edge.table is not None}
+    insert(
+        model,
+        params,
+        parameters={name: value for name, value in values.items() if name not in tables},
+        tables={name: value for name, value in values.items() if name in tables},
+        value=external_data.constants(model, network.parameters),
+        signed=signed,
+    )
+    check_sites(model, network.sites)
+    external_data.fill(model, network.parameters)
+    _name_open_sizes(model)
+    try:
+        onnx.checker.check_model(
+            external_data.without_values(model), full_check=True
+        )  # it serializes and parses what it is given
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"what came out is no valid ONNX model: {one_line(error, 500)}"
+        ) from error
+    return model
+
+
+def widened(order: Order) -> str:
+    """Return a sentence on sites whose codes take a byte in a file that has types of 4 bits; empty
+    if there are none.
+    """
+    tables = {site.address for site, edge in order.engine.placements() if edge.table is not None}
+    found = [
+        site.address
+        for site in order.sites()
+        if site.spec.codebook.num_codes <= 16 and (not site.is_weight or site.address in tables)
+    ]
+    if not found or order.opset < INT4_OPSET:
+        return ""
+    return (
+        f"{len(found)} of the sites, the first {found[0]}, have up to 4 bits and take a byte a"
+        " code: ONNX Runtime does not open 4-bit activations and look-ups everywhere"
+    )
+
+
+def has_fused_attention(path: str) -> bool:
+    """Whether an ONNX file was built with `fused_attention` and has one."""
+    import onnx
+
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return any(
+        (node.domain, node.op_type) == (RUNTIMES_DOMAIN, "MultiHeadAttention") for node in nodes
+    )
+
+
+def _name_open_sizes(model: Any) -> None:
+    """Open sizes of inputs.
+
+    `batch` for the first axis, then `length`; those of outputs may be anything.
+    """
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, size in enumerate(value.type.tensor_type.shape.dim):
+            if size.HasField("dim_value"):
+                continue
+            size.dim_param = "batch" if axis == 0 else f"{value.name}_{axis}"

@@ -1,0 +1,148 @@
+"""Taps: tensors from inside a model beside its outputs, from one forward pass, without a change to
+the model's code.
+
+tapped = tap(model)
+outputs, found = tapped(inputs, [block.output for block in tapped.blocks], training=True)
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tensorflow.python.eager import record
+
+from tfquant.engine import Engine
+from tfquant.graph.letters import find_letters
+from tfquant.graph.model_adapter import source_of
+from tfquant.graph.padding import Padding
+from tfquant.graph.roles import Block, find_blocks
+from tfquant.graph.side_outputs import replace_losses
+from tfquant.rules import Recipe, Rule
+
+_FLOAT = Recipe((Rule(None, optional=True),), "float")
+
+
+class Tapped:
+    """What `tap` returns.
+
+    Attributes:
+      differentiable: whether gradients reach the variables of the model.
+    """
+
+    def __init__(self, engine: Engine, differentiable: bool, model: keras.Layer | None = None):
+        self._engine, self._model = engine, model
+        self.differentiable = differentiable
+
+    @functools.cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Addresses of the hidden state that leaves each block and of its attention probabilities,
+        first block first.
+        """
+        return find_blocks(self._engine.inference)
+
+    @functools.cached_property
+    def letters(self) -> dict[str, tuple[str, ...]]:
+        """Addresses of the tensors that `tfquant.graph.letters` has letters for, such as `y3`."""
+        return find_letters(self._engine.inference)
+
+    @property
+    def graph(self) -> tf.Graph:
+        """What one pass of inference runs in the model's current mode: flat, with its quantizers.
+
+        Raises:
+          UncalibratedError: the model is quantized and has no ranges.
+        """
+        self._engine.check_ready()
+        return self._engine.function(self._engine.mode).graph
+
+    def shape(self, address: str) -> tuple[int | None, ...]:
+        """Static shape of the tensor at an address.
+
+        Raises:
+          ValueError: the model has no such edge.
+        """
+        return tuple(self._edge(address).tensor.shape)
+
+    def validity(
+        self, address: str, mask: str | Sequence[str] | None = "auto"
+    ) -> Callable[[Any], tf.Tensor | None]:
+        """Inputs of the model -> which elements of the tensor at an address are real, see
+        `tfquant.graph.padding.Validity.of`.
+        """
+        engine, tensor = self._engine, self._edge(address).tensor
+        padding = Padding(engine.inference, [(address, tensor)], mask, "tensors")
+        return lambda inputs: padding.values(engine.flatten_inputs(inputs)).of(tensor)
+
+    def __call__(
+        self, inputs: Any, addresses: Sequence[str] = (), training: bool = False
+    ) -> tuple[Any, dict[str, tf.Tensor]]:
+        """Runs the model once, in its current mode.
+
+        Args:
+          inputs: as the model takes them.
+          addresses: `role:path:port` of edges, as plans print them; of a tensor that is quantized
+            for all its consumers the quantized values are returned, of one that some consumers
+            quantize for themselves those before.
+          training: as for the model.
+
+        Returns:
+          The model's outputs, and address -> tensor.
+
+        Raises:
+          ValueError: the model has no such edge, or the inputs do not fit.
+          UncalibratedError: the model is quantized and has no ranges.
+        """
+        engine, taps = self._engine, tuple(addresses)
+        for address in taps:
+            self._edge(address)
+        engine.check_ready()
+        if self.differentiable:
+            outputs, found, losses = engine.run(inputs, training, taps)
+        else:
+            # else a tape around would have the intermediate values kept and a backward pass built
+            with record.stop_recording():
+                outputs, found, losses = engine.run(inputs, training, taps)
+        if self._model is not None:
+            replace_losses(self._model, losses)
+        return outputs, dict(zip(taps, found, strict=True))
+
+    def _edge(self, address: str):
+        edges = self._engine.edges()
+        if address not in edges:
+            near = difflib.get_close_matches(address, edges, n=3, cutoff=0.0)
+            raise ValueError(
+                f"the model has no edge {address!r}; the nearest are {', '.join(near) or 'none'}"
+            )
+        return edges[address]
+
+
+def tap(
+    model: Any, *, differentiable: bool = True, inputs: Any = None, signature: Any = None
+) -> Tapped:
+    """Makes the inner tensors of a model available.
+
+    Args:
+      model: a Keras model, or what `tfquant.quantize` returned, whose quantizers then work in it as
+        they do in the model.
+      differentiable: False for a model that is only looked at, such as a teacher.
+      inputs, signature: as for `tfquant.quantize`, for models that do not say what they take.
+
+    Returns:
+      A callable over the model's own variables: (inputs, addresses, training) -> (outputs, tensors
+      by address).
+
+    Raises:
+      TraceError: the model could not be traced or its inputs are not known.
+    """
+    engine = getattr(model, "_engine", None)
+    if not isinstance(engine, Engine):
+        engine = Engine(source_of(model, inputs, signature), _FLOAT)
+    # Who trains it counts the losses that its layers add.
+    return Tapped(
+        engine, differentiable, model if isinstance(model, keras.Layer) and differentiable else None
+    )

@@ -1,0 +1,170 @@
+"""What AdaRound has done, layer by layer: a table, JSON, a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from calib import storage
+from tfquant.ptq.adaround.options import Options
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerResult:
+    """One weight.
+
+    Attributes:
+      address: of its site.
+      shape: of the variable.
+      compared: what was to stay as it was: `product`, `activation` (behind the activation function)
+        or `rows` (of a table).
+      mse_nearest: mean squared error of that with weights rounded to nearest.
+      mse_soft: with the rounding as it was learned, before it became hard.
+      mse_hard: with the rounding made hard.
+      changed: share of the weights that are rounded otherwise than to nearest now.
+      kept_nearest: why the weights stay rounded to nearest; empty if they do not.
+      rows: samples there were.
+      seconds: that learning took, data collection not included.
+    """
+
+    address: str
+    shape: tuple[int, ...]
+    compared: str
+    mse_nearest: float
+    mse_soft: float
+    mse_hard: float
+    changed: float
+    kept_nearest: str
+    rows: int
+    seconds: float
+
+    @property
+    def mse(self) -> float:
+        """With the weights that were kept."""
+        return self.mse_nearest if self.kept_nearest else self.mse_hard
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaRoundReport:
+    """What `adaround` returns; `print` shows its table.
+
+    Attributes:
+      layers: one result a weight, in the order they were rounded.
+      skipped: (address, reason) of chosen weights that were left as they were.
+      options: as they were used.
+      seconds: all in all.
+    """
+
+    layers: tuple[LayerResult, ...]
+    skipped: tuple[tuple[str, str], ...]
+    options: Options
+    seconds: float
+
+    def layer(self, address: str) -> LayerResult:
+        """The result of a site.
+
+        Raises:
+          KeyError: it was not rounded anew.
+        """
+        for result in self.layers:
+            if result.address == address:
+                return result
+        raise KeyError(
+            f"{address} was not rounded anew; {', '.join(r.address for r in self.layers[:3])}, ..."
+            " were"
+        )
+
+    def table(self) -> str:
+        """All layers, one a line, and what was left out."""
+        grid = Table(
+            title=(
+                f"AdaRound: {len(self.layers)} weights, {self.options.iterations} iterations,"
+                f" {self.seconds:.0f} s"
+            )
+        )
+        for name in (
+            "site",
+            "shape",
+            "compared",
+            "MSE nearest",
+            "soft",
+            "hard",
+            "hard / nearest",
+            "changed %",
+            "s",
+            "kept",
+        ):
+            grid.add_column(
+                name,
+                justify="left" if name in ("site", "compared", "kept") else "right",
+                no_wrap=True,
+            )
+        for r in self.layers:
+            ratio = f"{r.mse_hard / r.mse_nearest:.3f}" if r.mse_nearest else "-"
+            grid.add_row(
+                r.address,
+                "x".join(map(str, r.shape)),
+                r.compared,
+                *(f"{v:.4g}" for v in (r.mse_nearest, r.mse_soft, r.mse_hard)),
+                ratio,
+                f"{100 * r.changed:.2f}",
+                f"{r.seconds:.1f}",
+                f"nearest: {r.kept_nearest}" if r.kept_nearest else "learned",
+            )
+        stream = io.StringIO()
+        # Wide enough never to cut an address: the table also goes into log files.
+        Console(file=stream, width=400, color_system=None).print(grid)
+        lines = [line.rstrip() for line in stream.getvalue().rstrip().splitlines()]
+        return "\n".join(
+            [*lines, *(f"left out: {address}: {reason}" for address, reason in self.skipped)]
+        )
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> AdaRoundReport:
+        data = json.loads(text)
+        layers = tuple(
+            LayerResult(**{**layer, "shape": tuple(layer["shape"])}) for layer in data["layers"]
+        )
+        return cls(
+            layers, tuple(map(tuple, data["skipped"])), Options(**data["options"]), data["seconds"]
+        )
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """PNG: the errors of all layers, rounded to nearest and as they were learned.
+
+        Raises:
+          calib.CalibrationFileError: it cannot be written.
+        """
+        figure = Figure(figsize=(10, 2 + 0.22 * len(self.layers)), dpi=100, layout="constrained")
+        axes = figure.add_subplot()
+        places = range(len(self.layers))
+        for name, color in (("nearest", "tab:gray"), ("soft", "tab:orange"), ("hard", "tab:blue")):
+            axes.plot(
+                [getattr(r, f"mse_{name}") for r in self.layers],
+                places,
+                "o",
+                color=color,
+                label=name,
+                markersize=4,
+            )
+        axes.set_yticks(places, [r.address for r in self.layers], fontsize=7)
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+        axes.set_xlabel("mean squared error of the output")
+        axes.grid(axis="x", alpha=0.3)
+        axes.legend()
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png")
+        storage.write(os.fspath(path), stream.getvalue())

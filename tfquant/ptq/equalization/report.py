@@ -1,0 +1,116 @@
+"""What equalization has done, pair by pair."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairResult:
+    """One pair.
+
+    Attributes:
+      name: `<kind>:<layer path>`.
+      factors: float32 [channels]; activations and what makes them are divided by these, the weights
+        that they meet multiplied.
+      activation: max|x| of each channel before, [channels]; None where no data was looked at.
+      divided, multiplied: max|w| of each channel before, of the weights on either side, float64
+        [channels].
+      difference: largest change of a float output, as a share of its spread; from what it was
+        before this pair or before the first.
+    """
+
+    name: str
+    factors: np.ndarray
+    activation: np.ndarray | None
+    divided: np.ndarray
+    multiplied: np.ndarray
+    difference: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EqualizationReport:
+    """What `equalize` returns; `print` it.
+
+    Attributes:
+      pairs: what was rescaled, in the order that was done in.
+      skipped: (name, reason) of what looked like a pair and is none.
+      difference: largest change of a float output from first to last, as a share of its spread.
+    """
+
+    pairs: tuple[PairResult, ...]
+    skipped: tuple[tuple[str, str], ...]
+    difference: float
+
+    @property
+    def factors(self) -> dict[str, np.ndarray]:
+        """Name of a pair -> its factors, as `rescale` takes them."""
+        return {pair.name: pair.factors for pair in self.pairs}
+
+    def pair(self, name: str) -> PairResult:
+        """The result of a pair.
+
+        Raises:
+          KeyError: it was not rescaled.
+        """
+        for result in self.pairs:
+            if result.name == name:
+                return result
+        raise KeyError(
+            f"{name} was not rescaled: {dict(self.skipped).get(name, 'there is no such pair')}"
+        )
+
+    def __str__(self) -> str:
+        """All pairs, one a line, with how far channels are apart before and after; and what is
+        none.
+        """
+        grid = Table(
+            title=(
+                f"{len(self.pairs)} pairs rescaled, outputs changed by {self.difference:.2g} of"
+                " their spread"
+            )
+        )
+        names = (
+            "pair",
+            "channels",
+            "factors",
+            "activation widest / median",
+            "divided",
+            "multiplied",
+            "difference",
+        )
+        for name in names:
+            grid.add_column(name, justify="left" if name == "pair" else "right", no_wrap=True)
+        for one in self.pairs:
+            sides = (
+                (one.activation, 1 / one.factors),
+                (one.divided, 1 / one.factors),
+                (one.multiplied, one.factors),
+            )
+            apart = [_apart(before, by) for before, by in sides]
+            span = f"{one.factors.min():.3g} .. {one.factors.max():.3g}"
+            grid.add_row(one.name, str(one.factors.size), span, *apart, f"{one.difference:.2g}")
+        stream = io.StringIO()
+        Console(file=stream, width=400, color_system=None).print(
+            grid
+        )  # wide enough never to cut a name
+        lines = [line.rstrip() for line in stream.getvalue().rstrip().splitlines()]
+        return "\n".join(
+            [*lines, *(f"left as it was: {name}: {reason}" for name, reason in self.skipped)]
+        )
+
+
+def _apart(amax: np.ndarray | None, factors: np.ndarray) -> str:
+    """How many times the median the widest channel is, before and after."""
+    if amax is None:
+        return "-"
+    ratios = [
+        float(values.max() / median) if (median := np.median(values)) else np.nan
+        for values in (amax, amax * factors)
+    ]
+    return f"{ratios[0]:.3g} -> {ratios[1]:.3g}"

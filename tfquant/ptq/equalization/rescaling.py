@@ -1,0 +1,166 @@
+"""Rescaling.
+
+Channels of pairs divided and multiplied by given factors, checked by the float outputs, undone on
+error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from tfquant.engine import Engine
+from tfquant.graph.dataflow import Dataflow
+from tfquant.ptq.equalization import extremes
+from tfquant.ptq.equalization.pairs import Pair, Parameter
+from tfquant.ptq.equalization.report import EqualizationReport, PairResult
+from tfquant.ptq.layout import Layout
+
+
+def values_of(engine: Engine, pairs: Iterable[Pair]) -> dict[str, np.ndarray]:
+    """Handle of each variable of the pairs -> its value as the operation takes it."""
+    tensors = {p.handle: p.tensor for pair in pairs for p in (*pair.divided, *pair.multiplied)}
+    if not tensors:
+        return {}
+    emit = tf.function(
+        lambda: engine.inference.emit([], targets=list(tensors.values())), autograph=False
+    )
+    return dict(zip(tensors, [t.numpy() for t in emit.get_concrete_function()()], strict=True))
+
+
+def rescale_values(pair: Pair, values: dict[str, np.ndarray], factors: np.ndarray) -> None:
+    """Does with values of variables what `rescaled` does with the variables."""
+    factors = np.float32(factors)
+    for parameter in pair.divided:
+        values[parameter.handle] = values[parameter.handle] / factors[parameter.channels]
+    for parameter in pair.multiplied:
+        values[parameter.handle] = values[parameter.handle] * factors[parameter.channels]
+
+
+def random_inputs(engine: Engine) -> list[tf.Tensor]:
+    """A small batch for models without data.
+
+    Zeros and ones, which are indices into any table, and normal numbers.
+    """
+    rng, flat = np.random.default_rng(0), []
+    for spec in engine.inference.input_specs:
+        shape = [size or (2 if axis == 0 else 5) for axis, size in enumerate(spec.shape)]
+        values = rng.normal(size=shape) if spec.dtype.is_floating else rng.integers(0, 2, shape)
+        if not spec.dtype.is_floating and len(shape) > 1:
+            values[:, 0] = 1  # of a mask: at least one real token
+        flat.append(tf.cast(tf.constant(values), spec.dtype))
+    return flat
+
+
+def rescaled(
+    engine: Engine,
+    pairs: Sequence[Pair],
+    factors: Mapping[str, np.ndarray],
+    flat: Sequence[tf.Tensor],
+    tolerance: float,
+    progress: bool,
+    *,
+    activations: Mapping[str, np.ndarray],
+    skipped: Sequence[tuple[str, str]],
+) -> EqualizationReport:
+    """Assigns the variables of one pair after the other.
+
+    Args:
+      engine: of the network.
+      pairs: to rescale.
+      factors: name of a pair -> [channels].
+      flat: inputs that outputs are compared for.
+      tolerance: see `equalize`.
+      progress: show a bar.
+      activations, skipped: for the report.
+
+    Raises:
+      ValueError: outputs differ. All variables are as they were then, as after any other error.
+    """
+    network = engine.function("float")
+    first = last = _outputs(engine, network, flat)
+    variables = {
+        p.handle: engine.inference.variables[p.handle]
+        for pair in pairs
+        for p in (*pair.divided, *pair.multiplied)
+    }
+    originals = {handle: variable.numpy() for handle, variable in variables.items()}
+    values, results = values_of(engine, pairs), []
+    flow = Dataflow(engine.inference)
+    try:
+        for pair in tqdm(pairs, "rescaling", unit="pair", disable=not progress):
+            weights = [
+                extremes.of_parameters(side, values, pair.size)
+                for side in (pair.divided, pair.multiplied)
+            ]
+            chosen = np.float32(factors[pair.name])
+            for parameter in pair.divided:
+                variables[parameter.handle].assign(
+                    variables[parameter.handle] / _placed(flow, parameter, chosen)
+                )
+            for parameter in pair.multiplied:
+                variables[parameter.handle].assign(
+                    variables[parameter.handle] * _placed(flow, parameter, chosen)
+                )
+            rescale_values(pair, values, chosen)
+            found = _outputs(engine, network, flat)
+            difference = max(_difference(last, found), _difference(first, found))
+            if not difference <= tolerance:
+                raise ValueError(
+                    f"{pair.name}: outputs differ by {difference:.2g} of their spread once it is"
+                    f" rescaled, more than tolerance={tolerance:g}: nothing was changed; leave it"
+                    " out with pairs=, raise tolerance, or set powers_of_two=True"
+                )
+            results.append(
+                PairResult(pair.name, chosen, activations.get(pair.name), *weights, difference)
+            )
+            last = found
+    except BaseException:
+        for handle, value in originals.items():
+            variables[handle].assign(value)
+        raise
+    return EqualizationReport(tuple(results), tuple(skipped), _difference(first, last))
+
+
+def _placed(flow: Dataflow, parameter: Parameter, factors: np.ndarray) -> tf.Tensor:
+    """The factor of every element of a variable."""
+    read, tensor = flow.root(parameter.tensor), parameter.tensor
+    placed = factors[parameter.channels]
+    variable = flow.trace.variables[parameter.handle]
+    if read.name != tensor.name:
+        full = np.broadcast_to(placed, tensor.shape)
+        placed = Layout(flow.trace, [read], tensor).to_variable(full)
+    return tf.cast(placed, variable.dtype)
+
+
+def _outputs(engine: Engine, network, flat: Sequence[tf.Tensor]) -> dict[str, np.ndarray]:
+    """Number of each float output -> its values."""
+    found = network(*flat)
+    found = list(found) if isinstance(found, (list, tuple)) else [found]
+    outputs = {
+        str(i): tf.cast(t, tf.float64).numpy() for i, t in enumerate(found) if t.dtype.is_floating
+    }
+    if not outputs:
+        raise ValueError(
+            "the model has no floating output by which rescaling could be checked: give a model"
+            " that has its logits"
+        )
+    return outputs
+
+
+def _difference(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> float:
+    """Largest difference of an output as a share of its spread; infinite where other values are
+    finite than before.
+    """
+    worst = 0.0
+    for name, old in before.items():
+        new, finite = after[name], np.isfinite(old)
+        if not np.array_equal(finite, np.isfinite(new)):
+            return float("inf")
+        if finite.any():
+            spread = np.ptp(old[finite]) or np.abs(old[finite]).max() or 1.0
+            worst = max(worst, float(np.abs(new[finite] - old[finite]).max() / spread))
+    return worst

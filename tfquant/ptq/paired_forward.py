@@ -1,0 +1,241 @@
+"""The float and the quantized network, walked side by side from layer to layer: each part of them
+runs once or twice in all.
+
+Between two stops the tensors that later layers need are kept for every batch. A stop is a place
+where these are few: between the blocks of a transformer, not inside of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm.auto import tqdm
+
+from tfquant.engine import Engine
+from tfquant.error_messages import one_line
+from tfquant.graph.cuts import frontier_at, narrow
+from tfquant.graph.dataflow import Dataflow
+from tfquant.graph.padding import Padding
+from tfquant.graph.replay import Edits
+from tfquant.graph.roles import Edge
+from tfquant.ptq.buffers import Space
+from tfquant.ptq.layers import Use
+from tfquant.site import Site
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What comes into one use in one batch.
+
+    Attributes:
+      exact: in the float network; the array of `quantized` itself where that is not run.
+      quantized: in the quantized network.
+      valid: broadcasts to them, nonzero for real tokens; None if all are real.
+      source: equal for uses that see the same tensor of the quantized network.
+    """
+
+    exact: np.ndarray
+    quantized: np.ndarray
+    valid: np.ndarray | None
+    source: int
+
+
+class PairedForward:
+    """See the module.
+
+    Args:
+      engine: of the model.
+      batches: inputs of the model, or (inputs, targets) pairs.
+      groups: uses of the layers of each stop, in graph order.
+      space: where tensors between stops are kept.
+      mask: see `tfquant.calibrate`.
+      paired: False runs the float network alone.
+      quantize_activations: the quantized network rounds its activations too, not its weights alone.
+      progress: show a bar for each stop.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        batches: Sequence[Any],
+        groups: Sequence[Sequence[Use]],
+        space: Space,
+        *,
+        mask: str | Sequence[str] | None = "auto",
+        paired: bool = True,
+        quantize_activations: bool = False,
+        progress: bool = True,
+    ):
+        self._engine, self._trace, self._space = engine, engine.inference, space
+        self._groups, self._paired, self._activations, self._progress = (
+            groups,
+            paired,
+            quantize_activations,
+            progress,
+        )
+        self._flow = Dataflow(self._trace)
+        self.flats = flattened(engine, batches)
+        inputs = [(use.op.name, use.input) for group in groups for use in group]
+        self._padding = Padding(engine.inference, inputs, mask, "layer inputs")
+        stops = self._stops()
+        self._frontiers = [
+            stop if kept else None for stop, kept in zip(stops, narrow(stops), strict=True)
+        ]
+        self._given: list[tf.Tensor] = []
+        self._kept: list[tuple[list[np.ndarray], list[np.ndarray]]] = [([], []) for _ in self.flats]
+
+    def visit(self, group: int, substitutes: Mapping[str, tf.Variable]) -> Iterator[list[Seen]]:
+        """Runs both networks up to a group of uses; groups must be visited in order, some may be
+        left out.
+
+        Args:
+          group: number of the group.
+          substitutes: name of a handle -> the variable that the quantized network reads in its
+            place.
+
+        Yields:
+          What each use of the group sees, batch by batch.
+
+        Raises:
+          ValueError: NaN or infinity, naming the batch.
+        """
+        uses, frontier = self._groups[group], self._frontiers[group]
+        step, places = self._step(uses, frontier, dict(substitutes))
+        for number, flat in enumerate(
+            tqdm(self.flats, "layer inputs", unit="batch", leave=False, disable=not self._progress)
+        ):
+            exact, quantized, exact_next, quantized_next = (
+                [t.numpy() for t in part] for part in step(flat, *map(_tensors, self._kept[number]))
+            )
+            if frontier is not None:
+                keep = self._space.keep
+                self._kept[number] = (
+                    [keep(a) for a in exact_next],
+                    [keep(a) for a in quantized_next],
+                )
+            yield [
+                self._seen(use, number, exact[i], quantized[j], j)
+                for use, (i, j) in zip(uses, places, strict=True)
+            ]
+        if frontier is not None:
+            self._given = frontier
+
+    def _seen(
+        self, use: Use, number: int, exact: np.ndarray, quantized: np.ndarray, source: int
+    ) -> Seen:
+        for value in (exact, quantized):
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise ValueError(
+                    f"batch {number}: NaN or infinity goes into {use.op.name}; check the batch, or"
+                    " leave the layer out of sites"
+                )
+        valid = self._padding.values(self.flats[number]).of(use.input)
+        return Seen(exact, quantized, None if valid is None else valid.numpy(), source)
+
+    def _step(
+        self,
+        uses: Sequence[Use],
+        frontier: list[tf.Tensor] | None,
+        substitutes: dict[str, tf.Variable],
+    ):
+        """One batch from the present stop to `uses`, and what the next stop needs; and which
+        results belong to which use.
+        """
+        given, trace = self._given, self._trace
+        inputs, following = [use.input for use in uses], frontier or []
+        places: list[tuple[int, int]] = []
+
+        def run(flat, exact_given, quantized_given):
+            def emit(known, edits, variables):
+                found = trace.emit(
+                    list(flat),
+                    edits,
+                    targets=[*inputs, *following],
+                    given={t.name: new for t, new in zip(given, known, strict=True)},
+                    substitutes=variables,
+                )
+                seen = [_through(edits, use, t) for use, t in zip(uses, found, strict=False)]
+                return *_distinct(seen), [tf.identity(t) for t in found[len(uses) :]]
+
+            exact, first, exact_next = emit(exact_given, Edits(), {})
+            if not self._paired:
+                places[:] = zip(first, first, strict=True)
+                return exact, exact, exact_next, []
+            quantized, second, quantized_next = emit(
+                quantized_given, self._edits(flat), substitutes
+            )
+            places[:] = zip(first, second, strict=True)
+            return exact, quantized, exact_next, quantized_next
+
+        known = [tf.TensorSpec(t.shape, t.dtype) for t in given]
+        function = tf.function(run, autograph=False)
+        return (
+            function.get_concrete_function(
+                list(trace.input_specs), known, known if self._paired else []
+            ),
+            places,
+        )
+
+    def _edits(self, flat: Sequence[tf.Tensor]) -> Edits:
+        """What the quantized network rounds."""
+        quantize = self._engine.site_quantizer(flat)
+
+        def edit(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
+            return quantize(site, edge, tensor) if site.is_weight or self._activations else tensor
+
+        return self._engine.edits_at_edges(edit)
+
+    def _stops(self) -> list[list[tf.Tensor]]:
+        """For each group the tensors from which it and all later ones follow, computed before its
+        first operation.
+        """
+        index = self._flow.index
+        stops: list[list[tf.Tensor]] = []
+        for number, uses in enumerate(self._groups):
+            start = min(index[use.op.name] for use in uses)
+            stops.append(
+                frontier_at(
+                    self._flow,
+                    start,
+                    [use.input for group in self._groups[number:] for use in group],
+                )
+            )
+        return stops
+
+
+def flattened(engine: Engine, batches: Iterable[Any]) -> list[list[tf.Tensor]]:
+    """The inputs of every batch as flat tensors.
+
+    Raises:
+      ValueError: there is no batch, or one does not fit; the message has its number.
+    """
+    flats = []
+    for number, batch in enumerate(batches):
+        try:
+            flats.append(engine.flatten_inputs(engine.inputs_of(batch)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"batch {number}: {one_line(error)}") from error
+    if not flats:
+        raise ValueError("no batch was given: pass at least one")
+    return flats
+
+
+def _through(edits: Edits, use: Use, tensor: tf.Tensor) -> tf.Tensor:
+    """What the operation itself sees: its own edge may be quantized."""
+    edit = edits.edges.get((use.op.name, use.input_index))
+    return tensor if edit is None or use.lookup else edit(tensor)
+
+
+def _distinct(tensors: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[int]]:
+    """The tensors without repetitions, and where each of them is."""
+    found: dict[str, int] = {}
+    places = [found.setdefault(t.name, len(found)) for t in tensors]
+    return [tf.identity(next(t for t in tensors if t.name == name)) for name in found], places
+
+
+def _tensors(arrays: list[np.ndarray]) -> list[tf.Tensor]:
+    return [tf.constant(np.asarray(a)) for a in arrays]
