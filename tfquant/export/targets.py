@@ -120,7 +120,7 @@ class Target:
 
     def widened(self, order: Order) -> str:
         """Which sites of a file that is made of ONNX take more bits than they have; else empty."""
-        return _late("onnx_file.widened")(order) if self.packages else ""
+        return _late("onnx.writer.widened")(order) if self.packages else ""
 
     def check_formats(self, order: Order) -> None:
         """Raise ExportError, naming the first site, for a number format that the target lacks."""
@@ -173,10 +173,10 @@ def _late(name: str, **options: Any) -> Callable[..., Any]:
     targets are listed.
 
     Args:
-      name: module and function, such as `onnx_file.write`.
+      name: module and function, such as `onnx.writer.write`.
       options: keyword arguments of every call.
     """
-    module, _, function = name.partition(".")
+    module, _, function = name.rpartition(".")
 
     def call(*arguments: Any) -> Any:
         return getattr(importlib.import_module(f"{__package__}.{module}"), function)(
@@ -187,10 +187,10 @@ def _late(name: str, **options: Any) -> Callable[..., Any]:
 
 
 _FLOAT8 = {"e4m3": 19, "e5m2": 19}  # and the first opset of ONNX that has it
-_ONNX, _CHECK_ONNX = ("onnx", "tf2onnx"), _late("onnx_file.check")
+_ONNX, _CHECK_ONNX = ("onnx", "tf2onnx"), _late("onnx.writer.check")
 TARGETS = {
     "onnx": Target(
-        _late("onnx_file.write"),
+        _late("onnx.writer.write"),
         "model.onnx",
         ("onnxruntime", "openvino"),
         packages=_ONNX,
@@ -199,7 +199,7 @@ TARGETS = {
         formats=_FLOAT8,
     ),
     "onnxruntime": Target(
-        _late("onnx_file.write", fused_attention=True),
+        _late("onnx.writer.write", fused_attention=True),
         "onnxruntime.onnx",
         ("onnxruntime",),
         packages=_ONNX,
@@ -208,11 +208,11 @@ TARGETS = {
         formats=_FLOAT8,
     ),
     "tensorrt": Target(
-        _late("tensorrt.write"),
+        _late("onnx.tensorrt.write"),
         "tensorrt.onnx",
         ("onnxruntime", "openvino"),
         as_written=True,
-        contractions=_late("tensorrt.contractions"),
+        contractions=_late("onnx.tensorrt.contractions"),
         packages=_ONNX,
         check=_CHECK_ONNX,
         recipes=("int8_residual",),
@@ -226,10 +226,10 @@ TARGETS = {
         recipes=("cpu_openvino",),
     ),
     "litert": Target(
-        _late("litert.write"),
+        _late("litert.writer.write"),
         "model.tflite",
         ("litert",),
-        check=_late("litert.check"),
+        check=_late("litert.writer.check"),
         recipes=("litert",),
     ),
     "packed": Target(
