@@ -25,7 +25,7 @@ from tfquant.older_files import lacking, recipe_of_file, with_partners
 from tfquant.quantizer import GROUP_OF, Quantizer
 from tfquant.rules import Recipe
 from tfquant.site import Site
-from tfquant.variables import is_finite
+from tfquant.variables import is_finite, non_finite
 
 # Everything that is not a weight of the model lies below this prefix.
 PREFIX = "tfquant/"
@@ -59,7 +59,13 @@ def save(
 
     Raises:
       checkpoint.CheckpointError: the file could not be written.
+      ValueError: a variable holds NaN or Inf, which `load` refuses; nothing is written.
     """
+    if name := non_finite(engine_of(model).weights()):
+        raise ValueError(
+            f"{printable(os.fspath(prefix))}: variable {printable(name)} holds NaN or Inf, a checkpoint"
+            " with it could not be loaded; load or train the weights again"
+        )
     checkpoint.write(prefix, {**named_tensors(model), **(extra or {})})
 
 
