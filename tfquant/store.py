@@ -63,8 +63,8 @@ def save(
     """
     if name := non_finite(engine_of(model).weights()):
         raise ValueError(
-            f"{printable(os.fspath(prefix))}: variable {printable(name)} holds NaN or Inf, a checkpoint"
-            " with it could not be loaded; load or train the weights again"
+            f"{printable(os.fspath(prefix))}: variable {printable(name)} holds NaN or Inf, a"
+            " checkpoint with it could not be loaded; load or train the weights again"
         )
     checkpoint.write(prefix, {**named_tensors(model), **(extra or {})})
 

@@ -11,17 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-from typing import Any
 
 from tqdm.auto import tqdm
 
+from benchmarks.compatibility.process import run_checks_apart
 from benchmarks.compatibility.report import failed, write_report
 from benchmarks.results import FOLDER, Results
-
-_TIME_LIMIT = 900  # seconds of one model
 
 
 def main() -> None:
@@ -40,7 +35,7 @@ def main() -> None:
         for name in [n for n in names if n in results.rows and failed(results.rows[n])]:
             del results.rows[name]
     for name in tqdm(names, "compatibility", unit="model"):
-        results.row(name, lambda name=name: _compute(name))
+        results.row(name, lambda name=name: run_checks_apart(name))
     write_report(results.path, FOLDER.parent / "docs" / "compatibility.md")
 
 
@@ -55,25 +50,6 @@ def _compute_here(name: str) -> None:
     from benchmarks.compatibility.models import all_models
 
     print("\n" + json.dumps(run_checks(all_models()[name])), flush=True)
-
-
-def _compute(name: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.compatibility", "--one", name]
-    environment = os.environ | {
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "KERAS_BACKEND": "tensorflow",
-        "TQDM_DISABLE": "1",
-    }
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIME_LIMIT, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        return {"process": {"error": f"no end within {_TIME_LIMIT} seconds"}}
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        return {"process": {"error": f"exit code {done.returncode}: {last[:300]}"}}
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 if __name__ == "__main__":
