@@ -42,7 +42,7 @@ def plan(
       TraceError: the model could not be traced or its inputs are not known.
       RecipeError: a rule matches nothing, or rules contradict each other.
     """
-    return make_plan(trace(source_of(model, inputs, signature)), _recipe(recipe))[0]
+    return make_plan(trace(source_of(model, inputs, signature)), _recipe(recipe))
 
 
 def quantize(

@@ -19,12 +19,11 @@ import calib
 from tfquant.choices import MODES
 from tfquant.distributed.group import Group
 from tfquant.dynamic_range import DynamicRanges
-from tfquant.graph import plan as planning
 from tfquant.graph.alignment import aligned_edges
-from tfquant.graph.embedding import Embedding
 from tfquant.graph.model_adapter import ModelAdapter
+from tfquant.graph.plan import make_plan
 from tfquant.graph.replay import Edits
-from tfquant.graph.roles import Edge, find_roles
+from tfquant.graph.roles import Edge
 from tfquant.graph.side_outputs import set_keras_mask
 from tfquant.graph.trace import Trace, free_path, trace
 from tfquant.inputs import Inputs
@@ -44,7 +43,6 @@ class Engine:
       source: how to call the user's model.
       inference: its trace; `training` is a second one, made when first used.
       plan: the sites.
-      embedding: which edges have an embedding axis.
       inputs: how what users pass becomes the inputs of the trace.
       quantizers: address of a site -> its state; of dynamic sites there is none.
       calibration: what the ranges came from, None if they were loaded or not set.
@@ -72,21 +70,19 @@ class Engine:
         sites.
         """
         inference = trace(source)
-        plan, roles = planning.make_plan(inference, recipe)
+        plan = make_plan(inference, recipe)
         # Nothing of the engine changes before this line, behind which nothing is refused.
         self.source = source.narrowed(inference.input_structure)
         self.inference, self.plan = inference, plan
         self.__dict__.pop("training", None)
         self.inputs = Inputs(self.source, inference)
-        self.embedding = Embedding(inference, roles.edges)
         self.quantizers = {
             site.address: self._quantizer(site)
             for site in plan.sites
             if not site.spec.scale.dynamic
         }
         self._known |= self.quantizers
-        self._roles = roles
-        self._edges = {False: {e.address: [e] for e in roles.edges}}
+        self._edges = {False: {e.address: [e] for e in inference.analysis.roles.edges}}
         self._dynamic: dict[bool, DynamicRanges] = {}
         self._functions: dict[tuple[str, bool, bool, tuple[str, ...], bool], Any] = {}
         self._state = self._python_state()
@@ -346,10 +342,7 @@ class Engine:
 
     def _aligned(self, training: bool) -> dict[str, list[Edge]]:
         if training not in self._edges:
-            roles = find_roles(self.training)
-            self._edges[training] = aligned_edges(
-                (self.inference, self._roles), (self.training, roles)
-            )
+            self._edges[training] = aligned_edges(self.inference, self.training)
             missing = [
                 m
                 for site in self.plan.sites

@@ -17,10 +17,9 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from tfquant.engine import Engine
-from tfquant.graph.letters import find_letters
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.padding import Padding
-from tfquant.graph.roles import Block, find_blocks
+from tfquant.graph.roles import Block
 from tfquant.graph.side_outputs import replace_losses
 from tfquant.rules import Recipe, Rule
 
@@ -43,12 +42,12 @@ class Tapped:
         """Addresses of the hidden state that leaves each block and of its attention probabilities,
         first block first.
         """
-        return find_blocks(self._engine.inference)
+        return self._engine.inference.analysis.blocks
 
     @functools.cached_property
     def letters(self) -> dict[str, tuple[str, ...]]:
         """Addresses of the tensors that `tfquant.graph.letters` has letters for, such as `y3`."""
-        return find_letters(self._engine.inference)
+        return self._engine.inference.analysis.letters
 
     @property
     def graph(self) -> tf.Graph:

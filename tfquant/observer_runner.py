@@ -114,7 +114,7 @@ class Observation:
             edges |= {
                 address: edge
                 for address, (_, edge) in found.items()
-                if not self.engine.embedding.refusal(edge)
+                if not self.engine.inference.analysis.embedding.refusal(edge)
             }
         for site, _ in found.values():
             if site.order:

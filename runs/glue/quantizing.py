@@ -22,7 +22,6 @@ from tasks import glue
 from tfquant import ptq
 from tfquant.calibration import engine_of
 from tfquant.distributed.group import Group
-from tfquant.graph.letters import find_letters
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.plan import RecipeError
 from tfquant.graph.trace import trace
@@ -74,7 +73,7 @@ def recipe_of(model: keras.Model, settings: Settings) -> tfquant.Recipe:
         recipe = _with_method(
             model,
             recipe,
-            find_letters(trace(source_of(model)))["C"],
+            trace(source_of(model)).analysis.letters["C"],
             _searching("mse", "golden_section", None),
         )
     if settings.cross_entropy_layer:

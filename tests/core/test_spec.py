@@ -743,7 +743,7 @@ def test_one_trace_serves_many_recipes(dense):
     graph = trace(source_of(dense))
     counts = {
         bits: (
-            make_plan(graph, Recipe((Rule(QuantSpec(f"int{bits}"), role="weight"),)))[0].count(
+            make_plan(graph, Recipe((Rule(QuantSpec(f"int{bits}"), role="weight"),))).count(
                 "weight"
             )
         )

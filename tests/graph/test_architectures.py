@@ -15,7 +15,6 @@ from tests.few import few
 from tests.graph import models
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.plan import make_plan
-from tfquant.graph.roles import find_blocks, find_roles
 from tfquant.graph.trace import trace
 
 LAYERS, NETWORKS = 2, 3  # feed-forward networks of a MobileBERT layer
@@ -107,7 +106,7 @@ def test_sites_are_as_many_as_the_architecture_has_linears_products_and_addition
         }
     unshared = dataclasses.replace(tfquant.recipe(recipe), share=False)
     for graph in (inference, training):
-        plan, _ = make_plan(graph, unshared)
+        plan = make_plan(graph, unshared)
         assert collections.Counter(site.role for site in plan.sites) == expected
         heads = {
             "mobilebert": "mobilebert/pooler/dense",
@@ -124,13 +123,13 @@ def test_sites_are_as_many_as_the_architecture_has_linears_products_and_addition
 
 def test_training_and_inference_traces_have_the_same_edges(traced):
     _, inference, training = traced
-    found = [[e.address for e in find_roles(graph).edges] for graph in (inference, training)]
+    found = [[e.address for e in graph.analysis.roles.edges] for graph in (inference, training)]
     assert sorted(found[0]) == sorted(found[1]) and len(set(found[0])) == len(found[0])
 
 
 def test_norms_activations_and_the_last_hidden_state_are_found(traced):
     name, inference, _ = traced
-    edges = find_roles(inference).edges
+    edges = inference.analysis.roles.edges
     by_role = collections.Counter(e.role for e in edges)
     assert by_role["layernorm_input"] == by_role["layernorm_output"] == LAYERS * NORMS[name] + 1
     networks = NETWORKS if name.startswith("mobilebert") else 1
@@ -154,7 +153,7 @@ def test_a_block_leaves_the_hidden_state_that_the_next_one_takes(traced):
         for i, state in enumerate(states)
     ]
     for graph in (inference, training):
-        assert [(b.path, b.output) for b in find_blocks(graph)] == expected
+        assert [(b.path, b.output) for b in graph.analysis.blocks] == expected
 
 
 @pytest.mark.parametrize("recipe", ["int8_residual", "trt"])
@@ -178,7 +177,7 @@ def test_calibrated_model_stays_near_the_float_one_in_inference_and_trains(name,
 def roles(network, *shape: int) -> dict[str, list[str]]:
     """Paths of the edges of a function of one tensor, by role."""
     found = collections.defaultdict(list)
-    for edge in find_roles(trace(source_of(network, signature=tf.TensorSpec(shape)))).edges:
+    for edge in trace(source_of(network, signature=tf.TensorSpec(shape))).analysis.roles.edges:
         found[edge.role].append(edge.path)
     return found
 
@@ -194,11 +193,9 @@ SCALE, SHIFT = variable("norm/gamma", 8), variable("norm/beta", 8)
 def test_a_projected_shortcut_is_a_residual_named_after_the_longer_way():
     found = roles(lambda x: tf.nn.relu(x @ A) @ B + x @ C, None, 8)
     assert found["residual"] == found["residual_other"] == ["b"]
-    edges = find_roles(
-        trace(
-            source_of(lambda x: x @ C + tf.nn.relu(x @ A) @ B, signature=tf.TensorSpec((None, 8)))
-        )
-    ).edges
+    edges = trace(
+        source_of(lambda x: x @ C + tf.nn.relu(x @ A) @ B, signature=tf.TensorSpec((None, 8)))
+    ).analysis.roles.edges
     (skip,) = [e for e in edges if e.role == "residual"]
     assert skip.consumer[1] == 0  # the way through C, whichever side it stands on
 
@@ -223,8 +220,8 @@ def test_a_head_that_ends_in_a_sigmoid_has_logits_and_no_pooler():
     def probability(ids):
         return tf.sigmoid(encoder(ids, tf.ones_like(ids), tf.zeros_like(ids))[:, 0] @ head)
 
-    edges = find_roles(
-        trace(source_of(probability, signature=tf.TensorSpec((None, 6), tf.int32)))
-    ).edges
+    edges = trace(
+        source_of(probability, signature=tf.TensorSpec((None, 6), tf.int32))
+    ).analysis.roles.edges
     assert {e.path for e in edges if e.role == "logits"} == {"score"}
     assert not [e for e in edges if e.role == "pooler"]

@@ -13,7 +13,6 @@ import tfquant
 from tests.graph import models
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.plan import make_plan
-from tfquant.graph.roles import find_roles
 from tfquant.graph.trace import trace
 
 LAYERS = 12
@@ -26,7 +25,7 @@ def bert_base():
 
 
 def planned(graph, name: str, share: bool = False):
-    return make_plan(graph, dataclasses.replace(tfquant.recipe(name), share=share))[0]
+    return make_plan(graph, dataclasses.replace(tfquant.recipe(name), share=share))
 
 
 def split(plan) -> tuple[int, int]:
@@ -180,7 +179,7 @@ def test_disabled_sites_are_calibrated_but_their_range_has_no_effect(ft2):
 
 
 def addresses(case: models.Case, role: str) -> set[str]:
-    edges = find_roles(trace(source_of(case.model, case.batches[0]))).edges
+    edges = trace(source_of(case.model, case.batches[0])).analysis.roles.edges
     return {f"{e.path}:{e.port}" for e in edges if e.role == role}
 
 
@@ -287,7 +286,7 @@ def test_layer_norms_written_out_are_found_from_their_input_to_the_end_of_scale_
         return 3.0 * tf.nn.relu(normalise(h, tf.reduce_mean(h, -1, keepdims=True)))
 
     graph = trace(source_of(network, signature=tf.TensorSpec([None, 4, 8])))
-    edges = {e.role: e for e in find_roles(graph).edges if e.role.startswith("layernorm")}
+    edges = {e.role: e for e in graph.analysis.roles.edges if e.role.startswith("layernorm")}
     assert {e.path for e in edges.values()} == {"ln"}
     assert edges["layernorm_input"].tensor.op.type in ("BatchMatMulV2", "Reshape")
     assert {op.type for op in edges["layernorm_output"].tensor.consumers()} == {"Relu"}
@@ -299,7 +298,7 @@ def test_a_root_mean_square_that_is_not_applied_is_no_layer_norm():
         return h + tf.sqrt(tf.reduce_mean(h * h, -1, keepdims=True))
 
     graph = trace(source_of(network, signature=tf.TensorSpec([None, 4, 8])))
-    assert not [e for e in find_roles(graph).edges if e.role.startswith("layernorm")]
+    assert not [e for e in graph.analysis.roles.edges if e.role.startswith("layernorm")]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import tensorflow as tf
 
 import tfquant
 from tests.graph import models
-from tfquant.graph.roles import find_roles
 
 ROLES_OF_PRODUCTS = ("weight", "linear_input", "matmul_input", "pooler", "logits", "embedding")
 PRODUCTS = {
@@ -203,7 +202,7 @@ def test_one_training_step_changes_the_weights_of_the_original(pool):
 def test_addresses_are_the_same_in_training_and_inference(pool):
     engine = pool.model._engine
     inference, training = (
-        {e.address for e in find_roles(t).edges} for t in (engine.inference, engine.training)
+        {e.address for e in t.analysis.roles.edges} for t in (engine.inference, engine.training)
     )
     assert inference == training
 

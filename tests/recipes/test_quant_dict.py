@@ -6,7 +6,6 @@ import pytest
 import modeling
 import tfquant
 from tests.graph import models
-from tfquant.graph.letters import find_letters
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.plan import RecipeError
 from tfquant.graph.trace import trace
@@ -40,8 +39,9 @@ def test_the_placement_has_the_counts_of_the_paper(bert_base, base):
 
 
 def test_sites_are_the_same_in_training(bert):
-    assert find_letters(trace(source_of(bert))) == find_letters(
-        trace(source_of(bert), training=True)
+    assert (
+        trace(source_of(bert)).analysis.letters
+        == trace(source_of(bert), training=True).analysis.letters
     )
 
 
@@ -50,7 +50,7 @@ def test_no_product_counts_as_skipped_where_its_operands_are_quantized_at_their_
 
 
 def test_letters_name_the_tensors_of_a_block(bert):
-    found = find_letters(trace(source_of(bert)))
+    found = trace(source_of(bert)).analysis.letters
     layer = "bert/encoder/layer_1"
     assert found["h1"] == (f"{layer}/output/dense:layer_output:output",)
     assert found["y1"] == (f"{layer}/output/dense:residual_sum:output",)

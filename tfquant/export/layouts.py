@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Mapping
 
 from tfquant.engine import Engine
-from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.expression import Expressions
 from tfquant.graph.roles import Edge
 from tfquant.site import Site
@@ -37,7 +36,7 @@ class Layouts:
 
 def find_layouts(engine: Engine) -> Layouts:
     """Return the layouts of a network's sites."""
-    expressions = Expressions(Dataflow(engine.inference))
+    expressions = engine.inference.analysis.expressions
     groups: dict[tuple[str, str], list[tuple[Site, Edge]]] = collections.defaultdict(list)
     for site, edge in engine.placements():
         form = ""

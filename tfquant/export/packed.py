@@ -262,7 +262,7 @@ class _Stored:
 
 def _stored(engine: Engine) -> list[_Stored]:
     """All variables, in the order of the model."""
-    flow = Dataflow(engine.inference)
+    flow = engine.inference.analysis.flow
     readers = _readers(engine, flow)
     behind = {
         edge.table or flow.variable_behind(edge.tensor)

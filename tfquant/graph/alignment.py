@@ -15,14 +15,11 @@ import re
 
 import tensorflow as tf
 
-from tfquant.graph.dataflow import Dataflow
-from tfquant.graph.roles import Edge, Roles, Structure
+from tfquant.graph.roles import Edge
 from tfquant.graph.trace import Trace
 
 
-def aligned_edges(
-    inference: tuple[Trace, Roles], training: tuple[Trace, Roles]
-) -> dict[str, list[Edge]]:
+def aligned_edges(inference: Trace, training: Trace) -> dict[str, list[Edge]]:
     """Edges of the training trace by the address that they have in the inference trace.
 
     An address has no edge where the training trace does not compute it. It has several where the
@@ -30,23 +27,23 @@ def aligned_edges(
     lacks.
 
     Args:
-      inference: the trace that sites are planned on, and its roles.
-      training: another trace of the same model, and its roles.
+      inference: the trace that sites are planned on.
+      training: another trace of the same model.
     """
-    (_, planned), (_, roles) = inference, training
-    known = {edge.address for edge in planned.edges}
-    if known == {edge.address for edge in roles.edges}:
-        return {edge.address: [edge] for edge in roles.edges}
+    edges = training.analysis.roles.edges
+    known = {edge.address for edge in inference.analysis.roles.edges}
+    if known == {edge.address for edge in edges}:
+        return {edge.address: [edge] for edge in edges}
     return _Alignment(inference, training).edges(known)
 
 
 class _Alignment:
     """Counterparts of operations, contractions and edges where the traces differ."""
 
-    def __init__(self, inference: tuple[Trace, Roles], training: tuple[Trace, Roles]):
-        (self._first, self._planned), (self._second, self._roles) = inference, training
+    def __init__(self, inference: Trace, training: Trace):
+        self._first, self._second = inference, training
+        self._planned, self._roles = inference.analysis.roles, training.analysis.roles
         self._of_first = _aligned_operations(self._first, self._second)
-        self._flow, self._training_flow = Dataflow(self._first), Dataflow(self._second)
         self._of_second = {second: first for first, second in self._of_first.items()}
 
     def edges(self, known: set[str]) -> dict[str, list[Edge]]:
@@ -115,7 +112,7 @@ class _Alignment:
         """
         if of.role != "matmul_input" or any(":matmul_input:" in address for address in addresses):
             return addresses
-        weight_first = self._flow.is_fixed(
+        weight_first = self._first.analysis.flow.is_fixed(
             self._first.graph.get_operation_by_name(contraction).inputs[0]
         )
         return tuple(reversed(addresses)) if weight_first else addresses
@@ -125,7 +122,8 @@ class _Alignment:
 
         Before dropout but behind views, as its channels lie where they were.
         """
-        flow, op = self._training_flow, self._second.graph.get_operation_by_name(contraction)
+        flow = self._second.analysis.flow
+        op = self._second.graph.get_operation_by_name(contraction)
         while True:
             source = op.inputs[index]
             kept = flow.undropped(source.op)
@@ -144,7 +142,7 @@ class _Alignment:
         ]
         if not wanted:
             return
-        structure = Structure(self._training_flow)
+        structure = self._second.analysis.structure
         for edge in wanted:
             name = self._of_first.get(
                 edge.tensor.op.name if edge.consumer is None else edge.consumer[0]
@@ -201,7 +199,7 @@ def _signatures(trace: Trace) -> dict[str, int]:
     """Name of an operation -> a number equal for operations that make the same of inputs and
     variables, dropout left out.
     """
-    flow, found = Dataflow(trace), {}
+    flow, found = trace.analysis.flow, {}
     for op in trace.operations:
         parts = [op.type, tuple(t.dtype.as_datatype_enum for t in op.outputs)]
         if op.type == "Placeholder":

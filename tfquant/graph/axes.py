@@ -15,13 +15,16 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 from tensorflow.python.framework import func_graph as tf_func_graph
 
 from tfquant.graph.axis_flow import PART, Factors, flow
 from tfquant.graph.axis_sizes import BATCH, AxisSizes
-from tfquant.graph.trace import Trace
+
+if TYPE_CHECKING:
+    from tfquant.graph.trace import Trace
 
 # For each axis of a tensor the labels whose product is its size: () for features, (BATCH,) and (3,)
 # for the batch and the tokens of one input, (BATCH, 3) for both flattened into one axis, (BATCH,

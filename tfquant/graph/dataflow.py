@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from tfquant.graph.trace import Trace
+if TYPE_CHECKING:
+    from tfquant.graph.trace import Trace
 
 # Operations that hand on the values of their first input, at most moved, cast or copied.
 VIEW_OPS = frozenset(

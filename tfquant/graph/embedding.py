@@ -6,28 +6,39 @@ Which activations have one, and by which of them the dimensions of an encoder la
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from tfquant.error_messages import one_line
 from tfquant.graph.axes import Axes, Labels
 from tfquant.graph.dataflow import Dataflow
-from tfquant.graph.roles import Edge, Layer, find_layers
-from tfquant.graph.trace import Trace
+from tfquant.graph.roles import Edge, Layer
+
+if TYPE_CHECKING:
+    from tfquant.graph.trace import Trace
 
 # The last axis of these runs over tokens, whatever its size.
 _PAIRS_OF_TOKENS = ("attention_scores", "softmax_output")
 
 
 class Embedding:
-    """What planning and calibration ask of a graph; answers are computed when first asked for.
+    """Embedding axes of the activations of a trace.
 
     Args:
-      trace: the graph.
+      trace: the trace.
+      flow: its data flow.
       edges: all of its edges.
+      layers: returns its layers; called when they are first needed.
     """
 
-    def __init__(self, trace: Trace, edges: Iterable[Edge]):
-        self._trace = trace
+    def __init__(
+        self,
+        trace: Trace,
+        flow: Dataflow,
+        edges: Iterable[Edge],
+        layers: Callable[[], tuple[Layer, ...]],
+    ):
+        self._trace, self._flow, self._layers = trace, flow, layers
         self._edges = {edge.address: edge for edge in edges}
 
     def refusal(self, edge: Edge) -> str:
@@ -61,16 +72,9 @@ class Embedding:
         """
         name = self._flow.root(edge.tensor).op.name
         return next(
-            (self._edges[layer.branch] for layer in self._layers if name in layer.operations), None
+            (self._edges[layer.branch] for layer in self._layers() if name in layer.operations),
+            None,
         )
-
-    @functools.cached_property
-    def _flow(self) -> Dataflow:
-        return Dataflow(self._trace)
-
-    @functools.cached_property
-    def _layers(self) -> tuple[Layer, ...]:
-        return find_layers(self._trace)
 
     def _ends_in_tokens(self, edge: Edge) -> bool:
         labels = self._labels.get(edge.tensor.name)

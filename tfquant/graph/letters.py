@@ -16,21 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.residual import Residual
 from tfquant.graph.roles import Structure
-from tfquant.graph.trace import Trace
 from tfquant.site import address
 
 OF_BLOCK = ("s", "p", "c", "g", "u", "x", "h", "y", "z", "L")
 OF_MODEL = ("e", "Et", "P", "C", "wP", "wC")
 
 
-def find_letters(trace: Trace) -> dict[str, tuple[str, ...]]:
+def find_letters(structure: Structure) -> dict[str, tuple[str, ...]]:
     """Letter, with the number of the block where it has one -> addresses of its edges; letters of
     nothing are left out.
     """
-    structure = Structure(Dataflow(trace))
     found: dict[str, list[str]] = {}
     for letter, where in (*_of_model(structure), *_of_blocks(structure)):
         found.setdefault(letter, []).append(where)

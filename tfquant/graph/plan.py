@@ -11,11 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tfquant import formats
+from tfquant.graph.analysis import Analysis
 from tfquant.graph.contractions import Skipped
-from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.embedding import Embedding
-from tfquant.graph.expression import Expressions
-from tfquant.graph.roles import Edge, Roles, find_roles
+from tfquant.graph.roles import Edge, Roles
 from tfquant.graph.trace import Trace
 from tfquant.rules import Recipe, Rule
 from tfquant.site import ROLES, Site
@@ -115,24 +114,29 @@ class _Nowhere:
         pass
 
 
-def make_plan(trace: Trace, recipe: Recipe) -> tuple[Plan, Roles]:
-    """Matches the rules of `recipe` with the edges of `trace`.
+def make_plan(trace: Trace, recipe: Recipe) -> Plan:
+    """Match the rules of a recipe with the edges of a trace.
+
+    Args:
+      trace: its analysis is read; the graph is not changed.
+      recipe: rules, of which the last match decides.
 
     Raises:
       RecipeError: a rule that is not optional matches nothing, or sites that shall have one range
         differ.
     """
-    roles = find_roles(trace)
+    analysis = trace.analysis
+    roles = analysis.roles
     decided = [
         (edge, rule) for edge in roles.edges if (rule := deciding_rule(recipe, edge)) is not None
     ]
     matches = _count_matches(recipe, roles.edges)
     chosen = [(edge, rule) for edge, rule in decided if rule.spec is not None]
-    values = _Values(trace)
-    sites = _sites(values, recipe, chosen, Embedding(trace, roles.edges))
+    values = _Values(analysis)
+    sites = _sites(values, recipe, chosen, analysis.embedding)
     _check_groups(recipe, sites)
     skipped = (*roles.skipped, *_unquantized(values, roles, decided, sites))
-    return Plan(recipe, tuple(sites), skipped, matches), roles
+    return Plan(recipe, tuple(sites), skipped, matches)
 
 
 def deciding_rule(recipe: Recipe, edge: Edge) -> Rule | None:
@@ -175,9 +179,8 @@ def _paths_of(rule: Rule, edges: Iterable[Edge]) -> str:
 class _Values:
     """Which edges carry the same values."""
 
-    def __init__(self, trace: Trace):
-        self._flow = Dataflow(trace)
-        self._expressions = Expressions(self._flow)
+    def __init__(self, analysis: Analysis):
+        self._flow, self._expressions = analysis.flow, analysis.expressions
 
     def key(self, edge: Edge, per_channel: bool = False) -> str:
         """Equal for edges that carry the same values; where channels have their own ranges, in the

@@ -15,12 +15,11 @@ import tensorflow as tf
 
 from tfquant.graph import producers
 from tfquant.graph.attention import Attention, find_attention, projection
-from tfquant.graph.contractions import Contraction, Skipped, find_contractions, product_equation
+from tfquant.graph.contractions import Contraction, Skipped, product_equation
 from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, common_parent
 from tfquant.graph.expression import Expressions
 from tfquant.graph.layernorm import LayerNorm, find_layernorms
 from tfquant.graph.residual import Residual, before_residual, downstream, find_residuals
-from tfquant.graph.trace import Trace
 from tfquant.site import address
 
 _NONNEGATIVE_OPS = frozenset("Softmax Relu Relu6 Sigmoid Softplus Exp Square Abs".split())
@@ -121,19 +120,8 @@ class Layer:
     branch: str
 
 
-def find_layers(trace: Trace) -> tuple[Layer, ...]:
-    """The layers of a trace in graph order, one for each block."""
-    return tuple(Structure(Dataflow(trace)).layers())
-
-
-def find_blocks(trace: Trace) -> tuple[Block, ...]:
-    """The blocks of a trace in graph order."""
-    return tuple(Structure(Dataflow(trace)).blocks())
-
-
-def find_roles(trace: Trace) -> Roles:
-    """Finds every edge of a trace that a recipe can name."""
-    structure = Structure(Dataflow(trace))
+def find_roles(structure: Structure) -> Roles:
+    """Return every edge of a graph that a recipe can name."""
     edges = _numbered(structure.edges())
     position = structure.flow.index
     ordered = sorted(
@@ -172,9 +160,14 @@ def _numbered(edges: Iterable[Edge]) -> list[Edge]:
 class Structure:
     """The patterns of one graph and the edges that follow from them."""
 
-    def __init__(self, flow: Dataflow):
-        self.flow = flow
-        contractions, self.skipped = find_contractions(flow)
+    def __init__(
+        self,
+        flow: Dataflow,
+        expressions: Expressions,
+        contractions: list[Contraction],
+        skipped: list[Skipped],
+    ):
+        self.flow, self.expressions, self.skipped = flow, expressions, skipped
         self.lookups = [c for c in contractions if self._is_one_hot_lookup(c)]
         self.contractions: list[Contraction] = [c for c in contractions if c not in self.lookups]
         self.attention: list[Attention] = find_attention(flow, self.contractions)
@@ -188,10 +181,6 @@ class Structure:
         self.projections = {
             p: (a.path, port) for a in self.attention for port, p in a.projections.items()
         }
-
-    @functools.cached_property
-    def expressions(self) -> Expressions:
-        return Expressions(self.flow)
 
     def edges(self) -> Iterator[Edge]:
         yield from self._model_outputs()

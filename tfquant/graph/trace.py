@@ -13,6 +13,7 @@ from tensorflow.python.framework import func_graph as tf_func_graph
 
 from tfquant.error_messages import reason_of
 from tfquant.graph import replay
+from tfquant.graph.analysis import Analysis
 from tfquant.graph.keras_masks import AttachedMasks, attached_masks
 from tfquant.graph.model_adapter import ModelAdapter, TraceError, describe
 from tfquant.graph.shapes import fixed_axes
@@ -56,6 +57,11 @@ class Trace:
     @functools.cached_property
     def operations(self) -> list[tf.Operation]:
         return self.graph.get_operations()
+
+    @functools.cached_property
+    def analysis(self) -> Analysis:
+        """Data flow, structure, roles and axes of the graph, each computed when first used."""
+        return Analysis(self)
 
     @property
     def input_specs(self) -> list[tf.TensorSpec]:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfquant.engine import Engine
 from tfquant.graph.contractions import CONVOLUTION_OPS, MATMUL_OPS, equation, matmul_equation
 from tfquant.graph.dataflow import VIEW_OPS, Dataflow
-from tfquant.graph.roles import Edge, Roles, find_roles
+from tfquant.graph.roles import Edge
 from tfquant.site import ROLES, Site
 from tfquant.site_selection import matches
 
@@ -136,8 +136,8 @@ class LayerFinder:
 
     def __init__(self, engine: Engine):
         self._engine = engine
-        self.flow = Dataflow(engine.inference)
-        roles: Roles = find_roles(engine.inference)
+        analysis = engine.inference.analysis
+        self.flow, roles = analysis.flow, analysis.roles
         self._operations = {op.name: op for op in self.flow.operations}
         self._contraction = {
             a: self._operations[op]

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from tfquant.engine import Engine
 from tfquant.error_messages import one_line
 from tfquant.graph.cuts import frontier_at, narrow
-from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.padding import Padding
 from tfquant.graph.replay import Edits
 from tfquant.graph.roles import Edge
@@ -77,7 +76,7 @@ class PairedForward:
             quantize_activations,
             progress,
         )
-        self._flow = Dataflow(self._trace)
+        self._flow = self._trace.analysis.flow
         self.flats = flattened(engine, batches)
         inputs = [(use.op.name, use.input) for group in groups for use in group]
         self._padding = Padding(engine.inference, inputs, mask, "layer inputs")

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import calib
-from tfquant.graph.embedding import Embedding
-from tfquant.graph.letters import OF_BLOCK, OF_MODEL, find_letters
+from tfquant.graph.letters import OF_BLOCK, OF_MODEL
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.plan import RecipeError, deciding_rule
-from tfquant.graph.roles import Edge, find_roles
+from tfquant.graph.roles import Edge
 from tfquant.graph.trace import trace
 from tfquant.recipes.exact import with_specs
 from tfquant.rules import Recipe
@@ -102,10 +101,10 @@ def with_quant_dict(
       RecipeError: a letter or value that is not known, or names what the model does not have or the
         recipe does not quantize.
     """
-    graph = trace(source_of(model, inputs, signature))
-    edges = {edge.address: edge for edge in find_roles(graph).edges}
-    embedding = Embedding(graph, edges.values())
-    letters = find_letters(graph) | {HIDDEN: tuple(_hidden(edges.values()))}
+    analysis = trace(source_of(model, inputs, signature)).analysis
+    edges = {edge.address: edge for edge in analysis.roles.edges}
+    embedding = analysis.embedding
+    letters = analysis.letters | {HIDDEN: tuple(_hidden(edges.values()))}
     base = {address: _base(recipe, edge) for address, edge in edges.items()}
     specs: dict[str, QuantSpec | None] = {}
     problems = []

@@ -17,7 +17,6 @@ import tensorflow as tf
 
 from tfquant.engine import Engine
 from tfquant.graph.cuts import frontier_at, narrow
-from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.replay import Edits
 from tfquant.graph.roles import Edge
 from tfquant.ptq.buffers import Space
@@ -97,7 +96,7 @@ class SwitchedNetwork:
         self._quantizers = {
             a: [engine.quantizers[a], *(alternatives or {}).get(a, ())] for a in self.sites
         }
-        self._flow = Dataflow(self._trace)
+        self._flow = self._trace.analysis.flow
         placements = [(site, edge) for site, edge in engine.placements() if site.enabled]
         self._slots = self._make_slots(placements)
         switched = dict.fromkeys(

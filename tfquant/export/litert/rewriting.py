@@ -44,7 +44,7 @@ class Rewriting:
     """
 
     def __init__(self, engine: Engine, mode: str):
-        self._flow = Dataflow(engine.inference)
+        self._flow = engine.inference.analysis.flow
         self._quantized = mode == "quantized"
         sites = engine.edits(lambda _, tensor: tensor) if self._quantized else NO_EDITS
         regions = [region for region in find_regions(engine, mode) if region.kind == "MatMul"]

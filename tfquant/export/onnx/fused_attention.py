@@ -17,8 +17,7 @@ import scipy.special
 import tensorflow as tf
 
 from tfquant.export.onnx.fused_region import EdgeKey, Region, Sites, answers_of_two_sizes, same
-from tfquant.graph.attention import Attention, find_attention
-from tfquant.graph.contractions import find_contractions
+from tfquant.graph.attention import Attention
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.replay import Edits
 
@@ -34,10 +33,9 @@ class FusedAttention:
 
 
 def find_fused_attention(flow: Dataflow, sites: Sites) -> list[FusedAttention]:
-    attentions = find_attention(flow, find_contractions(flow)[0])
     candidates = [
         candidate
-        for found in attentions
+        for found in flow.trace.analysis.structure.attention
         if (candidate := _candidate(flow, sites, found)) is not None
     ]
     if not candidates:

@@ -16,9 +16,8 @@ import tensorflow as tf
 from tfquant.engine import Engine
 from tfquant.export.onnx.fused_attention import find_fused_attention
 from tfquant.export.onnx.fused_region import EdgeKey, Region, Sites, answers_of_two_sizes, same
-from tfquant.graph.contractions import equation, find_contractions
+from tfquant.graph.contractions import equation
 from tfquant.graph.dataflow import ELEMENTWISE_OPS, Dataflow
-from tfquant.graph.layernorm import find_layernorms
 from tfquant.graph.subgraph import Part
 
 _PARTS_OF_ACTIVATIONS = ELEMENTWISE_OPS | {
@@ -42,7 +41,7 @@ def find_regions(
       attention: take attentions too, as ONNX Runtime's own MultiHeadAttention; ONNX has none that
         older opsets know.
     """
-    flow = Dataflow(engine.inference)
+    flow = engine.inference.analysis.flow
     sites = Sites(engine if mode == "quantized" else None)
     attentions = find_fused_attention(flow, sites) if attention else []
     within = frozenset(name for found in attentions for name in found.inside)
@@ -65,7 +64,7 @@ def _entry(flow: Dataflow, source: tf.Tensor, part: Part) -> EdgeKey:
 
 
 def _layernorms(flow: Dataflow, sites: Sites) -> Iterator[Region]:
-    for norm in find_layernorms(flow):
+    for norm in flow.trace.analysis.structure.layernorms:
         size = norm.input.shape[-1]
         if (
             norm.input.dtype != tf.float32
@@ -297,7 +296,7 @@ def _einsums(flow: Dataflow) -> Iterator[Region]:
     """Products with a parameter that sum over the last axes of the input and put new ones in their
     place.
     """
-    for contraction in find_contractions(flow)[0]:
+    for contraction in flow.trace.analysis.contractions:
         op = contraction.op
         if (
             op.type != "Einsum"

@@ -102,7 +102,7 @@ def find_pairs(trace: Trace, flat: Sequence[tf.Tensor]) -> tuple[list[Pair], lis
       trace: of the float network.
       flat: one batch of inputs.
     """
-    structure = Structure(Dataflow(trace))
+    structure = trace.analysis.structure
     drafts, skipped = [], []
     for found in _drafts(structure, ScalePathFinder(structure)):
         (drafts if isinstance(found, _Draft) else skipped).append(found)

@@ -89,7 +89,7 @@ def rescaled(
     }
     originals = {handle: variable.numpy() for handle, variable in variables.items()}
     values, results = values_of(engine, pairs), []
-    flow = Dataflow(engine.inference)
+    flow = engine.inference.analysis.flow
     try:
         for pair in tqdm(pairs, "rescaling", unit="pair", disable=not progress):
             weights = [
