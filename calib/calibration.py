@@ -3,14 +3,13 @@
 For every site its statistics and range; saved, merged, re-estimated without data.
 """
 
-import fnmatch
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calib import storage
+from calib import patterns, storage
 from calib.codebook import Codebook, codebook_from_dict
 from calib.errors import CalibrationError, MissingHistogramError
 from calib.grouping import Grouping
@@ -256,11 +255,13 @@ class Calibration(Mapping[str, SiteCalibration]):
         matching sites can be served.
 
         Raises:
+            ValueError: the pattern is an invalid regular expression.
             CalibrationError: no site matches, or no matching site kept what the method reads.
             MissingHistogramError: that is a histogram.
         """
         method = Method(method, options) if isinstance(method, str) else method
-        matching = [address for address in self if fnmatch.fnmatchcase(address, address_glob)]
+        patterns.check(address_glob, "address_glob")
+        matching = [address for address in self if patterns.matches(address_glob, address)]
         if not matching:
             raise CalibrationError(f"no site matches {address_glob!r}; {self._known()}")
         able = [address for address in matching if self[address].can_use(method)]

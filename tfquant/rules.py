@@ -8,16 +8,15 @@ last rule that matches wins.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import yaml
 
 import calib
+from calib import patterns
 from fileio.atomic import write_text
 from fileio.messages import printable
 from fileio.reading import parse_json, read_json
@@ -38,10 +37,9 @@ class Rule:
       spec: how the edges are quantized; None leaves them in float (to except some from an earlier
         rule).
       role: one of `ROLES` or several; `*` for all.
-      path: layer path, as a glob (`*/layer_0/*`) or, after `re:`, as a regular expression searched
-        for in the path.
+      path: pattern of layer paths, see `calib.patterns`.
       port: which edge of the layer (`kernel`, `input`, `q`, `k`, `v`, `probabilities`, ...), as a
-        glob.
+        pattern too.
       shape: static shape to match; None in it matches any size, None in its place any shape.
       optional: without it a rule that matches no edge is an error.
       name: shown in tables and errors; made from the rest if empty.
@@ -79,8 +77,8 @@ class Rule:
             if any(size is not None and size < 0 for size in sizes):
                 raise ValueError(f"{message} of at least 0, got {shown(self.shape)}")
             object.__setattr__(self, "shape", sizes)
-        if self.path.startswith("re:"):
-            validation.compiled(self.path[3:], f"{where}, path")
+        patterns.check(self.path, f"{where}, path")
+        patterns.check(self.port, f"{where}, port")
         if not self.name:
             object.__setattr__(self, "name", self._made_name())
 
@@ -111,12 +109,7 @@ class Rule:
     ) -> bool:
         if "*" not in self.roles and role not in self.roles:
             return False
-        if not fnmatch.fnmatchcase(port, self.port):
-            return False
-        if self.path.startswith("re:"):
-            if re.search(self.path[3:], path) is None:
-                return False
-        elif not fnmatch.fnmatchcase(path, self.path):
+        if not (patterns.matches(self.port, port) and patterns.matches(self.path, path)):
             return False
         return self.shape is None or _shape_matches(self.shape, shape)
 
@@ -203,7 +196,7 @@ class Recipe:
         for field, values in listed.items():
             object.__setattr__(self, field, values)
         for pattern in self.disable:
-            validation.compiled(pattern, f"{where}, disable")
+            patterns.check(patterns.REGEX + pattern, f"{where}, disable")
         self._check_conflicts()
 
     def _check_conflicts(self) -> None:
@@ -223,6 +216,10 @@ class Recipe:
                     " its own"
                 )
             names.add(rule.name)
+
+    def disables(self, address: str) -> bool:
+        """Return whether a pattern of `disable` is found in a site address."""
+        return any(patterns.matches(patterns.REGEX + pattern, address) for pattern in self.disable)
 
     def with_rules(self, *rules: Rule, name: str | None = None) -> Recipe:
         """The recipe with more rules behind its own, which therefore win.

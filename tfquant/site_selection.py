@@ -1,26 +1,19 @@
-"""Sites that are meant by a role or a pattern."""
+"""Selection of sites by role or by pattern."""
 
 from __future__ import annotations
 
-import fnmatch
-import re
-
+from calib import patterns
 from tfquant.site import ROLES, Site
 
 
 def matches(pattern: str, site: Site) -> bool:
-    """Whether a site is meant by a role, or by a glob (after `re:` a regular expression) of
-    addresses or layer paths.
+    """Return whether a role, or a pattern of addresses or layer paths, selects a site.
 
     Raises:
-      ValueError: it is no regular expression.
+      ValueError: the pattern is an invalid regular expression.
     """
     if pattern in ROLES:
         return site.role == pattern
+    patterns.check(pattern, "sites")
     names = (site.address, site.path, *site.members)
-    if pattern.startswith("re:"):
-        try:
-            return any(re.search(pattern[3:], name) for name in names)
-        except re.error as error:
-            raise ValueError(f"sites={pattern!r} is not a regular expression ({error})") from error
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    return any(patterns.matches(pattern, name) for name in names)

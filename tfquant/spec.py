@@ -87,7 +87,8 @@ class QuantSpec:
 
     def _check(self) -> None:
         """Raise ValueError for values that do not exist or do not go together."""
-        formats.get(self.format).codebook(self.scale)
+        # Refused here rather than in calibration, which may run for hours first.
+        self.method.check_codebook(self.codebook)
         if self.update not in UPDATES:
             raise ValueError(f"unknown update {shown(self.update)}; known: {', '.join(UPDATES)}")
         number = isinstance(self.decay, (int, float)) and not isinstance(self.decay, bool)

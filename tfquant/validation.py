@@ -6,19 +6,10 @@ Every complaint is one line that says what was expected.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tfquant.error_messages import shown
-
-
-def compiled(pattern: str, where: str) -> re.Pattern:
-    """A regular expression found in the place `where`."""
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{where}: {pattern!r} is not a regular expression ({error})") from error
 
 
 def sequence(value: Any, kinds: tuple[type, ...], message: str, *, single: bool = True) -> tuple:

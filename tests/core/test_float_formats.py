@@ -189,10 +189,18 @@ def test_what_a_format_with_a_sign_and_no_zero_point_cannot_be_is_refused(name, 
         tfquant.QuantSpec(name, **fields)
 
 
-def test_entropy_which_takes_uniform_codes_is_refused_by_site(make_two_dense, name):
-    recipe = recipe_of(name).with_method("entropy", roles=["linear_input"])
-    with pytest.raises(calib.CalibrationError, match="linear_input.*entropy"):
-        tfquant.quantize(make_two_dense(), recipe, [values((8, 6))], progress=False)
+def test_entropy_which_takes_uniform_codes_is_refused_when_the_spec_is_built(name):
+    message = f"'entropy' needs codes .* those of {name}"
+    with pytest.raises(calib.CalibrationError, match=message):
+        tfquant.QuantSpec(name, method="entropy")
+    with pytest.raises(calib.CalibrationError, match=message):
+        recipe_of(name).with_method("entropy", roles=["linear_input"])
+    with pytest.raises(calib.CalibrationError, match=message):
+        recipe_of("int8").with_method("entropy").with_spec(roles=["*"], format=name)
+    data = recipe_of(name).to_dict()
+    data["rules"][1]["spec"]["method"] = {"name": "entropy"}
+    with pytest.raises(ValueError, match=f"rule 'linear_input': .*{message}"):
+        tfquant.Recipe.from_dict(data)
 
 
 def recipe_of(name: str, **changes) -> tfquant.Recipe:

@@ -32,6 +32,8 @@ KINDS = {
     "int5": _bits("int5", "int7", "int6"),
     "int2": _bits("int2", "int3", "int4"),
     "int9": _bits("int9", "int12", "int16"),
+    "e4m3": _bits("e5m2", "e4m3"),
+    "e3m2": _bits("e3m2"),
     "symmetric: false": [_inputs(symmetric=False)],
     "per_embedding_group": [
         _inputs(granularity="per_embedding"),
@@ -44,6 +46,7 @@ OPSETS = {
     "yes": ((17, 21), ()),
     "no": ((), (17, 21)),
     "opset < 21": ((17,), (21,)),
+    "opset >= 19": ((19, 21), (17,)),
     "opset >= 21": ((21,), (17,)),
 }
 

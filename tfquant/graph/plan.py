@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -297,9 +296,7 @@ def _channels(spec: QuantSpec, edge: Edge) -> tuple[int, ...]:
 
 
 def _is_disabled(recipe: Recipe, edges: Iterable[Edge]) -> bool:
-    return bool(recipe.disable) and all(
-        any(re.search(pattern, edge.address) for pattern in recipe.disable) for edge in edges
-    )
+    return bool(recipe.disable) and all(recipe.disables(edge.address) for edge in edges)
 
 
 def _group(recipe: Recipe, edge: Edge) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from calib import patterns
 from tfquant.training.hooks import Hook
 from tfquant.variables import names_of, path_of, resource
 
@@ -30,7 +31,7 @@ def encoder_kernels(variables: Iterable[Any], expression: str = ENCODER_KERNELS)
         ValueError: there is none.
     """
     variables = list(variables)
-    found = [v for v in variables if re.search(expression, path_of(v))]
+    found = [v for v in variables if patterns.matches(patterns.REGEX + expression, path_of(v))]
     if not found:
         some = ", ".join(path_of(v) for v in variables[:3])
         raise ValueError(

@@ -13,7 +13,6 @@ of variables and not done here.
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from calib import patterns
 from tfquant.calibration import check_batches
 from tfquant.engine import Engine
 from tfquant.error_messages import one_line
@@ -193,12 +193,13 @@ def _prepared(
 def _chosen(
     found: Sequence[Pair], skipped: Sequence[tuple[str, str]], wanted: str | Sequence[str]
 ) -> list[Pair]:
-    """The pairs that one of the patterns names."""
-    patterns = (wanted,) if isinstance(wanted, str) else tuple(wanted)
-    globs = ["*" if p == "all" else f"{p}:*" if p in KINDS else p for p in patterns]
-    for pattern, glob in zip(patterns, globs, strict=True):
-        if pattern != "all" and not any(fnmatch.fnmatchcase(pair.name, glob) for pair in found):
-            reasons = [f"{name}: {why}" for name, why in skipped if fnmatch.fnmatchcase(name, glob)]
+    """Pairs that one of the patterns matches."""
+    specified = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    globs = ["*" if p == "all" else f"{p}:*" if p in KINDS else p for p in specified]
+    for pattern, glob in zip(specified, globs, strict=True):
+        patterns.check(glob, "pairs")
+        if pattern != "all" and not any(patterns.matches(glob, pair.name) for pair in found):
+            reasons = [f"{name}: {why}" for name, why in skipped if patterns.matches(glob, name)]
             there = (
                 "there are"
                 f" {', '.join(pair.name for pair in found[:4]) or 'none'}"
@@ -208,7 +209,7 @@ def _chosen(
                 f"pairs={pattern!r} matches no pair that can be rescaled;"
                 f" {reasons[0] if reasons else there}"
             )
-    return [pair for pair in found if any(fnmatch.fnmatchcase(pair.name, glob) for glob in globs)]
+    return [pair for pair in found if any(patterns.matches(glob, pair.name) for glob in globs)]
 
 
 def _smooth(
