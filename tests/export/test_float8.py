@@ -123,3 +123,20 @@ def test_opsets_without_float8_are_refused(quantized, tmp_path):
         ExportError, match="exists from ONNX opset 19 on, got 17: export with opset=19"
     ):
         tfquant.export(quantized, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("opset", [19, 21])
+@pytest.mark.parametrize("number_format", TYPES)
+def test_negative_inputs_of_a_relu_are_zero_in_the_file(tmp_path, number_format, opset):
+    """ONNX Runtime 1.32 drops a Relu in front of a float8 QuantizeLinear at its default level."""
+    x = keras.Input((6,))
+    model = keras.Model(x, keras.layers.Dense(3)(keras.layers.Dense(16, "relu")(x)))
+    rows = [np.random.default_rng(i).normal(size=(32, 6)).astype("float32") for i in range(2)]
+    recipe = tfquant.Recipe((tfquant.Rule(tfquant.QuantSpec(number_format), optional=True),))
+    tfquant.export(
+        tfquant.quantize(model, recipe, rows, progress=False),
+        tmp_path / "model.onnx",
+        opset=opset,
+        check_data=rows,
+        tolerance=0.0,
+    )

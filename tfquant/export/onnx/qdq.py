@@ -153,6 +153,10 @@ class _Writer:
             ]
             self._node("Clip", [source, *limits], f"{name}/clipped")
             source = f"{name}/clipped"
+        elif not params.codebook.uniform:
+            # ONNX Runtime 1.32 drops a Relu in front of QuantizeLinear where the zero point is 0,
+            # which is the smallest code of unsigned integers, but not of float8.
+            source = self.unrecognised(source)
         self._node("QuantizeLinear", [source, scale, zero], f"{name}/codes")
         self._node(
             "DequantizeLinear", [f"{name}/codes", scale, zero], target, name=f"{name}/dequantized"
