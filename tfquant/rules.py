@@ -23,7 +23,7 @@ from fileio.reading import parse_json, read_json
 from fileio.yaml_text import parse_yaml, read_yaml
 from tfquant import validation
 from tfquant.error_messages import one_line, shown
-from tfquant.site import PARAMETER_ROLES, ROLES
+from tfquant.site import DIRECTIONS, PARAMETER_ROLES, PARTS, ROLES
 from tfquant.spec import KEYS, QuantSpec
 
 _LONGEST = 1000  # characters of an error about a file
@@ -43,6 +43,8 @@ class Rule:
       shape: static shape to match; None in it matches any size, None in its place any shape.
       optional: without it a rule that matches no edge is an error.
       name: shown in tables and errors; made from the rest if empty.
+      part: one of `PARTS` or several, where in an encoder the edge lies; `*` for any place.
+      direction: `forward` for values, `backward` for gradients.
     """
 
     spec: QuantSpec | None
@@ -52,6 +54,8 @@ class Rule:
     shape: tuple[int | None, ...] | None = None
     optional: bool = False
     name: str = ""
+    part: str | tuple[str, ...] = "*"
+    direction: str = "forward"
 
     def __post_init__(self):
         where = f"rule {shown(self.name or self.path or self.role)}"
@@ -71,6 +75,17 @@ class Rule:
             if role != "*" and role not in ROLES:
                 raise ValueError(f"{where}: unknown role {role!r}; known: {', '.join(ROLES)}")
         object.__setattr__(self, "role", roles[0] if len(roles) == 1 else roles)
+        parts = validation.sequence(
+            self.part, (str,), f"{where}: part must be a name or a list of names"
+        )
+        for part in parts:
+            if part != "*" and part not in PARTS:
+                raise ValueError(f"{where}: unknown part {part!r}; known: {', '.join(PARTS)}")
+        object.__setattr__(self, "part", parts[0] if len(parts) == 1 else parts)
+        if self.direction not in DIRECTIONS:
+            raise ValueError(
+                f"{where}: direction must be {' or '.join(DIRECTIONS)}, got {shown(self.direction)}"
+            )
         if self.shape is not None:
             message = f"{where}: shape must be a list of sizes (null matches any)"
             sizes = validation.sequence(self.shape, (int, type(None)), message, single=False)
@@ -93,7 +108,15 @@ class Rule:
             parts.append(
                 "of shape " + "x".join("?" if size is None else str(size) for size in self.shape)
             )
+        if "*" not in self.parts:
+            parts.append(f"in {'/'.join(self.parts)}")
+        if self.direction != "forward":
+            parts.append(self.direction)
         return " ".join(parts)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (self.part,) if isinstance(self.part, str) else self.part
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -102,11 +125,29 @@ class Rule:
     @property
     def key(self) -> tuple:
         """What the rule matches; two rules with one key can never both have an effect."""
-        return (tuple(sorted(self.roles)), self.path, self.port, self.shape)
+        parts = tuple(sorted(self.parts))
+        return (tuple(sorted(self.roles)), self.path, self.port, self.shape, parts, self.direction)
 
     def matches(
-        self, role: str, path: str, port: str, shape: tuple[int | None, ...] | None
+        self,
+        role: str,
+        path: str,
+        port: str,
+        shape: tuple[int | None, ...] | None,
+        part: str | None = None,
+        direction: str = "forward",
     ) -> bool:
+        """Whether the rule matches an edge.
+
+        Args:
+          role, path, port, direction: the address of the edge.
+          shape: its static shape, None where not known.
+          part: where in an encoder it lies, None where nowhere.
+        """
+        if direction != self.direction:
+            return False
+        if "*" not in self.parts and part not in self.parts:
+            return False
         if "*" not in self.roles and role not in self.roles:
             return False
         if not (patterns.matches(self.port, port) and patterns.matches(self.path, path)):
@@ -116,9 +157,17 @@ class Rule:
     def to_dict(self) -> dict[str, Any]:
         data = validation.public_fields(self)
         data["role"] = list(self.roles) if len(self.roles) > 1 else self.roles[0]
+        data["part"] = list(self.parts) if len(self.parts) > 1 else self.parts[0]
         data["shape"] = None if self.shape is None else list(self.shape)
         data["spec"] = None if self.spec is None else self.spec.to_dict()
-        defaults = {"path": "*", "port": "*", "shape": None, "optional": False}
+        defaults = {
+            "path": "*",
+            "port": "*",
+            "shape": None,
+            "optional": False,
+            "part": "*",
+            "direction": "forward",
+        }
         return {k: v for k, v in data.items() if k not in defaults or v != defaults[k]}
 
     @classmethod
@@ -207,8 +256,8 @@ class Recipe:
             if other.spec != rule.spec:
                 raise ValueError(
                     f"recipe {self.name!r}: rules {other.name!r} and {rule.name!r} match the same"
-                    " edges with different specs; remove one, or narrow its role, path, port or"
-                    " shape"
+                    " edges with different specs; remove one, or narrow its role, path, port,"
+                    " shape or part"
                 )
             if rule.name in names:
                 raise ValueError(

@@ -6,7 +6,7 @@ A place in the graph with a range of its own; what kinds of edges there are, and
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from tfquant.spec import QuantSpec
@@ -38,7 +38,53 @@ ROLES = (
     "layernorm_weight",
     "position_embedding",
 )
+# Where in an encoder an edge lies (tfquant.graph.parts).
+PARTS = (
+    "query",
+    "key",
+    "value",
+    "attention_output",
+    "ffn_in",
+    "ffn_out",
+    "embedding",
+    "pooler",
+    "head",
+)
+DIRECTIONS = ("forward", "backward")
 PARAMETER_ROLES = ("weight", "embedding", "bias", "layernorm_weight", "position_embedding")
+
+
+class Address(NamedTuple):
+    """Name of an edge, equal in training and inference traces and in other processes.
+
+    `str` gives the form of files and messages, `path:role:port`, without the direction.
+
+    Attributes:
+      path: layer path.
+      role: one of `ROLES`.
+      port: which edge of the layer.
+      direction: `forward` for values; `backward` is reserved for gradients.
+    """
+
+    path: str
+    role: str
+    port: str
+    direction: str = "forward"
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.role}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Return the address that a string names; the path may contain colons.
+
+        Raises:
+          ValueError: the string is not of the form `path:role:port`.
+        """
+        fields = text.rsplit(":", 2)
+        if len(fields) != 3:
+            raise ValueError(f"{text!r} is not an address: write path:role:port")
+        return cls(*fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,5 +137,5 @@ class Site:
 
 
 def address(role: str, path: str, port: str) -> str:
-    """The name of an edge or site in files and messages."""
-    return f"{path}:{role}:{port}"
+    """Return the string form of the address of an edge or site."""
+    return str(Address(path, role, port))

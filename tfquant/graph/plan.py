@@ -16,7 +16,7 @@ from tfquant.graph.embedding import Embedding
 from tfquant.graph.roles import Edge, Roles
 from tfquant.graph.trace import Trace
 from tfquant.rules import Recipe, Rule
-from tfquant.site import ROLES, Site
+from tfquant.site import ROLES, Address, Site
 from tfquant.spec import QuantSpec
 
 
@@ -96,7 +96,7 @@ def _shared(site: Site) -> str:
 
     ` (+2, +1 residual)` is two more of the same role and a residual.
     """
-    roles = Counter(member.split(":")[-2] for member in site.members if member != site.address)
+    roles = Counter(Address.parse(member).role for member in site.members if member != site.address)
     words = [
         f"+{count}" + ("" if role == site.role else f" {role}") for role, count in roles.items()
     ]
@@ -141,16 +141,20 @@ def make_plan(trace: Trace, recipe: Recipe) -> Plan:
 def deciding_rule(recipe: Recipe, edge: Edge) -> Rule | None:
     """The last rule that matches an edge."""
     for rule in reversed(recipe.rules):
-        if rule.matches(edge.role, edge.path, edge.port, edge.shape):
+        if _matches(rule, edge):
             return rule
     return None
+
+
+def _matches(rule: Rule, edge: Edge) -> bool:
+    return rule.matches(edge.role, edge.path, edge.port, edge.shape, edge.part, edge.direction)
 
 
 def _count_matches(recipe: Recipe, edges: Iterable[Edge]) -> dict[str, int]:
     edges = list(edges)
     counts: dict[str, int] = {}
     for rule in recipe.rules:
-        count = sum(rule.matches(e.role, e.path, e.port, e.shape) for e in edges)
+        count = sum(_matches(rule, e) for e in edges)
         if count == 0 and not rule.optional:
             there = Counter(e.role for e in edges)
             if not there:
@@ -348,7 +352,7 @@ def _unquantized(
             for a in addresses
         ):
             continue
-        names = " and ".join(sorted({a.split(":")[-2] for a in addresses}))
+        names = " and ".join(sorted({Address.parse(a).role for a in addresses}))
         excepted = [
             by_address[a][1].name
             for a in addresses

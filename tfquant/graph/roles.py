@@ -19,8 +19,9 @@ from tfquant.graph.contractions import Contraction, Skipped, product_equation
 from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, common_parent
 from tfquant.graph.expression import Expressions
 from tfquant.graph.layernorm import LayerNorm, find_layernorms
+from tfquant.graph.parts import with_parts
 from tfquant.graph.residual import Residual, before_residual, downstream, find_residuals
-from tfquant.site import address
+from tfquant.site import Address, address
 
 _NONNEGATIVE_OPS = frozenset("Softmax Relu Relu6 Sigmoid Softplus Exp Square Abs".split())
 _NONLINEAR_OPS = frozenset(
@@ -50,6 +51,8 @@ class Edge:
         a layer norm.
       fusable: `<attention path>:<role>` where the edge is one of query, key and value; empty
         elsewhere.
+      part: where in an encoder the edge lies, one of `tfquant.site.PARTS`; None elsewhere.
+      direction: `forward`.
     """
 
     role: str
@@ -64,10 +67,17 @@ class Edge:
     nonnegative: bool = False
     fusable: str = ""
     repeated: bool = False
+    part: str | None = None
+    direction: str = "forward"
 
     @property
     def address(self) -> str:
-        return address(self.role, self.path, self.port)
+        return str(self.location)
+
+    @property
+    def location(self) -> Address:
+        """The address as a named tuple."""
+        return Address(self.path, self.role, self.port, self.direction)
 
     @property
     def place(self) -> tuple[str, str, str, tuple[str, int] | None]:
@@ -122,7 +132,7 @@ class Layer:
 
 def find_roles(structure: Structure) -> Roles:
     """Return every edge of a graph that a recipe can name."""
-    edges = _numbered(structure.edges())
+    edges = _numbered(with_parts(structure, structure.edges()))
     position = structure.flow.index
     ordered = sorted(
         edges, key=lambda e: position[e.consumer[0] if e.consumer else e.tensor.op.name]
@@ -246,7 +256,12 @@ class Structure:
     @functools.cached_property
     def entries(self) -> list[tuple[Attention, tf.Tensor]]:
         """Every attention that begins a block, and what its result is added to."""
-        return [(a, entry) for a in self.attention if (entry := self._entry(a)) is not None]
+        return [(a, residual.source) for a, residual in self.entry_residuals]
+
+    @functools.cached_property
+    def entry_residuals(self) -> list[tuple[Attention, Residual]]:
+        """Every attention that begins a block, and the addition of its result."""
+        return [(a, found) for a in self.attention if (found := self._entry(a)) is not None]
 
     def layers(self) -> Iterator[Layer]:
         """Layers lie between the states that blocks begin with; the last one ends with the body of
@@ -270,10 +285,8 @@ class Structure:
             for op in self.flow.walk_back(self.flow.through_dropout(tensor), lambda op: True)
         )
 
-    def _entry(self, attention: Attention) -> tf.Tensor | None:
-        """What the result of an attention is added to, or what that is a projection of; None where
-        it is added to nothing.
-        """
+    def _entry(self, attention: Attention) -> Residual | None:
+        """The residual addition of the result of an attention; None where there is none."""
         context = attention.context.op
         after = downstream(self.flow, [context.outputs[0]]) | {context.name}
         for residual in self.residuals:
@@ -281,7 +294,7 @@ class Structure:
                 residual.op.inputs[i] for i in (residual.skip_index, residual.other_index)
             )
             if other.op.name in after and skip.op.name not in after:
-                return residual.source
+                return residual
         return None
 
     def inputs_of(self, contraction: Contraction) -> list[Edge]:

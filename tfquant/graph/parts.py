@@ -1,0 +1,114 @@
+"""Parts of an encoder: which edges belong to the query, the feed-forward output, the head, ...
+
+Found from attention, residual additions and heads, never from names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from tfquant.site import PARAMETER_ROLES
+
+if TYPE_CHECKING:
+    from tfquant.graph.residual import Residual
+    from tfquant.graph.roles import Edge, Structure
+
+_PROJECTIONS = {"q": "query", "k": "key", "v": "value"}
+_HEADS = {"pooler": "pooler", "logits": "head"}
+_EMBEDDING_ROLES = ("embedding", "position_embedding", "embedding_sum")
+_LINEAR_ROLES = (
+    *PARAMETER_ROLES,
+    "linear_input",
+    "linear_output",
+    "layer_output",
+    "activation_output",
+    "pooler",
+    "logits",
+)
+
+
+def with_parts(structure: Structure, edges: Iterable[Edge]) -> Iterator[Edge]:
+    """Yield edges with their part of the encoder.
+
+    The edges of a residual addition and of the layer norm behind it belong to the part whose output
+    is added; query, key and value as operands of the attention belong to their projections.
+
+    Args:
+      structure: patterns of the graph.
+      edges: edges of the same graph, before repeated ones are numbered.
+    """
+    additions = _additions(structure)
+    linears = _linears(structure, additions)
+    sums = {residual.path: additions.get(residual.op.name) for residual in structure.residuals}
+    norms = _layernorms(structure, additions)
+    attention = {found.path for found in structure.attention}
+    for edge in edges:
+        if edge.role in _EMBEDDING_ROLES:
+            part = "embedding"
+        elif edge.role == "matmul_input" and edge.path in attention:
+            part = _PROJECTIONS.get(edge.port)
+        elif edge.role.startswith("residual"):
+            part = sums.get(edge.path)
+        elif edge.role.startswith("layernorm"):
+            part = norms.get(edge.path)
+        else:
+            part = linears.get(edge.path) if edge.role in _LINEAR_ROLES else None
+        yield dataclasses.replace(edge, part=part) if part else edge
+
+
+def _additions(structure: Structure) -> dict[str, str]:
+    """Operation name of a residual addition -> `attention_output` or `ffn_out`."""
+    after_attention = {residual.op.name for _, residual in structure.entry_residuals}
+    begins = [structure.flow.index[a.context.op.name] for a, _ in structure.entry_residuals]
+    found = {}
+    for residual in structure.residuals:
+        if residual.op.name in after_attention:
+            found[residual.op.name] = "attention_output"
+        elif begins and structure.flow.index[residual.op.name] > begins[0]:
+            found[residual.op.name] = "ffn_out"
+    return found
+
+
+def _linears(structure: Structure, additions: dict[str, str]) -> dict[str, str]:
+    """Layer path of a linear -> its part; where a layer has several, the first one found."""
+    by_path = {structure.paths[c.op.name]: c for c in structure.contractions if c.kind == "linear"}
+    found = {path: _HEADS[zone] for path, zone in structure.head_paths.items()}
+    for attention in structure.attention:
+        for port, path in attention.projections.items():
+            found.setdefault(path, _PROJECTIONS[port])
+    for residual in structure.residuals:
+        part = additions.get(residual.op.name)
+        if part is None or residual.layer not in by_path:
+            continue
+        found.setdefault(residual.layer, part)
+        if part == "ffn_out":
+            for path in _linears_between(structure, residual):
+                found.setdefault(path, "ffn_in")
+    return found
+
+
+def _linears_between(structure: Structure, residual: Residual) -> list[str]:
+    """Layer paths of the linears inside a feed-forward network, without the last one."""
+    products = {c.op.name for c in structure.contractions if c.kind == "linear"}
+    operations = structure.flow.walk_back(
+        residual.op.inputs[residual.other_index],
+        lambda op: op.name != residual.source.op.name,
+        not_before=structure.flow.index[residual.source.op.name],
+    )
+    paths = [structure.paths[op.name] for op in operations if op.name in products]
+    return [path for path in paths if path != residual.layer]
+
+
+def _layernorms(structure: Structure, additions: dict[str, str]) -> dict[str, str]:
+    """Path of a layer norm -> part of the residual addition that it normalizes."""
+    sums = {
+        structure.flow.root(residual.op.outputs[0]).name: additions[residual.op.name]
+        for residual in structure.residuals
+        if residual.op.name in additions
+    }
+    named = (
+        (norm.path, sums.get(structure.flow.root(norm.input).name)) for norm in structure.layernorms
+    )
+    return {path: part for path, part in named if part is not None}
