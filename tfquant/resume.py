@@ -1,30 +1,39 @@
-"""Long runs that keep what is finished in a folder.
-
-The fingerprint that tells one run from another, and results by name.
-"""
+"""Resumable runs: fingerprint of a run, and cache of its finished results in a folder."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
 
-from fileio.atomic import write_json
+from fileio.arrays import read_arrays
+from fileio.atomic import write_bytes, write_json
 from fileio.errors import ContentError
 from fileio.messages import printable
-from fileio.reading import read_json
+from fileio.reading import parse_json, read_json
 from tfquant.engine import Engine
+from tfquant.error_messages import one_line
 
+T = TypeVar("T")
+
+_VALUES = "result"  # array of an .npz file with the values of JSON, as bytes
 _HASHES = ("recipe", "ranges", "weights", "data")
 
 
 def fingerprint(engine: Engine, flats: Sequence[Sequence[tf.Tensor]]) -> dict[str, Any]:
-    """What decides the result of a run on a calibrated model and data, options apart, by name."""
+    """Return hashes of all that decides the results of a run on a calibrated model, except options.
+
+    Args:
+      engine: of the model.
+      flats: flat inputs of every batch.
+    """
     ends = [
         end.numpy() if hasattr(end, "numpy") else end
         for q in engine.quantizers.values()
@@ -42,17 +51,17 @@ def fingerprint(engine: Engine, flats: Sequence[Sequence[tf.Tensor]]) -> dict[st
 
 def digest(parts: Iterable[Any]) -> str:
     """Hexadecimal hash of arrays and bytes, in their order."""
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            found.update(f"{part.dtype}{part.shape}".encode())
+            result.update(f"{part.dtype}{part.shape}".encode())
             part = (
                 part.view(np.uint8)
                 if part.dtype.kind not in "OUS" and part.ndim
                 else part.tobytes()
             )
-        found.update(part)
-    return found.hexdigest()[:32]
+        result.update(part)
+    return result.hexdigest()[:32]
 
 
 def claim(folder: pathlib.Path, file: str, own: Mapping[str, Any], what: str) -> None:
@@ -68,6 +77,7 @@ def claim(folder: pathlib.Path, file: str, own: Mapping[str, Any], what: str) ->
       ValueError: the folder holds another run; the message says what differs.
       OSError: it cannot be written.
     """
+    own = json.loads(json.dumps(own))  # as a file gives it back: lists for tuples
     path = folder / file
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,13 +100,10 @@ def claim(folder: pathlib.Path, file: str, own: Mapping[str, Any], what: str) ->
         )
 
 
-def file_name(name: str) -> str:
-    """A short name for the file of what may be called anything."""
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
-
-
 class Results:
-    """A folder with one JSON file a result, or nothing at all.
+    """Result cache of a run that can be resumed: one file for each finished result.
+
+    A result is a mapping of values of JSON and arrays; with arrays its file is an `.npz`.
 
     Args:
       folder, file, own, what: see `claim`; None for `folder` keeps nothing.
@@ -109,34 +116,66 @@ class Results:
         if self._folder is not None:
             claim(self._folder, file, own, what)
 
-    def get(self, name: str) -> dict[str, Any] | None:
-        """The result of that name, None if it is not finished.
+    def get(self, name: str, make: Callable[[dict[str, Any]], T]) -> T | None:
+        """Return a finished result, None if there is none.
+
+        Args:
+          name: of the result.
+          make: makes the result from what `put` wrote; may raise for what it does not understand.
 
         Raises:
           ValueError: its file is damaged.
         """
-        if self._folder is None or not (path := self._path(name)).exists():
-            return None
-        try:
-            result = read_json(path)["result"]
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            reason = type(error).__name__
-            raise ValueError(
-                f"{printable(path)} is damaged ({reason}): remove it, and it is measured again"
-            ) from error
-        if not isinstance(result, dict):
-            raise ValueError(
-                f"{printable(path)} is damaged (no JSON object): remove it, and it is measured"
-                " again"
-            )
-        return result
+        for suffix, read in ((".json", _read_json), (".npz", _read_arrays)):
+            path = self._path(name, suffix)
+            if path is None or not path.exists():
+                continue
+            try:
+                return make(read(path))
+            except Exception as error:  # a damaged file makes readers raise all kinds of errors
+                reason = f"{type(error).__name__}: {one_line(error)}"
+                raise ValueError(
+                    f"{printable(path)} is damaged ({reason}): remove it, and its result is"
+                    " computed again"
+                ) from error
+        return None
 
     def put(self, name: str, result: Mapping[str, Any]) -> None:
-        if self._folder is not None:
-            write_json(self._path(name), {"name": name, "result": result})
+        """Write a finished result.
 
-    def _path(self, name: str) -> pathlib.Path:
-        return self._folder / f"{file_name(name)}.json"
+        Raises:
+          OSError: it cannot be written.
+        """
+        arrays = {key: value for key, value in result.items() if isinstance(value, np.ndarray)}
+        path = self._path(name, ".npz" if arrays else ".json")
+        if path is None:
+            return
+        if not arrays:
+            write_json(path, {"name": name, "result": result})
+            return
+        text = json.dumps({key: value for key, value in result.items() if key not in arrays})
+        stream = io.BytesIO()
+        named: dict[str, Any] = {**arrays, _VALUES: np.frombuffer(text.encode(), np.uint8)}
+        np.savez(stream, **named)
+        write_bytes(path, stream.getvalue())
+
+    def _path(self, name: str, suffix: str) -> pathlib.Path | None:
+        if self._folder is None:
+            return None
+        # Hashed: a name may hold any characters and be longer than file systems allow.
+        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{suffix}"
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    result = read_json(path)["result"]
+    if not isinstance(result, dict):
+        raise ValueError("no JSON object")
+    return result
+
+
+def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
+    arrays = read_arrays(path)
+    return parse_json(arrays.pop(_VALUES).tobytes().decode(), "its values") | arrays
 
 
 def _differences(names: Sequence[str], saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:

@@ -186,23 +186,23 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights_and_disk_equals_memo
     adaround(fresh(), case.batches, **options)
     whole = case.model.get_weights()
 
-    from tfquant.ptq.adaround.progress import Progress
+    from tfquant.resume import Results
 
-    save, saved = Progress.save, []
+    put, saved = Results.put, []
 
-    def dying(self, layer, *args):
+    def dying(self, name, result):
         if len(saved) == 5:
             raise KeyboardInterrupt
-        saved.append(layer.address)
-        save(self, layer, *args)
+        saved.append(name)
+        put(self, name, result)
 
-    monkeypatch.setattr(Progress, "save", dying)
+    monkeypatch.setattr(Results, "put", dying)
     quantized = fresh()
     with pytest.raises(KeyboardInterrupt):
         adaround(quantized, case.batches, folder=tmp_path, **options)
     for value, expected in zip(case.model.get_weights(), start, strict=True):
         np.testing.assert_array_equal(value, expected)  # nothing half done
-    monkeypatch.setattr(Progress, "save", save)
+    monkeypatch.setattr(Results, "put", put)
     report = adaround(quantized, case.batches, folder=tmp_path, memory_limit=0, **options)
     assert len(report.layers) == 12
     for value, expected in zip(case.model.get_weights(), whole, strict=True):

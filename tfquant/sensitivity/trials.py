@@ -4,6 +4,7 @@ bar.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ _FILE = "run.json"
 
 
 class Trials:
-    """See the module.
+    """Trials of a network with quantizers switched, measured once each.
 
     Attributes:
       network: that is tried.
@@ -111,7 +112,7 @@ class Trials:
         return self.one(Trial("float", self.network.base(FLOAT))).value
 
     def loss(self, reading: Reading) -> float:
-        """How much worse than the float network."""
+        """Loss of a reading against the float network."""
         return self.measure.loss(reading.value, self.float_value)
 
     @functools.cached_property
@@ -125,12 +126,11 @@ class Trials:
             reading = self.measure(outputs, exact)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        self._results.put(key, {"value": reading.value, "outputs": reading.outputs})
+        self._results.put(key, dataclasses.asdict(reading))
         return reading
 
     def _known(self, key: str) -> Reading | None:
-        result = self._results.get(key)
-        return None if result is None else Reading(result["value"], result["outputs"])
+        return self._results.get(key, lambda result: Reading(**result))
 
     def _shown(self, outputs: Iterator[list[np.ndarray]], label: str) -> Iterator[list[np.ndarray]]:
         return iter(

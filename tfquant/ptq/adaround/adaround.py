@@ -14,6 +14,7 @@ tokens. Padding counts in neither our loss nor our errors.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -23,12 +24,12 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
+from tfquant import resume
 from tfquant.calibration import check_batches, engine_of
 from tfquant.engine import Engine
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.ptq.adaround.layer_function import Form
 from tfquant.ptq.adaround.options import Options
-from tfquant.ptq.adaround.progress import Progress, fingerprint
 from tfquant.ptq.adaround.reconstruction import Reconstruction
 from tfquant.ptq.adaround.report import AdaRoundReport, LayerResult
 from tfquant.ptq.adaround.rounding import hard_rounding
@@ -141,7 +142,7 @@ class _Run:
         self._outputs = Outputs(engine)
         self._hidden = not progress
         self._compiled: dict[tuple, Reconstruction] = {}
-        self._progress = Progress(None, {})
+        self._finished_layers = resume.Results(None, "", {}, "")
         self.results: dict[str, LayerResult] = {}
         self.finished: dict[str, tf.Variable] = {}
 
@@ -151,12 +152,18 @@ class _Run:
         """Takes over what the folder holds."""
         if folder is None:
             return
-        self._progress = Progress(
-            folder, fingerprint(self._engine, self._layers, self._walk.flats, mask, self._options)
-        )
+        options = dataclasses.asdict(self._options)
+        own = {
+            **resume.fingerprint(self._engine, self._walk.flats),
+            "sites": [layer.address for layer in self._layers],
+            "mask": mask,
+            **{f"option {name}": value for name, value in options.items()},
+        }
+        self._finished_layers = resume.Results(folder, "adaround.json", own, "AdaRound run")
         for layer in self._layers:
-            if (found := self._progress.load(layer)) is not None:
-                self._finish(layer, *found)
+            finished = self._finished_layers.get(layer.address, _weight_and_result)
+            if finished is not None:
+                self._finish(layer, *finished)
 
     def all_layers(self) -> None:
         steps = self._options.iterations
@@ -176,7 +183,9 @@ class _Run:
                 for layer in left:
                     bar.set_description(f"AdaRound {layer.site.path}")
                     weight, result = self._round(layer, samples.pop(layer.address), bar)
-                    self._progress.save(layer, weight, result)
+                    self._finished_layers.put(
+                        layer.address, {"weight": weight, **dataclasses.asdict(result)}
+                    )
                     self._finish(layer, weight, result)
                     bar.update(steps * len(self.results) - bar.n)
 
@@ -239,6 +248,11 @@ class _Run:
             sum(s.inputs.count for s in samples),
             round(time.monotonic() - began, 3),
         )
+
+
+def _weight_and_result(saved: dict[str, Any]) -> tuple[np.ndarray, LayerResult]:
+    weight = saved.pop("weight")
+    return weight, LayerResult(**{**saved, "shape": tuple(saved["shape"])})
 
 
 def _forms(finder: LayerFinder, layer: Layer, include_activation: bool) -> list[Form]:
