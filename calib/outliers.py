@@ -3,18 +3,14 @@
 Found from the ranges of each, listed and drawn.
 """
 
-import io
 import os
 import re
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
-from calib import storage
+from calib import figures, tables
 from calib.errors import CalibrationError, CalibrationFileError
 from calib.grouping import widths
 from calib.statistics import Statistics
@@ -66,26 +62,21 @@ class OutlierReport:
     plots: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        grid = Table(
-            title=(
-                f"dimensions whose range exceeds {self.factor:g} times the median,"
-                f" {len(self.sites)} tensors"
-            )
+        title = (
+            f"dimensions whose range exceeds {self.factor:g} times the median,"
+            f" {len(self.sites)} tensors"
         )
-        for column in ("tensor", "dimensions", "median range", "widest range", "outliers", "which"):
-            grid.add_column(
-                column, justify="left" if column in ("tensor", "which") else "right", no_wrap=True
-            )
+        columns = ("tensor", "dimensions", "median range", "widest range", "outliers", "which")
+        rows = []
         for site in self.sites:
             found = site.dimensions
             shown = ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")
             numbers = (f"{site.median:.5g}", f"{site.ranges.max():.5g}", str(len(found)))
-            grid.add_row(site.address, str(site.ranges.size), *numbers, shown)
-        stream = io.StringIO()
-        Console(file=stream, width=400, color_system=None).print(
-            grid
-        )  # wide enough never to cut an address
-        return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+            rows.append((site.address, str(site.ranges.size), *numbers, shown))
+        return tables.render(tables.build(title, columns, rows, left=("tensor", "which")))
+
+    def _repr_html_(self) -> str:
+        return tables.as_html(str(self))
 
 
 def find(address: str, statistics: Statistics, factor: float = FACTOR) -> Outliers:
@@ -166,7 +157,7 @@ def plot(site: Outliers, path: str) -> None:
     """PNG of the extremes of every dimension, the outliers marked and, as far as there is room,
     numbered.
     """
-    figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
+    figure = figures.new_figure(8, 4)
     axes = figure.add_subplot()
     borders = np.arange(site.ranges.size + 1) - 0.5
     axes.stairs(
@@ -199,6 +190,4 @@ def plot(site: Outliers, path: str) -> None:
     axes.set_ylabel("value")
     axes.set_title(site.address, fontsize=9)
     axes.legend(fontsize=8, loc="upper right")
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    storage.write(path, stream.getvalue())
+    figures.write_png(figure, path)

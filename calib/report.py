@@ -1,16 +1,12 @@
 """A calibration to look at: a table of all sites, and their histograms as pictures."""
 
-import io
 import os
 import re
 
 import numpy as np
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
-from calib import storage
+from calib import figures, tables
 from calib.errors import CalibrationFileError
 from calib.statistics import Histogram
 
@@ -30,31 +26,25 @@ _COLUMNS = (
 
 def table(calibration) -> str:
     """All sites, one a line; of several ranges the number and the outermost ends."""
-    grid = Table(title=f"{len(calibration)} sites, {calibration.samples} samples")
-    for column in _COLUMNS:
-        grid.add_column(
-            column,
-            justify="left" if column in ("site", "method", "grid") else "right",
-            no_wrap=True,
-        )
+    rows = []
     for address, site in calibration.items():
         stats = site.statistics
         cut = clipped_share(stats.histogram, site)
         channels = f" x{site.lower.size}" if stats.per_channel else ""
         outermost = (site.lower.min(), site.upper.max(), stats.minimum.min(), stats.maximum.max())
-        grid.add_row(
-            address,
-            str(site.method),
-            f"{site.codebook}{channels}",
-            *(f"{value:.6g}" for value in outermost),
-            "-" if cut is None else f"{100 * cut:.4f}",
-            f"{stats.count:,}",
-            str(stats.batches),
+        rows.append(
+            (
+                address,
+                str(site.method),
+                f"{site.codebook}{channels}",
+                *(f"{value:.6g}" for value in outermost),
+                "-" if cut is None else f"{100 * cut:.4f}",
+                f"{stats.count:,}",
+                str(stats.batches),
+            )
         )
-    stream = io.StringIO()
-    # Wide enough never to cut an address: the table also goes into log files.
-    Console(file=stream, width=400, color_system=None).print(grid)
-    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+    title = f"{len(calibration)} sites, {calibration.samples} samples"
+    return tables.render(tables.build(title, _COLUMNS, rows, left=("site", "method", "grid")))
 
 
 def clipped_share(histogram: Histogram | None, site) -> float | None:
@@ -73,7 +63,7 @@ def plot(address: str, site, path: str) -> None:
 
     Counts on a logarithmic axis (ranges of all channels when there is no histogram).
     """
-    figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
+    figure = figures.new_figure(8, 4)
     axes = figure.add_subplot()
     histogram = site.statistics.histogram
     if histogram is None:
@@ -82,9 +72,7 @@ def plot(address: str, site, path: str) -> None:
         _draw_histogram(axes, histogram, site)
     axes.set_title(address, fontsize=9)
     axes.legend(fontsize=8, loc="upper right")
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    storage.write(path, stream.getvalue())
+    figures.write_png(figure, path)
 
 
 def _draw_histogram(axes, histogram: Histogram, site) -> None:

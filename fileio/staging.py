@@ -9,7 +9,6 @@ the same folder.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import pathlib
@@ -19,6 +18,8 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+
+from fileio import advisory_locks
 
 PREFIX = ".tfquant-tmp-"
 # Seconds after which a staging folder of an unknown process is taken for abandoned: process ids of
@@ -45,11 +46,10 @@ def staging(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     path.mkdir()
     descriptor = None
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-        with contextlib.suppress(
-            OSError
-        ):  # some network file systems have no locks; the name remains
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Some network file systems have no locks, Windows opens no folders; the name remains.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            advisory_locks.lock(descriptor)
         yield path
     finally:  # also when a signal ends the process
         shutil.rmtree(path, ignore_errors=True)
@@ -102,7 +102,7 @@ def _locked(path: pathlib.Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        advisory_locks.lock(descriptor)
     except BlockingIOError:
         return True
     except OSError:
@@ -134,6 +134,8 @@ def _started(process: int) -> int:
     except (OSError, IndexError, ValueError):
         if os.path.isdir("/proc/self"):
             return 0
+    if os.name == "nt":  # where `os.kill` ends the process
+        return 1
     try:
         os.kill(process, 0)
     except ProcessLookupError:

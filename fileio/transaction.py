@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import pathlib
 import threading
@@ -27,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from fileio import advisory_locks
 from fileio.atomic import sync
 from fileio.errors import WriteError
 from fileio.messages import printable
@@ -193,7 +193,7 @@ class _Acquisition:
         longer.
         """
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            advisory_locks.lock(self._descriptor)
             return
         except BlockingIOError:
             pass
@@ -213,7 +213,7 @@ class _Acquisition:
 
     def _acquire(self) -> None:
         with contextlib.suppress(OSError):
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            advisory_locks.lock(self._descriptor, wait=True)
         with self._guard:
             self._acquired.set()
             if self._given_up:
@@ -246,6 +246,8 @@ def _roll_forward(folder: pathlib.Path) -> None:
 
 def _exchanged(one: pathlib.Path, other: pathlib.Path) -> bool:
     """Exchanges two folders in one step; False where the system or the file system cannot."""
+    if os.name == "nt":  # where `CDLL(None)` is an error
+        return False
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False

@@ -6,9 +6,9 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 
-from rich.console import Console
 from rich.table import Table
 
+from calib import tables
 from tfquant import formats
 from tfquant.graph.analysis import Analysis
 from tfquant.graph.contractions import Skipped
@@ -81,14 +81,12 @@ class Plan:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=160, record=True, file=_Nowhere())
-        console.print(self.table())
         lines = [f"  {name}: {count}" for name, count in self.matches.items()]
-        return (
-            console.export_text()
-            + "edges that each rule matches (the last match decides):\n"
-            + "\n".join(lines)
-        )
+        heading = "edges that each rule matches (the last match decides):"
+        return "\n".join([tables.render(self.table(), width=160), heading, *lines])
+
+    def _repr_html_(self) -> str:
+        return tables.as_html(str(self))
 
 
 def _shared(site: Site) -> str:
@@ -101,16 +99,6 @@ def _shared(site: Site) -> str:
         f"+{count}" + ("" if role == site.role else f" {role}") for role, count in roles.items()
     ]
     return f" ({', '.join(words)})" if words else ""
-
-
-class _Nowhere:
-    """A console needs somewhere to print to while it records."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        pass
 
 
 def make_plan(trace: Trace, recipe: Recipe) -> Plan:

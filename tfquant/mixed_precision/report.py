@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from calib import tables
 from tfquant import formats as number_formats
 
 
@@ -64,27 +61,20 @@ class SearchReport:
             f"mixed precision: {self.target}, {self.measure}, loss at most {self.max_loss:.5g};"
             f" {len(self.tries)} tries"
         )
-        grid = Table(title=title)
-        for name in ("try", "other formats", self.measure, "loss", "parameters, KiB", "within"):
-            grid.add_column(name, justify="left" if name == "within" else "right", no_wrap=True)
+        columns = ("try", "other formats", self.measure, "loss", "parameters, KiB", "within")
+        rows = []
         for number, entry in enumerate(self.tries, start=1):
             within = "yes" if entry.loss <= self.max_loss else "no"
             size = f"{entry.bits / 8192:,.1f}"
-            grid.add_row(
-                str(number),
-                str(len(entry.formats)),
-                f"{entry.value:.5g}",
-                f"{entry.loss:.5g}",
-                size,
-                within,
-            )
-        stream = io.StringIO()
-        # Wide enough never to cut an address: the table also goes into log files.
-        Console(file=stream, width=400, color_system=None).print(grid)
-        lines = [line.rstrip() for line in stream.getvalue().rstrip().splitlines()]
+            values = (f"{entry.value:.5g}", f"{entry.loss:.5g}")
+            rows.append((str(number), str(len(entry.formats)), *values, size, within))
+        lines = [tables.render(tables.build(title, columns, rows, left=("within",)))]
         lines += [f"{format}: {address}" for address, format in self.best.formats.items()]
         lines.append(f"loss {self.best.loss:.5g}, parameters {self.best.bits / 8192:,.1f} KiB")
         return "\n".join([*lines, *([self.note] if self.note else [])])
+
+    def _repr_html_(self) -> str:
+        return tables.as_html(self.table())
 
     @property
     def note(self) -> str:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import os
 from typing import Any
 
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
-
-from calib import storage
+from calib import figures, tables
 
 UNITS = {"sqnr": "SQNR, dB", "kl": "KL divergence, nats"}
 
@@ -84,23 +79,21 @@ class SensitivityReport:
             f"{self.title}, {self.samples} samples; float {self.float_value:.5g}, quantized"
             f" {self.quantized_value:.5g}"
         )
-        grid = Table(title=title)
-        grid.add_column("group", no_wrap=True)
-        for name in ("sites", unit, f"to {self.baseline}", "parameters, KiB"):
-            grid.add_column(name, justify="right", no_wrap=True)
-        for group in self.groups:
-            size = f"{group.bits / 8192:,.1f}" if group.bits else "-"
-            grid.add_row(
+        columns = ("group", "sites", unit, f"to {self.baseline}", "parameters, KiB")
+        rows = [
+            (
                 group.name,
                 str(len(group.sites)),
                 f"{group.value:.5g}",
                 f"{group.difference:+.4g}",
-                size,
+                f"{group.bits / 8192:,.1f}" if group.bits else "-",
             )
-        stream = io.StringIO()
-        # Wide enough never to cut an address: the table also goes into log files.
-        Console(file=stream, width=400, color_system=None).print(grid)
-        return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+            for group in self.groups
+        ]
+        return tables.render(tables.build(title, columns, rows, left=("group",)))
+
+    def _repr_html_(self) -> str:
+        return tables.as_html(self.table())
 
     @property
     def title(self) -> str:
@@ -157,7 +150,7 @@ class SensitivityReport:
         Raises:
           calib.CalibrationFileError: it cannot be written.
         """
-        figure = Figure(figsize=(10, 1.5 + 0.22 * len(self.groups)), dpi=100, layout="constrained")
+        figure = figures.new_figure(10, 1.5 + 0.22 * len(self.groups))
         axes = figure.add_subplot()
         values = [group.value for group in self.groups]
         # Groups that change nothing have no bar: their SQNR is infinite.
@@ -191,9 +184,7 @@ class SensitivityReport:
         axes.grid(axis="x", alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png")
-        storage.write(os.fspath(path), stream.getvalue())
+        figures.write_png(figure, path)
 
 
 def _map_numbers(value: Any, change) -> Any:

@@ -9,8 +9,8 @@ import threading
 from typing import Any
 
 # What schedulers and people send; mpirun hands SIGUSR1 on to its ranks, and kills them a moment
-# after a SIGTERM.
-STOPPING = (signal.SIGTERM, signal.SIGUSR1)
+# after a SIGTERM. Windows has no SIGUSR1.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class TrainingInterrupted(SystemExit):

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
-
-from calib import storage
+from calib import figures, tables
 from tfquant.ptq.adaround.options import Options
 
 
@@ -82,13 +77,11 @@ class AdaRoundReport:
 
     def table(self) -> str:
         """All layers, one a line, and what was left out."""
-        grid = Table(
-            title=(
-                f"AdaRound: {len(self.layers)} weights, {self.options.iterations} iterations,"
-                f" {self.seconds:.0f} s"
-            )
+        title = (
+            f"AdaRound: {len(self.layers)} weights, {self.options.iterations} iterations,"
+            f" {self.seconds:.0f} s"
         )
-        for name in (
+        columns = (
             "site",
             "shape",
             "compared",
@@ -99,31 +92,28 @@ class AdaRoundReport:
             "changed %",
             "s",
             "kept",
-        ):
-            grid.add_column(
-                name,
-                justify="left" if name in ("site", "compared", "kept") else "right",
-                no_wrap=True,
-            )
+        )
+        rows = []
         for r in self.layers:
             ratio = f"{r.mse_hard / r.mse_nearest:.3f}" if r.mse_nearest else "-"
-            grid.add_row(
-                r.address,
-                "x".join(map(str, r.shape)),
-                r.compared,
-                *(f"{v:.4g}" for v in (r.mse_nearest, r.mse_soft, r.mse_hard)),
-                ratio,
-                f"{100 * r.changed:.2f}",
-                f"{r.seconds:.1f}",
-                f"nearest: {r.kept_nearest}" if r.kept_nearest else "learned",
+            rows.append(
+                (
+                    r.address,
+                    "x".join(map(str, r.shape)),
+                    r.compared,
+                    *(f"{v:.4g}" for v in (r.mse_nearest, r.mse_soft, r.mse_hard)),
+                    ratio,
+                    f"{100 * r.changed:.2f}",
+                    f"{r.seconds:.1f}",
+                    f"nearest: {r.kept_nearest}" if r.kept_nearest else "learned",
+                )
             )
-        stream = io.StringIO()
-        # Wide enough never to cut an address: the table also goes into log files.
-        Console(file=stream, width=400, color_system=None).print(grid)
-        lines = [line.rstrip() for line in stream.getvalue().rstrip().splitlines()]
-        return "\n".join(
-            [*lines, *(f"left out: {address}: {reason}" for address, reason in self.skipped)]
-        )
+        grid = tables.build(title, columns, rows, left=("site", "compared", "kept"))
+        skipped = (f"left out: {address}: {reason}" for address, reason in self.skipped)
+        return "\n".join([tables.render(grid), *skipped])
+
+    def _repr_html_(self) -> str:
+        return tables.as_html(self.table())
 
     def __str__(self) -> str:
         return self.table()
@@ -147,7 +137,7 @@ class AdaRoundReport:
         Raises:
           calib.CalibrationFileError: it cannot be written.
         """
-        figure = Figure(figsize=(10, 2 + 0.22 * len(self.layers)), dpi=100, layout="constrained")
+        figure = figures.new_figure(10, 2 + 0.22 * len(self.layers))
         axes = figure.add_subplot()
         places = range(len(self.layers))
         for name, color in (("nearest", "tab:gray"), ("soft", "tab:orange"), ("hard", "tab:blue")):
@@ -165,6 +155,4 @@ class AdaRoundReport:
         axes.set_xlabel("mean squared error of the output")
         axes.grid(axis="x", alpha=0.3)
         axes.legend()
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png")
-        storage.write(os.fspath(path), stream.getvalue())
+        figures.write_png(figure, path)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+
+from calib import tables
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,11 +68,9 @@ class EqualizationReport:
         """All pairs, one a line, with how far channels are apart before and after; and what is
         none.
         """
-        grid = Table(
-            title=(
-                f"{len(self.pairs)} pairs rescaled, outputs changed by {self.difference:.2g} of"
-                " their spread"
-            )
+        title = (
+            f"{len(self.pairs)} pairs rescaled, outputs changed by {self.difference:.2g} of"
+            " their spread"
         )
         names = (
             "pair",
@@ -84,8 +81,7 @@ class EqualizationReport:
             "multiplied",
             "difference",
         )
-        for name in names:
-            grid.add_column(name, justify="left" if name == "pair" else "right", no_wrap=True)
+        rows = []
         for one in self.pairs:
             sides = (
                 (one.activation, 1 / one.factors),
@@ -94,15 +90,13 @@ class EqualizationReport:
             )
             apart = [_apart(before, by) for before, by in sides]
             span = f"{one.factors.min():.3g} .. {one.factors.max():.3g}"
-            grid.add_row(one.name, str(one.factors.size), span, *apart, f"{one.difference:.2g}")
-        stream = io.StringIO()
-        Console(file=stream, width=400, color_system=None).print(
-            grid
-        )  # wide enough never to cut a name
-        lines = [line.rstrip() for line in stream.getvalue().rstrip().splitlines()]
-        return "\n".join(
-            [*lines, *(f"left as it was: {name}: {reason}" for name, reason in self.skipped)]
-        )
+            rows.append((one.name, str(one.factors.size), span, *apart, f"{one.difference:.2g}"))
+        grid = tables.build(title, names, rows, left=("pair",))
+        skipped = (f"left as it was: {name}: {reason}" for name, reason in self.skipped)
+        return "\n".join([tables.render(grid), *skipped])
+
+    def _repr_html_(self) -> str:
+        return tables.as_html(str(self))
 
 
 def _apart(amax: np.ndarray | None, factors: np.ndarray) -> str:
