@@ -80,7 +80,7 @@ def non_finite(engine: Engine) -> str | None:
     for address, quantizer in engine.quantizers.items():
         for name, variable in quantizer.variables.items():
             value = variable.numpy()
-            # A site that was never calibrated holds nothing but NaN, which `load` takes for unknown.
+            # All NaN: a site that was never calibrated, which `load` takes for unknown.
             if not is_finite(value) and (quantizer.calibrated or not np.isnan(value).all()):
                 return range_name(address, name)
     return None
