@@ -25,7 +25,7 @@ from tfquant.older_files import lacking, recipe_of_file, with_partners
 from tfquant.quantizer import GROUP_OF, Quantizer
 from tfquant.rules import Recipe
 from tfquant.site import Site
-from tfquant.variables import is_finite, non_finite
+from tfquant.variables import is_finite
 
 # Everything that is not a weight of the model lies below this prefix.
 PREFIX = "tfquant/"
@@ -59,14 +59,31 @@ def save(
 
     Raises:
       checkpoint.CheckpointError: the file could not be written.
-      ValueError: a variable holds NaN or Inf, which `load` refuses; nothing is written.
+      ValueError: a variable is NaN or infinite; nothing is written.
     """
-    if name := non_finite(engine_of(model).weights()):
+    if broken := non_finite(engine_of(model)):
         raise ValueError(
-            f"{printable(os.fspath(prefix))}: variable {printable(name)} holds NaN or Inf, a"
-            " checkpoint with it could not be loaded; load or train the weights again"
+            f"{printable(os.fspath(prefix))} was not written: variable {broken} holds NaN or Inf;"
+            " load or train the weights again"
         )
     checkpoint.write(prefix, {**named_tensors(model), **(extra or {})})
+
+
+def non_finite(engine: Engine) -> str | None:
+    """Return the name of a weight, or of a range that was known once, that holds NaN or Inf.
+
+    A file with such a variable could be written, but not be loaded.
+    """
+    for name, variable in engine.weights().items():
+        if not is_finite(variable.numpy()):
+            return name
+    for address, quantizer in engine.quantizers.items():
+        for name, variable in quantizer.variables.items():
+            value = variable.numpy()
+            # All NaN: a site that was never calibrated, which `load` takes for unknown.
+            if not is_finite(value) and (quantizer.calibrated or not np.isnan(value).all()):
+                return range_name(address, name)
+    return None
 
 
 def named_tensors(model: QuantizedModel | QuantizedFunction) -> dict[str, Any]:

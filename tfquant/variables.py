@@ -1,6 +1,6 @@
 """One view of variables of Keras and of TensorFlow."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -41,12 +41,3 @@ def is_finite(value: Any) -> bool:
     """Whether an array holds neither NaN nor Inf; integers and texts never do."""
     array = np.asarray(value)
     return array.dtype.kind in "iubOSU" or bool(np.isfinite(array).all())
-
-
-def non_finite(weights: Mapping[str, Any]) -> str | None:
-    """Return the name of the first variable that holds NaN or Inf, None if there is none.
-
-    What readers refuse must not be written: savers ask this before they touch a file.
-    """
-    values = ((name, np.asarray(resource(variable).numpy())) for name, variable in weights.items())
-    return next((name for name, value in values if not is_finite(value)), None)

@@ -9,6 +9,7 @@ import pytest
 import calib
 import tfquant
 from tfquant import checkpoint
+from tfquant.calibration import engine_of
 
 ROWS = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
 KERNEL, RANGES = "scores/kernel", "tfquant/ranges/scores:linear_input:input/"
@@ -105,3 +106,21 @@ def test_a_calibration_file_with_a_range_that_is_not_finite_is_refused_and_chang
         tfquant.apply(quantized, tmp_path / "c.npz")
     for address, ends in quantized.ranges().items():
         np.testing.assert_array_equal(ends, before[address])
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", ["weight", "range"])
+def test_a_variable_that_is_not_finite_is_not_saved(tmp_path, place, broken):
+    model = tfquant.quantize(build(), "int8_residual_float", [ROWS], progress=False)
+    if place == "weight":
+        variable = model.original.get_layer("scores").kernel
+        variable.assign(spoiled(variable.numpy(), broken))
+    else:
+        engine_of(model).check_calibrated()
+        quantizer = next(iter(engine_of(model).quantizers.values()))
+        variable = quantizer.variables["upper"]
+        variable.assign(np.full(variable.shape, broken))
+    name = KERNEL if place == "weight" else "tfquant/ranges/.*/upper"
+    with pytest.raises(ValueError, match=f"was not written: variable {name} holds NaN or Inf"):
+        tfquant.save(model, tmp_path / "model.ckpt")
+    assert not list(tmp_path.iterdir())

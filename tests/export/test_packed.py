@@ -408,22 +408,14 @@ def test_a_table_is_packed_if_every_lookup_is_quantized(tmp_path):
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("layer", ["first", "second"])
-def test_weights_that_are_not_finite_are_refused_when_written_and_when_loaded(
-    tmp_path, monkeypatch, layer, broken
-):
-    """A network with them answers NaN; `tfquant.save` and `tfquant.load` refuse them as well."""
+def test_weights_that_are_not_finite_are_refused_when_loaded(tmp_path, layer, broken):
+    """A network with them answers NaN; `tfquant.load` refuses them as well."""
     model, other = quantized(two_dense(), FOUR_BITS, [ROWS]), two_dense(seed=3)
     kernel = model.original.get_layer(layer).kernel
     values = kernel.numpy()
     values[1, 2] = broken
     kernel.assign(values)
     before = other.get_weights()
-    with pytest.raises(ExportError, match=rf"variable {layer}/kernel holds NaN or Inf"):
-        written(model, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=rf"ckpt: variable {layer}/kernel holds NaN or Inf"):
-        tfquant.save(model, tmp_path / "model.ckpt")
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(packed, "non_finite", lambda weights: None)  # as written by another version
     path = written(model, tmp_path / "model.safetensors")
     with pytest.raises(
         ValueError, match=rf"{path}: variable {layer}/kernel holds NaN or Inf; load another file"

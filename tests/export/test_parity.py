@@ -317,6 +317,23 @@ def test_nan_in_check_data_or_weights_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+# All targets but that which takes nothing but BERT.
+@pytest.mark.parametrize("target", sorted(TARGETS.keys() - {"fastertransformer"}))
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_variable_that_is_not_finite_is_refused_for_every_target(
+    tmp_path, monkeypatch, target, broken
+):
+    model = quantized(3, heads=("number",))
+    # Whether the recipe suits the target is not the question here.
+    for name in ("check_formats", "missing_packages"):
+        monkeypatch.setattr(type(TARGETS[target]), name, lambda *arguments: [])
+    name, kernel = next((n, v) for n, v in engine_of(model).weights().items() if len(v.shape) == 2)
+    kernel.assign(np.where(np.arange(kernel.shape[1]) == 1, broken, kernel.numpy()))
+    with pytest.raises(ExportError, match=f"variable {name} holds NaN or Inf: load or train"):
+        tfquant.export(model, tmp_path / TARGETS[target].file, target=target)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "target", ["onnx", "onnxruntime", "openvino", "litert", "saved_model", "packed"]
 )

@@ -72,7 +72,7 @@ from tfquant.store import (
     range_name,
     stored_names,
 )
-from tfquant.variables import is_finite, non_finite
+from tfquant.variables import is_finite
 
 MARKS = {"format": "tfquant.packed", "version": "1"}
 _COPIES = ("ReadVariableOp", "Identity", "StopGradient")
@@ -80,18 +80,11 @@ _LOOKUPS = ("ResourceGather", "GatherV2", "Gather")
 
 
 def check(order: Order) -> None:
-    """Raise ExportError for the float network, which has no codes, and for variables that hold NaN
-    or Inf, which `load` refuses.
-    """
+    """Raise ExportError for the float network, which has no codes."""
     if order.mode != "quantized":
         raise ExportError(
             f"a packed file holds codes, of which mode {order.mode!r} has none: export with mode"
             " 'quantized'"
-        )
-    if name := non_finite(order.engine.weights()):
-        raise ExportError(
-            f"variable {printable(name)} holds NaN or Inf, which no packed file stores: load or"
-            " train the weights again"
         )
 
 

@@ -15,6 +15,7 @@ from tfquant.export.output_kinds import is_real, kinds_of
 from tfquant.export.output_parity import ExactParity, OutputAgreement, OutputParity, collector
 from tfquant.export.request import Order
 from tfquant.runtimes.session import Outputs, Session
+from tfquant.store import non_finite
 
 Score = Callable[[Sequence[Outputs]], float]
 Network = Callable[[list[tf.Tensor]], Outputs]
@@ -72,10 +73,11 @@ def check_tolerance(tolerance: float, name: str = "tolerance") -> None:
 
 
 def check_weights(order: Order) -> None:
-    """Raises ExportError if a variable holds NaN, with which nothing can be compared."""
-    for name, variable in order.engine.weights().items():
-        if variable.dtype.is_floating and bool(tf.reduce_any(tf.math.is_nan(variable))):
-            raise ExportError(f"variable {name} holds NaN: load or train the weights again")
+    """Raise ExportError if a variable holds NaN or Inf: no file with it could be compared or
+    loaded.
+    """
+    if name := non_finite(order.engine):
+        raise ExportError(f"variable {name} holds NaN or Inf: load or train the weights again")
 
 
 def agreement(
