@@ -156,7 +156,7 @@ def test_a_hand_written_file_needs_only_rules(tmp_path):
         ),
         (
             "{rules: [{spec: null, layer: x}]}",
-            "rule: unknown key 'layer'; known: name, optional, path",
+            "rule: unknown key 'layer'; known: direction, name, optional, part, path",
         ),
         ("{rules: [{spec: null, name: r, layer: x}]}", "rule 'r': unknown key 'layer'"),
         (
