@@ -1,4 +1,4 @@
-"""What AdaRound of an encoder costs and gives: all kernels of the MiniLM in 4 bits, from windows of
+"""Cost and gain of AdaRound on an encoder: all kernels of the MiniLM in 4 bits, from windows of
 the SQuAD training file.
 
     python -m benchmarks.adaround_cost --shared=../shared

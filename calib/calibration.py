@@ -295,7 +295,7 @@ class Calibration(Mapping[str, SiteCalibration]):
         )
 
     def dimension_statistics(self, address: str) -> Statistics:
-        """What was seen of each embedding dimension of a site, or of what dimensions are sorted by.
+        """Statistics of each embedding dimension of a site or of the edge it is sorted by.
 
         Raises:
             CalibrationError: it was not kept for this address.

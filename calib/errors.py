@@ -1,4 +1,4 @@
-"""What can go wrong while ranges are estimated; every message names the site and how to mend it."""
+"""Exceptions of range estimation; every message names the site and a remedy."""
 
 
 class CalibrationError(ValueError):

@@ -14,7 +14,7 @@ from calib.statistics import Statistics
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
-    """How the dimensions of a site are dealt out to groups of equal size.
+    """Assignment of the dimensions of a site to groups of equal size.
 
     Attributes:
         groups: K, how many there are.

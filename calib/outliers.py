@@ -1,4 +1,4 @@
-"""Which embedding dimensions of a tensor dwarf the others.
+"""Outlier analysis: embedding dimensions of a tensor that dwarf the others.
 
 Found from the ranges of each, listed and drawn.
 """

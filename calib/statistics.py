@@ -1,4 +1,4 @@
-"""What calibration keeps of a tensor.
+"""Statistics of a tensor that calibration keeps.
 
 Extremes, moving averages and a histogram; plain NumPy, mergeable exactly.
 """

@@ -8,7 +8,7 @@ from fileio.messages import printable
 
 
 def one_line(error: object, limit: int | None = None) -> str:
-    """What an error says, in one line of at most `limit` characters that a terminal shows as they
+    """Message of an error in one line of at most `limit` characters that a terminal shows as they
     are.
     """
     return printable(" ".join(str(error).split()))[:limit]

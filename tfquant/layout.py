@@ -96,7 +96,7 @@ class Layout:
         return tuple(shape[axis] for axis in channel_axes)
 
     def describe(self) -> str:
-        """For tables, such as `per_channel` or `per_embedding_group 6 (shared order)`."""
+        """Text for tables, such as `per_channel` or `per_embedding_group 6 (shared order)`."""
         groups = "" if self.groups is None else f" {self.groups}"
         order = "" if self.permute == "none" else f" ({self.permute} order)"
         return f"{self.granularity}{groups}{order}"

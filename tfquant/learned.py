@@ -33,7 +33,7 @@ OFFSET, RELATIVE_OFFSET = "offset", "relative_offset"
 
 @dataclasses.dataclass(frozen=True)
 class Parametrization:
-    """What is trained in place of a width.
+    """Trained parameter in place of a width.
 
     Attributes:
       name: of the trained variable; part of its name in checkpoints.
@@ -58,8 +58,8 @@ PARAMETRIZATIONS = {
     "lsq": Parametrization(
         "step",
         "rounding",
-        lambda w, steps: w / steps,
-        lambda v, steps: v * float(steps),
+        lambda w, num_steps: w / num_steps,
+        lambda v, num_steps: v * float(num_steps),
         scaled=True,
     ),
     "tqt": Parametrization(
@@ -112,7 +112,7 @@ class LearnedRange:
         is_weight: bool = False,
     ):
         self.parametrization, self._is_weight = PARAMETRIZATIONS[update], is_weight
-        self._codebook, self._steps = codebook, codebook.quant_max
+        self._codebook, self._num_steps = codebook, codebook.quant_max
         unset = np.full(shape, np.nan, np.float32)
         self.value = tf.Variable(
             unset, trainable=True, name=parameter_path(address, self.parametrization.name)
@@ -133,7 +133,9 @@ class LearnedRange:
     def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
         """Starts from a calibrated range."""
         width = width_of(lower, upper, self._codebook)
-        self.value.assign(np.asarray(self.parametrization.of_width(width, self._steps), np.float32))
+        self.value.assign(
+            np.asarray(self.parametrization.of_width(width, self._num_steps), np.float32)
+        )
         if self.offset is not None:
             lower = np.minimum(lower, np.float32(0))
             self.offset.assign(
@@ -149,9 +151,9 @@ class LearnedRange:
         """
         value = tf.convert_to_tensor(self.value)
         if self.parametrization.scaled and elements is not None:
-            factor = tf.math.rsqrt(tf.cast(elements, tf.float32) * self._steps)
+            factor = tf.math.rsqrt(tf.cast(elements, tf.float32) * self._num_steps)
             value = scaled(value, factor)
-        width = self.parametrization.to_width(value, self._steps)
+        width = self.parametrization.to_width(value, self._num_steps)
         if self.offset is not None:
             lower = tf.convert_to_tensor(self.offset)
             if self.parametrization.offset == RELATIVE_OFFSET:
@@ -161,7 +163,7 @@ class LearnedRange:
 
     @property
     def range_gradient(self) -> str:
-        """What the ends get, see `tfquant.gradients`."""
+        """Gradients of both ends, see `tfquant.gradients`."""
         return self.parametrization.gradient
 
     def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
@@ -174,15 +176,15 @@ class LearnedRange:
         return self.range(elements)
 
     def constraints(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
-        """What keeps each variable where it makes a range, by name.
+        """Constraint of each variable, by name, under which it is a valid range.
 
         A width is positive, zero lies inside the range.
         """
-        found: dict[str, Callable] = {}
+        result: dict[str, Callable] = {}
         if self.parametrization.positive:
-            narrowest = self.parametrization.of_width(np.float32(SMALLEST_AMAX), self._steps)
-            found[self.parametrization.name] = lambda v: tf.maximum(v, narrowest)
+            narrowest = self.parametrization.of_width(np.float32(SMALLEST_AMAX), self._num_steps)
+            result[self.parametrization.name] = lambda v: tf.maximum(v, narrowest)
         if self.offset is not None:
             lowest = -1.0 if self.parametrization.offset == RELATIVE_OFFSET else -np.inf
-            found[self.parametrization.offset] = lambda v: tf.clip_by_value(v, lowest, 0.0)
-        return found
+            result[self.parametrization.offset] = lambda v: tf.clip_by_value(v, lowest, 0.0)
+        return result

@@ -41,7 +41,7 @@ class QuantParams:
     def of(cls, site: Site, quantizer: Quantizer) -> QuantParams:
         """Parameters of a site with its current range."""
         codebook = site.spec.codebook
-        return cls(*scale_and_zero_of(*quantizer.ends(), codebook), codebook, site.channel_axes)
+        return cls(*scale_and_zero_of(*quantizer.range(), codebook), codebook, site.channel_axes)
 
     @property
     def format(self) -> formats.Format:

@@ -91,7 +91,7 @@ class Quantizer:
         """Upper end, like `lower`."""
         return self.state.range()[1]
 
-    def ends(self) -> tuple[tf.Tensor, tf.Tensor]:
+    def range(self) -> tuple[tf.Tensor, tf.Tensor]:
         """(lower, upper), one value for each index along `site.channel_axes`."""
         return self._spread(self.lower), self._spread(self.upper)
 

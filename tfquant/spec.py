@@ -33,7 +33,7 @@ _LAYOUT, _SCALE, _GRADIENT = Layout(), Scale(), Gradient()
 
 @dataclasses.dataclass(frozen=True, init=False)
 class QuantSpec:
-    """How one tensor is quantized.
+    """Quantization of one tensor.
 
     Made from parts, from fields of parts by their names (`QuantSpec("int4",
     granularity="per_channel")`), or from both, where the fields change the given parts. Files hold

@@ -103,23 +103,23 @@ class Method:
 
     @property
     def decay(self) -> float:
-        """Of the moving averages that an observer has to keep for it."""
+        """Decay of the moving averages that an observer has to keep for the method."""
         return self.options.get("decay", getattr(_MODULES[self.name], "DECAY", DECAY))
 
     @property
     def rows(self) -> int:
-        """How many rows of values as they are a calibration has to keep for it; 0 for none."""
+        """Number of unbinned rows that a calibration has to keep for the method."""
         return self.options.get("rows", 0)
 
     def can_use(self, stats: Statistics) -> bool:
-        """Whether the statistics hold what it reads."""
+        """Whether the statistics hold what the method reads."""
         if self.needs_histogram:
             return stats.histogram is not None
         able = getattr(_MODULES[self.name], "can_use", None)
         return able is None or able(stats, **self.options)
 
     def check_codebook(self, codebook: Codebook) -> None:
-        """Raises CalibrationError if it cannot estimate ranges of such a number format."""
+        """Raise CalibrationError if the method cannot estimate ranges of the number format."""
         if codebook.uniform or not _uniform_only(self.name):
             return
         able = [name for name in GENERAL if not _uniform_only(name)]
@@ -131,7 +131,16 @@ class Method:
     def estimate(
         self, stats: Statistics, codebook: Codebook, *, site: str = ""
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(lower, upper) for ``stats`` on ``grid``; errors start with ``site``."""
+        """Estimate a range.
+
+        Args:
+            stats: what was observed.
+            codebook: values of the number format.
+            site: name that error messages begin with.
+
+        Returns:
+            (lower, upper), float32 of shape () or (C,).
+        """
         try:
             self.check_codebook(codebook)
             return get(self.name)(stats, codebook, **self.options)

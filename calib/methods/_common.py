@@ -1,4 +1,4 @@
-"""What the range methods share: checks on their input and the shape of their answer."""
+"""Shared by the range methods: checks of their input and shape of their result."""
 
 from collections.abc import Iterable
 

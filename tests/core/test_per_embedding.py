@@ -446,7 +446,7 @@ def test_the_gradient_of_a_groups_range_is_the_sum_over_its_dimensions():
     model, address = dense_on(X, grouped(3, permute="own", update="tqt"))
     each, other = dense_on(X, QuantSpec(granularity="per_embedding", update="tqt"))
     quantizer, single = model._engine.quantizers[address], each._engine.quantizers[other]
-    single.set_range(*(end.numpy() for end in quantizer.ends()))
+    single.set_range(*(end.numpy() for end in quantizer.range()))
     gradients = []
     for one in (quantizer, single):
         with tf.GradientTape() as tape:

@@ -55,7 +55,7 @@ def write(order: Order, path: str) -> None:
 
 
 def _ends(quantizer: Quantizer) -> tuple[tuple[str, tf.Variable | tf.Tensor], ...]:
-    return tuple(zip(("lower", "upper"), quantizer.ends(), strict=True))
+    return tuple(zip(("lower", "upper"), quantizer.range(), strict=True))
 
 
 def may_be_replaced(path: pathlib.Path) -> bool:

@@ -1,4 +1,4 @@
-"""Number formats by name, one file a family; `tfquant.formats.contract` says what a format is."""
+"""Number formats by name, one file a family, see `tfquant.formats.contract`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def get(name: str) -> Format:
       ValueError: no family knows the name; the message lists what exists.
     """
     for family in _FAMILIES if isinstance(name, str) else ():
-        found = family.parse(name)
-        if found is not None:
-            return found
+        format = family.parse(name)
+        if format is not None:
+            return format
     known = ", ".join(family.KNOWN for family in _FAMILIES)
     raise ValueError(f"unknown number format {shown(name)}; known: {known}")
 

@@ -23,7 +23,7 @@ class Format(Protocol):
 
     @property
     def name(self) -> str:
-        """As in recipes, such as `int8`."""
+        """Name in recipes, such as `int8`."""
         ...
 
     @property

@@ -6,9 +6,8 @@ finite one. Codes beyond it stand for infinities and NaN, which are never writte
 
     y = round_to_nearest(x / scale) * scale,  scale = amax * (1 / limit)
 
-ModelAdapter: Micikevicius et al. 2022, arXiv:2209.05433; Open Compute Project, OFP8 and
-Microscaling
-  Formats, 2023.
+Sources: Micikevicius et al. 2022, arXiv:2209.05433; Open Compute Project, OFP8 and Microscaling
+Formats, 2023.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class FloatFormat:
 
     @property
     def smallest_exponent(self) -> int:
-        """Of normal numbers, and of the spacing of subnormal ones times 2**mantissa_bits."""
+        """Smallest exponent of normal numbers, and of subnormal spacing times 2**mantissa_bits."""
         return 2 - 2 ** (self.exponent_bits - 1)
 
     @functools.cached_property

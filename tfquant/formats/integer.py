@@ -2,8 +2,8 @@
 
 For codes up to B and a range amax, in float32:
 
-    scale = B / amax,  step = amax / B,  y = round_half_even(clip(x, qmin * step, amax) * scale) *
-    step
+    scale = B / amax,  step = amax / B
+    y = round_half_even(clip(x, qmin * step, amax) * scale) * step
 
 Per tensor, one native kernel (QuantizeAndDequantizeV4) does it in one pass over memory. With ranges
 along axes the same kernel rounds values that were divided by their steps: three passes, faster than
@@ -29,7 +29,7 @@ KNOWN = f"int{MIN_BITS} ... int{MAX_BITS}"
 
 @dataclasses.dataclass(frozen=True)
 class IntegerFormat:
-    """Integers of `bits` bits; whether they have a sign or a zero point is for the scale to say."""
+    """Integers of `bits` bits; the scale decides about sign and zero point."""
 
     bits: int
 

@@ -216,7 +216,7 @@ def _checked_formats(formats: str | Sequence[str], target: str) -> tuple[str, ..
 def _units(
     engine: Engine, sites: str | Sequence[str], formats: Sequence[str], target: str
 ) -> list[Unit]:
-    """What may change, in graph order: sites one by one, but those with a common range together."""
+    """Units of the search in graph order: single sites, and sites with a common range together."""
 
     def changes(site: Site) -> bool:
         own, other = (number_formats.get(name).bits for name in (site.spec.format, formats[0]))

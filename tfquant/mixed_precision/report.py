@@ -33,7 +33,7 @@ class Try:
 
 @dataclasses.dataclass(frozen=True)
 class SearchReport:
-    """What `tfquant.mixed_precision` returns beside the recipe.
+    """Report of `tfquant.mixed_precision`.
 
     Attributes:
       target: `fewest` or `smallest`.

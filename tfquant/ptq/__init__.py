@@ -1,4 +1,4 @@
-"""What improves a model without training it: before calibration, and after.
+"""Post-training quantization: methods that improve a model before and after calibration.
 
 report = tfquant.ptq.equalize(model, batches)
 report = tfquant.ptq.adaround(quantized, batches)

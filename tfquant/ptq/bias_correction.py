@@ -45,7 +45,7 @@ class BiasShift:
 
 @dataclasses.dataclass(frozen=True)
 class BiasReport:
-    """What `correct_bias` returns; `print` shows one layer a line.
+    """Report of `correct_bias`; `print` shows one layer a line.
 
     Attributes:
       shifts: one a layer, in graph order.

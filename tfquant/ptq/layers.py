@@ -1,4 +1,4 @@
-"""Layers: every weight that can be rounded anew, with the contractions and look-ups that use it."""
+"""Layers: every weight that AdaRound can round, with the contractions and look-ups that use it."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ class Layer:
 
 
 class Unsuitable(Exception):
-    """Why the weight of a site cannot be rounded anew."""
+    """Reason why the weight of a site cannot be rounded with AdaRound."""
 
 
 class ChoiceError(ValueError):
-    """The weights that were asked for are not there or cannot be rounded anew."""
+    """The requested weights do not exist or cannot be rounded with AdaRound."""
 
 
 def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], list[tuple[str, str]]]:

@@ -28,7 +28,7 @@ from tfquant.site import Site
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What comes into one use in one batch.
+    """Inputs of one use in one batch.
 
     Attributes:
       exact: in the float network; the array of `quantized` itself where that is not run.

@@ -37,7 +37,7 @@ class Weight:
 
     @classmethod
     def of(cls, engine: Engine, layer: Layer) -> Weight:
-        """Of a layer, with the current range of its site."""
+        """Weight of a layer, with the current range of its site."""
         site, quantizer = layer.site, engine.quantizers[layer.address]
         variable = engine.inference.variables[layer.handle]
         edge = layer.edges[0]
@@ -81,7 +81,7 @@ class Weight:
 
     @property
     def fraction(self) -> np.ndarray:
-        """Where a weight lies between `below`, 0, and the next value, 1."""
+        """Position of a weight between `below`, 0, and the next value, 1."""
         fraction = (self.value / self.scale - self.below) / self.gap
         return (
             fraction if self.codebook.uniform else np.clip(fraction, 0, 1)

@@ -1,4 +1,4 @@
-"""What each quantizer costs.
+"""Sensitivity analysis: loss of accuracy by quantizer.
 
 Sites switched on or off, and how far the outputs are from those of the float network.
 """

@@ -1,4 +1,4 @@
-"""Which sites are switched together."""
+"""Groups of sites that are switched together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a network is from the float one: by its outputs, or by a metric of the caller's."""
+"""Distance of a network from the float one: by its outputs, or by a metric of the caller."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Metric = Callable[[list[Any]], float]
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What was measured.
+    """Value of a measure.
 
     Attributes:
       value: of all outputs: their mean, or what the metric returned.
@@ -122,7 +122,7 @@ class Measure:
         return Reading(float(np.mean(list(values.values()))), values)
 
     def loss(self, value: float, exact: float) -> float:
-        """How much worse a value is than the float network's.
+        """Loss of a value against that of the float network.
 
         The KL divergence, minus the SQNR, the difference of a metric.
         """

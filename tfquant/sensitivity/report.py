@@ -37,7 +37,7 @@ class GroupSensitivity:
 
 @dataclasses.dataclass(frozen=True)
 class SensitivityReport:
-    """What `tfquant.sensitivity` returns.
+    """Report of `tfquant.sensitivity`.
 
     Attributes:
       groups: the most sensitive first.

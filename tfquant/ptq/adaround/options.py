@@ -1,4 +1,4 @@
-"""What AdaRound can be told."""
+"""Options of AdaRound."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfquant.ptq.adaround import rounding
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How the rounding of each layer is learned.
+    """Options of the reconstruction of each layer.
 
     Attributes:
       iterations: steps of Adam for each layer.

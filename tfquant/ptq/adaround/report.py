@@ -1,4 +1,4 @@
-"""What AdaRound has done, layer by layer: a table, JSON, a picture."""
+"""AdaRound report by layer: a table, JSON, a picture."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LayerResult:
 
 @dataclasses.dataclass(frozen=True)
 class AdaRoundReport:
-    """What `adaround` returns; `print` shows its table.
+    """Report of `adaround`; `print` shows its table.
 
     Attributes:
       layers: one result a weight, in the order they were rounded.

@@ -58,7 +58,7 @@ class Activation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pair:
-    """What is divided and multiplied by the same factors.
+    """Parameters that are divided and multiplied by the same factors.
 
     Attributes:
       name: `<kind>:<layer path>`, of what is divided; of query and key the path of the attention.

@@ -1,4 +1,4 @@
-"""What equalization has done, pair by pair."""
+"""Equalization report by pair."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PairResult:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EqualizationReport:
-    """What `equalize` returns; `print` it.
+    """Report of `equalize`, for `print`.
 
     Attributes:
       pairs: what was rescaled, in the order that was done in.
