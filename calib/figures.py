@@ -1,11 +1,18 @@
-"""PNG files of figures."""
+"""PNG files of figures.
+
+Matplotlib is the extra `plots`: it is imported when a figure is made, never with the package.
+"""
+
+from __future__ import annotations
 
 import io
 import os
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from calib import storage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -13,7 +20,16 @@ def new_figure(width: float, height: float) -> Figure:
 
     Args:
         width, height: inches.
+
+    Raises:
+        ModuleNotFoundError: Matplotlib is not installed; the message says how to install it.
     """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "plots need Matplotlib: pip install 'tfquant[plots]'", name=error.name
+        ) from error
     return Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 

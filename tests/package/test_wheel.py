@@ -82,6 +82,16 @@ def test_the_unpacked_wheel_quantizes_a_model(unpacked, tmp_path):
     assert pathlib.Path(file).is_relative_to(unpacked) and not OURS & set(modules)
 
 
+def test_quantizing_needs_no_package_of_an_extra(unpacked, tmp_path):
+    """As in an environment without extras, which the long test below builds for real."""
+    extras = ("matplotlib", "sklearn", "tensorflow_datasets", "onnx", "onnxruntime", "tf2onnx")
+    script = f"import sys; sys.modules |= dict.fromkeys({extras!r})\n" + textwrap.dedent(
+        QUANTIZE
+    ).replace(", tfquant.runs.glue.pipeline, tfquant.tasks.squad", "")
+    environment = os.environ | {"PYTHONPATH": str(unpacked), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    run([sys.executable, "-P", "-c", script], tmp_path, environment)
+
+
 @pytest.mark.parametrize("module", ["tfquant", "tfquant.run_squad", "tfquant.run_glue"])
 def test_help_of_the_unpacked_wheel_does_not_import_tensorflow(module, unpacked, tmp_path):
     script = f"""
