@@ -1,9 +1,10 @@
-"""Fine-tunes, quantizes and scores BERT, RoBERTa, DistilBERT or MobileBERT on GLUE.
+"""Fine-tune, quantize and score BERT, RoBERTa, DistilBERT or MobileBERT on GLUE.
 
-    python run_glue.py train-baseline --task rte --model-path bert-base-uncased --output-dir
-    output/rte python run_glue.py validate-quantized --task rte --model-path output/rte/out
-    --qmethod symmetric_uniform python run_glue.py MODE --help            all options of a mode;
-    docs/glue.md has worked examples
+    python run_glue.py train-baseline --task rte --model-path bert-base-uncased \\
+        --output-dir output/rte
+    python run_glue.py validate-quantized --task rte --model-path output/rte/out \\
+        --qmethod symmetric_uniform
+    python run_glue.py MODE --help    all options of a mode; docs/glue.md has worked examples
 
 Training leaves in --output-dir: config.out, model.ckpt-<step>, out/ (the model), tb_logs/,
 eval_results_<task>.txt, final_score.txt and results.json; with several tasks or seeds each in a

@@ -1,7 +1,7 @@
-"""Fine-tunes, calibrates, quantizes and evaluates BERT on SQuAD.
+"""Fine-tune, calibrate, quantize and evaluate BERT on SQuAD.
 
-    python run_squad.py                       a small example from data to quantized accuracy, on
-    data it makes itself python run_squad.py --help                all flags, see docs/squad.md
+    python run_squad.py         a small example from data to quantized accuracy, on its own data
+    python run_squad.py --help  all flags, see docs/squad.md
 
 A run does, in this order and as its flags say: calibration (--do_calib) or training (--do_train),
 export (--do_export), then prediction (--do_predict). What it leaves in --output_dir:

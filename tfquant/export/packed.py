@@ -5,9 +5,8 @@ What is in the file, for readers without tfquant. Its metadata, all of them text
     format     `tfquant.packed`
     version    `1`
     variables  JSON, in the order of the model: [{"path", "shape", "dtype"}, ...]; with "bits",
-      "qmin" and "axes" where
-               packed, or "format", the name of a number format, in place of "qmin" where codes are
-               no integers
+               "qmin" and "axes" where packed, or "format", the name of a number format, in place
+               of "qmin" where codes are no integers
     recipe     JSON, see `tfquant.Recipe`
     sites      JSON: [[address, shape of its range], ...]
     sha256     of all tensors and texts, see `tfquant.bitpacking`
@@ -16,11 +15,11 @@ A variable without "bits" is the tensor `<path>`, in its own type (bfloat16 as f
 it). A packed one is
 
     <path>/codes  uint8 of one axis: code - qmin of every value in row-major order, "bits" bits
-    each, one right behind the other;
-                  the lowest bit of a code comes first, into the lowest free bit of a byte; the rest
-                  of the last byte is 0
+                  each, one right behind the other; the lowest bit of a code comes first, into the
+                  lowest free bit of a byte; the rest of the last byte is 0
     <path>/scale  float32, one value, or one for each index along "axes": the shape of the variable
-    without its other axes <path>/zero   integers like scale; missing where it is 0
+                  without its other axes
+    <path>/zero   integers like scale; missing where it is 0
 
 and holds scale · (code - zero), a product of two float32. In NumPy, with n values of b bits:
 

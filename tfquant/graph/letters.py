@@ -1,15 +1,17 @@
-"""The tensors of an encoder by the letters of Bondarenko et al.'s `--quant-dict`, found by
-structure.
+"""Tensors of an encoder by the letters of `--quant-dict` (Bondarenko et al., 2021).
 
-    e  sums of embeddings          s  attention scores           g  output of the layer behind the
-    attention Et token table                 p  probabilities              u  its sum with the input
-    of the block P  pooler, output              c  result of the attention    x  layer norm of that:
-    input of the feed-forward network C  classifier, output          L  all of a block             h
-    output of the feed-forward network wP, wC  kernels of these
-    y  its sum with x;   z  layer norm of that
+    e   sums of embeddings        s  attention scores
+    Et  token table               p  attention probabilities
+    P   pooler, output            c  result of the attention
+    C   classifier, output        g  output of the layer behind the attention
+    wP  kernel of the pooler      u  its sum with the input of the block
+    wC  kernel of the classifier  x  layer norm of that: input of the feed-forward network
+                                  h  output of the feed-forward network
+    L   all of a block            y  its sum with x
+                                  z  layer norm of that
 
-The letters from `s` on may have the number of a block behind them, counted from 0. Blocks with
-several feed-forward networks have several tensors at `h`, `y` and `z`.
+They are found by structure. The letters from `s` on may have the number of a block behind them,
+counted from 0. Blocks with several feed-forward networks have several tensors at `h`, `y` and `z`.
 """
 
 from __future__ import annotations

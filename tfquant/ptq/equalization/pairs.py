@@ -1,11 +1,10 @@
-"""Pairs: parameters between which channels can be rescaled so that the network computes what it
-did.
+"""Pairs of parameters between which channels can be rescaled without a change of the outputs.
 
 layernorm   scale and shift of a layer norm | the linears that take its output
 value       value projection                | the linear behind the attention
 query_key   query projection                | key projection, by the reciprocal
-linear      linear                          | the linears that take its output, at most ReLU and
-views between
+linear      linear                          | the linears that take its output, with at most ReLU
+                                              and views between
 """
 
 from __future__ import annotations
