@@ -70,7 +70,9 @@ def check_file(drawn: Drawn, quantized, batch, expected, folder) -> None:
                 CLOSE * (np.abs(one).max() + 1e-6),
             )
             where = f"output {name}, {'node by node' if as_written else 'fused'}"
-            assert (difference <= close).mean() >= FEWEST_EQUAL, (
+            # One value on the boundary of a code is more than a tenth of a small output.
+            most = max(1, (1 - FEWEST_EQUAL) * difference.size)
+            assert (difference > close).sum() <= most, (
                 f"{where}: {difference.max():.3g} of {np.abs(one).max():.3g}"
             )
             assert difference.max() <= bound + close, (
