@@ -90,7 +90,7 @@ def test_the_first_site_that_is_reached_by_other_values_is_named(case, model, mo
         "they part behind the last one"
     )
     middle = next(address for address in sites if "layer_1/attention/output" in address)
-    build = divergence.onnx_file.build
+    build = divergence.writer.build
 
     def faulty(order, **options):
         proto = build(order, **options)
@@ -103,7 +103,7 @@ def test_the_first_site_that_is_reached_by_other_values_is_named(case, model, mo
                 )
         return proto
 
-    monkeypatch.setattr(divergence.onnx_file, "build", faulty)
+    monkeypatch.setattr(divergence.writer, "build", faulty)
     found = divergence.differences(order, "onnxruntime", case.batches[0])
     order_of_sites = [one.site for one in found]
     first = next(one.site for one in found if one.mean > divergence.SHARE)
