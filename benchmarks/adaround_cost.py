@@ -10,14 +10,13 @@ TensorFlow and the model included.
 
 from __future__ import annotations
 
-import argparse
-import pathlib
 import resource
 import statistics
 
 import numpy as np
 
 import tfquant
+from benchmarks.command_line import shared_parser
 from benchmarks.results import Results
 from benchmarks.sensitivity_cost import seconds, short
 from benchmarks.squad_data import Squad
@@ -71,15 +70,7 @@ def measure(squad: Squad, windows: int, length: int, iterations: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared",
-        type=pathlib.Path,
-        default=pathlib.Path("../shared"),
-        help="folder with models/ and data/",
-    )
+    parser = shared_parser(__doc__)
     parser.add_argument("--windows", type=int, default=1024)
     parser.add_argument("--length", type=int, default=128, help="tokens of a window that are kept")
     parser.add_argument("--iterations", type=int, default=1000, help="for each layer")

@@ -9,7 +9,6 @@ own. Peak memory is that of two fresh processes, one that predicts and one that 
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 import resource
@@ -21,6 +20,7 @@ import tensorflow as tf
 
 import tfquant
 from benchmarks import timing
+from benchmarks.command_line import shared_parser
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, Squad
 from tfquant.observer_runner import Observation
@@ -90,15 +90,7 @@ def run_for_peak(squad: Squad, job: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared",
-        type=pathlib.Path,
-        default=pathlib.Path("../shared"),
-        help="folder with models/ and data/",
-    )
+    parser = shared_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--peak", choices=("predict", "calibrate"), help="only print the peak memory of this job"

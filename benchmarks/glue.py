@@ -10,7 +10,6 @@ the output folder, is not computed again.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import dataclasses
 import json
@@ -24,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.command_line import shared_parser
 from benchmarks.glue_report import table
 from benchmarks.results import Results
 from benchmarks.scripts import ROOT, run_script
@@ -274,15 +274,7 @@ def in_short(words: Sequence[str], runs: Runs) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared",
-        type=pathlib.Path,
-        default=pathlib.Path("../shared"),
-        help="folder with data/glue/",
-    )
+    parser = shared_parser(__doc__, "data/glue/")
     parser.add_argument(
         "--output", type=pathlib.Path, default=ROOT / "output" / "glue", help="where the runs go"
     )

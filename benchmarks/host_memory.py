@@ -9,7 +9,6 @@ round.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pathlib
@@ -22,6 +21,7 @@ from collections.abc import Sequence
 from tqdm.auto import tqdm
 
 from benchmarks import timing
+from benchmarks.command_line import shared_parser
 from benchmarks.results import Results
 
 KINDS = ("returned", "kept")
@@ -99,15 +99,7 @@ def measure(shared: pathlib.Path, rounds: int) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared",
-        type=pathlib.Path,
-        default=pathlib.Path("../shared"),
-        help="folder with models/ and data/",
-    )
+    parser = shared_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--worker", choices=KINDS, help="be one of the processes that are timed")
     options = parser.parse_args(arguments)

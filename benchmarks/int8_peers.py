@@ -25,8 +25,9 @@ import numpy as np
 
 import modeling
 import tfquant
+from benchmarks.command_line import shared_parser
 from benchmarks.int8_peers_report import accuracy_table, export_cost, latency_table, parity_table
-from benchmarks.int8_pipelines import PIPELINES, ModelAdapter, Pipeline, with_7_bit_weights
+from benchmarks.int8_pipelines import PIPELINES, Pipeline, Source, with_7_bit_weights
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, DevSet, Squad
 from tfquant.error_messages import one_line
@@ -45,7 +46,7 @@ OURS = {
 SHAPES = ((1, 128), (1, 384), (8, 128), (8, 384))
 
 
-def minilm(squad: Squad, folder: pathlib.Path) -> ModelAdapter:
+def minilm(squad: Squad, folder: pathlib.Path) -> Source:
     return _source(
         squad.model(),
         modeling.BertConfig.from_json_file(squad.model_dir / "config.json"),
@@ -54,7 +55,7 @@ def minilm(squad: Squad, folder: pathlib.Path) -> ModelAdapter:
     )
 
 
-def bert_base(squad: Squad, folder: pathlib.Path) -> ModelAdapter:
+def bert_base(squad: Squad, folder: pathlib.Path) -> Source:
     config = modeling.BertConfig(
         30522, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072
     )
@@ -65,14 +66,14 @@ def bert_base(squad: Squad, folder: pathlib.Path) -> ModelAdapter:
 
 def _source(
     model, config: modeling.BertConfig, folder: pathlib.Path, squad: Squad, windows: int = WINDOWS
-) -> ModelAdapter:
+) -> Source:
     folder.mkdir(parents=True, exist_ok=True)
     batches = squad.calibration_batches(windows, seed=SEED)
-    return ModelAdapter(model, batches, folder, config.num_attention_heads, config.hidden_size)
+    return Source(model, batches, folder, config.num_attention_heads, config.hidden_size)
 
 
 @functools.cache
-def usable(source: ModelAdapter) -> tuple[str, ...]:
+def usable(source: Source) -> tuple[str, ...]:
     """Pipelines that are installed and do not fail on this model; the others are named."""
     found = []
     for name, pipeline in PIPELINES.items():
@@ -86,7 +87,7 @@ def usable(source: ModelAdapter) -> tuple[str, ...]:
     return tuple(found)
 
 
-def timed(source: ModelAdapter, batch: int, length: int, threads: int, seconds: float) -> dict:
+def timed(source: Source, batch: int, length: int, threads: int, seconds: float) -> dict:
     """p50 in milliseconds of every pipeline, and how many times as fast as the first one it is."""
     sessions = {
         name: PIPELINES[name].open(str(PIPELINES[name].write(source)), threads)
@@ -102,7 +103,7 @@ def timed(source: ModelAdapter, batch: int, length: int, threads: int, seconds: 
     }
 
 
-def scored(source: ModelAdapter, name: str, dev: DevSet, threads: int) -> dict:
+def scored(source: Source, name: str, dev: DevSet, threads: int) -> dict:
     """Size, products in integers and the scores of a pipeline."""
     pipeline = PIPELINES[name]
     path = pipeline.write(source)
@@ -128,7 +129,7 @@ def node_by_node(name: str) -> Pipeline:
 
 
 def parity(
-    source: ModelAdapter,
+    source: Source,
     pipeline: Pipeline,
     recipe: str | tfquant.Recipe,
     dev: DevSet,
@@ -144,7 +145,7 @@ def parity(
 
 
 def parity_with_itself(
-    source: ModelAdapter, recipe: str, dev: DevSet, move: Callable[[Any, ModelAdapter], None]
+    source: Source, recipe: str, dev: DevSet, move: Callable[[Any, Source], None]
 ) -> dict:
     """What is left of the simulation's answers after `move`.
 
@@ -162,12 +163,12 @@ def parity_with_itself(
     return compared(moved, simulated, dev)
 
 
-def next_embeddings(_: Any, source: ModelAdapter) -> None:
+def next_embeddings(_: Any, source: Source) -> None:
     table = _word_embeddings(source)
     table.assign(np.nextafter(np.asarray(table), np.float32(np.inf)))
 
 
-def next_ranges(simulation: Any, _: ModelAdapter) -> None:
+def next_ranges(simulation: Any, _: Source) -> None:
     """As if what reaches every quantizer of an activation were the next float32."""
     for quantizer in simulation._engine.quantizers.values():
         if not quantizer.site.is_weight:
@@ -181,7 +182,7 @@ MOVES = {
 }
 
 
-def _word_embeddings(source: ModelAdapter) -> Any:
+def _word_embeddings(source: Source) -> Any:
     return next(
         variable for variable in source.model.variables if variable.path.endswith("word_embeddings")
     )
@@ -196,7 +197,7 @@ def compared(found: Mapping[str, str], simulated: Mapping[str, str], dev: DevSet
     }
 
 
-def cost_of_export(source: ModelAdapter) -> dict:
+def cost_of_export(source: Source) -> dict:
     """Seconds, and memory at the peak beyond what the process held before, as a multiple of the
     float parameters.
     """
@@ -220,15 +221,7 @@ def _memory(what: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared",
-        type=pathlib.Path,
-        default=pathlib.Path("../shared"),
-        help="folder with models/ and data/",
-    )
+    parser = shared_parser(__doc__)
     parser.add_argument(
         "--output", type=pathlib.Path, default=ROOT / "output" / "int8_peers", help="where files go"
     )
@@ -277,7 +270,7 @@ def main() -> None:
 
 
 def measure_latency(
-    results: Results, model: str, source: ModelAdapter, options: argparse.Namespace, shapes=SHAPES
+    results: Results, model: str, source: Source, options: argparse.Namespace, shapes=SHAPES
 ) -> None:
     for batch, length in shapes:
         results.row(

@@ -23,7 +23,7 @@ Batch = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ModelAdapter:
+class Source:
     """A float model and what pipelines need of it.
 
     Attributes:
@@ -75,7 +75,7 @@ class Pipeline:
       packages: that it needs beside ours.
     """
 
-    write: Callable[[ModelAdapter], pathlib.Path]
+    write: Callable[[Source], pathlib.Path]
     open: Callable[[str, int], Session] = lambda path, threads: open_file(path, threads=threads)
     packages: tuple[str, ...] = ()
 
@@ -84,12 +84,10 @@ class Pipeline:
         return [name for name in self.packages if importlib.util.find_spec(name) is None]
 
 
-def ours(
-    recipe: str | tfquant.Recipe, file: str, target: str
-) -> Callable[[ModelAdapter], pathlib.Path]:
+def ours(recipe: str | tfquant.Recipe, file: str, target: str) -> Callable[[Source], pathlib.Path]:
     """Post-training quantization with a recipe, exported."""
 
-    def write(source: ModelAdapter) -> pathlib.Path:
+    def write(source: Source) -> pathlib.Path:
         path = source.folder / file
         if not path.exists():
             model = tfquant.quantize(source.model, recipe, calibration=source.calibration)
@@ -99,10 +97,10 @@ def ours(
     return write
 
 
-def ort_dynamic(optimized: bool) -> Callable[[ModelAdapter], pathlib.Path]:
+def ort_dynamic(optimized: bool) -> Callable[[Source], pathlib.Path]:
     """`onnxruntime.quantization.quantize_dynamic`, one scale for each output channel."""
 
-    def write(source: ModelAdapter) -> pathlib.Path:
+    def write(source: Source) -> pathlib.Path:
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -124,13 +122,13 @@ def ort_dynamic(optimized: bool) -> Callable[[ModelAdapter], pathlib.Path]:
     return write
 
 
-def ort_static(optimized: bool) -> Callable[[ModelAdapter], pathlib.Path]:
+def ort_static(optimized: bool) -> Callable[[Source], pathlib.Path]:
     """`onnxruntime.quantization.quantize_static`.
 
     QDQ, extremes of the calibration, one scale for each output channel.
     """
 
-    def write(source: ModelAdapter) -> pathlib.Path:
+    def write(source: Source) -> pathlib.Path:
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
@@ -166,7 +164,7 @@ def ort_static(optimized: bool) -> Callable[[ModelAdapter], pathlib.Path]:
     return write
 
 
-def nncf(source: ModelAdapter) -> pathlib.Path:
+def nncf(source: Source) -> pathlib.Path:
     """NNCF's post-training quantization of the OpenVINO model, its preset for transformers."""
     import nncf
     import openvino
@@ -187,7 +185,7 @@ def nncf(source: ModelAdapter) -> pathlib.Path:
     return path
 
 
-def litert_dynamic(source: ModelAdapter) -> pathlib.Path:
+def litert_dynamic(source: Source) -> pathlib.Path:
     """TensorFlow's converter with its default optimizations.
 
     Weights in int8, activations rounded batch by batch.
@@ -222,7 +220,7 @@ def with_7_bit_weights(recipe: str) -> tfquant.Recipe:
     return tfquant.recipe(recipe).with_spec(roles=["weight"], format="int7")
 
 
-def float_file(source: ModelAdapter) -> pathlib.Path:
+def float_file(source: Source) -> pathlib.Path:
     return source.float_onnx
 
 

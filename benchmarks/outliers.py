@@ -13,7 +13,6 @@ anew).
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 
@@ -21,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfquant
+from benchmarks.command_line import shared_parser
 from benchmarks.outliers_report import table
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, DevSet, Squad
@@ -139,15 +139,7 @@ def measure(results: Results, scorer: Scorer) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared",
-        type=pathlib.Path,
-        default=pathlib.Path("../shared"),
-        help="folder with models/ and data/",
-    )
+    parser = shared_parser(__doc__)
     parser.add_argument(
         "--questions", type=int, default=100, help="this many of the dev file, evenly spread"
     )

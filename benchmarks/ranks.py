@@ -14,7 +14,6 @@ results/ranks.json has are not measured again without --fresh.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -29,6 +28,7 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm.auto import tqdm
 
+from benchmarks.command_line import shared_parser
 from benchmarks.results import Results
 from benchmarks.squad_data import Squad
 from runs.squad.two_ranks import mpirun_command
@@ -228,15 +228,7 @@ def calibration_flags(squad: Squad, windows: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared",
-        type=pathlib.Path,
-        default=pathlib.Path("../shared"),
-        help="folder with models/ and data/",
-    )
+    parser = shared_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of each number of processes")
     parser.add_argument(
         "--steps", type=int, default=12, help="of training in each round; the first does not count"

@@ -10,8 +10,6 @@ does not move.
 
 from __future__ import annotations
 
-import argparse
-import pathlib
 import statistics
 import time
 
@@ -19,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfquant
+from benchmarks.command_line import shared_parser
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, Squad
 
@@ -80,15 +79,7 @@ def measure(squad: Squad, windows: int, length: int, switch: str) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared",
-        type=pathlib.Path,
-        default=pathlib.Path("../shared"),
-        help="folder with models/ and data/",
-    )
+    parser = shared_parser(__doc__)
     parser.add_argument("--windows", type=int, default=256)
     parser.add_argument("--length", type=int, default=128, help="tokens of a window that are kept")
     arguments = parser.parse_args()

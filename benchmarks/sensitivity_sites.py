@@ -5,26 +5,17 @@ python -m benchmarks.sensitivity_sites --shared=../shared
 
 from __future__ import annotations
 
-import argparse
 import json
-import pathlib
 
 import tfquant
+from benchmarks.command_line import shared_parser
 from benchmarks.results import FOLDER, Results
 from benchmarks.sensitivity_cost import RECIPE, short
 from benchmarks.squad_data import Squad
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared",
-        type=pathlib.Path,
-        default=pathlib.Path("../shared"),
-        help="folder with models/ and data/",
-    )
+    parser = shared_parser(__doc__)
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--length", type=int, default=128, help="tokens of a window that are kept")
     parser.add_argument("--measure", choices=("sqnr", "kl"), default="kl")

@@ -11,7 +11,6 @@ consumers has one range and is rounded for all of them: skip operands are inputs
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -21,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfquant
+from benchmarks.command_line import shared_parser
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, Squad
 from benchmarks.squad_noise_report import table
@@ -101,15 +101,7 @@ def measure(squad: Squad, prefix: str, number: int) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared",
-        type=pathlib.Path,
-        default=pathlib.Path("../shared"),
-        help="folder with models/ and data/",
-    )
+    parser = shared_parser(__doc__)
     parser.add_argument(
         "--output",
         type=pathlib.Path,

@@ -11,14 +11,13 @@ an interrupted run goes on there (--fresh starts anew).
 
 from __future__ import annotations
 
-import argparse
 import json
-import pathlib
 
 import tensorflow as tf
 
 import calib
 import tfquant
+from benchmarks.command_line import shared_parser
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, DevSet, Squad
 from benchmarks.squad_report import plot, table
@@ -72,15 +71,7 @@ class Scorer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared",
-        type=pathlib.Path,
-        default=pathlib.Path("../shared"),
-        help="folder with models/ and data/",
-    )
+    parser = shared_parser(__doc__)
     parser.add_argument(
         "--questions",
         type=int,

@@ -10,7 +10,6 @@ checkpoint. Two rows run at a time, with half of the cores each.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import dataclasses
 import importlib.util
@@ -23,6 +22,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.command_line import shared_parser
 from benchmarks.question_scores import QuestionScores
 from benchmarks.results import Results
 from benchmarks.scripts import ROOT, run_script
@@ -205,15 +205,7 @@ def learning_curve(directory: pathlib.Path) -> list[tuple[int, float]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared",
-        type=pathlib.Path,
-        default=pathlib.Path("../shared"),
-        help="folder with models/ and data/",
-    )
+    parser = shared_parser(__doc__)
     parser.add_argument(
         "--output", type=pathlib.Path, help="where the runs go; output/FILE if not given"
     )

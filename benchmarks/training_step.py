@@ -8,9 +8,7 @@ A step is forward, backward and update.
 
 from __future__ import annotations
 
-import argparse
 import json
-import pathlib
 
 import keras
 import numpy as np
@@ -18,6 +16,7 @@ import tensorflow as tf
 
 import tfquant
 from benchmarks import timing
+from benchmarks.command_line import shared_parser
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, Squad
 from runs.squad.flags import RANGES_OF
@@ -114,15 +113,7 @@ def measure(squad: Squad, rounds: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--shared",
-        type=pathlib.Path,
-        default=pathlib.Path("../shared"),
-        help="folder with models/ and data/",
-    )
+    parser = shared_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     keep_freed_memory()  # as run_squad.py does

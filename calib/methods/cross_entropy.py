@@ -48,7 +48,7 @@ def estimate(
     """Least sum of -softmax(x) . log softmax(Q(x)) along the last axis, over the rows that were
     kept.
 
-    ModelAdapter: `--cross-entropy-layer` of Qualcomm's transformer-quantization, which has a margin
+    Source: `--cross-entropy-layer` of Qualcomm's transformer-quantization, which has a margin
     of 0.5. Prefer the grid search: the loss of few rows has several minima, of which golden section
     finds some.
 

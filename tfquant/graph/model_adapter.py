@@ -1,7 +1,6 @@
-"""ModelAdapter.
+"""Adapter that gives every kind of user model one form.
 
-What the user gave, in one form: something to call on one structure of inputs, its signature, its
-variables.
+Something to call on one structure of inputs, its signature, its variables.
 """
 
 from __future__ import annotations

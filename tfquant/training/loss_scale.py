@@ -12,7 +12,7 @@ LARGEST = (
 class DynamicLossScale:
     """A factor of the loss that grows while gradients are finite and shrinks when they are not.
 
-    ModelAdapter: Micikevicius et al., Mixed Precision Training, arXiv:1710.03740, section 3.2.
+    Source: Micikevicius et al., Mixed Precision Training, arXiv:1710.03740, section 3.2.
     Powers of two: scaling is exact.
 
     Args:

@@ -16,10 +16,10 @@ NOT_DECAYED = ("LayerNorm", "layer_norm", "bias", PARAMETER_PATH)
 class BertAdamW(keras.optimizers.AdamW):
     """Adam with decoupled weight decay and without bias correction.
 
-    m += (1 - beta_1) (g - m);  v += (1 - beta_2) (g^2 - v);  w -= rate (m / (sqrt(v) + epsilon) +
-    decay w)
+    m += (1 - beta_1) (g - m);  v += (1 - beta_2) (g^2 - v)
+    w -= rate (m / (sqrt(v) + epsilon) + decay w)
 
-    ModelAdapter: Devlin et al. 2018, appendix A.2, as their code has it; decay after Loshchilov &
+    Source: Devlin et al. 2018, appendix A.2, as their code has it; decay after Loshchilov &
     Hutter, arXiv:1711.05101.
 
     Args:

@@ -1,0 +1,27 @@
+"""Command line of the benchmarks that read the real model and data."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+
+def shared_parser(
+    description: str | None, contents: str = "models/ and data/"
+) -> argparse.ArgumentParser:
+    """Return a parser with the option `--shared`.
+
+    Args:
+      description: docstring of the benchmark, shown as it is written.
+      contents: what the folder of `--shared` has to hold.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shared",
+        type=pathlib.Path,
+        default=pathlib.Path("../shared"),
+        help=f"folder with {contents}",
+    )
+    return parser
