@@ -2,8 +2,8 @@
 
 from tfquant.calibration import engine_of
 from tfquant.export.parity import ParityReport, agreement
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 
 
 def agreement_with(model, session, batches, mode: str = "quantized") -> ParityReport:
-    return agreement(Order(engine_of(model), mode, 17), session, batches)
+    return agreement(ExportRequest(engine_of(model), mode, 17), session, batches)

@@ -8,7 +8,7 @@ import tfquant
 from tests.graph import models
 from tfquant.calibration import engine_of
 from tfquant.export import MismatchError, divergence
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_the_first_site_that_is_reached_by_other_values_is_named(case, model, mo
     be.
     """
     order, sites = (
-        Order(engine_of(model), "quantized", 17),
+        ExportRequest(engine_of(model), "quantized", 17),
         [s.address for s in model.plan.sites if not s.is_weight],
     )
     assert all(

@@ -18,7 +18,7 @@ from tfquant.calibration import engine_of
 from tfquant.export import MismatchError, divergence
 from tfquant.export.onnx import writer
 from tfquant.export.onnx.fusion import find_regions
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.runtimes import onnxruntime, open_file
 
 FLOAT = tfquant.recipe("int8_residual_float")
@@ -121,7 +121,7 @@ def test_a_site_on_any_operand_keeps_its_attention_written_out(bert, port):
 
 def test_other_targets_hold_operations_of_onnx_alone(model):
     for signed in (False, True):
-        built = writer.build(Order(engine_of(model), "quantized"), signed=signed)
+        built = writer.build(ExportRequest(engine_of(model), "quantized"), signed=signed)
         assert {entry.domain for entry in built.opset_import} <= {"", "ai.onnx.ml"}
         assert {node.domain for node in built.graph.node} == {""}
 
@@ -304,7 +304,7 @@ def test_models_of_every_kind(tmp_path, name, fused):
 
 
 def test_sites_around_a_fused_attention_are_compared_with_the_simulation(bert, model):
-    order = Order(engine_of(model), "quantized")
+    order = ExportRequest(engine_of(model), "quantized")
     found = divergence.differences(order, "onnxruntime", bert.batches[1], fused_attention=True)
     assert [one.site for one in found] == [
         site.address for site in order.sites() if not site.is_weight

@@ -16,7 +16,7 @@ from tests.graph import models
 from tfquant.calibration import engine_of
 from tfquant.export import ExportError
 from tfquant.export.litert import writer
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.runtimes import RuntimeFileError
 from tfquant.runtimes.litert import open_file
 
@@ -46,7 +46,7 @@ def quantized(case: models.Case, recipe):
 def written(model, folder, mode: str = "quantized"):
     """The opened file."""
     path = str(folder / "model.tflite")
-    writer.write(Order(engine_of(model), mode, 17), path)
+    writer.write(ExportRequest(engine_of(model), mode, 17), path)
     return open_file(path)
 
 
@@ -293,7 +293,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_broken_files_are_named_in_one_line(tmp_path, bert, damage):
     path = tmp_path / "model.tflite"
-    writer.write(Order(engine_of(quantized(bert, "litert")), "quantized", 17), str(path))
+    writer.write(ExportRequest(engine_of(quantized(bert, "litert")), "quantized", 17), str(path))
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(
         RuntimeFileError, match=r"model.tflite: LiteRT cannot read it: .+"
@@ -304,7 +304,7 @@ def test_broken_files_are_named_in_one_line(tmp_path, bert, damage):
 
 def test_a_missing_input_is_named_and_others_are_passed_over(tmp_path, bert):
     path = str(tmp_path / "model.tflite")
-    writer.write(Order(engine_of(quantized(bert, "litert")), "quantized", 17), path)
+    writer.write(ExportRequest(engine_of(quantized(bert, "litert")), "quantized", 17), path)
     session = open_file(path, threads=2)
     session({**bert.batches[0], "labels": np.zeros(3)})
     with pytest.raises(KeyError, match="input 'input_mask' is missing"):

@@ -19,7 +19,7 @@ from tfquant import bitpacking
 from tfquant.calibration import engine_of
 from tfquant.checkpoint import CheckpointError
 from tfquant.export import ExportError, packed
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.rules import Recipe, Rule
 from tfquant.spec import QuantSpec
 
@@ -47,7 +47,7 @@ FOUR_BITS = Recipe(
 
 
 def written(model, path) -> str:
-    packed.write(Order(engine_of(model), "quantized", 17), str(path))
+    packed.write(ExportRequest(engine_of(model), "quantized", 17), str(path))
     return str(path)
 
 
@@ -574,7 +574,9 @@ def refused(path, model, message, kind=ValueError) -> str:
 
 def test_the_float_network_and_one_without_ranges_are_refused(two, tmp_path):
     with pytest.raises(ExportError, match="mode 'float' has none"):
-        packed.write(Order(engine_of(two), "float", 17), str(tmp_path / "model.safetensors"))
+        packed.write(
+            ExportRequest(engine_of(two), "float", 17), str(tmp_path / "model.safetensors")
+        )
     uncalibrated = tfquant.quantize(two_dense(), FOUR_BITS)
     for call in (
         lambda: written(uncalibrated, tmp_path / "model.safetensors"),

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tfquant
 from tfquant.calibration import engine_of
 from tfquant.export import TARGETS, ExportError, MismatchError, parity
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.runtimes import open_file
 
 L = keras.layers
@@ -71,7 +71,9 @@ def answers(model, rows=ROWS):
 
 def judged(model, session, batches=(ROWS,), **kinds):
     """Name -> agreement of each output with what `session` answers."""
-    found = parity.agreement(Order(engine_of(model), "quantized"), session, batches, kinds=kinds)
+    found = parity.agreement(
+        ExportRequest(engine_of(model), "quantized"), session, batches, kinds=kinds
+    )
     return {output.name: output for output in found.outputs}
 
 

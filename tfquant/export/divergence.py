@@ -17,7 +17,7 @@ import tensorflow as tf
 from fileio.staging import staging
 from tfquant.export.onnx import external_data, writer
 from tfquant.export.onnx.qdq import site_inputs
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.runtimes import open_file
 
 # Sites whose input differs by more, as a share of how much it varies, are worth a look: a step of
@@ -48,23 +48,23 @@ class Difference:
 
 
 def differences(
-    order: Order, runtime: str, batch: Any, *, fused_attention: bool = False
+    request: ExportRequest, runtime: str, batch: Any, *, fused_attention: bool = False
 ) -> list[Difference]:
     """At every site of activations, in the order of computation.
 
     Args:
-      order: of the network.
+      request: of the network.
       runtime: that reads ONNX files.
       batch: of inputs, or of (inputs, targets).
       fused_attention: as in `writer.build`; what is within is not seen then.
     """
     import onnx
 
-    engine = order.engine
+    engine = request.engine
     flat = engine.flatten_inputs(engine.inputs_of(batch))
-    model = writer.build(order, fused_attention=fused_attention)
+    model = writer.build(request, fused_attention=fused_attention)
     sources = site_inputs(model)
-    sites = [site for site in order.sites() if site.address in sources]
+    sites = [site for site in request.sites() if site.address in sources]
     known = {output.name for output in model.graph.output}
     added = [name for name in dict.fromkeys(sources.values()) if name not in known]
     model.graph.output.extend(
@@ -74,9 +74,9 @@ def differences(
         path = str(folder / "model.onnx")
         external_data.save(model, path)
         found = open_file(path, runtime)(
-            order.interface.named_inputs([value.numpy() for value in flat])
+            request.interface.named_inputs([value.numpy() for value in flat])
         )
-    simulated = _simulated(order, flat, [site.members[0] for site in sites])
+    simulated = _simulated(request, flat, [site.members[0] for site in sites])
     reached = [found[sources[site.address]] for site in sites]
     pairs = [
         (site, _arranged(one, other.shape), other)
@@ -90,7 +90,7 @@ def differences(
 
 
 def where(
-    order: Order,
+    request: ExportRequest,
     runtime: str,
     batch: Any,
     path: str | os.PathLike | None = None,
@@ -101,11 +101,11 @@ def where(
     known.
 
     Args:
-      order, runtime, batch: as for `differences`.
+      request, runtime, batch: as for `differences`.
       path: of the file in question, of which is taken over whether its attentions are fused.
       anew: the file was not written just now, and may be that of another network.
     """
-    if order.mode != "quantized" or runtime not in ONNX_READERS:
+    if request.mode != "quantized" or runtime not in ONNX_READERS:
         return ""
     fused = (
         path is not None
@@ -115,7 +115,7 @@ def where(
     first = next(
         (
             one
-            for one in differences(order, runtime, batch, fused_attention=fused)
+            for one in differences(request, runtime, batch, fused_attention=fused)
             if one.mean > SHARE
         ),
         None,
@@ -128,9 +128,11 @@ def where(
     return "; what reaches the sites is the same, they part behind the last one"
 
 
-def _simulated(order: Order, flat: Sequence[tf.Tensor], edges: Sequence[str]) -> list[np.ndarray]:
-    answers = tf.nest.flatten(order.engine.function(order.mode, taps=tuple(edges))(*flat))
-    return [tensor.numpy() for tensor in answers[len(order.interface.outputs) :]]
+def _simulated(
+    request: ExportRequest, flat: Sequence[tf.Tensor], edges: Sequence[str]
+) -> list[np.ndarray]:
+    answers = tf.nest.flatten(request.engine.function(request.mode, taps=tuple(edges))(*flat))
+    return [tensor.numpy() for tensor in answers[len(request.interface.outputs) :]]
 
 
 def _arranged(simulated: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

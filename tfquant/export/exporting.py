@@ -26,7 +26,7 @@ from tfquant.export.fastertransformer import SMALLEST_SM
 from tfquant.export.output_kinds import KINDS
 from tfquant.export.output_parity import OutputAgreement
 from tfquant.export.parity import ParityReport, Score, agreement, check_tolerance, check_weights
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.export.targets import TARGETS, publish, size_of
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.runtimes import Contractions, open_file, openvino, runtime_of
@@ -150,7 +150,11 @@ def export(
             f" {SMALLEST_SM}"
         )
     check_tolerance(tolerance)
-    path, form, order = pathlib.Path(path), TARGETS[target], Order(engine, mode, opset, sm)
+    path, form, request = (
+        pathlib.Path(path),
+        TARGETS[target],
+        ExportRequest(engine, mode, opset, sm),
+    )
     form.check_path(path)
     if missing := form.missing_packages(check_data is not None):
         raise ModuleNotFoundError(
@@ -161,33 +165,33 @@ def export(
         check_data = checked_batches(engine, check_data)
     if mode == "quantized":
         check_calibrated(engine)
-    form.check_formats(order)
-    form.check(order)
-    check_weights(order)
+    form.check_formats(request)
+    form.check(request)
+    check_weights(request)
     found = contractions = None
     with staging(path.parent) as folder:
         written = folder / path.name
-        form.write(order, str(written))
+        form.write(request, str(written))
         size = sum(map(size_of, folder.iterdir()))
         if check_data is not None and form.readers:
             session = form.open(written)
-            found = agreement(order, session, check_data, score, check)
+            found = agreement(request, session, check_data, score, check)
             contractions = form.contractions_of(written, session)
             subject = f"{path} was not written, as it"
             check_agreement(
-                order, found, tolerance, form.readers[0], check_data[0], written, subject
+                request, found, tolerance, form.readers[0], check_data[0], written, subject
             )
         publish(written, path)
-    sites = order.sites()
+    sites = request.sites()
     stored = sum(1 for site in sites if site.is_weight)
     floats = sum(int(np.prod(v.shape)) * 4 for v in engine.inference.variables.values())
     notes = (
-        [x86_saturation.note(order, form.readers[0])]
+        [x86_saturation.note(request, form.readers[0])]
         if form.readers and not form.as_written
         else []
     )
-    notes.append(form.widened(order))
-    if advice := form.advice(order, contractions) if contractions else "":
+    notes.append(form.widened(request))
+    if advice := form.advice(request, contractions) if contractions else "":
         warnings.warn(advice, stacklevel=2)
         notes.append(advice)
     note = "; ".join(filter(None, notes))
@@ -278,15 +282,15 @@ def compare(
     if mode == "quantized":
         check_calibrated(engine)
     batches = checked_batches(engine, check_data)
-    order, runtime = Order(engine, mode), runtime or runtime_of(path)
-    check_weights(order)
-    found = agreement(order, open_file(path, runtime), batches, score, check)
-    check_agreement(order, found, tolerance, runtime, batches[0], path, f"{path}", anew=True)
+    request, runtime = ExportRequest(engine, mode), runtime or runtime_of(path)
+    check_weights(request)
+    found = agreement(request, open_file(path, runtime), batches, score, check)
+    check_agreement(request, found, tolerance, runtime, batches[0], path, f"{path}", anew=True)
     return found
 
 
 def check_agreement(
-    order: Order,
+    request: ExportRequest,
     found: ParityReport,
     tolerance: float,
     runtime: str,
@@ -298,9 +302,9 @@ def check_agreement(
 ) -> None:
     """Raises MismatchError if of some output more rows differ than are allowed to."""
     if differing := found.disagreeing(tolerance):
-        where = divergence.where(order, runtime, batch, path, anew=anew)
-        note = x86_saturation.note(order, runtime) or _fault_of_openvino(
-            order, runtime, batch, path, tolerance
+        where = divergence.where(request, runtime, batch, path, anew=anew)
+        note = x86_saturation.note(request, runtime) or _fault_of_openvino(
+            request, runtime, batch, path, tolerance
         )
         parts = [str(found), *map(str, differing)]
         reason = "; ".join(parts) + where + (f"; {note}" if note else "")
@@ -308,7 +312,7 @@ def check_agreement(
 
 
 def _fault_of_openvino(
-    order: Order, runtime: str, batch: Any, path: str | os.PathLike, tolerance: float
+    request: ExportRequest, runtime: str, batch: Any, path: str | os.PathLike, tolerance: float
 ) -> str:
     """What to do where OpenVINO answers right as soon as it computes in float; else empty.
 
@@ -316,10 +320,10 @@ def _fault_of_openvino(
     itself and then with constants, such as swish before a batch normalization: all answers behind
     are nearly 0.
     """
-    if runtime != "openvino" or not order.sites():
+    if runtime != "openvino" or not request.sites():
         return ""
     session = openvino.open_file(os.fspath(path), integers=False)
-    if agreement(order, session, [batch]).disagreeing(tolerance):
+    if agreement(request, session, [batch]).disagreeing(tolerance):
         return ""
     return (
         "the file is right, but OpenVINO's integer kernels are not (they are with the option "

@@ -18,7 +18,7 @@ import numpy as np
 from tfquant import checkpoint
 from tfquant.engine import Engine
 from tfquant.export.errors import ExportError
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.quantized_array import QuantParams
 from tfquant.quantizer import Quantizer
 from tfquant.scale import SMALLEST_AMAX
@@ -80,19 +80,19 @@ QUANTIZED = _Layout(
 _RESERVED = 21
 
 
-def check(order: Order) -> None:
+def check(request: ExportRequest) -> None:
     """Raises ExportError for the float network, which has no codes, and for networks of other
     names.
     """
-    if order.mode != "quantized":
+    if request.mode != "quantized":
         raise ExportError(
-            f"target fastertransformer holds codes, of which mode {order.mode!r} has none: export"
+            f"target fastertransformer holds codes, of which mode {request.mode!r} has none: export"
             " mode 'quantized'"
         )
-    _layers(order.engine)
+    _layers(request.engine)
 
 
-def write(order: Order, path: str) -> None:
+def write(request: ExportRequest, path: str) -> None:
     """Writes a folder with one checkpoint.
 
     Raises:
@@ -100,24 +100,24 @@ def write(order: Order, path: str) -> None:
         the message names the site.
       CheckpointError: the folder could not be written.
     """
-    check(order)
-    layers = _layers(order.engine)
+    check(request)
+    layers = _layers(request.engine)
     layout = QUANTIZED if any(_SCORES in layer.sites for layer in layers) else ROUNDED
-    if layout is ROUNDED and order.sm >= AMPERE:
+    if layout is ROUNDED and request.sm >= AMPERE:
         raise ExportError(
-            f"recipe {order.engine.plan.recipe.name!r} has the sites of FasterTransformer 3.0,"
-            f" which ends before sm={order.sm}: pass sm=75, or quantize with recipe 'ft1', 'ft2' or"
-            " 'ft3'"
+            f"recipe {request.engine.plan.recipe.name!r} has the sites of FasterTransformer 3.0,"
+            f" which ends before sm={request.sm}: pass sm=75, or quantize with"
+            " recipe 'ft1', 'ft2' or 'ft3'"
         )
     tensors = {
-        name: np.asarray(variable.numpy()) for name, variable in order.engine.weights().items()
+        name: np.asarray(variable.numpy()) for name, variable in request.engine.weights().items()
     }
-    tiles = ampere_tiles if order.sm >= AMPERE else turing_tiles
+    tiles = ampere_tiles if request.sm >= AMPERE else turing_tiles
     for number, layer in enumerate(layers):
         after = (
             layers[number + 1].amax(_INPUT)
             if number + 1 < len(layers)
-            else _after_the_last(order.engine, layout)
+            else _after_the_last(request.engine, layout)
         )
         tensors[f"{layer.scope}/amaxList"] = layer.ranges(layout, after)
         for dense in _KERNELS:

@@ -6,18 +6,18 @@ import os
 
 from fileio.staging import staging
 from tfquant.export.onnx import writer
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.runtimes import openvino as runtime
 from tfquant.runtimes.session import missing_package, read
 
 
-def check(order: Order) -> None:
+def check(request: ExportRequest) -> None:
     """Raises ExportError for what OpenVINO, or ONNX, from which it reads, does not take."""
-    writer.check(order)
-    order.check_ranges("OpenVINO")
+    writer.check(request)
+    request.check_ranges("OpenVINO")
 
 
-def write(order: Order, path: str) -> None:
+def write(request: ExportRequest, path: str) -> None:
     """Writes `path` and, beside it, a file of the same name that ends in `.bin`.
 
     Raises:
@@ -32,9 +32,9 @@ def write(order: Order, path: str) -> None:
     except ModuleNotFoundError as error:
         raise missing_package(error, "export to OpenVINO") from None
 
-    check(order)
+    check(request)
     with staging(os.path.dirname(path) or ".") as folder:
         source = str(folder / "model.onnx")
-        writer.write(order, source)
+        writer.write(request, source)
         model = read(source, "OpenVINO", lambda: core.read_model(source))
         openvino.save_model(model, path, compress_to_fp16=False)

@@ -53,7 +53,7 @@ from tfquant.checkpoint import CheckpointError
 from tfquant.engine import Engine
 from tfquant.error_messages import one_line
 from tfquant.export.errors import ExportError
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.model_adapter import source_of
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
@@ -78,26 +78,26 @@ _COPIES = ("ReadVariableOp", "Identity", "StopGradient")
 _LOOKUPS = ("ResourceGather", "GatherV2", "Gather")
 
 
-def check(order: Order) -> None:
+def check(request: ExportRequest) -> None:
     """Raise ExportError for the float network, which has no codes."""
-    if order.mode != "quantized":
+    if request.mode != "quantized":
         raise ExportError(
-            f"a packed file holds codes, of which mode {order.mode!r} has none: export with mode"
+            f"a packed file holds codes, of which mode {request.mode!r} has none: export with mode"
             " 'quantized'"
         )
 
 
-def write(order: Order, path: str) -> None:
+def write(request: ExportRequest, path: str) -> None:
     """Writes a network as one file.
 
     Raises:
-      ExportError: the order is for the float network, or two tensors would have one name
+      ExportError: the request is for the float network, or two tensors would have one name
         (ValueError: two variables).
       UncalibratedError: a site has no range.
       CheckpointError: the file could not be written.
     """
-    engine = order.engine
-    check(order)
+    engine = request.engine
+    check(request)
     engine.check_calibrated()
     stored = _stored(engine)
     pairs = [pair for variable in stored for pair in variable.tensors.items()] + list(

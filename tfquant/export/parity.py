@@ -13,7 +13,7 @@ from tfquant.error_messages import one_line
 from tfquant.export.errors import ExportError, MismatchError
 from tfquant.export.output_kinds import is_real, kinds_of
 from tfquant.export.output_parity import ExactParity, OutputAgreement, OutputParity, collector
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.runtimes.session import Outputs, Session
 from tfquant.store import non_finite
 
@@ -72,16 +72,16 @@ def check_tolerance(tolerance: float, name: str = "tolerance") -> None:
         raise ValueError(f"{name}={tolerance}: is a share of rows, from 0 to 1")
 
 
-def check_weights(order: Order) -> None:
+def check_weights(request: ExportRequest) -> None:
     """Raise ExportError if a variable holds NaN or Inf: no file with it could be compared or
     loaded.
     """
-    if name := non_finite(order.engine):
+    if name := non_finite(request.engine):
         raise ExportError(f"variable {name} holds NaN or Inf: load or train the weights again")
 
 
 def agreement(
-    order: Order,
+    request: ExportRequest,
     session: Session,
     batches: Iterable[Any],
     score: Score | None = None,
@@ -90,7 +90,7 @@ def agreement(
     """Runs the simulation and an opened file on every batch.
 
     Args:
-      order: what the file was made from.
+      request: what the file was made from.
       session: the file.
       batches: of inputs, or of (inputs, targets).
       score: the outputs of all batches, in order -> how good they are.
@@ -101,7 +101,7 @@ def agreement(
       ValueError: there is no batch, it does not fit, the network itself answers NaN, or an output
         or kind is not known.
     """
-    engine, interface = order.engine, order.interface
+    engine, interface = request.engine, request.interface
 
     def network(mode: str) -> Network:
         function = engine.function(mode)
@@ -112,9 +112,9 @@ def agreement(
     def exported(flat: list[tf.Tensor]) -> Outputs:
         return session(interface.named_inputs([value.numpy() for value in flat]))
 
-    simulated = network(order.mode)
-    unrounded = network("float") if order.sites() else None
-    parity = _Parity(order, dict(kinds or {}))
+    simulated = network(request.mode)
+    unrounded = network("float") if request.sites() else None
+    parity = _Parity(request, dict(kinds or {}))
     answers: tuple[list[Outputs], list[Outputs]] = ([], [])
     for number, batch in enumerate(batches):
         flat, where = engine.flatten_inputs(engine.inputs_of(batch)), f"check_data, batch {number}"
@@ -133,10 +133,10 @@ def agreement(
 class _Parity:
     """Every output of a network, collected over batches."""
 
-    def __init__(self, order: Order, kinds: Mapping[str, str]):
+    def __init__(self, request: ExportRequest, kinds: Mapping[str, str]):
         self._trace, self._names, self._kinds = (
-            order.engine.inference,
-            order.interface.outputs,
+            request.engine.inference,
+            request.interface.outputs,
             kinds,
         )
         self._outputs: dict[str, OutputParity | ExactParity] = {}

@@ -22,7 +22,7 @@ _PRODUCTS = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class ExportRequest:
     """A network of an engine in one mode.
 
     Attributes:

@@ -9,17 +9,17 @@ import tensorflow as tf
 
 from tfquant import qdq
 from tfquant.export.captures import as_constants
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.quantizer import Quantizer
 from tfquant.runtimes.saved_model import SIGNATURE
 from tfquant.site import Site
 
 
-def write(order: Order, path: str) -> None:
+def write(request: ExportRequest, path: str) -> None:
     """Writes a folder with one signature, `serving_default`: named inputs to named outputs."""
-    engine, interface = order.engine, order.interface
-    order.check_captures("a SavedModel")
-    quantizers = {site.address: engine.quantizers[site.address] for site in order.sites()}
+    engine, interface = request.engine, request.interface
+    request.check_captures("a SavedModel")
+    quantizers = {site.address: engine.quantizers[site.address] for site in request.sites()}
     # Copies, as a SavedModel cannot hold names with colons. No constants: folding them rounds
     # otherwise than the simulation.
     ends = {

@@ -16,7 +16,7 @@ from fileio.transaction import replace_folder, replacing_together
 from tfquant.runtimes import PACKAGES, Contractions, Session, open_file
 
 if TYPE_CHECKING:
-    from tfquant.export.request import Order
+    from tfquant.export.request import ExportRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Target:
     """A form in which a network can be written.
 
     Attributes:
-      write: writes an order to a path.
+      write: writes a request to a path.
       file: what the run scripts call it; its suffix is demanded of every path. A folder has none.
       readers: which of `tfquant.runtimes.RUNTIMES` answer it here; the first one checks it. A file
         without a reader is for tfquant itself.
@@ -42,7 +42,7 @@ class Target:
         (0 where that does not matter); None where it takes all.
     """
 
-    write: Callable[[Order, str], None]
+    write: Callable[[ExportRequest, str], None]
     file: str
     readers: tuple[str, ...] = ()
     as_written: bool = False
@@ -51,7 +51,7 @@ class Target:
     name: str = ""
     contractions: Callable[[str], Contractions] | None = None
     packages: tuple[str, ...] = ()
-    check: Callable[[Order], None] = lambda order: None
+    check: Callable[[ExportRequest], None] = lambda request: None
     recipes: tuple[str, ...] = ()
     formats: Mapping[str, int] | None = dataclasses.field(default_factory=dict)
 
@@ -82,14 +82,14 @@ class Target:
         """How the products of a written file are computed."""
         return session.contractions() if self.contractions is None else self.contractions(str(path))
 
-    def advice(self, order: Order, found: Contractions) -> str:
+    def advice(self, request: ExportRequest, found: Contractions) -> str:
         """Which recipe to take where the runtime computes in float what is quantized; else
         empty.
         """
         from tfquant.export.onnx.qdq import INT4_OPSET
 
         kernels = [
-            site for site in order.sites() if site.role == "weight" and site.spec.codebook.uniform
+            site for site in request.sites() if site.role == "weight" and site.spec.codebook.uniform
         ]
         if (
             not self.recipes
@@ -98,12 +98,12 @@ class Target:
             or 2 * len(found.integer) >= len(kernels)
         ):
             return ""
-        runtime, count, own = self.readers[0], len(found.integer), order.engine.plan.recipe.name
+        runtime, count, own = self.readers[0], len(found.integer), request.engine.plan.recipe.name
         said = (
             f"{runtime} computes {count or 'none'} of {len(kernels)} quantized products in integers"
         )
         if (
-            order.opset >= INT4_OPSET
+            request.opset >= INT4_OPSET
             and any(site.spec.codebook.num_codes <= 16 for site in kernels)
             and self.packages
         ):
@@ -118,16 +118,16 @@ class Target:
             f" {self.recipes[0]!r}"
         )
 
-    def widened(self, order: Order) -> str:
+    def widened(self, request: ExportRequest) -> str:
         """Which sites of a file that is made of ONNX take more bits than they have; else empty."""
-        return _late("onnx.writer.widened")(order) if self.packages else ""
+        return _late("onnx.writer.widened")(request) if self.packages else ""
 
-    def check_formats(self, order: Order) -> None:
+    def check_formats(self, request: ExportRequest) -> None:
         """Raise ExportError, naming the first site, for a number format that the target lacks."""
         from tfquant import formats
         from tfquant.export.errors import ExportError
 
-        for site in order.sites():
+        for site in request.sites():
             name = site.spec.format
             if formats.get(name).kind == "uniform" or self.formats is None:
                 continue
@@ -141,10 +141,10 @@ class Target:
                     f"site {site.address}: number format {name!r} does not exist in this target:"
                     f" export to {' or '.join(takers)}, or set format: int8"
                 )
-            if order.opset < self.formats[name]:
+            if request.opset < self.formats[name]:
                 raise ExportError(
                     f"site {site.address}: number format {name!r} exists from ONNX opset"
-                    f" {self.formats[name]} on, got {order.opset}: export with"
+                    f" {self.formats[name]} on, got {request.opset}: export with"
                     f" opset={self.formats[name]}"
                 )
 

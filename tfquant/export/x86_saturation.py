@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pathlib
 
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.site import Site
 
 _NOTES = {
@@ -20,12 +20,12 @@ _NOTES = {
 }
 
 
-def note(order: Order, runtime: str) -> str:
+def note(request: ExportRequest, runtime: str) -> str:
     """What holds for a file on a processor like this one; empty where nothing overflows."""
     if (
         runtime not in _NOTES
         or not _lacks_vnni()
-        or not any(_is_wide(site) for site in order.sites())
+        or not any(_is_wide(site) for site in request.sites())
     ):
         return ""
     return (

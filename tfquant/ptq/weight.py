@@ -13,7 +13,7 @@ from calib.codebook import Codebook
 from tfquant.engine import Engine
 from tfquant.layout import aligned_shape
 from tfquant.ptq.layers import Layer
-from tfquant.ptq.layout import Layout, called
+from tfquant.ptq.operand_view import OperandView, called
 from tfquant.quantized_array import QuantParams
 
 
@@ -42,7 +42,7 @@ class Weight:
         variable = engine.inference.variables[layer.handle]
         edge = layer.edges[0]
         direct = edge.table is not None or edge.tensor.name in {read.name for read in layer.reads}
-        layout = Layout(engine.inference, layer.reads, None if direct else edge.tensor)
+        layout = OperandView(engine.inference, layer.reads, None if direct else edge.tensor)
         params = QuantParams.of(site, quantizer)
         shape = aligned_shape(edge.tensor.shape, site.channel_axes)
         if site.channel_axes:
@@ -121,7 +121,7 @@ class Weight:
         return float(np.mean(np.abs(value - self.nearest) > 0.5 * self.scale * self.gap))
 
 
-def _quantized(layout: Layout, quantizer, value: np.ndarray) -> np.ndarray:
+def _quantized(layout: OperandView, quantizer, value: np.ndarray) -> np.ndarray:
     def apply(v):
         return layout.back(tf.cast(quantizer(layout.forward(v)), tf.float32), v)
 

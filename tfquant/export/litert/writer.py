@@ -19,7 +19,7 @@ from tfquant.export.captures import as_constants
 from tfquant.export.errors import ExportError
 from tfquant.export.litert.postprocess import repaired
 from tfquant.export.litert.rewriting import Rewriting, hiding_one
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.graph.dataflow import VIEW_OPS
 from tfquant.graph.replay import NO_EDITS
 from tfquant.quantized_array import QuantParams
@@ -31,16 +31,16 @@ _STEPS = 255  # between the codes of eight bits
 _SMALLEST_SCALE = 2.0**-12
 
 
-def check(order: Order) -> None:
+def check(request: ExportRequest) -> None:
     """Raises ExportError for types, granularities and formats that have no kernels in LiteRT."""
-    order.check_types("LiteRT does not")
-    order.check_captures("LiteRT")
-    order.check_ranges("LiteRT")
-    for site in order.sites():
-        _params(site, order.engine)
+    request.check_types("LiteRT does not")
+    request.check_captures("LiteRT")
+    request.check_ranges("LiteRT")
+    for site in request.sites():
+        _params(site, request.engine)
 
 
-def write(order: Order, path: str) -> None:
+def write(request: ExportRequest, path: str) -> None:
     """Writes a `.tflite` file with one signature: named inputs to named outputs, both as the model
     has them, open sizes open.
 
@@ -48,10 +48,10 @@ def write(order: Order, path: str) -> None:
       ExportError: a site has a format or granularity without kernels, or an operation no
         counterpart in LiteRT.
     """
-    engine, interface = order.engine, order.interface
-    check(order)
-    sites = order.sites()
-    quantizers, rewriting = _Quantizers(engine, sites), Rewriting(engine, order.mode)
+    engine, interface = request.engine, request.interface
+    check(request)
+    sites = request.sites()
+    quantizers, rewriting = _Quantizers(engine, sites), Rewriting(engine, request.mode)
     module = tf.Module()
     module.weights = list(engine.inference.variables.values())  # a function holds them weakly
 

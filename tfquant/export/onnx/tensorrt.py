@@ -26,7 +26,7 @@ from tfquant.export.onnx.graph import (
     said,
     type_of_codes,
 )
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.runtimes.session import Contractions
 from tfquant.site import ROLES
 
@@ -61,14 +61,14 @@ class PlacementError(ExportError):
         self.violations = violations
 
 
-def write(order: Order, path: str) -> None:
+def write(request: ExportRequest, path: str) -> None:
     """Writes an ONNX file with signed bytes.
 
     Raises:
       PlacementError: it would break a rule of TensorRT.
     """
-    model = writer.build(order, signed=True)
-    if order.mode == "quantized":
+    model = writer.build(request, signed=True)
+    if request.mode == "quantized":
         validate(model)
     external_data.save(model, path)
 

@@ -12,31 +12,31 @@ from tfquant.export.onnx.fusion import find_regions
 from tfquant.export.onnx.qdq import INT4_OPSET, check_sites, insert, prune
 from tfquant.export.onnx.rewrites import check_random
 from tfquant.export.onnx.substitution import GELU_OPSET, RUNTIMES_DOMAIN, substitute
-from tfquant.export.request import Order
+from tfquant.export.request import ExportRequest
 from tfquant.export.site_markers import marked
 from tfquant.quantized_array import QuantParams
 
 
-def write(order: Order, path: str, *, fused_attention: bool = False) -> None:
+def write(request: ExportRequest, path: str, *, fused_attention: bool = False) -> None:
     """Writes an ONNX file, activations with unsigned bytes; what is beyond 2 GB goes to a file
     beside it.
     """
-    external_data.save(build(order, fused_attention=fused_attention), path)
+    external_data.save(build(request, fused_attention=fused_attention), path)
 
 
-def check(order: Order) -> None:
+def check(request: ExportRequest) -> None:
     """Raises ExportError for what no ONNX file holds."""
-    order.check_types("ONNX runtimes on processors do not")
-    order.check_captures("ONNX")
-    check_random(order.engine.inference)
+    request.check_types("ONNX runtimes on processors do not")
+    request.check_captures("ONNX")
+    check_random(request.engine.inference)
 
 
-def build(order: Order, *, signed: bool = False, fused_attention: bool = False) -> Any:
+def build(request: ExportRequest, *, signed: bool = False, fused_attention: bool = False) -> Any:
     """The ONNX model of a network: QDQ at the activations, parameters as integers, open batch and
     length.
 
     Args:
-      order: what to write.
+      request: what to write.
       signed: keep the signed bytes of symmetric sites; unsigned ones suit ONNX Runtime and OpenVINO
         on processors.
       fused_attention: attentions without a site inside as ONNX Runtime's own operation, which other
@@ -48,18 +48,18 @@ def build(order: Order, *, signed: bool = False, fused_attention: bool = False) 
     """
     import onnx
 
-    engine = order.engine
-    check(order)
+    engine = request.engine
+    check(request)
     # The approximate GELU has no form that runtimes recognise before it has an operation.
-    exact_only = order.opset < GELU_OPSET
-    regions = find_regions(engine, order.mode, attention=fused_attention)
+    exact_only = request.opset < GELU_OPSET
+    regions = find_regions(engine, request.mode, attention=fused_attention)
     regions = [
         region
         for region in regions
         if not (exact_only and region.attributes.get("approximate") == "tanh")
     ]
-    network = marked(engine, regions, order.mode)
-    model = converted(network, order.opset)
+    network = marked(engine, regions, request.mode)
+    model = converted(network, request.opset)
     substitute(model, network.regions)
     prune(model)  # what the regions were made of reads parameters too
     params = {
@@ -90,17 +90,17 @@ def build(order: Order, *, signed: bool = False, fused_attention: bool = False) 
     return model
 
 
-def widened(order: Order) -> str:
+def widened(request: ExportRequest) -> str:
     """Return a sentence on sites whose codes take a byte in a file that has types of 4 bits; empty
     if there are none.
     """
-    tables = {site.address for site, edge in order.engine.placements() if edge.table is not None}
+    tables = {site.address for site, edge in request.engine.placements() if edge.table is not None}
     found = [
         site.address
-        for site in order.sites()
+        for site in request.sites()
         if site.spec.codebook.num_codes <= 16 and (not site.is_weight or site.address in tables)
     ]
-    if not found or order.opset < INT4_OPSET:
+    if not found or request.opset < INT4_OPSET:
         return ""
     return (
         f"{len(found)} of the sites, the first {found[0]}, have up to 4 bits and take a byte a"

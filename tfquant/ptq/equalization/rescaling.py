@@ -17,7 +17,7 @@ from tfquant.graph.dataflow import Dataflow
 from tfquant.ptq.equalization import extremes
 from tfquant.ptq.equalization.pairs import Pair, Parameter
 from tfquant.ptq.equalization.report import EqualizationReport, PairResult
-from tfquant.ptq.layout import Layout
+from tfquant.ptq.operand_view import OperandView
 
 
 def values_of(engine: Engine, pairs: Iterable[Pair]) -> dict[str, np.ndarray]:
@@ -132,7 +132,7 @@ def _placed(flow: Dataflow, parameter: Parameter, factors: np.ndarray) -> tf.Ten
     variable = flow.trace.variables[parameter.handle]
     if read.name != tensor.name:
         full = np.broadcast_to(placed, tensor.shape)
-        placed = Layout(flow.trace, [read], tensor).to_variable(full)
+        placed = OperandView(flow.trace, [read], tensor).to_variable(full)
     return tf.cast(placed, variable.dtype)
 
 

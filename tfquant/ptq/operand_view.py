@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfquant.graph.trace import Trace
 
 
-class Layout:
+class OperandView:
     """Both layouts of one parameter, which are the same, at most moved by reshapes and transposes.
 
     Args:
