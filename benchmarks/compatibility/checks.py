@@ -14,6 +14,7 @@ import tensorflow as tf
 
 import tfquant
 from benchmarks.compatibility import CHECKS
+from benchmarks.compatibility.conditioning import condition_batch_normalization
 from benchmarks.compatibility.inputs import random_batch
 from tfquant.error_messages import one_line
 
@@ -36,7 +37,7 @@ class Subject:
         self.build = build
         self.model = build()
         self.batches = [random_batch(self.model, seed) for seed in (0, 1)]
-        _settle_statistics(self.model, self.batches[0])
+        condition_batch_normalization(self.model)
         self._quantized: Any = None
         self._predict = tf.function(lambda batch: self.model(batch, training=False))
 
@@ -56,27 +57,6 @@ class Subject:
             self._quantized = tfquant.quantize(self.model, calibration=self.batches)
         self._quantized.set_mode("quantized")
         return self._quantized
-
-
-def _settle_statistics(model: Any, batch: Any) -> None:
-    """Give batch normalization the statistics of a batch, as training would.
-
-    With those of new layers, activations in inference are far smaller than in training, so that
-    ranges calibrated on them clip all that a training step computes.
-    """
-    layers = [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    momenta = [layer.momentum for layer in layers]
-    if not layers:
-        return
-    for layer in layers:
-        layer.momentum = 0.0
-    model(batch, training=True)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
 
 
 def run_checks(build: Callable[[], Any], checks: tuple[str, ...] = CHECKS) -> dict[str, Any]:

@@ -13,21 +13,21 @@ VOCABULARY = 50
 _SEQUENCE = 8
 # Audio must outlast three strided convolutions, images five halvings.
 _OPEN_SIZES = {"encoder_input_values": 1600, "images": 64, "encoder_features": 16}
-
-
+_NOISE = 0.3  # standard deviation in images, whose patches have 1
 # SAM 3 of KerasHub 0.32 adds a mask [batch, prompts] to scores [batch, heads, prompts, prompts],
 # which works only where the batch is as large as the number of prompts: one box and one token.
 _BATCH_SIZES = {"SAM3PromptableConceptBackbone": 2}
 
 
-def random_batch(model: Any, seed: int) -> Any:
+def random_batch(model: Any, seed: int, rows: int = 4) -> Any:
     """Return one batch in the structure of the model's inputs.
 
     Args:
       model: a functional Keras model.
       seed: of NumPy's generator.
+      rows: examples, unless the model takes only batches of one size.
     """
-    rows = _BATCH_SIZES.get(type(model).__name__, 4)
+    rows = _BATCH_SIZES.get(type(model).__name__, rows)
     generator = np.random.default_rng(seed)
     structure = model._inputs_struct
     names = _names(structure)
@@ -62,7 +62,20 @@ def _values(generator, name: str, tensor: keras.KerasTensor, rows: int) -> np.nd
         return np.ones(shape, bool)
     if name in ("boxes", "points"):
         return generator.uniform(0.1, 0.9, size=shape).astype(dtype)
+    if len(shape) == 4 and shape[-1] == 3:
+        return _images(generator, shape).astype(dtype)
     return generator.normal(size=shape).astype(dtype)
+
+
+def _images(generator: np.random.Generator, shape: list[int]) -> np.ndarray:
+    """Return images [rows, height, width, channels] of a few large patches each, and noise.
+
+    Of noise alone all images are alike behind the first average over pixels, and so are outputs.
+    """
+    rows, height, width, channels = shape
+    patches = generator.normal(size=(rows, 4, 4, channels)).astype(np.float32)
+    smooth = tf.image.resize(patches, (height, width), method="bicubic").numpy()
+    return smooth + _NOISE * generator.normal(size=shape)
 
 
 def _size(name: str, tensor: keras.KerasTensor, axis: int) -> int:
