@@ -25,6 +25,18 @@ _REASONS = {
     "no end within": "time limit reached",
     "answers otherwise than the simulation": "file refused: answers differ",
 }
+_INTRODUCTION = """\
+Small random configurations of every backbone and encoder of KerasHub, and thirteen families of
+keras.applications, quantized with the default recipe on two random batches; `make compatibility`
+makes this table. An error is the norm of the difference to the float model over the norm of its
+outputs; with random weights and inputs it says nothing about accuracy on real data. *Gradients*:
+those of all trainable variables in float mode against the original's. *Training step*: one step of
+`fit` with quantizers. *Save and load*: into a model built a second time, equal bit for bit. *ONNX*:
+written, opened by ONNX Runtime and compared with the simulation.
+
+Images are smooth random patches with noise. Batch normalization has the statistics of a batch
+and shifts of one standard deviation: with shifts of 0, deep untrained networks enlarge the last
+bits of float32 to the size of their outputs, and no comparison says anything."""
 
 
 def failed(row: Mapping[str, Any]) -> bool:
@@ -47,30 +59,7 @@ def write_report(results: pathlib.Path, document: pathlib.Path) -> None:
     lines = [
         "# Compatibility",
         "",
-        (
-            "Small random configurations of every backbone and encoder of KerasHub, and thirteen"
-            " families of"
-        ),
-        (
-            "keras.applications, quantized with the default recipe on two random batches. `make"
-            " compatibility` makes this table."
-        ),
-        (
-            "An error is the norm of the difference to the float model over the norm of its"
-            " outputs; with random weights and"
-        ),
-        (
-            "inputs it says nothing about accuracy on real data. *Gradients*: those of all"
-            " trainable variables in float mode"
-        ),
-        (
-            "against the original's. *Training step*: one step of `fit` with quantizers. *Save and"
-            " load*: into a model built a"
-        ),
-        (
-            "second time, equal bit for bit. *ONNX*: written, opened by ONNX Runtime and compared"
-            " with the simulation."
-        ),
+        _INTRODUCTION,
         "",
         f"Versions: {versions}. Processor: {contents['machine']['processor']}.",
         "",
