@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ import calib
 from tfquant.calibration import apply, calibrate, check_batches
 from tfquant.engine import Engine
 from tfquant.graph.call_arguments import inputs_of_pair
+from tfquant.graph.contractions import UNUSED
 from tfquant.graph.model_adapter import TraceError, is_keras_model, source_of
 from tfquant.graph.plan import Plan, make_plan
 from tfquant.graph.trace import trace
@@ -93,12 +95,25 @@ def quantize(
         if inputs is None and isinstance(batches, list) and not batches:
             raise ValueError("no calibration batch was given: pass at least one") from error
         raise
-    quantized = wrap(model, Engine(source, recipe))
+    engine = Engine(source, recipe)
+    _warn_of_no_site(engine.plan)
+    quantized = wrap(model, engine)
     if earlier:
         apply(quantized, calibration)
     elif batches is not None:
         calibrate(quantized, batches, **options)
     return quantized
+
+
+def _warn_of_no_site(plan: Plan) -> None:
+    """Warn where products were found and all of them stay in float."""
+    skipped = [product for product in plan.skipped if product.reason != UNUSED]
+    if not plan.sites and skipped:
+        warnings.warn(
+            f"nothing is quantized, all {len(skipped)} products stay in float;"
+            f" {skipped[0].path}: {skipped[0].reason}",
+            stacklevel=3,
+        )
 
 
 def _recipe(recipe: Recipe | str) -> Recipe:

@@ -238,6 +238,15 @@ class QuantizedModel(_State, keras.Model):
         self.add_loss(losses)
         return outputs
 
+    @property
+    def losses(self):
+        """Losses that layers added in the last call of this model, and weight regularizers.
+
+        Layers are shared with the original: what a call of that, say as a teacher, added to them is
+        none of this model's.
+        """
+        return self._losses_override or self._get_own_losses() + self._get_regularization_losses()
+
     def build(self, input_shape=None):
         pass
 

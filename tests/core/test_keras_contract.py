@@ -603,3 +603,17 @@ def test_weights_of_a_model_around_a_quantized_one_are_saved_and_it_is_exported(
     outer.export(tmp_path / "exported", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "exported")
     np.testing.assert_allclose(loaded.serve(X), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_losses_of_a_call_of_the_original_are_not_counted():
+    """Both share their layers; a custom step may use the original as teacher."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((8,))
+    hidden = layers.Dense(8, activity_regularizer="l2", kernel_regularizer="l1")(x)
+    model = keras.Model(x, layers.Dense(1)(hidden))
+    quantized = in_float(model)
+    model(X)
+    expected = [float(loss) for loss in model.losses]
+    quantized(X)
+    model(X)
+    np.testing.assert_allclose([float(loss) for loss in quantized.losses], expected, rtol=1e-6)

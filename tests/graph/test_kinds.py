@@ -189,7 +189,7 @@ def test_a_product_nothing_uses_is_skipped():
 
     plan = tfquant.plan(network, signature=tf.TensorSpec([None, 8]))
     assert {s.path for s in plan.sites} == {"layer"}
-    assert [s.reason for s in plan.skipped] == ["nothing uses its result"]
+    assert [s.reason for s in plan.skipped] == ["nothing uses its values"]
 
 
 # Types and shapes.

@@ -207,6 +207,27 @@ def test_unrolled_recurrent_layers_are_close_to_float(layer):
     assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("layer", [keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN])
+@pytest.mark.parametrize("length", [5, None])
+def test_the_cell_that_tells_a_loop_its_shapes_is_no_site(layer, length):
+    """Keras calls it once outside the loop: its values reach no output."""
+    x = keras.Input((length, 4))
+    model = keras.Model(x, keras.layers.Dense(3, name="head")(layer(6)(x, mask=x[..., 0] > 0)))
+    plan = tfquant.plan(model)
+    assert {site.path for site in plan.sites} == {"head"}
+    assert any("unroll=True" in product.reason for product in plan.skipped)
+
+
+def test_a_model_of_which_nothing_is_quantized_is_reported():
+    x = keras.Input((5, 4))
+    hidden = keras.layers.LSTM(6)(x)
+    with pytest.raises(tfquant.RecipeError, match="nothing to quantize: .*unroll=True"):
+        tfquant.quantize(keras.Model(x, hidden))
+    recipe = tfquant.recipe("int8_residual").with_rules(Rule(None, path="head*", name="float"))
+    with pytest.warns(UserWarning, match="nothing is quantized.*unroll=True"):
+        tfquant.quantize(keras.Model(x, keras.layers.Dense(3, name="head")(hidden)), recipe)
+
+
 TABLE = numbers(20, 8, seed=5)
 TABLE[:, 7] *= 9
 IDS = np.random.default_rng(0).integers(0, 20, (2, 4, 5)).astype(np.int32)

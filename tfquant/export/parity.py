@@ -50,10 +50,11 @@ class ParityReport:
             if self.scores is None
             else f", score {self.scores[0]:.2f}, of the file {self.scores[1]:.2f}"
         )
+        notes = "".join(f"; output {o.name!r}: {o.note}" for o in self.outputs if o.note)
         return (
             f"largest difference {self.largest:.3g}, mean {self.mean:.3g} (outputs vary by"
             f" {self.spread:.3g}), same answer in {100 * self.same:.2f} % of rows, {self.batches}"
-            f" batches{scores}"
+            f" batches{scores}{notes}"
         )
 
     def table(self) -> str:

@@ -40,6 +40,8 @@ class Target:
       recipes: made for what reads it, the recommended one first; none where any suits.
       formats: number formats beside integers that it takes, and the first ONNX opset that has them
         (0 where that does not matter); None where it takes all.
+      float_convolutions: whether the first reader computes most convolutions in float, although
+        their operands are quantized.
     """
 
     write: Callable[[ExportRequest, str], None]
@@ -54,6 +56,7 @@ class Target:
     check: Callable[[ExportRequest], None] = lambda request: None
     recipes: tuple[str, ...] = ()
     formats: Mapping[str, int] | None = dataclasses.field(default_factory=dict)
+    float_convolutions: bool = False
 
     @property
     def suffix(self) -> str:
@@ -87,7 +90,9 @@ class Target:
         empty.
         """
         from tfquant.export.onnx.qdq import INT4_OPSET
+        from tfquant.graph.contractions import CONVOLUTION_OPS
 
+        operations = {op.name: op for op in request.engine.inference.operations}
         kernels = [
             site for site in request.sites() if site.role == "weight" and site.spec.codebook.uniform
         ]
@@ -111,6 +116,13 @@ class Target:
                 f"{said}: weights of 4 bits or fewer are half bytes from opset {INT4_OPSET} on:"
                 " export with opset=17"
             )
+        convolutions = sum(
+            edge.role == "weight" and operations[edge.consumer[0]].type in CONVOLUTION_OPS
+            for _, edge in request.engine.placements()
+            if edge.consumer
+        )
+        if self.float_convolutions and 2 * len(found.integer) >= len(kernels) - convolutions:
+            return f"{said}: it leaves most convolutions in float with every recipe"
         if own in self.recipes:  # which leaves in float what the runtime computes faster so
             return ""
         return (
@@ -196,6 +208,7 @@ TARGETS = {
         packages=_ONNX,
         check=_CHECK_ONNX,
         recipes=("cpu_onnxruntime",),
+        float_convolutions=True,
         formats=_FLOAT8,
     ),
     "onnxruntime": Target(
@@ -205,6 +218,7 @@ TARGETS = {
         packages=_ONNX,
         check=_CHECK_ONNX,
         recipes=("cpu_onnxruntime",),
+        float_convolutions=True,
         formats=_FLOAT8,
     ),
     "tensorrt": Target(
@@ -231,6 +245,7 @@ TARGETS = {
         ("litert",),
         check=_late("litert.writer.check"),
         recipes=("litert",),
+        float_convolutions=True,
     ),
     "packed": Target(
         _late("packed.write"),

@@ -16,10 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant.graph.axes import Axes
-from tfquant.graph.dataflow import ELEMENTWISE_OPS, SHAPE_OPS, VIEW_OPS
+from tfquant.graph.dataflow import ELEMENTWISE_OPS, SHAPES_ALONE, VIEW_OPS
 from tfquant.graph.trace import Trace
 
-_SHAPES_ALONE = SHAPE_OPS | {"OnesLike", "ZerosLike"}
 _SELECTIONS = ("Select", "SelectV2")
 _SUMS = ("Add", "AddV2", "Sub")
 # Scores that are lowered by more than this are left out: masks add -10000, -1e9 and the like.
@@ -108,7 +107,7 @@ def _origins(trace: Trace) -> tuple[set[str], set[str]]:
     """
     from_inputs, mixed = {tensor.name for tensor in trace.inputs}, set(trace.variables)
     for op in trace.operations:
-        if op.type in _SHAPES_ALONE:
+        if op.type in SHAPES_ALONE:
             continue
         if "Random" in op.type or any(t.name in mixed for t in op.inputs):
             mixed.update(t.name for t in op.outputs)
@@ -159,7 +158,7 @@ def _candidates(tensor: tf.Tensor, from_inputs: Collection[str]) -> list[tf.Tens
             and (here.dtype.is_bool or here.dtype.is_integer or here.dtype.is_floating)
         ):
             found.append(here)
-        for behind in here.op.inputs if here.op.type not in _SHAPES_ALONE else ():
+        for behind in here.op.inputs if here.op.type not in SHAPES_ALONE else ():
             if behind.name in from_inputs and behind.name not in seen:
                 seen.add(behind.name)
                 pending.append(behind)

@@ -23,6 +23,9 @@ OTHER_PRODUCT_OPS = frozenset(
     LSTMBlockCell BlockLSTM BlockLSTMV2 GRUBlockCell Conv""".split()
 )
 
+# Reason to skip a product that tracing left over.
+UNUSED = "nothing uses its values"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contraction:
@@ -93,7 +96,7 @@ def _classify(flow: Dataflow, op: tf.Operation) -> Contraction | Skipped:
             f"{op.type} with {len(op.inputs)} operands, only products of two are quantized",
         )
     if op.name not in flow.used:
-        return Skipped(op.name, op.name, "nothing uses its result")
+        return Skipped(op.name, op.name, UNUSED)
     if not op.outputs[0].dtype.is_floating:
         return Skipped(
             op.name, op.name, f"computes in {op.outputs[0].dtype.name}, not in floating point"
@@ -130,7 +133,10 @@ def _layer_path(variable_path: str) -> str:
 
 def _inside_loop(op: tf.Operation) -> list[Skipped]:
     """Contractions in the bodies of a loop or branch, which are copied whole."""
-    reason = f"inside a {op.type} (loop and branch bodies are not entered)"
+    reason = (
+        f"inside a {op.type} (loop and branch bodies are not entered; a recurrent layer has none"
+        " with unroll=True)"
+    )
     return [Skipped(name, name, reason) for name in _products_below(op)]
 
 

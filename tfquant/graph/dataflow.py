@@ -20,8 +20,9 @@ VIEW_OPS = frozenset(
     "Identity Snapshot StopGradient PreventGradient CheckNumerics Cast Reshape Transpose ExpandDims"
     " Squeeze EnsureShape".split()
 )
-# Operations that read shapes, not values.
+# Operations that read shapes, not values: alone, or besides what depends on the shape only.
 SHAPE_OPS = frozenset("Shape ShapeN Size Rank".split())
+SHAPES_ALONE = SHAPE_OPS | {"ZerosLike", "OnesLike"}
 # Operations that change values element by element (broadcasting allowed).
 ELEMENTWISE_OPS = frozenset(
     """Add AddV2 AddN Sub Mul RealDiv Div DivNoNan Neg BiasAdd Maximum Minimum
@@ -56,21 +57,24 @@ class Dataflow:
 
     @functools.cached_property
     def used(self) -> frozenset[str]:
-        """Names of operations that an output or a side effect needs; the others were left over by
-        tracing.
+        """Names of operations whose values an output or a side effect needs.
+
+        The others were left over by tracing, or tell others their shape alone: Keras calls the cell
+        of a recurrent layer once outside its loop to learn what to allocate.
         """
         used: set[str] = {t.op.name for t in self.trace.outputs}
         for op in reversed(self.operations):
             if op.name in used or op.op_def.is_stateful:
                 used.add(op.name)
-                used.update(t.op.name for t in op.inputs)
+                if op.type not in SHAPES_ALONE:
+                    used.update(t.op.name for t in op.inputs)
                 used.update(control.name for control in op.control_inputs)
         return frozenset(used)
 
     def value_consumers(self, tensor: tf.Tensor) -> list[tuple[tf.Operation, int]]:
         """Consumers that read values rather than only the shape."""
         return [
-            (op, i) for op, i in self.consumers.get(tensor.name, ()) if op.type not in SHAPE_OPS
+            (op, i) for op, i in self.consumers.get(tensor.name, ()) if op.type not in SHAPES_ALONE
         ]
 
     @functools.cached_property

@@ -11,7 +11,7 @@ from rich.table import Table
 from calib import tables
 from tfquant import formats
 from tfquant.graph.analysis import Analysis
-from tfquant.graph.contractions import Skipped
+from tfquant.graph.contractions import UNUSED, Skipped
 from tfquant.graph.embedding import Embedding
 from tfquant.graph.roles import Edge, Roles
 from tfquant.graph.trace import Trace
@@ -117,7 +117,7 @@ def make_plan(trace: Trace, recipe: Recipe) -> Plan:
     decided = [
         (edge, rule) for edge in roles.edges if (rule := deciding_rule(recipe, edge)) is not None
     ]
-    matches = _count_matches(recipe, roles.edges)
+    matches = _count_matches(recipe, roles.edges, roles.skipped)
     chosen = [(edge, rule) for edge, rule in decided if rule.spec is not None]
     values = _Values(analysis)
     sites = _sites(values, recipe, chosen, analysis.embedding)
@@ -138,7 +138,9 @@ def _matches(rule: Rule, edge: Edge) -> bool:
     return rule.matches(edge.role, edge.path, edge.port, edge.shape, edge.part, edge.direction)
 
 
-def _count_matches(recipe: Recipe, edges: Iterable[Edge]) -> dict[str, int]:
+def _count_matches(
+    recipe: Recipe, edges: Iterable[Edge], skipped: Iterable[Skipped]
+) -> dict[str, int]:
     edges = list(edges)
     counts: dict[str, int] = {}
     for rule in recipe.rules:
@@ -146,10 +148,7 @@ def _count_matches(recipe: Recipe, edges: Iterable[Edge]) -> dict[str, int]:
         if count == 0 and not rule.optional:
             there = Counter(e.role for e in edges)
             if not there:
-                raise RecipeError(
-                    "there is nothing to quantize: the model multiplies no activation with a"
-                    " parameter or another"
-                )
+                raise RecipeError(f"there is nothing to quantize: {_why_nothing(skipped)}")
             listing = ", ".join(f"{role} ({there[role]})" for role in ROLES if there[role])
             raise RecipeError(
                 f"recipe {recipe.name!r}: rule {rule.name!r} matches nothing; correct it or mark it"
@@ -157,6 +156,13 @@ def _count_matches(recipe: Recipe, edges: Iterable[Edge]) -> dict[str, int]:
             )
         counts[rule.name] = count
     return counts
+
+
+def _why_nothing(skipped: Iterable[Skipped]) -> str:
+    for product in skipped:
+        if product.reason != UNUSED:
+            return f"{product.path} is {product.reason}, and there is no other product"
+    return "the model multiplies no activation with a parameter or another"
 
 
 def _paths_of(rule: Rule, edges: Iterable[Edge]) -> str:
