@@ -221,7 +221,7 @@ def test_the_cell_that_tells_a_loop_its_shapes_is_no_site(layer, length):
 def test_a_model_of_which_nothing_is_quantized_is_reported():
     x = keras.Input((5, 4))
     hidden = keras.layers.LSTM(6)(x)
-    with pytest.raises(tfquant.RecipeError, match="nothing to quantize: .*unroll=True"):
+    with pytest.raises(ValueError, match="nothing to quantize: .*unroll=True"):
         tfquant.quantize(keras.Model(x, hidden))
     recipe = tfquant.recipe("int8_residual").with_rules(Rule(None, path="head*", name="float"))
     with pytest.warns(UserWarning, match="nothing is quantized.*unroll=True"):
