@@ -44,8 +44,7 @@ class Grouping:
     def of(
         cls, groups: int, dimensions: int, order: str = "", statistics: Statistics | None = None
     ) -> "Grouping":
-        """Groups of dimensions that lie side by side, after they were sorted where there is an
-        ``order``.
+        """Group adjacent dimensions, after sorting them by range if there is an ``order``.
 
         Bondarenko et al. 2021, arXiv:2109.12948, section 4.2.
 
@@ -96,7 +95,7 @@ class Grouping:
         )
 
     def to_dict(self) -> dict:
-        """All but the array."""
+        """Return the number of groups and the order as a dictionary, without `group_of`."""
         return {"groups": self.groups, "order": self.order}
 
     @classmethod
@@ -105,7 +104,7 @@ class Grouping:
 
 
 def widths(statistics: Statistics, name: str) -> np.ndarray:
-    """float64 [dimensions]: maximum - minimum of each.
+    """Range width (maximum - minimum) of each dimension, float64 [dimensions].
 
     Raises:
         EmptyStatisticsError: nothing was seen at ``name``.

@@ -1,4 +1,4 @@
-"""Collects the statistics of one tensor inside a TensorFlow graph, in constant memory."""
+"""Observer of the statistics of one tensor, in a TensorFlow graph and constant memory."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Observer:
         decay: float = DECAY,
         seed: int,
     ):
-        """Creates an empty observer.
+        """Create an empty observer.
 
         Args:
             name: address of the observed site; appears in every message.
@@ -91,13 +91,13 @@ class Observer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of state."""
+        """Size of the state in bytes."""
         return sum(math.prod(variable.shape) * variable.dtype.size for variable in self.variables)
 
     def update(
         self, x: tf.Tensor, valid: tf.Tensor | None = None, batch: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Counts one batch; to be called while a `tf.function` is traced (or eagerly).
+        """Add one batch; call it while a `tf.function` is traced (or eagerly).
 
         A batch with NaN or Inf among its valid elements is noted (see `check`) and left out, one
         without any valid element changes nothing.
@@ -149,15 +149,15 @@ class Observer:
         return extremes
 
     def tallies(self) -> tuple[np.ndarray, np.ndarray]:
-        """(int64 counters, int64 [bins] counts).
+        """State as arrays: (int64 counters, int64 [bins] counts).
 
         What, with the extremes of each batch, `join` makes up the whole from.
         """
         return self._counters.numpy(), self._counts.numpy()
 
     def join(self, tallies: Sequence[tuple[np.ndarray, np.ndarray]], extremes: np.ndarray) -> None:
-        """Becomes, bit for bit, the observer that has seen every batch, from observers that saw
-        some of them each.
+        """Merge the states of observers that saw disjoint batches; the result is equal bit for bit
+        to that of one observer.
 
         Args:
             tallies: of every such observer, this one among them, all made with the same arguments;
@@ -192,18 +192,18 @@ class Observer:
         )
 
     def check(self) -> None:
-        """Raises NonFiniteError, naming site and batch, if a batch so far held NaN or Inf."""
+        """Raise NonFiniteError, naming site and batch, if a batch so far contained NaN or Inf."""
         batch = int(self._counters.numpy()[NONFINITE])
         if batch >= 0:
             raise nonfinite_batch(self.name, batch)
 
     def statistics(self) -> Statistics:
-        """What was collected so far; NonFiniteError if a batch held NaN or Inf."""
+        """Statistics of the batches so far; raise NonFiniteError if a batch contained NaN or Inf."""
         self.check()
         return self.statistics_of([variable.numpy() for variable in self.variables])
 
     def statistics_of(self, state: Sequence[np.ndarray]) -> Statistics:
-        """What was collected when the `variables` had these values."""
+        """Statistics at the time when the `variables` had these values."""
         ranges, counters, counts = state
         seen = counters[BATCHES] > 0
         minimum, maximum, ema_minimum, ema_maximum = ranges
@@ -223,7 +223,7 @@ class Observer:
         )
 
     def reset(self) -> None:
-        """Forgets all batches."""
+        """Forget all batches."""
         self._ranges.assign(self._initial_ranges())
         self._counters.assign(self._initial_counters())
         self._counts.assign(tf.zeros_like(self._counts))

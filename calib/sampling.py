@@ -39,7 +39,7 @@ class Cells:
     run: int
 
     def whole(self, cell: tf.Tensor) -> tf.Tensor:
-        """float32 [n, width]: all values of the cells ``cell``, int64 [n]."""
+        """All values of the cells ``cell``, int64 [n]; float32 [n, width]."""
         if self.inner is None:
             return tf.cast(
                 tf.gather(tf.reshape(self.flat, [-1, tf.maximum(self.width, 1)]), cell), tf.float32
@@ -51,7 +51,7 @@ class Cells:
         )
 
     def elements(self, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """(float32 values, valid or None) of the elements at flat ``position``, int64 [n]."""
+        """Elements at flat ``position``, int64 [n]: (float32 values, valid or None)."""
         values = tf.cast(tf.gather(self.flat, position), tf.float32)
         if self.valid is None:
             return values, None
@@ -63,8 +63,8 @@ class Cells:
 
 
 def check_mask(x: tf.Tensor, valid: tf.Tensor, name: str) -> None:
-    """ValueError, naming the site, if the mask ``valid`` cannot be broadcast to ``x`` as far as
-    shapes are known.
+    """Raise ValueError, naming the site, if the mask ``valid`` does not broadcast to ``x`` as far
+    as shapes are known.
     """
     rank = x.shape.rank
     if rank is None or valid.shape.rank is None:
@@ -80,7 +80,7 @@ def check_mask(x: tf.Tensor, valid: tf.Tensor, name: str) -> None:
 
 
 def split(x: tf.Tensor, valid: tf.Tensor | None) -> Cells:
-    """Splits ``x`` into cells that lie within one axis along which the mask has static size 1.
+    """Split ``x`` into cells that lie within one axis along which the mask has static size 1.
 
     Args:
         x: any floating tensor.
@@ -117,7 +117,7 @@ def split(x: tf.Tensor, valid: tf.Tensor | None) -> Cells:
 
 
 def _axis_inside(x: tf.Tensor, valid: tf.Tensor | None) -> int | None:
-    """The axis a cell runs along.
+    """Axis that a cell runs along.
 
     The last if the mask allows, else the first the mask does not vary along.
     """
@@ -127,7 +127,7 @@ def _axis_inside(x: tf.Tensor, valid: tf.Tensor | None) -> int | None:
 
 
 def _with_one_rank(x: tf.Tensor, valid: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Both with the same rank, at least 1."""
+    """Expand both to the same rank, at least 1."""
     x = x if x.shape.rank else tf.reshape(x, [-1])
     if valid is not None:
         for _ in range(x.shape.rank - valid.shape.rank):
@@ -136,7 +136,7 @@ def _with_one_rank(x: tf.Tensor, valid: tf.Tensor | None) -> tuple[tf.Tensor, tf
 
 
 def _with_short_rows(x: tf.Tensor, valid: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Cuts a long last axis into pieces; a view, no copy."""
+    """Reshape a long last axis into pieces; a view, no copy."""
     last = x.shape[-1]
     if last is None or last <= CELL or (valid is not None and valid.shape[-1] != 1):
         return x, valid
