@@ -21,7 +21,7 @@ _SIGNIFICANT_DIGITS = 4
 
 
 class CompiledKernel:
-    """An element-wise function of values and a scale, compiled once for each shape.
+    """Element-wise function of values and a scale, compiled once for each shape.
 
     Args:
       plain: the function, of float32 tensors of any shape; it must map padding (zeros) to numbers.
@@ -35,7 +35,7 @@ class CompiledKernel:
         )
 
     def __call__(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-        """Apply the function.
+        """Compute the function.
 
         Args:
           x: float32.
@@ -52,7 +52,7 @@ class CompiledKernel:
         return self._padded(x / scale, tf.constant(1.0)) * scale
 
     def _padded(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-        """The function on a tensor of open size and a scalar scale."""
+        """Compute the function on a tensor of open size and a scalar scale."""
         size = tf.size(x)
         y = tf.cond(
             size < SMALLEST_COMPILED,
@@ -64,14 +64,12 @@ class CompiledKernel:
         return tf.ensure_shape(y, x.shape)
 
     def _to_known_size(self, x: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-        """`x` as one axis, with zeros behind up to the next size that is compiled for."""
+        """Flatten `x` and pad it with zeros to the next size that is compiled."""
         return tf.pad(tf.reshape(x, [-1]), [[0, compiled_size(size) - size]])
 
 
 def compiled_size(size: tf.Tensor) -> tf.Tensor:
-    """Smallest number of at most four binary digits times a power of two that is not below
-    `size`.
-    """
+    """Smallest size of at most four significant binary digits that is not below `size`."""
     exponent = tf.cast(tf.bitcast(tf.cast(size, tf.float64), tf.int64) // 2**52, tf.int32) - 1023
     unit = tf.bitwise.left_shift(1, tf.maximum(exponent - (_SIGNIFICANT_DIGITS - 1), 0))
     return (size + unit - 1) // unit * unit

@@ -1,4 +1,4 @@
-"""Latency of opened files.
+"""Latency measurement of exported files.
 
 They take turns on the same inputs, so that a machine whose speed drifts slows all of them alike.
 """
@@ -27,7 +27,7 @@ PAUSE_S = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Of one file.
+    """Latency statistics of one exported file.
 
     Attributes:
       p50, p95, p99: percentiles of the milliseconds of a call.
@@ -47,7 +47,7 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Workload:
-    """What a file is called with, call after call.
+    """Inputs of the timed calls.
 
     Attributes:
       feeds: inputs of a call by name.
@@ -65,7 +65,7 @@ class Workload:
         length: int | str,
         rows: Mapping[str, np.ndarray] | None = None,
     ) -> Workload:
-        """Of so many rows a call.
+        """Inputs for calls with a fixed number of examples each.
 
         Args:
           inputs: of the files.
@@ -118,7 +118,9 @@ class Workload:
 def measure(
     sessions: Mapping[str, Session], workload: Workload, seconds: float
 ) -> dict[str, Measured]:
-    """Times every file for about `seconds`, pauses included, some calls of each in turn."""
+    """Time every file for about `seconds`, pauses included, alternating between files every few
+    calls.
+    """
     taken: dict[str, list[float]] = {name: [] for name in sessions}
     feeds = itertools.cycle(workload.feeds)
     for feed in itertools.islice(feeds, WARM_UP):
@@ -153,7 +155,7 @@ def _constant(entry: Input, batch: int, length: int) -> np.ndarray:
 
 
 def _sized(rows: np.ndarray, entry: Input, length: int) -> np.ndarray:
-    """Rows cut off or padded along the open axes."""
+    """Crop or pad examples along the open axes."""
     for axis, size in enumerate(entry.shape):
         if axis and size is None and axis < rows.ndim:
             rows = rows.take(range(min(length, rows.shape[axis])), axis)

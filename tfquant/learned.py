@@ -1,5 +1,4 @@
-"""Ranges that training learns: what is trained in place of a range's ends, and how the ends follow
-from it.
+"""Learned ranges: trained parameters and the computation of range ends from them.
 
 Every way trains one number for each range, from which its width follows (amax of a symmetric grid,
 upper - lower of another), and for asymmetric grids an offset, the lower end or its share of the
@@ -33,7 +32,7 @@ OFFSET, RELATIVE_OFFSET = "offset", "relative_offset"
 
 @dataclasses.dataclass(frozen=True)
 class Parametrization:
-    """Trained parameter in place of a width.
+    """Trained parameter that represents the width of a range.
 
     Attributes:
       name: of the trained variable; part of its name in checkpoints.
@@ -78,14 +77,12 @@ PARAMETER_PATH = rf"^ranges/.*/({'|'.join(_PARAMETERS)})$"
 
 
 def parameter_path(address: str, name: str) -> str:
-    """Name of a variable that holds the range of a site; exporters and Keras allow no colon in
-    it.
-    """
+    """Name of a range variable, without colons, which exporters and Keras reject."""
     return f"ranges/{address.replace(':', '/')}/{name}"
 
 
 class LearnedRange:
-    """The trainable variables of one range.
+    """Trainable variables of one range.
 
     Attributes:
       parametrization: see there.
@@ -125,13 +122,13 @@ class LearnedRange:
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
-        """By the last part of their names."""
+        """Variables by the last part of their names."""
         return {self.parametrization.name: self.value} | (
             {} if self.offset is None else {self.parametrization.offset: self.offset}
         )
 
     def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
-        """Starts from a calibrated range."""
+        """Initialize the variables from a calibrated range."""
         width = width_of(lower, upper, self._codebook)
         self.value.assign(
             np.asarray(self.parametrization.of_width(width, self._num_steps), np.float32)
@@ -143,7 +140,7 @@ class LearnedRange:
             )
 
     def range(self, elements: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-        """(lower, upper), differentiable in the variables.
+        """Compute (lower, upper), differentiable in the variables.
 
         Args:
           elements: how many values share one range, for LSQ's scale of the gradient; None leaves
@@ -163,11 +160,11 @@ class LearnedRange:
 
     @property
     def range_gradient(self) -> str:
-        """Gradients of both ends, see `tfquant.gradients`."""
+        """Kind of gradient of both ends, see `tfquant.gradients`."""
         return self.parametrization.gradient
 
     def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
-        """See `tfquant.stored_range.RangeState`."""
+        """Return the range for a tensor, see `tfquant.stored_range.RangeState`."""
         elements = tf.size(x) // int(np.prod(self.value.shape, dtype=int))
         if (
             not self._is_weight and x.shape.rank
@@ -176,7 +173,7 @@ class LearnedRange:
         return self.range(elements)
 
     def constraints(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
-        """Constraint of each variable, by name, under which it is a valid range.
+        """Keras constraint of each variable, by name, that keeps the range valid.
 
         A width is positive, zero lies inside the range.
         """

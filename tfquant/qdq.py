@@ -36,7 +36,7 @@ def quantize_dequantize(
     range_gradient: str = "none",
     compiled: bool = True,
 ) -> tf.Tensor:
-    """Round `x` to the values that a tensor of a format can hold within a range.
+    """Quantize and dequantize `x`: round it to the values that a format represents within a range.
 
     Args:
       x: floating point tensor of any shape and type; the arithmetic is float32, the result has the

@@ -1,4 +1,4 @@
-"""Stored ranges: calibrated ones, and moving averages that follow the training batches."""
+"""Stored ranges: calibrated ranges, and moving averages that follow the training batches."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tfquant.site import Site
 
 
 class RangeState(Protocol):
-    """State of a site's range: what is stored or trained, and the range that follows from it."""
+    """State of a site's range: stored or trained variables, and the range they define."""
 
     range_gradient: str
     """What the ends get in the backward pass, see `tfquant.gradients`."""
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
-        """By the last part of their names in checkpoints; NaN until a range is known."""
+        """Variables by the last part of their names in checkpoints; NaN until a range is known."""
         ...
 
     def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
@@ -34,7 +34,7 @@ class RangeState(Protocol):
         ...
 
     def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
-        """(lower, upper) to quantize `x` with, of the site's range shape.
+        """Range (lower, upper) to quantize `x` with, of the site's range shape.
 
         Args:
           x: what is quantized.
@@ -46,7 +46,7 @@ class RangeState(Protocol):
 
 
 class StoredRange:
-    """A range that stays as calibrated: `lower` and `upper`.
+    """Range that stays as calibrated: `lower` and `upper`.
 
     Args:
       site: whose range it is.
@@ -77,7 +77,7 @@ class StoredRange:
 
 
 class MovingRange(StoredRange):
-    """A range that follows the extremes of each training batch.
+    """Range that follows the extremes of each training batch.
 
     Args:
       site: whose range it is.
@@ -104,7 +104,7 @@ class MovingRange(StoredRange):
         return self._moved(self.lower, lowest), self._moved(self.upper, highest)
 
     def _moved(self, end: tf.Variable, seen: tf.Tensor) -> tf.Tensor:
-        """An end after a step of the moving average towards what was seen."""
+        """Move an end by one step of the moving average towards an observed value."""
         decay = self._site.spec.decay
         moved = decay * end + (1.0 - decay) * seen
         if self._rate is not None:
