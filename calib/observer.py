@@ -198,7 +198,7 @@ class Observer:
             raise nonfinite_batch(self.name, batch)
 
     def statistics(self) -> Statistics:
-        """Statistics of the batches so far; raise NonFiniteError if a batch contained NaN or Inf."""
+        """Statistics of the batches so far; raise NonFiniteError if a batch had NaN or Inf."""
         self.check()
         return self.statistics_of([variable.numpy() for variable in self.variables])
 

@@ -144,7 +144,7 @@ def damage(source: str) -> Iterator[None]:
 
 
 def read(path: str) -> bytes:
-    """Read the content of ``path``; raise FileNotFoundError with a plain message if there is none."""
+    """Read the content of ``path``; raise FileNotFoundError if there is none."""
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"{printable(path)}: no such calibration file; check the path or calibrate first"

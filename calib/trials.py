@@ -117,6 +117,6 @@ def _best(
 
 
 def _first_least(tried: np.ndarray, scores: np.ndarray) -> Range:
-    """First candidate with the least score and that score; the last candidate where all overflow."""
+    """First candidate with the least score and that score; the last one where all overflow."""
     index = np.where(np.isinf(scores).all(0), len(scores) - 1, scores.argmin(0))[np.newaxis]
     return np.take_along_axis(tried, index, 0)[0], np.take_along_axis(scores, index, 0)[0]

@@ -272,7 +272,7 @@ def _weight_entries(
 
 
 def _agree(engine: Engine, options: dict[str, Any], group: Group) -> None:
-    """Raise DivergedError on every rank if the ranks have different networks, recipes or options."""
+    """Raise DivergedError on every rank if the ranks differ in network, recipe or options."""
     if group.size == 1:
         return
     variables = engine.inference.variables

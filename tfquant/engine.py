@@ -306,7 +306,7 @@ class Engine:
         return self.edits_at_edges(lambda site, edge, tensor: edit(site, tensor), training)
 
     def edits_at_edges(self, edit: EdgeEdit, training: bool = False) -> Edits:
-        """Like `edits`, for callbacks that also take the first edge at which replay meets a tensor."""
+        """Like `edits`, for callbacks that also take the first edge where replay meets a tensor."""
         done: dict[tuple[str, int], tf.Tensor] = {}
         kept: list[tf.Tensor] = []  # ids must not be used again while the graph is built
 
@@ -495,7 +495,7 @@ class Engine:
 
 
 def _check_grouping(site: Site, found: calib.Grouping | None) -> None:
-    """Raise ValueError if the groups of dimensions in a calibration differ from those of the site."""
+    """Raise ValueError if the groups of dimensions in a calibration are not those of the site."""
     wanted = (
         None
         if site.spec.layout.groups is None

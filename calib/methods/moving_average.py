@@ -21,7 +21,7 @@ def check_options(decay: float) -> None:
 
 
 def can_use(stats: Statistics, decay: float) -> bool:
-    """Return whether averages of this decay were stored; over a single batch all decays are equal."""
+    """Return whether averages of this decay were stored; over one batch all decays are equal."""
     return stats.constant or (
         stats.ema_minimum is not None and (stats.ema_decay == decay or stats.batches <= 1)
     )

@@ -1,4 +1,4 @@
-"""Arguments.
+"""Call arguments of functions.
 
 How a function is called. Which parameters carry tensors, what the others were when the function was
 traced.
@@ -20,12 +20,12 @@ _BY_POSITION = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VA
 
 
 class ArgumentError(TypeError, ValueError):
-    """Arguments that do not fit the function."""
+    """Arguments do not match the function."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arguments:
-    """The call of one function.
+    """Signature of a call of one function: tensors and constants.
 
     Attributes:
       name: of the function, for messages.
@@ -39,7 +39,7 @@ class Arguments:
 
     @classmethod
     def bound(cls, name: str, signature: inspect.Signature, batch: Any) -> Arguments:
-        """Arguments of a call with `batch`, see `arguments_of`.
+        """Bind `batch` to arguments, see `arguments_of`.
 
         Raises:
           ArgumentError: the batch does not fit the parameters.
@@ -48,18 +48,18 @@ class Arguments:
 
     @property
     def tensors(self) -> dict[str, Any]:
-        """The parameters that carry tensors; the others were constants of the trace."""
+        """Parameters that carry tensors; the others were constants of the trace."""
         return {name: value for name, value in self.given.items() if _carries_tensors(value)}
 
     def call(self, function: Callable, tensors: Mapping[str, Any]) -> Any:
-        """Calls `function` with other tensors and the same constants."""
+        """Call `function` with other tensors and the same constants."""
         bound = inspect.BoundArguments(
             self.signature, {p: {**self.given, **tensors}[p] for p in self._order()}
         )
         return function(*bound.args, **bound.kwargs)
 
     def bind(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of a call -> the values of the parameters with tensors.
+        """Map arguments of a call to the values of the tensor parameters.
 
         Raises:
           ArgumentError: they do not fit the parameters, or another constant is given than at the
@@ -68,7 +68,7 @@ class Arguments:
         return self._checked(_bind(self.name, self.signature, args, kwargs))
 
     def bind_batch(self, batch: Any) -> dict[str, Any]:
-        """As `bind`, for a batch.
+        """Map a batch to the values of the tensor parameters.
 
         A tuple of arguments, a mapping with the names of parameters, or the only argument.
         """
@@ -102,8 +102,8 @@ class Arguments:
 
 
 def arguments_of(function: Callable, batch: Any) -> Arguments:
-    """How `function` is called with `batch`: a tuple of arguments, a mapping with the names of
-    parameters, or the only argument.
+    """Bind `batch` to the parameters of `function`: a tuple of arguments, a mapping with parameter
+    names, or the only argument.
 
     The leaves may be specs (`tf.TensorSpec`).
 
@@ -121,7 +121,7 @@ def arguments_of(function: Callable, batch: Any) -> Arguments:
 
 
 def own_arguments(function: Callable) -> Arguments | None:
-    """What a function says of its arguments by itself.
+    """Default batch of a function, from its own signature.
 
     A `tf.function` with an input signature or a concrete function.
     """

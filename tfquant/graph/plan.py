@@ -1,4 +1,4 @@
-"""Plan: a recipe applied to the edges of a graph. Decides, and edits nothing."""
+"""Plan: a recipe applied to the edges of a graph. It selects sites and edits nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RecipeError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a recipe makes of a graph.
+    """Sites and skipped contractions of a recipe on a graph.
 
     Attributes:
       recipe: as given.
@@ -41,7 +41,7 @@ class Plan:
     matches: dict[str, int]
 
     def site(self, address: str) -> Site:
-        """The site that quantizes the edge with this address.
+        """Site that quantizes the edge with this address.
 
         Raises:
           KeyError: no site does; the message lists a few that exist.
@@ -55,11 +55,11 @@ class Plan:
         )
 
     def count(self, *roles: str) -> int:
-        """How many sites have one of the roles."""
+        """Number of sites with one of the roles."""
         return sum(site.role in roles for site in self.sites)
 
     def table(self) -> Table:
-        """A rich table of sites, followed by what is skipped."""
+        """Rich table of sites, followed by the skipped contractions."""
         table = Table(
             title=(
                 f"recipe {self.recipe.name}: {len(self.sites)} sites, {len(self.skipped)}"
@@ -90,7 +90,7 @@ class Plan:
 
 
 def _shared(site: Site) -> str:
-    """What else has the range of a site.
+    """Note on the sites that a site shares its range with.
 
     ` (+2, +1 residual)` is two more of the same role and a residual.
     """
@@ -102,7 +102,7 @@ def _shared(site: Site) -> str:
 
 
 def make_plan(trace: Trace, recipe: Recipe) -> Plan:
-    """Match the rules of a recipe with the edges of a trace.
+    """Match the rules of a recipe with the edges of a trace and define the sites.
 
     Args:
       trace: its analysis is read; the graph is not changed.
@@ -127,7 +127,7 @@ def make_plan(trace: Trace, recipe: Recipe) -> Plan:
 
 
 def deciding_rule(recipe: Recipe, edge: Edge) -> Rule | None:
-    """The last rule that matches an edge."""
+    """Return the last rule that matches an edge."""
     for rule in reversed(recipe.rules):
         if _matches(rule, edge):
             return rule
@@ -160,7 +160,7 @@ def _count_matches(recipe: Recipe, edges: Iterable[Edge]) -> dict[str, int]:
 
 
 def _paths_of(rule: Rule, edges: Iterable[Edge]) -> str:
-    """Layer paths that a rule with a path could have meant."""
+    """List the layer paths that a rule with a path could have meant."""
     if rule.path == "*":
         return ""
     paths = sorted({e.path for e in edges if "*" in rule.roles or e.role in rule.roles})
@@ -168,14 +168,14 @@ def _paths_of(rule: Rule, edges: Iterable[Edge]) -> str:
 
 
 class _Values:
-    """Which edges carry the same values."""
+    """Comparison of edges by the values they carry."""
 
     def __init__(self, analysis: Analysis):
         self._flow, self._expressions = analysis.flow, analysis.expressions
 
     def key(self, edge: Edge, per_channel: bool = False) -> str:
-        """Equal for edges that carry the same values; where channels have their own ranges, in the
-        same layout as well.
+        """Key that is equal for edges that carry the same values and, with ranges per channel, in
+        the same layout.
         """
         if edge.table is not None:
             return self._expressions.of_variable(edge.table)
@@ -217,7 +217,7 @@ def _sites(
 
 
 def _rank(member: tuple[Edge, Rule]) -> tuple:
-    """Orders edges that share a site, of which the first gives it its address.
+    """Sort key of edges that share a site, of which the first determines its address.
 
     That must not depend on the order of operations, which differs between traces. Numbered edges
     come last, as files of versions that did not tell them from the first one know that one alone.
@@ -252,9 +252,7 @@ def _resolved(rule: Rule, edge: Edge, embedding: Embedding) -> QuantSpec:
 
 
 def _check_embedding(rule: Rule, edge: Edge, embedding: Embedding) -> None:
-    """Raises RecipeError if the edge has no embedding axis, or one that cannot be grouped as the
-    rule wants.
-    """
+    """Raise RecipeError if the edge has no embedding axis, or one that the rule cannot group."""
     spec, reason = rule.spec, embedding.refusal(edge)
     if reason:
         raise RecipeError(
@@ -276,7 +274,7 @@ def _check_embedding(rule: Rule, edge: Edge, embedding: Embedding) -> None:
 
 
 def _order(spec: QuantSpec, edge: Edge, embedding: Embedding) -> str:
-    """Address of the edge by whose ranges the dimensions of a site are sorted."""
+    """Address of the edge whose ranges a site's dimensions are sorted by."""
     if spec.layout.permute == "none":
         return ""
     return edge.address if spec.layout.permute == "own" else embedding.layer_order(edge).address
@@ -298,7 +296,7 @@ def _group(recipe: Recipe, edge: Edge) -> str:
 
 
 def _check_groups(recipe: Recipe, sites: list[Site]) -> None:
-    """Sites with a common range must be quantized alike."""
+    """Raise RecipeError if sites with a common range are quantized differently."""
     first: dict[str, Site] = {}
     for site in sites:
         if not site.group:
@@ -326,7 +324,7 @@ def _check_groups(recipe: Recipe, sites: list[Site]) -> None:
 def _unquantized(
     values: _Values, roles: Roles, decided: list[tuple[Edge, Rule]], sites: list[Site]
 ) -> list[Skipped]:
-    """Contractions none of whose operands is quantized, there or where it is produced, and why."""
+    """Contractions without any quantized operand, and the reason."""
     by_address = {edge.address: (edge, rule) for edge, rule in decided}
     quantized = {member for site in sites if site.enabled for member in site.members}
     disabled = {member for site in sites if not site.enabled for member in site.members}

@@ -1,4 +1,4 @@
-"""Scores of the model while it is trained, and the weights that scored best."""
+"""Evaluation during training, and restoration of the best weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NONE = -1  # step of an evaluation that there has not been
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best evaluation of a run.
+    """Best evaluation of a run.
 
     Attributes:
         step: steps made by then.
@@ -33,7 +33,7 @@ class Best:
 
 
 class Evaluation(Hook):
-    """Scores the model after some steps of training, and after the last; a hook of `Trainer`.
+    """Evaluate the model every few steps of training and after the last; a hook of `Trainer`.
 
     Everything that decides which weights are best lies in the checkpoints, the weights included, so
     that a run that was cut off goes on with them. A step is scored behind its checkpoint: one that
@@ -78,7 +78,7 @@ class Evaluation(Hook):
 
     @property
     def best(self) -> Best | None:
-        """The best evaluation up to now, the first of equals; None before the first."""
+        """Best evaluation so far, the first on ties; None before the first."""
         step = int(self._best_step.numpy())
         return None if step == NONE else Best(step, float(self._best_score.numpy()))
 
@@ -94,12 +94,12 @@ class Evaluation(Hook):
         }
 
     def before_step(self, step: int) -> None:
-        """Scores the steps made, if they are to be scored and have not been."""
+        """Evaluate after the completed steps, if due and not done yet."""
         if step and self._due(step):
             self._score(step)
 
     def after_training(self, step: int) -> None:
-        """Scores the last step, and brings the best weights back."""
+        """Evaluate after the last step, and restore the best weights."""
         self._score(step)
         if self._kept and self.best:
             for name, variable in self._kept.items():

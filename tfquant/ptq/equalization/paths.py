@@ -1,5 +1,5 @@
-"""Ways: where a tensor goes before it meets weights again, as long as a factor for each channel
-goes with it unchanged.
+"""Scale paths: the operations between a tensor and the next weights, as long as a factor per
+channel commutes with them.
 
 Such are views, selections, means, products with what does not depend on the tensor, ReLU for
 positive factors, and the product of an attention with its probabilities. Biases may be added, as
@@ -29,7 +29,7 @@ _ADD_OPS = frozenset("BiasAdd Add AddV2".split())
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScalePath:
-    """See the module.
+    """Scale path of one tensor, see the module docstring.
 
     Attributes:
       source: the tensor.
@@ -49,7 +49,7 @@ class ScalePath:
 
 
 class ScalePathFinder:
-    """Finds ways in a graph."""
+    """Finder of scale paths in a graph."""
 
     def __init__(self, structure: Structure):
         self._structure, self._flow = structure, structure.flow
@@ -61,7 +61,7 @@ class ScalePathFinder:
         self._sums = {(r.op.name, r.other_index): r.path for r in structure.residuals}
 
     def way(self, source: tf.Tensor) -> ScalePath:
-        """The way of a tensor."""
+        """Scale path of a tensor."""
         found: dict[str, dict] = {
             name: {} for name in ("shifts", "linears", "scores", "contexts", "obstacles")
         }
@@ -87,7 +87,7 @@ class ScalePathFinder:
         return ScalePath(source, **{name: tuple(of_kind) for name, of_kind in found.items()})
 
     def _step(self, op: tf.Operation, index: int, depends) -> tuple[str, object]:
-        """What a consumer is to a way.
+        """Classify a consumer on a path.
 
         (name of an attribute of `ScalePath`, entry there), or (`on`, None).
         """
