@@ -195,7 +195,7 @@ class Calibration(Mapping[str, SiteCalibration]):
                         " wrong way round"
                     )
                 if np.isnan(statistics.minimum).any() or np.isnan(statistics.maximum).any():
-                    raise ValueError(f"site {address!r} has seen NaN")
+                    raise ValueError(f"site {address!r} has NaN in its statistics")
             return cls(
                 sites, samples=header["samples"], dimensions=storage.read_dimensions(header, arrays)
             )
@@ -232,7 +232,9 @@ class Calibration(Mapping[str, SiteCalibration]):
             )
         merged = Calibration(sites, samples=self.samples + other.samples, dimensions=dimensions)
         regrouped = {
-            a: _regrouped(a, merged) for a in other if a in self and sites[a].grouping is not None
+            address: _regrouped(address, grouping, merged)
+            for address in other
+            if address in self and (grouping := sites[address].grouping) is not None
         }
         return Calibration(sites | regrouped, samples=merged.samples, dimensions=dimensions)
 
@@ -266,8 +268,8 @@ class Calibration(Mapping[str, SiteCalibration]):
         if not able:
             raise MissingHistogramError(
                 f"method {method.name!r} needs a histogram and none of the {len(matching)} sites"
-                f" matching {address_glob!r} keeps one; use method 'max' or quantize the weights"
-                " anew"
+                f" matching {address_glob!r} keeps one; use method 'max' or estimate the"
+                " weights again"
             )
         sites = dict(self._sites)
         for address in able:
@@ -342,13 +344,13 @@ def _merge_dimensions(ours: Calibration, theirs: Calibration) -> dict[str, Stati
     return merged
 
 
-def _regrouped(address: str, calibration: Calibration) -> SiteCalibration:
+def _regrouped(address: str, old: Grouping, calibration: Calibration) -> SiteCalibration:
     """Group the dimensions of a merged site again, as the ranges of the edge they are sorted by may
     differ now.
     """
-    site, order = calibration[address], calibration[address].grouping.order
-    statistics = calibration.dimension_statistics(order) if order else None
-    grouping = Grouping.of(site.grouping.groups, site.grouping.group_of.size, order, statistics)
+    site = calibration[address]
+    statistics = calibration.dimension_statistics(old.order) if old.order else None
+    grouping = Grouping.of(old.groups, old.group_of.size, old.order, statistics)
     return SiteCalibration.estimate(
         site.statistics, site.method, site.codebook, grouping, address=address
     )
@@ -365,7 +367,7 @@ def _merge_site(address: str, ours: SiteCalibration, theirs: SiteCalibration) ->
     ):
         if a != b:
             raise CalibrationError(
-                f"{address}: cannot merge {what} {a} with {b}; make them alike first"
+                f"{address}: cannot merge {what} {a} with {b}; calibrate both with one recipe"
             )
     try:
         statistics = merge(ours.statistics, theirs.statistics)

@@ -1,9 +1,8 @@
 """Codebooks: the values that a number format can hold within a range, and the boundaries between
 them.
 
-A range method scores a range by what quantization makes of the data, so all it has to know of a
-number format is which values exist for that range and where rounding switches from one to the next.
-Two kinds:
+A range method scores a range by the quantization error, so all it needs from a number format are
+the values that exist for that range and the boundaries of rounding. Two kinds:
 
 - `UniformCodebook`: integers times a scale, with a zero point where the range is asymmetric.
 - `ScaledCodebook`: fixed signed values in units of the scale, such as those of float8 or posit

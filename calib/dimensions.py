@@ -3,6 +3,7 @@ constant memory.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -34,10 +35,10 @@ class DimensionObserver:
                 self._initial_extremes(), trainable=False, name="dimension_extremes"
             )
             self._counters = tf.Variable(
-                np.array([0, 0, 0, -1], np.int64), trainable=False, name="dimension_counters"
+                tf.constant([0, 0, 0, -1], tf.int64), trainable=False, name="dimension_counters"
             )
 
-    def _initial_extremes(self) -> np.ndarray:
+    def _initial_extremes(self) -> Any:
         return np.outer([np.inf, -np.inf], np.ones(self.dimensions)).astype(np.float32)
 
     @property

@@ -1,13 +1,14 @@
 """Distribution of a tensor as input of range methods: binned counts, or the values themselves.
 
-Both answer the same questions, so that each method has one search: quantiles, (values, counts) for
-a loss, the ends that a search tries, and a histogram.
+Both have one interface, so that each method has one search: quantiles, (values, counts) for a loss,
+candidate ends, and a histogram.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from calib.statistics import Histogram, Statistics
 from calib.trials import Trials
 
 _BINS = 2048  # of the histogram of a channel whose values are known
-_QUANTILES = {"interpolated": "linear", "right": "inverted_cdf", "left": "lower"}
+_QUANTILES: dict[str, Any] = {"interpolated": "linear", "right": "inverted_cdf", "left": "lower"}
 # Shares of the extremes that are tried as ends of a range, then offsets around the best of them.
 _SHARES = np.linspace(1 / 16, 1, 61)
 _FINE = np.linspace(-1, 1, 9)[1:-1] * (_SHARES[1] - _SHARES[0])
@@ -157,7 +158,7 @@ class Exact:
         """Candidate ends at fractions of the extremes, then at finer fractions around the best;
         both options are for histograms only.
         """
-        shares, fine = np.float32(_SHARES), np.float32(_FINE)
+        shares, fine = _SHARES.astype(np.float32), _FINE.astype(np.float32)
         if codebook.symmetric:
             amax = self.magnitudes(codebook).values.max(1)
             return Trials(-amax, amax, shares, shares, fine=fine)

@@ -1,8 +1,8 @@
 """Losses of candidate ranges: squared error of quantized values, cross-entropy of quantized logits.
 
-Values are quantized in the type of the candidates. float32 is what the network will do; that
-matters where many candidates have their zero point half-way between two integers, as -r..r, and the
-last bit decides which it is. float64 is for minimizers, which need a loss without noise.
+Values are quantized in the type of the candidates. float32 is what the network uses; that matters
+where many candidates have their zero point half-way between two integers, as -r..r, and the last
+bit decides how it is rounded. float64 is for minimizers, which need a loss without noise.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Observer of the statistics of one tensor, in a TensorFlow graph and constant memory."""
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -78,11 +78,11 @@ class Observer:
             )
 
     @staticmethod
-    def _initial_ranges() -> np.ndarray:
+    def _initial_ranges() -> Any:
         return np.array([np.inf, -np.inf, 0, 0], np.float32)
 
     @staticmethod
-    def _initial_counters() -> np.ndarray:
+    def _initial_counters() -> Any:
         return np.array([0, 0, 0, -1, binning.MIN_EXPONENT], np.int64)
 
     @property
@@ -92,7 +92,9 @@ class Observer:
     @property
     def nbytes(self) -> int:
         """Size of the state in bytes."""
-        return sum(math.prod(variable.shape) * variable.dtype.size for variable in self.variables)
+        return sum(
+            variable.shape.num_elements() * variable.dtype.size for variable in self.variables
+        )
 
     def update(
         self, x: tf.Tensor, valid: tf.Tensor | None = None, batch: tf.Tensor | None = None
@@ -185,7 +187,8 @@ class Observer:
         joined[[COUNT, BATCHES]] = counters[:, [COUNT, BATCHES]].sum(0)
         joined[UPDATES], joined[EXPONENT] = counters[:, UPDATES].max(), exponent
         joined[NONFINITE] = broken.min() if broken.size else -1
-        self._ranges.assign(replayed(self._initial_ranges(), extremes, np.float32(self.decay)))
+        decay: Any = np.float32(self.decay)
+        self._ranges.assign(replayed(self._initial_ranges(), extremes, decay))
         self._counters.assign(joined)
         self._counts.assign(
             sum(binning.coarsen(n, int(exponent - c[EXPONENT]), self.signed) for c, n in tallies)

@@ -1,7 +1,4 @@
-"""Outlier analysis: embedding dimensions of a tensor whose range is many times the usual one.
-
-Found from the ranges of each, listed and drawn.
-"""
+"""Outlier analysis: embedding dimensions of a tensor whose range is many times the usual one."""
 
 import os
 import re

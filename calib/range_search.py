@@ -93,7 +93,7 @@ def _one_end(
 ) -> tuple[float, float]:
     """Range r * sides for the best r up to ``reach``."""
     if search == "grid":
-        ends = np.float32(reach * np.arange(1, candidates + 1) / candidates)
+        ends = (reach * np.arange(1, candidates + 1) / candidates).astype(np.float32)
         best = float(
             ends[np.argmin(loss(ends * np.float32(sides[0]), ends * np.float32(sides[1])))]
         )

@@ -1,12 +1,13 @@
 """In-graph view of a tensor as cells: groups of elements that are valid or padding together.
 
-The extremes of a cell are exact and cheap (one reduction, before any masking), a cell's elements
-are found by index arithmetic, so neither the mask nor the tensor is ever copied or expanded.
-Knowing the extremes of all cells also tells which few cells hold the largest values of the tensor:
-those are counted in full, the rest is sampled.
+The extremes of a cell are exact and cheap (one reduction, before any masking), and its elements are
+found by index arithmetic, so neither the mask nor the tensor is ever copied or expanded. The
+extremes of all cells also identify the few cells with the largest values of the tensor: those are
+counted in full, the rest is sampled.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -44,7 +45,7 @@ class Cells:
             return tf.cast(
                 tf.gather(tf.reshape(self.flat, [-1, tf.maximum(self.width, 1)]), cell), tf.float32
             )
-        first = cell // self.inner * self.inner * self.width + cell % self.inner
+        first = cell // self.inner * self.inner * self.width + tf.math.floormod(cell, self.inner)
         return tf.cast(
             tf.gather(self.flat, first[:, tf.newaxis] + tf.range(self.width) * self.inner),
             tf.float32,
@@ -58,7 +59,9 @@ class Cells:
         if self.inner is None:
             cell = position // self.width
         else:
-            cell = position // (self.inner * self.width) * self.inner + position % self.inner
+            cell = position // (self.inner * self.width) * self.inner + tf.math.floormod(
+                position, self.inner
+            )
         return values, tf.gather(self.valid, cell)
 
 
@@ -100,10 +103,11 @@ def split(x: tf.Tensor, valid: tf.Tensor | None) -> Cells:
         width = shape[axis]
         inner = None if axis == x.shape.rank - 1 else tf.reduce_prod(shape[axis + 1 :])
     if valid is not None:
-        if valid.shape != largest.shape or not valid.shape.is_fully_defined():
-            valid = tf.broadcast_to(valid, tf.shape(largest))
-        largest, smallest = tf.where(valid, largest, -np.inf), tf.where(valid, smallest, np.inf)
-        valid = tf.reshape(valid, [-1])
+        mask: Any = valid
+        if mask.shape != largest.shape or not mask.shape.is_fully_defined():
+            mask = tf.broadcast_to(mask, tf.shape(largest))
+        largest, smallest = tf.where(mask, largest, -np.inf), tf.where(mask, smallest, np.inf)
+        valid = tf.reshape(mask, [-1])
     return Cells(
         flat=tf.reshape(x, [-1]),
         valid=valid,

@@ -1,6 +1,6 @@
 """Statistics of a tensor collected in calibration.
 
-Extremes, moving averages and a histogram; plain NumPy, mergeable exactly.
+Extremes, moving averages and a histogram in NumPy; merging is exact.
 """
 
 from dataclasses import dataclass
@@ -174,8 +174,11 @@ class Statistics:
                 _same(getattr(self, name), getattr(other, name))
                 for name in ("minimum", "maximum", "ema_minimum", "ema_maximum", "rows")
             )
-            and (self.histogram is None) == (other.histogram is None)
-            and (self.histogram is None or self.histogram.equals(other.histogram))
+            and (
+                other.histogram is None
+                if self.histogram is None
+                else other.histogram is not None and self.histogram.equals(other.histogram)
+            )
         )
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ _OPTIONAL = ("ema_minimum", "ema_maximum", "rows")
 _PARSER_ERRORS = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
 
 
-def pack(sites: Mapping[str, object], samples: int, dimensions: Mapping[str, Statistics]) -> bytes:
+def pack(sites: Mapping[str, Any], samples: int, dimensions: Mapping[str, Statistics]) -> bytes:
     """Serialize a calibration as the bytes of its file."""
     entries, arrays = [], {}
     for index, (address, site) in enumerate(sites.items()):
@@ -122,10 +123,8 @@ def read_dimensions(header: Mapping, arrays: Mapping[str, np.ndarray]) -> dict[s
     """Read the statistics of dimensions that are stored beside the sites, by address."""
     found = {}
     for index, entry in enumerate(header.get("dimensions", [])):
-        extremes = {name: arrays[f"dimensions/{index}/{name}"] for name in _EXTREMES}
-        found[entry["address"]] = Statistics(
-            **extremes, count=entry["count"], batches=entry["batches"]
-        )
+        minimum, maximum = (arrays[f"dimensions/{index}/{name}"] for name in _EXTREMES)
+        found[entry["address"]] = Statistics(minimum, maximum, entry["count"], entry["batches"])
     return found
 
 

@@ -61,7 +61,7 @@ def updated(
     elements, batches, _, nonfinite, exponent = tf.unstack(counters)
     number = seed[1]
     spans = tf.maximum(exponent, _exponent(tf.where(use, tf.maximum(-smallest, largest), 0.0)))
-    added = _histogram(cells, spans, seed, counts.shape[0], signed, sample)
+    added = _histogram(cells, spans, seed, counts.shape.num_elements(), signed, sample)
     step = tf.cast(use, tf.int64)
     state = (
         tf.where(
@@ -223,7 +223,7 @@ def _power_of_two(exponent: tf.Tensor) -> tf.Tensor:
 
 def _coarsen(counts: tf.Tensor, doublings: tf.Tensor, signed: bool) -> tf.Tensor:
     """Apply `binning.coarsen` in the graph."""
-    bins = counts.shape[0]
+    bins = counts.shape.num_elements()
     zero = bins // 2 if signed else 0
     offset = tf.range(bins) - zero
     target = tf.bitwise.right_shift(offset, tf.cast(tf.minimum(doublings, 31), tf.int32)) + zero

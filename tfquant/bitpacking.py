@@ -1,7 +1,6 @@
 """Bit packing: dense storage of codes of 1 to 16 bits, and safetensors files of packed arrays.
 
-What a file means is its writer's business; here it is tensors and texts by name, with a checksum
-over both.
+The meaning of the tensors and texts in a file is up to its writer; a checksum covers both.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Calibration of a quantized model: estimate ranges from data, or apply stored ones.
 
-Statistics of every activation site over batches, weights read once, ranges set from both.
+Statistics of every activation site are collected over batches, weights are read once.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class CheckpointError(OSError):
     """A checkpoint could not be written, or the files on disk are incomplete or damaged."""
 
 
-class Checkpoint(Mapping[str, np.ndarray]):
+class Checkpoint(Mapping[str, np.ndarray | str]):
     """Tensors of one checkpoint by name, each read from disk on access.
 
     A scalar string comes back as `str`, everything else as a NumPy array.

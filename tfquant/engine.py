@@ -31,6 +31,7 @@ from tfquant.python_state import fingerprint
 from tfquant.quantizer import Quantizer, UncalibratedError
 from tfquant.rules import Recipe
 from tfquant.site import Site
+from tfquant.variables import state_variable
 
 SiteEdit = Callable[[Site, tf.Tensor], tf.Tensor]
 EdgeEdit = Callable[[Site, Edge, tf.Tensor], tf.Tensor]
@@ -56,8 +57,8 @@ class Engine:
 
     def __init__(self, source: ModelAdapter, recipe: Recipe):
         self.latent = False
-        self.quantizing = tf.Variable(True, trainable=False, name="quantizing")
-        self.range_rate = tf.Variable(1.0, trainable=False, name="range_rate")
+        self.quantizing = state_variable(True, "quantizing")
+        self.range_rate = state_variable(1.0, "range_rate")
         self.calibration: calib.Calibration | None = None
         self._known: dict[str, Quantizer] = {}  # every site's of all traces so far
         self._group: Group | None = None

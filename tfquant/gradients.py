@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import tensorflow as tf
 
@@ -78,7 +78,7 @@ def clipped_straight_through(
     """
 
     @tf.custom_gradient
-    def rounded(x, amax):
+    def rounded(x, amax) -> Any:
         y = rounding(x, amax)
 
         def gradient(dy):
@@ -99,7 +99,7 @@ def identity(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Ten
     """Apply `function` with the gradient of the identity."""
 
     @tf.custom_gradient
-    def straight_through(x):
+    def straight_through(x) -> Any:
         return function(x), lambda dy: dy
 
     return straight_through(x)
@@ -109,14 +109,14 @@ def scaled(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Identity whose gradient is multiplied by `factor`."""
 
     @tf.custom_gradient
-    def passed(x):
+    def passed(x) -> Any:
         return tf.identity(x), lambda dy: dy * factor
 
     return passed(x)
 
 
 @tf.custom_gradient
-def minus(x: tf.Tensor, lower: tf.Tensor):
+def minus(x: tf.Tensor, lower: tf.Tensor) -> Any:
     """Compute x - lower. TensorFlow's own gradient of `lower` sums a negated copy of the whole
     tensor.
     """

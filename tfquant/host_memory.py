@@ -1,6 +1,7 @@
 """Memory use of the process.
 
-What TensorFlow frees on a CPU is kept for the next step instead of going back to the system.
+Memory that TensorFlow frees on a CPU is retained for the next step instead of returned to the
+system.
 """
 
 from __future__ import annotations

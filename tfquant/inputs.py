@@ -1,7 +1,6 @@
 """Validation and flattening of the inputs of a traced model.
 
-What users pass to a model, as the flat tensors that its trace takes; cast and reshaped as Keras
-does.
+Inputs are cast and reshaped as Keras does, and flattened to the tensors that the trace takes.
 """
 
 from __future__ import annotations

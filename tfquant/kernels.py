@@ -10,6 +10,7 @@ plain operations.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -29,7 +30,8 @@ class CompiledKernel:
 
     def __init__(self, plain: Elementwise):
         self._plain = plain
-        signature = [tf.TensorSpec(None, tf.float32), tf.TensorSpec(None, tf.float32)]
+        open_shape: Any = None
+        signature = [tf.TensorSpec(open_shape, tf.float32)] * 2
         self._compiled = tf.function(
             plain, input_signature=signature, autograph=False, jit_compile=True
         )
@@ -65,7 +67,8 @@ class CompiledKernel:
 
     def _to_known_size(self, x: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
         """Flatten `x` and pad it with zeros to the next size that is compiled."""
-        return tf.pad(tf.reshape(x, [-1]), [[0, compiled_size(size) - size]])
+        paddings: Any = [[0, compiled_size(size) - size]]
+        return tf.pad(tf.reshape(x, [-1]), paddings)
 
 
 def compiled_size(size: tf.Tensor) -> tf.Tensor:

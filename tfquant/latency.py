@@ -1,6 +1,6 @@
 """Latency measurement of exported files.
 
-They take turns on the same inputs, so that a machine whose speed drifts slows all of them alike.
+Files take turns on the same inputs, so that drift of the machine's speed affects all alike.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class Workload:
         feeds = []
         for start in range(0, count - batch + 1, batch):
             chosen = slice(start, start + batch)
-            size = max(1, int(mask[chosen].sum(-1).max())) if length == "real" else int(length)
+            real = length == "real" and mask is not None
+            size = max(1, int(mask[chosen].sum(-1).max())) if real else int(length)
             feeds.append(
                 {entry.name: _sized(rows[entry.name][chosen], entry, size) for entry in inputs}
             )
@@ -123,6 +124,7 @@ def measure(
     """
     taken: dict[str, list[float]] = {name: [] for name in sessions}
     feeds = itertools.cycle(workload.feeds)
+    slowest = 0.0
     for feed in itertools.islice(feeds, WARM_UP):
         slowest = max([_seconds(session, feed) for session in sessions.values()])
     turn = min(max(TURN, math.ceil(TURN_S / slowest)), LONGEST_TURN)

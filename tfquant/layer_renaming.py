@@ -2,8 +2,8 @@
 differently.
 
 Keras numbers a layer without a name by how many of its class a process has made before (`dense`,
-`dense_1`), and TensorFlow numbers scopes that are entered again. Such numbers say nothing; names
-that a user has given are compared as they are.
+`dense_1`), and TensorFlow numbers repeated scopes. Such numbers are ignored; names set by the user
+are compared exactly.
 """
 
 from __future__ import annotations

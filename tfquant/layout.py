@@ -87,9 +87,7 @@ class Layout:
             return (rank - 1,)
         return output_channels if self.granularity == "per_channel" else ()
 
-    def range_shape(
-        self, shape: Sequence[int | None], channel_axes: tuple[int, ...]
-    ) -> tuple[int, ...]:
+    def range_shape(self, shape: Sequence[Any], channel_axes: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of either end of a stored range: `[groups]`, else the sizes of the channel axes."""
         if self.groups is not None:
             return (self.groups,)
@@ -137,7 +135,7 @@ def spread(values: tf.Tensor, group_of: tf.Tensor | tf.Variable) -> tf.Tensor:
     group_of, groups = tf.convert_to_tensor(group_of), values.shape[0]
 
     @tf.custom_gradient
-    def gathered(values):
+    def gathered(values) -> Any:
         return tf.gather(values, group_of), lambda dy: tf.math.unsorted_segment_sum(
             dy, group_of, groups
         )

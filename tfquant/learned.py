@@ -1,8 +1,8 @@
 """Learned ranges: trained parameters and the computation of range ends from them.
 
-Every way trains one number for each range, from which its width follows (amax of a symmetric grid,
-upper - lower of another), and for asymmetric grids an offset, the lower end or its share of the
-width. Gradients of the width are those of `tfquant.qdq`.
+Each parametrization trains one number per range that determines its width (amax of a symmetric
+grid, upper - lower of another), and for asymmetric grids an offset, the lower end or its share of
+the width. Gradients of the width are those of `tfquant.qdq`.
 
 - `lsq`: the step between two codes, its gradient scaled by 1 / sqrt(elements * largest code). Esser
   et al. 2020, arXiv:1902.08153; with the offset Bhalgat et al. 2020, arXiv:2004.09576.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -26,6 +27,7 @@ from calib.codebook import Codebook
 from tfquant.distributed.group import Group
 from tfquant.gradients import scaled
 from tfquant.scale import SMALLEST_AMAX, symmetric_range, width_of
+from tfquant.variables import state_variable
 
 OFFSET, RELATIVE_OFFSET = "offset", "relative_offset"
 
@@ -46,8 +48,8 @@ class Parametrization:
 
     name: str
     gradient: str
-    of_width: Callable[[np.ndarray, int], np.ndarray]
-    to_width: Callable[[tf.Tensor, int], tf.Tensor]
+    of_width: Callable[[Any, float], Any]
+    to_width: Callable[[tf.Tensor, float], tf.Tensor]
     positive: bool = True
     scaled: bool = False
     offset: str = OFFSET
@@ -85,7 +87,7 @@ class LearnedRange:
     """Trainable variables of one range.
 
     Attributes:
-      parametrization: see there.
+      parametrization: representation of the width.
       value: float32 variable of the range's shape, NaN until set.
       offset: the lower end where the codebook is asymmetric, or its share of the width, from -1 to
         0; else None.
@@ -111,13 +113,13 @@ class LearnedRange:
         self.parametrization, self._is_weight = PARAMETRIZATIONS[update], is_weight
         self._codebook, self._num_steps = codebook, codebook.quant_max
         unset = np.full(shape, np.nan, np.float32)
-        self.value = tf.Variable(
-            unset, trainable=True, name=parameter_path(address, self.parametrization.name)
+        self.value = state_variable(
+            unset, parameter_path(address, self.parametrization.name), trainable=True
         )
         self.offset = None
         if not codebook.symmetric:
-            self.offset = tf.Variable(
-                unset, trainable=True, name=parameter_path(address, self.parametrization.offset)
+            self.offset = state_variable(
+                unset, parameter_path(address, self.parametrization.offset), trainable=True
             )
 
     @property
@@ -163,9 +165,11 @@ class LearnedRange:
         """Kind of gradient of both ends, see `tfquant.gradients`."""
         return self.parametrization.gradient
 
-    def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
+    def range_for(
+        self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the range for a tensor, see `tfquant.stored_range.RangeState`."""
-        elements = tf.size(x) // int(np.prod(self.value.shape, dtype=int))
+        elements = tf.size(x) // self.value.shape.num_elements()
         if (
             not self._is_weight and x.shape.rank
         ):  # the source counts an activation's elements in one example

@@ -1,7 +1,6 @@
 """Observation: run calibration batches through the model with observers at its sites.
 
-The float network run on batches, with observers at every activation site, in one or several
-processes.
+The float network is run with observers at every activation site, in one or several processes.
 """
 
 from __future__ import annotations

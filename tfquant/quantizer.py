@@ -12,6 +12,7 @@ from tfquant.learned import PARAMETRIZATIONS, LearnedRange, parameter_path
 from tfquant.scale import LARGEST_AMAX
 from tfquant.site import Site
 from tfquant.stored_range import MovingRange, RangeState, StoredRange
+from tfquant.variables import state_variable
 
 GROUP_OF = "group_of"
 
@@ -54,7 +55,7 @@ class Quantizer:
       group: the processes whose batches a moving average follows together.
 
     Args:
-      site: see there.
+      site: what is quantized and how.
       rate: a moving average stands still while it is 0; None for never.
     """
 
@@ -64,10 +65,8 @@ class Quantizer:
         self.state = range_state(site, rate)
         self.group_of: tf.Variable | None = None
         if site.spec.layout.groups is not None:
-            ungrouped = np.full(site.shape[-1], -1, np.int32)
-            self.group_of = tf.Variable(
-                ungrouped, trainable=False, name=parameter_path(site.address, GROUP_OF)
-            )
+            ungrouped = np.full(site.shape[-1:], -1, np.int32)
+            self.group_of = state_variable(ungrouped, parameter_path(site.address, GROUP_OF))
         self._calibrated = False
 
     @property
@@ -149,7 +148,7 @@ class Quantizer:
                 ("no groups", "them") if group_of is None else ("groups of dimensions", "none")
             )
             raise ValueError(f"{where}: range has {found}, the site needs {wanted}")
-        if group_of is None:
+        if group_of is None or self.group_of is None:
             return
         group_of, groups = np.asarray(group_of, np.int32), self.site.spec.layout.groups
         size = self.site.shape[-1]

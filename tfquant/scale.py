@@ -142,9 +142,8 @@ def scale_and_zero_of(lower: Any, upper: Any, codebook: Codebook) -> tuple[np.nd
     function = tf.function(
         functools.partial(placed, codebook=codebook), autograph=False, input_signature=[spec, spec]
     )
-    return scale_and_zero(
-        *(end.numpy() for end in function.get_concrete_function()(lower, upper)), codebook
-    )
+    start, width = function.get_concrete_function()(lower, upper)
+    return scale_and_zero(start.numpy(), width.numpy(), codebook)
 
 
 def scale_and_zero(

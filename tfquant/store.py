@@ -320,7 +320,7 @@ def matching_weights(
     paths: dict[str, str],
     saved: checkpoint.Checkpoint,
     prefix: str,
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray | str]:
     """Value of every variable by its name in the model; `paths` maps to names in the file."""
     absent = [name for name in paths.values() if name not in saved.shapes]
     if absent:

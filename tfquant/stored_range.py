@@ -12,13 +12,18 @@ from tfquant.layout import shared_axes
 from tfquant.learned import parameter_path
 from tfquant.scale import symmetric_range
 from tfquant.site import Site
+from tfquant.variables import state_variable
+
+Range = tuple[tf.Tensor | tf.Variable, tf.Tensor | tf.Variable]
 
 
 class RangeState(Protocol):
     """State of a site's range: stored or trained variables, and the range they define."""
 
-    range_gradient: str
-    """What the ends get in the backward pass, see `tfquant.gradients`."""
+    @property
+    def range_gradient(self) -> str:
+        """Kind of gradient of both ends, see `tfquant.gradients`."""
+        ...
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
@@ -29,11 +34,13 @@ class RangeState(Protocol):
         """Assign a range, float32 of the site's range shape."""
         ...
 
-    def range(self) -> tuple[tf.Tensor | tf.Variable, tf.Tensor | tf.Variable]:
+    def range(self) -> Range:
         """(lower, upper), float32 of the site's range shape; NaN until a range is known."""
         ...
 
-    def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
+    def range_for(
+        self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group
+    ) -> Range:
         """Range (lower, upper) to quantize `x` with, of the site's range shape.
 
         Args:
@@ -57,8 +64,7 @@ class StoredRange:
     def __init__(self, site: Site):
         unset = np.full(site.range_shape, np.nan, np.float32)
         self.lower, self.upper = (
-            tf.Variable(unset, trainable=False, name=parameter_path(site.address, end))
-            for end in ("lower", "upper")
+            state_variable(unset, parameter_path(site.address, end)) for end in ("lower", "upper")
         )
 
     @property
@@ -69,10 +75,12 @@ class StoredRange:
         self.lower.assign(lower)
         self.upper.assign(upper)
 
-    def range(self) -> tuple[tf.Variable, tf.Variable]:
+    def range(self) -> Range:
         return self.lower, self.upper
 
-    def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
+    def range_for(
+        self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group
+    ) -> Range:
         return self.range()
 
 
@@ -88,7 +96,9 @@ class MovingRange(StoredRange):
         super().__init__(site)
         self._site, self._rate = site, rate
 
-    def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
+    def range_for(
+        self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group
+    ) -> Range:
         if not training:
             return self.range()
         spec, x = self._site.spec, tf.cast(tf.stop_gradient(x), tf.float32)

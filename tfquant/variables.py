@@ -10,6 +10,11 @@ import tensorflow as tf
 from tfquant.graph.dataflow import distinct
 
 
+def state_variable(value: Any, name: str, *, trainable: bool = False) -> tf.Variable:
+    """Create a TensorFlow variable from any initial value; the stub of TensorFlow takes tensors."""
+    return tf.Variable(value, trainable=trainable, name=name)
+
+
 def resource(variable: Any) -> tf.Variable:
     """TensorFlow variable behind a Keras variable."""
     return variable.value if isinstance(variable, keras.Variable) else variable

@@ -7,6 +7,7 @@ asymmetric grids get a range that holds 0, so that 0 is representable. All-zero 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ class Method:
     """
 
     name: str
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         defaults = _defaults(get(self.name))

@@ -26,7 +26,7 @@ def check_options(search: str, candidates: int, margin: float, rows: int) -> Non
         )
     if candidates != 100 and search != "grid":
         raise ValueError(
-            f"range method 'cross_entropy': candidates says nothing to search {search!r}, only to"
+            f"range method 'cross_entropy': candidates does not apply to search {search!r}, only to"
             " grid"
         )
 

@@ -51,7 +51,7 @@ def _estimate(
     histogram: Histogram, codebook: Codebook, start_bin: int, stride: int
 ) -> tuple[float, float]:
     """Ends of the range of one histogram; for a symmetric codebook only the upper one is used."""
-    groups = codebook.quant_max + 1 if codebook.symmetric else codebook.num_codes
+    groups = int(codebook.quant_max) + 1 if codebook.symmetric else codebook.num_codes
     counts = histogram.counts.astype(np.float64)
     zero = 0 if codebook.symmetric else counts.size // 2
     counts[zero] = counts[zero + 1]

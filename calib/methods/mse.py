@@ -27,7 +27,7 @@ def check_options(start_bin: int, stride: int, search: str, candidates: int, mar
     ):
         if value != default and search not in of:
             raise ValueError(
-                f"range method 'mse': {option} says nothing to search {search!r}, only to"
+                f"range method 'mse': {option} does not apply to search {search!r}, only to"
                 f" {' and '.join(of)}"
             )
 

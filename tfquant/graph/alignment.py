@@ -2,8 +2,8 @@
 
 Both come from the same Python code, so that most edges have the same address in both. They differ
 where code reads `training`: dropout makes a constant product dynamic (relative positions), drops
-whole branches, or a layer is called once more. Then the operations of both traces are aligned as
-the lines of two texts are, and edges follow the contraction that they belong to.
+whole branches, or a layer is called once more. Then the operations of both traces are aligned like
+the lines of two texts in a diff, and edges follow their contraction.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Call arguments of functions.
 
-How a function is called. Which parameters carry tensors, what the others were when the function was
-traced.
+Parameters that carry tensors, and the values of the others when the function was traced.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Detection of attention masks by structure: the tensors of [batch, tokens] that determine which
 keys a Softmax excludes.
 
-A mask that a model passes on itself, as `attention_mask=` or as an argument of its own, has no name
-that tells it and no Keras mask. It shows in the graph: scores are replaced or lowered by something
+A mask that a model passes on itself, as `attention_mask=` or as another argument, is neither known
+by name nor a Keras mask. It is visible in the graph: scores are replaced or lowered by something
 that is computed from inputs without any variable. Which tensor behind it marks tokens, and whether
-it marks the real ones or the padding, is tried out.
+it marks the real ones or the padding, is found by evaluation.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Labels of tensor axes (batch, tokens): found by emitting the graph with unique axis sizes.
 
-Every axis of an input whose size can vary has a label and a size of its own. The shapes that follow
-show where each label went. Two labels become one where the graph wants their sizes to be equal: the
-lengths of token ids and of their mask do, those of an encoder and a decoder do not, so each tensor
-tells which of them it belongs to. Where a graph takes no other size than the one it was traced
-with, which features may have as well, labels are followed through its operations (see
+Every axis of an input whose size can vary has a label and a unique size. The resulting shapes show
+the labels of every other axis. Two labels are merged if the graph requires their sizes to be equal:
+the lengths of token ids and of their mask are merged, those of an encoder and a decoder are not, so
+that each tensor shows which of them it belongs to. Where a graph accepts no other size than the one
+it was traced with, which features may share, labels are propagated through its operations (see
 `tfquant.graph.axis_flow`).
 """
 
@@ -96,7 +96,7 @@ class Axes:
                 self.labels[name] = tuple(_labels(axis) for axis in factors)
 
     def unexplained(self, names: Iterable[str]) -> set[str]:
-        """Tensors with an unlabeled axis whose size is unknown or varies with those of the inputs."""
+        """Tensors with an unlabeled axis whose size is unknown or varies with the inputs."""
         names = [name for name in names if self._has_open_axis(name)]
         if not names or self._second is None:
             return set(names)

@@ -1,6 +1,6 @@
 """Arguments of `call` of a Keras layer.
 
-Which batch holds one structure of inputs, and which several arguments.
+Distinguishes a batch of one input structure from a batch of several arguments.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Contractions: matrix products, convolutions and Einsums.
 
-Every matrix product and convolution of a graph, what its operands are, and where its output
-channels lie.
+Finds their operands and the axes of their output channels.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Skipped:
 
 
 def find_contractions(flow: Dataflow) -> tuple[list[Contraction], list[Skipped]]:
-    """Find all contractions in graph order, and those that can never be quantized with the reason."""
+    """Find all contractions in graph order, and with the reason those never quantized."""
     found: list[Contraction] = []
     skipped: list[Skipped] = []
     uses: dict[str, int] = {}

@@ -1,7 +1,6 @@
 """Cuts of a graph: sets of tensors that separate the inputs from later operations.
 
-What has to be kept at a place of a graph so that it can go on from there, and the places where that
-is little.
+A cut is what has to be stored to continue a computation later; narrow cuts hold few elements.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Data-flow queries on a flat graph, independent of the kind of model.
 
-Who consumes a tensor, what is constant, what lies behind.
+Consumers, constants, ancestors and descendants of tensors.
 """
 
 from __future__ import annotations

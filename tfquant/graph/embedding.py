@@ -1,6 +1,7 @@
 """Embedding axes of tensors.
 
-Which activations have one, and by which of them the dimensions of an encoder layer are sorted.
+Determines which activations have one, and the tensor that an encoder layer's dimensions are sorted
+by.
 """
 
 from __future__ import annotations

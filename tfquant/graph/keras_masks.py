@@ -1,6 +1,6 @@
 """Masks that Keras attaches to tensors while a model is traced.
 
-Those of `Embedding(mask_zero=True)`, `Masking` and `mask=`.
+Masks of `Embedding(mask_zero=True)`, `Masking` and `mask=`.
 """
 
 from __future__ import annotations

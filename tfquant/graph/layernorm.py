@@ -1,8 +1,7 @@
 """Detection of layer normalization by structure: a reciprocal standard deviation of a tensor
 multiplied with that tensor.
 
-Or none of that: MobileBERT's NoNorm keeps the scale and shift of each channel alone, in the same
-places.
+Also MobileBERT's NoNorm, which has the scale and shift of each channel without the statistics.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Adapter with one interface for every kind of user model.
 
-Something to call on one structure of inputs, its signature, its variables.
+A function of one structure of inputs, its signature and its variables.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Padding masks and their placement in tensors.
 
-The one place where it is found. Which masks a model has, and which elements of a tensor they mark
-as real.
+The only place that decides which elements of a tensor are real tokens.
 """
 
 from __future__ import annotations
@@ -263,7 +262,7 @@ class Padding:
     def _doubt(
         self, tensors: Sequence[tuple[str, tf.Tensor]], operation: str, inputs: Sequence[str]
     ) -> None:
-        """Record tensors that may hold padding which an attention mask excludes in an unknown way."""
+        """Record tensors that may hold padding, excluded by an attention mask in an unknown way."""
         if self.uncertain:
             return
         named = ", ".join(inputs)

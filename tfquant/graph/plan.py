@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from rich.table import Table
 
@@ -189,7 +190,7 @@ def _sites(
 ) -> list[Site]:
     groups: dict[tuple, list[tuple[Edge, Rule]]] = {}
     for edge, rule in chosen:
-        spec = _resolved(rule, edge, embedding)
+        spec = _resolved(rule, rule.spec, edge, embedding)
         # Views of one tensor share an embedding axis only where they have it at the same place.
         axes = (_channels(spec, edge), edge.shape if spec.layout.along_last_axis else ())
         key = (values.key(edge, bool(axes[0])), spec, axes) if recipe.share else (edge.address,)
@@ -197,7 +198,7 @@ def _sites(
     sites = []
     for members in groups.values():
         edge, rule = min(members, key=_rank)
-        spec = _resolved(rule, edge, embedding)
+        spec = _resolved(rule, rule.spec, edge, embedding)
         sites.append(
             Site(
                 role=edge.role,
@@ -226,8 +227,7 @@ def _rank(member: tuple[Edge, Rule]) -> tuple:
     return edge.repeated, ROLES.index(edge.role), edge.path, edge.port
 
 
-def _resolved(rule: Rule, edge: Edge, embedding: Embedding) -> QuantSpec:
-    spec = rule.spec
+def _resolved(rule: Rule, spec: QuantSpec, edge: Edge, embedding: Embedding) -> QuantSpec:
     if spec.scale.unsigned == "auto":
         can_be = spec.scale.symmetric and formats.get(spec.format).kind == "uniform"
         spec = dataclasses.replace(spec, unsigned=edge.nonnegative and can_be)
@@ -245,20 +245,20 @@ def _resolved(rule: Rule, edge: Edge, embedding: Embedding) -> QuantSpec:
             " its range stays"
         )
     if spec.layout.along_last_axis:
-        _check_embedding(rule, edge, embedding)
+        _check_embedding(rule, spec, edge, embedding)
     if spec.layout.permute == "shared" and embedding.layer_order(edge) is None:
         spec = dataclasses.replace(spec, permute="own")
     return spec
 
 
-def _check_embedding(rule: Rule, edge: Edge, embedding: Embedding) -> None:
+def _check_embedding(rule: Rule, spec: QuantSpec, edge: Edge, embedding: Embedding) -> None:
     """Raise RecipeError if the edge has no embedding axis, or one that the rule cannot group."""
-    spec, reason = rule.spec, embedding.refusal(edge)
+    reason = embedding.refusal(edge)
     if reason:
         raise RecipeError(
             f"rule {rule.name!r} asks for {spec.layout.granularity} at {edge.address}, {reason}"
         )
-    size = edge.shape[-1]
+    size: Any = edge.shape[-1]
     if spec.layout.groups is not None and size % spec.layout.groups:
         raise RecipeError(
             f"rule {rule.name!r} asks for {spec.layout.groups} groups at {edge.address}, whose"

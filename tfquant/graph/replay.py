@@ -1,9 +1,9 @@
 """Replay: re-creation of the operations of a traced graph in the current graph, with chosen edges
 passed through a callable.
 
-Replaying is the one way a graph is ever changed here. Captured resource handles are captured again,
-so variables stay the same objects, and a gradient tape around the `tf.function` that replays
-differentiates through it. Custom gradients are replayed too, when a gradient is asked for.
+Replay is the only way a graph is changed. Captured resource handles are captured again, so
+variables stay the same objects, and a gradient tape around the `tf.function` that replays
+differentiates through it. Custom gradients are replayed too, when a gradient is requested.
 """
 
 from __future__ import annotations
@@ -316,7 +316,7 @@ def _own_bodies(state: _State, op: tf.Operation, attrs: Mapping[str, Any]) -> di
 
 
 def _copied_body(state: _State, source: tf.Graph, name: str) -> tuple[tf.Graph, str]:
-    """Copy a function of `source` as a graph; return it and its registered name in the new graph."""
+    """Copy a function of `source` as a graph; return it and its new registered name."""
     old = find_function(source, name).graph
     with state.graph.as_default():
         body = tf_func_graph.FuncGraph(f"{name}_{ops.uid()}")

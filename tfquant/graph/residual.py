@@ -1,8 +1,8 @@
 """Detection of residual additions by structure: one operand (the skip) is an ancestor of the other,
 through a contraction.
 
-Or the skip is a projection of that: a way with one linear in it beside a way with more, as around
-MobileBERT's attention.
+Or the skip is a projection of that ancestor: a branch with one linear beside a branch with more, as
+around MobileBERT's attention.
 """
 
 from __future__ import annotations

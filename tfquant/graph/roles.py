@@ -1,7 +1,7 @@
 """Roles of graph edges, found by structure.
 
-What each edge of a graph *is*, in the vocabulary of recipes. Found from what flows in, never from
-names.
+A role is the meaning of an edge in the vocabulary of recipes. It is found from the operations that
+produce and consume the edge, never from names.
 """
 
 from __future__ import annotations
@@ -463,7 +463,7 @@ class Structure:
             )
 
     def _looked_up(self) -> Iterator[Edge]:
-        """Edges of rows gathered from a table. The rows are quantized with the range of the table."""
+        """Edges of rows gathered from a table, which are quantized with the range of the table."""
         for op in self.flow.operations:
             if (
                 op.type in _GATHER_OPS

@@ -1,6 +1,6 @@
 """Input shapes for tracing a model.
 
-Open ones where they trace, else those of a batch that the user gave.
+Open shapes if the model traces with them, else those of a batch from the user.
 """
 
 from __future__ import annotations

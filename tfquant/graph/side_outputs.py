@@ -1,7 +1,4 @@
-"""Side outputs of a model: Keras masks and added losses.
-
-What a call leaves behind beside its outputs, Keras masks and added losses.
-"""
+"""Side outputs of a model: Keras masks and added losses."""
 
 from __future__ import annotations
 

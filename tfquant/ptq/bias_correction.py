@@ -61,7 +61,7 @@ class BiasReport:
             for shift in self.shifts
         ]
         return "\n".join(
-            [*lines, *(f"left as it was: {path}: {reason}" for path, reason in self.skipped)]
+            [*lines, *(f"unchanged: {path}: {reason}" for path, reason in self.skipped)]
         )
 
 
@@ -138,7 +138,7 @@ def correct_bias(
 def _biases(
     finder: LayerFinder, engine: Engine, layers: Sequence[Layer]
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Map address of a layer -> handle of its own bias; and (path, reason) of layers without one."""
+    """Map address of a layer -> handle of its own bias; list (path, reason) of other layers."""
     edges, flow = engine.edges(), finder.flow
     found: dict[str, str] = {}
     skipped: list[tuple[str, str]] = []

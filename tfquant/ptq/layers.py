@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -84,7 +85,7 @@ def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], lis
         addresses or layer paths; or several of these.
 
     Raises:
-      ChoiceError: an entry matches no weight, or names one that cannot be rounded anew.
+      ChoiceError: an entry matches no weight, or names one that cannot be rounded with AdaRound.
     """
     patterns = (sites,) if isinstance(sites, str) else tuple(sites)
     there = [
@@ -117,11 +118,14 @@ def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], lis
             layers.append(finder.layer(site))
         except Unsuitable as error:
             if named[site.address]:
-                raise ChoiceError(f"site {site.address} cannot be rounded anew: {error}") from error
+                raise ChoiceError(
+                    f"site {site.address} cannot be rounded with AdaRound: {error}"
+                ) from error
             skipped.append((site.address, str(error)))
     if not layers:
         raise ChoiceError(
-            f"no chosen weight can be rounded anew; the first, {skipped[0][0]}: {skipped[0][1]}"
+            "no chosen weight can be rounded with AdaRound; the first,"
+            f" {skipped[0][0]}: {skipped[0][1]}"
         )
     return sorted(layers, key=lambda layer: finder.position(layer)), skipped
 
@@ -275,7 +279,7 @@ def sample_axes(op: tf.Operation, weight_index: int) -> tuple[tuple[int, ...], t
     axes = tuple(axis for axis, label in enumerate(own) if label in result and label not in others)
     # Sizes that the graph leaves open follow from the weight that they meet.
     met = dict(zip(others, weight.shape, strict=False))
-    features = tuple(
+    features: tuple[Any, ...] = tuple(
         size or met.get(own[axis]) for axis, size in enumerate(x.shape) if axis not in axes
     )
     if not axes or None in features:
@@ -291,7 +295,7 @@ def sample_axes(op: tf.Operation, weight_index: int) -> tuple[tuple[int, ...], t
 
 
 def grouped(finder: LayerFinder, layers: Sequence[Layer]) -> list[list[Layer]]:
-    """Group layers with one use of one common tensor, such as query, key and value; in graph order."""
+    """Group layers with one use of one common tensor (query, key and value); in graph order."""
     groups: dict[str, list[Layer]] = {}
     for layer in layers:
         alone = len(layer.uses) > 1

@@ -41,7 +41,7 @@ class OperandView:
 
 
 def called(function: Callable[[tf.Tensor], tf.Tensor], value: np.ndarray) -> np.ndarray:
-    """Run a function in a graph; a concrete function, as TensorFlow warns about repeated retracing."""
+    """Run a function as a concrete function, as TensorFlow warns about repeated retracing."""
     spec = tf.TensorSpec(value.shape, tf.float32)
     return (
         tf.function(function, autograph=False)

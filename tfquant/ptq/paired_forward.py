@@ -1,8 +1,8 @@
 """Paired forward pass of the float and the quantized network, layer by layer: each part runs once
 or twice in total.
 
-Between two stops the tensors that later layers need are kept for every batch. A stop is a place
-where these are few: between the blocks of a transformer, not inside of them.
+Between two stops (cuts of the graph) the tensors that later layers need are stored for every batch.
+Stops are placed where these are few: between the blocks of a transformer, not inside of them.
 """
 
 from __future__ import annotations

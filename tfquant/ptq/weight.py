@@ -44,10 +44,11 @@ class Weight:
         direct = edge.table is not None or edge.tensor.name in {read.name for read in layer.reads}
         layout = OperandView(engine.inference, layer.reads, None if direct else edge.tensor)
         params = QuantParams.of(site, quantizer)
-        shape = aligned_shape(edge.tensor.shape, site.channel_axes)
+        sizes = edge.tensor.shape.as_list()
+        shape = aligned_shape(sizes, site.channel_axes)
         if site.channel_axes:
             full = [
-                np.broadcast_to(a.reshape(shape).astype(np.float32), edge.tensor.shape)
+                np.broadcast_to(a.reshape(shape).astype(np.float32), sizes)
                 for a in (params.scale, params.zero)
             ]
             scale, zero = (_compressed(layout.to_variable(a)) for a in full)
@@ -62,7 +63,7 @@ class Weight:
 
     @functools.cached_property
     def below(self) -> np.ndarray:
-        """Codebook value below each weight in units of the scale, without the zero point; float32."""
+        """Codebook value below each weight, in units of the scale, without zero point; float32."""
         units = self.value / self.scale
         if self.codebook.uniform:
             return np.floor(units)

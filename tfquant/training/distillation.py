@@ -1,8 +1,10 @@
 """Knowledge distillation: a loss for `Trainer` that compares a student with a teacher.
 
-loss = Distillation(student, teacher, hard_loss, inputs=lambda batch: batch["x"],
-options=DistillationOptions(hidden_scale=1.0)) Trainer(student, loss, optimizer, options,
-loss_variables=loss.variables)
+options = DistillationOptions(hidden_scale=1.0)
+loss = Distillation(
+    student, teacher, hard_loss, inputs=lambda batch: batch["x"], options=options
+)
+Trainer(student, loss, optimizer, train_options, loss_variables=loss.variables)
 """
 
 import dataclasses
@@ -65,10 +67,12 @@ class DistillationOptions:
             if not 0.0 <= scale < math.inf:
                 raise ValueError(f"{name} is {scale}; it must be at least 0 and finite")
         if not any(scales.values()):
-            raise ValueError(f"{', '.join(scales)} are all 0: the teacher would teach nothing")
+            raise ValueError(
+                f"all distillation weights ({', '.join(scales)}) are 0: set at least one"
+            )
         if self.layers is not None and not self.taps:
             raise ValueError(
-                "layers are mapped, but hidden_scale and attention_scale are 0: no layer learns"
+                "layers have no effect: hidden_scale and attention_scale are 0; set one"
             )
 
     @property
@@ -253,7 +257,7 @@ class _Side:
 
     def widths(self) -> list[int]:
         """Widths of the hidden states."""
-        found = [self._tapped.shape(address)[-1] for address in self._hidden]
+        found: list[Any] = [self._tapped.shape(address)[-1] for address in self._hidden]
         if None in found:
             raise ValueError(
                 f"the {self._name}'s {self._hidden[found.index(None)]} has no known width: give the"

@@ -8,11 +8,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfquant.distributed.group import Group, Single
 from tfquant.training.hooks import Hook
-from tfquant.variables import resource
+from tfquant.variables import resource, state_variable
 
 STATE = "tfquant/state/evaluation/"
 BEST = STATE + "best/"
@@ -71,10 +72,9 @@ class Evaluation(Hook):
             for name, v in self._kept.items()
         }
         self._last, self._best_step = (
-            tf.Variable(NONE, trainable=False, dtype=tf.int64, name=name)
-            for name in ("last", "best")
+            state_variable(np.int64(NONE), name) for name in ("last", "best")
         )
-        self._best_score = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="score")
+        self._best_score = state_variable(np.float64(0.0), "score")
 
     @property
     def best(self) -> Best | None:
@@ -105,7 +105,7 @@ class Evaluation(Hook):
             for name, variable in self._kept.items():
                 resource(variable).assign(self._copies[name])
             self._tell(
-                f"the weights of step {self.best.step} scored best and are back: {self._metric}"
+                f"restored the weights of step {self.best.step}, the best: {self._metric}"
                 f" {self.best.score:.4f}"
             )
 
@@ -115,7 +115,7 @@ class Evaluation(Hook):
         scores = json.loads(self._group.gather(json.dumps(dict(self._evaluate())).encode())[0])
         if self._metric not in scores:
             raise ValueError(
-                f"metric {self._metric!r} is none of the scores of an evaluation:"
+                f"metric {self._metric!r} is not among the scores of the evaluation:"
                 f" {', '.join(scores)}"
             )
         for name, value in scores.items():

@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -250,7 +250,7 @@ class Trainer:
             self._say(
                 f"{options.directory} has already been trained for {first} steps of"
                 f" {options.total_steps}: nothing to do. To train for longer start from its last"
-                " checkpoint in a new folder: there the learning rate rises and falls anew"
+                " checkpoint in a new folder: there the learning-rate schedule starts again"
             )
             for hook in self._hooks:
                 hook.after_training(first)
@@ -313,9 +313,12 @@ class Trainer:
             tqdm.write(text, file=sys.stderr)
 
     def _bar(self, first: int) -> tqdm:
-        hidden = {"disable": True} if self._group.rank or not self.options.progress else {}
         return tqdm(
-            total=self.options.total_steps, initial=first, desc="train", unit="step", **hidden
+            total=self.options.total_steps,
+            initial=first,
+            desc="train",
+            unit="step",
+            disable=bool(self._group.rank) or not self.options.progress,
         )
 
     def _last_checkpoint(self) -> str:
@@ -323,7 +326,7 @@ class Trainer:
         return numbered[-1][1] if numbered else ""
 
     def _one_step(
-        self, step: int, stream: Iterable[Batch], terminate: Terminate
+        self, step: int, stream: Iterator[Batch], terminate: Terminate
     ) -> tuple[float, float, int, bool, float]:
         """Run one optimizer step: mean loss, gradient norm before clipping, number of examples,
         whether to stop after it, and seconds of averaging over the ranks.

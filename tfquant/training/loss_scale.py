@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
+
+from tfquant.variables import state_variable
 
 LARGEST = (
     2.0**24
@@ -28,8 +31,8 @@ class DynamicLossScale:
         if growth_steps < 1:
             raise ValueError(f"growth_steps is {growth_steps}; it must be at least 1")
         self.growth_steps = growth_steps
-        self.factor = tf.Variable(initial, dtype=tf.float32, trainable=False, name="loss_scale")
-        self.good_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="good_steps")
+        self.factor = state_variable(np.float32(initial), "loss_scale")
+        self.good_steps = state_variable(np.int64(0), "good_steps")
 
     def state(self) -> dict[str, tf.Variable]:
         """Map name -> variable, for everything that a resumed run needs."""

@@ -143,8 +143,8 @@ def _check(quant_start: int, range_start: int, range_freeze: int | None, rate: f
         )
     if not 0.0 < rate < float("inf"):
         raise ValueError(
-            f"range_rate is {rate}; it must be above 0 and finite (ranges that shall not move are"
-            " `frozen`)"
+            f"range_rate is {rate}; it must be above 0 and finite (for fixed ranges set update to"
+            " frozen)"
         )
 
 

@@ -168,5 +168,5 @@ def _check_shape(name: str, shape: Any, pattern: str) -> None:
     if shape[0] % block:
         raise ValueError(
             f"kernel {name} has {shape[0]} inputs, no multiple of {block}; {pattern} sparsity"
-            " cannot be had there: leave it out"
+            " is not possible: leave it out"
         )

@@ -260,5 +260,5 @@ def _forms(finder: LayerFinder, layer: Layer, include_activation: bool) -> list[
         return [Form(finder.flow, layer, use, include_activation) for use in layer.uses]
     except Unsuitable as error:
         raise ValueError(
-            f"site {layer.address} cannot be rounded anew: {error}; leave it out of sites"
+            f"site {layer.address} cannot be rounded with AdaRound: {error}; leave it out of sites"
         ) from error

@@ -121,7 +121,7 @@ class Reconstruction:
         """Mean squared error of the outputs with a value of the weight, over (at most 16,384) rows
         and output features.
         """
-        total, count, value = 0.0, 0, tf.constant(value)
+        total, count, weight = 0.0, 0, tf.constant(value)
         for measure, s in zip(self._errors, samples, strict=True):
             numbers = spread(s.inputs.count, _MEASURED)
             for start in range(0, len(numbers), _MEASURED_AT_ONCE):
@@ -129,7 +129,7 @@ class Reconstruction:
                 targets = s.targets.take(part)
                 total += float(
                     measure(
-                        value,
+                        weight,
                         tf.constant(s.inputs.take(part)),
                         tf.constant(targets),
                         list(s.parameters),

@@ -65,14 +65,14 @@ class AdaRoundReport:
         """Result of a site.
 
         Raises:
-          KeyError: it was not rounded anew.
+          KeyError: it was not rounded with AdaRound.
         """
         for result in self.layers:
             if result.address == address:
                 return result
         raise KeyError(
-            f"{address} was not rounded anew; {', '.join(r.address for r in self.layers[:3])}, ..."
-            " were"
+            f"{address} was not rounded with AdaRound;"
+            f" {', '.join(r.address for r in self.layers[:3])}, ... were"
         )
 
     def table(self) -> str:

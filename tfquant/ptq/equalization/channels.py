@@ -89,7 +89,7 @@ class Channels:
                 & (np.abs(largest - numbers) < 0.05)
             )
         if not apart.all():
-            raise Unsuitable(f"its channels do not stay apart on the way to {place.tensor.op.name}")
+            raise Unsuitable(f"its channels are mixed on the way to {place.tensor.op.name}")
         return numbers.astype(np.int64)
 
 

@@ -173,8 +173,7 @@ def _prepared(
         engine = model._engine
         if any(quantizer.calibrated for quantizer in engine.quantizers.values()):
             raise ValueError(
-                "the model has ranges, which rescaling would make wrong: equalize before it is"
-                " calibrated"
+                "the model has ranges, which rescaling invalidates: equalize before calibration"
             )
     else:
         if inputs is None and signature is None and batches:

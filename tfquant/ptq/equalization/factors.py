@@ -14,7 +14,7 @@ def smoothquant(activation: np.ndarray, weight: np.ndarray, alpha: float) -> np.
     Xiao et al. 2023, "SmoothQuant", arXiv:2211.10438, equation 4. A channel without range on either
     side keeps its own.
     """
-    activation, weight = np.float64(activation), np.float64(weight)
+    activation, weight = activation.astype(np.float64), weight.astype(np.float64)
     usable = (activation > 0) & (weight > 0)
     x, w = np.where(usable, activation, 1.0), np.where(usable, weight, 1.0)
     return x**alpha / w ** (1 - alpha)

@@ -47,7 +47,7 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Activation:
-    """Activation between the parameters of a pair; `channels` are those along the axes of `place`."""
+    """Activation between the parameters of a pair; `channels` are along the axes of `place`."""
 
     place: Place
     channels: np.ndarray

@@ -92,7 +92,7 @@ class EqualizationReport:
             span = f"{one.factors.min():.3g} .. {one.factors.max():.3g}"
             rows.append((one.name, str(one.factors.size), span, *apart, f"{one.difference:.2g}"))
         grid = tables.build(title, names, rows, left=("pair",))
-        skipped = (f"left as it was: {name}: {reason}" for name, reason in self.skipped)
+        skipped = (f"unchanged: {name}: {reason}" for name, reason in self.skipped)
         return "\n".join([tables.render(grid), *skipped])
 
     def _repr_html_(self) -> str:

@@ -33,7 +33,7 @@ def values_of(engine: Engine, pairs: Iterable[Pair]) -> dict[str, np.ndarray]:
 
 def rescale_values(pair: Pair, values: dict[str, np.ndarray], factors: np.ndarray) -> None:
     """Apply `rescaled` to values of variables instead of the variables."""
-    factors = np.float32(factors)
+    factors = np.asarray(factors, np.float32)
     for parameter in pair.divided:
         values[parameter.handle] = values[parameter.handle] / factors[parameter.channels]
     for parameter in pair.multiplied:
@@ -96,7 +96,7 @@ def rescaled(
                 extremes.of_parameters(side, values, pair.size)
                 for side in (pair.divided, pair.multiplied)
             ]
-            chosen = np.float32(factors[pair.name])
+            chosen = np.asarray(factors[pair.name], np.float32)
             for parameter in pair.divided:
                 variables[parameter.handle].assign(
                     variables[parameter.handle] / _placed(flow, parameter, chosen)
@@ -131,7 +131,7 @@ def _placed(flow: Dataflow, parameter: Parameter, factors: np.ndarray) -> tf.Ten
     placed = factors[parameter.channels]
     variable = flow.trace.variables[parameter.handle]
     if read.name != tensor.name:
-        full = np.broadcast_to(placed, tensor.shape)
+        full = np.broadcast_to(placed, tensor.shape.as_list())
         placed = OperandView(flow.trace, [read], tensor).to_variable(full)
     return tf.cast(placed, variable.dtype)
 
