@@ -147,7 +147,7 @@ def calibrate(
     beside = {
         address: statistics
         for address, statistics in seen.items()
-        if not _keeps_dimensions(entries.get(address))
+        if address not in entries or not entries[address].statistics.per_channel
     }
     calibration = calib.Calibration(
         {address: entries[address] for address in engine.quantizers},
@@ -310,10 +310,6 @@ def dimension_entry(site: Site, seen: Mapping[str, calib.Statistics]) -> calib.S
     return calib.SiteCalibration.estimate(
         statistics, site.spec.method, site.spec.codebook, grouping, address=site.address
     )
-
-
-def _keeps_dimensions(entry: calib.SiteCalibration | None) -> bool:
-    return entry is not None and entry.statistics.per_channel
 
 
 def weight_entry(site: Site, value: np.ndarray) -> calib.SiteCalibration:

@@ -21,7 +21,7 @@ def shown(value: object, limit: int = 200) -> str:
     return printable(text if len(text) <= limit else text[: limit - 4] + " ...")
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: Exception | None) -> str:
     """Type and message of an error that the user's code raised, in one line.
 
     Keras wraps errors of a layer into many lines, with the error itself in bold below a heading;

@@ -31,6 +31,9 @@ _NOT_SAVED = (
 )
 
 
+_TRAINABLE: Any = keras.Model.trainable  # a property, which stubs type as a value
+
+
 class _State:
     """Common methods of quantized models and quantized functions."""
 
@@ -262,11 +265,11 @@ class QuantizedModel(_State, keras.Model):
 
     @property
     def trainable(self):
-        return keras.Model.trainable.fget(self)
+        return _TRAINABLE.fget(self)
 
     @trainable.setter
     def trainable(self, value):
-        keras.Model.trainable.fset(self, value)
+        _TRAINABLE.fset(self, value)
         if "original" in self.__dict__ and not isinstance(self.original, keras.Layer):
             self.original.trainable = value
 

@@ -68,20 +68,16 @@ class Rule:
             raise ValueError(f"{where}: optional must be true or false, got {shown(self.optional)}")
         if self.spec is not None and not isinstance(self.spec, QuantSpec):
             raise ValueError(f"{where}: spec must be a QuantSpec or None, got {shown(self.spec)}")
-        roles = validation.sequence(
-            self.role, (str,), f"{where}: role must be a name or a list of names"
-        )
-        for role in roles:
-            if role != "*" and role not in ROLES:
-                raise ValueError(f"{where}: unknown role {role!r}; known: {', '.join(ROLES)}")
-        object.__setattr__(self, "role", roles[0] if len(roles) == 1 else roles)
-        parts = validation.sequence(
-            self.part, (str,), f"{where}: part must be a name or a list of names"
-        )
-        for part in parts:
-            if part != "*" and part not in PARTS:
-                raise ValueError(f"{where}: unknown part {part!r}; known: {', '.join(PARTS)}")
-        object.__setattr__(self, "part", parts[0] if len(parts) == 1 else parts)
+        for field, known in (("role", ROLES), ("part", PARTS)):
+            names = validation.sequence(
+                getattr(self, field), (str,), f"{where}: {field} must be a name or a list of names"
+            )
+            for name in names:
+                if name != "*" and name not in known:
+                    raise ValueError(
+                        f"{where}: unknown {field} {name!r}; known: {', '.join(known)}"
+                    )
+            object.__setattr__(self, field, names[0] if len(names) == 1 else names)
         if self.direction not in DIRECTIONS:
             raise ValueError(
                 f"{where}: direction must be {' or '.join(DIRECTIONS)}, got {shown(self.direction)}"

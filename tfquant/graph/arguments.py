@@ -119,7 +119,7 @@ def arguments_of(function: Callable, batch: Any) -> Arguments:
     return found
 
 
-def own_arguments(function: Callable) -> Arguments | None:
+def own_arguments(function: Any) -> Arguments | None:
     """Default batch of a function, from its own signature.
 
     A `tf.function` with an input signature or a concrete function.
@@ -139,7 +139,7 @@ def name_of(function: Callable) -> str:
     return getattr(function, "__name__", None) or type(function).__name__
 
 
-def _signature_of(function: Callable) -> inspect.Signature:
+def _signature_of(function: Any) -> inspect.Signature:
     if hasattr(
         function, "structured_input_signature"
     ):  # a concrete function says `*args, **kwargs` otherwise

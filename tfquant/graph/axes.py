@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 from tensorflow.python.framework import func_graph as tf_func_graph
@@ -205,7 +205,7 @@ class Axes:
         known = self._sizes.products()
         return {name: self._of_sizes(shape, known) for name, shape in shapes.items()}
 
-    def _of_sizes(self, shape: Shape, known: dict[int, tuple[int, ...]]) -> Labels:
+    def _of_sizes(self, shape: Shape, known: dict[Any, tuple[int, ...]]) -> Labels:
         found = [known.get(size, ()) for size in shape or ()]
         if (
             1 < len(found) < 4

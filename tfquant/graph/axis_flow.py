@@ -8,6 +8,7 @@ operation that is not known here makes all of its outputs unknown.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -15,7 +16,7 @@ from tfquant.graph.axis_sizes import BATCH
 from tfquant.graph.replay import LOOP_OPS
 
 # (label or None, size)
-Factor = tuple[int | None, int]
+Factor = tuple[int | None, Any]  # (label, size); an int where the shape is known
 Factors = tuple[tuple[Factor, ...], ...]
 # Label of an axis that holds some of the elements along an input's axis, or these and others: a
 # slice, a concatenation, a pooling.
@@ -63,13 +64,13 @@ def _of_output(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]
     return tuple(_fitted(axis, size) for axis, size in zip(factors, shape, strict=True))
 
 
-def _fitted(axis: tuple[Factor, ...], size: int) -> tuple[Factor, ...]:
+def _fitted(axis: tuple[Factor, ...], size: Any) -> tuple[Factor, ...]:
     if _size(axis) == size:
         return axis
     return ((PART if _labels_in(axis) and size != 1 else None, size),)
 
 
-def _unlabelled(shape: Sequence[int]) -> Factors:
+def _unlabelled(shape: Sequence[Any]) -> Factors:
     return tuple(((None, size),) for size in shape)
 
 
@@ -105,7 +106,7 @@ def _elementwise(
     return _broadcast(operands, shape)
 
 
-def _broadcast(operands: Sequence[Factors], shape: Sequence[int]) -> Factors:
+def _broadcast(operands: Sequence[Factors], shape: Sequence[Any]) -> Factors:
     """Factors of each axis, from the operand that has all of them, one with labels first."""
     found = []
     for offset in range(len(shape), 0, -1):
@@ -125,7 +126,8 @@ def _regrouped(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]
         return None
     left = [factor for axis in factors for factor in axis if factor[1] != 1]
     result = []
-    for size in output.shape:
+    sizes: Any = output.shape
+    for size in sizes:
         axis: list[Factor] = []
         while _size(axis) < size:
             if not left:

@@ -128,10 +128,11 @@ class AxisSizes:
 
     def pin(self) -> bool:
         """Fix labels to the sizes of the trace; return False if no label changes."""
-        fixed = [label for label in self._roots() if label.fixed is not None and not label.pinned]
-        for label in fixed:
-            label.size = label.fixed
-        return bool(fixed)
+        changed = False
+        for label in self._roots():
+            if label.fixed is not None and not label.pinned:
+                label.size, changed = label.fixed, True
+        return changed
 
     def _settle_two(self, first: int, second: int) -> bool:
         """Resolve a conflict of two sizes: merge their labels, pin one to its fixed size, or lower

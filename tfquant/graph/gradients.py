@@ -155,6 +155,10 @@ def _placeholder(output: tf.Tensor) -> tf.Tensor | None:
 def with_tensors(gradient: Any, tensor_of: Callable[[tf.Tensor], tf.Tensor]) -> Any:
     """Replace the tensors of a gradient (None, a tensor or `tf.IndexedSlices`)."""
     if isinstance(gradient, tf.IndexedSlices):
-        parts = (gradient.values, gradient.indices, gradient.dense_shape)
-        return tf.IndexedSlices(*(None if part is None else tensor_of(part) for part in parts))
+        shape = gradient.dense_shape
+        return tf.IndexedSlices(
+            tensor_of(gradient.values),
+            tensor_of(gradient.indices),
+            None if shape is None else tensor_of(shape),
+        )
     return None if gradient is None else tensor_of(gradient)

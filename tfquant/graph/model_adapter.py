@@ -62,10 +62,6 @@ class ModelAdapter:
                 self, "input_names", tuple(name for name, _ in joined_paths(self.structure))
             )
 
-    @property
-    def is_function(self) -> bool:
-        return self.arguments is not None and self.model is None
-
     def narrowed(self, structure: Any) -> ModelAdapter:
         """Adapter with another input structure: its own, or one of its fallbacks."""
         candidates = (self.structure, *self.fallbacks)

@@ -306,7 +306,7 @@ class Validity:
         self._masks = [
             tf.cast(tf.not_equal(tf.cast(mask, tf.float32), 0.0), tf.float32) for mask in masks
         ]
-        self._known: dict[tuple[Placement, ...], tf.Tensor] = {}
+        self._known: dict[tuple[Placement, ...], tf.Tensor | None] = {}
 
     def of(self, tensor: tf.Tensor) -> tf.Tensor | None:
         """Mask of real elements of a tensor of the trace.

@@ -116,6 +116,16 @@ def ancestors(targets: Iterable[tf.Tensor], known: Container[str] = ()) -> dict[
     return found
 
 
+def descendants(operations: Iterable[tf.Operation], tensors: Iterable[tf.Tensor]) -> frozenset[str]:
+    """Names of those of `operations`, in graph order, that depend on one of `tensors`."""
+    reached, found = {t.name for t in tensors}, set()
+    for op in operations:
+        if any(t.name in reached for t in op.inputs):
+            found.add(op.name)
+            reached.update(t.name for t in op.outputs)
+    return frozenset(found)
+
+
 @dataclasses.dataclass(eq=False)
 class _State:
     """State of a replay.
@@ -136,7 +146,7 @@ class _State:
     controls: dict[str, list[tf.Operation]]
     edits: Edits
     inline: bool
-    source: tf.Graph | None = None
+    source: Any = None
     outer: _State | ReplayedGradient | None = None
     edited: dict[tuple[str, int], tf.Tensor] = dataclasses.field(default_factory=dict)
 
@@ -173,7 +183,8 @@ class _State:
 
     def _computed(self, old: tf.Tensor) -> tf.Tensor:
         """Compute a tensor in the current graph that no target of the replay needed."""
-        graph, tensors = tf.compat.v1.get_default_graph(), collections.ChainMap({}, self.tensors)
+        graph: Any = tf.compat.v1.get_default_graph()
+        tensors = collections.ChainMap({}, self.tensors)
         needed = ancestors([old], tensors)
         tensors.update(
             {
@@ -319,7 +330,7 @@ def _copied_body(state: _State, source: tf.Graph, name: str) -> tuple[tf.Graph, 
     """Copy a function of `source` as a graph; return it and its new registered name."""
     old = find_function(source, name).graph
     with state.graph.as_default():
-        body = tf_func_graph.FuncGraph(f"{name}_{ops.uid()}")
+        body: Any = tf_func_graph.FuncGraph(f"{name}_{ops.uid()}")
     with body.as_default():
         for parameter in old.inputs:
             body.inputs.append(
@@ -462,12 +473,8 @@ class ReplayedGradient:
 
 def _between(sources: Sequence[tf.Tensor], targets: Sequence[tf.Tensor]) -> frozenset[str]:
     """Names of the operations on the paths from `sources` to `targets`."""
-    reached, found = {t.name for t in sources}, set()
-    for op in sorted(ancestors(targets, reached).values(), key=lambda op: op._id):
-        if any(t.name in reached for t in op.inputs):
-            found.add(op.name)
-            reached.update(t.name for t in op.outputs)
-    return frozenset(found)
+    needed = ancestors(targets, {t.name for t in sources}).values()
+    return descendants(sorted(needed, key=lambda op: op._id), sources)
 
 
 def _reads_of(handle: tf.Tensor) -> list[tf.Tensor]:

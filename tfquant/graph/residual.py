@@ -137,14 +137,3 @@ def before_residual(flow: Dataflow, residuals: list[Residual]) -> frozenset[str]
                 reaching.add(op.name)
                 break
     return frozenset(reaching)
-
-
-def downstream(flow: Dataflow, tensors: list[tf.Tensor]) -> frozenset[str]:
-    """Names of operations that depend on one of `tensors`."""
-    tainted = {t.name for t in tensors}
-    found = set()
-    for op in flow.operations:
-        if any(t.name in tainted for t in op.inputs):
-            found.add(op.name)
-            tainted.update(t.name for t in op.outputs)
-    return frozenset(found)

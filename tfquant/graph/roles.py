@@ -20,7 +20,8 @@ from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, common_p
 from tfquant.graph.expression import Expressions
 from tfquant.graph.layernorm import LayerNorm, find_layernorms
 from tfquant.graph.parts import with_parts
-from tfquant.graph.residual import Residual, before_residual, downstream, find_residuals
+from tfquant.graph.replay import descendants
+from tfquant.graph.residual import Residual, before_residual, find_residuals
 from tfquant.site import Address, address
 
 _NONNEGATIVE_OPS = frozenset("Softmax Relu Relu6 Sigmoid Softplus Exp Square Abs".split())
@@ -288,7 +289,7 @@ class Structure:
     def _entry(self, attention: Attention) -> Residual | None:
         """Residual addition of the result of an attention; None where there is none."""
         context = attention.context.op
-        after = downstream(self.flow, [context.outputs[0]]) | {context.name}
+        after = descendants(self.flow.operations, [context.outputs[0]]) | {context.name}
         for residual in self.residuals:
             skip, other = (
                 residual.op.inputs[i] for i in (residual.skip_index, residual.other_index)
@@ -410,7 +411,7 @@ class Structure:
         if not ends:
             return {}
         body = before_residual(self.flow, self.residuals)
-        after = downstream(self.flow, ends)
+        after = descendants(self.flow.operations, ends)
         heads = [
             c
             for c in self.contractions
@@ -436,7 +437,7 @@ class Structure:
         )
 
     def _feeds_linear(self, op: tf.Operation) -> bool:
-        after = downstream(self.flow, list(op.outputs))
+        after = descendants(self.flow.operations, list(op.outputs))
         return any(c.kind == "linear" and c.op.name in after for c in self.contractions)
 
     def edges_of_embeddings(self) -> Iterator[Edge]:

@@ -185,7 +185,7 @@ def _has_open_axes(structure: Any) -> bool:
 
 def _flatten(concrete, source: ModelAdapter, attached: AttachedMasks) -> Trace:
     """Replay a concrete function into a graph of its own, with all calls inlined."""
-    graph = tf_func_graph.FuncGraph("tfquant_flat")
+    graph: Any = tf_func_graph.FuncGraph("tfquant_flat")
     body = concrete.graph
     n_captures = len(concrete.captured_inputs)
     n_inputs = len(body.inputs) - n_captures

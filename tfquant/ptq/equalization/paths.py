@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfquant.graph.attention import Attention
 from tfquant.graph.contractions import Contraction
 from tfquant.graph.dataflow import VIEW_OPS
-from tfquant.graph.residual import downstream
+from tfquant.graph.replay import descendants
 from tfquant.graph.roles import Structure
 
 # Of their first input.
@@ -66,7 +66,7 @@ class ScalePathFinder:
             name: {} for name in ("shifts", "linears", "scores", "contexts", "obstacles")
         }
         pending, seen = [source], {source.name}
-        depends = functools.cache(lambda: downstream(self._flow, [source]))
+        depends = functools.cache(lambda: descendants(self._flow.operations, [source]))
         while pending:
             tensor = pending.pop()
             if tensor.name in self._flow.output_names:
