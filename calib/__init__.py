@@ -1,8 +1,7 @@
 """Range estimation: statistics of tensors, methods that turn them into ranges, and a portable file
 of both.
 
-Knows nothing of models or recipes. `Observer` and `DimensionObserver` are the only parts that use
-TensorFlow.
+Independent of models and recipes. Only `Observer` and `DimensionObserver` use TensorFlow.
 """
 
 from typing import TYPE_CHECKING

@@ -19,8 +19,8 @@ MAX_BINS = 1 << 20
 
 
 def check_bins(bins: int) -> int:
-    """Returns ``bins``; ValueError unless it is a power of two in [8, 2**20], so that bins merge by
-    pairs.
+    """Return ``bins``; raise ValueError unless it is a power of two in [8, 2**20], so that bins
+    merge in pairs.
     """
     if isinstance(bins, bool) or not isinstance(bins, int | np.integer):
         raise ValueError(f"number of histogram bins must be an integer, got {bins!r}")
@@ -33,7 +33,7 @@ def check_bins(bins: int) -> int:
 
 
 def side_bins(bins: int, signed: bool) -> int:
-    """Bins on one side of zero: all of them, or half when both signs are kept apart."""
+    """Number of bins on one side of zero: all, or half for a signed histogram."""
     return bins // 2 if signed else bins
 
 
@@ -63,7 +63,7 @@ def exponent_from_width(width: float, bins: int, signed: bool) -> int:
 
 
 def edges(exponent: int, bins: int, signed: bool) -> np.ndarray:
-    """The ``bins + 1`` bin edges, float64."""
+    """Bin edges, float64 [bins + 1]."""
     first = -(bins // 2) if signed else 0
     return np.arange(first, first + bins + 1, dtype=np.float64) * bin_width(exponent, bins, signed)
 

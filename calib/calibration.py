@@ -1,7 +1,4 @@
-"""The result of a calibration.
-
-For every site its statistics and range; saved, merged, re-estimated without data.
-"""
+"""Calibration result: statistics and range of every site; saved, merged, re-estimated."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -23,13 +20,12 @@ class SiteCalibration:
     """Statistics of one site and the range chosen from them.
 
     Attributes:
-        statistics: what was seen.
-        method: how the range was chosen.
-        codebook: values of the number format it is for.
-        lower, upper: float32, shape () or (C,); (groups,) where the dimensions that the statistics
-          are of are grouped.
-        grouping: of the dimensions; None where every one has a range of its own, or the tensor has
-          one.
+        statistics: statistics of the values.
+        method: range method.
+        codebook: values of the number format of the range.
+        lower, upper: float32, shape () or (C,); (groups,) where dimensions are grouped.
+        grouping: groups of the dimensions; None where each has its own range, or the tensor has one
+          range.
     """
 
     statistics: Statistics
@@ -59,7 +55,7 @@ class SiteCalibration:
         *,
         address: str = "",
     ) -> "SiteCalibration":
-        """Chooses the range; errors name ``address``."""
+        """Estimate the range; errors name ``address``."""
         seen = statistics if grouping is None else grouping.reduced(statistics)
         return cls(
             statistics, method, codebook, *method.estimate(seen, codebook, site=address), grouping
@@ -76,7 +72,7 @@ class SiteCalibration:
         address: str = "",
         bins: int = 2048,
     ) -> "SiteCalibration":
-        """Range of a constant tensor, from its values."""
+        """Calibrate a constant tensor from its values."""
         name = address or "weight"
         statistics = weight_statistics(array, axis, not codebook.symmetric, bins, name=name)
         return cls(
@@ -88,15 +84,15 @@ class SiteCalibration:
 
     @property
     def grid(self) -> Codebook:
-        """The former name of `codebook`."""
+        """Former name of `codebook`."""
         return self.codebook
 
     def can_use(self, method: Method) -> bool:
-        """Whether ``method`` can be applied to what was kept."""
+        """Return whether the stored statistics are sufficient for ``method``."""
         return method.can_use(self.statistics)
 
     def equals(self, other: "SiteCalibration") -> bool:
-        """Bit-for-bit equality."""
+        """Return whether two site calibrations are equal bit for bit."""
         return (
             (self.method, self.codebook) == (other.method, other.codebook)
             and np.array_equal(self.lower, other.lower)
@@ -116,9 +112,8 @@ class Calibration(Mapping[str, SiteCalibration]):
     Attributes:
         samples: number of examples that were run through the model.
         dimensions: address -> statistics of each embedding dimension, [dimensions], of tensors
-          whose sites do not keep
-            them: of sites with one range that were asked for, and of what other sites' dimensions
-              are sorted by.
+          whose sites do not store them: sites with one range that were requested, and the tensors
+          that other sites' dimensions are sorted by.
     """
 
     def __init__(
@@ -154,7 +149,7 @@ class Calibration(Mapping[str, SiteCalibration]):
         )
 
     def equals(self, other: "Calibration") -> bool:
-        """Bit-for-bit equality, the order of sites apart."""
+        """Return whether two calibrations are equal bit for bit, in any order of sites."""
         return (
             self.samples == other.samples
             and self.dimensions.keys() == other.dimensions.keys()
@@ -167,15 +162,13 @@ class Calibration(Mapping[str, SiteCalibration]):
         )
 
     def to_bytes(self) -> bytes:
-        """The content of the file `save` writes; the same calibration always gives the same
-        bytes.
-        """
+        """Serialize the calibration as the bytes that `save` writes; deterministic."""
         return storage.pack(self._sites, self.samples, self.dimensions)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, source: str = "calibration data") -> "Calibration":
-        """Inverse of `to_bytes`; CalibrationFileError, naming ``source``, if the bytes are
-        damaged.
+        """Deserialize the bytes of `to_bytes`; raise CalibrationFileError, naming ``source``, if
+        they are damaged.
         """
         header, arrays = storage.unpack(data, source)
         with storage.damage(source):
@@ -202,20 +195,20 @@ class Calibration(Mapping[str, SiteCalibration]):
                         " wrong way round"
                     )
                 if np.isnan(statistics.minimum).any() or np.isnan(statistics.maximum).any():
-                    raise ValueError(f"site {address!r} has seen NaN")
+                    raise ValueError(f"site {address!r} has NaN in its statistics")
             return cls(
                 sites, samples=header["samples"], dimensions=storage.read_dimensions(header, arrays)
             )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes an .npz file (no pickle); an existing file is replaced only when the new one is
+        """Write an .npz file (no pickle); an existing file is replaced only when the new one is
         complete.
         """
         storage.write(os.fspath(path), self.to_bytes())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Calibration":
-        """Reads a file written by `save`.
+        """Read a file written by `save`.
 
         Raises:
             FileNotFoundError: no such file.
@@ -224,8 +217,8 @@ class Calibration(Mapping[str, SiteCalibration]):
         return cls.from_bytes(storage.read(os.fspath(path)), source=os.fspath(path))
 
     def merge(self, other: "Calibration") -> "Calibration":
-        """Joins two calibrations, of other data or other sites; ranges of common sites are
-        estimated anew.
+        """Merge two calibrations of different data or sites; ranges of common sites are
+        re-estimated.
 
         Raises:
             CalibrationError: a common site has another method or number format, or statistics that
@@ -239,14 +232,16 @@ class Calibration(Mapping[str, SiteCalibration]):
             )
         merged = Calibration(sites, samples=self.samples + other.samples, dimensions=dimensions)
         regrouped = {
-            a: _regrouped(a, merged) for a in other if a in self and sites[a].grouping is not None
+            address: _regrouped(address, grouping, merged)
+            for address in other
+            if address in self and (grouping := sites[address].grouping) is not None
         }
         return Calibration(sites | regrouped, samples=merged.samples, dimensions=dimensions)
 
     def reestimate(
         self, method: Method | str, address_glob: str = "*", **options: object
     ) -> "Calibration":
-        """Chooses the ranges of matching sites with another method, without data.
+        """Estimate the ranges of matching sites with another method, without data.
 
         ``options`` are those of a method given by name, such as ``percentile=99.9``.
 
@@ -273,8 +268,8 @@ class Calibration(Mapping[str, SiteCalibration]):
         if not able:
             raise MissingHistogramError(
                 f"method {method.name!r} needs a histogram and none of the {len(matching)} sites"
-                f" matching {address_glob!r} keeps one; use method 'max' or quantize the weights"
-                " anew"
+                f" matching {address_glob!r} keeps one; use method 'max' or estimate the"
+                " weights again"
             )
         sites = dict(self._sites)
         for address in able:
@@ -285,7 +280,7 @@ class Calibration(Mapping[str, SiteCalibration]):
         return Calibration(sites, samples=self.samples, dimensions=self.dimensions)
 
     def keeps_dimensions(self, address: str) -> bool:
-        """Whether `dimension_statistics` are there for ``address``."""
+        """Return whether `dimension_statistics` are available for ``address``."""
         if address in self.dimensions:
             return True
         return (
@@ -295,7 +290,8 @@ class Calibration(Mapping[str, SiteCalibration]):
         )
 
     def dimension_statistics(self, address: str) -> Statistics:
-        """Statistics of each embedding dimension of a site or of the edge it is sorted by.
+        """Statistics of each embedding dimension of a site, or of the edge its dimensions are
+        sorted by.
 
         Raises:
             CalibrationError: it was not kept for this address.
@@ -311,13 +307,13 @@ class Calibration(Mapping[str, SiteCalibration]):
         )
 
     def table(self) -> str:
-        """All sites, one a line: range, extremes, what was cut, and how the range was chosen."""
+        """Table of all sites: range, extremes, share of clipped values, range method."""
         from calib import report
 
         return report.table(self)
 
     def plot(self, address: str, path: str | os.PathLike) -> None:
-        """Draws a site's histogram (logarithmic counts) with its range into a PNG file."""
+        """Plot a site's histogram (logarithmic counts) with its range as a PNG file."""
         from calib import report
 
         if address not in self:
@@ -325,15 +321,15 @@ class Calibration(Mapping[str, SiteCalibration]):
         report.plot(address, self[address], os.fspath(path))
 
     def plot_all(self, directory: str | os.PathLike) -> list[str]:
-        """Draws every site into ``directory`` (made if missing); returns the paths."""
+        """Plot every site into ``directory`` (created if missing); return the paths."""
         from calib import report
 
         return report.plot_all(self, os.fspath(directory))
 
 
 def _merge_dimensions(ours: Calibration, theirs: Calibration) -> dict[str, Statistics]:
-    """Those that both keep, or of what only one has seen; what one alone has kept of a common site
-    is of a part of the data.
+    """Merge the statistics of dimensions of two calibrations; drop those that only one of them kept
+    for a common site, as they cover part of the data.
     """
     merged = {}
     for address in ours.dimensions | theirs.dimensions:
@@ -348,13 +344,13 @@ def _merge_dimensions(ours: Calibration, theirs: Calibration) -> dict[str, Stati
     return merged
 
 
-def _regrouped(address: str, calibration: Calibration) -> SiteCalibration:
-    """A site whose dimensions are grouped anew, as what they are sorted by may have other ranges
-    now.
+def _regrouped(address: str, old: Grouping, calibration: Calibration) -> SiteCalibration:
+    """Group the dimensions of a merged site again, as the ranges of the edge they are sorted by may
+    differ now.
     """
-    site, order = calibration[address], calibration[address].grouping.order
-    statistics = calibration.dimension_statistics(order) if order else None
-    grouping = Grouping.of(site.grouping.groups, site.grouping.group_of.size, order, statistics)
+    site = calibration[address]
+    statistics = calibration.dimension_statistics(old.order) if old.order else None
+    grouping = Grouping.of(old.groups, old.group_of.size, old.order, statistics)
     return SiteCalibration.estimate(
         site.statistics, site.method, site.codebook, grouping, address=address
     )
@@ -371,7 +367,7 @@ def _merge_site(address: str, ours: SiteCalibration, theirs: SiteCalibration) ->
     ):
         if a != b:
             raise CalibrationError(
-                f"{address}: cannot merge {what} {a} with {b}; make them alike first"
+                f"{address}: cannot merge {what} {a} with {b}; calibrate both with one recipe"
             )
     try:
         statistics = merge(ours.statistics, theirs.statistics)

@@ -1,9 +1,8 @@
 """Codebooks: the values that a number format can hold within a range, and the boundaries between
 them.
 
-A range method scores a range by what quantization makes of the data, so all it has to know of a
-number format is which values exist for that range and where rounding switches from one to the next.
-Two kinds:
+A range method scores a range by the quantization error, so all it needs from a number format are
+the values that exist for that range and the boundaries of rounding. Two kinds:
 
 - `UniformCodebook`: integers times a scale, with a zero point where the range is asymmetric.
 - `ScaledCodebook`: fixed signed values in units of the scale, such as those of float8 or posit
@@ -22,7 +21,7 @@ Range = tuple[np.ndarray, np.ndarray]
 
 
 class Codebook(Protocol):
-    """Contract between range methods and number formats.
+    """Interface between range methods and number formats.
 
     The width of a range is amax = max(|lower|, |upper|) where symmetric, and upper - lower
     otherwise; scale = width / quant_max.
@@ -89,7 +88,7 @@ class Codebook(Protocol):
         ...
 
     def to_dict(self) -> dict:
-        """All there is to know of it, for JSON; read by `codebook_from_dict`."""
+        """Return the codebook as a JSON dictionary for `codebook_from_dict`."""
         ...
 
 
@@ -173,13 +172,13 @@ class UniformCodebook:
         return scale, self.zero_point(lower, np.where(scale > 0, scale, 1).astype(lower.dtype))
 
     def zero_point(self, lower: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        """Code of zero in asymmetric ranges with this lower end and scale, in the type of these."""
+        """Zero point of asymmetric ranges, from their lower end and scale, in the type of these."""
         return np.rint(self.qmin - lower / scale)
 
     def quantize(
         self, x: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float
     ) -> np.ndarray:
-        """Rounds half to even; see `Codebook.quantize`."""
+        """Quantize and dequantize, rounding half to even; see `Codebook.quantize`."""
         dtype = np.result_type(x, np.float32)
         scale, zero = self.scale_and_zero(np.asarray(lower, dtype), np.asarray(upper, dtype))
         codes = np.rint(x / np.where(scale > 0, scale, 1).astype(dtype))
@@ -207,8 +206,8 @@ class UniformCodebook:
 
 @dataclass(frozen=True)
 class ScaledCodebook:
-    """Fixed signed values in units of a scale, amax / quant_max; zero is among them, so that there
-    is no zero point.
+    """Signed values in units of a scale, amax / quant_max; zero is one of them, so that there is no
+    zero point.
 
     Attributes:
         levels: the values in units of the scale, ascending, exact in float32.
@@ -253,8 +252,8 @@ class ScaledCodebook:
     def nearest(
         cls, levels: Sequence[float], quant_max: float | None = None, name: str = ""
     ) -> "ScaledCodebook":
-        """Codebook that rounds to the nearest level, and half-way to the one of even rank counted
-        from zero.
+        """Codebook that rounds to the nearest value, ties to the one of even index counted from
+        zero.
 
         That is round half to even of floating point formats, whose codes count up from zero.
 
@@ -303,7 +302,7 @@ class ScaledCodebook:
         return _symmetric_range(amax, self.unsigned)
 
     def scale(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        """Scale of ranges, in the type of their ends: a product, which compilers leave as it is."""
+        """Scale of ranges, in the type of their ends; a product, which compilers do not rewrite."""
         dtype = lower.dtype.type
         return np.maximum(np.abs(lower), np.abs(upper)) * (dtype(1) / dtype(self.quant_max))
 
@@ -339,7 +338,7 @@ class ScaledCodebook:
 
 
 def codebook_from_dict(data: Mapping) -> Codebook:
-    """Codebook of `to_dict`.
+    """Return the codebook that `to_dict` serialized.
 
     Raises:
         ValueError, KeyError, TypeError: ``data`` describe none.

@@ -1,8 +1,9 @@
-"""Collects the extremes of every embedding dimension of one tensor inside a TensorFlow graph, in
+"""Observer of the extremes of every embedding dimension of one tensor, in a TensorFlow graph and
 constant memory.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,14 +17,13 @@ State = tuple[tf.Tensor, tf.Tensor]
 
 
 class DimensionObserver:
-    """Smallest and largest value of each index of a tensor's last axis over all calibration
-    batches.
+    """Minimum and maximum of each index of a tensor's last axis over all calibration batches.
 
     Exact, whatever the order of the batches and whoever saw which of them (`join`).
     """
 
     def __init__(self, name: str, dimensions: int):
-        """Creates an empty observer.
+        """Create an empty observer.
 
         Args:
             name: address of what is observed; appears in every message.
@@ -35,10 +35,10 @@ class DimensionObserver:
                 self._initial_extremes(), trainable=False, name="dimension_extremes"
             )
             self._counters = tf.Variable(
-                np.array([0, 0, 0, -1], np.int64), trainable=False, name="dimension_counters"
+                tf.constant([0, 0, 0, -1], tf.int64), trainable=False, name="dimension_counters"
             )
 
-    def _initial_extremes(self) -> np.ndarray:
+    def _initial_extremes(self) -> Any:
         return np.outer([np.inf, -np.inf], np.ones(self.dimensions)).astype(np.float32)
 
     @property
@@ -48,7 +48,7 @@ class DimensionObserver:
     def update(
         self, x: tf.Tensor, valid: tf.Tensor | None = None, batch: tf.Tensor | None = None
     ) -> None:
-        """Counts one batch; to be called while a `tf.function` is traced (or eagerly).
+        """Add one batch; call it while a `tf.function` is traced (or eagerly).
 
         A batch with NaN or Inf among its valid elements is noted (see `check`) and left out, one
         without any valid element changes nothing.
@@ -83,7 +83,7 @@ class DimensionObserver:
             variable.assign(value)
 
     def _valid_rows(self, x: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
-        """bool [rows]."""
+        """Flattened mask of valid rows, bool [rows]."""
         sampling.check_mask(x, valid, self.name)
         if valid.shape[-1:] != [1]:
             raise ValueError(
@@ -93,15 +93,15 @@ class DimensionObserver:
         return tf.reshape(tf.broadcast_to(valid, tf.concat([tf.shape(x)[:-1], [1]], 0)), [-1])
 
     def tallies(self) -> tuple[np.ndarray, np.ndarray]:
-        """(int64 counters, float32 [2, dimensions] extremes).
+        """State as arrays: (int64 counters, float32 [2, dimensions] extremes).
 
         What `join` makes up the whole from.
         """
         return self._counters.numpy(), self._extremes.numpy()
 
     def join(self, tallies: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Becomes, bit for bit, the observer that has seen every batch, from observers that saw
-        some of them each.
+        """Merge the states of observers that saw disjoint batches; the result is equal bit for bit
+        to that of one observer.
 
         Args:
             tallies: of every such observer, this one among them; in any order.
@@ -116,13 +116,15 @@ class DimensionObserver:
         self._extremes.assign(np.stack([extremes[:, 0].min(0), extremes[:, 1].max(0)]))
 
     def check(self) -> None:
-        """Raises NonFiniteError, naming site and batch, if a batch so far held NaN or Inf."""
+        """Raise NonFiniteError, naming site and batch, if a batch so far contained NaN or Inf."""
         batch = int(self._counters.numpy()[NONFINITE])
         if batch >= 0:
             raise nonfinite_batch(self.name, batch)
 
     def statistics(self) -> Statistics:
-        """What was collected so far, [dimensions]; NonFiniteError if a batch held NaN or Inf."""
+        """Statistics of the batches so far, [dimensions]; raise NonFiniteError if a batch contained
+        NaN or Inf.
+        """
         self.check()
         (smallest, largest), counters = self._extremes.numpy(), self._counters.numpy()
         return Statistics(

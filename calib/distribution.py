@@ -1,13 +1,14 @@
-"""Values of a tensor as range methods read them: counts over bins, or the values themselves.
+"""Distribution of a tensor as input of range methods: binned counts, or the values themselves.
 
-Both answer the same questions, so that each method has one search: quantiles, (values, counts) for
-a loss, the ends that a search tries, and a histogram.
+Both have one interface, so that each method has one search: quantiles, (values, counts) for a loss,
+candidate ends, and a histogram.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from calib.statistics import Histogram, Statistics
 from calib.trials import Trials
 
 _BINS = 2048  # of the histogram of a channel whose values are known
-_QUANTILES = {"interpolated": "linear", "right": "inverted_cdf", "left": "lower"}
+_QUANTILES: dict[str, Any] = {"interpolated": "linear", "right": "inverted_cdf", "left": "lower"}
 # Shares of the extremes that are tried as ends of a range, then offsets around the best of them.
 _SHARES = np.linspace(1 / 16, 1, 61)
 _FINE = np.linspace(-1, 1, 9)[1:-1] * (_SHARES[1] - _SHARES[0])
@@ -24,7 +25,7 @@ _FINE = np.linspace(-1, 1, 9)[1:-1] * (_SHARES[1] - _SHARES[0])
 
 @dataclass(frozen=True, eq=False)
 class ExactStatistics(Statistics):
-    """Statistics of a constant tensor whose values are at hand; never stored.
+    """Statistics of a constant tensor together with its values; never stored.
 
     Attributes:
         values: float32 [channels, n].
@@ -34,14 +35,14 @@ class ExactStatistics(Statistics):
 
     @classmethod
     def of(cls, values: np.ndarray) -> ExactStatistics:
-        """From float32 [channels, n]."""
+        """Statistics of float32 values [channels, n]."""
         extremes = {"minimum": values.min(1), "maximum": values.max(1)}
         return cls(**extremes, count=values.size, batches=1, constant=True, values=values)
 
 
 @dataclass(frozen=True, eq=False)
 class Binned:
-    """Counts of one tensor over bins; the values of a bin are taken to sit at its center.
+    """Binned counts of one tensor; all values of a bin are taken to lie at its center.
 
     Attributes:
         histogram: of magnitudes for a symmetric codebook, with signs for an asymmetric one.
@@ -50,7 +51,7 @@ class Binned:
     histogram: Histogram
 
     def magnitudes(self, codebook: Codebook) -> Binned:
-        """Magnitudes that a symmetric ``codebook`` has to hold."""
+        """Distribution of the magnitudes that a symmetric ``codebook`` represents."""
         return Binned(self.histogram.rectified() if codebook.unsigned else self.histogram.folded())
 
     def negated(self) -> Binned:
@@ -72,12 +73,12 @@ class Binned:
         )
 
     def channels(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(values, counts) of the one channel, empty bins left out."""
+        """(values, counts) of the single channel, without empty bins."""
         filled = np.flatnonzero(self.histogram.counts)
         yield self.histogram.centers[filled], self.histogram.counts[filled]
 
     def histograms(self, codebook: Codebook) -> Iterator[Histogram]:
-        """The one histogram."""
+        """Histogram of the single channel."""
         yield self.histogram
 
     def points(self) -> tuple[np.ndarray, np.ndarray | None]:
@@ -85,7 +86,7 @@ class Binned:
         return next(self.channels())
 
     def trials(self, codebook: Codebook, start_bin: int, stride: int) -> Trials:
-        """Centers of bins on either side of zero, counted from zero.
+        """Candidate ends at bin centers on either side of zero.
 
         Args:
             codebook: which ends a range has.
@@ -122,15 +123,15 @@ class Exact:
     values: np.ndarray
 
     def magnitudes(self, codebook: Codebook) -> Exact:
-        """See `Binned.magnitudes`."""
+        """Distribution of magnitudes, see `Binned.magnitudes`."""
         return Exact(np.maximum(self.values, 0) if codebook.unsigned else np.abs(self.values))
 
     def negated(self) -> Exact:
-        """Values of -x."""
+        """Distribution of -x."""
         return Exact(-self.values)
 
     def quantile(self, percentile: float, edge: str, tails: int) -> np.ndarray:
-        """See `Binned.quantile`; [channels]."""
+        """Quantile of each channel, [channels]; see `Binned.quantile`."""
         kept = percentile if tails == 1 else 100 - (100 - percentile) / 2
         return np.percentile(self.values, kept, axis=1, method=_QUANTILES[edge])
 
@@ -154,10 +155,10 @@ class Exact:
         return self.values, None
 
     def trials(self, codebook: Codebook, start_bin: int, stride: int) -> Trials:
-        """Shares of the extremes, then finer ones around the best; without bins, no options
-        apply.
+        """Candidate ends at fractions of the extremes, then at finer fractions around the best;
+        both options are for histograms only.
         """
-        shares, fine = np.float32(_SHARES), np.float32(_FINE)
+        shares, fine = _SHARES.astype(np.float32), _FINE.astype(np.float32)
         if codebook.symmetric:
             amax = self.magnitudes(codebook).values.max(1)
             return Trials(-amax, amax, shares, shares, fine=fine)
@@ -170,7 +171,7 @@ def _tried(last: int, start_bin: int, stride: int) -> np.ndarray:
 
 
 def _position(counts: np.ndarray, share: float, edge: str) -> float:
-    """Distance from the first edge, in bins, up to which ``share`` of the counts lie."""
+    """Distance from the first edge, in bins, below which ``share`` of the counts lie."""
     cumulative = np.cumsum(counts)
     # Rounded so that a share such as 0.9999 of 10,000 values is 9,999 of them in spite of binary
     # fractions.

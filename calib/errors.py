@@ -6,11 +6,11 @@ class CalibrationError(ValueError):
 
 
 class NonFiniteError(CalibrationError):
-    """NaN or Inf was met in calibration data or in a weight."""
+    """NaN or Inf in calibration data or in a weight."""
 
 
 def nonfinite_batch(name: str, batch: int) -> NonFiniteError:
-    """The error that NaN or Inf in a calibration batch is."""
+    """Error for NaN or Inf in a calibration batch."""
     return NonFiniteError(
         f"{name}: NaN or Inf in calibration batch {batch}; check this batch's inputs and the"
         " model's weights, or leave the batch out"
@@ -18,7 +18,7 @@ def nonfinite_batch(name: str, batch: int) -> NonFiniteError:
 
 
 class EmptyStatisticsError(CalibrationError):
-    """A range was asked of a site that has seen no value."""
+    """A range was requested for a site that has seen no value."""
 
 
 class MissingHistogramError(CalibrationError):

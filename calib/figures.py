@@ -34,7 +34,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def write_png(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as a PNG file, which appears whole or not at all.
+    """Write a figure as a PNG file, atomically.
 
     Args:
         figure: drawn.

@@ -1,7 +1,4 @@
-"""Groups of embedding dimensions that share a range.
-
-Which dimension is in which group, and the statistics of groups.
-"""
+"""Groups of embedding dimensions that share a range."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -36,7 +33,7 @@ class Grouping:
         )
         if group_of.ndim != 1 or len(sizes) != self.groups or len(set(sizes)) != 1:
             raise ValueError(
-                f"group_of must deal its dimensions out to {self.groups} groups of equal size"
+                f"group_of must assign its dimensions to {self.groups} groups of equal size"
             )
         object.__setattr__(self, "group_of", group_of)
 
@@ -44,8 +41,7 @@ class Grouping:
     def of(
         cls, groups: int, dimensions: int, order: str = "", statistics: Statistics | None = None
     ) -> "Grouping":
-        """Groups of dimensions that lie side by side, after they were sorted where there is an
-        ``order``.
+        """Group adjacent dimensions, after sorting them by range if there is an ``order``.
 
         Bondarenko et al. 2021, arXiv:2109.12948, section 4.2.
 
@@ -62,7 +58,7 @@ class Grouping:
         """
         if groups < 1 or dimensions % groups:
             raise ValueError(
-                f"{dimensions} dimensions cannot be dealt out to {groups} groups of equal size"
+                f"{dimensions} dimensions cannot be divided into {groups} groups of equal size"
             )
         group_of = np.arange(dimensions, dtype=np.int32) // (dimensions // groups)
         if order:
@@ -96,7 +92,7 @@ class Grouping:
         )
 
     def to_dict(self) -> dict:
-        """All but the array."""
+        """Return the number of groups and the order as a dictionary, without `group_of`."""
         return {"groups": self.groups, "order": self.order}
 
     @classmethod
@@ -105,7 +101,7 @@ class Grouping:
 
 
 def widths(statistics: Statistics, name: str) -> np.ndarray:
-    """float64 [dimensions]: maximum - minimum of each.
+    """Range width (maximum - minimum) of each dimension, float64 [dimensions].
 
     Raises:
         EmptyStatisticsError: nothing was seen at ``name``.
@@ -115,4 +111,4 @@ def widths(statistics: Statistics, name: str) -> np.ndarray:
             f"{name}: no value was seen, so its dimensions have no ranges; calibrate on data that"
             " reach it"
         )
-    return np.float64(statistics.maximum) - np.float64(statistics.minimum)
+    return statistics.maximum.astype(np.float64) - statistics.minimum.astype(np.float64)

@@ -1,8 +1,8 @@
 """Losses of candidate ranges: squared error of quantized values, cross-entropy of quantized logits.
 
-Values are quantized in the type of the candidates. float32 is what the network will do; that
-matters where many candidates have their zero point half-way between two integers, as -r..r, and the
-last bit decides which it is. float64 is for minimizers, which need a loss without noise.
+Values are quantized in the type of the candidates. float32 is what the network uses; that matters
+where many candidates have their zero point half-way between two integers, as -r..r, and the last
+bit decides how it is rounded. float64 is for minimizers, which need a loss without noise.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def squared_error(
     *,
     up_to_constant: bool = False,
 ) -> Loss:
-    """Sum of (x - Q(x))^2.
+    """Loss: sum of (x - Q(x))^2.
 
     Args:
         values: [n], any order; or [channels, n], whose candidate ranges are [candidates, channels].
@@ -50,7 +50,7 @@ def squared_error(
 
 
 def _each_value(values: np.ndarray, counts: np.ndarray | None, codebook: Codebook) -> Loss:
-    """Squared error, value by value; of all channels at once."""
+    """Squared error summed value by value, of all channels at once."""
 
     def error(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
         x = values.astype(lower.dtype, copy=False)
@@ -63,7 +63,7 @@ def _each_value(values: np.ndarray, counts: np.ndarray | None, codebook: Codeboo
 
 
 def _from_sums(values: np.ndarray, weights: np.ndarray, codebook: Codebook) -> Loss:
-    """Squared error less the sum of x^2, from sums over sorted values.
+    """Squared error minus the sum of x^2, from cumulative sums over sorted values.
 
     A candidate costs a look-up for each code, not a pass over all values.
     """
@@ -86,7 +86,7 @@ def _from_sums(values: np.ndarray, weights: np.ndarray, codebook: Codebook) -> L
 
 
 def cross_entropy(rows: np.ndarray, codebook: Codebook) -> Loss:
-    """Sum over rows of -softmax(x) . log softmax(Q(x)).
+    """Loss: sum over rows of -softmax(x) . log softmax(Q(x)).
 
     Args:
         rows: logits, [n, classes].
@@ -108,7 +108,7 @@ def cross_entropy(rows: np.ndarray, codebook: Codebook) -> Loss:
 
 
 def _chunked(loss: Loss, size: int) -> Loss:
-    """``loss`` on as many candidates at a time as fit the cache at ``size`` numbers each."""
+    """Evaluate ``loss`` in chunks of candidates that fit the cache at ``size`` numbers each."""
     count = max(1, _CHUNK // size)
 
     def whole(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Collects the statistics of one tensor inside a TensorFlow graph, in constant memory."""
+"""Observer of the statistics of one tensor, in a TensorFlow graph and constant memory."""
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -39,7 +39,7 @@ class Observer:
         decay: float = DECAY,
         seed: int,
     ):
-        """Creates an empty observer.
+        """Create an empty observer.
 
         Args:
             name: address of the observed site; appears in every message.
@@ -78,11 +78,11 @@ class Observer:
             )
 
     @staticmethod
-    def _initial_ranges() -> np.ndarray:
+    def _initial_ranges() -> Any:
         return np.array([np.inf, -np.inf, 0, 0], np.float32)
 
     @staticmethod
-    def _initial_counters() -> np.ndarray:
+    def _initial_counters() -> Any:
         return np.array([0, 0, 0, -1, binning.MIN_EXPONENT], np.int64)
 
     @property
@@ -91,13 +91,15 @@ class Observer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of state."""
-        return sum(math.prod(variable.shape) * variable.dtype.size for variable in self.variables)
+        """Size of the state in bytes."""
+        return sum(
+            variable.shape.num_elements() * variable.dtype.size for variable in self.variables
+        )
 
     def update(
         self, x: tf.Tensor, valid: tf.Tensor | None = None, batch: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Counts one batch; to be called while a `tf.function` is traced (or eagerly).
+        """Add one batch; call it while a `tf.function` is traced (or eagerly).
 
         A batch with NaN or Inf among its valid elements is noted (see `check`) and left out, one
         without any valid element changes nothing.
@@ -149,15 +151,15 @@ class Observer:
         return extremes
 
     def tallies(self) -> tuple[np.ndarray, np.ndarray]:
-        """(int64 counters, int64 [bins] counts).
+        """State as arrays: (int64 counters, int64 [bins] counts).
 
         What, with the extremes of each batch, `join` makes up the whole from.
         """
         return self._counters.numpy(), self._counts.numpy()
 
     def join(self, tallies: Sequence[tuple[np.ndarray, np.ndarray]], extremes: np.ndarray) -> None:
-        """Becomes, bit for bit, the observer that has seen every batch, from observers that saw
-        some of them each.
+        """Merge the states of observers that saw disjoint batches; the result is equal bit for bit
+        to that of one observer.
 
         Args:
             tallies: of every such observer, this one among them, all made with the same arguments;
@@ -185,25 +187,26 @@ class Observer:
         joined[[COUNT, BATCHES]] = counters[:, [COUNT, BATCHES]].sum(0)
         joined[UPDATES], joined[EXPONENT] = counters[:, UPDATES].max(), exponent
         joined[NONFINITE] = broken.min() if broken.size else -1
-        self._ranges.assign(replayed(self._initial_ranges(), extremes, np.float32(self.decay)))
+        decay: Any = np.float32(self.decay)
+        self._ranges.assign(replayed(self._initial_ranges(), extremes, decay))
         self._counters.assign(joined)
         self._counts.assign(
             sum(binning.coarsen(n, int(exponent - c[EXPONENT]), self.signed) for c, n in tallies)
         )
 
     def check(self) -> None:
-        """Raises NonFiniteError, naming site and batch, if a batch so far held NaN or Inf."""
+        """Raise NonFiniteError, naming site and batch, if a batch so far contained NaN or Inf."""
         batch = int(self._counters.numpy()[NONFINITE])
         if batch >= 0:
             raise nonfinite_batch(self.name, batch)
 
     def statistics(self) -> Statistics:
-        """What was collected so far; NonFiniteError if a batch held NaN or Inf."""
+        """Statistics of the batches so far; raise NonFiniteError if a batch had NaN or Inf."""
         self.check()
         return self.statistics_of([variable.numpy() for variable in self.variables])
 
     def statistics_of(self, state: Sequence[np.ndarray]) -> Statistics:
-        """What was collected when the `variables` had these values."""
+        """Statistics at the time when the `variables` had these values."""
         ranges, counters, counts = state
         seen = counters[BATCHES] > 0
         minimum, maximum, ema_minimum, ema_maximum = ranges
@@ -223,7 +226,7 @@ class Observer:
         )
 
     def reset(self) -> None:
-        """Forgets all batches."""
+        """Forget all batches."""
         self._ranges.assign(self._initial_ranges())
         self._counters.assign(self._initial_counters())
         self._counts.assign(tf.zeros_like(self._counts))

@@ -1,7 +1,4 @@
-"""Outlier analysis: embedding dimensions of a tensor that dwarf the others.
-
-Found from the ranges of each, listed and drawn.
-"""
+"""Outlier analysis: embedding dimensions of a tensor whose range is many times the usual one."""
 
 import os
 import re
@@ -20,7 +17,7 @@ FACTOR = 6.0
 
 @dataclass(frozen=True, eq=False)
 class Outliers:
-    """The dimensions of one tensor and those among them whose range is many times the usual.
+    """Ranges of the dimensions of one tensor, and those that exceed a multiple of the median.
 
     Attributes:
         address: of the site.
@@ -41,15 +38,14 @@ class Outliers:
 
     @property
     def dimensions(self) -> np.ndarray:
-        """int64, the outliers, the widest first."""
+        """Indices of the outliers, int64, the widest first."""
         found = np.flatnonzero(self.ranges > self.factor * self.median)
         return found[np.argsort(-self.ranges[found], kind="stable")]
 
 
 @dataclass(frozen=True, eq=False)
 class OutlierReport:
-    """Outlying dimensions of every site of a calibration that kept extremes of its dimensions;
-    `print` it.
+    """Outlying dimensions at every site whose extremes per dimension were stored; `print` it.
 
     Attributes:
         sites: in the order of the calibration.
@@ -80,7 +76,7 @@ class OutlierReport:
 
 
 def find(address: str, statistics: Statistics, factor: float = FACTOR) -> Outliers:
-    """The outlying dimensions of one tensor.
+    """Find the outlying dimensions of one tensor.
 
     Args:
         address: of the site.
@@ -104,8 +100,8 @@ def find(address: str, statistics: Statistics, factor: float = FACTOR) -> Outlie
 def outlier_report(
     calibration, folder: str | os.PathLike | None = None, *, factor: float = FACTOR
 ) -> OutlierReport:
-    """Finds the embedding dimensions whose ranges dwarf those of the others, at every tensor of
-    which they were kept.
+    """Find the embedding dimensions with outlying ranges at every tensor for which dimensions were
+    observed.
 
     Such dimensions are why one range for a whole tensor fails, and what groups of dimensions put
     together (Bondarenko et al. 2021, arXiv:2109.12948, section 3).
@@ -154,7 +150,7 @@ def _plot_all(sites: tuple[Outliers, ...], folder: str) -> tuple[str, ...]:
 
 
 def plot(site: Outliers, path: str) -> None:
-    """PNG of the extremes of every dimension, the outliers marked and, as far as there is room,
+    """Plot the extremes of every dimension as PNG, outliers marked and, as far as there is room,
     numbered.
     """
     figure = figures.new_figure(8, 4)

@@ -1,4 +1,4 @@
-"""The public names, from where they are defined; `calib` loads this module when one is used."""
+"""Lazily loaded public names and the modules that define them."""
 
 from calib import methods, rows
 from calib.calibration import Calibration, SiteCalibration

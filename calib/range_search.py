@@ -1,4 +1,4 @@
-"""Searches for the range of least loss: over a grid of candidates, or by golden section.
+"""Search for the range of least loss: over a grid of candidates, or by golden section.
 
 Both follow Bondarenko et al., "Understanding and Overcoming the Challenges of Efficient Transformer
 Quantization" (EMNLP 2021). A symmetric grid, or data on one side of zero, leave one end to find; an
@@ -22,8 +22,8 @@ _SHIFTS = 64
 
 
 def check_options(method: str, candidates: int, margin: float) -> None:
-    """ValueError unless ``candidates`` is an integer of 1 to `MAX_CANDIDATES` and ``margin`` a
-    finite number from 0.
+    """Raise ValueError unless ``candidates`` is an integer of 1 to `MAX_CANDIDATES` and ``margin``
+    a finite number from 0.
     """
     if (
         isinstance(candidates, bool)
@@ -59,8 +59,8 @@ def least_loss(
     candidates: int,
     margin: float,
 ) -> tuple[float, float]:
-    """The range of least loss, which holds 0 and ends at most ``margin`` beyond the data; (0, 0)
-    for data that are all zero.
+    """Range of least loss, which contains 0 and ends at most ``margin`` beyond the data; (0, 0) for
+    data that are all zero.
 
     Args:
         loss: of candidate ranges.
@@ -93,7 +93,7 @@ def _one_end(
 ) -> tuple[float, float]:
     """Range r * sides for the best r up to ``reach``."""
     if search == "grid":
-        ends = np.float32(reach * np.arange(1, candidates + 1) / candidates)
+        ends = (reach * np.arange(1, candidates + 1) / candidates).astype(np.float32)
         best = float(
             ends[np.argmin(loss(ends * np.float32(sides[0]), ends * np.float32(sides[1])))]
         )
@@ -105,7 +105,7 @@ def _one_end(
 def _two_ends(
     loss: Loss, limits: tuple[float, float], codebook: Codebook, search: str, candidates: int
 ) -> tuple[float, float]:
-    """Best range within ``limits`` over half its width and its shift."""
+    """Best range within ``limits``, searched over half its width and its shift."""
     reach = max(-limits[0], limits[1])
     codes = codebook.num_codes
     shifts = max(1, codes // 4)
@@ -120,7 +120,7 @@ def _two_ends(
         return float(lower[best]), float(upper[best])
 
     def shifted(half: float) -> tuple[float, float]:
-        """(best shift of a range of this half width, its loss)."""
+        """Best shift of a range of this half width, and its loss."""
         span = shifts * 2 * half / (codes - 1)
         return _bounded(lambda t: loss(t - half, t + half)[0], -span, span)
 
@@ -131,6 +131,6 @@ def _two_ends(
 
 
 def _bounded(function, lower: float, upper: float) -> tuple[float, float]:
-    """(argument, value) of a minimum between the bounds."""
+    """Minimize a function between bounds; return (argument, value)."""
     found = optimize.minimize_scalar(function, bounds=(lower, upper), method="bounded")
     return float(found.x), float(found.fun)

@@ -1,4 +1,4 @@
-"""A calibration to look at: a table of all sites, and their histograms as pictures."""
+"""Reports of a calibration: a table of all sites, and plots of their histograms."""
 
 import os
 import re
@@ -25,7 +25,7 @@ _COLUMNS = (
 
 
 def table(calibration) -> str:
-    """All sites, one a line; of several ranges the number and the outermost ends."""
+    """Table of all sites; for several ranges their number and the outermost ends."""
     rows = []
     for address, site in calibration.items():
         stats = site.statistics
@@ -48,7 +48,7 @@ def table(calibration) -> str:
 
 
 def clipped_share(histogram: Histogram | None, site) -> float | None:
-    """Share of the values outside the range, by the bins' centres; None without a histogram."""
+    """Share of the values outside the range, from bin positions; None without a histogram."""
     if histogram is None or not histogram.counts.any():
         return None
     centers, half = histogram.centers, histogram.bin_width / 2
@@ -59,7 +59,7 @@ def clipped_share(histogram: Histogram | None, site) -> float | None:
 
 
 def plot(address: str, site, path: str) -> None:
-    """PNG of one site.
+    """Plot one site as PNG.
 
     Counts on a logarithmic axis (ranges of all channels when there is no histogram).
     """
@@ -115,7 +115,7 @@ def _draw_channels(axes, site) -> None:
 
 
 def plot_all(calibration, directory: str) -> list[str]:
-    """One PNG a site, numbered in order so that the names are unique; returns the paths."""
+    """Plot one PNG per site, numbered so that names are unique; return the paths."""
     try:
         os.makedirs(directory, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Rows of a tensor kept as they are, for methods that look at more than the values one by one."""
+"""Sample of unbinned rows of a tensor, for methods that need whole rows (logits)."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def rows_of(x: tf.Tensor, valid: tf.Tensor | None, limit: int, name: str) -> tf.Tensor:
-    """float32 [rows, last axis]: the first ``limit`` rows of ``x``, without padding; usable in a
+    """First ``limit`` rows of ``x`` without padding, float32 [rows, last axis]; usable in a
     `tf.function`.
 
     Args:
@@ -35,7 +35,7 @@ def rows_of(x: tf.Tensor, valid: tf.Tensor | None, limit: int, name: str) -> tf.
 
 
 class RowSample:
-    """The first rows of all batches, so many at most.
+    """First rows over all batches, up to a limit.
 
     Attributes:
         values: float32 [rows, size].
@@ -48,21 +48,19 @@ class RowSample:
         self.numbers = np.zeros([0], np.int64)
 
     def with_rows(self, rows: np.ndarray) -> np.ndarray:
-        """``values`` after ``rows`` of one more batch."""
+        """Return ``values`` after adding ``rows`` of one more batch."""
         kept = rows[: self.limit - len(self.values)]
         return np.concatenate([self.values, kept]) if self.values.size else kept
 
     def add(self, number: int, rows: np.ndarray) -> None:
-        """Takes note of the rows of batch ``number``; numbers must grow."""
+        """Add the rows of batch ``number``; numbers must increase."""
         self.values = self.with_rows(rows)
         self.numbers = np.append(
             self.numbers, np.full(len(self.values) - len(self.numbers), number, np.int64)
         )
 
     def join(self, samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Becomes the sample of all batches, from the (values, numbers) of samples that saw some of
-        them each.
-        """
+        """Merge samples (values, numbers) of disjoint batches into the sample of all batches."""
         samples = [(values, numbers) for values, numbers in samples if values.size]
         if samples:
             values, numbers = (np.concatenate(parts) for parts in zip(*samples, strict=True))

@@ -1,12 +1,13 @@
 """In-graph view of a tensor as cells: groups of elements that are valid or padding together.
 
-The extremes of a cell are exact and cheap (one reduction, before any masking), a cell's elements
-are found by index arithmetic, so neither the mask nor the tensor is ever copied or expanded.
-Knowing the extremes of all cells also tells which few cells hold the largest values of the tensor:
-those are counted in full, the rest is sampled.
+The extremes of a cell are exact and cheap (one reduction, before any masking), and its elements are
+found by index arithmetic, so neither the mask nor the tensor is ever copied or expanded. The
+extremes of all cells also identify the few cells with the largest values of the tensor: those are
+counted in full, the rest is sampled.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -39,32 +40,34 @@ class Cells:
     run: int
 
     def whole(self, cell: tf.Tensor) -> tf.Tensor:
-        """float32 [n, width]: all values of the cells ``cell``, int64 [n]."""
+        """All values of the cells ``cell``, int64 [n]; float32 [n, width]."""
         if self.inner is None:
             return tf.cast(
                 tf.gather(tf.reshape(self.flat, [-1, tf.maximum(self.width, 1)]), cell), tf.float32
             )
-        first = cell // self.inner * self.inner * self.width + cell % self.inner
+        first = cell // self.inner * self.inner * self.width + tf.math.floormod(cell, self.inner)
         return tf.cast(
             tf.gather(self.flat, first[:, tf.newaxis] + tf.range(self.width) * self.inner),
             tf.float32,
         )
 
     def elements(self, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """(float32 values, valid or None) of the elements at flat ``position``, int64 [n]."""
+        """Elements at flat ``position``, int64 [n]: (float32 values, valid or None)."""
         values = tf.cast(tf.gather(self.flat, position), tf.float32)
         if self.valid is None:
             return values, None
         if self.inner is None:
             cell = position // self.width
         else:
-            cell = position // (self.inner * self.width) * self.inner + position % self.inner
+            cell = position // (self.inner * self.width) * self.inner + tf.math.floormod(
+                position, self.inner
+            )
         return values, tf.gather(self.valid, cell)
 
 
 def check_mask(x: tf.Tensor, valid: tf.Tensor, name: str) -> None:
-    """ValueError, naming the site, if the mask ``valid`` cannot be broadcast to ``x`` as far as
-    shapes are known.
+    """Raise ValueError, naming the site, if the mask ``valid`` does not broadcast to ``x`` as far
+    as shapes are known.
     """
     rank = x.shape.rank
     if rank is None or valid.shape.rank is None:
@@ -80,7 +83,7 @@ def check_mask(x: tf.Tensor, valid: tf.Tensor, name: str) -> None:
 
 
 def split(x: tf.Tensor, valid: tf.Tensor | None) -> Cells:
-    """Splits ``x`` into cells that lie within one axis along which the mask has static size 1.
+    """Split ``x`` into cells that lie within one axis along which the mask has static size 1.
 
     Args:
         x: any floating tensor.
@@ -100,10 +103,11 @@ def split(x: tf.Tensor, valid: tf.Tensor | None) -> Cells:
         width = shape[axis]
         inner = None if axis == x.shape.rank - 1 else tf.reduce_prod(shape[axis + 1 :])
     if valid is not None:
-        if valid.shape != largest.shape or not valid.shape.is_fully_defined():
-            valid = tf.broadcast_to(valid, tf.shape(largest))
-        largest, smallest = tf.where(valid, largest, -np.inf), tf.where(valid, smallest, np.inf)
-        valid = tf.reshape(valid, [-1])
+        mask: Any = valid
+        if mask.shape != largest.shape or not mask.shape.is_fully_defined():
+            mask = tf.broadcast_to(mask, tf.shape(largest))
+        largest, smallest = tf.where(mask, largest, -np.inf), tf.where(mask, smallest, np.inf)
+        valid = tf.reshape(mask, [-1])
     return Cells(
         flat=tf.reshape(x, [-1]),
         valid=valid,
@@ -117,7 +121,7 @@ def split(x: tf.Tensor, valid: tf.Tensor | None) -> Cells:
 
 
 def _axis_inside(x: tf.Tensor, valid: tf.Tensor | None) -> int | None:
-    """The axis a cell runs along.
+    """Axis that a cell runs along.
 
     The last if the mask allows, else the first the mask does not vary along.
     """
@@ -127,7 +131,7 @@ def _axis_inside(x: tf.Tensor, valid: tf.Tensor | None) -> int | None:
 
 
 def _with_one_rank(x: tf.Tensor, valid: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Both with the same rank, at least 1."""
+    """Expand both to the same rank, at least 1."""
     x = x if x.shape.rank else tf.reshape(x, [-1])
     if valid is not None:
         for _ in range(x.shape.rank - valid.shape.rank):
@@ -136,7 +140,7 @@ def _with_one_rank(x: tf.Tensor, valid: tf.Tensor | None) -> tuple[tf.Tensor, tf
 
 
 def _with_short_rows(x: tf.Tensor, valid: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Cuts a long last axis into pieces; a view, no copy."""
+    """Reshape a long last axis into pieces; a view, no copy."""
     last = x.shape[-1]
     if last is None or last <= CELL or (valid is not None and valid.shape[-1] != 1):
         return x, valid

@@ -1,6 +1,6 @@
-"""Statistics of a tensor that calibration keeps.
+"""Statistics of a tensor collected in calibration.
 
-Extremes, moving averages and a histogram; plain NumPy, mergeable exactly.
+Extremes, moving averages and a histogram in NumPy; merging is exact.
 """
 
 from dataclasses import dataclass
@@ -52,22 +52,22 @@ class Histogram:
 
     @property
     def exponent(self) -> int:
-        """One side of the histogram spans ``2**exponent``."""
+        """Exponent k of the span 2**k of one side of the histogram."""
         return binning.exponent_from_width(self.bin_width, self.counts.size, self.signed)
 
     @property
     def edges(self) -> np.ndarray:
-        """float64 [bins + 1]."""
+        """Bin edges, float64 [bins + 1]."""
         return binning.edges(self.exponent, self.counts.size, self.signed)
 
     @property
     def centers(self) -> np.ndarray:
-        """float64 [bins]."""
+        """Bin centers, float64 [bins]."""
         edges = self.edges
         return (edges[:-1] + edges[1:]) / 2
 
     def coarsened(self, exponent: int) -> "Histogram":
-        """The same data over bins that span ``2**exponent``, which must not be finer."""
+        """The same histogram over bins that span ``2**exponent``, which must not be finer."""
         doublings = exponent - self.exponent
         if doublings < 0:
             raise ValueError("a histogram cannot be refined")
@@ -75,14 +75,14 @@ class Histogram:
         return Histogram(counts, binning.bin_width(exponent, counts.size, self.signed), self.signed)
 
     def folded(self) -> "Histogram":
-        """The histogram of |x|: half as many bins of the same width when signed."""
+        """Histogram of |x|: half as many bins of the same width when signed."""
         if not self.signed:
             return self
         half = self.counts.size // 2
         return Histogram(self.counts[half:] + self.counts[:half][::-1], self.bin_width, False)
 
     def rectified(self) -> "Histogram":
-        """The histogram of max(x, 0).
+        """Histogram of max(x, 0).
 
         What an unsigned grid sees. Without signs kept it is that of |x|.
         """
@@ -165,7 +165,7 @@ class Statistics:
         return self.minimum.ndim == 1
 
     def equals(self, other: "Statistics") -> bool:
-        """Bit-for-bit equality."""
+        """Return whether two statistics are equal bit for bit."""
         return (
             (self.count, self.batches, self.constant)
             == (other.count, other.batches, other.constant)
@@ -174,13 +174,16 @@ class Statistics:
                 _same(getattr(self, name), getattr(other, name))
                 for name in ("minimum", "maximum", "ema_minimum", "ema_maximum", "rows")
             )
-            and (self.histogram is None) == (other.histogram is None)
-            and (self.histogram is None or self.histogram.equals(other.histogram))
+            and (
+                other.histogram is None
+                if self.histogram is None
+                else other.histogram is not None and self.histogram.equals(other.histogram)
+            )
         )
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
-    """Statistics of both sets of batches.
+    """Merge the statistics of two sets of batches.
 
     Extremes, counts and histogram are exact: equal bit for bit to a single pass over all batches.
     The moving averages, which depend on the order of batches by nature, become the mean weighted by

@@ -1,4 +1,4 @@
-"""The calibration file.
+"""Calibration file format.
 
 A .npz archive with a JSON header and the arrays of every site; never a pickle.
 """
@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +28,8 @@ _OPTIONAL = ("ema_minimum", "ema_maximum", "rows")
 _PARSER_ERRORS = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
 
 
-def pack(sites: Mapping[str, object], samples: int, dimensions: Mapping[str, Statistics]) -> bytes:
-    """Bytes of a calibration file."""
+def pack(sites: Mapping[str, Any], samples: int, dimensions: Mapping[str, Statistics]) -> bytes:
+    """Serialize a calibration as the bytes of its file."""
     entries, arrays = [], {}
     for index, (address, site) in enumerate(sites.items()):
         stats = site.statistics
@@ -77,7 +78,7 @@ def pack(sites: Mapping[str, object], samples: int, dimensions: Mapping[str, Sta
 
 
 def unpack(data: bytes, source: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """(header, arrays) of a calibration file."""
+    """Parse a calibration file into (header, arrays)."""
     with damage(source):
         arrays = parse_arrays(data, "its archive")
         header = parse_json(arrays.pop("header").tobytes().decode(), "its header")
@@ -93,7 +94,7 @@ def unpack(data: bytes, source: str) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def read_statistics(entry: Mapping, arrays: Mapping[str, np.ndarray], index: int) -> Statistics:
-    """Statistics of site number ``index``."""
+    """Read the statistics of site number ``index``."""
     histogram = None
     if "histogram" in entry:
         histogram = Histogram(arrays[f"{index}/counts"], **entry["histogram"])
@@ -110,7 +111,7 @@ def read_statistics(entry: Mapping, arrays: Mapping[str, np.ndarray], index: int
 
 
 def read_grouping(entry: Mapping, arrays: Mapping[str, np.ndarray], index: int) -> Grouping | None:
-    """Groups of the dimensions of site number ``index``, if they are grouped."""
+    """Read the groups of the dimensions of site number ``index``; None if it has none."""
     return (
         Grouping.from_dict(entry["grouping"], arrays[f"{index}/group_of"])
         if "grouping" in entry
@@ -119,19 +120,17 @@ def read_grouping(entry: Mapping, arrays: Mapping[str, np.ndarray], index: int) 
 
 
 def read_dimensions(header: Mapping, arrays: Mapping[str, np.ndarray]) -> dict[str, Statistics]:
-    """Address -> statistics of dimensions that are kept beside the sites."""
+    """Read the statistics of dimensions that are stored beside the sites, by address."""
     found = {}
     for index, entry in enumerate(header.get("dimensions", [])):
-        extremes = {name: arrays[f"dimensions/{index}/{name}"] for name in _EXTREMES}
-        found[entry["address"]] = Statistics(
-            **extremes, count=entry["count"], batches=entry["batches"]
-        )
+        minimum, maximum = (arrays[f"dimensions/{index}/{name}"] for name in _EXTREMES)
+        found[entry["address"]] = Statistics(minimum, maximum, entry["count"], entry["batches"])
     return found
 
 
 @contextlib.contextmanager
 def damage(source: str) -> Iterator[None]:
-    """Turns whatever a damaged file makes the parsers raise into one clear error."""
+    """Convert any exception of the parsers on a damaged file into one CalibrationFileError."""
     try:
         yield
     except CalibrationFileError:
@@ -144,7 +143,7 @@ def damage(source: str) -> Iterator[None]:
 
 
 def read(path: str) -> bytes:
-    """Content of ``path``; FileNotFoundError with a plain message if there is none."""
+    """Read the content of ``path``; raise FileNotFoundError if there is none."""
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"{printable(path)}: no such calibration file; check the path or calibrate first"
@@ -156,8 +155,8 @@ def read(path: str) -> bytes:
 
 
 def write(path: str, data: bytes) -> None:
-    """Writes ``data`` so that ``path`` holds either its old content or all of the new, also after a
-    crash.
+    """Write ``data`` atomically: ``path`` holds either its old content or all of the new, also
+    after a crash.
     """
     try:
         write_bytes(path, data)

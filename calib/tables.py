@@ -1,6 +1,6 @@
 """Tables of reports: one printer for calibration, post-training methods, search and benchmarks.
 
-It lies in `calib`, which `tfquant` imports and which never imports `tfquant`.
+It is part of `calib`, which `tfquant` imports and which never imports `tfquant`.
 """
 
 from __future__ import annotations

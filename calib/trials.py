@@ -11,7 +11,7 @@ from calib.losses import Loss
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """Ends of ranges that `least_of_trials` tries, of one tensor or of all channels alike.
+    """Candidate ends of ranges for `least_of_trials`, of one tensor or for all channels alike.
 
     Attributes:
         lowest, highest: unit of positions below and above zero; scalars or [channels].
@@ -35,7 +35,7 @@ class Trials:
 
 
 def least_of_trials(loss: Loss, trials: Trials, codebook: Codebook) -> Range:
-    """The range of least loss among trials, for each channel by itself; the first of the best.
+    """Range of least loss among the candidates, for each channel by itself; the first one on ties.
 
     With a symmetric codebook there is one end to find. Otherwise both are shrunk together first,
     then in turn.
@@ -75,12 +75,12 @@ def least_of_trials(loss: Loss, trials: Trials, codebook: Codebook) -> Range:
 
 
 def _loss_below(loss: Loss, trials: Trials, high: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Loss of positions of the lower end."""
+    """Loss of candidates for the lower end."""
     return lambda low: loss(low * trials.lowest, np.broadcast_to(high * trials.highest, low.shape))
 
 
 def _loss_above(loss: Loss, trials: Trials, low: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Loss of positions of the upper end."""
+    """Loss of candidates for the upper end."""
     return lambda high: loss(
         np.broadcast_to(low * trials.lowest, high.shape), high * trials.highest
     )
@@ -92,7 +92,7 @@ def _best(
     trials: Trials,
     kept: np.ndarray | None = None,
 ) -> Range:
-    """(position of least loss, its loss), of each channel.
+    """Position of the least loss and that loss, for each channel.
 
     Args:
         loss: of positions, [candidates] or [candidates, channels].
@@ -117,6 +117,6 @@ def _best(
 
 
 def _first_least(tried: np.ndarray, scores: np.ndarray) -> Range:
-    """(first candidate with the least score, that score); the last one where all overflow."""
+    """First candidate with the least score and that score; the last one where all overflow."""
     index = np.where(np.isinf(scores).all(0), len(scores) - 1, scores.argmin(0))[np.newaxis]
     return np.take_along_axis(tried, index, 0)[0], np.take_along_axis(scores, index, 0)[0]

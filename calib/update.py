@@ -1,4 +1,4 @@
-"""One step of an observer as a pure function of its state; no variables, so all observers share its
+"""Observer update as a pure function of its state; without variables, so that all observers share
 few traces.
 """
 
@@ -32,7 +32,8 @@ def updated(
     sample: int,
     decay: float,
 ) -> tuple[State, tf.Tensor]:
-    """(state after one more batch, float32 [2] extremes of that batch: NaN if it changed nothing).
+    """State after one more batch, and the float32 [2] extremes of that batch (NaN if it changed
+    nothing).
 
     Args:
         x: floating tensor of any shape.
@@ -60,7 +61,7 @@ def updated(
     elements, batches, _, nonfinite, exponent = tf.unstack(counters)
     number = seed[1]
     spans = tf.maximum(exponent, _exponent(tf.where(use, tf.maximum(-smallest, largest), 0.0)))
-    added = _histogram(cells, spans, seed, counts.shape[0], signed, sample)
+    added = _histogram(cells, spans, seed, counts.shape.num_elements(), signed, sample)
     step = tf.cast(use, tf.int64)
     state = (
         tf.where(
@@ -87,7 +88,7 @@ def updated(
     input_signature=[tf.TensorSpec([4]), tf.TensorSpec([None, 2]), tf.TensorSpec([])],
 )
 def replayed(ranges: tf.Tensor, extremes: tf.Tensor, decay: tf.Tensor) -> tf.Tensor:
-    """Ranges after batches of which only the extremes were kept.
+    """Ranges after batches of which only the extremes are known.
 
     The operations of `updated` on the same scalars, one batch after the other, not their like in
     NumPy: so also the last bit and the sign of a zero are those of a run over the batches
@@ -118,7 +119,7 @@ def _ranges(old: tf.Tensor, smallest: tf.Tensor, largest: tf.Tensor, decay: tf.T
 def _histogram(
     cells: Cells, exponent: tf.Tensor, seed: tf.Tensor, bins: int, signed: bool, sample: int
 ) -> tf.Tensor:
-    """int64 [bins]: the batch's counts over bins that span ``2**exponent``."""
+    """Counts of the batch over bins that span ``2**exponent``, int64 [bins]."""
     total = tf.size(cells.flat, out_type=tf.int64)
     exact = total <= sample
     drawn = tf.constant(
@@ -140,8 +141,8 @@ def _histogram(
 
 
 def _tail(cells: Cells, room: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """((values, which count), threshold): all elements above the threshold, which is the largest
-    outside them.
+    """Elements above a threshold as ((values, which count), threshold); the threshold is the
+    largest magnitude outside them.
 
     The values are those of the cells with the largest magnitudes, ``room`` elements together; none
     if room is 0.
@@ -171,7 +172,7 @@ def _tail(cells: Cells, room: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], t
 
 
 def _padded(amax: tf.Tensor, run: int) -> tf.Tensor:
-    """``amax`` with empty cells added to make whole runs."""
+    """Pad ``amax`` with empty cells to a multiple of ``run``."""
     cells = amax.shape[0]
     if cells is not None and cells % run == 0:
         return amax
@@ -181,7 +182,7 @@ def _padded(amax: tf.Tensor, run: int) -> tf.Tensor:
 def _bulk(
     cells: Cells, stride: tf.Tensor, threshold: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """(values, which count).
+    """Random sample outside of the tail: (values, which count).
 
     One random element of every ``stride`` elements, tail and padding excluded.
     """
@@ -196,7 +197,7 @@ def _bulk(
 def _bin(
     values: tf.Tensor, counted: tf.Tensor, scale: tf.Tensor, bins: int, signed: bool
 ) -> tf.Tensor:
-    """int32 bin of each value; ``bins``, one past the last, for those that do not count."""
+    """Bin of each value, int32; ``bins``, one past the last, for values that do not count."""
     side = binning.side_bins(bins, signed)
     index = (
         tf.cast(tf.math.ceil(tf.clip_by_value(tf.abs(values) * scale, 1.0, float(side))), tf.int32)
@@ -209,20 +210,20 @@ def _bin(
 
 
 def _exponent(amax: tf.Tensor) -> tf.Tensor:
-    """`binning.exponent_of` in the graph, from the bits of the float; int64."""
+    """Compute `binning.exponent_of` in the graph, from the bits of the float; int64."""
     bits = tf.bitcast(amax, tf.int32)
     exponent = tf.bitwise.right_shift(bits, 23) - 127 + tf.cast(bits & 0x7FFFFF > 0, tf.int32)
     return tf.cast(tf.clip_by_value(exponent, binning.MIN_EXPONENT, binning.MAX_EXPONENT), tf.int64)
 
 
 def _power_of_two(exponent: tf.Tensor) -> tf.Tensor:
-    """float32 ``2**exponent``, exact, for -126 <= exponent <= 127."""
+    """Exact ``2**exponent``, float32, for -126 <= exponent <= 127."""
     return tf.bitcast(tf.bitwise.left_shift(tf.cast(exponent, tf.int32) + 127, 23), tf.float32)
 
 
 def _coarsen(counts: tf.Tensor, doublings: tf.Tensor, signed: bool) -> tf.Tensor:
-    """`binning.coarsen` in the graph."""
-    bins = counts.shape[0]
+    """Apply `binning.coarsen` in the graph."""
+    bins = counts.shape.num_elements()
     zero = bins // 2 if signed else 0
     offset = tf.range(bins) - zero
     target = tf.bitwise.right_shift(offset, tf.cast(tf.minimum(doublings, 31), tf.int32)) + zero

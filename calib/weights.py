@@ -1,7 +1,4 @@
-"""Ranges of weights.
-
-Constant tensors that are at hand, so no histogram has to stand in for the values.
-"""
+"""Ranges of weights, from their exact values instead of a histogram."""
 
 import numpy as np
 
@@ -54,14 +51,23 @@ def per_channel_range(
     *,
     name: str = "weight",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(lower, upper), float32 (channels,) or () for axis None, estimated from the values of each
-    channel themselves.
+    """Estimate the range of each channel from its exact values.
 
     max, moving_average and current_minmax take the extremes, percentile sorts, mse tries shares of
     the extremes (both ends apart on an asymmetric grid; its start_bin and stride do not apply) or,
-    with `search` grid or golden_section, what that says, for each channel within its own extremes;
-    entropy makes a histogram of each channel. The latter take some milliseconds a channel, but mse
-    by grid for both ends of 8-bit codes 0.1 s: leave that to weights of one range.
+    with `search` grid or golden_section, that search for each channel within its own extremes;
+    entropy makes a histogram of each channel. The latter take some milliseconds per channel, but
+    mse by grid for both ends of 8-bit codes 0.1 s: use that for per-tensor weights only.
+
+    Args:
+        array: any float array.
+        axis: the channel axis, or None for one range per tensor.
+        method: range method.
+        codebook: values of the number format.
+        name: for messages.
+
+    Returns:
+        (lower, upper), float32 (channels,), or () for axis None.
 
     Raises:
         CalibrationError: the method is for logits.
@@ -81,7 +87,7 @@ def per_channel_range(
 
 
 def _channels(array: np.ndarray, axis: int | None, name: str) -> np.ndarray:
-    """float32 [channels, values]; one channel when axis is None."""
+    """Array as float32 [channels, values]; one channel when axis is None."""
     array = np.asarray(array).astype(np.float32)
     if array.size == 0:
         raise EmptyStatisticsError(

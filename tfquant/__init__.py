@@ -54,7 +54,7 @@ __all__ = [
 
 
 class _Package(types.ModuleType):
-    """Package whose public names and submodules are imported when they are used.
+    """Module type that imports public names and submodules on first use.
 
     All public names are imported together.
     """

@@ -1,4 +1,4 @@
-"""The command line: `python -m tfquant export`, `check` and `benchmark`."""
+"""Command line: `python -m tfquant export`, `check` and `benchmark`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRACEBACK = "TFQUANT_TRACEBACK"  # environment variable: errors end with Python'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit code: 0, 1 after an error, or 130 if it was interrupted.
+    """Run one command; return the exit code: 0, 1 after an error, or 130 if it was interrupted.
 
     Raises:
       SystemExit: 0 after --help and --version, 2 if the arguments are wrong.
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _underscored(arguments: Sequence[str]) -> list[str]:
-    """Write names of options with underscores: `--check-data=x` is `--check_data=x`."""
+    """Write names of options with underscores: `--check-data=x` becomes `--check_data=x`."""
     parts = [word.partition("=") if word.startswith("--") else ("", "", word) for word in arguments]
     return [
         name.replace("-", "_").replace("__", "--", 1) + equals + value
@@ -57,7 +57,7 @@ def _underscored(arguments: Sequence[str]) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line: its message, and its kind where that says more."""
+    """Return an error in one line: its message, and its type where the message alone is unclear."""
     from tfquant import UncalibratedError
     from tfquant.export.errors import ExportError
     from tfquant.runtimes import RuntimeFileError

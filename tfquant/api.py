@@ -1,4 +1,4 @@
-"""The two calls most users need: `plan` shows what would happen, `quantize` does it."""
+"""Main entry points: `plan` for a dry run, `quantize` to insert quantizers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ DEFAULT_RECIPE = "int8_residual_float_asymmetric"
 def plan(
     model: Any, recipe: Recipe | str = DEFAULT_RECIPE, *, inputs: Any = None, signature: Any = None
 ) -> Plan:
-    """Dry run: every place that would be quantized, with the rule that decided, and every
-    contraction that would not, with why.
+    """Dry run: list every place that would be quantized with the deciding rule, and every skipped
+    contraction with the reason.
 
     Args:
       model: a Keras 3 or tf-keras model or layer, a loaded SavedModel, a `tf.function` or any
@@ -56,7 +56,7 @@ def quantize(
     signature: Any = None,
     **options: Any,
 ) -> QuantizedModel | QuantizedFunction:
-    """Inserts quantizers into the graph of a model, whose source stays as it is.
+    """Insert quantizers into the graph of a model; the model's source code is not changed.
 
     Args:
       model, recipe, inputs, signature: as for `plan`.
@@ -127,7 +127,7 @@ def _recipe(recipe: Recipe | str) -> Recipe:
 
 
 def _peek(model: Any, batches: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """The first batch's inputs, and all batches, the first included."""
+    """Return the inputs of the first batch, and all batches including the first."""
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:

@@ -1,8 +1,6 @@
-"""Integer arrays as bits: codes of 1 to 16 bits one right behind the other, the values they stand
-for, and files of them.
+"""Bit packing: dense storage of codes of 1 to 16 bits, and safetensors files of packed arrays.
 
-What a file means is its writer's business; here it is tensors and texts by name, with a checksum
-over both.
+The meaning of the tensors and texts in a file is up to its writer; a checksum covers both.
 """
 
 from __future__ import annotations
@@ -36,12 +34,12 @@ _CHUNK = 1 << 20
 
 
 def packed_size(count: int, bits: int) -> int:
-    """Bytes of `count` codes of `bits` bits."""
+    """Size in bytes of `count` packed codes of `bits` bits."""
     return (count * bits + 7) // 8
 
 
 def pack(codes: Any, bits: int) -> np.ndarray:
-    """Writes codes behind each other, in row-major order.
+    """Pack codes densely, in row-major order.
 
     The lowest bit of a code comes first, into the lowest bit of a byte that is free; what is left
     of the last byte is 0.
@@ -79,7 +77,7 @@ def pack(codes: Any, bits: int) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The codes that `pack` wrote, uint16 of `shape`.
+    """Unpack codes of `pack`; uint16 of `shape`.
 
     Raises:
       ValueError: `packed` are not the bytes of so many codes.
@@ -112,7 +110,7 @@ def _check_bits(bits: int) -> None:
 
 
 def pack_array(array: QuantizedArray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and attributes that store a quantized array.
+    """Return the tensors and attributes that store a quantized array.
 
     Returns:
       (tensors, attributes): `codes`, bits of code - smallest code; `scale`; and `zero` where the
@@ -135,7 +133,7 @@ def pack_array(array: QuantizedArray) -> tuple[dict[str, np.ndarray], dict[str, 
 def unpack_array(
     tensors: Mapping[str, np.ndarray], attributes: Mapping[str, Any], shape: tuple[int, ...]
 ) -> QuantizedArray:
-    """Inverse of `pack_array`.
+    """Rebuild a quantized array from the result of `pack_array`.
 
     Args:
       tensors: by name; `zero` may be missing.
@@ -157,7 +155,7 @@ def unpack_array(
 
 
 def _integers(bits: int, qmin: int, symmetric: bool) -> UniformCodebook:
-    """Codebook of the integers of a file, whose largest code follows from the smallest."""
+    """Uniform codebook of a file, whose largest code follows from the smallest."""
     narrow = symmetric and qmin == 1 - 2 ** (bits - 1)
     return UniformCodebook(qmin, qmin + 2**bits - (2 if narrow else 1), symmetric)
 
@@ -165,7 +163,7 @@ def _integers(bits: int, qmin: int, symmetric: bool) -> UniformCodebook:
 def write_file(
     path: str | os.PathLike, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file whose metadata are `texts` and a checksum.
+    """Write a safetensors file with `texts` and a checksum as metadata.
 
     Raises:
       CheckpointError: it could not be written.
@@ -183,7 +181,7 @@ def write_file(
 def read_file(
     path: str | os.PathLike, marks: Mapping[str, str]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and texts of a file of `write_file`.
+    """Read tensors and texts of a file of `write_file`.
 
     Args:
       path: of the file.
@@ -223,8 +221,8 @@ def read_file(
 
 
 def _checksum(tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> str:
-    """SHA-256 of a line `<name> <type> <shape>` and the bytes of each tensor, then a line `<name>
-    <text>` of each text, by name.
+    """SHA-256 over a line `<name> <type> <shape>` and the bytes of each tensor, then a line `<name>
+    <text>` of each text, sorted by name.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):

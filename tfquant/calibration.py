@@ -1,6 +1,6 @@
-"""Calibration.
+"""Calibration of a quantized model: estimate ranges from data, or apply stored ones.
 
-Statistics of every activation site over batches, weights read once, ranges set from both.
+Statistics of every activation site are collected over batches, weights are read once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def calibrate(
     group: Group | None = None,
     dimensions: bool = False,
 ) -> calib.Calibration:
-    """Sets the range of every site from data and switches the model to `quantized`.
+    """Calibrate every site from data and switch the model to mode `quantized`.
 
     The network runs on the batches, without dropout; statistics are collected inside its graph.
 
@@ -147,7 +147,7 @@ def calibrate(
     beside = {
         address: statistics
         for address, statistics in seen.items()
-        if not _keeps_dimensions(entries.get(address))
+        if address not in entries or not entries[address].statistics.per_channel
     }
     calibration = calib.Calibration(
         {address: entries[address] for address in engine.quantizers},
@@ -162,8 +162,8 @@ def calibrate(
 def apply(
     model: QuantizedModel | QuantizedFunction, calibration: calib.Calibration | str | os.PathLike
 ) -> None:
-    """Sets the range of every site from an earlier calibration and switches the model to
-    `quantized`; no data is needed.
+    """Set the range of every site from an existing calibration and switch the model to mode
+    `quantized`.
 
     Args:
       model: from `tfquant.quantize`.
@@ -238,7 +238,7 @@ def set_ranges_of_weights(engine: Engine, addresses: Iterable[str]) -> None:
 
 
 def engine_of(model: QuantizedModel | QuantizedFunction) -> Engine:
-    """The engine of a quantized model.
+    """Return the engine of a quantized model.
 
     Raises:
       TypeError: the model is not quantized.
@@ -251,7 +251,7 @@ def engine_of(model: QuantizedModel | QuantizedFunction) -> Engine:
 
 
 def check_batches(batches: Any, what: str = "calibration") -> None:
-    """Raises ValueError if `batches` are one batch, or nothing that could be; `what` takes them."""
+    """Raise ValueError if `batches` is a single batch or no iterable; `what` names the caller."""
     if isinstance(batches, (Mapping, np.ndarray)) or tf.is_tensor(batches):
         raise ValueError(f"{what} takes an iterable of batches, got one batch: put it into a list")
     if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes)):
@@ -261,7 +261,7 @@ def check_batches(batches: Any, what: str = "calibration") -> None:
 def _weight_entries(
     engine: Engine, group: Group, progress: bool
 ) -> dict[str, calib.SiteCalibration]:
-    """This rank's share of the parameter sites, dealt out by size."""
+    """Estimate the ranges of this rank's share of the parameter sites, partitioned by size."""
     values = engine.parameter_values()
     sites = [site for site in engine.plan.sites if site.address in values]
     owners = shard_by_cost([values[site.address].size for site in sites], group.size)
@@ -272,9 +272,7 @@ def _weight_entries(
 
 
 def _agree(engine: Engine, options: dict[str, Any], group: Group) -> None:
-    """Raises DivergedError on every rank if the ranks have different networks, recipes or
-    options.
-    """
+    """Raise DivergedError on every rank if the ranks differ in network, recipe or options."""
     if group.size == 1:
         return
     variables = engine.inference.variables
@@ -295,7 +293,7 @@ def _agree(engine: Engine, options: dict[str, Any], group: Group) -> None:
 
 
 def dimension_entry(site: Site, seen: Mapping[str, calib.Statistics]) -> calib.SiteCalibration:
-    """Range of a site along the embedding axis.
+    """Calibrate a site with ranges along the embedding axis.
 
     Args:
       seen: address -> statistics of each dimension, of this site and of what its dimensions are
@@ -314,14 +312,8 @@ def dimension_entry(site: Site, seen: Mapping[str, calib.Statistics]) -> calib.S
     )
 
 
-def _keeps_dimensions(entry: calib.SiteCalibration | None) -> bool:
-    return entry is not None and entry.statistics.per_channel
-
-
 def weight_entry(site: Site, value: np.ndarray) -> calib.SiteCalibration:
-    """Statistics and range of a parameter, from its values; several channel axes count as one,
-    flattened.
-    """
+    """Calibrate a parameter from its values; several channel axes count as one, flattened."""
     axis = None
     if site.channel_axes:
         value = np.moveaxis(value, site.channel_axes, range(len(site.channel_axes)))

@@ -1,4 +1,5 @@
-"""Name-based TensorFlow checkpoints that survive a full disk and a killed process.
+"""Name-based TensorFlow checkpoints, written atomically (safe against a full disk or a killed
+process).
 
 A checkpoint is what `tf.compat.v1.train.Saver` wrote for BERT: `<prefix>.index` beside
 `<prefix>.data-00000-of-00001`, tensors looked up by name. `tf.train.load_checkpoint(prefix)` and
@@ -34,11 +35,11 @@ _READ_ERRORS = (tf.errors.OpError, RuntimeError, ValueError, IndexError)
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written, or what is on the disk is not a whole checkpoint."""
+    """A checkpoint could not be written, or the files on disk are incomplete or damaged."""
 
 
-class Checkpoint(Mapping[str, np.ndarray]):
-    """The tensors of one checkpoint by name, each read from the disk when it is asked for.
+class Checkpoint(Mapping[str, np.ndarray | str]):
+    """Tensors of one checkpoint by name, each read from disk on access.
 
     A scalar string comes back as `str`, everything else as a NumPy array.
 
@@ -76,8 +77,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
 
 def write(prefix: str | os.PathLike, tensors: Mapping[str, Any]) -> None:
-    """Writes a checkpoint and makes it the latest of its folder; replaces an old one as a whole or
-    not at all.
+    """Write a checkpoint atomically and make it the latest of its folder.
 
     Args:
         prefix: where, without `.index`; missing folders are made.
@@ -114,7 +114,7 @@ def write(prefix: str | os.PathLike, tensors: Mapping[str, Any]) -> None:
 
 
 def read(prefix: str | os.PathLike) -> Checkpoint:
-    """Opens a checkpoint, finishing a write that was cut off after its point of no return.
+    """Open a checkpoint; complete a write that was interrupted after its commit point.
 
     Args:
         prefix: the path without `.index` (a path with it is understood).
@@ -140,7 +140,7 @@ def read(prefix: str | os.PathLike) -> Checkpoint:
 
 
 def recover(prefix: str | os.PathLike) -> None:
-    """Finishes or removes what a killed `write` left in the folder of `prefix`.
+    """Complete or remove what a killed `write` left in the folder of `prefix`.
 
     Does nothing where nothing was left.
     """
@@ -152,7 +152,7 @@ def recover(prefix: str | os.PathLike) -> None:
 
 
 def latest(directory: str | os.PathLike) -> str | None:
-    """Prefix of the checkpoint written last into a folder, or None.
+    """Return the prefix of the checkpoint written last into a folder, or None.
 
     Goes by TensorFlow's `checkpoint` file; where that is missing or names something that is gone,
     by the highest step.
@@ -167,7 +167,7 @@ def latest(directory: str | os.PathLike) -> str | None:
 
 
 def steps(directory: str | os.PathLike, base: str = "model.ckpt") -> list[tuple[int, str]]:
-    """(step, prefix) of every `<base>-<step>` in a folder, lowest step first."""
+    """List (step, prefix) of every `<base>-<step>` in a folder, lowest step first."""
     directory = pathlib.Path(directory)
     recover(directory / base)
     pattern = re.compile(re.escape(base) + r"-([0-9]{1,18})")
@@ -176,8 +176,8 @@ def steps(directory: str | os.PathLike, base: str = "model.ckpt") -> list[tuple[
 
 
 def prune(directory: str | os.PathLike, keep: int, base: str = "model.ckpt") -> None:
-    """Removes all but the `keep` highest steps of `<base>-<step>`; 0 keeps all. Other names are
-    left alone.
+    """Remove all but the `keep` highest steps of `<base>-<step>`; 0 keeps all. Other names are not
+    touched.
 
     Raises:
         ValueError: `keep` is negative.
@@ -199,7 +199,7 @@ def prune(directory: str | os.PathLike, keep: int, base: str = "model.ckpt") -> 
 
 
 def _names(directory: pathlib.Path) -> list[str]:
-    """Names of the checkpoints in a folder, sorted.
+    """Sorted names of the checkpoints in a folder.
 
     Listed, as a pattern would take characters of the folder for its own.
     """
@@ -208,8 +208,8 @@ def _names(directory: pathlib.Path) -> list[str]:
 
 
 def _stated(directory: pathlib.Path) -> pathlib.Path | None:
-    """The checkpoint that TensorFlow's `checkpoint` file of a folder names, in this folder whatever
-    its path says.
+    """Prefix that TensorFlow's `checkpoint` file of a folder names, resolved in this folder
+    whatever path the file contains.
     """
     try:
         state = (
@@ -226,7 +226,7 @@ def _file(prefix: pathlib.Path, suffix: str) -> pathlib.Path:
 
 
 def _check_replaceable(path: pathlib.Path) -> None:
-    """Raises OSError if something is there that is no file, such as a device."""
+    """Raise OSError if the path exists and is not a regular file, such as a device."""
     if os.path.lexists(path) and not path.is_symlink():
         try:
             check_regular(path)
@@ -251,7 +251,7 @@ def _escaped(name: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The cause in a few words.
+    """Return a short cause of an exception.
 
     TensorFlow's messages carry the op's name before it and after it.
     """

@@ -1,7 +1,7 @@
-"""Names and defaults that options may take, as data that needs neither TensorFlow nor NumPy.
+"""Names and defaults of options, importable without TensorFlow and NumPy.
 
-The command lines are parsed with these before TensorFlow, which takes seconds, is imported. Each
-name is implemented in the module that its comment says.
+Command lines are parsed with these before TensorFlow is imported, which takes seconds. A comment
+names the module that implements each name.
 """
 
 MODES = ("float", "quantized")  # engine

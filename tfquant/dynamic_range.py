@@ -1,4 +1,4 @@
-"""Dynamic ranges: the extremes of the tensor at hand, found in the graph in every call and never
+"""Dynamic ranges: extremes of the current tensor, computed in the graph in every call and never
 stored.
 
 `per_tensor`: one range for the whole batch. Padding is left out of it where the model has a mask
@@ -33,7 +33,7 @@ from tfquant.site import Site
 
 
 class DynamicRanges:
-    """The dynamic sites of one trace, and where padding lies in their tensors.
+    """Dynamic sites of one trace, and where padding lies in their tensors.
 
     Args:
       trace: of inference or training.
@@ -68,8 +68,8 @@ class DynamicRanges:
 
 
 def refuse(sites: Iterable[Site], what: str) -> None:
-    """Raises ValueError if one of the sites has a dynamic range, where `what` needs ranges that
-    stay.
+    """Raise ValueError if one of the sites has a dynamic range, for operations (`what`) that need
+    stored ranges.
     """
     found = [site.address for site in sites if site.spec.scale.dynamic and site.enabled]
     if found:
@@ -82,7 +82,7 @@ def refuse(sites: Iterable[Site], what: str) -> None:
 def extremes(
     x: tf.Tensor, site: Site, valid: tf.Tensor | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The range that a site has for a tensor, widened to contain zero as every grid has it.
+    """Range of a site for a tensor: its extremes, extended to contain zero.
 
     Args:
       x: what the site quantizes.

@@ -31,13 +31,14 @@ from tfquant.python_state import fingerprint
 from tfquant.quantizer import Quantizer, UncalibratedError
 from tfquant.rules import Recipe
 from tfquant.site import Site
+from tfquant.variables import state_variable
 
 SiteEdit = Callable[[Site, tf.Tensor], tf.Tensor]
 EdgeEdit = Callable[[Site, Edge, tf.Tensor], tf.Tensor]
 
 
 class Engine:
-    """See the module.
+    """Traced model with its plan and quantizers, see the module docstring.
 
     Attributes:
       source: how to call the user's model.
@@ -56,8 +57,8 @@ class Engine:
 
     def __init__(self, source: ModelAdapter, recipe: Recipe):
         self.latent = False
-        self.quantizing = tf.Variable(True, trainable=False, name="quantizing")
-        self.range_rate = tf.Variable(1.0, trainable=False, name="range_rate")
+        self.quantizing = state_variable(True, "quantizing")
+        self.range_rate = state_variable(1.0, "range_rate")
         self.calibration: calib.Calibration | None = None
         self._known: dict[str, Quantizer] = {}  # every site's of all traces so far
         self._group: Group | None = None
@@ -66,8 +67,8 @@ class Engine:
         self._trace_inference(source, recipe)
 
     def _trace_inference(self, source: ModelAdapter, recipe: Recipe) -> None:
-        """Trace a model for inference and start from that; ranges stay with the addresses of their
-        sites.
+        """Trace a model for inference and reset all that depends on the trace; ranges are kept by
+        address.
         """
         inference = trace(source)
         plan = make_plan(inference, recipe)
@@ -104,7 +105,7 @@ class Engine:
         return None if self.source.model is None else fingerprint(self.source.model)
 
     def retrace(self) -> bool:
-        """Trace the model again if anything changed that Python code reads while it is traced.
+        """Trace the model again if Python state that the trace depends on has changed.
 
         Returns:
           Whether it was.
@@ -119,7 +120,7 @@ class Engine:
 
     @functools.cached_property
     def training(self) -> Trace:
-        """The trace for training, made when it is first used."""
+        """Trace for training, made on first use."""
         if not self.source.modes:
             return self.inference
         unchanged = self._python_state() == self._state
@@ -139,19 +140,19 @@ class Engine:
         self._mode = mode
 
     def share_ranges(self, group: Group) -> None:
-        """Moving averages follow the batches of all ranks of `group` from now on."""
+        """Let moving averages follow the batches of all ranks of `group` from now on."""
         self._group = group
         for quantizer in self._known.values():
             quantizer.group = group
         self._functions = {key: made for key, made in self._functions.items() if not key[1]}
 
     def check_ready(self) -> None:
-        """Raises UncalibratedError if the current mode quantizes and a site has no range."""
+        """Raise UncalibratedError if the current mode quantizes and a site has no range."""
         if self._mode == "quantized":
             self.check_calibrated()
 
     def check_calibrated(self) -> None:
-        """Raises UncalibratedError if a site has no range."""
+        """Raise UncalibratedError if a site has no range."""
         if all(q.calibrated for q in self.quantizers.values()):
             return
         missing = [a for a, q in self.quantizers.items() if not q.calibrated]
@@ -162,9 +163,7 @@ class Engine:
         )
 
     def __call__(self, inputs: Any, training: bool = False) -> Any:
-        """Runs the current mode on one structure of inputs; usable inside and outside of
-        `tf.function`.
-        """
+        """Run the current mode on one structure of inputs, inside or outside of `tf.function`."""
         # Ranges are read when the graph is built outside any function; inside one they were checked
         # by who calls.
         if tf.executing_eagerly():
@@ -200,7 +199,7 @@ class Engine:
         return self.pack_outputs(outputs, training), tapped, list(side)
 
     def trace_of(self, training: bool) -> Trace:
-        """The trace that is replayed in training or in inference."""
+        """Return the trace that is replayed in training or in inference."""
         return self.training if training and self.source.modes else self.inference
 
     def function(
@@ -210,7 +209,7 @@ class Engine:
         taps: tuple[str, ...] = (),
         side_outputs: bool = False,
     ):
-        """The concrete function of a mode.
+        """Return the concrete function of a mode.
 
         Args:
           mode: see `MODES`.
@@ -265,8 +264,8 @@ class Engine:
         taps: tuple[str, ...],
         side_outputs: bool,
     ):
-        """The quantized network or, while `quantizing` is false, the float one; one of them
-        runs.
+        """Emit a conditional that runs the quantized network or, while `quantizing` is false, the
+        float one.
         """
 
         def branch(mode: str):
@@ -279,8 +278,8 @@ class Engine:
         return tf.cond(self.quantizing, lambda: branch(mode), lambda: branch("float"))
 
     def site_quantizer(self, flat: Sequence[tf.Tensor], training: bool = False) -> EdgeEdit:
-        """What quantizes the tensors of sites, in a graph that is emitted for the inputs `flat`;
-        disabled sites let them pass.
+        """Return the quantizer of site tensors for a graph that is emitted with the inputs `flat`;
+        disabled sites are identities.
         """
         dynamic = self._dynamic_ranges(training and self.source.modes).quantizing(flat)
 
@@ -302,15 +301,13 @@ class Engine:
         return self._dynamic[training]
 
     def edits(self, edit: SiteEdit, training: bool = False) -> Edits:
-        """Edits that pass the tensor of every site through `edit`, once for each tensor however
-        many consumers share it.
+        """Edits that pass the tensor of every site through `edit`, once per tensor, however many
+        consumers share it.
         """
         return self.edits_at_edges(lambda site, edge, tensor: edit(site, tensor), training)
 
     def edits_at_edges(self, edit: EdgeEdit, training: bool = False) -> Edits:
-        """As `edits`, for what wants to know the first edge as well at which replaying meets a
-        tensor.
-        """
+        """Like `edits`, for callbacks that also take the first edge where replay meets a tensor."""
         done: dict[tuple[str, int], tf.Tensor] = {}
         kept: list[tf.Tensor] = []  # ids must not be used again while the graph is built
 
@@ -335,8 +332,8 @@ class Engine:
         )
 
     def edges(self, training: bool = False) -> dict[str, Edge]:
-        """Address -> edge, in the inference or training trace; of the latter under the address in
-        the former.
+        """Map address -> edge in the inference or training trace; edges of the latter are listed
+        under their address in the former.
         """
         return {address: edges[0] for address, edges in self._aligned(training).items()}
 
@@ -359,7 +356,9 @@ class Engine:
         return self._edges[training]
 
     def placements(self, training: bool = False) -> list[tuple[Site, Edge]]:
-        """(site, edge) for every edge a site quantizes, in the inference or training trace."""
+        """List (site, edge) for every edge that a site quantizes, in the inference or training
+        trace.
+        """
         edges = self._aligned(training)
         return [
             (site, edge)
@@ -369,8 +368,8 @@ class Engine:
         ]
 
     def weights(self) -> dict[str, tf.Variable]:
-        """Path -> variable, without the ranges, in the order of the model. Random states of dropout
-        are no weights.
+        """Path -> variable without ranges, in the order of the model. States of random generators
+        (dropout) are excluded.
 
         Layers of one name are told apart: `dense`, `dense_1`, ... in the order data flows through
         them, then those that inference does not use in the order of the model.
@@ -395,7 +394,9 @@ class Engine:
         return named
 
     def parameter_edges(self) -> dict[str, Edge]:
-        """Address of each parameter site -> one of its edges, a product before a look-up."""
+        """Map address of each parameter site -> one of its edges, a product in preference to a
+        look-up.
+        """
         found: dict[str, Edge] = {}
         for site, edge in self.placements():
             if edge.parameter and (
@@ -405,7 +406,7 @@ class Engine:
         return found
 
     def parameter_values(self, edges: Mapping[str, Edge] | None = None) -> dict[str, np.ndarray]:
-        """Current values of what the parameter sites quantize, as they reach the site.
+        """Current values of the parameters that sites quantize, as they reach the site.
 
         Args:
           edges: name -> where a parameter is quantized; by default one edge of every parameter
@@ -442,11 +443,11 @@ class Engine:
         return values
 
     def flatten_inputs(self, inputs: Any) -> list[tf.Tensor]:
-        """Flat tensors in the types of the signature, see `Inputs.flatten`."""
+        """Flatten inputs to tensors in the types of the signature, see `Inputs.flatten`."""
         return self.inputs.flatten(inputs)
 
     def inputs_of(self, batch: Any) -> Any:
-        """The inputs of a batch, see `Inputs.of_batch`."""
+        """Return the inputs of a batch, see `Inputs.of_batch`."""
         return self.inputs.of_batch(batch)
 
     def pack_outputs(self, flat, training: bool) -> Any:
@@ -459,7 +460,7 @@ class Engine:
         )
 
     def apply(self, calibration: calib.Calibration) -> None:
-        """Takes over the ranges of a calibration, all or none.
+        """Set all ranges from a calibration, or none if it does not fit.
 
         Raises:
           ValueError: it lacks a site, or a range does not fit.
@@ -495,9 +496,7 @@ class Engine:
 
 
 def _check_grouping(site: Site, found: calib.Grouping | None) -> None:
-    """Raises ValueError if the groups of dimensions in a calibration are not those that a site is
-    to have.
-    """
+    """Raise ValueError if the groups of dimensions in a calibration are not those of the site."""
     wanted = (
         None
         if site.spec.layout.groups is None
@@ -528,7 +527,7 @@ def _apply_all(places: list[tuple[Site, Edge]], apply: EdgeEdit, tensor: tf.Tens
 def fused_ranges(
     sites, ranges: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Gives the sites of one group the smallest lower and largest upper end among them."""
+    """Give the sites of one fusion group their smallest lower and largest upper end."""
     groups: dict[str, list[str]] = {}
     for site in sites:
         if site.group:

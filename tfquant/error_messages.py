@@ -1,4 +1,4 @@
-"""Texts of errors, ours made of those of others."""
+"""Formatting of error messages, including those of other libraries."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from fileio.messages import printable
 
 
 def one_line(error: object, limit: int | None = None) -> str:
-    """Message of an error in one line of at most `limit` characters that a terminal shows as they
-    are.
-    """
+    """Message of an error in one line of at most `limit` printable characters."""
     return printable(" ".join(str(error).split()))[:limit]
 
 
 def shown(value: object, limit: int = 200) -> str:
-    """`repr(value)` in one line of at most `limit` characters, for messages about what a file or a
-    user gave.
-    """
+    """`repr(value)` in one line of at most `limit` characters, for values from files or users."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested without end; integers of thousands of digits
@@ -25,7 +21,7 @@ def shown(value: object, limit: int = 200) -> str:
     return printable(text if len(text) <= limit else text[: limit - 4] + " ...")
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: Exception | None) -> str:
     """Type and message of an error that the user's code raised, in one line.
 
     Keras wraps errors of a layer into many lines, with the error itself in bold below a heading;

@@ -1,4 +1,4 @@
-"""Gradients of rounding: straight-through variants of the values, and gradients of ranges.
+"""Gradients of rounding: straight-through estimators (STE) of values, and gradients of ranges.
 
 Rounding counts as the identity inside the range. The gradient of the values passes where they lie
 between the ends, the ends included (`inclusive`, which is that of TensorFlow's kernels) or not
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import tensorflow as tf
 
@@ -26,7 +26,7 @@ Rounding = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Gradient:
-    """Straight-through variant of a quantizer.
+    """Straight-through estimator variant of a quantizer.
 
     Attributes:
       ste: whether the gradient reaches values exactly on an end of the range: `inclusive` or
@@ -54,7 +54,8 @@ def clipped_straight_through(
     strict: bool = False,
     range_gradient: str = "none",
 ) -> tf.Tensor:
-    """Round with the clipped straight-through gradient of `x`, and one of `amax` on request.
+    """Round with the clipped straight-through gradient of `x` and, on request, a gradient of
+    `amax`.
 
     y = level * amax / quant_max: a clipped level adds y / amax to the gradient of amax; inside,
     rounding counts as straight through and takes x / amax off. With dx, which is dy inside and 0
@@ -77,7 +78,7 @@ def clipped_straight_through(
     """
 
     @tf.custom_gradient
-    def rounded(x, amax):
+    def rounded(x, amax) -> Any:
         y = rounding(x, amax)
 
         def gradient(dy):
@@ -98,30 +99,32 @@ def identity(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Ten
     """Apply `function` with the gradient of the identity."""
 
     @tf.custom_gradient
-    def straight_through(x):
+    def straight_through(x) -> Any:
         return function(x), lambda dy: dy
 
     return straight_through(x)
 
 
 def scaled(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """The identity whose gradient is multiplied by `factor`."""
+    """Identity whose gradient is multiplied by `factor`."""
 
     @tf.custom_gradient
-    def passed(x):
+    def passed(x) -> Any:
         return tf.identity(x), lambda dy: dy * factor
 
     return passed(x)
 
 
 @tf.custom_gradient
-def minus(x: tf.Tensor, lower: tf.Tensor):
-    """x - lower. TensorFlow's own gradient of `lower` sums a negated copy of the whole tensor."""
+def minus(x: tf.Tensor, lower: tf.Tensor) -> Any:
+    """Compute x - lower. TensorFlow's own gradient of `lower` sums a negated copy of the whole
+    tensor.
+    """
     return x - lower, lambda dy: (dy, -_sum(dy, lower))
 
 
 def _inside(dy: tf.Tensor, x: tf.Tensor, limit: tf.Tensor, signed: bool, strict: bool) -> tf.Tensor:
-    """`dy` where `x` lies in the range, 0 elsewhere."""
+    """Gradient `dy` where `x` lies in the range, 0 elsewhere."""
     low = -limit if signed else tf.zeros_like(limit)
     if limit.shape.rank == 0 and not strict:  # one pass
         return tf.raw_ops.QuantizeAndDequantizeV4Grad(
@@ -137,7 +140,7 @@ def _inside(dy: tf.Tensor, x: tf.Tensor, limit: tf.Tensor, signed: bool, strict:
 
 
 def _dot(a: tf.Tensor, b: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Sum of products over all axes along which `like` does not vary, in the shape of `like`."""
+    """Sum of products over all axes along which `like` is constant, in the shape of `like`."""
     if like.shape.rank == 0:
         # As many products of rows as the last two axes are long: faster than one, and than a sum of
         # products; and closer.
@@ -150,7 +153,7 @@ def _dot(a: tf.Tensor, b: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
 
 
 def _sum(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Sum over all axes along which `like` does not vary, in the shape of `like`."""
+    """Sum over all axes along which `like` is constant, in the shape of `like`."""
     if like.shape.rank == 0:
         return tf.reduce_sum(x)
     return tf.reduce_sum(

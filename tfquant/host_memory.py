@@ -1,6 +1,7 @@
-"""Memory of the process.
+"""Memory use of the process.
 
-What TensorFlow frees on a CPU is kept for the next step instead of going back to the system.
+Memory that TensorFlow frees on a CPU is retained for the next step instead of returned to the
+system.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _CHOSEN = (
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep large blocks that are freed. Call it before TensorFlow computes anything;
-    several calls are as one.
+    """Configure glibc to retain large freed blocks. Call it before TensorFlow computes anything;
+    repeated calls have no effect.
 
     TensorFlow allocates the tensors of a CPU afresh in every step. glibc asks the system for each
     large one and gives it back, so that every page of it is cleared and mapped anew, step after
@@ -49,7 +50,7 @@ def keep_freed_memory() -> bool:
 
 
 def check_fits(size: int, what: str) -> None:
-    """Raises ValueError if more than half of the memory of the machine were needed.
+    """Raise ValueError if an allocation exceeds half of the memory of the machine.
 
     Args:
       size: bytes.

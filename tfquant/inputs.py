@@ -1,7 +1,6 @@
-"""Inputs.
+"""Validation and flattening of the inputs of a traced model.
 
-What users pass to a model, as the flat tensors that its trace takes; cast and reshaped as Keras
-does.
+Inputs are cast and reshaped as Keras does, and flattened to the tensors that the trace takes.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from tfquant.graph.trace import Trace
 
 
 class Inputs:
-    """The inputs of one traced model.
+    """Inputs of one traced model.
 
     Args:
       source: how the model is called.
@@ -35,7 +34,7 @@ class Inputs:
         )
 
     def flatten(self, inputs: Any) -> list[tf.Tensor]:
-        """Flat tensors in the types of the signature.
+        """Flatten inputs to tensors in the types of the signature.
 
         Args:
           inputs: of a model; of a function a tuple of arguments or a mapping with the names of
@@ -64,8 +63,8 @@ class Inputs:
         ]
 
     def of_batch(self, batch: Any) -> Any:
-        """The inputs of a batch that may be (inputs, targets) or (inputs, targets, weights), or a
-        function's single argument.
+        """Return the inputs of a batch that may be (inputs, targets) or (inputs, targets, weights),
+        or a function's single argument.
         """
         if self._arguments is not None and not self._of_model:
             return batch if isinstance(batch, (tuple, Mapping)) else (batch,)
@@ -85,11 +84,11 @@ class Inputs:
         return batch
 
     def takes_names(self, inputs: Any) -> bool:
-        """Whether `inputs` is a mapping with names of inputs, at least one of them."""
+        """Return whether `inputs` is a mapping with names of inputs, at least one of them."""
         return isinstance(inputs, Mapping) and any(name in inputs for name in self._names)
 
     def _binds(self, batch: Any) -> bool:
-        """Whether a batch is all arguments of a layer that takes several."""
+        """Return whether a batch holds all arguments of a layer that takes several."""
         if isinstance(batch, Mapping):
             return set(self._structure) <= set(batch)
         if not isinstance(batch, (tuple, list)) or len(batch) != len(self._structure):
@@ -107,7 +106,7 @@ class Inputs:
         return self.takes_names(inputs) or self._same_structure(self._as_structure(inputs))
 
     def _by_name(self, inputs: Any) -> list[Any] | None:
-        """Leaves found by their names.
+        """Select leaves by their names.
 
         Keys of the structure, or, as Keras takes them as well, names of inputs.
         """
@@ -128,7 +127,7 @@ class Inputs:
         return tf.nest.flatten(inputs) if self._same_structure(inputs) else None
 
     def _as_structure(self, inputs: Any) -> Any:
-        """A list of one for one tensor, and the other way about."""
+        """Convert between one tensor and a list of one."""
         wants_list = isinstance(self._structure, (list, tuple)) and len(self._structure) == 1
         if wants_list and not isinstance(inputs, (list, tuple, Mapping)):
             return [inputs]
@@ -148,7 +147,9 @@ class Inputs:
         return True
 
     def _same_count(self, inputs: Any, flat: list[Any]) -> bool:
-        """Whether a functional model takes them all the same, in the order in which they come."""
+        """Return whether the number of tensors is right for a functional model, which takes them in
+        their order.
+        """
         nested = (inputs, self._structure)
         return (
             self._casts
@@ -176,8 +177,8 @@ class Inputs:
 
 
 def _check_whole(value: Any, spec: tf.TensorSpec, name: str, symbolic: bool) -> None:
-    """Raise ValueError if floats for an integer input are no whole numbers; a cast would cut them
-    off.
+    """Raise ValueError if floats for an integer input are not whole numbers, which a cast would
+    truncate.
 
     Args:
       value: array or tensor.
@@ -203,7 +204,7 @@ def _check_whole(value: Any, spec: tf.TensorSpec, name: str, symbolic: bool) -> 
 
 
 def _with_rank(value: Any, spec: tf.TensorSpec) -> Any:
-    """The value with a last axis of one added or removed, as functional models of Keras take it."""
+    """Add or remove a last axis of size one, as functional models of Keras do."""
     if spec.shape.rank is None or value.shape is None:
         return value
     given = len(value.shape)
@@ -219,7 +220,7 @@ def _is_number(dtype: tf.DType) -> bool:
 
 
 def _without_lists(structure: Any) -> Any:
-    """Tuples in place of lists: Keras makes one of the other while it passes inputs on."""
+    """Replace lists by tuples, as Keras converts one to the other while it passes inputs on."""
     if isinstance(structure, Mapping):
         return {key: _without_lists(value) for key, value in structure.items()}
     if isinstance(structure, (list, tuple)):

@@ -1,5 +1,5 @@
-"""Taps: tensors from inside a model beside its outputs, from one forward pass, without a change to
-the model's code.
+"""Intermediate outputs: tensors from inside a model in addition to its outputs, from one forward
+pass, without a change to the model's code.
 
 tapped = tap(model)
 outputs, found = tapped(inputs, [block.output for block in tapped.blocks], training=True)
@@ -27,7 +27,7 @@ _FLOAT = Recipe((Rule(None, optional=True),), "float")
 
 
 class Tapped:
-    """What `tap` returns.
+    """Function that returns intermediate outputs; result of `tap`.
 
     Attributes:
       differentiable: whether gradients reach the variables of the model.
@@ -39,19 +39,19 @@ class Tapped:
 
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """Addresses of the hidden state that leaves each block and of its attention probabilities,
-        first block first.
+        """Addresses of each block's output hidden state and attention probabilities, first block
+        first.
         """
         return self._engine.inference.analysis.blocks
 
     @functools.cached_property
     def letters(self) -> dict[str, tuple[str, ...]]:
-        """Addresses of the tensors that `tfquant.graph.letters` has letters for, such as `y3`."""
+        """Addresses of the tensors of `tfquant.graph.letters` by letter, such as `y3`."""
         return self._engine.inference.analysis.letters
 
     @property
     def graph(self) -> tf.Graph:
-        """What one pass of inference runs in the model's current mode: flat, with its quantizers.
+        """Flat graph of one inference pass in the model's current mode, including quantizers.
 
         Raises:
           UncalibratedError: the model is quantized and has no ranges.
@@ -70,7 +70,7 @@ class Tapped:
     def validity(
         self, address: str, mask: str | Sequence[str] | None = "auto"
     ) -> Callable[[Any], tf.Tensor | None]:
-        """Inputs of the model -> which elements of the tensor at an address are real, see
+        """Return a function from the model's inputs to the mask of real elements at an address, see
         `tfquant.graph.padding.Validity.of`.
         """
         engine, tensor = self._engine, self._edge(address).tensor
@@ -80,7 +80,7 @@ class Tapped:
     def __call__(
         self, inputs: Any, addresses: Sequence[str] = (), training: bool = False
     ) -> tuple[Any, dict[str, tf.Tensor]]:
-        """Runs the model once, in its current mode.
+        """Run the model once, in its current mode.
 
         Args:
           inputs: as the model takes them.
@@ -123,7 +123,7 @@ class Tapped:
 def tap(
     model: Any, *, differentiable: bool = True, inputs: Any = None, signature: Any = None
 ) -> Tapped:
-    """Makes the inner tensors of a model available.
+    """Return a function that computes intermediate outputs of a model.
 
     Args:
       model: a Keras model, or what `tfquant.quantize` returned, whose quantizers then work in it as

@@ -10,6 +10,7 @@ plain operations.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -21,7 +22,7 @@ _SIGNIFICANT_DIGITS = 4
 
 
 class CompiledKernel:
-    """An element-wise function of values and a scale, compiled once for each shape.
+    """Element-wise function of values and a scale, compiled once for each shape.
 
     Args:
       plain: the function, of float32 tensors of any shape; it must map padding (zeros) to numbers.
@@ -29,13 +30,14 @@ class CompiledKernel:
 
     def __init__(self, plain: Elementwise):
         self._plain = plain
-        signature = [tf.TensorSpec(None, tf.float32), tf.TensorSpec(None, tf.float32)]
+        open_shape: Any = None
+        signature = [tf.TensorSpec(open_shape, tf.float32)] * 2
         self._compiled = tf.function(
             plain, input_signature=signature, autograph=False, jit_compile=True
         )
 
     def __call__(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-        """Apply the function.
+        """Compute the function.
 
         Args:
           x: float32.
@@ -52,7 +54,7 @@ class CompiledKernel:
         return self._padded(x / scale, tf.constant(1.0)) * scale
 
     def _padded(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-        """The function on a tensor of open size and a scalar scale."""
+        """Compute the function on a tensor of open size and a scalar scale."""
         size = tf.size(x)
         y = tf.cond(
             size < SMALLEST_COMPILED,
@@ -64,14 +66,13 @@ class CompiledKernel:
         return tf.ensure_shape(y, x.shape)
 
     def _to_known_size(self, x: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-        """`x` as one axis, with zeros behind up to the next size that is compiled for."""
-        return tf.pad(tf.reshape(x, [-1]), [[0, compiled_size(size) - size]])
+        """Flatten `x` and pad it with zeros to the next size that is compiled."""
+        paddings: Any = [[0, compiled_size(size) - size]]
+        return tf.pad(tf.reshape(x, [-1]), paddings)
 
 
 def compiled_size(size: tf.Tensor) -> tf.Tensor:
-    """Smallest number of at most four binary digits times a power of two that is not below
-    `size`.
-    """
+    """Smallest size of at most four significant binary digits that is not below `size`."""
     exponent = tf.cast(tf.bitcast(tf.cast(size, tf.float64), tf.int64) // 2**52, tf.int32) - 1023
     unit = tf.bitwise.left_shift(1, tf.maximum(exponent - (_SIGNIFICANT_DIGITS - 1), 0))
     return (size + unit - 1) // unit * unit

@@ -1,6 +1,6 @@
-"""Latency of opened files.
+"""Latency measurement of exported files.
 
-They take turns on the same inputs, so that a machine whose speed drifts slows all of them alike.
+Files take turns on the same inputs, so that drift of the machine's speed affects all alike.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PAUSE_S = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Of one file.
+    """Latency statistics of one exported file.
 
     Attributes:
       p50, p95, p99: percentiles of the milliseconds of a call.
@@ -47,7 +47,7 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Workload:
-    """What a file is called with, call after call.
+    """Inputs of the timed calls.
 
     Attributes:
       feeds: inputs of a call by name.
@@ -65,7 +65,7 @@ class Workload:
         length: int | str,
         rows: Mapping[str, np.ndarray] | None = None,
     ) -> Workload:
-        """Of so many rows a call.
+        """Inputs for calls with a fixed number of examples each.
 
         Args:
           inputs: of the files.
@@ -108,7 +108,8 @@ class Workload:
         feeds = []
         for start in range(0, count - batch + 1, batch):
             chosen = slice(start, start + batch)
-            size = max(1, int(mask[chosen].sum(-1).max())) if length == "real" else int(length)
+            real = length == "real" and mask is not None
+            size = max(1, int(mask[chosen].sum(-1).max())) if real else int(length)
             feeds.append(
                 {entry.name: _sized(rows[entry.name][chosen], entry, size) for entry in inputs}
             )
@@ -118,9 +119,12 @@ class Workload:
 def measure(
     sessions: Mapping[str, Session], workload: Workload, seconds: float
 ) -> dict[str, Measured]:
-    """Times every file for about `seconds`, pauses included, some calls of each in turn."""
+    """Time every file for about `seconds`, pauses included, alternating between files every few
+    calls.
+    """
     taken: dict[str, list[float]] = {name: [] for name in sessions}
     feeds = itertools.cycle(workload.feeds)
+    slowest = 0.0
     for feed in itertools.islice(feeds, WARM_UP):
         slowest = max([_seconds(session, feed) for session in sessions.values()])
     turn = min(max(TURN, math.ceil(TURN_S / slowest)), LONGEST_TURN)
@@ -153,7 +157,7 @@ def _constant(entry: Input, batch: int, length: int) -> np.ndarray:
 
 
 def _sized(rows: np.ndarray, entry: Input, length: int) -> np.ndarray:
-    """Rows cut off or padded along the open axes."""
+    """Crop or pad examples along the open axes."""
     for axis, size in enumerate(entry.shape):
         if axis and size is None and axis < rows.ndim:
             rows = rows.take(range(min(length, rows.shape[axis])), axis)

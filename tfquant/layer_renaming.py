@@ -1,9 +1,9 @@
-"""Renaming: which name in a file means which layer of a model, where Keras has numbered layers
-without a name differently.
+"""Match layer names of a file with those of a model whose unnamed layers Keras numbered
+differently.
 
 Keras numbers a layer without a name by how many of its class a process has made before (`dense`,
-`dense_1`), and TensorFlow numbers scopes that are entered again. Such numbers say nothing; names
-that a user has given are compared as they are.
+`dense_1`), and TensorFlow numbers repeated scopes. Such numbers are ignored; names set by the user
+are compared exactly.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ class AmbiguousNamesError(ValueError):
 
 
 def given_names(model: Any) -> frozenset[str] | None:
-    """Names of layers that a user has given, of a Keras or tf-keras model; None of anything
-    else.
-    """
+    """Layer names set by the user of a Keras or tf-keras model; None for anything else."""
     if not hasattr(model, "_flatten_layers"):
         return None
     layers = list(model._flatten_layers())
@@ -43,7 +41,7 @@ def given_names(model: Any) -> frozenset[str] | None:
 
 
 def _is_wrapper(layer: Any) -> bool:
-    """Whether a layer is one of Keras' own that names the layers inside it after another.
+    """Return whether a layer is a Keras wrapper that renames the layers inside it.
 
     `forward_gru_1`.
     """
@@ -61,7 +59,8 @@ def _is_automatic(layer: Any, wrapped: bool) -> bool:
 def pair_weights(
     own: Sequence[str], stored: Sequence[str], given: frozenset[str] | None
 ) -> dict[str, str] | None:
-    """Path of a variable in the model -> its path in the file; None where they do not correspond.
+    """Map path of a variable in the model -> its path in the file; None where they do not
+    correspond.
 
     Args:
       own: in the order of the model.
@@ -89,7 +88,7 @@ def pair_sites(
     weights: Mapping[str, str],
     given: frozenset[str] | None,
 ) -> dict[str, str] | None:
-    """Address in the model -> address in the file; None where they do not correspond.
+    """Map address in the model -> address in the file; None where they do not correspond.
 
     Args:
       own: in graph order.
@@ -116,7 +115,7 @@ def pair_sites(
 
 
 def _renamed(address: str, layers: Mapping[str, str]) -> str:
-    """An address with the path of the innermost layer of `layers` that it lies in replaced."""
+    """Replace the path of the innermost enclosing layer of `layers` in an address."""
     path, colon, rest = address.partition(":")
     inner, behind = path, ""
     while inner and inner.partition("#")[0] not in layers:
@@ -127,7 +126,7 @@ def _renamed(address: str, layers: Mapping[str, str]) -> str:
 
 
 def _correspond(own: Sequence[str], stored: Sequence[str], given: frozenset[str] | None) -> bool:
-    """Whether names are equal one by one, but for numbers that were not given."""
+    """Return whether names are equal one by one, except for automatic numbers."""
     return len(own) == len(stored) and all(
         _NUMBERS.sub("", a) == _NUMBERS.sub("", b)
         and _given_parts(a, given) == _given_parts(b, given)
@@ -136,8 +135,8 @@ def _correspond(own: Sequence[str], stored: Sequence[str], given: frozenset[str]
 
 
 def _given_parts(name: str, given: frozenset[str] | None) -> list[str | None]:
-    """The given name that each part of a name stands for, TensorFlow's numbers left out; None for
-    parts without one.
+    """The user-given name behind each part of a name, without TensorFlow's numbers; None for parts
+    without one.
     """
     parts = []
     for part in _PARTS.findall(name):

@@ -1,4 +1,4 @@
-"""Layouts: which elements of a tensor share a scale.
+"""Layouts: sets of elements of a tensor that share a scale (granularity).
 
 `Layout` is the part of a quantization spec that names the granularity. Bound to a tensor it becomes
 *channel axes*: the axes along which every index has a scale of its own, ascending; none of them
@@ -64,7 +64,7 @@ class Layout:
 
     @property
     def per_embedding(self) -> bool:
-        """Whether scales lie along the embedding axis, one for each index or group of indices."""
+        """Whether scales lie along the embedding axis, one per index or per group of indices."""
         return self.granularity in PER_EMBEDDING
 
     @property
@@ -87,9 +87,7 @@ class Layout:
             return (rank - 1,)
         return output_channels if self.granularity == "per_channel" else ()
 
-    def range_shape(
-        self, shape: Sequence[int | None], channel_axes: tuple[int, ...]
-    ) -> tuple[int, ...]:
+    def range_shape(self, shape: Sequence[Any], channel_axes: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of either end of a stored range: `[groups]`, else the sizes of the channel axes."""
         if self.groups is not None:
             return (self.groups,)
@@ -123,7 +121,7 @@ def shared_axes(rank: int, channel_axes: tuple[int, ...]) -> list[int]:
 
 
 def spread(values: tf.Tensor, group_of: tf.Tensor | tf.Variable) -> tf.Tensor:
-    """Values of groups repeated for their dimensions.
+    """Repeat values of groups for each of their dimensions.
 
     TensorFlow's own gradient of a gather is sparse, and made dense later with a warning.
 
@@ -137,7 +135,7 @@ def spread(values: tf.Tensor, group_of: tf.Tensor | tf.Variable) -> tf.Tensor:
     group_of, groups = tf.convert_to_tensor(group_of), values.shape[0]
 
     @tf.custom_gradient
-    def gathered(values):
+    def gathered(values) -> Any:
         return tf.gather(values, group_of), lambda dy: tf.math.unsorted_segment_sum(
             dy, group_of, groups
         )

@@ -1,9 +1,8 @@
-"""Ranges that training learns: what is trained in place of a range's ends, and how the ends follow
-from it.
+"""Learned ranges: trained parameters and the computation of range ends from them.
 
-Every way trains one number for each range, from which its width follows (amax of a symmetric grid,
-upper - lower of another), and for asymmetric grids an offset, the lower end or its share of the
-width. Gradients of the width are those of `tfquant.qdq`.
+Each parametrization trains one number per range that determines its width (amax of a symmetric
+grid, upper - lower of another), and for asymmetric grids an offset, the lower end or its share of
+the width. Gradients of the width are those of `tfquant.qdq`.
 
 - `lsq`: the step between two codes, its gradient scaled by 1 / sqrt(elements * largest code). Esser
   et al. 2020, arXiv:1902.08153; with the offset Bhalgat et al. 2020, arXiv:2004.09576.
@@ -19,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -27,13 +27,14 @@ from calib.codebook import Codebook
 from tfquant.distributed.group import Group
 from tfquant.gradients import scaled
 from tfquant.scale import SMALLEST_AMAX, symmetric_range, width_of
+from tfquant.variables import state_variable
 
 OFFSET, RELATIVE_OFFSET = "offset", "relative_offset"
 
 
 @dataclasses.dataclass(frozen=True)
 class Parametrization:
-    """Trained parameter in place of a width.
+    """Trained parameter that represents the width of a range.
 
     Attributes:
       name: of the trained variable; part of its name in checkpoints.
@@ -47,8 +48,8 @@ class Parametrization:
 
     name: str
     gradient: str
-    of_width: Callable[[np.ndarray, int], np.ndarray]
-    to_width: Callable[[tf.Tensor, int], tf.Tensor]
+    of_width: Callable[[Any, float], Any]
+    to_width: Callable[[tf.Tensor, float], tf.Tensor]
     positive: bool = True
     scaled: bool = False
     offset: str = OFFSET
@@ -78,17 +79,15 @@ PARAMETER_PATH = rf"^ranges/.*/({'|'.join(_PARAMETERS)})$"
 
 
 def parameter_path(address: str, name: str) -> str:
-    """Name of a variable that holds the range of a site; exporters and Keras allow no colon in
-    it.
-    """
+    """Name of a range variable, without colons, which exporters and Keras reject."""
     return f"ranges/{address.replace(':', '/')}/{name}"
 
 
 class LearnedRange:
-    """The trainable variables of one range.
+    """Trainable variables of one range.
 
     Attributes:
-      parametrization: see there.
+      parametrization: representation of the width.
       value: float32 variable of the range's shape, NaN until set.
       offset: the lower end where the codebook is asymmetric, or its share of the width, from -1 to
         0; else None.
@@ -114,24 +113,24 @@ class LearnedRange:
         self.parametrization, self._is_weight = PARAMETRIZATIONS[update], is_weight
         self._codebook, self._num_steps = codebook, codebook.quant_max
         unset = np.full(shape, np.nan, np.float32)
-        self.value = tf.Variable(
-            unset, trainable=True, name=parameter_path(address, self.parametrization.name)
+        self.value = state_variable(
+            unset, parameter_path(address, self.parametrization.name), trainable=True
         )
         self.offset = None
         if not codebook.symmetric:
-            self.offset = tf.Variable(
-                unset, trainable=True, name=parameter_path(address, self.parametrization.offset)
+            self.offset = state_variable(
+                unset, parameter_path(address, self.parametrization.offset), trainable=True
             )
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
-        """By the last part of their names."""
+        """Variables by the last part of their names."""
         return {self.parametrization.name: self.value} | (
             {} if self.offset is None else {self.parametrization.offset: self.offset}
         )
 
     def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
-        """Starts from a calibrated range."""
+        """Initialize the variables from a calibrated range."""
         width = width_of(lower, upper, self._codebook)
         self.value.assign(
             np.asarray(self.parametrization.of_width(width, self._num_steps), np.float32)
@@ -143,7 +142,7 @@ class LearnedRange:
             )
 
     def range(self, elements: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-        """(lower, upper), differentiable in the variables.
+        """Compute (lower, upper), differentiable in the variables.
 
         Args:
           elements: how many values share one range, for LSQ's scale of the gradient; None leaves
@@ -163,12 +162,14 @@ class LearnedRange:
 
     @property
     def range_gradient(self) -> str:
-        """Gradients of both ends, see `tfquant.gradients`."""
+        """Kind of gradient of both ends, see `tfquant.gradients`."""
         return self.parametrization.gradient
 
-    def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
-        """See `tfquant.stored_range.RangeState`."""
-        elements = tf.size(x) // int(np.prod(self.value.shape, dtype=int))
+    def range_for(
+        self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the range for a tensor, see `tfquant.stored_range.RangeState`."""
+        elements = tf.size(x) // self.value.shape.num_elements()
         if (
             not self._is_weight and x.shape.rank
         ):  # the source counts an activation's elements in one example
@@ -176,7 +177,7 @@ class LearnedRange:
         return self.range(elements)
 
     def constraints(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
-        """Constraint of each variable, by name, under which it is a valid range.
+        """Keras constraint of each variable, by name, that keeps the range valid.
 
         A width is positive, zero lies inside the range.
         """

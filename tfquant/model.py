@@ -1,4 +1,4 @@
-"""What `quantize` returns.
+"""Quantized models and quantized functions, the results of `quantize`.
 
 A keras.Model, or a callable for a function, around the engine of a traced graph.
 """
@@ -31,14 +31,17 @@ _NOT_SAVED = (
 )
 
 
+_TRAINABLE: Any = keras.Model.trainable  # a property, which stubs type as a value
+
+
 class _State:
-    """The methods that a quantized model and a quantized function have in common."""
+    """Common methods of quantized models and quantized functions."""
 
     _engine: Engine
 
     @property
     def plan(self) -> Plan:
-        """The sites and what is skipped."""
+        """Sites and skipped contractions."""
         return self._engine.plan
 
     @property
@@ -47,11 +50,11 @@ class _State:
 
     @property
     def mode(self) -> str:
-        """`float` or `quantized`."""
+        """Current mode, `float` or `quantized`."""
         return self._engine.mode
 
     def set_mode(self, mode: str) -> None:
-        """Switches between `float` and `quantized`. The user's code is not traced again.
+        """Switch between `float` and `quantized`. The user's code is not traced again.
 
         Raises:
           ValueError: another mode.
@@ -59,8 +62,7 @@ class _State:
         self._engine.mode = mode
 
     def share_ranges(self, group: Group) -> None:
-        """For training in several processes: ranges that are moving averages follow the batches of
-        all of them together.
+        """Let moving averages of ranges follow the batches of all ranks of a distributed training.
 
         What each rank sees of a step counts as one batch: the extremes are taken over all ranks
         before they are averaged in, so that N ranks have the ranges of one process with N times the
@@ -74,15 +76,15 @@ class _State:
         return all(q.calibrated for q in self._engine.quantizers.values())
 
     def ranges(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Site address -> (lower, upper), float32 of the site's range shape; dynamic sites are left
-        out.
+        """Map site address -> (lower, upper), float32 of the site's range shape; dynamic sites are
+        excluded.
         """
         return {a: (q.lower.numpy(), q.upper.numpy()) for a, q in self._engine.quantizers.items()}
 
 
 class QuantizedModel(_State, keras.Model):
-    """A model whose graph holds quantizers. Inputs, outputs and variables are those of the
-    original; ranges come on top.
+    """Model with quantizers in its graph. Inputs, outputs and variables are those of the original,
+    plus ranges.
 
     `compile`, `fit`, `evaluate`, `predict` and `save_weights` work as on any Keras model, and
     layers, names, metrics and what the model's class defines for training are the original's. The
@@ -150,8 +152,7 @@ class QuantizedModel(_State, keras.Model):
             self._tracker.lock()
 
     def retrace(self) -> None:
-        """Take over what has changed in the Python objects of the original: flags, rates,
-        regularizers, layers.
+        """Apply changes of the Python state of the original: flags, rates, regularizers, layers.
 
         `compile` does it, and so does the first `fit`, `evaluate` or `predict` after it: nothing
         happens where nothing has changed. Ranges stay with the addresses of their sites.
@@ -215,7 +216,7 @@ class QuantizedModel(_State, keras.Model):
         )
 
     def _single_argument(self, args: tuple, kwargs: dict[str, Any], mask: Any) -> Any:
-        """All arguments of a call but `training` as one structure.
+        """Pack all arguments of a call except `training` into one structure.
 
         Raises:
           ValueError: the model was traced without one of them.
@@ -262,7 +263,7 @@ class QuantizedModel(_State, keras.Model):
         self.train_function = self.test_function = self.predict_function = None
 
     def __getattr__(self, name: str) -> Any:
-        """What only the original has.
+        """Return attributes that only the original has.
 
         Attributes that its class sets, `output_names`, `input_shape` and so on.
         """
@@ -273,11 +274,11 @@ class QuantizedModel(_State, keras.Model):
 
     @property
     def trainable(self):
-        return keras.Model.trainable.fget(self)
+        return _TRAINABLE.fget(self)
 
     @trainable.setter
     def trainable(self, value):
-        keras.Model.trainable.fset(self, value)
+        _TRAINABLE.fset(self, value)
         if "original" in self.__dict__ and not isinstance(self.original, keras.Layer):
             self.original.trainable = value
 
@@ -354,7 +355,7 @@ class QuantizedModel(_State, keras.Model):
 
 
 def _default_training(model: Any) -> Any:
-    """What `training` is in a call of `model` that does not say it."""
+    """Value of `training` in a call of `model` that does not pass it."""
     parameter = (
         inspect.signature(model.call).parameters.get("training") if hasattr(model, "call") else None
     )
@@ -362,7 +363,7 @@ def _default_training(model: Any) -> Any:
 
 
 class QuantizedFunction(_State):
-    """A function on tensors with quantizers in its graph; called like the original.
+    """Function on tensors with quantizers in its graph; called like the original.
 
     Attributes:
       variables: those of the original, in the order data flows through them, then the ranges.
@@ -390,7 +391,7 @@ class QuantizedFunction(_State):
 
 
 def wrap(model: Any, engine: Engine) -> QuantizedModel | QuantizedFunction:
-    """The wrapper that fits what the user gave.
+    """Wrap an engine in the class that matches the user's model.
 
     A keras.Model for models, a callable for functions.
     """
@@ -405,8 +406,8 @@ def adopt(
     constraint: Callable[[tf.Tensor], tf.Tensor] | None = None,
     trainable: bool | None = None,
 ) -> keras.Variable:
-    """A keras.Variable that *is* `variable`: same memory, so that Keras tracks, trains and saves
-    it.
+    """Create a keras.Variable that *is* `variable` (same memory), so that Keras tracks, trains and
+    saves it.
 
     Args:
       variable: of TensorFlow.

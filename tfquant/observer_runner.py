@@ -1,7 +1,6 @@
-"""Observation.
+"""Observation: run calibration batches through the model with observers at its sites.
 
-The float network run on batches, with observers at every activation site, in one or several
-processes.
+The float network is run with observers at every activation site, in one or several processes.
 """
 
 from __future__ import annotations
@@ -91,9 +90,7 @@ class Observation:
         ] = {}  # by batch, of this rank's; filled only where there are other ranks
 
     def find_targets(self) -> dict[str, tuple[Site, Edge]]:
-        """Address of every activation site whose range is to be known -> site and the edge that is
-        observed.
-        """
+        """Map address of every activation site to calibrate -> site and observed edge."""
         found: dict[str, tuple[Site, Edge]] = {}
         for site, edge in self.engine.placements():
             if not edge.parameter and not site.spec.scale.dynamic:
@@ -104,7 +101,7 @@ class Observation:
     def _dimension_edges(
         self, found: dict[str, tuple[Site, Edge]], everywhere: bool
     ) -> dict[str, Edge]:
-        """Address -> edge of everything whose dimensions are observed."""
+        """Map address -> edge of all tensors whose dimensions are observed."""
         edges = {
             address: edge
             for address, (site, edge) in found.items()
@@ -123,7 +120,9 @@ class Observation:
 
     @functools.cached_property
     def function(self):
-        """Made for the first batch that fits: a bad one shows at once."""
+        """Build the concrete function from the first valid batch, so that an invalid one is
+        reported at once.
+        """
         trace, count = self.engine.inference, len(self._edges)
 
         def observe(number, *flat):
@@ -154,7 +153,7 @@ class Observation:
         return function.get_concrete_function()
 
     def statistics(self, site: Site, observer: calib.Observer) -> calib.Statistics:
-        """What was collected at a site; NonFiniteError if a batch held NaN or Inf."""
+        """Statistics collected at a site; raise NonFiniteError if a batch contained NaN or Inf."""
         found = observer.statistics()
         return (
             dataclasses.replace(found, rows=self.rows[site.address].values)
@@ -166,7 +165,7 @@ class Observation:
         return [*(observer for _, observer in self.observers), *self.dimensions.values()]
 
     def run(self, batches: Iterable[Any], progress: bool, group: Group | None = None) -> None:
-        """Observes the batches that fall to this rank; with several ranks, `join` must follow."""
+        """Observe the batches of this rank; with several ranks, `join` must follow."""
         group = group or Single()
         ranks = group.size if self.shared else 1
         total, hidden = _length(batches), not progress or group.rank > 0
@@ -189,7 +188,7 @@ class Observation:
             raise ValueError("no calibration batch was given: pass at least one")
 
     def _observe(self, batch: Any) -> tf.Tensor:
-        """Observes the batch at hand; float32 [sites, 2], its extremes."""
+        """Observe the current batch; return its extremes, float32 [sites, 2]."""
         try:
             flat = self.engine.flatten_inputs(self.engine.inputs_of(batch))
         except (ValueError, TypeError) as error:
@@ -203,8 +202,7 @@ class Observation:
         return extremes
 
     def join(self, group: Group) -> None:
-        """Makes up, on every rank, the statistics of all batches from those that each rank has
-        observed.
+        """Merge, on every rank, the statistics that each rank has collected.
 
         Raises:
           ValueError: the ranks were given different numbers of batches or have different sites.
@@ -233,7 +231,7 @@ class Observation:
         self.samples = sum(int(rank["samples"]) for rank in ranks)
 
     def compare_batches(self, group: Group) -> None:
-        """Compare the batches that the ranks were given.
+        """Compare the batches of all ranks.
 
         Raises:
           ValueError: their number or their content differs.
@@ -296,8 +294,8 @@ def _check_contents(checksums: Sequence[int]) -> None:
 
 
 def _check_method(site: Site) -> None:
-    """Raises ValueError if the method is for the logits of a classifier and the site is something
-    else.
+    """Raise ValueError if the method is for the logits of a classifier and the site is another
+    tensor.
     """
     if site.spec.method.rows and (site.role, site.port) not in (
         ("logits", "output"),
@@ -323,7 +321,7 @@ def _length(batches: Iterable[Any]) -> int | None:
 
 
 def _checksum(batch: Any, before: int) -> int:
-    """CRC-32 of the values of a batch, going on from that of the batches before."""
+    """CRC-32 of the values of a batch, continued from that of the batches before."""
     for leaf in tf.nest.flatten(batch):
         array = np.ascontiguousarray(leaf)
         before = zlib.crc32(

@@ -1,5 +1,4 @@
-"""Sites that checkpoints and calibrations of earlier versions lack, because these told fewer places
-apart.
+"""Compatibility with checkpoints and calibrations of earlier versions, which lack some sites.
 
 They gave all uses of one variable one range, however it was moved, cut or scaled on the way, and
 left the second use of a layer norm, activation or residual connection in float. Such files keep
@@ -28,7 +27,7 @@ _REPEATED_ROLES = (
 
 
 def lacking(sites: Iterable[Site], known: Iterable[str]) -> list[Site]:
-    """Return the sites that a file of an earlier version does not know, in their order.
+    """Return the sites that a file of an earlier version lacks, in their order.
 
     Args:
       sites: of the model, in graph order.
@@ -43,7 +42,7 @@ def lacking(sites: Iterable[Site], known: Iterable[str]) -> list[Site]:
 
 
 def with_partners(sites: Iterable[Site], parted: Iterable[str]) -> list[str]:
-    """Return the addresses of parameters whose ranges do not follow from a file of an earlier
+    """Return the addresses of parameters whose ranges cannot be taken from a file of an earlier
     version.
 
     Such a file has one range for all uses of a variable, which is that of any of them: it fits none
@@ -63,8 +62,8 @@ def with_partners(sites: Iterable[Site], parted: Iterable[str]) -> list[str]:
 
 
 def recipe_of_file(recipe: Recipe, sites: Iterable[Site]) -> Recipe:
-    """Return the recipe that leaves what an earlier version dropped in float; parameters are not
-    touched.
+    """Return a recipe that leaves in float what an earlier version did not quantize; parameters are
+    not changed.
 
     Args:
       recipe: of the file.
@@ -88,7 +87,7 @@ def _is_of_parameter(address: str) -> bool:
 
 
 def _could_be_shared(site: Site, layers: set[str]) -> bool:
-    """Whether a site of the file may have quantized the same variable.
+    """Return whether a site of the file may have quantized the same variable.
 
     One of that layer, or of a variable of it.
     """

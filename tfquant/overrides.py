@@ -1,5 +1,4 @@
-"""Overrides: methods of Keras' training contract that a user's model class replaces, and how a
-quantized model keeps them.
+"""Preserve methods of Keras' training contract that a user's model class overrides.
 
 `compute_loss`, `train_step` and the like may call `super()`, so that they need an instance of their
 own class. A quantized model of such a class is therefore an instance of a class made for it,
@@ -40,7 +39,7 @@ _CONTRACT = (
 
 
 def overridden(model: Any) -> list[str]:
-    """Names of the methods of the training contract that the class of a model replaces.
+    """List the methods of the training contract that the class of a model overrides.
 
     Raises:
       TraceError: they cannot be kept: set on the instance, or of a tf-keras model.
@@ -68,7 +67,7 @@ def overridden(model: Any) -> list[str]:
 
 
 def class_for(base: type, model: Any) -> type:
-    """`base`, or a class derived from it that keeps what the model's class replaces.
+    """Return `base`, or a subclass of it with the overrides of the model's class.
 
     Args:
       base: class of quantized models.
@@ -95,7 +94,7 @@ def _is_of_keras(kind: type, name: str) -> bool:
 
 
 def _calling_the_network(name: str) -> Callable:
-    """A step that raises ValueError if it leaves out the quantized network."""
+    """Wrap a step so that it raises ValueError if it does not call the quantized network."""
 
     def step(self, data):
         runs = self._engine.runs

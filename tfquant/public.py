@@ -1,6 +1,4 @@
-"""The public names, from where they are defined; `tfquant` loads this module when one is asked
-for.
-"""
+"""Lazily loaded public names and the modules that define them."""
 
 from calib import Calibration
 from calib.outliers import OutlierReport, Outliers, outlier_report

@@ -1,5 +1,4 @@
-"""Fingerprint of what Python holds of a model: everything that a trace reads and that no variable
-holds.
+"""Fingerprint of a model's Python state: everything that a trace reads and no variable stores.
 
 A trace is taken once; flags, rates, sublayers and constants that Python code reads are fixed in it.
 Comparing fingerprints tells whether a new trace could differ, at a small part of its cost.
@@ -77,8 +76,8 @@ _PLAIN = (
 
 
 def fingerprint(model: Any) -> Hashable:
-    """What Python code of `model` could read while it is traced; equal as long as nothing of it
-    changes.
+    """Fingerprint of the Python state that a trace of `model` could read; equal as long as none of
+    it changes.
 
     Args:
       model: a Keras or tf-keras model or layer.
@@ -87,8 +86,8 @@ def fingerprint(model: Any) -> Hashable:
 
 
 class _Walk:
-    """Objects reachable from a model, each visited once, in an order that does not depend on
-    addresses.
+    """Traversal of the objects reachable from a model, each visited once, in an order independent
+    of memory addresses.
     """
 
     def __init__(self, kind: type):
@@ -101,8 +100,8 @@ class _Walk:
         self._ignored |= _bookkeeping("tf_keras") if _is_tf_keras(kind) else frozenset()
 
     def run(self, model: Any) -> list[Hashable]:
-        """All that is found, in the order of the walk; without recursion, as users nest their
-        models deeply.
+        """Return all objects in the order of the walk; not recursive, as users nest their models
+        deeply.
         """
         pending = [model]
         while pending:
@@ -119,7 +118,7 @@ class _Walk:
         return self.found
 
     def _visit(self, value: Any) -> list[Any]:
-        """Note an object that is met for the first time, and return what it holds."""
+        """Record an object that is met for the first time, and return the objects it refers to."""
         name = type(value).__qualname__
         if isinstance(value, keras.Variable | tf.Variable):
             inner = value.value if isinstance(value, keras.Variable) else value
@@ -158,9 +157,7 @@ class _Walk:
 
 
 def _of_array(value: Any) -> Hashable:
-    """Values of an array or of an eager tensor; symbolic tensors, left over from a trace, say
-    nothing.
-    """
+    """Values of an array or eager tensor; symbolic tensors, left over from a trace, are ignored."""
     if tf.is_tensor(value):
         if not hasattr(value, "numpy"):
             return "symbolic tensor"
@@ -183,7 +180,7 @@ def _of_array(value: Any) -> Hashable:
 
 
 def _is_opaque(value: Any) -> bool:
-    """Whether an object is compared by identity.
+    """Return whether an object is compared by identity.
 
     Functions, classes, and what libraries keep for themselves.
     """
@@ -209,7 +206,7 @@ def _of_library(module: str | None) -> bool:
 
 
 def _content(cell: types.CellType) -> Any:
-    """What a closure holds there; None for a name that is not bound yet."""
+    """Content of a closure cell; None for a name that is not bound yet."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -222,7 +219,7 @@ def _is_tf_keras(kind: type) -> bool:
 
 @functools.cache
 def _bookkeeping(package: str) -> frozenset[str]:
-    """Attributes of a model without any layers, but for those that calls read."""
+    """Attributes of an empty model, except those that calls read."""
     module = sys.modules.get(package)
     if module is None:
         return frozenset()

@@ -36,7 +36,7 @@ def quantize_dequantize(
     range_gradient: str = "none",
     compiled: bool = True,
 ) -> tf.Tensor:
-    """Round `x` to the values that a tensor of a format can hold within a range.
+    """Quantize and dequantize `x`: round it to the values that a format represents within a range.
 
     Args:
       x: floating point tensor of any shape and type; the arithmetic is float32, the result has the
@@ -66,7 +66,7 @@ def quantize_dequantize(
     x = tf.cast(x, tf.float32)
     lower, upper = (tf.convert_to_tensor(end, tf.float32) for end in (lower, upper))
     if channel_axes:
-        shape = aligned_shape(x.shape, channel_axes)
+        shape = aligned_shape(tuple(x.shape), channel_axes)
         lower, upper = tf.reshape(lower, shape), tf.reshape(upper, shape)
     if codebook.symmetric:
         offset, width = None, amax_of(lower, upper)

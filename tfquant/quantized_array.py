@@ -1,4 +1,4 @@
-"""Quantized arrays: codes with the scale, zero point and number format that give them a value.
+"""Quantized arrays: codes with their scale, zero point and number format.
 
     value = scale * (decoded code - zero)
 
@@ -45,7 +45,7 @@ class QuantParams:
 
     @property
     def format(self) -> formats.Format:
-        """The number format of the codes."""
+        """Number format of the codes."""
         return formats.of(self.codebook)
 
     def quantize(self, values: np.ndarray) -> QuantizedArray:
@@ -54,7 +54,7 @@ class QuantParams:
         return QuantizedArray(self.encode(units), self)
 
     def encode(self, units: np.ndarray) -> np.ndarray:
-        """int32 codes of values in units of the scale, an array that may be overwritten."""
+        """Encode values in units of the scale, an array that may be overwritten, as int32 codes."""
         if not self.codebook.symmetric:  # zero is added to whole numbers, as runtimes do
             np.rint(units, out=units)
             units += aligned(self.zero, units.shape, self.axes).astype(np.float32)

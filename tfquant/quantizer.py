@@ -1,4 +1,4 @@
-"""Quantizer: the state of one site, and QDQ with it."""
+"""Quantizer: range state of one site, and QDQ with it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tfquant.learned import PARAMETRIZATIONS, LearnedRange, parameter_path
 from tfquant.scale import LARGEST_AMAX
 from tfquant.site import Site
 from tfquant.stored_range import MovingRange, RangeState, StoredRange
+from tfquant.variables import state_variable
 
 GROUP_OF = "group_of"
 
@@ -21,7 +22,7 @@ class UncalibratedError(RuntimeError):
 
 
 def range_state(site: Site, rate: tf.Variable | None = None) -> RangeState:
-    """The state that the range of a site needs, by what training does to it.
+    """Create the range state of a site, by its update method in training.
 
     Args:
       site: whose range is not dynamic.
@@ -54,7 +55,7 @@ class Quantizer:
       group: the processes whose batches a moving average follows together.
 
     Args:
-      site: see there.
+      site: what is quantized and how.
       rate: a moving average stands still while it is 0; None for never.
     """
 
@@ -64,35 +65,33 @@ class Quantizer:
         self.state = range_state(site, rate)
         self.group_of: tf.Variable | None = None
         if site.spec.layout.groups is not None:
-            ungrouped = np.full(site.shape[-1], -1, np.int32)
-            self.group_of = tf.Variable(
-                ungrouped, trainable=False, name=parameter_path(site.address, GROUP_OF)
-            )
+            ungrouped = np.full(site.shape[-1:], -1, np.int32)
+            self.group_of = state_variable(ungrouped, parameter_path(site.address, GROUP_OF))
         self._calibrated = False
 
     @property
     def learned(self) -> LearnedRange | None:
-        """The state if training learns it."""
+        """Range state if training learns it, else None."""
         return self.state if isinstance(self.state, LearnedRange) else None
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
-        """All state by name: that of the range, NaN until known, and `group_of`."""
+        """State variables by name: those of the range, NaN until known, and `group_of`."""
         groups = {} if self.group_of is None else {GROUP_OF: self.group_of}
         return self.state.variables | groups
 
     @property
     def lower(self) -> tf.Variable | tf.Tensor:
-        """Lower end, float32 of `site.range_shape`; NaN until a range is known."""
+        """Lower end of the range, float32 of `site.range_shape`; NaN until known."""
         return self.state.range()[0]
 
     @property
     def upper(self) -> tf.Variable | tf.Tensor:
-        """Upper end, like `lower`."""
+        """Upper end of the range, like `lower`."""
         return self.state.range()[1]
 
     def range(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """(lower, upper), one value for each index along `site.channel_axes`."""
+        """Range (lower, upper), one value for each index along `site.channel_axes`."""
         return self._spread(self.lower), self._spread(self.upper)
 
     def _spread(self, value: tf.Variable | tf.Tensor) -> tf.Tensor:
@@ -101,7 +100,9 @@ class Quantizer:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the range is known. Asked before every call, so that a yes is remembered."""
+        """Whether the range is known. A positive result is cached, as it is asked before every
+        call.
+        """
         if not self._calibrated:
             with tf.init_scope():  # also while a function is traced
                 known = all(np.isfinite(v.numpy()).all() for v in self.variables.values())
@@ -147,7 +148,7 @@ class Quantizer:
                 ("no groups", "them") if group_of is None else ("groups of dimensions", "none")
             )
             raise ValueError(f"{where}: range has {found}, the site needs {wanted}")
-        if group_of is None:
+        if group_of is None or self.group_of is None:
             return
         group_of, groups = np.asarray(group_of, np.int32), self.site.spec.layout.groups
         size = self.site.shape[-1]
@@ -159,7 +160,9 @@ class Quantizer:
         self.group_of.assign(group_of)
 
     def __call__(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """QDQ of `x` with the current range; in training a moving range first follows `x`."""
+        """Quantize and dequantize `x` with the current range; in training a moving range is first
+        updated from `x`.
+        """
         lower, upper = self.state.range_for(x, training, self.group_of, self.group)
         return qdq.quantize_dequantize(
             x,

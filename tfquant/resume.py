@@ -28,7 +28,7 @@ _HASHES = ("recipe", "ranges", "weights", "data")
 
 
 def fingerprint(engine: Engine, flats: Sequence[Sequence[tf.Tensor]]) -> dict[str, Any]:
-    """Return hashes of all that decides the results of a run on a calibrated model, except options.
+    """Hash everything that determines the results of a run on a calibrated model, except options.
 
     Args:
       engine: of the model.
@@ -65,7 +65,7 @@ def digest(parts: Iterable[Any]) -> str:
 
 
 def claim(folder: pathlib.Path, file: str, own: Mapping[str, Any], what: str) -> None:
-    """Marks a folder as that of a run, or makes sure that it is.
+    """Mark a folder as belonging to a run, or check that it does.
 
     Args:
       folder: made if there is none.
@@ -101,7 +101,7 @@ def claim(folder: pathlib.Path, file: str, own: Mapping[str, Any], what: str) ->
 
 
 class Results:
-    """Result cache of a run that can be resumed: one file for each finished result.
+    """Result cache of a resumable run: one file per finished result.
 
     A result is a mapping of values of JSON and arrays; with arrays its file is an `.npz`.
 
@@ -179,7 +179,7 @@ def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _differences(names: Sequence[str], saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """`option iterations was 1000 and is 500; data differ`."""
+    """Describe differing fields, such as `option iterations was 1000 and is 500; data differ`."""
     shown = []
     for name in names:
         values = [repr(d.get(name)) for d in (saved, own)]

@@ -1,5 +1,5 @@
-"""Recipe, Rule, Fuse: which edges of a graph are quantized and how, as plain frozen data; JSON and
-YAML in and out.
+"""Recipe, Rule, Fuse: immutable description of which edges are quantized and how; JSON and YAML
+input and output.
 
 Nothing in here touches a graph. A recipe is an ordered list of rules; for each edge of a graph the
 last rule that matches wins.
@@ -31,7 +31,7 @@ _LONGEST = 1000  # characters of an error about a file
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One line of a recipe: which edges, and what becomes of them.
+    """Match condition for edges and the QuantSpec of those that match.
 
     Attributes:
       spec: how the edges are quantized; None leaves them in float (to except some from an earlier
@@ -68,20 +68,16 @@ class Rule:
             raise ValueError(f"{where}: optional must be true or false, got {shown(self.optional)}")
         if self.spec is not None and not isinstance(self.spec, QuantSpec):
             raise ValueError(f"{where}: spec must be a QuantSpec or None, got {shown(self.spec)}")
-        roles = validation.sequence(
-            self.role, (str,), f"{where}: role must be a name or a list of names"
-        )
-        for role in roles:
-            if role != "*" and role not in ROLES:
-                raise ValueError(f"{where}: unknown role {role!r}; known: {', '.join(ROLES)}")
-        object.__setattr__(self, "role", roles[0] if len(roles) == 1 else roles)
-        parts = validation.sequence(
-            self.part, (str,), f"{where}: part must be a name or a list of names"
-        )
-        for part in parts:
-            if part != "*" and part not in PARTS:
-                raise ValueError(f"{where}: unknown part {part!r}; known: {', '.join(PARTS)}")
-        object.__setattr__(self, "part", parts[0] if len(parts) == 1 else parts)
+        for field, known in (("role", ROLES), ("part", PARTS)):
+            names = validation.sequence(
+                getattr(self, field), (str,), f"{where}: {field} must be a name or a list of names"
+            )
+            for name in names:
+                if name != "*" and name not in known:
+                    raise ValueError(
+                        f"{where}: unknown {field} {name!r}; known: {', '.join(known)}"
+                    )
+            object.__setattr__(self, field, names[0] if len(names) == 1 else names)
         if self.direction not in DIRECTIONS:
             raise ValueError(
                 f"{where}: direction must be {' or '.join(DIRECTIONS)}, got {shown(self.direction)}"
@@ -98,7 +94,7 @@ class Rule:
             object.__setattr__(self, "name", self._made_name())
 
     def _made_name(self) -> str:
-        """Differs between rules that match different edges."""
+        """Generated name, different for rules that match different edges."""
         parts = ["/".join(self.roles)]
         if self.path != "*":
             parts.append(f"at {self.path}")
@@ -124,7 +120,7 @@ class Rule:
 
     @property
     def key(self) -> tuple:
-        """What the rule matches; two rules with one key can never both have an effect."""
+        """Match condition as a key; of two rules with one key the first never has an effect."""
         parts = tuple(sorted(self.parts))
         return (tuple(sorted(self.roles)), self.path, self.port, self.shape, parts, self.direction)
 
@@ -137,7 +133,7 @@ class Rule:
         part: str | None = None,
         direction: str = "forward",
     ) -> bool:
-        """Whether the rule matches an edge.
+        """Return whether the rule matches an edge.
 
         Args:
           role, path, port, direction: the address of the edge.
@@ -186,8 +182,8 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Fuse:
-    """Gives the query, key and value sites of each attention one common range, so that a fused QKV
-    product has one scale.
+    """Common range of the query, key and value sites of each attention, so that a fused QKV product
+    has one scale.
 
     Attributes:
       role: `weight` (the three kernels), `linear_output` (their products) or `matmul_input` (q, k
@@ -206,7 +202,7 @@ class Fuse:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Ordered rules and what goes for all of them. The last rule that matches an edge decides.
+    """Ordered rules and recipe-wide settings. The last rule that matches an edge decides.
 
     Attributes:
       rules: see `Rule`.
@@ -271,7 +267,7 @@ class Recipe:
         return any(patterns.matches(patterns.REGEX + pattern, address) for pattern in self.disable)
 
     def with_rules(self, *rules: Rule, name: str | None = None) -> Recipe:
-        """The recipe with more rules behind its own, which therefore win.
+        """Append rules to the recipe, which take precedence over the existing ones.
 
         One that matches the same edges is replaced.
         """
@@ -285,7 +281,7 @@ class Recipe:
     def with_method(
         self, method: str | calib.Method, *, roles: Iterable[str] | None = None, **options: Any
     ) -> Recipe:
-        """The recipe with another range method.
+        """Return the recipe with another range method.
 
         Args:
           method: name or `calib.Method`.
@@ -305,7 +301,7 @@ class Recipe:
         return self._map_specs(roles, lambda spec: dataclasses.replace(spec, method=method))
 
     def with_spec(self, *, roles: Iterable[str], **changes: Any) -> Recipe:
-        """The recipe with fields of the QuantSpec changed for some roles, for example
+        """Return the recipe with changed fields of the QuantSpec of some roles, for example
         `roles=["weight"], format="int4"`.
 
         `roles=["*"]` changes them all.
@@ -397,8 +393,7 @@ class Recipe:
         return cls.from_dict(parse_yaml(text, "recipe"))
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes a `.json`, `.yaml` or `.yml` file, which `load` reads; what was there before stays
-        until all is written.
+        """Write a `.json`, `.yaml` or `.yml` file that `load` reads, atomically.
 
         Raises:
           ValueError: another ending.
@@ -414,7 +409,7 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Recipe:
-        """Reads a `.json`, `.yaml` or `.yml` file.
+        """Read a `.json`, `.yaml` or `.yml` file.
 
         Raises:
           ValueError: the file is not such a file or not a recipe; the message names it.

@@ -1,4 +1,4 @@
-"""Scales: their source, and the one place that turns a range into scale and zero point.
+"""Scales: sources of ranges, and the conversion of a range to scale and zero point.
 
 A range (lower, upper) is first *placed*: widened or moved to what the codebook can represent. Its
 width in units of the scale is `quant_max`, so that scale = width / quant_max:
@@ -36,7 +36,7 @@ LARGEST_AMAX = 2.0**126
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Source of the range of a tensor, and what of it the codes cover.
+    """Source of a tensor's range, and the part of it that the codes cover.
 
     Attributes:
       symmetric: range -amax..amax with zero point 0; otherwise min..max with a zero point.
@@ -62,7 +62,7 @@ class Scale:
             raise ValueError(f"unsigned must be true, false or 'auto', got {shown(self.unsigned)}")
 
     def describe(self) -> str:
-        """For tables: `symmetric`, `symmetric full`, `unsigned` or `asymmetric`."""
+        """Text for tables: `symmetric`, `symmetric full`, `unsigned` or `asymmetric`."""
         if not self.symmetric:
             return "asymmetric"
         if self.unsigned is True:
@@ -81,7 +81,7 @@ def symmetric_range(amax: tf.Tensor, codebook: Codebook) -> tuple[tf.Tensor, tf.
 
 
 def placed(lower: tf.Tensor, upper: tf.Tensor, codebook: Codebook) -> tuple[tf.Tensor, tf.Tensor]:
-    """The range that a tensor is quantized with.
+    """Range that a tensor is quantized with, aligned with its axes.
 
     Args:
       lower, upper: float32 of any one shape.
@@ -116,7 +116,7 @@ def scale_of(width: Any, codebook: Codebook) -> Any:
 
 
 def width_of(lower: np.ndarray, upper: np.ndarray, codebook: Codebook) -> np.ndarray:
-    """Width of ranges as given, at least `SMALLEST_AMAX`; float32 of the shape of the ends."""
+    """Width of unplaced ranges, at least `SMALLEST_AMAX`; float32 of the shape of the ends."""
     width = (
         np.maximum(abs(lower), abs(upper))
         if codebook.symmetric
@@ -126,7 +126,7 @@ def width_of(lower: np.ndarray, upper: np.ndarray, codebook: Codebook) -> np.nda
 
 
 def scale_and_zero_of(lower: Any, upper: Any, codebook: Codebook) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and zero point of the very ranges that the simulation uses.
+    """Scale and zero point of the exact ranges that the simulation uses.
 
     Args:
       lower, upper: float32 arrays, tensors or variables of any one shape.
@@ -142,9 +142,8 @@ def scale_and_zero_of(lower: Any, upper: Any, codebook: Codebook) -> tuple[np.nd
     function = tf.function(
         functools.partial(placed, codebook=codebook), autograph=False, input_signature=[spec, spec]
     )
-    return scale_and_zero(
-        *(end.numpy() for end in function.get_concrete_function()(lower, upper)), codebook
-    )
+    start, width = function.get_concrete_function()(lower, upper)
+    return scale_and_zero(start.numpy(), width.numpy(), codebook)
 
 
 def scale_and_zero(

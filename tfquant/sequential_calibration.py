@@ -1,5 +1,5 @@
-"""Sequential estimation: every site sees what the quantizers before it make of the data, as the
-quantized network will.
+"""Sequential calibration: every site observes data quantized by the sites before it, as in the
+quantized network.
 
 One pass over the batches, in the order they come. In each, every site in the order of the graph
 first counts its tensor in, then quantizes it with the range that its method finds in the statistics
@@ -35,7 +35,7 @@ from tfquant.site import Site
 
 
 class SequentialObservation(Observation):
-    """Observers of all activation sites in a network that is quantized with what they have seen so
+    """Observers of all activation sites in a network that is quantized with the ranges observed so
     far.
     """
 
@@ -44,7 +44,7 @@ class SequentialObservation(Observation):
     _failure: calib.CalibrationError | None = None
 
     def set_weights(self, entries: Mapping[str, calib.SiteCalibration]) -> None:
-        """Weights are quantized with these ranges; to be called before the first batch."""
+        """Set the ranges of weights; call it before the first batch."""
         shapes = {site.address: site.range_shape for site in self.engine.plan.sites}
         ranges = {
             a: (e.lower.reshape(shapes[a]), e.upper.reshape(shapes[a])) for a, e in entries.items()
@@ -54,7 +54,8 @@ class SequentialObservation(Observation):
         )
 
     def find_targets(self) -> dict[str, tuple[Site, Edge]]:
-        """Of the edges that share a site the first one in the graph: where replaying meets it.
+        """Select, of the edges that share a site, the first one in the graph, where replay meets
+        it.
 
         Raises:
           ValueError: the ranges of a site lie along the embedding axis.
@@ -72,7 +73,7 @@ class SequentialObservation(Observation):
         return found
 
     def join(self, group: Group) -> None:
-        """Every rank has seen everything, if all were given the same batches.
+        """Nothing to merge: every rank has seen all batches, if all have the same ones.
 
         Raises:
           ValueError: they were not.
@@ -81,7 +82,9 @@ class SequentialObservation(Observation):
 
     @functools.cached_property
     def function(self):
-        """Made for the first batch that fits: a bad one shows at once."""
+        """Build the concrete function from the first valid batch, so that an invalid one is
+        reported at once.
+        """
         trace = self.engine.inference
         places = {
             site.address: (observer, edge)
@@ -133,7 +136,7 @@ class SequentialObservation(Observation):
         return function.get_concrete_function()
 
     def _reader(self, edge: Edge) -> tf.Tensor:
-        """A tensor that is computed from the edge."""
+        """Tensor that is computed from the edge."""
         if edge.consumer is None:
             return edge.tensor
         return self.engine.inference.graph.get_operation_by_name(edge.consumer[0]).outputs[0]
@@ -141,9 +144,7 @@ class SequentialObservation(Observation):
     def _range_so_far(
         self, site: Site, observer: calib.Observer, rows: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The ends that the site's method finds in what was counted up to here; NaN as long as
-        there are none.
-        """
+        """Range by the site's method from the batches so far; NaN without any."""
 
         def estimate(*state: np.ndarray) -> np.ndarray:
             try:
@@ -183,7 +184,7 @@ class SequentialObservation(Observation):
 
 
 def _quantized(site: Site, tensor: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor) -> tf.Tensor:
-    """QDQ of the tensor; as it is where the site is disabled, or has no range yet."""
+    """QDQ of the tensor; unchanged where the site is disabled or has no range yet."""
     if not site.enabled:
         return tensor
     known = tf.reduce_all(tf.math.is_finite(lower) & tf.math.is_finite(upper))

@@ -1,4 +1,4 @@
-"""Site.
+"""Sites and addresses of the graph edges they quantize.
 
 A place in the graph with a range of its own; what kinds of edges there are, and how they are named.
 """
@@ -55,7 +55,7 @@ PARAMETER_ROLES = ("weight", "embedding", "bias", "layernorm_weight", "position_
 
 
 class Address(NamedTuple):
-    """Name of an edge, equal in training and inference traces and in other processes.
+    """Address of an edge, equal in training and inference traces and in other processes.
 
     `str` gives the form of files and messages, `path:role:port`, without the direction.
 
@@ -89,7 +89,7 @@ class Address(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A place in the graph with a range of its own.
+    """Place in the graph with a range of its own.
 
     Attributes:
       role, path, port: the address; the same in training and inference traces and in another

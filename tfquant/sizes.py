@@ -1,4 +1,4 @@
-"""How large a network is in float and with packed parameters, variable by variable."""
+"""Size of a network in float and with packed parameters, by variable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class VariableSize:
-    """Of one variable.
+    """Size of one variable in bytes.
 
     Attributes:
       path: its name in the file.
@@ -28,7 +28,7 @@ class VariableSize:
 
 @dataclasses.dataclass(frozen=True)
 class SizeReport:
-    """Of all variables of a network; `print` it.
+    """Sizes of all variables of a network; `print` it.
 
     Attributes:
       variables: in the order of the model.
@@ -43,12 +43,12 @@ class SizeReport:
 
     @property
     def float_bytes(self) -> int:
-        """Of all variables without quantization."""
+        """Total size without quantization, in bytes."""
         return sum(variable.float_bytes for variable in self.variables)
 
     @property
     def packed_bytes(self) -> int:
-        """Of all variables as they are stored, without the ranges."""
+        """Total size as stored, without the ranges, in bytes."""
         return sum(variable.packed_bytes for variable in self.variables)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""QuantSpec: how one tensor is quantized, as format x layout x scale x gradient."""
+"""QuantSpec: quantization of one tensor, as format x layout x scale x gradient."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ class QuantSpec:
         self._check()
 
     def __getattr__(self, name: str) -> Any:
-        """Fields of the parts, by the names that files have."""
+        """Fields of the parts, by their names in files."""
         if name not in _PART_OF:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(object.__getattribute__(self, _PART_OF[name]), name)
 
     def _check(self) -> None:
-        """Raise ValueError for values that do not exist or do not go together."""
+        """Raise ValueError for invalid values or combinations."""
         # Refused here rather than in calibration, which may run for hours first.
         self.method.check_codebook(self.codebook)
         if self.update not in UPDATES:
@@ -132,16 +132,16 @@ class QuantSpec:
 
     @property
     def grid(self) -> Codebook:
-        """The former name of `codebook`."""
+        """Former name of `codebook`."""
         return self.codebook
 
     def describe(self) -> str:
-        """A few words for tables, such as `int8 per_channel symmetric max`."""
+        """Short text for tables, such as `int8 per_channel symmetric max`."""
         method = "dynamic" if self.scale.dynamic else self.method
         return f"{self.format} {self.layout.describe()} {self.scale.describe()} {method}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec as files hold it."""
+        """Return the spec as it is written to files."""
         data = {key: getattr(self, key) for key in KEYS}
         options = self.method.to_dict().items()
         data["method"] = {k: v.item() if isinstance(v, np.generic) else v for k, v in options}
@@ -153,7 +153,7 @@ class QuantSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> QuantSpec:
-        """The spec of a file, of this version or an earlier one.
+        """Build a spec from a file's mapping, of this version or an earlier one.
 
         Raises:
           ValueError: unknown key or value.
@@ -162,7 +162,7 @@ class QuantSpec:
 
 
 def with_fields(parts: Mapping[str, Any], part_fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Parts of a spec with fields of theirs changed.
+    """Return parts of a spec with changed fields.
 
     Args:
       parts: name of a part -> the part.

@@ -1,4 +1,4 @@
-"""Saving and loading.
+"""Save and load quantized models.
 
 Weights, ranges and recipe of a quantized model in one name-based TensorFlow checkpoint.
 """
@@ -35,7 +35,7 @@ WEIGHTS = PREFIX + "weights"  # names in the order of the model
 
 
 def holds_ranges(prefix: str | os.PathLike) -> bool:
-    """Whether there is a checkpoint of that name, written by `save`."""
+    """Return whether a checkpoint of that name exists that `save` wrote."""
     return os.path.isfile(os.fspath(prefix) + checkpoint.INDEX) and RECIPE in checkpoint.read(
         prefix
     )
@@ -46,7 +46,7 @@ def save(
     prefix: str | os.PathLike,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a TensorFlow checkpoint that `tf.train.load_checkpoint` reads.
+    """Write a TensorFlow checkpoint that `tf.train.load_checkpoint` reads.
 
     Weights keep their own names (`bert/encoder/layer_0/.../kernel`); ranges are
     `tfquant/ranges/<site address>/lower` and `.../upper` (and `.../group_of`, the group of each
@@ -87,7 +87,7 @@ def non_finite(engine: Engine) -> str | None:
 
 
 def named_tensors(model: QuantizedModel | QuantizedFunction) -> dict[str, Any]:
-    """Everything `save` writes, by name."""
+    """All tensors that `save` writes, by name."""
     engine = engine_of(model)
     weights = engine.weights()
     tensors: dict[str, Any] = {**weights, WEIGHTS: json.dumps(list(weights))}
@@ -111,7 +111,7 @@ def load(
     signature: Any = None,
     change: Callable[[Recipe], Recipe] = lambda recipe: recipe,
 ) -> QuantizedModel | QuantizedFunction:
-    """Reads a checkpoint of `save` into a fresh model.
+    """Read a checkpoint of `save` into a fresh model.
 
     Args:
       prefix: as given to `save`.
@@ -158,7 +158,7 @@ def load(
 
 
 def record(saved: Mapping[str, Any], name: str, source: str, kind: type) -> Any:
-    """A value of JSON of a checkpoint.
+    """Parse a JSON entry of a checkpoint.
 
     Args:
       saved: name -> value.
@@ -194,7 +194,7 @@ def _fingerprints(saved: Mapping[str, Any], source: str) -> list[list]:
 def _restore_range(
     quantizer: Quantizer, saved: Mapping[str, Any], address: str, source: str
 ) -> None:
-    """Sets the range of a site to what a checkpoint holds; none is set where none was known.
+    """Set the range of a site from a checkpoint; leave it unset where none was known.
 
     Raises:
       ValueError: it does not fit, or is NaN or infinite.
@@ -269,7 +269,7 @@ def stored_names(
     sites: list[list],
     prefix: str,
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """What variables and sites of a model are called in a file.
+    """Map variables and sites of a model to their names in a file.
 
     Args:
       model: built like the saved one.
@@ -320,8 +320,8 @@ def matching_weights(
     paths: dict[str, str],
     saved: checkpoint.Checkpoint,
     prefix: str,
-) -> dict[str, np.ndarray]:
-    """Value of every variable, by its name in the model; `paths` are their names in the file."""
+) -> dict[str, np.ndarray | str]:
+    """Value of every variable by its name in the model; `paths` maps to names in the file."""
     absent = [name for name in paths.values() if name not in saved.shapes]
     if absent:
         names = printable(", ".join(absent[:5]))

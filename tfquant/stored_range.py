@@ -1,4 +1,4 @@
-"""Stored ranges: calibrated ones, and moving averages that follow the training batches."""
+"""Stored ranges: calibrated ranges, and moving averages that follow the training batches."""
 
 from __future__ import annotations
 
@@ -12,29 +12,36 @@ from tfquant.layout import shared_axes
 from tfquant.learned import parameter_path
 from tfquant.scale import symmetric_range
 from tfquant.site import Site
+from tfquant.variables import state_variable
+
+Range = tuple[tf.Tensor | tf.Variable, tf.Tensor | tf.Variable]
 
 
 class RangeState(Protocol):
-    """State of a site's range: what is stored or trained, and the range that follows from it."""
+    """State of a site's range: stored or trained variables, and the range they define."""
 
-    range_gradient: str
-    """What the ends get in the backward pass, see `tfquant.gradients`."""
+    @property
+    def range_gradient(self) -> str:
+        """Kind of gradient of both ends, see `tfquant.gradients`."""
+        ...
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
-        """By the last part of their names in checkpoints; NaN until a range is known."""
+        """Variables by the last part of their names in checkpoints; NaN until a range is known."""
         ...
 
     def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
         """Assign a range, float32 of the site's range shape."""
         ...
 
-    def range(self) -> tuple[tf.Tensor | tf.Variable, tf.Tensor | tf.Variable]:
+    def range(self) -> Range:
         """(lower, upper), float32 of the site's range shape; NaN until a range is known."""
         ...
 
-    def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
-        """(lower, upper) to quantize `x` with, of the site's range shape.
+    def range_for(
+        self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group
+    ) -> Range:
+        """Range (lower, upper) to quantize `x` with, of the site's range shape.
 
         Args:
           x: what is quantized.
@@ -46,7 +53,7 @@ class RangeState(Protocol):
 
 
 class StoredRange:
-    """A range that stays as calibrated: `lower` and `upper`.
+    """Range that stays as calibrated: `lower` and `upper`.
 
     Args:
       site: whose range it is.
@@ -57,8 +64,7 @@ class StoredRange:
     def __init__(self, site: Site):
         unset = np.full(site.range_shape, np.nan, np.float32)
         self.lower, self.upper = (
-            tf.Variable(unset, trainable=False, name=parameter_path(site.address, end))
-            for end in ("lower", "upper")
+            state_variable(unset, parameter_path(site.address, end)) for end in ("lower", "upper")
         )
 
     @property
@@ -69,15 +75,17 @@ class StoredRange:
         self.lower.assign(lower)
         self.upper.assign(upper)
 
-    def range(self) -> tuple[tf.Variable, tf.Variable]:
+    def range(self) -> Range:
         return self.lower, self.upper
 
-    def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
+    def range_for(
+        self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group
+    ) -> Range:
         return self.range()
 
 
 class MovingRange(StoredRange):
-    """A range that follows the extremes of each training batch.
+    """Range that follows the extremes of each training batch.
 
     Args:
       site: whose range it is.
@@ -88,7 +96,9 @@ class MovingRange(StoredRange):
         super().__init__(site)
         self._site, self._rate = site, rate
 
-    def range_for(self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group):
+    def range_for(
+        self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group
+    ) -> Range:
         if not training:
             return self.range()
         spec, x = self._site.spec, tf.cast(tf.stop_gradient(x), tf.float32)
@@ -104,7 +114,7 @@ class MovingRange(StoredRange):
         return self._moved(self.lower, lowest), self._moved(self.upper, highest)
 
     def _moved(self, end: tf.Variable, seen: tf.Tensor) -> tf.Tensor:
-        """An end after a step of the moving average towards what was seen."""
+        """Move an end by one step of the moving average towards an observed value."""
         decay = self._site.spec.decay
         moved = decay * end + (1.0 - decay) * seen
         if self._rate is not None:

@@ -1,4 +1,4 @@
-"""Reading and checking the fields of the frozen data in `spec`.
+"""Validation and conversion of fields of the frozen dataclasses in recipes.
 
 Every complaint is one line that says what was expected.
 """
@@ -13,7 +13,7 @@ from tfquant.error_messages import shown
 
 
 def sequence(value: Any, kinds: tuple[type, ...], message: str, *, single: bool = True) -> tuple:
-    """A tuple of `value`'s elements, of the given kinds; `single` also takes one string.
+    """Return `value`'s elements, of the allowed types, as a tuple; `single` also takes one string.
 
     Not empty where `single`.
     """
@@ -31,19 +31,19 @@ def sequence(value: Any, kinds: tuple[type, ...], message: str, *, single: bool 
 
 
 def mapping(data: Any, what: str) -> dict[str, Any]:
-    """A copy of `data`, which must be a mapping."""
+    """Return a copy of `data`, which must be a mapping."""
     if not isinstance(data, Mapping):
         raise ValueError(f"a {what} is a mapping, got {shown(data)}")
     return dict(data)
 
 
 def public_fields(instance) -> dict[str, Any]:
-    """Field -> value of a dataclass instance, nested ones as they are."""
+    """Map field -> value of a dataclass instance, without conversion of nested ones."""
     return {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
 
 
 def build(cls, data: Mapping[str, Any], what: str, known: Iterable[str] | None = None):
-    """An instance of a dataclass from keys and values.
+    """Build an instance of a dataclass from keys and values.
 
     Args:
       cls: the dataclass.

@@ -1,4 +1,4 @@
-"""One view of variables of Keras and of TensorFlow."""
+"""Uniform access to variables of Keras and of TensorFlow."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,13 +10,18 @@ import tensorflow as tf
 from tfquant.graph.dataflow import distinct
 
 
+def state_variable(value: Any, name: str, *, trainable: bool = False) -> tf.Variable:
+    """Create a TensorFlow variable from any initial value; the stub of TensorFlow takes tensors."""
+    return tf.Variable(value, trainable=trainable, name=name)
+
+
 def resource(variable: Any) -> tf.Variable:
-    """The TensorFlow variable, which a Keras variable wraps."""
+    """TensorFlow variable behind a Keras variable."""
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def path_of(variable: Any) -> str:
-    """A variable's path.
+    """Path of a variable.
 
     Keras has it as `path`, TensorFlow as `name` with the output's number behind.
     """
@@ -24,7 +29,7 @@ def path_of(variable: Any) -> str:
 
 
 def names_of(variables: Iterable[Any]) -> dict[int, str]:
-    """Return names that tell variables apart: nested models may hold layers of one path.
+    """Return unique names of variables: nested models may hold layers of one path.
 
     Args:
       variables: of Keras or TensorFlow; one may occur several times.
@@ -38,6 +43,6 @@ def names_of(variables: Iterable[Any]) -> dict[int, str]:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether an array holds neither NaN nor Inf; integers and texts never do."""
+    """Return whether an array contains neither NaN nor Inf; integers and strings never do."""
     array = np.asarray(value)
     return array.dtype.kind in "iubOSU" or bool(np.isfinite(array).all())

@@ -1,3 +1,3 @@
-"""Version of the package, the only place where it is given."""
+"""Version of the package, defined only here."""
 
 __version__ = "0.2.0"

@@ -7,6 +7,7 @@ asymmetric grids get a range that holds 0, so that 0 is representable. All-zero 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ _MODULES = {
 
 
 def get(name: str) -> Estimate:
-    """The estimator called ``name``; ValueError listing the valid names otherwise."""
+    """Return the estimator called ``name``; raise ValueError with the valid names otherwise."""
     if not isinstance(name, str) or name not in _MODULES:
         raise ValueError(f"unknown range method {name!r}; choose one of {', '.join(NAMES)}")
     return _MODULES[name].estimate
@@ -54,7 +55,7 @@ class Method:
     """
 
     name: str
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         defaults = _defaults(get(self.name))
@@ -74,8 +75,8 @@ class Method:
         return hash((self.name, tuple(sorted(self.options.items()))))
 
     def __str__(self):
-        """The name, the option of that name (`percentile 99.99`), and options that are not at their
-        default.
+        """Name, the option of that name (`percentile 99.99`), and the options that differ from
+        their default.
         """
         defaults = _defaults(get(self.name))
         words = [
@@ -89,7 +90,7 @@ class Method:
 
     @classmethod
     def parse(cls, name: str, **options) -> "Method":
-        """Makes a method from its name and options.
+        """Create a method from its name and options.
 
         Raises:
             ValueError: unknown name or option, or an option out of range; the message lists what is
@@ -103,16 +104,16 @@ class Method:
 
     @property
     def decay(self) -> float:
-        """Decay of the moving averages that an observer has to keep for the method."""
+        """Decay of the moving averages that an observer maintains for the method."""
         return self.options.get("decay", getattr(_MODULES[self.name], "DECAY", DECAY))
 
     @property
     def rows(self) -> int:
-        """Number of unbinned rows that a calibration has to keep for the method."""
+        """Number of unbinned rows that a calibration stores for the method."""
         return self.options.get("rows", 0)
 
     def can_use(self, stats: Statistics) -> bool:
-        """Whether the statistics hold what the method reads."""
+        """Return whether the statistics are sufficient for the method."""
         if self.needs_histogram:
             return stats.histogram is not None
         able = getattr(_MODULES[self.name], "can_use", None)

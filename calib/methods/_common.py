@@ -1,4 +1,4 @@
-"""Shared by the range methods: checks of their input and shape of their result."""
+"""Shared functions of the range methods: input checks and result shapes."""
 
 from collections.abc import Iterable
 
@@ -18,14 +18,14 @@ def require_data(stats: Statistics) -> None:
 
 
 def distribution(stats: Statistics, codebook: Codebook, method: str) -> Binned | Exact:
-    """Values that a method searches: exact where they are at hand, else the histogram."""
+    """Distribution that a method searches: exact values where available, else the histogram."""
     if isinstance(stats, ExactStatistics):
         return Exact(stats.values)
     return Binned(_histogram(stats, codebook, method))
 
 
 def _histogram(stats: Statistics, codebook: Codebook, method: str) -> Histogram:
-    """The histogram of magnitudes for symmetric codebooks, with signs for asymmetric ones.
+    """Histogram of magnitudes for symmetric codebooks, signed for asymmetric ones.
 
     Raises:
         EmptyStatisticsError: no value was seen.
@@ -58,26 +58,26 @@ def _histogram(stats: Statistics, codebook: Codebook, method: str) -> Histogram:
 
 
 def true_amax(stats: Statistics, codebook: Codebook) -> np.ndarray:
-    """Largest magnitude the grid has to hold."""
+    """Largest magnitude that the codebook has to represent."""
     if codebook.unsigned:
         return np.maximum(stats.maximum, 0)
     return np.maximum(np.abs(stats.minimum), np.abs(stats.maximum))
 
 
 def per_channel(values: Iterable, stats: Statistics) -> np.ndarray:
-    """float32 values of all channels, one each, in the shape of the statistics' extremes."""
+    """One float32 value for each channel, in the shape of the statistics' extremes."""
     return np.asarray(list(values), np.float32).reshape(stats.minimum.shape)
 
 
 def symmetric(amax: float | np.ndarray, stats: Statistics, codebook: Codebook) -> Range:
-    """Range of ``amax``, never beyond the data."""
+    """Symmetric range of ``amax``, clipped to the data."""
     return codebook.symmetric_range(
         np.minimum(np.asarray(amax, np.float32), true_amax(stats, codebook))
     )
 
 
 def asymmetric(lower: float | np.ndarray, upper: float | np.ndarray, stats: Statistics) -> Range:
-    """Range [lower, upper], never beyond the data but always holding 0."""
+    """Range [lower, upper], clipped to the data and extended to contain 0."""
     low = np.minimum(np.maximum(np.asarray(lower, np.float32), stats.minimum), 0)
     high = np.maximum(np.minimum(np.asarray(upper, np.float32), stats.maximum), 0)
     return low.astype(np.float32), high.astype(np.float32)

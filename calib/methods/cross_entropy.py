@@ -1,5 +1,5 @@
-"""Range with the least cross-entropy between the softmax of logits and that of quantized logits,
-for a classifier's output.
+"""Cross-entropy method: range with the least cross-entropy between the softmax of logits and that
+of quantized logits.
 """
 
 import numpy as np
@@ -26,13 +26,13 @@ def check_options(search: str, candidates: int, margin: float, rows: int) -> Non
         )
     if candidates != 100 and search != "grid":
         raise ValueError(
-            f"range method 'cross_entropy': candidates says nothing to search {search!r}, only to"
+            f"range method 'cross_entropy': candidates does not apply to search {search!r}, only to"
             " grid"
         )
 
 
 def can_use(stats: Statistics, search: str, candidates: int, margin: float, rows: int) -> bool:
-    """Whether rows of values were kept, as a calibration with this method does."""
+    """Return whether rows of values were stored, as a calibration with this method does."""
     return stats.rows is not None
 
 
@@ -45,8 +45,8 @@ def estimate(
     margin: float = 0.0,
     rows: int = 1024,
 ) -> Range:
-    """Least sum of -softmax(x) . log softmax(Q(x)) along the last axis, over the rows that were
-    kept.
+    """Range with the least sum of -softmax(x) . log softmax(Q(x)) along the last axis, over the
+    stored rows.
 
     Source: `--cross-entropy-layer` of Qualcomm's transformer-quantization, which has a margin
     of 0.5. Prefer the grid search: the loss of few rows has several minima, of which golden section

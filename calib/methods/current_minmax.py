@@ -1,6 +1,4 @@
-"""The extremes of the last batch alone (`current_minmax` of Qualcomm's
-transformer-quantization).
-"""
+"""Extremes of the last batch (`current_minmax` of Qualcomm's transformer-quantization)."""
 
 from calib.codebook import Codebook, Range
 from calib.methods import moving_average
@@ -15,7 +13,7 @@ def can_use(stats: Statistics) -> bool:
 
 
 def estimate(stats: Statistics, codebook: Codebook) -> Range:
-    """Range of the last batch's minimum and maximum; a constant tensor (a weight) has its own
-    extremes.
+    """Range of the last batch's minimum and maximum; of its own extremes for a constant tensor (a
+    weight).
     """
     return moving_average.estimate(stats, codebook, decay=DECAY)

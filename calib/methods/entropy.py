@@ -1,4 +1,4 @@
-"""Range whose quantized distribution is nearest to the original in relative entropy (TensorRT)."""
+"""Entropy method: range with the least KL divergence of the quantized distribution (TensorRT)."""
 
 import numpy as np
 
@@ -19,8 +19,8 @@ def check_options(start_bin: int, stride: int) -> None:
 def estimate(
     stats: Statistics, codebook: Codebook, *, start_bin: int = 128, stride: int = 1
 ) -> Range:
-    """Tries bin edges as the end of the range and keeps the one with the least divergence, the last
-    on ties.
+    """Try bin edges as the end of the range and return the one with the least divergence, the last
+    one on ties.
 
     For a candidate range, P is the histogram inside it with everything outside added to the end
     bins; Q merges the inside in as many equal groups as there are codes (of magnitudes, if
@@ -50,8 +50,8 @@ def estimate(
 def _estimate(
     histogram: Histogram, codebook: Codebook, start_bin: int, stride: int
 ) -> tuple[float, float]:
-    """Ends of the range of one histogram; only the upper one counts for a symmetric codebook."""
-    groups = codebook.quant_max + 1 if codebook.symmetric else codebook.num_codes
+    """Ends of the range of one histogram; for a symmetric codebook only the upper one is used."""
+    groups = int(codebook.quant_max) + 1 if codebook.symmetric else codebook.num_codes
     counts = histogram.counts.astype(np.float64)
     zero = 0 if codebook.symmetric else counts.size // 2
     counts[zero] = counts[zero + 1]

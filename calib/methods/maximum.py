@@ -1,4 +1,4 @@
-"""The exact extremes."""
+"""Max method: the exact extremes."""
 
 from calib.codebook import Codebook, Range
 from calib.methods._common import asymmetric, require_data, symmetric, true_amax
@@ -8,7 +8,7 @@ NEEDS_HISTOGRAM = False
 
 
 def estimate(stats: Statistics, codebook: Codebook) -> Range:
-    """Range of the smallest and largest value seen; per tensor or per channel."""
+    """Range of the smallest and largest value seen, per tensor or per channel."""
     require_data(stats)
     if not codebook.symmetric:
         return asymmetric(stats.minimum, stats.maximum, stats)

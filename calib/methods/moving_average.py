@@ -21,15 +21,15 @@ def check_options(decay: float) -> None:
 
 
 def can_use(stats: Statistics, decay: float) -> bool:
-    """Whether averages of this decay were kept; over a single batch all are the same."""
+    """Return whether averages of this decay were stored; over one batch all decays are equal."""
     return stats.constant or (
         stats.ema_minimum is not None and (stats.ema_decay == decay or stats.batches <= 1)
     )
 
 
 def estimate(stats: Statistics, codebook: Codebook, *, decay: float = DECAY) -> Range:
-    """Range of the averaged batch minimum and maximum; a constant tensor (a weight) has its own
-    extremes.
+    """Range of the averaged batch minimum and maximum; of its own extremes for a constant tensor (a
+    weight).
 
     The average starts at the first batch's extremes.
 

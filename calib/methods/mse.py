@@ -27,7 +27,7 @@ def check_options(start_bin: int, stride: int, search: str, candidates: int, mar
     ):
         if value != default and search not in of:
             raise ValueError(
-                f"range method 'mse': {option} says nothing to search {search!r}, only to"
+                f"range method 'mse': {option} does not apply to search {search!r}, only to"
                 f" {' and '.join(of)}"
             )
 
@@ -42,7 +42,7 @@ def estimate(
     candidates: int = 100,
     margin: float = 0.0,
 ) -> Range:
-    """Keeps the range with the least squared error among those that the search tries.
+    """Range with the least squared error among the candidates of the search.
 
     Each bin's values are taken to sit at its centre. `bins` tries the centres of bins as the end of
     the range, the first of the best wins; on an asymmetric grid both ends are searched: first

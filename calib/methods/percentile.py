@@ -1,4 +1,6 @@
-"""Range that keeps a share of the values (NVIDIA's default for BERT: 99.99 %)."""
+"""Percentile method: range that contains a share of the values (NVIDIA's default for BERT: 99.99
+%).
+"""
 
 from calib.codebook import Codebook, Range
 from calib.methods._common import asymmetric, distribution, symmetric
@@ -27,7 +29,7 @@ def check_options(percentile: float, edge: str) -> None:
 def estimate(
     stats: Statistics, codebook: Codebook, *, percentile: float = 99.99, edge: str = "interpolated"
 ) -> Range:
-    """Smallest range that keeps ``percentile`` percent of the values.
+    """Smallest range that contains ``percentile`` percent of the values.
 
     A symmetric grid cuts the largest magnitudes, an asymmetric one half of the rest at each end.
 

@@ -195,7 +195,7 @@ def test_equal_ranges_keep_their_order():
 
 @pytest.mark.parametrize("groups", [0, 4, 7])
 def test_groups_of_unequal_size_are_refused(groups):
-    with pytest.raises(ValueError, match=f"6 dimensions cannot be dealt out to {groups} groups"):
+    with pytest.raises(ValueError, match=f"6 dimensions cannot be divided into {groups} groups"):
         Grouping.of(groups, 6)
 
 

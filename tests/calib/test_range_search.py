@@ -363,21 +363,21 @@ def test_cross_entropy_needs_rows_and_is_not_for_weights():
             "margin must be a finite number of at least 0, got -0.5",
         ),
         ("mse", {"search": "grid", "margin": float("nan")}, "margin must be a finite number"),
-        ("mse", {"candidates": 50}, "candidates says nothing to search 'bins', only to grid"),
+        ("mse", {"candidates": 50}, "candidates does not apply to search 'bins', only to grid"),
         (
             "mse",
             {"margin": 0.5},
-            "margin says nothing to search 'bins', only to grid and golden_section",
+            "margin does not apply to search 'bins', only to grid and golden_section",
         ),
         (
             "mse",
             {"search": "golden_section", "candidates": 20},
-            "candidates says nothing to search 'golden_section', only to grid",
+            "candidates does not apply to search 'golden_section', only to grid",
         ),
         (
             "mse",
             {"search": "grid", "stride": 2},
-            "stride says nothing to search 'grid', only to bins",
+            "stride does not apply to search 'grid', only to bins",
         ),
         (
             "cross_entropy",
@@ -388,7 +388,7 @@ def test_cross_entropy_needs_rows_and_is_not_for_weights():
         (
             "cross_entropy",
             {"search": "golden_section", "candidates": 9},
-            "candidates says nothing to search 'golden_section'",
+            "candidates does not apply to search 'golden_section'",
         ),
         ("moving_average", {"decay": 1.0}, "decay must be a number from 0 to below 1, got 1.0"),
         ("moving_average", {"decay": True}, "decay must be a number from 0 to below 1, got True"),

@@ -33,7 +33,7 @@ def test_the_mean_of_each_output_is_that_of_the_float_network_afterwards():
     )
     lines = str(report).splitlines()
     assert [line.split()[0] for line in lines[:2]] == ["first", "second"] and lines[2:] == [
-        "left as it was: bare: it has no bias"
+        "unchanged: bare: it has no bias"
     ]
 
 

@@ -55,7 +55,7 @@ def test_the_weights_of_the_first_of_the_best_scores_come_back(tmp_path, greater
     assert sorted(seen) == [2, 4, 6, 8]
     assert evaluation.best == Best(step, SCORES[step])
     np.testing.assert_array_equal(trainer.model.weights[0], seen[step])
-    assert len(told) == 5 and f"the weights of step {step} scored best and are back" in told[-1]
+    assert len(told) == 5 and f"restored the weights of step {step}, the best" in told[-1]
 
 
 def test_without_kept_weights_the_last_stay(tmp_path):
@@ -145,6 +145,7 @@ def test_rank_0_has_the_last_word_so_that_all_ranks_end_with_the_same_weights():
 def test_a_metric_that_is_none_is_named_with_those_there_are(tmp_path):
     trainer, _, _ = make(tmp_path, metric="accuracy")
     with pytest.raises(
-        ValueError, match="metric 'accuracy' is none of the scores of an evaluation: score, other"
+        ValueError,
+        match="metric 'accuracy' is not among the scores of the evaluation: score, other",
     ):
         trainer.fit(batches)

@@ -338,7 +338,7 @@ BAD = {
     "direction is 'both'; it must be one of": lambda: DistillationOptions(direction="both"),
     "hidden_scale is -1": lambda: DistillationOptions(hidden_scale=-1.0),
     "logits_scale is nan": lambda: DistillationOptions(logits_scale=float("nan")),
-    "are all 0: the teacher would teach nothing": lambda: DistillationOptions(logits_scale=0.0),
+    "are 0: set at least one": lambda: DistillationOptions(logits_scale=0.0),
     "the teacher has no attention whose result": lambda: distil(
         network(), models.sequential().model
     ),

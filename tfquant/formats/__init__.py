@@ -1,4 +1,4 @@
-"""Number formats by name, one file a family, see `tfquant.formats.contract`."""
+"""Number formats by name, one file per family, see `tfquant.formats.contract`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FAMILIES = (integer, floating)
 
 
 def get(name: str) -> Format:
-    """The format called `name`, for example `"int8"` or `"e4m3"`.
+    """Return the format called `name`, for example `"int8"` or `"e4m3"`.
 
     Raises:
       ValueError: no family knows the name; the message lists what exists.
@@ -29,7 +29,7 @@ def get(name: str) -> Format:
 
 
 def of(codebook: Codebook) -> Format:
-    """The format that a codebook belongs to."""
+    """Return the format of a codebook."""
     if isinstance(codebook, UniformCodebook):
         return IntegerFormat((codebook.num_codes - 1).bit_length())
     return get(codebook.name)

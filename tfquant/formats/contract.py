@@ -1,4 +1,4 @@
-"""Contract of a number format: its values in units of the scale, rounding, codes."""
+"""Interface of a number format: its values in units of the scale, rounding, codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = Literal["uniform", "codebook"]
 
 
 class Format(Protocol):
-    """A number format. Instances are immutable, hashable and equal where they mean the same.
+    """Number format. Instances are immutable and hashable; equal instances mean the same format.
 
     Largest values differ between two uses: `Codebook.quant_max` is what amax is mapped to,
     `Codebook.limit` the largest value that exists; they are one number for integers.
@@ -31,11 +31,11 @@ class Format(Protocol):
 
     @property
     def bits(self) -> int:
-        """Bits that store one code."""
+        """Number of bits of one code."""
         ...
 
     def codebook(self, scale: Scale) -> Codebook:
-        """The values in use with a kind of scale.
+        """Values of the format for a kind of scale.
 
         Raises:
           ValueError: the format has no such values, for example no zero point.
@@ -43,7 +43,9 @@ class Format(Protocol):
         ...
 
     def has_gradient(self, amax: tf.Tensor) -> bool:
-        """Whether the kernel for this shape of `amax` has the inclusive clipped gradient itself."""
+        """Return whether the kernel for this shape of `amax` implements the inclusive clipped
+        gradient itself.
+        """
         ...
 
     def round(
@@ -65,9 +67,9 @@ class Format(Protocol):
         ...
 
     def encode(self, units: np.ndarray, codebook: Codebook) -> np.ndarray:
-        """int32 codes of values in units of the scale, rounded to the nearest one."""
+        """Encode values in units of the scale as int32 codes of the nearest values."""
         ...
 
     def decode(self, codes: np.ndarray, codebook: Codebook) -> np.ndarray:
-        """float32 values in units of the scale, the inverse of `encode`."""
+        """Decode codes to float32 values in units of the scale."""
         ...

@@ -1,4 +1,4 @@
-"""Floating point numbers of up to 8 bits, saturating: `e4m3`, `e5m2`, `e3m2`.
+"""Floating-point formats of up to 8 bits, saturating: `e4m3`, `e5m2`, `e3m2`.
 
 `eXmY` has a sign, X bits of exponent with the bias 2**(X-1) - 1, and Y bits of mantissa; numbers
 below the smallest normal one are subnormal. Values round half to even and saturate at the largest
@@ -28,7 +28,7 @@ _MANTISSA, _BIAS, _EXPONENT_MASK = 23, 127, 0x7F800000  # of float32
 
 @dataclasses.dataclass(frozen=True)
 class FloatFormat:
-    """Floating point numbers with a sign.
+    """Signed floating-point format.
 
     Attributes:
       exponent_bits, mantissa_bits: X and Y of the name.
@@ -58,7 +58,7 @@ class FloatFormat:
 
     @functools.cached_property
     def magnitudes(self) -> np.ndarray:
-        """Non-negative values, ascending: that of code k at index k, float32."""
+        """Non-negative values, ascending, indexed by code; float32."""
         codes = np.arange(2 ** (self.exponent_bits + self.mantissa_bits))
         exponent, fraction = codes >> self.mantissa_bits, codes % 2**self.mantissa_bits
         normal = exponent > 0
@@ -87,7 +87,7 @@ class FloatFormat:
         return _kernel(self)(x, scale) if compiled else self.scaled(x, scale)
 
     def scaled(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-        """`x` rounded in units of `scale`, which broadcasts to it; plain operations."""
+        """Round `x` in units of `scale`, which broadcasts to it, with plain operations."""
         units = x / scale
         # Not clip_by_value, which may turn NaN into a number.
         units = tf.where(tf.abs(units) > self.limit, tf.sign(units) * self.limit, units)
@@ -127,7 +127,7 @@ KNOWN = ", ".join(FORMATS)
 
 
 def parse(name: str) -> FloatFormat | None:
-    """The format called `name`; None if it is of another family."""
+    """Return the format called `name`; None if it is of another family."""
     return FORMATS.get(name)
 
 

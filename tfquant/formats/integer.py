@@ -29,7 +29,7 @@ KNOWN = f"int{MIN_BITS} ... int{MAX_BITS}"
 
 @dataclasses.dataclass(frozen=True)
 class IntegerFormat:
-    """Integers of `bits` bits; the scale decides about sign and zero point."""
+    """Integers of `bits` bits; the scale determines sign and zero point."""
 
     bits: int
 
@@ -67,7 +67,7 @@ class IntegerFormat:
 
 
 def parse(name: str) -> IntegerFormat | None:
-    """The format called `name`; None if it is of another family.
+    """Return the format called `name`; None if it is of another family.
 
     Raises:
       ValueError: there are no integers of so many bits.

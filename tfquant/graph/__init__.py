@@ -1,5 +1,4 @@
 """Traced graphs.
 
-Capture them, find out what each edge is, decide what to quantize, and emit them again with edges
-changed.
+Tracing, analysis of edges, planning of sites, and replay with edited edges.
 """

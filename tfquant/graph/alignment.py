@@ -1,10 +1,9 @@
-"""Alignment of the traces for inference and for training: which edge of one is which edge of the
-other.
+"""Alignment of the inference and the training trace: corresponding edges of both.
 
 Both come from the same Python code, so that most edges have the same address in both. They differ
 where code reads `training`: dropout makes a constant product dynamic (relative positions), drops
-whole branches, or a layer is called once more. Then the operations of both traces are aligned as
-the lines of two texts are, and edges follow the contraction that they belong to.
+whole branches, or a layer is called once more. Then the operations of both traces are aligned like
+the lines of two texts in a diff, and edges follow their contraction.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from tfquant.graph.trace import Trace
 
 
 def aligned_edges(inference: Trace, training: Trace) -> dict[str, list[Edge]]:
-    """Edges of the training trace by the address that they have in the inference trace.
+    """Edges of the training trace by their address in the inference trace.
 
     An address has no edge where the training trace does not compute it. It has several where the
     training trace uses a quantized parameter once more, in a contraction that the inference trace
@@ -38,7 +37,7 @@ def aligned_edges(inference: Trace, training: Trace) -> dict[str, list[Edge]]:
 
 
 class _Alignment:
-    """Counterparts of operations, contractions and edges where the traces differ."""
+    """Corresponding operations, contractions and edges where the traces differ."""
 
     def __init__(self, inference: Trace, training: Trace):
         self._first, self._second = inference, training
@@ -47,7 +46,7 @@ class _Alignment:
         self._of_second = {second: first for first, second in self._of_first.items()}
 
     def edges(self, known: set[str]) -> dict[str, list[Edge]]:
-        """See `aligned_edges`."""
+        """Aligned edges, see `aligned_edges`."""
         renamed, more = self._contractions()
         found: dict[str, list[Edge]] = {}
         for edge in self._roles.edges:
@@ -103,8 +102,8 @@ class _Alignment:
         return renamed, more
 
     def _in_order(self, contraction: str, addresses: tuple[str, ...], of: Edge) -> tuple[str, ...]:
-        """Addresses of the operands of a contraction of the inference trace in the order of those
-        of its counterpart.
+        """Addresses of the operands of an inference contraction in the operand order of its
+        counterpart.
 
         A linear has its input before its weight, whichever comes first; without a fixed weight, as
         with dropout on it, the counterpart is a product of two activations, whose operands stand as
@@ -118,7 +117,7 @@ class _Alignment:
         return tuple(reversed(addresses)) if weight_first else addresses
 
     def _before_dropout(self, weight: Edge, contraction: str, index: int) -> Edge:
-        """A weight that is an activation in training.
+        """Match a weight that is an activation in training.
 
         Before dropout but behind views, as its channels lie where they were.
         """
@@ -132,8 +131,8 @@ class _Alignment:
             op, index = source.op, kept
 
     def _by_operation(self, missing: set[str]):
-        """(address, edge) of edges whose operation is in both traces, though its role was found in
-        one alone.
+        """(address, edge) of edges whose operation is in both traces, although only one trace has
+        their role.
         """
         wanted = [
             edge
@@ -162,7 +161,7 @@ class _Alignment:
 
 
 def _used_again(edges) -> list[tuple[str, Edge]]:
-    """Parameters of one more call of a layer, under the address of the first."""
+    """Match parameters of a repeated call of a layer to the address of the first call."""
     calls = [
         (dataclasses.replace(edge, path=edge.path.partition("#")[0]), edge)
         for edge in edges
@@ -172,7 +171,7 @@ def _used_again(edges) -> list[tuple[str, Edge]]:
 
 
 def _aligned_operations(first: Trace, second: Trace) -> dict[str, str]:
-    """Name of an operation of `first` -> name of its counterpart in `second`.
+    """Map name of an operation of `first` -> name of its counterpart in `second`.
 
     Operations that compute the same from the inputs belong together, in the order in which they
     come; of the others those whose names follow each other in the same order.
@@ -196,8 +195,8 @@ def _aligned_operations(first: Trace, second: Trace) -> dict[str, str]:
 
 
 def _signatures(trace: Trace) -> dict[str, int]:
-    """Name of an operation -> a number equal for operations that make the same of inputs and
-    variables, dropout left out.
+    """Map name of an operation -> number that is equal for operations of equal computation,
+    ignoring dropout.
     """
     flow, found = trace.analysis.flow, {}
     for op in trace.operations:
@@ -213,7 +212,7 @@ def _signatures(trace: Trace) -> dict[str, int]:
 
 
 def _key(op: tf.Operation) -> tuple[str, str]:
-    """Type and name without the number that makes it unique.
+    """Type and name without its uniquifying number.
 
     What is inserted before shifts such numbers.
     """

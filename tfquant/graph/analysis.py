@@ -42,7 +42,7 @@ class Analysis:
 
     @property
     def contractions(self) -> list[Contraction]:
-        """All products, those with one-hot rows included, in graph order."""
+        """All products, including those with one-hot rows, in graph order."""
         return self._contractions[0]
 
     @functools.cached_property

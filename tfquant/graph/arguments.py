@@ -1,7 +1,6 @@
-"""Arguments.
+"""Call arguments of functions.
 
-How a function is called. Which parameters carry tensors, what the others were when the function was
-traced.
+Parameters that carry tensors, and the values of the others when the function was traced.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ _BY_POSITION = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VA
 
 
 class ArgumentError(TypeError, ValueError):
-    """Arguments that do not fit the function."""
+    """Arguments do not match the function."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arguments:
-    """The call of one function.
+    """Signature of a call of one function: tensors and constants.
 
     Attributes:
       name: of the function, for messages.
@@ -39,7 +38,7 @@ class Arguments:
 
     @classmethod
     def bound(cls, name: str, signature: inspect.Signature, batch: Any) -> Arguments:
-        """Arguments of a call with `batch`, see `arguments_of`.
+        """Bind `batch` to arguments, see `arguments_of`.
 
         Raises:
           ArgumentError: the batch does not fit the parameters.
@@ -48,18 +47,18 @@ class Arguments:
 
     @property
     def tensors(self) -> dict[str, Any]:
-        """The parameters that carry tensors; the others were constants of the trace."""
+        """Parameters that carry tensors; the others were constants of the trace."""
         return {name: value for name, value in self.given.items() if _carries_tensors(value)}
 
     def call(self, function: Callable, tensors: Mapping[str, Any]) -> Any:
-        """Calls `function` with other tensors and the same constants."""
+        """Call `function` with other tensors and the same constants."""
         bound = inspect.BoundArguments(
             self.signature, {p: {**self.given, **tensors}[p] for p in self._order()}
         )
         return function(*bound.args, **bound.kwargs)
 
     def bind(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of a call -> the values of the parameters with tensors.
+        """Map arguments of a call to the values of the tensor parameters.
 
         Raises:
           ArgumentError: they do not fit the parameters, or another constant is given than at the
@@ -68,7 +67,7 @@ class Arguments:
         return self._checked(_bind(self.name, self.signature, args, kwargs))
 
     def bind_batch(self, batch: Any) -> dict[str, Any]:
-        """As `bind`, for a batch.
+        """Map a batch to the values of the tensor parameters.
 
         A tuple of arguments, a mapping with the names of parameters, or the only argument.
         """
@@ -102,8 +101,8 @@ class Arguments:
 
 
 def arguments_of(function: Callable, batch: Any) -> Arguments:
-    """How `function` is called with `batch`: a tuple of arguments, a mapping with the names of
-    parameters, or the only argument.
+    """Bind `batch` to the parameters of `function`: a tuple of arguments, a mapping with parameter
+    names, or the only argument.
 
     The leaves may be specs (`tf.TensorSpec`).
 
@@ -120,8 +119,8 @@ def arguments_of(function: Callable, batch: Any) -> Arguments:
     return found
 
 
-def own_arguments(function: Callable) -> Arguments | None:
-    """What a function says of its arguments by itself.
+def own_arguments(function: Any) -> Arguments | None:
+    """Default batch of a function, from its own signature.
 
     A `tf.function` with an input signature or a concrete function.
     """
@@ -140,7 +139,7 @@ def name_of(function: Callable) -> str:
     return getattr(function, "__name__", None) or type(function).__name__
 
 
-def _signature_of(function: Callable) -> inspect.Signature:
+def _signature_of(function: Any) -> inspect.Signature:
     if hasattr(
         function, "structured_input_signature"
     ):  # a concrete function says `*args, **kwargs` otherwise

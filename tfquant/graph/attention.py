@@ -1,4 +1,4 @@
-"""Attention by structure.
+"""Detection of attention blocks by graph structure.
 
 Product -> (scale, mask) -> Softmax -> (dropout) -> product, however the model is written.
 """
@@ -105,7 +105,7 @@ def _between(flow: Dataflow, scores: tf.Operation, softmax: tf.Tensor) -> frozen
 
 
 def _is_written_out_softmax(flow: Dataflow, division: tf.Operation) -> bool:
-    """exp(x) / sum(exp(x))"""
+    """Return whether an operation is a softmax of primitive operations, exp(x) / sum(exp(x))."""
     numerator, denominator = (flow.root(t) for t in division.inputs)
     return (
         numerator.op.type == "Exp"
@@ -117,7 +117,7 @@ def _is_written_out_softmax(flow: Dataflow, division: tf.Operation) -> bool:
 def _context_after(
     flow: Dataflow, softmax: tf.Tensor, by_name: dict[str, Contraction]
 ) -> tuple[Contraction, int] | None:
-    """The product that takes the probabilities, and as which operand."""
+    """Product that consumes the probabilities, and the operand index."""
     reached = {softmax.name}
     for op in flow.walk_forward([softmax], lambda o: o.type in _LOCAL_OPS):
         contraction = by_name.get(op.name)
@@ -143,8 +143,8 @@ def _query_index(scores: tf.Operation) -> int:
 
 
 def projection(flow: Dataflow, tensor: tf.Tensor, by_name: dict[str, Contraction]) -> str | None:
-    """Path of the last linear before `tensor`, head splitting and the like between; None where
-    there is none.
+    """Path of the last linear before `tensor`, across head splitting and the like; None where there
+    is none.
     """
     for op in flow.walk_back(tensor, lambda o: o.type in _FROM_PROJECTION_OPS):
         contraction = by_name.get(op.name)

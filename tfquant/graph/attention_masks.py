@@ -1,10 +1,10 @@
-"""Attention masks by structure: the tensor of [batch, tokens] that decides which keys a Softmax
-leaves out.
+"""Detection of attention masks by structure: the tensors of [batch, tokens] that determine which
+keys a Softmax excludes.
 
-A mask that a model passes on itself, as `attention_mask=` or as an argument of its own, has no name
-that tells it and no Keras mask. It shows in the graph: scores are replaced or lowered by something
+A mask that a model passes on itself, as `attention_mask=` or as another argument, is neither known
+by name nor a Keras mask. It is visible in the graph: scores are replaced or lowered by something
 that is computed from inputs without any variable. Which tensor behind it marks tokens, and whether
-it marks the real ones or the padding, is tried out.
+it marks the real ones or the padding, is found by evaluation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CANDIDATES = 8  # tried out for one mask, the nearest first
 
 @dataclasses.dataclass(frozen=True)
 class TokenMask:
-    """A tensor of [batch, tokens].
+    """Token mask tensor of [batch, tokens].
 
     Attributes:
       tensor: of the trace.
@@ -41,7 +41,7 @@ class TokenMask:
 
 @dataclasses.dataclass(frozen=True)
 class _Operand:
-    """What changes the scores before a Softmax: a condition, or a term of a sum.
+    """Operand that masks the scores before a Softmax: a condition, or a term of a sum.
 
     Attributes:
       op: selects or adds.
@@ -55,7 +55,7 @@ class _Operand:
     sign: int
 
     def allowed(self, value: np.ndarray) -> np.ndarray:
-        """Which scores stay, for a value of the tensor."""
+        """Scores that remain for a value of the tensor."""
         if value.dtype == bool:
             return value if self.sign > 0 else ~value
         return self.sign * value.astype(np.float64) > _LEFT_OUT
@@ -64,8 +64,8 @@ class _Operand:
 def find_token_masks(
     trace: Trace, known: Collection[tf.Tensor]
 ) -> tuple[list[TokenMask], dict[str, list[str]]]:
-    """Return the masks of tokens behind the attention masks of a graph, and those attention masks
-    that none explains.
+    """Find the token masks behind the attention masks of a graph, and the attention masks that none
+    explains.
 
     Args:
       trace: the graph.
@@ -119,7 +119,7 @@ def _origins(trace: Trace) -> tuple[set[str], set[str]]:
 def _operands(
     trace: Trace, from_inputs: Collection[str], mixed: Collection[str]
 ) -> Iterator[_Operand]:
-    """Yield what changes scores between their product and a Softmax."""
+    """Yield the operands that change scores between their product and a Softmax."""
     seen: set[str] = set()
     for softmax in (op for op in trace.operations if op.type == "Softmax"):
         pending = [softmax.inputs[0]]
@@ -148,7 +148,7 @@ def _operands(
 
 
 def _candidates(tensor: tf.Tensor, from_inputs: Collection[str]) -> list[tf.Tensor]:
-    """Tensors of two axes that `tensor` is computed from, the nearest first."""
+    """Tensors of two axes that `tensor` is computed from, nearest first."""
     found, pending, seen = [], [tensor], {tensor.name}
     while pending and len(found) < _CANDIDATES:
         here = pending.pop(0)
@@ -166,7 +166,7 @@ def _candidates(tensor: tf.Tensor, from_inputs: Collection[str]) -> list[tf.Tens
 
 
 def _tried_out(trace: Trace, operand: _Operand, candidates: list[tf.Tensor]) -> TokenMask | None:
-    """The first of some tensors by which single keys come and go; None if none of them does."""
+    """First of some tensors whose value masks single keys; None if there is none."""
     if not candidates:
         return None
     try:
@@ -193,7 +193,7 @@ def _allowed(
     specs: list[tf.TensorSpec],
     zeros: list[tf.Tensor],
 ) -> Mapping[tuple[int, int], np.ndarray]:
-    """(value of all tokens, value of the second) -> which scores stay, [..., keys]."""
+    """Map (value of all tokens, value of the second) -> which scores remain, [..., keys]."""
     values = [(0, 0), (1, 1), (0, 1), (1, 0)] + (
         [] if candidate.dtype.is_bool else [(2, 2), (0, 2), (2, 0)]
     )
@@ -221,7 +221,7 @@ def _allowed(
 
 
 def _decides(allowed: Mapping[tuple[int, int], np.ndarray], marks_padding: bool) -> bool:
-    """Whether a key stays or goes with its own value, nonzero for padding or for real tokens."""
+    """Return whether the value of a key masks it, nonzero for padding or for real tokens."""
     nonzero = sorted({value for pair in allowed for value in pair} - {0})
     pairs = [
         (0, value) if marks_padding else (value, 0) for value in nonzero

@@ -1,11 +1,10 @@
-"""Which axes of a tensor run over the batch and which over tokens: found by emitting the graph with
-sizes that nothing else has.
+"""Labels of tensor axes (batch, tokens): found by emitting the graph with unique axis sizes.
 
-Every axis of an input whose size can vary has a label and a size of its own. The shapes that follow
-show where each label went. Two labels become one where the graph wants their sizes to be equal: the
-lengths of token ids and of their mask do, those of an encoder and a decoder do not, so each tensor
-tells which of them it belongs to. Where a graph takes no other size than the one it was traced
-with, which features may have as well, labels are followed through its operations (see
+Every axis of an input whose size can vary has a label and a unique size. The resulting shapes show
+the labels of every other axis. Two labels are merged if the graph requires their sizes to be equal:
+the lengths of token ids and of their mask are merged, those of an encoder and a decoder are not, so
+that each tensor shows which of them it belongs to. Where a graph accepts no other size than the one
+it was traced with, which features may share, labels are propagated through its operations (see
 `tfquant.graph.axis_flow`).
 """
 
@@ -15,7 +14,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 from tensorflow.python.framework import func_graph as tf_func_graph
@@ -36,7 +35,7 @@ _READING = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableSha
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Emission:
-    """A graph in which labels have sizes.
+    """Emitted graph in which labels have given sizes.
 
     Placeholders of the inputs, and tensors by the names of the old ones.
     """
@@ -84,12 +83,12 @@ class Axes:
 
     @property
     def input_shapes(self) -> list[list[int | None] | None]:
-        """A shape for each input, with sizes that the graph takes together."""
+        """Shape of each input, with sizes that the graph accepts together."""
         return self._sizes.shapes()
 
     def follow(self, names: Iterable[str]) -> None:
-        """Finds the labels of tensors anew, by the operations that make them; those of tensors that
-        these cannot tell stay.
+        """Recompute the labels of tensors from the operations that make them; keep those that these
+        cannot determine.
         """
         for name in names:
             factors = self._flow.get(self._first.tensors[name].name)
@@ -97,9 +96,7 @@ class Axes:
                 self.labels[name] = tuple(_labels(axis) for axis in factors)
 
     def unexplained(self, names: Iterable[str]) -> set[str]:
-        """Those of the tensors that have an axis of no label whose size varies with the inputs' all
-        the same, or is unknown.
-        """
+        """Tensors with an unlabeled axis whose size is unknown or varies with the inputs."""
         names = [name for name in names if self._has_open_axis(name)]
         if not names or self._second is None:
             return set(names)
@@ -124,7 +121,7 @@ class Axes:
         )
 
     def _keep_confirmed(self) -> None:
-        """Drops labels that an axis has with one set of sizes and not with another.
+        """Remove labels that an axis has with one set of sizes and not with another.
 
         Half a length may be that of another input.
         """
@@ -138,9 +135,7 @@ class Axes:
 
     @functools.cached_property
     def _second(self) -> dict[str, Shape] | None:
-        """Shapes of the tensors where labels have other sizes; None where the graph takes no
-        others.
-        """
+        """Shapes of the tensors with different label sizes; None if the graph accepts no others."""
         self._sizes.renew()
         while True:
             try:
@@ -167,9 +162,7 @@ class Axes:
         return _Emission(inputs, dict(zip(self._tensors, found, strict=True)))
 
     def _executed(self, emitted: Mapping[str, tf.Tensor]) -> dict[str, Shape]:
-        """Shapes of tensors; of what loops have collected, and the like, those that show when the
-        graph runs.
-        """
+        """Shapes of tensors; where shape inference fails (loops), those of an execution."""
         shapes = _shapes(emitted)
         open_ones = _open(shapes)
         specs = [
@@ -212,7 +205,7 @@ class Axes:
         known = self._sizes.products()
         return {name: self._of_sizes(shape, known) for name, shape in shapes.items()}
 
-    def _of_sizes(self, shape: Shape, known: dict[int, tuple[int, ...]]) -> Labels:
+    def _of_sizes(self, shape: Shape, known: dict[Any, tuple[int, ...]]) -> Labels:
         found = [known.get(size, ()) for size in shape or ()]
         if (
             1 < len(found) < 4
@@ -234,9 +227,7 @@ class Axes:
 
 @contextlib.contextmanager
 def _unchanged(trace: Trace, targets: list[tf.Tensor]) -> Iterator[None]:
-    """Gives variables that the computation of `targets` assigns, such as states of generators,
-    their values back.
-    """
+    """Restore variables that the computation of `targets` assigns, such as states of generators."""
     assigned = {
         op.inputs[0].name
         for op in trace.ancestors(targets)

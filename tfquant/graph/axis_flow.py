@@ -1,5 +1,4 @@
-"""Labels of axes carried through operations, from the inputs on: where sizes alone do not tell an
-axis from others of that size.
+"""Propagation of axis labels through operations, for axes that sizes alone do not distinguish.
 
 The size of an axis is a product of factors, the outermost first: the size of one input's axis,
 which has a label, or another number. Reshapes regroup factors and transposes order them; an
@@ -9,6 +8,7 @@ operation that is not known here makes all of its outputs unknown.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -16,7 +16,7 @@ from tfquant.graph.axis_sizes import BATCH
 from tfquant.graph.replay import LOOP_OPS
 
 # (label or None, size)
-Factor = tuple[int | None, int]
+Factor = tuple[int | None, Any]  # (label, size); an int where the shape is known
 Factors = tuple[tuple[Factor, ...], ...]
 # Label of an axis that holds some of the elements along an input's axis, or these and others: a
 # slice, a concatenation, a pooling.
@@ -24,7 +24,7 @@ PART = 1 << 30
 
 
 def flow(graph: tf.Graph, inputs: Mapping[str, Sequence[int | None]]) -> dict[str, Factors]:
-    """Factors of the axes of all tensors of a graph of known shapes.
+    """Compute the label factors of the axes of all tensors of a graph of known shapes.
 
     Args:
       graph: holds the operations.
@@ -64,13 +64,13 @@ def _of_output(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]
     return tuple(_fitted(axis, size) for axis, size in zip(factors, shape, strict=True))
 
 
-def _fitted(axis: tuple[Factor, ...], size: int) -> tuple[Factor, ...]:
+def _fitted(axis: tuple[Factor, ...], size: Any) -> tuple[Factor, ...]:
     if _size(axis) == size:
         return axis
     return ((PART if _labels_in(axis) and size != 1 else None, size),)
 
 
-def _unlabelled(shape: Sequence[int]) -> Factors:
+def _unlabelled(shape: Sequence[Any]) -> Factors:
     return tuple(((None, size),) for size in shape)
 
 
@@ -88,7 +88,7 @@ def _of(tensor: tf.Tensor, found: Mapping[str, Factors]) -> Factors | None:
 def _elementwise(
     op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]
 ) -> Factors | None:
-    """Operands broadcast against each other; None where they do not."""
+    """Labels of broadcast operands; None where they do not broadcast."""
     shape = tuple(output.shape)
     operands = []
     for tensor in op.inputs:
@@ -106,8 +106,8 @@ def _elementwise(
     return _broadcast(operands, shape)
 
 
-def _broadcast(operands: Sequence[Factors], shape: Sequence[int]) -> Factors:
-    """For each axis the factors of the operand that has them all, one with labels first."""
+def _broadcast(operands: Sequence[Factors], shape: Sequence[Any]) -> Factors:
+    """Factors of each axis, from the operand that has all of them, one with labels first."""
     found = []
     for offset in range(len(shape), 0, -1):
         axes = [factors[-offset] for factors in operands if len(factors) >= offset]
@@ -126,7 +126,8 @@ def _regrouped(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]
         return None
     left = [factor for axis in factors for factor in axis if factor[1] != 1]
     result = []
-    for size in output.shape:
+    sizes: Any = output.shape
+    for size in sizes:
         axis: list[Factor] = []
         while _size(axis) < size:
             if not left:
@@ -193,7 +194,7 @@ def _einsum(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) -
 
 
 def _letters(term: str, rank: int) -> list[str]:
-    """One name for each axis; those of an ellipsis are numbered from the right."""
+    """Unique name for each axis; those of an ellipsis are numbered from the right."""
     before, dots, after = term.partition("...")
     count = rank - len(before) - len(after)
     return [*before, *(f".{i}" for i in range(count, 0, -1)), *after] if dots else list(term)
@@ -211,7 +212,7 @@ def _gathered(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors])
 
 
 def _sliced(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) -> Factors | None:
-    """Axes that keep their size keep their labels."""
+    """Labels of a slice: axes of unchanged size keep theirs."""
     factors = _of(op.inputs[0], found)
     if factors is None or op.type != "StridedSlice":
         return factors
@@ -244,7 +245,7 @@ def _sliced(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) -
 def _first_operand(
     op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]
 ) -> Factors | None:
-    """Axes keep what they run over where they keep their size.
+    """Labels of the first operand, for axes of unchanged size.
 
     Of concatenations, splits, pads, convolutions and pools.
     """
@@ -274,7 +275,7 @@ def _unpacked(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors])
 
 
 def _at_one_position(rest: Factors, axis: tuple[Factor, ...]) -> Factors:
-    """What is left of a tensor at one index of an axis.
+    """Labels of a tensor at one index of an axis.
 
     One token of every row, which is padding in some of them.
     """
@@ -285,7 +286,7 @@ def _at_one_position(rest: Factors, axis: tuple[Factor, ...]) -> Factors:
 
 
 def _convolved(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) -> Factors | None:
-    """The last axis of what comes out are features."""
+    """Labels of a convolution, whose last output axis are features."""
     factors = _of(op.inputs[0], found)
     if factors is None or op.get_attr("data_format") not in (b"NHWC", b"NDHWC"):
         return None
@@ -306,7 +307,7 @@ def _widened(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) 
 
 
 def _shapeless(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) -> Factors | None:
-    """Made of sizes or of random numbers.
+    """Labels of tensors made of sizes or random numbers: none.
 
     No axis is that of an input by itself, what it is joined with tells.
     """

@@ -1,5 +1,5 @@
-"""Sizes for the axes of a graph's inputs that tell the axes apart, merged where the graph wants two
-of them to be equal.
+"""Unique sizes for the axes of a graph's inputs; axes that the graph requires to be equal are
+merged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UNEQUAL = re.compile(r"are (\d+) and (\d+)")
 
 @dataclasses.dataclass(eq=False)
 class _Label:
-    """An axis of an input, or several that have proven to be equal.
+    """Axis of an input, or several that have proven to be equal.
 
     Attributes:
       size: in the emission.
@@ -44,7 +44,7 @@ class _Label:
 
 
 class AxisSizes:
-    """Sizes of the labels of inputs' axes. Label `BATCH` is the first axis of the inputs.
+    """Sizes of the labels of input axes. Label `BATCH` is the first axis of the inputs.
 
     Args:
       inputs: placeholders.
@@ -64,30 +64,26 @@ class AxisSizes:
         self._merged_all = False
 
     def root(self, label: int) -> int:
-        """The number of the label that stands for all that were merged with one."""
+        """Representative label of all that were merged with one."""
         found = self._all[label]
         while found.root is not None:
             found = found.root
         return self._all.index(found)
 
     def pinned(self, label: int) -> bool:
-        """Whether a label has the size that the trace is fixed to, which features may have as
-        well.
-        """
+        """Whether a label is fixed to the size of the trace, which features may share."""
         return self._all[self.root(label)].pinned
 
     def any_pinned(self) -> bool:
-        """Whether the graph takes no other size of some label than that of the trace."""
+        """Whether some label is fixed to the size of the trace."""
         return any(label.pinned for label in self._roots())
 
     def several_lengths(self) -> bool:
-        """Whether there are labels besides that of the batch which might be mistaken for each
-        other.
-        """
+        """Whether there are labels besides the batch that could be confused with each other."""
         return sum(not label.pinned for label in self._roots() if label is not self._all[BATCH]) > 1
 
     def shapes(self) -> list[list[int | None] | None]:
-        """A shape for each input."""
+        """Shape of each input."""
         return [
             (
                 None
@@ -101,7 +97,7 @@ class AxisSizes:
         ]
 
     def products(self) -> dict[int, tuple[int, ...]]:
-        """Size -> the labels whose product it is, one to three of them."""
+        """Map size -> labels whose product it is, one to three of them."""
         roots = sorted({self.root(index) for index in range(len(self._all))})
         found: dict[int, tuple[int, ...]] = {}
         for count in (1, 2, 3):
@@ -113,7 +109,7 @@ class AxisSizes:
         return found
 
     def renew(self) -> None:
-        """Gives all labels that are not pinned other sizes."""
+        """Assign new sizes to all labels that are not pinned."""
         for label in self._roots():
             if not label.pinned:
                 self._taken.add(label.size)
@@ -122,8 +118,8 @@ class AxisSizes:
                 label.size = self._unused(label)
 
     def settle(self, message: str) -> bool:
-        """Changes sizes after the graph has refused them with `message`; False where there is
-        nothing left to change.
+        """Change sizes after the graph has rejected them with `message`; return False if nothing is
+        left to change.
         """
         unequal = _UNEQUAL.search(message)
         if unequal and self._settle_two(*map(int, unequal.groups())):
@@ -131,15 +127,16 @@ class AxisSizes:
         return self.pin() or self._merge_lengths()
 
     def pin(self) -> bool:
-        """Gives labels the sizes that the trace is fixed to; False where no label changes."""
-        fixed = [label for label in self._roots() if label.fixed is not None and not label.pinned]
-        for label in fixed:
-            label.size = label.fixed
-        return bool(fixed)
+        """Fix labels to the sizes of the trace; return False if no label changes."""
+        changed = False
+        for label in self._roots():
+            if label.fixed is not None and not label.pinned:
+                label.size, changed = label.fixed, True
+        return changed
 
     def _settle_two(self, first: int, second: int) -> bool:
-        """Merges the labels that the two sizes are multiples of, pins one to its fixed size, or
-        makes one smaller.
+        """Resolve a conflict of two sizes: merge their labels, pin one to its fixed size, or lower
+        one.
         """
         roots = self._roots()
         for one, other in itertools.permutations(roots, 2):
@@ -166,14 +163,14 @@ class AxisSizes:
         return self._lower(first, second)
 
     def lower(self, message: str) -> bool:
-        """Makes a label smaller that the graph has refused with `message`; False where that is not
-        what it is about.
+        """Lower a label that the graph has rejected with `message`; return False if the message has
+        another cause.
         """
         unequal = _UNEQUAL.search(message)
         return bool(unequal) and self._lower(*map(int, unequal.groups()))
 
     def _lower(self, first: int, second: int) -> bool:
-        """Gives a label a size below the smaller one, that of a table."""
+        """Lower a label below the smaller size, that of a table."""
         size, limit = max(first, second), min(first, second)
         for label in self._roots():
             if label.fixed is None and size == label.size:
@@ -184,7 +181,7 @@ class AxisSizes:
         return False
 
     def _merge_lengths(self) -> bool:
-        """Makes one of all second axes, as a last resort."""
+        """Merge all second axes, as a last resort."""
         found = {
             self.root(labels[1])
             for labels in self.labels
@@ -226,7 +223,9 @@ class AxisSizes:
         return next(size for size in itertools.chain(small, large) if self._fits(size))
 
     def _fits(self, size: int) -> bool:
-        """Nor may its product with another, the size of a flat axis, be taken."""
+        """Return whether a size is free, also as a product with another, the size of a flattened
+        axis.
+        """
         others = [label.size for label in self._roots() if label.size]
         return (
             size not in self._taken

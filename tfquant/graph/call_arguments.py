@@ -1,6 +1,6 @@
 """Arguments of `call` of a Keras layer.
 
-Which batch holds one structure of inputs, and which several arguments.
+Distinguishes a batch of one input structure from a batch of several arguments.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from tfquant.graph.arguments import ArgumentError, Arguments
 
 
 def inputs_of_pair(model, batch: Any) -> Any:
-    """The inputs of a first batch, which may be (inputs, targets) or (inputs, targets, weights),
-    for a Keras model.
+    """Extract the inputs of a first batch, which may be (inputs, targets) or (inputs, targets,
+    weights), for a Keras model.
     """
     if not isinstance(batch, (tuple, list)) or not (isinstance(batch, tuple) or len(batch) > 1):
         return batch
@@ -41,7 +41,7 @@ def _needed_arguments(model) -> list[str]:
 
 
 def call_arguments(model, batch) -> Arguments | None:
-    """How a layer with several arguments that carry tensors is called; None for one that takes its
+    """Signature of the call of a layer with several tensor arguments; None for one that takes its
     inputs as one structure.
 
     Args:

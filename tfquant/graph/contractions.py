@@ -1,7 +1,6 @@
-"""Contractions.
+"""Contractions: matrix products, convolutions and Einsums.
 
-Every matrix product and convolution of a graph, what its operands are, and where its output
-channels lie.
+Finds their operands and the axes of their output channels.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ UNUSED = "nothing uses its values"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contraction:
-    """One product.
+    """One contraction.
 
     Attributes:
       op: the operation.
@@ -55,7 +54,7 @@ class Contraction:
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A contraction that carries no site, and why."""
+    """Contraction without a site, and the reason."""
 
     op: str
     path: str
@@ -63,7 +62,7 @@ class Skipped:
 
 
 def find_contractions(flow: Dataflow) -> tuple[list[Contraction], list[Skipped]]:
-    """All contractions in graph order, and those that can never be quantized with the reason."""
+    """Find all contractions in graph order, and with the reason those never quantized."""
     found: list[Contraction] = []
     skipped: list[Skipped] = []
     uses: dict[str, int] = {}
@@ -124,7 +123,7 @@ def _path_or_name(flow: Dataflow, op: tf.Operation) -> str:
 
 
 def _layer_path(variable_path: str) -> str:
-    """`a/query/kernel` -> `a/query`.
+    """Layer path of a variable: `a/query/kernel` -> `a/query`.
 
     Other variables keep their own name, since a layer may hold several of them.
     """
@@ -141,7 +140,7 @@ def _inside_loop(op: tf.Operation) -> list[Skipped]:
 
 
 def _products_below(op: tf.Operation) -> list[str]:
-    """Names of the products in the functions that `op` names, and in what those call."""
+    """Names of the products in the functions that `op` calls, directly or indirectly."""
     functions = [v.func.name for v in op.node_def.attr.values() if v.HasField("func")]
     functions += [f.name for v in op.node_def.attr.values() for f in v.list.func]
     found = []
@@ -176,8 +175,8 @@ def output_channels(op: tf.Operation, weight_index: int) -> tuple[int, ...]:
 
 
 def equation(op: tf.Operation) -> tuple[list[str], str]:
-    """Labels of the operands and of the result of an Einsum, an ellipsis written as axes without a
-    label of the other operand.
+    """Axis labels of the operands and of the result of an Einsum; an ellipsis is written as axes
+    without a label of the other operand.
     """
     text = op.get_attr("equation").decode().replace(" ", "")
     left, _, result = text.partition("->")
@@ -196,8 +195,8 @@ def equation(op: tf.Operation) -> tuple[list[str], str]:
 
 
 def matmul_equation(op: tf.Operation) -> tuple[list[str], str]:
-    """Labels of a product's operands and result as those of an Einsum; batch axes of size 1 of the
-    second one are not shared.
+    """Axis labels of a product's operands and result as those of an Einsum; batch axes of size 1 of
+    the second one are not shared.
     """
     names = ("transpose_a", "transpose_b") if op.type == "MatMul" else ("adj_x", "adj_y")
     terms = []
@@ -211,8 +210,8 @@ def matmul_equation(op: tf.Operation) -> tuple[list[str], str]:
 
 
 def product_equation(op: tf.Operation) -> tuple[list[str], str] | None:
-    """Labels of both operands and of the result of any product, `?` for what meets no label of the
-    other operand.
+    """Axis labels of both operands and of the result of any product, `?` for axes without a
+    counterpart in the other operand.
 
     None of a product whose channels do not follow from axes alone: depthwise or with channels
     first.

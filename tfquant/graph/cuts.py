@@ -1,7 +1,6 @@
-"""Frontiers.
+"""Cuts of a graph: sets of tensors that separate the inputs from later operations.
 
-What has to be kept at a place of a graph so that it can go on from there, and the places where that
-is little.
+A cut is what has to be stored to continue a computation later; narrow cuts hold few elements.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ _WIDER, _AHEAD = 1.5, 5
 
 
 def frontier_at(flow: Dataflow, start: int, targets: Iterable[tf.Tensor]) -> list[tf.Tensor]:
-    """The tensors computed before an operation from which `targets` follow, inputs of the model and
-    its parameters apart.
+    """Tensors computed before an operation that determine `targets`, excluding model inputs and
+    parameters.
 
     Args:
       flow: of the graph.
@@ -35,7 +34,7 @@ def frontier_at(flow: Dataflow, start: int, targets: Iterable[tf.Tensor]) -> lis
 
 
 def narrow(frontiers: Sequence[Sequence[tf.Tensor]]) -> list[bool]:
-    """Which of consecutive frontiers hold few elements.
+    """Select those of consecutive frontiers that hold few elements.
 
     Those between the blocks of a transformer, not inside of them.
     """
@@ -52,7 +51,7 @@ def _can_be_kept(flow: Dataflow, tensor: tf.Tensor) -> bool:
 
 
 def _width(tensor: tf.Tensor) -> int:
-    """Elements of a tensor for each sample: axes of open size count once."""
+    """Elements of a tensor per sample: axes of open size count once."""
     return (
         int(np.prod([size or 1 for size in tensor.shape])) if tensor.shape.rank is not None else 0
     )

@@ -1,6 +1,6 @@
-"""Questions about a flat graph that do not depend on what a model is.
+"""Data-flow queries on a flat graph, independent of the kind of model.
 
-Who consumes a tensor, what is constant, what lies behind.
+Consumers, constants, ancestors and descendants of tensors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ELEMENTWISE_OPS = frozenset(
 
 
 class Dataflow:
-    """A trace with the look-ups that the pattern finders share. All answers are computed once."""
+    """Trace with look-up tables that the pattern finders share, each computed once."""
 
     def __init__(self, trace: Trace):
         self.trace = trace
@@ -44,7 +44,7 @@ class Dataflow:
 
     @functools.cached_property
     def consumers(self) -> dict[str, list[tuple[tf.Operation, int]]]:
-        """Tensor name -> (operation, input index) pairs that take its values or its shape."""
+        """Map tensor name -> (operation, input index) pairs that read its values or its shape."""
         found: dict[str, list[tuple[tf.Operation, int]]] = {}
         for op in self.operations:
             for i, tensor in enumerate(op.inputs):
@@ -93,23 +93,23 @@ class Dataflow:
         return tensor.name in self._dynamic
 
     def is_parameter(self, tensor: tf.Tensor) -> bool:
-        """True for float values that come from variables and constants alone."""
+        """Return whether float values depend on variables and constants alone."""
         return tensor.dtype.is_floating and not self.is_dynamic(tensor)
 
     def is_fixed(self, tensor: tf.Tensor) -> bool:
-        """True for a parameter that does not even depend on the shape of an input.
+        """Return whether a parameter does not even depend on the shape of an input.
 
         It has the same values in every batch.
         """
         return tensor.dtype.is_floating and self.is_static(tensor)
 
     def is_static(self, tensor: tf.Tensor) -> bool:
-        """The same of values of any type."""
+        """Return whether values of any type depend on variables and constants alone."""
         return not self.is_dynamic(tensor) and tensor.name not in self._from_shapes
 
     @functools.cached_property
     def _from_shapes(self) -> frozenset[str]:
-        """Names of tensors computed from shapes of what depends on an input."""
+        """Names of tensors computed from shapes of input-dependent tensors."""
         found: set[str] = set()
         for op in self.operations:
             if any(
@@ -121,7 +121,7 @@ class Dataflow:
 
     def variable_behind(self, tensor: tf.Tensor) -> str | None:
         """Name of the handle placeholder of the largest variable that a parameter is computed from;
-        None if from constants.
+        None for constants.
         """
         return self._variables_behind.get(tensor.name)
 
@@ -143,13 +143,13 @@ class Dataflow:
         return behind
 
     def root(self, tensor: tf.Tensor) -> tf.Tensor:
-        """The tensor whose values `tensor` shows, behind reshapes, transposes, casts and copies."""
+        """Tensor behind reshapes, transposes, casts and copies that holds the same values."""
         while tensor.op.type in VIEW_OPS:
             tensor = tensor.op.inputs[0]
         return tensor
 
     def through_dropout(self, tensor: tf.Tensor) -> tf.Tensor:
-        """The tensor before views and dropout.
+        """Tensor before views and dropout.
 
         Before a selection against, or product with, what does not carry values.
         """
@@ -161,7 +161,7 @@ class Dataflow:
             tensor = tensor.op.inputs[kept]
 
     def undropped(self, op: tf.Operation) -> int | None:
-        """Which input holds the values before dropout, if `op` is dropout or a part of it.
+        """Index of the input before dropout, if `op` is dropout or a part of it.
 
         Mask, or scale of what is kept.
         """
@@ -170,7 +170,7 @@ class Dataflow:
         return self._unmasked(op) if op.type == "Mul" else None
 
     def _unmasked(self, mul: tf.Operation) -> int | None:
-        """The operand of a product with a dropout mask or a dropout scale (a scalar constant above
+        """Operand of a product with a dropout mask or a dropout scale (a scalar constant above
         one).
         """
         for kept, other in ((0, mul.inputs[1]), (1, mul.inputs[0])):
@@ -207,7 +207,7 @@ class Dataflow:
     def walk_back(
         self, start: tf.Tensor, through: Callable[[tf.Operation], bool], not_before: int = 0
     ) -> list[tf.Operation]:
-        """Operations behind `start`, latest first, entering the inputs only of those that `through`
+        """Ancestors of `start`, latest first, entering the inputs only of operations that `through`
         accepts.
 
         Args:
@@ -230,8 +230,8 @@ class Dataflow:
     def walk_forward(
         self, start: Iterable[tf.Tensor], through: Callable[[tf.Operation], bool]
     ) -> list[tf.Operation]:
-        """Value consumers of `start` and what follows them, earliest first, going on behind those
-        that `through` accepts.
+        """Value consumers of `start` and their descendants, earliest first, continuing behind
+        operations that `through` accepts.
         """
         seen: set[str] = set()
         pending = [op for t in start for op, _ in self.value_consumers(t)]
@@ -250,12 +250,12 @@ class Dataflow:
 
 
 def parent(path: str) -> str:
-    """`a/b/c` -> `a/b`; a path without a parent stays as it is."""
+    """Parent path: `a/b/c` -> `a/b`; a path without a parent is returned unchanged."""
     return path.rpartition("/")[0] or path
 
 
 def common_parent(paths: Iterable[str]) -> str:
-    """The longest path that all `paths` lie below (`a/self/query`, `a/self/key` -> `a/self`)."""
+    """Longest common ancestor of `paths` (`a/self/query`, `a/self/key` -> `a/self`)."""
     parts = [p.split("/") for p in paths]
     if not parts:
         return ""
@@ -270,9 +270,7 @@ def common_parent(paths: Iterable[str]) -> str:
 
 
 def distinct(paths: Iterable[str]) -> list[str]:
-    """`paths` in their order; the second of two that are equal becomes `path#2`, or the next number
-    that is free.
-    """
+    """Make `paths` unique, in order: a duplicate becomes `path#2`, or the next free number."""
     paths = list(paths)
     taken, seen, found = set(paths), set(), []
     for path in paths:

@@ -1,6 +1,7 @@
-"""The embedding axis.
+"""Embedding axes of tensors.
 
-Which activations have one, and by which of them the dimensions of an encoder layer are sorted.
+Determines which activations have one, and the tensor that an encoder layer's dimensions are sorted
+by.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Embedding:
         self._edges = {edge.address: edge for edge in edges}
 
     def refusal(self, edge: Edge) -> str:
-        """Why an edge has no embedding axis, to follow a comma; empty where its last axis is one.
+        """Reason why an edge has no embedding axis, a clause that follows a comma; empty if its
+        last axis is one.
 
         Of fixed size, not of tokens.
         """
@@ -67,7 +69,7 @@ class Embedding:
         return ""
 
     def layer_order(self, edge: Edge) -> Edge | None:
-        """The output of the feed-forward part of the encoder layer that makes the edge's tensor;
+        """Output of the feed-forward network of the encoder layer that makes the edge's tensor;
         None outside of all layers.
         """
         name = self._flow.root(edge.tensor).op.name

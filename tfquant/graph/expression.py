@@ -1,5 +1,5 @@
-"""Expressions: how a parameter is computed from variables and constants, as a key that is equal for
-equal computations.
+"""Expression keys: hashable description of how a parameter is computed, equal for equal
+computations.
 
 Two tensors with equal keys have the same values in the same layout: the same operations with the
 same attributes were applied, in the same order, to the same variables and constants. A variable and
@@ -29,7 +29,7 @@ _LARGE = 2**14
 
 
 class Expressions:
-    """Keys of the parameters of one graph; each tensor is looked at once.
+    """Keys of the parameters of one graph, computed once per tensor.
 
     Args:
       flow: the graph.
@@ -40,8 +40,8 @@ class Expressions:
         self._keys: dict[str, str] = {}
 
     def key(self, tensor: tf.Tensor) -> str:
-        """The key of a parameter; equal in training and inference traces where the parameter is
-        computed alike in both.
+        """Key of a parameter; equal in training and inference traces where the parameter is
+        computed alike.
         """
         pending = [tensor]
         while pending:
@@ -59,7 +59,7 @@ class Expressions:
         return self._keys[tensor.name]
 
     def of_variable(self, handle: str) -> str:
-        """The key of a variable's plain value, as it is when the graph begins to run.
+        """Key of a variable's value at the start of the graph.
 
         Args:
           handle: name of the placeholder of the variable's handle.
@@ -67,12 +67,12 @@ class Expressions:
         return _digest(_READ, self._flow.trace.paths[handle], 0)
 
     def is_plain(self, tensor: tf.Tensor) -> bool:
-        """Whether a tensor is the value of a variable: not moved, scaled or cut."""
+        """Return whether a tensor is the unmodified value of a variable."""
         handle = self._flow.variable_behind(tensor)
         return handle is not None and self.key(tensor) == self.of_variable(handle)
 
     def _operands(self, tensor: tf.Tensor) -> list[tf.Tensor]:
-        """What the key of a tensor is made of."""
+        """Components of the key of a tensor."""
         op = tensor.op
         if (
             self._flow.is_dynamic(tensor)
@@ -105,7 +105,7 @@ class Expressions:
         )
 
     def _writes_before(self, handle: str, read: tf.Operation) -> int:
-        """How often a variable may have been assigned before it is read."""
+        """Number of assignments to a variable that may precede a read."""
         position = self._flow.index[read.name]
         return sum(index < position for index in self._writes.get(handle, ()))
 

@@ -1,5 +1,5 @@
-"""Custom gradients: the gradient function of one operation (`tf.custom_gradient`), as a graph of
-its own.
+"""Custom gradients: the gradient function of one operation (`tf.custom_gradient`), as a separate
+graph.
 
 TensorFlow registers such a function by name. It is a Python closure over tensors of the user's
 graph, so a copy of the operation cannot use it. Here it is called once, on placeholders, in a graph
@@ -29,7 +29,7 @@ class GradientError(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Backward:
-    """A traced gradient function.
+    """Traced gradient function.
 
     Attributes:
       graph: holds the operations; its captures are the tensors that the function refers to.
@@ -44,14 +44,14 @@ class Backward:
 
 
 class CustomGradient:
-    """The gradient function of one operation, traced when a gradient is first asked for."""
+    """Gradient function of one operation, traced on first use."""
 
     def __init__(self, operation: tf.Operation, name: str):
         self.operation, self._name = operation, name
 
     @functools.cached_property
     def num_results(self) -> int:
-        """How many inputs of the operation are results of the differentiated function.
+        """Number of inputs of the operation that are results of the differentiated function.
 
         They come first; the others are arguments of the function and the variables it reads. 0
         where that is not known.
@@ -60,7 +60,7 @@ class CustomGradient:
 
     @functools.cached_property
     def backward(self) -> Backward:
-        """The gradient function as a graph.
+        """Gradient function as a graph.
 
         Raises:
           GradientError: the function is not registered, or raised.
@@ -90,14 +90,14 @@ class CustomGradient:
 
 
 def custom_gradient_of(operation: tf.Operation, attrs: Any) -> CustomGradient | None:
-    """The custom gradient of an operation with the attributes `attrs`, None where it has the
-    gradient of its type.
+    """Custom gradient of an operation with the attributes `attrs`; None if it uses the gradient of
+    its type.
     """
     return CustomGradient(operation, attrs[ATTRIBUTE].s.decode()) if ATTRIBUTE in attrs else None
 
 
 def is_recomputation(attrs: Any) -> bool:
-    """Whether the gradient of an operation with the attributes `attrs` is that of
+    """Return whether the gradient of an operation with the attributes `attrs` is that of
     `tf.recompute_grad` or `keras.remat`.
 
     It runs the user's function again in the backward pass to save memory, without the quantizers
@@ -111,8 +111,8 @@ def is_recomputation(attrs: Any) -> bool:
 
 
 def _registered(name: str) -> Callable | None:
-    """The registered gradient function; None for one of another process, which a SavedModel names
-    but does not hold.
+    """Registered gradient function; None for one of another process, which a SavedModel names but
+    does not contain.
     """
     try:
         return ops.gradient_registry.lookup(name)
@@ -135,7 +135,9 @@ def _nonlocals(function: Callable | None) -> dict[str, Any]:
 
 @functools.cache
 def _recomputing_code() -> frozenset[CodeType]:
-    """Code of all functions that `tf.recompute_grad` defines, its gradient function among them."""
+    """Code objects of all functions that `tf.recompute_grad` defines, including its gradient
+    function.
+    """
     found, pending = set(), [tf.recompute_grad.__code__]
     while pending:
         inner = [constant for constant in pending.pop().co_consts if isinstance(constant, CodeType)]
@@ -151,8 +153,12 @@ def _placeholder(output: tf.Tensor) -> tf.Tensor | None:
 
 
 def with_tensors(gradient: Any, tensor_of: Callable[[tf.Tensor], tf.Tensor]) -> Any:
-    """A gradient (None, a tensor or `tf.IndexedSlices`) with other tensors in place of its own."""
+    """Replace the tensors of a gradient (None, a tensor or `tf.IndexedSlices`)."""
     if isinstance(gradient, tf.IndexedSlices):
-        parts = (gradient.values, gradient.indices, gradient.dense_shape)
-        return tf.IndexedSlices(*(None if part is None else tensor_of(part) for part in parts))
+        shape = gradient.dense_shape
+        return tf.IndexedSlices(
+            tensor_of(gradient.values),
+            tensor_of(gradient.indices),
+            None if shape is None else tensor_of(shape),
+        )
     return None if gradient is None else tensor_of(gradient)

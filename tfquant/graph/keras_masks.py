@@ -1,6 +1,6 @@
 """Masks that Keras attaches to tensors while a model is traced.
 
-Those of `Embedding(mask_zero=True)`, `Masking` and `mask=`.
+Masks of `Embedding(mask_zero=True)`, `Masking` and `mask=`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class AttachedMasks:
         self._pairs.append((tensor, mask))
 
     def replayed(self, body: tf.Graph, known: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The masks in a graph that `body` was replayed into.
+        """Masks in a graph that `body` was replayed into.
 
         Args:
           body: the graph of the traced model.
@@ -44,7 +44,7 @@ class AttachedMasks:
 
 @contextlib.contextmanager
 def attached_masks() -> Iterator[AttachedMasks]:
-    """Records all masks that Keras attaches.
+    """Record all masks that Keras attaches.
 
     Attention takes them off its inputs again, so they cannot be read afterwards.
     """

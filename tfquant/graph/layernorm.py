@@ -1,8 +1,7 @@
-"""Layer normalisation by structure: a reciprocal standard deviation of a tensor that is applied to
-that tensor again.
+"""Detection of layer normalization by structure: a reciprocal standard deviation of a tensor
+multiplied with that tensor.
 
-Or none of that: MobileBERT's NoNorm keeps the scale and shift of each channel alone, in the same
-places.
+Also MobileBERT's NoNorm, which has the scale and shift of each channel without the statistics.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ _NORMALISING_OPS = frozenset(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LayerNorm:
-    """`output` is `input` normalised, scaled and shifted; `layer` is the path of the layer of its
-    parameters.
+    """Layer normalization: `output` is `input` normalized, scaled and shifted; `layer` is the path
+    of the layer of its parameters.
 
     `path` is that path too, with a number where the layer is called again.
     """
@@ -37,7 +36,7 @@ class LayerNorm:
 
 
 def find_layernorms(flow: Dataflow) -> list[LayerNorm]:
-    """All layer normalisations in graph order."""
+    """Find all layer normalizations in graph order."""
     found: list[LayerNorm] = []
     for op in flow.operations:
         source = (
@@ -59,8 +58,8 @@ def find_layernorms(flow: Dataflow) -> list[LayerNorm]:
 
 
 def _without_statistics(flow: Dataflow) -> Iterator[LayerNorm]:
-    """Scale and shift of the last axis by two variables of one layer, as layer norms have them;
-    folded ones are computed.
+    """Match scale and shift of the last axis by two variables of one layer, as a layer norm without
+    computed statistics has.
     """
     for op in flow.operations:
         scale = _channel_variable(flow, op) if op.type == "Mul" else None
@@ -77,8 +76,8 @@ def _without_statistics(flow: Dataflow) -> Iterator[LayerNorm]:
 
 
 def _channel_variable(flow: Dataflow, op: tf.Operation) -> tuple[int, str] | None:
-    """(index of the activation, path of the variable) where `op` joins an activation with one
-    number for each channel.
+    """Match an operation of an activation and one number per channel: (index of the activation,
+    path of the variable).
     """
     for index, tensor in enumerate(op.inputs):
         other = op.inputs[1 - index]
@@ -96,7 +95,7 @@ def _channel_variable(flow: Dataflow, op: tf.Operation) -> tuple[int, str] | Non
 
 
 def _normalised_by_root(flow: Dataflow, root: tf.Operation) -> tf.Tensor | None:
-    """The tensor whose mean square (deviation) the root, or reciprocal root, is taken of."""
+    """Tensor whose mean square (deviation) the root, or reciprocal root, is taken of."""
     tensor = root.inputs[0]
     while tensor.op.type in _TO_VARIANCE_OPS:
         dynamic = [t for t in tensor.op.inputs if flow.is_dynamic(t)]
@@ -121,7 +120,7 @@ def _normalised_by_root(flow: Dataflow, root: tf.Operation) -> tf.Tensor | None:
 
 
 def _reduces_batch(mean: tf.Operation) -> bool:
-    """True for the statistics of a batch normalisation in training."""
+    """Return whether statistics are those of a batch normalization in training."""
     axes = tf.get_static_value(mean.inputs[1])
     rank = mean.inputs[0].shape.rank
     return (
@@ -144,8 +143,8 @@ def _has_mean(flow: Dataflow, op: tf.Operation) -> bool:
 
 
 def _normalised_by_fused_op(flow: Dataflow, op: tf.Operation) -> tf.Tensor | None:
-    """Keras 2 normalises the last axis by a batch norm in training mode on a reshaped tensor, with
-    constant scale and offset.
+    """Match Keras 2 layer normalization, a fused batch norm in training mode on a reshaped tensor
+    with constant scale and offset.
     """
     if (
         not op.type.startswith("FusedBatchNorm")
@@ -159,9 +158,7 @@ def _normalised_by_fused_op(flow: Dataflow, op: tf.Operation) -> tf.Tensor | Non
 
 
 def _close(flow: Dataflow, source: tf.Tensor, core: tf.Operation) -> tf.Tensor | None:
-    """The tensor in which everything that follows from `core` comes together, scale and shift
-    included.
-    """
+    """Tensor in which all that follows from `core` joins, including scale and shift."""
     tainted = {core.outputs[0].name}
     # Scaled values of the source, as opposed to statistics that are still to be applied to it.
     values = {source.name} | (
@@ -195,7 +192,7 @@ def _close(flow: Dataflow, source: tf.Tensor, core: tf.Operation) -> tf.Tensor |
 
 
 def _is_affine(flow: Dataflow, op: tf.Operation, output: tf.Tensor) -> bool:
-    """True for the scale and shift behind a closed normalisation.
+    """Return whether an operation is the scale or shift behind a normalization.
 
     Its only consumer, with a parameter.
     """

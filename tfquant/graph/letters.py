@@ -1,4 +1,4 @@
-"""Tensors of an encoder by the letters of `--quant-dict` (Bondarenko et al., 2021).
+"""Tensors of an encoder by the letters of Qualcomm's `--quant-dict` (Bondarenko et al., 2021).
 
     e   sums of embeddings        s  attention scores
     Et  token table               p  attention probabilities
@@ -27,8 +27,8 @@ OF_MODEL = ("e", "Et", "P", "C", "wP", "wC")
 
 
 def find_letters(structure: Structure) -> dict[str, tuple[str, ...]]:
-    """Letter, with the number of the block where it has one -> addresses of its edges; letters of
-    nothing are left out.
+    """Map letter, with the number of the block where it has one -> addresses of its edges; letters
+    without edges are omitted.
     """
     found: dict[str, list[str]] = {}
     for letter, where in (*_of_model(structure), *_of_blocks(structure)):
@@ -78,7 +78,7 @@ def _of_blocks(structure: Structure) -> Iterator[tuple[str, str]]:
 
 
 def _around(residual: Residual, norm: str | None) -> list[str]:
-    """Addresses of the layer whose output is added, of the sum, and of its layer norm."""
+    """Addresses of the layer output in a residual addition, of the sum, and of its layer norm."""
     found = [
         address("layer_output", residual.path, "output"),
         address("residual_sum", residual.path, "output"),

@@ -1,6 +1,6 @@
-"""Adapter that gives every kind of user model one form.
+"""Adapter with one interface for every kind of user model.
 
-Something to call on one structure of inputs, its signature, its variables.
+A function of one structure of inputs, its signature and its variables.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tfquant.graph.side_outputs import take_losses
 
 
 class TraceError(ValueError):
-    """The model could not be traced, or what was given with it does not fit it."""
+    """The model could not be traced, or the inputs given with it do not fit."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelAdapter:
-    """See the module.
+    """Model with its input structure and call, see the module docstring.
 
     Attributes:
       call: (inputs, training) -> outputs; `inputs` has `structure`.
@@ -62,23 +62,19 @@ class ModelAdapter:
                 self, "input_names", tuple(name for name, _ in joined_paths(self.structure))
             )
 
-    @property
-    def is_function(self) -> bool:
-        return self.arguments is not None and self.model is None
-
     def narrowed(self, structure: Any) -> ModelAdapter:
-        """This source with another structure: its own, or one of its fallbacks."""
+        """Adapter with another input structure: its own, or one of its fallbacks."""
         candidates = (self.structure, *self.fallbacks)
         index = next(i for i, candidate in enumerate(candidates) if candidate is structure)
         return dataclasses.replace(self, structure=structure, fallbacks=candidates[index + 1 :])
 
     def take_losses(self) -> list[tf.Tensor]:
-        """Losses that the last call added; they are forgotten."""
+        """Return and clear the losses that the last call added."""
         return [] if self.model is None else take_losses(self.model)
 
 
 def source_of(model: Any, example: Any = None, signature: Any = None) -> ModelAdapter:
-    """Finds out how to call what the user gave.
+    """Create the adapter of a user model.
 
     Args:
       model: a Keras 3 or tf-keras model, a loaded SavedModel, a `tf.function`, a concrete function
@@ -109,7 +105,7 @@ def source_of(model: Any, example: Any = None, signature: Any = None) -> ModelAd
 
 
 def is_keras_model(model: Any) -> bool:
-    """True for layers and models of Keras 3 and of tf-keras."""
+    """Return whether an object is a layer or model of Keras 3 or of tf-keras."""
     return isinstance(model, keras.layers.Layer) or _is_tf_keras(model)
 
 
@@ -174,8 +170,8 @@ def _keras_source(model, example, signature) -> ModelAdapter:
 
 
 def named_variables_of(model) -> tuple[tuple[tf.Variable, str], ...]:
-    """(variable, path) of all variables of a Keras model; Keras 3 keeps full paths, tf-keras puts
-    them into the names.
+    """(variable, path) of all variables of a Keras model; Keras 3 stores full paths, tf-keras uses
+    names.
     """
     pairs = []
     for variable in model.variables:
@@ -187,8 +183,9 @@ def named_variables_of(model) -> tuple[tuple[tf.Variable, str], ...]:
 
 
 def _build(call: Callable, signature, fallbacks: tuple[Any, ...]) -> None:
-    """Creates the variables of a model that has not seen an input yet, outside of any graph; open
-    axes have size 2, or that of a batch."""
+    """Create the variables of an unbuilt model, outside of any graph; open axes have size 2, or
+    that of a batch.
+    """
     failure: Exception | None = None
     for structure in (signature, *fallbacks[-1:]):
         try:
@@ -265,7 +262,7 @@ def _function_source(function, example, signature) -> ModelAdapter:
 
 
 def relaxed_spec(example: Any) -> Any:
-    """Tensor specs for a batch.
+    """Tensor specs of a batch.
 
     The batch size is left open, and for integer inputs (token ids, masks) the length too.
     """
@@ -302,7 +299,7 @@ def joined_paths(structure: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def describe(structure: Any) -> str:
-    """Names, types and shapes of a structure of specs, for messages."""
+    """Text of names, types and shapes of a structure of specs, for messages."""
     leaves = [
         f"{name}: {spec.dtype.name}{list(spec.shape)}" for name, spec in joined_paths(structure)
     ]

@@ -1,7 +1,6 @@
-"""Padding.
+"""Padding masks and their placement in tensors.
 
-The one place where it is found. Which masks a model has, and which elements of a tensor they mark
-as real.
+The only place that decides which elements of a tensor are real tokens.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ _OTHER_NAME = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where a mask lies in a tensor.
+    """Alignment of a mask with the axes of a tensor.
 
     Attributes:
       mask: which of the masks.
@@ -60,7 +59,7 @@ class Placement:
     groups: tuple[tuple[int, ...], ...]
 
     def broadcast(self, mask: tf.Tensor) -> tf.Tensor:
-        """The mask, float32 with ones for real tokens, shaped to broadcast to the tensor."""
+        """Mask, float32 with ones for real tokens, shaped to broadcast to the tensor."""
         factors = [factor for group in self.groups for factor in group]
         order = [axis for axis in factors if axis >= 0]
         if order != sorted(order):
@@ -85,7 +84,7 @@ class Placement:
 
 
 class Padding:
-    """Masks of a model and where they lie in some of its tensors.
+    """Masks of a model and their placement in some of its tensors.
 
     Args:
       trace: the graph.
@@ -136,14 +135,14 @@ class Padding:
         self._warn(len(tensors), what)
 
     def of_masks(self, masks: Sequence[tf.Tensor]) -> Validity:
-        """What the values of `masks` say of the tensors."""
+        """Validity from the values of `masks`."""
         return Validity(
             self._places,
             [self._real(mask, old) for mask, old in zip(masks, self.masks, strict=True)],
         )
 
     def values(self, flat: Sequence[tf.Tensor]) -> Validity:
-        """What the masks say of one batch.
+        """Values of the masks for one batch.
 
         Args:
           flat: inputs of the model, in the graph of a `tf.function` where a mask is computed from
@@ -215,7 +214,7 @@ class Padding:
         masks: Mapping[int, Labels],
         order: _Order,
     ) -> tuple[Placement, ...]:
-        """Where masks lie in a tensor, one for the tokens of each input."""
+        """Placements of masks in a tensor, one per input with tokens."""
         places = []
         for label in {label: None for group in labels for label in group if label in lengths}:
             chosen = order.nearest(tensor, lengths[label], self.masks)
@@ -225,8 +224,8 @@ class Padding:
     def _mask_labels(
         self, axes: Axes, tensors: Sequence[tuple[str, tf.Tensor]]
     ) -> dict[int, Labels]:
-        """Labels of each mask; of one that the network does not use, so that nothing tells its
-        length, those of its tokens.
+        """Axis labels of each mask; those of its tokens for a mask that the network does not use,
+        whose length is undetermined.
         """
         used = {
             label for _, tensor in tensors for group in axes.labels[tensor.name] for label in group
@@ -263,9 +262,7 @@ class Padding:
     def _doubt(
         self, tensors: Sequence[tuple[str, tf.Tensor]], operation: str, inputs: Sequence[str]
     ) -> None:
-        """Take up tensors that may hold padding which an attention mask leaves out in a way that is
-        not understood.
-        """
+        """Record tensors that may hold padding, excluded by an attention mask in an unknown way."""
         if self.uncertain:
             return
         named = ", ".join(inputs)
@@ -302,17 +299,17 @@ class Padding:
 
 
 class Validity:
-    """Which elements of tensors are real in one batch."""
+    """Real (not padded) elements of tensors in one batch."""
 
     def __init__(self, places: Mapping[str, tuple[Placement, ...]], masks: Sequence[tf.Tensor]):
         self._places = places
         self._masks = [
             tf.cast(tf.not_equal(tf.cast(mask, tf.float32), 0.0), tf.float32) for mask in masks
         ]
-        self._known: dict[tuple[Placement, ...], tf.Tensor] = {}
+        self._known: dict[tuple[Placement, ...], tf.Tensor | None] = {}
 
     def of(self, tensor: tf.Tensor) -> tf.Tensor | None:
-        """Which elements of a tensor of the trace are real.
+        """Mask of real elements of a tensor of the trace.
 
         Returns:
           float32 with ones for real elements and zeros elsewhere, size 1 along axes without tokens;
@@ -331,7 +328,7 @@ class Validity:
 
 
 class _Order:
-    """Which tensors follow from which, and after which of them Keras has attached a mask."""
+    """Dependencies of tensors, and the tensors after which Keras has attached masks."""
 
     def __init__(self, trace: Trace):
         self._trace = trace
@@ -341,13 +338,13 @@ class _Order:
         return {op.name: index for index, op in enumerate(self._trace.operations)}
 
     def follows(self, tensor: tf.Tensor, names: Iterable[str]) -> bool:
-        """Whether a tensor is computed from one of those with the names."""
+        """Return whether a tensor is computed from one of those with the names."""
         names = frozenset(names)
         return any(t.name in names for op in self._trace.ancestors([tensor]) for t in op.outputs)
 
     def nearest(self, tensor: tf.Tensor, among: Sequence[int], masks: Sequence[tf.Tensor]) -> int:
-        """Of several masks for the same tokens the one that Keras attached last before a tensor;
-        one of the inputs comes first.
+        """Select, of several masks for the same tokens, the one that Keras attached last before a
+        tensor; masks of the inputs take precedence.
         """
         if len(among) < 2 or masks[among[0]].op.type == "Placeholder":
             return among[0]
@@ -362,8 +359,7 @@ class _Order:
 
 
 def find_masks(trace: Trace, mask: str | Sequence[str] | None) -> tuple[tf.Tensor, ...]:
-    """Tensors of a graph that mark real tokens, those that come first counting before others; see
-    `tfquant.calibrate`.
+    """Find tensors of a graph that mark real tokens, earlier ones first; see `tfquant.calibrate`.
 
     Raises:
       ValueError: `mask` names no such input.
@@ -408,7 +404,7 @@ def _named_mask(trace: Trace, name: str) -> tf.Tensor:
 
 
 def _is_mask(labels: Labels) -> bool:
-    """Whether a tensor runs over the batch and, in each other axis, over tokens of its own."""
+    """Return whether a tensor has a batch axis and otherwise distinct token axes."""
     flat = [label for group in labels for label in group]
     return (
         len(labels) > 1
@@ -419,7 +415,7 @@ def _is_mask(labels: Labels) -> bool:
 
 
 def _placements(number: int, mask: Labels, labels: Labels) -> list[Placement]:
-    """Where a mask lies in a tensor: once for each axis that runs over its tokens."""
+    """Placements of a mask in a tensor: one for each axis that runs over its tokens."""
     wanted = [group[0] for group in mask]
     found = []
     for last in (axis for axis, group in enumerate(labels) if wanted[-1] in group):

@@ -1,4 +1,4 @@
-"""Parts of an encoder: which edges belong to the query, the feed-forward output, the head, ...
+"""Parts of an encoder (query, feed-forward output, head, ...) and the edges that belong to them.
 
 Found from attention, residual additions and heads, never from names.
 """
@@ -30,7 +30,7 @@ _LINEAR_ROLES = (
 
 
 def with_parts(structure: Structure, edges: Iterable[Edge]) -> Iterator[Edge]:
-    """Yield edges with their part of the encoder.
+    """Yield edges annotated with their part of the encoder.
 
     The edges of a residual addition and of the layer norm behind it belong to the part whose output
     is added; query, key and value as operands of the attention belong to their projections.
@@ -59,7 +59,7 @@ def with_parts(structure: Structure, edges: Iterable[Edge]) -> Iterator[Edge]:
 
 
 def _additions(structure: Structure) -> dict[str, str]:
-    """Operation name of a residual addition -> `attention_output` or `ffn_out`."""
+    """Map operation name of a residual addition -> `attention_output` or `ffn_out`."""
     after_attention = {residual.op.name for _, residual in structure.entry_residuals}
     begins = [structure.flow.index[a.context.op.name] for a, _ in structure.entry_residuals]
     found = {}
@@ -72,7 +72,7 @@ def _additions(structure: Structure) -> dict[str, str]:
 
 
 def _linears(structure: Structure, additions: dict[str, str]) -> dict[str, str]:
-    """Layer path of a linear -> its part; where a layer has several, the first one found."""
+    """Map layer path of a linear -> its part; the first one found where a layer has several."""
     by_path = {structure.paths[c.op.name]: c for c in structure.contractions if c.kind == "linear"}
     found = {path: _HEADS[zone] for path, zone in structure.head_paths.items()}
     for attention in structure.attention:
@@ -90,7 +90,7 @@ def _linears(structure: Structure, additions: dict[str, str]) -> dict[str, str]:
 
 
 def _linears_between(structure: Structure, residual: Residual) -> list[str]:
-    """Layer paths of the linears inside a feed-forward network, without the last one."""
+    """Layer paths of the linears inside a feed-forward network, except the last one."""
     products = {c.op.name for c in structure.contractions if c.kind == "linear"}
     operations = structure.flow.walk_back(
         residual.op.inputs[residual.other_index],
@@ -102,7 +102,7 @@ def _linears_between(structure: Structure, residual: Residual) -> list[str]:
 
 
 def _layernorms(structure: Structure, additions: dict[str, str]) -> dict[str, str]:
-    """Path of a layer norm -> part of the residual addition that it normalizes."""
+    """Map path of a layer norm -> part of the residual addition that it normalizes."""
     sums = {
         structure.flow.root(residual.op.outputs[0]).name: additions[residual.op.name]
         for residual in structure.residuals

@@ -1,10 +1,11 @@
-"""Plan: a recipe applied to the edges of a graph. Decides, and edits nothing."""
+"""Plan: a recipe applied to the edges of a graph. It selects sites and edits nothing."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from rich.table import Table
 
@@ -26,7 +27,7 @@ class RecipeError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a recipe makes of a graph.
+    """Sites and skipped contractions of a recipe on a graph.
 
     Attributes:
       recipe: as given.
@@ -41,7 +42,7 @@ class Plan:
     matches: dict[str, int]
 
     def site(self, address: str) -> Site:
-        """The site that quantizes the edge with this address.
+        """Site that quantizes the edge with this address.
 
         Raises:
           KeyError: no site does; the message lists a few that exist.
@@ -55,11 +56,11 @@ class Plan:
         )
 
     def count(self, *roles: str) -> int:
-        """How many sites have one of the roles."""
+        """Number of sites with one of the roles."""
         return sum(site.role in roles for site in self.sites)
 
     def table(self) -> Table:
-        """A rich table of sites, followed by what is skipped."""
+        """Rich table of sites, followed by the skipped contractions."""
         table = Table(
             title=(
                 f"recipe {self.recipe.name}: {len(self.sites)} sites, {len(self.skipped)}"
@@ -90,7 +91,7 @@ class Plan:
 
 
 def _shared(site: Site) -> str:
-    """What else has the range of a site.
+    """Note on the sites that a site shares its range with.
 
     ` (+2, +1 residual)` is two more of the same role and a residual.
     """
@@ -102,7 +103,7 @@ def _shared(site: Site) -> str:
 
 
 def make_plan(trace: Trace, recipe: Recipe) -> Plan:
-    """Match the rules of a recipe with the edges of a trace.
+    """Match the rules of a recipe with the edges of a trace and define the sites.
 
     Args:
       trace: its analysis is read; the graph is not changed.
@@ -127,7 +128,7 @@ def make_plan(trace: Trace, recipe: Recipe) -> Plan:
 
 
 def deciding_rule(recipe: Recipe, edge: Edge) -> Rule | None:
-    """The last rule that matches an edge."""
+    """Return the last rule that matches an edge."""
     for rule in reversed(recipe.rules):
         if _matches(rule, edge):
             return rule
@@ -166,7 +167,7 @@ def _why_nothing(skipped: Iterable[Skipped]) -> str:
 
 
 def _paths_of(rule: Rule, edges: Iterable[Edge]) -> str:
-    """Layer paths that a rule with a path could have meant."""
+    """List the layer paths that a rule with a path could have meant."""
     if rule.path == "*":
         return ""
     paths = sorted({e.path for e in edges if "*" in rule.roles or e.role in rule.roles})
@@ -174,14 +175,14 @@ def _paths_of(rule: Rule, edges: Iterable[Edge]) -> str:
 
 
 class _Values:
-    """Which edges carry the same values."""
+    """Comparison of edges by the values they carry."""
 
     def __init__(self, analysis: Analysis):
         self._flow, self._expressions = analysis.flow, analysis.expressions
 
     def key(self, edge: Edge, per_channel: bool = False) -> str:
-        """Equal for edges that carry the same values; where channels have their own ranges, in the
-        same layout as well.
+        """Key that is equal for edges that carry the same values and, with ranges per channel, in
+        the same layout.
         """
         if edge.table is not None:
             return self._expressions.of_variable(edge.table)
@@ -195,7 +196,7 @@ def _sites(
 ) -> list[Site]:
     groups: dict[tuple, list[tuple[Edge, Rule]]] = {}
     for edge, rule in chosen:
-        spec = _resolved(rule, edge, embedding)
+        spec = _resolved(rule, rule.spec, edge, embedding)
         # Views of one tensor share an embedding axis only where they have it at the same place.
         axes = (_channels(spec, edge), edge.shape if spec.layout.along_last_axis else ())
         key = (values.key(edge, bool(axes[0])), spec, axes) if recipe.share else (edge.address,)
@@ -203,7 +204,7 @@ def _sites(
     sites = []
     for members in groups.values():
         edge, rule = min(members, key=_rank)
-        spec = _resolved(rule, edge, embedding)
+        spec = _resolved(rule, rule.spec, edge, embedding)
         sites.append(
             Site(
                 role=edge.role,
@@ -223,7 +224,7 @@ def _sites(
 
 
 def _rank(member: tuple[Edge, Rule]) -> tuple:
-    """Orders edges that share a site, of which the first gives it its address.
+    """Sort key of edges that share a site, of which the first determines its address.
 
     That must not depend on the order of operations, which differs between traces. Numbered edges
     come last, as files of versions that did not tell them from the first one know that one alone.
@@ -232,8 +233,7 @@ def _rank(member: tuple[Edge, Rule]) -> tuple:
     return edge.repeated, ROLES.index(edge.role), edge.path, edge.port
 
 
-def _resolved(rule: Rule, edge: Edge, embedding: Embedding) -> QuantSpec:
-    spec = rule.spec
+def _resolved(rule: Rule, spec: QuantSpec, edge: Edge, embedding: Embedding) -> QuantSpec:
     if spec.scale.unsigned == "auto":
         can_be = spec.scale.symmetric and formats.get(spec.format).kind == "uniform"
         spec = dataclasses.replace(spec, unsigned=edge.nonnegative and can_be)
@@ -251,22 +251,20 @@ def _resolved(rule: Rule, edge: Edge, embedding: Embedding) -> QuantSpec:
             " its range stays"
         )
     if spec.layout.along_last_axis:
-        _check_embedding(rule, edge, embedding)
+        _check_embedding(rule, spec, edge, embedding)
     if spec.layout.permute == "shared" and embedding.layer_order(edge) is None:
         spec = dataclasses.replace(spec, permute="own")
     return spec
 
 
-def _check_embedding(rule: Rule, edge: Edge, embedding: Embedding) -> None:
-    """Raises RecipeError if the edge has no embedding axis, or one that cannot be grouped as the
-    rule wants.
-    """
-    spec, reason = rule.spec, embedding.refusal(edge)
+def _check_embedding(rule: Rule, spec: QuantSpec, edge: Edge, embedding: Embedding) -> None:
+    """Raise RecipeError if the edge has no embedding axis, or one that the rule cannot group."""
+    reason = embedding.refusal(edge)
     if reason:
         raise RecipeError(
             f"rule {rule.name!r} asks for {spec.layout.granularity} at {edge.address}, {reason}"
         )
-    size = edge.shape[-1]
+    size: Any = edge.shape[-1]
     if spec.layout.groups is not None and size % spec.layout.groups:
         raise RecipeError(
             f"rule {rule.name!r} asks for {spec.layout.groups} groups at {edge.address}, whose"
@@ -282,7 +280,7 @@ def _check_embedding(rule: Rule, edge: Edge, embedding: Embedding) -> None:
 
 
 def _order(spec: QuantSpec, edge: Edge, embedding: Embedding) -> str:
-    """Address of the edge by whose ranges the dimensions of a site are sorted."""
+    """Address of the edge whose ranges a site's dimensions are sorted by."""
     if spec.layout.permute == "none":
         return ""
     return edge.address if spec.layout.permute == "own" else embedding.layer_order(edge).address
@@ -304,7 +302,7 @@ def _group(recipe: Recipe, edge: Edge) -> str:
 
 
 def _check_groups(recipe: Recipe, sites: list[Site]) -> None:
-    """Sites with a common range must be quantized alike."""
+    """Raise RecipeError if sites with a common range are quantized differently."""
     first: dict[str, Site] = {}
     for site in sites:
         if not site.group:
@@ -332,7 +330,7 @@ def _check_groups(recipe: Recipe, sites: list[Site]) -> None:
 def _unquantized(
     values: _Values, roles: Roles, decided: list[tuple[Edge, Rule]], sites: list[Site]
 ) -> list[Skipped]:
-    """Contractions none of whose operands is quantized, there or where it is produced, and why."""
+    """Contractions without any quantized operand, and the reason."""
     by_address = {edge.address: (edge, rule) for edge, rule in decided}
     quantized = {member for site in sites if site.enabled for member in site.members}
     disabled = {member for site in sites if not site.enabled for member in site.members}

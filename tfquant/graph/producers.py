@@ -1,5 +1,5 @@
-"""Tensors where they are produced: what leaves a linear layer, an attention and the embeddings, and
-the parameters beside kernels.
+"""Producers of tensors: outputs of linear layers, attention and embeddings, and parameters other
+than kernels.
 
 A placement that quantizes each tensor once, at its source (Bondarenko et al. 2021), needs these;
 one that quantizes operands of products, as integer kernels do, does not.
@@ -21,8 +21,8 @@ _ADD_OPS = ("Add", "AddV2")
 
 
 def merged_context(flow: Dataflow, attention: Attention) -> tf.Tensor:
-    """The result of an attention with its heads side by side again, [..., heads * size], as the
-    layer behind it takes it.
+    """Output of an attention with its heads concatenated, [..., heads * size], as the next layer
+    consumes it.
     """
     tensor = found = attention.context.op.outputs[0]
     while True:
@@ -39,7 +39,7 @@ def merged_context(flow: Dataflow, attention: Attention) -> tf.Tensor:
 
 
 def layernorm_scale(flow: Dataflow, norm: LayerNorm) -> tuple[tf.Operation, int] | None:
-    """The product with the learned scale of a layer norm, and which operand that is."""
+    """Product with the learned scale of a layer norm, and the index of that operand."""
     start = flow.index[norm.input.op.name]
     for op in flow.walk_back(norm.output, lambda o: o.name != norm.input.op.name, not_before=start):
         if op.type != "Mul":
@@ -53,7 +53,7 @@ def layernorm_scale(flow: Dataflow, norm: LayerNorm) -> tuple[tf.Operation, int]
 def embedding_sums(
     flow: Dataflow, rows: Iterable[tf.Tensor], biased: Iterable[tf.Operation]
 ) -> list[tf.Operation]:
-    """Additions of embeddings to each other, in graph order.
+    """Additions of embeddings, in graph order.
 
     Args:
       rows: what is looked up in tables.
@@ -77,9 +77,7 @@ def embedding_sums(
 
 
 def sliced_table(flow: Dataflow, tensor: tf.Tensor) -> tuple[tf.Operation, int] | None:
-    """(slicing operation, 0) where `tensor` is some rows of a variable, as learned positions
-    are.
-    """
+    """(slicing operation, 0) where `tensor` is a slice of a variable, as learned positions are."""
     while tensor.op.type in _SPREADING_OPS:
         tensor = tensor.op.inputs[0]
     op = tensor.op
@@ -92,8 +90,8 @@ def sliced_table(flow: Dataflow, tensor: tf.Tensor) -> tuple[tf.Operation, int] 
 def tables_of(
     flow: Dataflow, sums: Iterable[tf.Operation]
 ) -> Iterator[tuple[str, str, tf.Operation, int]]:
-    """(layer path, name, operation, operand) of each slice of a table that an embedding sum takes,
-    once each.
+    """(layer path, name, operation, operand) of each slice of a table in an embedding sum, without
+    repetition.
     """
     seen = set()
     for op in sums:

@@ -1,9 +1,9 @@
-"""Replay: creating the operations of a traced graph again, in the current graph, with chosen edges
+"""Replay: re-creation of the operations of a traced graph in the current graph, with chosen edges
 passed through a callable.
 
-Replaying is the one way a graph is ever changed here. Captured resource handles are captured again,
-so variables stay the same objects, and a gradient tape around the `tf.function` that replays
-differentiates through it. Custom gradients are replayed too, when a gradient is asked for.
+Replay is the only way a graph is changed. Captured resource handles are captured again, so
+variables stay the same objects, and a gradient tape around the `tf.function` that replays
+differentiates through it. Custom gradients are replayed too, when a gradient is requested.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Edit = Callable[[tf.Tensor], tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Edits:
-    """What to change while replaying.
+    """Edits of edges and operations in a replay.
 
     Attributes:
       edges: (operation name, input index) -> callable applied to the tensor on that edge alone.
@@ -64,7 +64,7 @@ class Edits:
     in_bodies: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
 
     def of_body(self, body: tf.Graph) -> Edits:
-        """The edits inside the body of a loop or branch."""
+        """Edits inside the body of a loop or branch."""
         if not self.in_bodies:
             return NO_EDITS
         places = [(t.name, op.type) for op in body.get_operations() for t in op.outputs]
@@ -83,7 +83,7 @@ def replay(
     edits: Edits = NO_EDITS,
     inline: bool = False,
 ) -> list[tf.Tensor]:
-    """Creates `operations` again in the current graph.
+    """Re-create `operations` in the current graph.
 
     Args:
       operations: of one graph, in an order in which producers come before consumers.
@@ -104,7 +104,7 @@ def replay(
 
 
 def ancestors(targets: Iterable[tf.Tensor], known: Container[str] = ()) -> dict[str, tf.Operation]:
-    """The operations, by name, that `targets` need where the tensors called `known` are there."""
+    """Operations, by name, that `targets` need where the tensors called `known` are available."""
     pending, found = [t.op for t in targets if t.name not in known], {}
     while pending:
         op = pending.pop()
@@ -116,9 +116,19 @@ def ancestors(targets: Iterable[tf.Tensor], known: Container[str] = ()) -> dict[
     return found
 
 
+def descendants(operations: Iterable[tf.Operation], tensors: Iterable[tf.Tensor]) -> frozenset[str]:
+    """Names of those of `operations`, in graph order, that depend on one of `tensors`."""
+    reached, found = {t.name for t in tensors}, set()
+    for op in operations:
+        if any(t.name in reached for t in op.inputs):
+            found.add(op.name)
+            reached.update(t.name for t in op.outputs)
+    return frozenset(found)
+
+
 @dataclasses.dataclass(eq=False)
 class _State:
-    """Where a replay stands.
+    """State of a replay.
 
     Attributes:
       graph: the new graph.
@@ -136,13 +146,13 @@ class _State:
     controls: dict[str, list[tf.Operation]]
     edits: Edits
     inline: bool
-    source: tf.Graph | None = None
+    source: Any = None
     outer: _State | ReplayedGradient | None = None
     edited: dict[tuple[str, int], tf.Tensor] = dataclasses.field(default_factory=dict)
 
     def lookup(self, old: tf.Tensor) -> tf.Tensor:
-        """The new tensor for one of `source` or of a graph around it; what lies outside of all
-        graphs stands for itself.
+        """New tensor for one of `source` or of an enclosing graph; tensors outside of all graphs
+        are returned unchanged.
 
         Raises:
           GradientError: none of them holds it.
@@ -162,8 +172,8 @@ class _State:
         )
 
     def _name_of(self, old: tf.Tensor) -> str | None:
-        """The name by which `source` knows a tensor; of one outside of it that of the placeholder
-        where it is captured.
+        """Name of a tensor in `source`; for an outside tensor that of the placeholder that captures
+        it.
         """
         if not isinstance(old, ops.EagerTensor) and old.graph is self.source:
             return old.name
@@ -172,8 +182,9 @@ class _State:
         )
 
     def _computed(self, old: tf.Tensor) -> tf.Tensor:
-        """A tensor that no target of the replay needed, computed in the current graph."""
-        graph, tensors = tf.compat.v1.get_default_graph(), collections.ChainMap({}, self.tensors)
+        """Compute a tensor in the current graph that no target of the replay needed."""
+        graph: Any = tf.compat.v1.get_default_graph()
+        tensors = collections.ChainMap({}, self.tensors)
         needed = ancestors([old], tensors)
         tensors.update(
             {
@@ -233,7 +244,7 @@ def _edited_input(state: _State, op: tf.Operation, index: int) -> tf.Tensor:
 def _create(
     state: _State, op: tf.Operation, inputs: list[tf.Tensor]
 ) -> tuple[Sequence[tf.Tensor], list[tf.Operation]]:
-    """Outputs of the same operation on new inputs, and the operation.
+    """Create the same operation with new inputs; return its outputs and the operation.
 
     Functions it names are registered in the new graph; loops and branches get copies of theirs.
     """
@@ -274,8 +285,7 @@ def _gradient_of(
 
 
 def find_function(graph: tf.Graph | None, name: str) -> Any:
-    """The function that an operation of `graph` names; the graph of a body leaves some to the
-    graphs around it.
+    """Find the function that an operation of `graph` names, also in enclosing graphs.
 
     Raises:
       ValueError: none of them holds it.
@@ -289,7 +299,7 @@ def find_function(graph: tf.Graph | None, name: str) -> Any:
 
 
 def _functions_in(attrs: Mapping[str, Any]) -> list[Any]:
-    """The function attributes among the attributes of an operation, those in lists included."""
+    """Function attributes of an operation, including those in lists."""
     return [
         f
         for value in attrs.values()
@@ -298,7 +308,7 @@ def _functions_in(attrs: Mapping[str, Any]) -> list[Any]:
 
 
 def _own_bodies(state: _State, op: tf.Operation, attrs: Mapping[str, Any]) -> dict[str, tf.Graph]:
-    """Copies the bodies of a loop or branch, names the copies in `attrs` and returns them by
+    """Copy the bodies of a loop or branch, set their names in `attrs` and return them by
     TensorFlow's attribute.
 
     The gradient of a loop or branch rewrites its bodies and registers them under a name made from
@@ -317,12 +327,10 @@ def _own_bodies(state: _State, op: tf.Operation, attrs: Mapping[str, Any]) -> di
 
 
 def _copied_body(state: _State, source: tf.Graph, name: str) -> tuple[tf.Graph, str]:
-    """A copy of a function of `source` as a graph, and the name it is registered under in the new
-    graph.
-    """
+    """Copy a function of `source` as a graph; return it and its new registered name."""
     old = find_function(source, name).graph
     with state.graph.as_default():
-        body = tf_func_graph.FuncGraph(f"{name}_{ops.uid()}")
+        body: Any = tf_func_graph.FuncGraph(f"{name}_{ops.uid()}")
     with body.as_default():
         for parameter in old.inputs:
             body.inputs.append(
@@ -369,8 +377,8 @@ def _inline_call(
 
 
 class ReplayedGradient:
-    """The custom gradient of a replayed operation. TensorFlow calls it as `_gradient_function` of
-    the operation.
+    """Custom gradient of a replayed operation. TensorFlow calls it as `_gradient_function` of the
+    operation.
 
     The backward pass sees the values of the new graph: where an edit stands on an input inside the
     differentiated function, its result takes the place of the original in the gradient function,
@@ -411,14 +419,14 @@ class ReplayedGradient:
         ]
 
     def lookup(self, tensor: tf.Tensor) -> tf.Tensor:
-        """The tensor of the new graph for one that the gradient function refers to."""
+        """New tensor for one that the gradient function refers to."""
         old = self._before(tensor)
         edited = self._edited([old])
         return self.states[-1].lookup(old) if edited is None else edited
 
     def edited_inputs(self, op: tf.Operation, inputs: list[tf.Tensor]) -> list[tf.Tensor]:
-        """New inputs of `op`, an operation of the old graph, with edited arguments where the
-        function inside has them.
+        """New inputs of `op`, an operation of the old graph, with edits of the arguments inside the
+        function applied.
         """
         count = self.definition.num_results if self.states[-1].edits.edges else 0
         if not count:
@@ -430,14 +438,14 @@ class ReplayedGradient:
         ]
 
     def _before(self, tensor: tf.Tensor) -> tf.Tensor:
-        """The tensor of the graph that the last replay took its operations from."""
+        """Tensor of the graph that the last replay took its operations from."""
         for state in self.states[:-1]:
             tensor = state.lookup(tensor)
         return tensor
 
     def _edited(self, tensors: Sequence[tf.Tensor]) -> tf.Tensor | None:
-        """What edits made of old tensors inside the differentiated function; None without edits, or
-        with different ones.
+        """Map of old tensors inside the differentiated function to edited ones; None without edits,
+        or with conflicting ones.
         """
         state, found = self.states[-1], {}
         for tensor in tensors if self._region else ():
@@ -454,7 +462,7 @@ class ReplayedGradient:
         return next(iter(found.values())) if len(found) == 1 else None
 
     def _edited_reads(self, handle: tf.Tensor, inside: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Names of the tensors that the gradient function reads from a variable -> the edited value
+        """Map names of the tensors that the gradient function reads from a variable -> edited value
         of that variable.
         """
         if handle.dtype != tf.resource:
@@ -464,22 +472,18 @@ class ReplayedGradient:
 
 
 def _between(sources: Sequence[tf.Tensor], targets: Sequence[tf.Tensor]) -> frozenset[str]:
-    """Names of the operations on the way from `sources` to `targets`."""
-    reached, found = {t.name for t in sources}, set()
-    for op in sorted(ancestors(targets, reached).values(), key=lambda op: op._id):
-        if any(t.name in reached for t in op.inputs):
-            found.add(op.name)
-            reached.update(t.name for t in op.outputs)
-    return frozenset(found)
+    """Names of the operations on the paths from `sources` to `targets`."""
+    needed = ancestors(targets, {t.name for t in sources}).values()
+    return descendants(sorted(needed, key=lambda op: op._id), sources)
 
 
 def _reads_of(handle: tf.Tensor) -> list[tf.Tensor]:
-    """The values that operations of one graph read from a variable."""
+    """Tensors that operations of one graph read from a variable."""
     if isinstance(handle, ops.EagerTensor):
         return []
     return [op.outputs[0] for op in handle.consumers() if op.type == "ReadVariableOp"]
 
 
 def _same_reads(tensor: tf.Tensor) -> list[tf.Tensor]:
-    """The tensor, and where it is the value of a variable all reads of that variable."""
+    """The tensor or, for the value of a variable, all reads of that variable."""
     return _reads_of(tensor.op.inputs[0]) if tensor.op.type == "ReadVariableOp" else [tensor]

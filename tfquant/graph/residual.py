@@ -1,8 +1,8 @@
-"""Residual additions by structure: one operand (the skip) is what the other was computed from,
+"""Detection of residual additions by structure: one operand (the skip) is an ancestor of the other,
 through a contraction.
 
-Or the skip is a projection of that: a way with one linear in it beside a way with more, as around
-MobileBERT's attention.
+Or the skip is a projection of that ancestor: a branch with one linear beside a branch with more, as
+around MobileBERT's attention.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def find_residuals(
     attention: list[Attention],
     paths: dict[str, str],
 ) -> list[Residual]:
-    """All residual additions in graph order.
+    """Find all residual additions in graph order.
 
     Args:
       paths: operation name of a contraction -> layer path.
@@ -77,7 +77,7 @@ def find_residuals(
 def _identity(
     flow: Dataflow, op: tf.Operation, by_name: dict[str, Contraction], paths: dict[str, str]
 ) -> Residual | None:
-    """The addition of a tensor to what was computed from it."""
+    """Match the addition of a tensor to a result computed from it."""
     for skip_index, skip in enumerate(op.inputs):
         between = _contractions_since(flow, skip, op.inputs[1 - skip_index], by_name)
         if between:
@@ -88,8 +88,8 @@ def _identity(
 def _projection(
     flow: Dataflow, op: tf.Operation, by_name: dict[str, Contraction], paths: dict[str, str]
 ) -> Residual | None:
-    """The addition of a linear of a tensor to what was computed from that tensor through more than
-    one contraction.
+    """Match the addition of a linear of a tensor to a result computed from that tensor through more
+    than one contraction.
     """
     for skip_index, skip in enumerate(op.inputs):
         behind = [
@@ -105,15 +105,15 @@ def _projection(
 
 
 def _same_shape(a: tf.Tensor, b: tf.Tensor) -> bool:
-    """False where one is broadcast, as masks and biases are."""
+    """Return whether no operand is broadcast, as masks and biases are."""
     return a.shape.rank == b.shape.rank and a.shape.is_compatible_with(b.shape)
 
 
 def _contractions_since(
     flow: Dataflow, source: tf.Tensor, other: tf.Tensor, contractions: Container[str]
 ) -> list[str]:
-    """Names of the contractions between `source` and `other`, last one first; empty where `other`
-    does not come from `source`.
+    """Names of the contractions between `source` and `other`, last one first; empty if `other` does
+    not depend on `source`.
     """
     start = flow.through_dropout(source).op
     behind = flow.walk_back(
@@ -125,7 +125,7 @@ def _contractions_since(
 
 
 def before_residual(flow: Dataflow, residuals: list[Residual]) -> frozenset[str]:
-    """Names of operations from which a later residual addition can be reached.
+    """Names of operations with a later residual addition among their descendants.
 
     The body of a network, without its heads.
     """
@@ -137,14 +137,3 @@ def before_residual(flow: Dataflow, residuals: list[Residual]) -> frozenset[str]
                 reaching.add(op.name)
                 break
     return frozenset(reaching)
-
-
-def downstream(flow: Dataflow, tensors: list[tf.Tensor]) -> frozenset[str]:
-    """Names of operations that depend on one of `tensors`."""
-    tainted = {t.name for t in tensors}
-    found = set()
-    for op in flow.operations:
-        if any(t.name in tainted for t in op.inputs):
-            found.add(op.name)
-            tainted.update(t.name for t in op.outputs)
-    return frozenset(found)

@@ -1,7 +1,7 @@
-"""Roles.
+"""Roles of graph edges, found by structure.
 
-What each edge of a graph *is*, in the vocabulary of recipes. Found from what flows in, never from
-names.
+A role is the meaning of an edge in the vocabulary of recipes. It is found from the operations that
+produce and consume the edge, never from names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, common_p
 from tfquant.graph.expression import Expressions
 from tfquant.graph.layernorm import LayerNorm, find_layernorms
 from tfquant.graph.parts import with_parts
-from tfquant.graph.residual import Residual, before_residual, downstream, find_residuals
+from tfquant.graph.replay import descendants
+from tfquant.graph.residual import Residual, before_residual, find_residuals
 from tfquant.site import Address, address
 
 _NONNEGATIVE_OPS = frozenset("Softmax Relu Relu6 Sigmoid Softplus Exp Square Abs".split())
@@ -33,7 +34,7 @@ _SELECTING_OPS = frozenset("StridedSlice Slice Gather GatherV2 GatherNd".split()
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edge:
-    """A place where a value can be quantized.
+    """Edge of the graph whose value can be quantized.
 
     Attributes:
       role, path, port: its address; equal in training and inference traces.
@@ -76,19 +77,19 @@ class Edge:
 
     @property
     def location(self) -> Address:
-        """The address as a named tuple."""
+        """Address as a named tuple."""
         return Address(self.path, self.role, self.port, self.direction)
 
     @property
     def place(self) -> tuple[str, str, str, tuple[str, int] | None]:
-        """Role, port and where in the graph: equal for an edge that is found twice."""
+        """Role, port and position in the graph: equal for an edge that is found twice."""
         return self.role, self.port, self.tensor.name, self.consumer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Roles:
-    """All edges of a graph in graph order, the contractions they belong to, and the contractions
-    that cannot have any.
+    """All edges of a graph in graph order, their contractions, and the contractions that cannot
+    have any.
 
     `contraction_edges` maps the operation name of a contraction to (path, addresses of its input
     edges): two, or the table alone of a product with one-hot rows.
@@ -101,8 +102,8 @@ class Roles:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One block of an encoder or decoder: an attention whose result is added to what went into it,
-    and all up to the next one.
+    """One block of an encoder or decoder: an attention with a residual addition, and all operations
+    up to the next one.
 
     Attributes:
       path: layer path of the attention.
@@ -117,7 +118,7 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What a block is made of.
+    """Operations of one block.
 
     Attributes:
       operations: names of those that make the state that leaves it, without those that make the
@@ -131,7 +132,7 @@ class Layer:
 
 
 def find_roles(structure: Structure) -> Roles:
-    """Return every edge of a graph that a recipe can name."""
+    """Find every edge of a graph that a recipe can name."""
     edges = _numbered(with_parts(structure, structure.edges()))
     position = structure.flow.index
     ordered = sorted(
@@ -148,8 +149,8 @@ def find_roles(structure: Structure) -> Roles:
 
 
 def _numbered(edges: Iterable[Edge]) -> list[Edge]:
-    """Each edge once; of different ones with one address, such as two look-ups in one table, the
-    later ones become #2, #3.
+    """Remove repeated edges; of different edges with one address, such as two look-ups in one
+    table, the later ones become #2, #3.
     """
     found: dict[str, Edge] = {}
     further = []
@@ -168,7 +169,7 @@ def _numbered(edges: Iterable[Edge]) -> list[Edge]:
 
 
 class Structure:
-    """The patterns of one graph and the edges that follow from them."""
+    """Structural patterns of one graph and the edges that follow from them."""
 
     def __init__(
         self,
@@ -233,7 +234,7 @@ class Structure:
             )
 
     def blocks(self) -> list[Block]:
-        """A block ends with what the next one's attention is added to.
+        """Blocks in graph order; each ends with the tensor that the next attention is added to.
 
         A normed state or the bare sum, as the model has it.
         """
@@ -255,17 +256,17 @@ class Structure:
 
     @functools.cached_property
     def entries(self) -> list[tuple[Attention, tf.Tensor]]:
-        """Every attention that begins a block, and what its result is added to."""
+        """Attentions that begin a block, and the tensor their result is added to."""
         return [(a, residual.source) for a, residual in self.entry_residuals]
 
     @functools.cached_property
     def entry_residuals(self) -> list[tuple[Attention, Residual]]:
-        """Every attention that begins a block, and the addition of its result."""
+        """Attentions that begin a block, and the addition of their result."""
         return [(a, found) for a in self.attention if (found := self._entry(a)) is not None]
 
     def layers(self) -> Iterator[Layer]:
-        """Layers lie between the states that blocks begin with; the last one ends with the body of
-        the network.
+        """Operations of each block, between the states at which blocks begin; the last one ends
+        with the body of the network.
         """
         states = [
             *(entry for _, entry in self.entries),
@@ -286,9 +287,9 @@ class Structure:
         )
 
     def _entry(self, attention: Attention) -> Residual | None:
-        """The residual addition of the result of an attention; None where there is none."""
+        """Residual addition of the result of an attention; None where there is none."""
         context = attention.context.op
-        after = downstream(self.flow, [context.outputs[0]]) | {context.name}
+        after = descendants(self.flow.operations, [context.outputs[0]]) | {context.name}
         for residual in self.residuals:
             skip, other = (
                 residual.op.inputs[i] for i in (residual.skip_index, residual.other_index)
@@ -298,7 +299,7 @@ class Structure:
         return None
 
     def inputs_of(self, contraction: Contraction) -> list[Edge]:
-        """The two operands of a contraction."""
+        """Edges of the two operands of a contraction."""
         op, path = contraction.op, self.paths[contraction.op.name]
         if contraction.kind == "linear":
             zone = self.zones.get(op.name)
@@ -340,7 +341,7 @@ class Structure:
         return ("a", "b")
 
     def _around(self, contraction: Contraction) -> Iterator[Edge]:
-        """Product, bias and activation of a linear."""
+        """Edges of product, bias and activation of a linear."""
         if contraction.kind != "linear":
             return
         path = self.paths[contraction.op.name]
@@ -385,7 +386,7 @@ class Structure:
         return self.paths[sources[0].name], tensor
 
     def _model_outputs(self) -> Iterator[Edge]:
-        """The hidden state that leaves the last block, behind its layer norm where there is one."""
+        """Hidden state after the last block, behind its layer norm where there is one."""
         for tensor, path in self._block_ends():
             yield self._on_tensor("model_output", path, "output", tensor)
 
@@ -405,12 +406,12 @@ class Structure:
         return ends
 
     def _zones(self) -> dict[str, str]:
-        """Operation name -> `pooler` or `logits` for the linears behind the last block."""
+        """Map operation name -> `pooler` or `logits` for the linears after the last block."""
         ends = [tensor for tensor, _ in self._block_ends()]
         if not ends:
             return {}
         body = before_residual(self.flow, self.residuals)
-        after = downstream(self.flow, ends)
+        after = descendants(self.flow.operations, ends)
         heads = [
             c
             for c in self.contractions
@@ -419,8 +420,8 @@ class Structure:
         return {c.op.name: "pooler" if self._is_pooler(c) else "logits" for c in heads}
 
     def _is_pooler(self, contraction: Contraction) -> bool:
-        """One token is selected before, and Tanh follows, or another nonlinearity and then a
-        linear.
+        """Return whether a linear is a pooler: one token is selected before, and Tanh follows, or
+        another nonlinearity and a linear.
         """
         before = self.flow.walk_back(
             contraction.op.inputs[contraction.input_index],
@@ -436,11 +437,11 @@ class Structure:
         )
 
     def _feeds_linear(self, op: tf.Operation) -> bool:
-        after = downstream(self.flow, list(op.outputs))
+        after = descendants(self.flow.operations, list(op.outputs))
         return any(c.kind == "linear" and c.op.name in after for c in self.contractions)
 
     def edges_of_embeddings(self) -> Iterator[Edge]:
-        """Rows of tables, and their sums."""
+        """Edges of embeddings: looked-up rows and their sums."""
         rows = list(self._looked_up())
         yield from rows
         biases = [
@@ -463,7 +464,7 @@ class Structure:
             )
 
     def _looked_up(self) -> Iterator[Edge]:
-        """Rows gathered from a table. The rows are quantized, the range is that of the table."""
+        """Edges of rows gathered from a table, which are quantized with the range of the table."""
         for op in self.flow.operations:
             if (
                 op.type in _GATHER_OPS
@@ -487,8 +488,8 @@ class Structure:
         return self.flow.variable_behind(table) if known and self.flow.is_parameter(table) else None
 
     def _table_edge(self, handle: str, op: tf.Operation, index: int) -> Edge:
-        """Rows that `op` takes from its operand `index`; the table itself where that is no plain
-        variable, or not cut into rows.
+        """Edge of the rows that `op` takes from operand `index`; of the operand itself if that is
+        not a plain variable or not cut into rows.
         """
         path, _, leaf = self.flow.trace.paths[handle].rpartition("/")
         path = path or leaf
@@ -500,8 +501,8 @@ class Structure:
         )
 
     def _takes_rows(self, op: tf.Operation, index: int) -> bool:
-        """Whether an operation picks rows of a variable as it is, so that quantizing them is
-        quantizing it.
+        """Return whether an operation selects rows of an unmodified variable, so that quantizing
+        the rows is equivalent to quantizing it.
         """
         if op.type == "ResourceGather":
             return op.get_attr("batch_dims") == 0
@@ -513,7 +514,7 @@ class Structure:
         return self.expressions.is_plain(table) or not self.flow.is_fixed(table)
 
     def _is_cut_from_variable(self, tensor: tf.Tensor) -> bool:
-        """Whether a tensor is a part of a variable, perhaps one whose size follows from that of an
+        """Return whether a tensor is a slice of a variable, perhaps of a size that depends on an
         input.
         """
         while tensor.op.type in VIEW_OPS or tensor.op.type in ("StridedSlice", "Slice"):
@@ -521,7 +522,7 @@ class Structure:
         return tensor.op.type == "ReadVariableOp"
 
     def _produced(self) -> Iterator[Edge]:
-        """Where tensors are produced, see `tfquant.graph.producers`."""
+        """Edges at the producers of tensors, see `tfquant.graph.producers`."""
         for path, tensor in self.layer_outputs.items():
             yield self._on_tensor("layer_output", path, "output", tensor)
         for attention in self.attention:
@@ -534,7 +535,7 @@ class Structure:
 
     @functools.cached_property
     def layer_outputs(self) -> dict[str, tf.Tensor]:
-        """Layer path of each linear -> what leaves it.
+        """Map layer path of each linear -> its output.
 
         Behind bias and activation function, where it has them.
         """
@@ -554,7 +555,7 @@ class Structure:
         return found
 
     def _is_one_hot_lookup(self, contraction: Contraction) -> bool:
-        """A product with one-hot rows only selects rows of the parameter."""
+        """Return whether a product with one-hot rows only selects rows of the parameter."""
         if contraction.kind != "linear" or contraction.handle is None:
             return False
         op, index = contraction.op, contraction.input_index
@@ -570,7 +571,7 @@ class Structure:
         return _is_one_hot(tensor) and _summed_axes(op, index) == (op.inputs[index].shape.rank - 1,)
 
     def _contraction_paths(self) -> dict[str, str]:
-        """Operation name -> layer path; the products of an attention take that of the attention.
+        """Map operation name -> layer path; the products of an attention use that of the attention.
 
         Other products of two activations are called after the layers that make their operands, in
         the order data flows, since names of operations change from trace to trace.
@@ -653,7 +654,7 @@ class Structure:
         )
 
     def lifted(self, op: tf.Operation, index: int) -> tuple[tf.Operation, int]:
-        """The edge into the first of the views and dropouts before `op` that nothing else uses.
+        """Edge into the first of the views and dropouts before `op` that have no other consumer.
 
         Before views, so that consumers of one tensor share one QDQ. Before dropout, as it scales
         what it keeps up: behind it, a range of the values that prediction sees would clip the
@@ -687,7 +688,7 @@ class Structure:
 
 
 def _is_one_hot(tensor: tf.Tensor) -> bool:
-    """Whether the last axis of a tensor holds a single one, or zeros alone."""
+    """Return whether the last axis of a tensor holds a single one, or only zeros."""
     op = tensor.op
     if (
         op.type != "OneHot"

@@ -1,6 +1,6 @@
-"""Shapes to trace a model with.
+"""Input shapes for tracing a model.
 
-Open ones where they trace, else those of a batch that the user gave.
+Open shapes if the model traces with them, else those of a batch from the user.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tfquant.graph.arguments import ArgumentError, Arguments
 def of_batch(
     structure: Any, batch: Any, arguments: Arguments | None = None, names: Sequence[str] = ()
 ) -> tuple[Any, ...]:
-    """Structures like `structure` with fewer open axes: all but the first of the size in a batch,
-    then all of them.
+    """Variants of `structure` with fewer open axes: first all but the first axis fixed to a batch's
+    size, then all.
 
     Args:
       structure: nested structure of `tf.TensorSpec`.
@@ -45,7 +45,7 @@ def of_batch(
 
 
 def fixed_axes(names: Sequence[str], wanted: Any, structure: Any) -> str:
-    """Which axes `structure` fixes that are open in `wanted`, for messages.
+    """Describe the axes that are fixed in `structure` and open in `wanted`, for messages.
 
     `axis 1 of input 'tokens' is 128`.
     """
@@ -73,8 +73,8 @@ def _closed(spec: tf.TensorSpec, shape: Sequence[int], open_axes: int) -> tf.Ten
 def _shapes(
     structure: Any, batch: Any, arguments: Arguments | None, names: Sequence[str]
 ) -> list[tuple[int, ...]] | None:
-    """Shapes of the leaves of a batch, in the order of those of `structure`; None where they are
-    not as many.
+    """Shapes of the leaves of a batch, in the order of those of `structure`; None if their number
+    differs.
     """
     if arguments is not None:
         try:

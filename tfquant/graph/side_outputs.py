@@ -1,7 +1,4 @@
-"""Side outputs of a model.
-
-What a call leaves behind beside its outputs, Keras masks and added losses.
-"""
+"""Side outputs of a model: Keras masks and added losses."""
 
 from __future__ import annotations
 
@@ -35,8 +32,8 @@ _CALL_STATE = (
 
 @contextlib.contextmanager
 def outside_of_calls() -> Iterator[None]:
-    """Leave the calls and graphs around: a model called inside starts anew, as if it were called
-    first of all.
+    """Leave enclosing Keras calls and graphs, so that a model called inside is treated as the
+    outermost call.
 
     Inside another call Keras passes on `training` and masks, collects losses and may redirect
     assignments to variables.
@@ -53,13 +50,13 @@ def outside_of_calls() -> Iterator[None]:
 
 
 def output_masks(outputs: Any) -> list[tf.Tensor | None]:
-    """The mask of every tensor among nested outputs, in the order of `tf.nest.flatten`."""
+    """Mask of every tensor among nested outputs, in the order of `tf.nest.flatten`."""
     return [get_keras_mask(leaf) for leaf in tf.nest.flatten(outputs) if tf.is_tensor(leaf)]
 
 
 def take_losses(model: Any) -> list[tf.Tensor]:
-    """Losses that the last call of a Keras model added by `add_loss` and activity regularizers; the
-    model forgets them.
+    """Return and clear the losses that the last call of a Keras model added by `add_loss` and
+    activity regularizers.
 
     Regularizers of weights are not among those of a Keras 3 model: whoever tracks its variables has
     them. tf-keras keeps them with the model, so that they are among its own.
@@ -74,6 +71,6 @@ def take_losses(model: Any) -> list[tf.Tensor]:
 
 
 def replace_losses(model: keras.Layer, losses: Sequence[tf.Tensor]) -> None:
-    """Make `losses` those that the last call of a Keras 3 model added."""
+    """Replace the losses of the last call of a Keras 3 model."""
     model._clear_losses()
     keras.Layer.add_loss(model, list(losses))  # functional models refuse theirs

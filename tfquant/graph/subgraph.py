@@ -1,4 +1,4 @@
-"""A part of a graph as a function: how one tensor follows from others."""
+"""Subgraph as a function from one tensor to another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfquant.graph.trace import Trace
 
 
 class Part:
-    """The operations by which `target` follows from `source`, variables and constants alone.
+    """Operations that compute `target` from `source`, variables and constants.
 
     Attributes:
       operations: in graph order, those that compute parameters included.
@@ -29,7 +29,7 @@ class Part:
 
     @classmethod
     def find(cls, trace: Trace, source: tf.Tensor, target: tf.Tensor) -> Part | None:
-        """None where `target` depends on an input of the model in another way, or not on
+        """Find the subgraph; None where `target` depends on another model input, or not on
         `source`.
         """
         inputs, found, pending, met = {t.op.name for t in trace.inputs}, set(), [target], False
@@ -50,7 +50,7 @@ class Part:
         )
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
-        """The target where the source is `value`."""
+        """Compute the target with `value` as the source."""
         if self._function is None:
             spec = tf.TensorSpec(self._source.shape, self._source.dtype)
             self._function = tf.function(self._emit, autograph=False).get_concrete_function(spec)

@@ -1,4 +1,4 @@
-"""Trace: running a user's model once, symbolically, to get a flat graph over its own variables."""
+"""Trace: one symbolic run of a user's model as a flat graph over its own variables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tfquant.graph.side_outputs import output_masks, outside_of_calls
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trace:
-    """A model as one flat graph: no function calls left except loop and branch bodies.
+    """Model as one flat graph, without function calls except loop and branch bodies.
 
     Attributes:
       graph: holds the operations.
@@ -60,7 +60,7 @@ class Trace:
 
     @functools.cached_property
     def analysis(self) -> Analysis:
-        """Data flow, structure, roles and axes of the graph, each computed when first used."""
+        """Data flow, structure, roles and axes of the graph, each computed on first use."""
         return Analysis(self)
 
     @property
@@ -69,7 +69,7 @@ class Trace:
 
     @property
     def side_outputs(self) -> list[tf.Tensor]:
-        """The masks that there are, then the losses."""
+        """Existing masks, followed by the losses."""
         return [*(mask for mask in self.masks if mask is not None), *self.losses]
 
     def emit(
@@ -81,7 +81,7 @@ class Trace:
         given: Mapping[str, tf.Tensor] | None = None,
         substitutes: Mapping[str, tf.Variable] | None = None,
     ) -> list[tf.Tensor]:
-        """Replays the graph in the current graph, which must be that of a `tf.function`.
+        """Replay the graph in the current graph, which must be that of a `tf.function`.
 
         Args:
           inputs: new tensors for the placeholders; empty is allowed where no target depends on
@@ -126,7 +126,7 @@ class Trace:
 
 
 def trace(source: ModelAdapter, training: bool = False) -> Trace:
-    """Traces `source` once and flattens the result.
+    """Trace `source` once and flatten the result.
 
     Shapes are those that `source` declares; where it does not trace with them, those of its
     fallbacks, with a warning that names the axes that are fixed.
@@ -164,7 +164,7 @@ def trace(source: ModelAdapter, training: bool = False) -> Trace:
 
 
 def _traced(source: ModelAdapter, structure: Any, training: bool) -> tuple[Any, AttachedMasks]:
-    """The concrete function of the model, and the masks that Keras attached in it."""
+    """Concrete function of the model, and the masks that Keras attached in it."""
 
     def flat_call(*flat):
         outputs = source.call(tf.nest.pack_sequence_as(structure, flat), training)
@@ -184,8 +184,8 @@ def _has_open_axes(structure: Any) -> bool:
 
 
 def _flatten(concrete, source: ModelAdapter, attached: AttachedMasks) -> Trace:
-    """Replays a concrete function into a graph of its own, with all calls inlined."""
-    graph = tf_func_graph.FuncGraph("tfquant_flat")
+    """Replay a concrete function into a graph of its own, with all calls inlined."""
+    graph: Any = tf_func_graph.FuncGraph("tfquant_flat")
     body = concrete.graph
     n_captures = len(concrete.captured_inputs)
     n_inputs = len(body.inputs) - n_captures
@@ -232,9 +232,7 @@ def _flatten(concrete, source: ModelAdapter, attached: AttachedMasks) -> Trace:
 def _split_outputs(
     flat: Sequence[tf.Tensor], masks: Sequence[Any], losses: Sequence[Any]
 ) -> tuple[tuple, tuple, tuple]:
-    """(outputs of the user, the mask of each or None, losses), from all flat outputs of a trace, in
-    that order.
-    """
+    """Split the flat outputs of a trace into (user outputs, mask of each or None, losses)."""
     count = len(flat) - len(losses) - sum(mask is not None for mask in masks)
     rest = iter(flat[count:])
     found = tuple(None if mask is None else next(rest) for mask in masks)
@@ -255,7 +253,7 @@ def _variables_by_placeholder(concrete, captures, source: ModelAdapter) -> dict[
 def _unique_paths(
     graph: tf.Graph, variables: dict[str, tf.Variable], source: ModelAdapter
 ) -> dict[str, str]:
-    """Names every variable.
+    """Assign a unique path to every variable.
 
     Layers that share a name become `layer`, `layer_1`, ... in the order data flows through them.
     """
@@ -274,7 +272,7 @@ def _unique_paths(
 
 
 def free_path(wanted: str, taken: Container[str]) -> str:
-    """`wanted`, or if it is taken the first of `layer_1/leaf`, `layer_2/leaf`, ... that is not."""
+    """Return `wanted`, or if it is taken the first free of `layer_1/leaf`, `layer_2/leaf`, ...."""
     layer, slash, leaf = wanted.rpartition("/")
     path, count = wanted, 0
     while path in taken:

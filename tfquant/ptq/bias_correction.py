@@ -1,5 +1,4 @@
-"""Bias correction: what quantization shifts the mean of each output channel by is taken off its
-bias.
+"""Bias correction: subtract the mean output error of quantization from each channel's bias.
 
 Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
 arXiv:1906.04721, section 4.2, with means measured on data, layer after layer, so that each layer
@@ -30,7 +29,7 @@ from tfquant.site import address
 
 @dataclasses.dataclass(frozen=True)
 class BiasShift:
-    """One bias.
+    """Correction of one bias.
 
     Attributes:
       path: of the layer.
@@ -45,7 +44,7 @@ class BiasShift:
 
 @dataclasses.dataclass(frozen=True)
 class BiasReport:
-    """Report of `correct_bias`; `print` shows one layer a line.
+    """Report of `correct_bias`; `print` shows one layer per line.
 
     Attributes:
       shifts: one a layer, in graph order.
@@ -62,7 +61,7 @@ class BiasReport:
             for shift in self.shifts
         ]
         return "\n".join(
-            [*lines, *(f"left as it was: {path}: {reason}" for path, reason in self.skipped)]
+            [*lines, *(f"unchanged: {path}: {reason}" for path, reason in self.skipped)]
         )
 
 
@@ -75,7 +74,7 @@ def correct_bias(
     memory_limit: int = 1 << 30,
     progress: bool = True,
 ) -> BiasReport:
-    """Shifts the bias of each quantized linear by its mean output error, float minus quantized,
+    """Correct the bias of each quantized linear by its mean output error, float minus quantized,
     over real tokens.
 
     The quantized network rounds weights and activations. Biases are assigned at the very end: an
@@ -139,9 +138,7 @@ def correct_bias(
 def _biases(
     finder: LayerFinder, engine: Engine, layers: Sequence[Layer]
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Address of a layer -> handle of the bias that is its own; and (path, reason) of layers
-    without one.
-    """
+    """Map address of a layer -> handle of its own bias; list (path, reason) of other layers."""
     edges, flow = engine.edges(), finder.flow
     found: dict[str, str] = {}
     skipped: list[tuple[str, str]] = []
@@ -180,7 +177,7 @@ def _mean_errors(
     group: Sequence[Layer],
     substitutes: dict[str, tf.Variable],
 ) -> list[np.ndarray]:
-    """Float minus quantized product of each layer of a stop, mean over real samples, float64
+    """Mean float minus quantized product of each layer of a group over real samples, float64
     [outputs].
     """
     outputs = Outputs(engine)

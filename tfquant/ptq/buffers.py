@@ -1,6 +1,4 @@
-"""Arrays that wait for their use in memory as far as a limit allows, in a temporary folder beyond
-it.
-"""
+"""Array buffers in memory up to a limit, in a temporary folder beyond it."""
 
 from __future__ import annotations
 
@@ -16,8 +14,7 @@ from fileio.staging import staging
 
 
 class Space:
-    """Memory up to a limit, then files; to be used in a `with` statement, at whose end the files
-    are gone.
+    """Memory up to a limit, then files, which are deleted at the end of the `with` statement.
 
     Args:
       limit: bytes of arrays in memory at a time.
@@ -36,7 +33,7 @@ class Space:
         self._cleanup.close()
 
     def keep(self, value: np.ndarray) -> np.ndarray:
-        """A copy of `value`, which takes its room until nothing refers to it any more.
+        """Store a copy of `value`, which occupies space until nothing refers to it any more.
 
         Raises:
           OSError: the disk is full; the message names the folder.
@@ -81,7 +78,7 @@ def _remove(path: str) -> None:
 
 
 class Rows:
-    """Samples of one tensor, [rows, ...], appended batch by batch and drawn by their numbers.
+    """Samples of one tensor, [rows, ...], appended batch by batch and drawn by index.
 
     Attributes:
       count: how many rows there are.
@@ -100,7 +97,7 @@ class Rows:
             self.count += len(rows)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
-        """Rows by number, [*numbers.shape, ...]."""
+        """Select rows by index, [*numbers.shape, ...]."""
         flat = np.ravel(numbers)
         found = np.empty((len(flat), *self._chunks[0].shape[1:]), self._chunks[0].dtype)
         order = np.argsort(flat, kind="stable")
@@ -114,7 +111,7 @@ class Rows:
 
 
 class Draws:
-    """Numbers of rows for one step after the other.
+    """Random row indices for consecutive steps.
 
     Permutations of all rows, one behind the other.
     """
@@ -138,12 +135,12 @@ class Draws:
 
 
 def spread(count: int, most: int) -> np.ndarray:
-    """At most `most` of `count` rows, evenly spread."""
+    """Select at most `most` of `count` rows, evenly spaced."""
     return (
         np.arange(count) if count <= most else (np.arange(most) * (count / most)).astype(np.int64)
     )
 
 
 def seed_of(seed: int, name: str) -> int:
-    """A seed of its own for everything that has a name."""
+    """Derive a random seed from a name."""
     return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1)[0])

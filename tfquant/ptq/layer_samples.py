@@ -1,4 +1,4 @@
-"""Samples: what comes into the layers of one stop and what has to come out, over all batches."""
+"""Layer samples: inputs and target outputs of the layers of one group, over all batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tfquant.ptq.paired_forward import PairedForward
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Samples:
-    """Data of one use of a layer.
+    """Inputs and target outputs of one use of a layer.
 
     Attributes:
       form: of the use.
@@ -33,16 +33,14 @@ class Samples:
 
 
 class Outputs:
-    """Outputs of layers for samples of their inputs, by compiled functions that layers of one form
-    share.
-    """
+    """Compiled output functions for samples, shared by layers of the same form."""
 
     def __init__(self, engine: Engine):
         self._variables = engine.inference.variables
         self._functions: dict[tuple, tf.types.experimental.ConcreteFunction] = {}
 
     def parameters(self, form: Form) -> tuple[tf.Tensor, ...]:
-        """Present values of what a form reads besides the weight."""
+        """Current values of the parameters of a form besides the weight."""
         return tuple(
             tf.convert_to_tensor(self._variables[handle]) for handle in form.parameter_handles
         )
@@ -50,7 +48,7 @@ class Outputs:
     def __call__(
         self, layer: Layer, form: Form, rows: np.ndarray, weight: tf.Tensor | None = None
     ) -> np.ndarray:
-        """float32 [rows, outputs]; with the float weight where none is given."""
+        """Layer outputs, float32 [rows, outputs]; with the float weight by default."""
         weight = tf.cast(self._variables[layer.handle], tf.float32) if weight is None else weight
         key = (form.key, weight.shape)
         if key not in self._functions:
@@ -74,7 +72,8 @@ def collect(
     space: Space,
     substitutes: Mapping[str, tf.Variable],
 ) -> dict[str, list[Samples]]:
-    """Samples of the layers of one stop; an input that several share is stored once.
+    """Collect samples of the layers of one group; an input that several layers share is stored
+    once.
 
     Args:
       walk: over both networks.

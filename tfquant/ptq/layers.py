@@ -1,9 +1,10 @@
-"""Layers: every weight that AdaRound can round, with the contractions and look-ups that use it."""
+"""Layers for AdaRound: weights, with the contractions and look-ups that use them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -23,7 +24,7 @@ _WORDS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Use:
-    """One place where the weight of a layer is used.
+    """One use of the weight of a layer.
 
     Attributes:
       op: the contraction or look-up.
@@ -47,7 +48,7 @@ class Use:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
-    """One quantized variable.
+    """One quantized variable with its uses.
 
     Attributes:
       site: that quantizes it.
@@ -69,7 +70,7 @@ class Layer:
 
 
 class Unsuitable(Exception):
-    """Reason why the weight of a site cannot be rounded with AdaRound."""
+    """The weight of a site cannot be rounded with AdaRound, and the reason."""
 
 
 class ChoiceError(ValueError):
@@ -77,15 +78,14 @@ class ChoiceError(ValueError):
 
 
 def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], list[tuple[str, str]]]:
-    """The layers of the chosen sites in graph order, and the sites that were left out with the
-    reason.
+    """Select the layers of the chosen sites in graph order, and the omitted sites with the reason.
 
     Args:
       sites: `kernels`, `embeddings`, `all`, a role, or a glob (after `re:` a regular expression) of
         addresses or layer paths; or several of these.
 
     Raises:
-      ChoiceError: an entry matches no weight, or names one that cannot be rounded anew.
+      ChoiceError: an entry matches no weight, or names one that cannot be rounded with AdaRound.
     """
     patterns = (sites,) if isinstance(sites, str) else tuple(sites)
     there = [
@@ -118,11 +118,14 @@ def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], lis
             layers.append(finder.layer(site))
         except Unsuitable as error:
             if named[site.address]:
-                raise ChoiceError(f"site {site.address} cannot be rounded anew: {error}") from error
+                raise ChoiceError(
+                    f"site {site.address} cannot be rounded with AdaRound: {error}"
+                ) from error
             skipped.append((site.address, str(error)))
     if not layers:
         raise ChoiceError(
-            f"no chosen weight can be rounded anew; the first, {skipped[0][0]}: {skipped[0][1]}"
+            "no chosen weight can be rounded with AdaRound; the first,"
+            f" {skipped[0][0]}: {skipped[0][1]}"
         )
     return sorted(layers, key=lambda layer: finder.position(layer)), skipped
 
@@ -132,7 +135,7 @@ def _matches(pattern: str, site: Site) -> bool:
 
 
 class LayerFinder:
-    """Finds what uses the variable of a site."""
+    """Finder of all uses of the variable of a site."""
 
     def __init__(self, engine: Engine):
         self._engine = engine
@@ -154,7 +157,7 @@ class LayerFinder:
         return min(self.flow.index[use.op.name] for use in layer.uses)
 
     def layer(self, site: Site) -> Layer:
-        """The layer of a site.
+        """Layer of a site.
 
         Raises:
           Unsuitable: its value is no variable, or something else uses that as well.
@@ -175,7 +178,9 @@ class LayerFinder:
         return Layer(site, tuple(edges), handle, reads, tuple(order))
 
     def _handle(self, edge: Edge) -> str:
-        """Handle of the variable whose values, at most moved, are quantized at an edge."""
+        """Handle of the variable whose values, possibly reshaped or transposed, are quantized at an
+        edge.
+        """
         if edge.table is not None:
             return edge.table
         return variable_read(self.flow, edge.tensor)
@@ -205,7 +210,7 @@ class LayerFinder:
     def _reads(
         self, handle: str, edges: Iterable[Edge], uses: Iterable[Use]
     ) -> tuple[tf.Tensor, ...]:
-        """Values of the variable, all of which go to these edges and uses alone."""
+        """Reads of the variable, all consumers of which are these edges and uses."""
         own = {e.consumer for e in edges if e.consumer is not None}
         lookups = {use.op.name for use in uses if use.lookup}
         reads, pending = [], []
@@ -227,7 +232,7 @@ class LayerFinder:
 
 
 def variable_read(flow: Dataflow, tensor: tf.Tensor) -> str:
-    """Name of the handle of the variable that `tensor` shows.
+    """Name of the handle of the variable that `tensor` holds.
 
     Raises:
       Unsuitable: it is computed otherwise.
@@ -248,7 +253,7 @@ def _foreign(op: tf.Operation, index: int) -> str:
 
 
 def sample_axes(op: tf.Operation, weight_index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """How the activation of a contraction falls into samples.
+    """Sample axes and feature axes of the activation of a contraction.
 
     Returns:
       Axes along which samples lie, which reach the output and do not meet the weight; and the sizes
@@ -274,7 +279,7 @@ def sample_axes(op: tf.Operation, weight_index: int) -> tuple[tuple[int, ...], t
     axes = tuple(axis for axis, label in enumerate(own) if label in result and label not in others)
     # Sizes that the graph leaves open follow from the weight that they meet.
     met = dict(zip(others, weight.shape, strict=False))
-    features = tuple(
+    features: tuple[Any, ...] = tuple(
         size or met.get(own[axis]) for axis, size in enumerate(x.shape) if axis not in axes
     )
     if not axes or None in features:
@@ -290,9 +295,7 @@ def sample_axes(op: tf.Operation, weight_index: int) -> tuple[tuple[int, ...], t
 
 
 def grouped(finder: LayerFinder, layers: Sequence[Layer]) -> list[list[Layer]]:
-    """Layers with one use of one common tensor together, such as query, key and value; in graph
-    order.
-    """
+    """Group layers with one use of one common tensor (query, key and value); in graph order."""
     groups: dict[str, list[Layer]] = {}
     for layer in layers:
         alone = len(layer.uses) > 1

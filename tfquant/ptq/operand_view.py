@@ -1,4 +1,4 @@
-"""A parameter as its variable holds it and as an operation takes it."""
+"""Conversion of a parameter between the layouts of its variable and of its operand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tfquant.graph.trace import Trace
 
 
 class OperandView:
-    """Both layouts of one parameter, which are the same, at most moved by reshapes and transposes.
+    """Both layouts of one parameter, related by reshapes and transposes.
 
     Args:
       trace: the graph.
@@ -29,7 +29,7 @@ class OperandView:
         return self._trace.emit([], targets=[self._tensor], given=given)[0]
 
     def back(self, value: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-        """The inverse of `forward`: of a permutation that is its gradient."""
+        """Inverse of `forward`: for a permutation that is its gradient."""
         if self._tensor is None:
             return value
         moved = self.forward(like)
@@ -41,9 +41,7 @@ class OperandView:
 
 
 def called(function: Callable[[tf.Tensor], tf.Tensor], value: np.ndarray) -> np.ndarray:
-    """The result in a graph; a concrete function, as TensorFlow warns of functions that are made
-    and called again and again.
-    """
+    """Run a function as a concrete function, as TensorFlow warns about repeated retracing."""
     spec = tf.TensorSpec(value.shape, tf.float32)
     return (
         tf.function(function, autograph=False)

@@ -1,8 +1,8 @@
-"""The float and the quantized network, walked side by side from layer to layer: each part of them
-runs once or twice in all.
+"""Paired forward pass of the float and the quantized network, layer by layer: each part runs once
+or twice in total.
 
-Between two stops the tensors that later layers need are kept for every batch. A stop is a place
-where these are few: between the blocks of a transformer, not inside of them.
+Between two stops (cuts of the graph) the tensors that later layers need are stored for every batch.
+Stops are placed where these are few: between the blocks of a transformer, not inside of them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Seen:
 
 
 class PairedForward:
-    """See the module.
+    """Paired forward pass, see the module docstring.
 
     Args:
       engine: of the model.
@@ -88,8 +88,7 @@ class PairedForward:
         self._kept: list[tuple[list[np.ndarray], list[np.ndarray]]] = [([], []) for _ in self.flats]
 
     def visit(self, group: int, substitutes: Mapping[str, tf.Variable]) -> Iterator[list[Seen]]:
-        """Runs both networks up to a group of uses; groups must be visited in order, some may be
-        left out.
+        """Run both networks up to a group of uses; visit groups in order, some may be omitted.
 
         Args:
           group: number of the group.
@@ -141,8 +140,8 @@ class PairedForward:
         frontier: list[tf.Tensor] | None,
         substitutes: dict[str, tf.Variable],
     ):
-        """One batch from the present stop to `uses`, and what the next stop needs; and which
-        results belong to which use.
+        """Advance one batch from the current cut to `uses` and the next cut; list which results
+        belong to which use.
         """
         given, trace = self._given, self._trace
         inputs, following = [use.input for use in uses], frontier or []
@@ -180,7 +179,7 @@ class PairedForward:
         )
 
     def _edits(self, flat: Sequence[tf.Tensor]) -> Edits:
-        """What the quantized network rounds."""
+        """Edits of the quantized network."""
         quantize = self._engine.site_quantizer(flat)
 
         def edit(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
@@ -189,7 +188,7 @@ class PairedForward:
         return self._engine.edits_at_edges(edit)
 
     def _stops(self) -> list[list[tf.Tensor]]:
-        """For each group the tensors from which it and all later ones follow, computed before its
+        """Cut tensors of each group, which determine it and all later ones, computed before its
         first operation.
         """
         index = self._flow.index
@@ -207,7 +206,7 @@ class PairedForward:
 
 
 def flattened(engine: Engine, batches: Iterable[Any]) -> list[list[tf.Tensor]]:
-    """The inputs of every batch as flat tensors.
+    """Inputs of every batch as flat tensors.
 
     Raises:
       ValueError: there is no batch, or one does not fit; the message has its number.
@@ -224,13 +223,13 @@ def flattened(engine: Engine, batches: Iterable[Any]) -> list[list[tf.Tensor]]:
 
 
 def _through(edits: Edits, use: Use, tensor: tf.Tensor) -> tf.Tensor:
-    """What the operation itself sees: its own edge may be quantized."""
+    """Inputs of the operation itself, after quantization of its own edge."""
     edit = edits.edges.get((use.op.name, use.input_index))
     return tensor if edit is None or use.lookup else edit(tensor)
 
 
 def _distinct(tensors: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[int]]:
-    """The tensors without repetitions, and where each of them is."""
+    """Unique tensors, and the index of each tensor among them."""
     found: dict[str, int] = {}
     places = [found.setdefault(t.name, len(found)) for t in tensors]
     return [tf.identity(next(t for t in tensors if t.name == name)) for name in found], places

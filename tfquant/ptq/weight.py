@@ -1,4 +1,4 @@
-"""The weight of a layer between the values of its codebook, in the layout of its variable."""
+"""Weight of a layer between neighbouring values of its codebook, in the layout of its variable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tfquant.quantized_array import QuantParams
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weight:
-    """A weight whose rounding is to be learned: what it may be rounded to, up or down.
+    """Weight whose rounding is learned, with the codebook values below and above it.
 
     Attributes:
       value: float32, the weight before it is rounded.
@@ -44,10 +44,11 @@ class Weight:
         direct = edge.table is not None or edge.tensor.name in {read.name for read in layer.reads}
         layout = OperandView(engine.inference, layer.reads, None if direct else edge.tensor)
         params = QuantParams.of(site, quantizer)
-        shape = aligned_shape(edge.tensor.shape, site.channel_axes)
+        sizes = edge.tensor.shape.as_list()
+        shape = aligned_shape(sizes, site.channel_axes)
         if site.channel_axes:
             full = [
-                np.broadcast_to(a.reshape(shape).astype(np.float32), edge.tensor.shape)
+                np.broadcast_to(a.reshape(shape).astype(np.float32), sizes)
                 for a in (params.scale, params.zero)
             ]
             scale, zero = (_compressed(layout.to_variable(a)) for a in full)
@@ -62,9 +63,7 @@ class Weight:
 
     @functools.cached_property
     def below(self) -> np.ndarray:
-        """The value of the codebook below each weight in units of the scale, without the zero
-        point; float32.
-        """
+        """Codebook value below each weight, in units of the scale, without zero point; float32."""
         units = self.value / self.scale
         if self.codebook.uniform:
             return np.floor(units)
@@ -92,13 +91,13 @@ class Weight:
         return np.asarray(self.codebook.levels, np.float32)
 
     def _index(self, units: np.ndarray) -> np.ndarray:
-        """Index of the last level that is not above, and not the last of all."""
+        """Index of the last level not above the weight, at most the second to last level."""
         return np.clip(
             np.searchsorted(self._levels, units, side="right") - 1, 0, len(self._levels) - 2
         )
 
     def rounded(self, up: np.ndarray) -> np.ndarray:
-        """The weight on its codebook: `below` where `up` is 0, the next value where it is 1.
+        """Rounded weight: `below` where `up` is 0, the next value where it is 1.
 
         Passed through the quantizer, so that the quantizer changes it no more.
 
@@ -117,7 +116,7 @@ class Weight:
         return value
 
     def changed(self, value: np.ndarray) -> float:
-        """Share of the weights that are not where rounding to nearest puts them."""
+        """Share of the weights whose rounding differs from nearest."""
         return float(np.mean(np.abs(value - self.nearest) > 0.5 * self.scale * self.gap))
 
 
@@ -129,7 +128,7 @@ def _quantized(layout: OperandView, quantizer, value: np.ndarray) -> np.ndarray:
 
 
 def _compressed(value: np.ndarray) -> np.ndarray:
-    """Size 1 along the axes along which nothing changes."""
+    """Reduce axes along which nothing changes to size 1."""
     for axis in range(value.ndim):
         first = value.take([0], axis)
         if (value == first).all():

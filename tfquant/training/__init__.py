@@ -1,4 +1,4 @@
-"""Training.
+"""Training: loop, optimizer, distillation, schedules and sparsity.
 
 BERT's optimizer and schedule, distillation, sparsity, and a loop that resumes exactly.
 """

@@ -1,9 +1,10 @@
-"""A teacher beside a student: the loss that a `Trainer` minimises when one model learns from
-another.
+"""Knowledge distillation: a loss for `Trainer` that compares a student with a teacher.
 
-loss = Distillation(student, teacher, hard_loss, inputs=lambda batch: batch["x"],
-options=DistillationOptions(hidden_scale=1.0)) Trainer(student, loss, optimizer, options,
-loss_variables=loss.variables)
+options = DistillationOptions(hidden_scale=1.0)
+loss = Distillation(
+    student, teacher, hard_loss, inputs=lambda batch: batch["x"], options=options
+)
+Trainer(student, loss, optimizer, train_options, loss_variables=loss.variables)
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ Batch = Mapping[str, tf.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class DistillationOptions:
-    """What a student learns from its teacher, beside what the labels say.
+    """Weights and layers of the distillation losses.
 
     Attributes:
         temperature, direction: of the divergence between the logits, see `divergence`.
@@ -66,21 +67,23 @@ class DistillationOptions:
             if not 0.0 <= scale < math.inf:
                 raise ValueError(f"{name} is {scale}; it must be at least 0 and finite")
         if not any(scales.values()):
-            raise ValueError(f"{', '.join(scales)} are all 0: the teacher would teach nothing")
+            raise ValueError(
+                f"all distillation weights ({', '.join(scales)}) are 0: set at least one"
+            )
         if self.layers is not None and not self.taps:
             raise ValueError(
-                "layers are mapped, but hidden_scale and attention_scale are 0: no layer learns"
+                "layers have no effect: hidden_scale and attention_scale are 0; set one"
             )
 
     @property
     def taps(self) -> bool:
-        """Whether the student learns from inside the teacher."""
+        """Whether intermediate outputs of the teacher are compared."""
         return self.hidden_scale > 0 or self.attention_scale > 0
 
 
 class Distillation:
-    """A loss for `Trainer`: `hard` plus what the options say of a teacher; student and teacher run
-    forward once each.
+    """Loss for `Trainer`: `hard` plus the distillation terms of the options; student and teacher
+    run forward once each.
 
     Both may be float or quantized, and of different size: where hidden states have different
     widths, the student's goes through a trained projection (Jiao et al. 2020, arXiv:1909.10351), a
@@ -146,7 +149,7 @@ class Distillation:
         self.variables = [projection for projection in self._projections if projection is not None]
 
     def __call__(self, model: Any, batch: Batch) -> tf.Tensor:
-        """The loss, a float32 scalar."""
+        """Total loss, a float32 scalar."""
         if model is not self._model:
             raise ValueError("this loss was made for another student: make one for each")
         options, parts = self.options, self.parts(batch)
@@ -159,7 +162,7 @@ class Distillation:
         return tf.add_n([scales[name] * value for name, value in parts.items()])
 
     def parts(self, batch: Batch, training: bool = True) -> dict[str, tf.Tensor]:
-        """The terms of the loss before they are scaled.
+        """Terms of the loss before they are scaled.
 
         `hard`, and `logits`, `hidden` and `attention` as far as they count.
         """
@@ -181,7 +184,7 @@ class Distillation:
         return lambda batch: real_tokens(self._inputs(batch))
 
     def _difference(self, student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
-        """Between two answers."""
+        """KL divergence or squared difference between student and teacher logits."""
         if not self._regression:
             return divergence(student, teacher, self.options.temperature, self.options.direction)
         return tf.reduce_mean(
@@ -189,8 +192,8 @@ class Distillation:
         )
 
     def _projection(self, layer: int, student: int, teacher: int) -> keras.Variable | None:
-        """From the student's width to the teacher's where they differ; it starts by keeping lengths
-        and angles as far as it can.
+        """Projection from the student's to the teacher's width where they differ; initialized close
+        to an isometry.
         """
         if student == teacher:
             return None
@@ -202,9 +205,7 @@ class Distillation:
 
 
 class _Side:
-    """Student or teacher with the tensors that are compared, in the order of the pairs of
-    layers.
-    """
+    """Student or teacher with its compared tensors, in the order of the layer pairs."""
 
     def __init__(self, name: str, tapped: Tapped, options: DistillationOptions):
         self._name, self._tapped = name, tapped
@@ -226,7 +227,7 @@ class _Side:
         return len(self._tapped.blocks)
 
     def choose(self, layers: Sequence[int]) -> None:
-        """Settles what is compared; a layer of the teacher may teach several.
+        """Select the tensors to compare; a layer of the teacher may serve several.
 
         Raises:
             ValueError: it is not there, or lacks the axes that the losses need.
@@ -255,8 +256,8 @@ class _Side:
         return address
 
     def widths(self) -> list[int]:
-        """Of the hidden states."""
-        found = [self._tapped.shape(address)[-1] for address in self._hidden]
+        """Widths of the hidden states."""
+        found: list[Any] = [self._tapped.shape(address)[-1] for address in self._hidden]
         if None in found:
             raise ValueError(
                 f"the {self._name}'s {self._hidden[found.index(None)]} has no known width: give the"
@@ -265,8 +266,8 @@ class _Side:
         return found
 
     def real_tokens(self, mask: str | Sequence[str] | None) -> Callable[[Any], tf.Tensor | None]:
-        """Inputs -> [B, S], 1 where a token is real; None where the model has no such mask, or
-        nothing is compared.
+        """Function from inputs to the mask [B, S], 1 for real tokens; None if the model has none,
+        or nothing is compared.
         """
         addresses = [*self._hidden[:1], *self._attention[:1]][:1]
         if not addresses:

@@ -1,4 +1,4 @@
-"""Knowledge distillation: how far a student's answers are from a teacher's."""
+"""Losses of knowledge distillation: distances between student and teacher."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ def divergence(
     temperature: float = TEMPERATURE,
     direction: str = "student_teacher",
 ) -> tf.Tensor:
-    """Kullback-Leibler divergence of softened answers, averaged over the batch.
+    """KL divergence of temperature-scaled softmax outputs, averaged over the batch.
 
     The default direction, the temperature and the absence of a temperature-squared factor are those
     of NVIDIA's quantization-aware BERT (TensorFlow), whose scale of 10000 for this term goes with
@@ -43,8 +43,7 @@ def divergence(
 
 
 def layer_mapping(student_layers: int, teacher_layers: int) -> list[int]:
-    """For each layer of a student, counted from 0, the teacher's layer to learn from: evenly
-    spread, last from last.
+    """Map each student layer, counted from 0, to a teacher layer: evenly spaced, last to last.
 
     Raises:
         ValueError: a number of layers is below 1, or the student has more than the teacher.
@@ -66,8 +65,7 @@ def layer_mapping(student_layers: int, teacher_layers: int) -> list[int]:
 def layer_pairs(
     student_layers: int, teacher_layers: int, layers: Mapping[int, int] | None = None
 ) -> list[tuple[int, int]]:
-    """(layer of the student, layer of the teacher it learns from), counted from 0, by layer of the
-    student.
+    """Pairs (student layer, teacher layer), counted from 0, sorted by student layer.
 
     Args:
         layers: the same for those layers that learn; None is `layer_mapping` for all.
@@ -194,7 +192,7 @@ def attention_loss(
 
 
 def _only_real(values: tf.Tensor, mask: tf.Tensor | None, axis: int) -> tf.Tensor:
-    """float32, with zeros where the mask, to which `axis` is added, has them.
+    """Cast to float32 and set elements to zero where the mask, expanded by `axis`, is zero.
 
     Before any arithmetic: what padding holds, NaN too, must reach neither the loss nor a gradient.
     """
@@ -205,7 +203,7 @@ def _only_real(values: tf.Tensor, mask: tf.Tensor | None, axis: int) -> tf.Tenso
 
 
 def _mean_of_real(errors: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """The mean over what is real of errors that are zero elsewhere."""
+    """Mean over real elements of errors that are zero elsewhere."""
     if mask is None:
         return tf.reduce_mean(errors)
     return tf.math.divide_no_nan(

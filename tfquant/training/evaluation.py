@@ -1,4 +1,4 @@
-"""Scores of the model while it is trained, and the weights that scored best."""
+"""Evaluation during training, and restoration of the best weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfquant.distributed.group import Group, Single
 from tfquant.training.hooks import Hook
-from tfquant.variables import resource
+from tfquant.variables import resource, state_variable
 
 STATE = "tfquant/state/evaluation/"
 BEST = STATE + "best/"
@@ -21,7 +22,7 @@ NONE = -1  # step of an evaluation that there has not been
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best evaluation of a run.
+    """Best evaluation of a run.
 
     Attributes:
         step: steps made by then.
@@ -33,7 +34,7 @@ class Best:
 
 
 class Evaluation(Hook):
-    """Scores the model after some steps of training, and after the last; a hook of `Trainer`.
+    """Evaluate the model every few steps of training and after the last; a hook of `Trainer`.
 
     Everything that decides which weights are best lies in the checkpoints, the weights included, so
     that a run that was cut off goes on with them. A step is scored behind its checkpoint: one that
@@ -71,14 +72,13 @@ class Evaluation(Hook):
             for name, v in self._kept.items()
         }
         self._last, self._best_step = (
-            tf.Variable(NONE, trainable=False, dtype=tf.int64, name=name)
-            for name in ("last", "best")
+            state_variable(np.int64(NONE), name) for name in ("last", "best")
         )
-        self._best_score = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="score")
+        self._best_score = state_variable(np.float64(0.0), "score")
 
     @property
     def best(self) -> Best | None:
-        """The best evaluation up to now, the first of equals; None before the first."""
+        """Best evaluation so far, the first on ties; None before the first."""
         step = int(self._best_step.numpy())
         return None if step == NONE else Best(step, float(self._best_score.numpy()))
 
@@ -94,18 +94,18 @@ class Evaluation(Hook):
         }
 
     def before_step(self, step: int) -> None:
-        """Scores the steps made, if they are to be scored and have not been."""
+        """Evaluate after the completed steps, if due and not done yet."""
         if step and self._due(step):
             self._score(step)
 
     def after_training(self, step: int) -> None:
-        """Scores the last step, and brings the best weights back."""
+        """Evaluate after the last step, and restore the best weights."""
         self._score(step)
         if self._kept and self.best:
             for name, variable in self._kept.items():
                 resource(variable).assign(self._copies[name])
             self._tell(
-                f"the weights of step {self.best.step} scored best and are back: {self._metric}"
+                f"restored the weights of step {self.best.step}, the best: {self._metric}"
                 f" {self.best.score:.4f}"
             )
 
@@ -115,7 +115,7 @@ class Evaluation(Hook):
         scores = json.loads(self._group.gather(json.dumps(dict(self._evaluate())).encode())[0])
         if self._metric not in scores:
             raise ValueError(
-                f"metric {self._metric!r} is none of the scores of an evaluation:"
+                f"metric {self._metric!r} is not among the scores of the evaluation:"
                 f" {', '.join(scores)}"
             )
         for name, value in scores.items():

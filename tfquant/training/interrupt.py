@@ -1,4 +1,4 @@
-"""A signal to stop during training.
+"""Stop signals during training.
 
 The step is finished and saved, then the process ends with exit status 0.
 """
@@ -14,8 +14,8 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if has
 
 
 class TrainingInterrupted(SystemExit):
-    """Training stopped after a signal of `STOPPING`; not caught, it ends the process with exit
-    status 0.
+    """Training stopped after a signal of `STOPPING`; uncaught, it ends the process with exit status
+    0.
 
     Attributes:
         step: steps made.
@@ -28,8 +28,8 @@ class TrainingInterrupted(SystemExit):
 
 
 class Terminate:
-    """While entered, a signal to stop only sets `asked`; one that nobody served is delivered on
-    leaving without an error.
+    """Context in which a stop signal only sets `asked`; an unhandled one is raised again on leaving
+    without an error.
     """
 
     def __init__(self) -> None:

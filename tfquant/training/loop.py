@@ -1,4 +1,4 @@
-"""A training loop for any loss: accumulation, clipping, checkpoints, exact resume.
+"""Training loop for any loss: accumulation, clipping, checkpoints, exact resume.
 
 The state of a run is what its checkpoint holds: weights, optimizer slots, step, and the seeds of
 dropout. Data comes from a callable that can start at any batch, so a run that was cut off and
@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,8 @@ class NonFiniteLossError(ArithmeticError):
 
 
 def seed_variables(*models: Any) -> list[Any]:
-    """The states of all random number generators (dropout) of some models, each once, in the
-    models' own order.
+    """States of all random number generators (dropout) of some models, without duplicates, in the
+    models' order.
     """
     found = {
         id(v): v
@@ -55,7 +55,7 @@ def seed_variables(*models: Any) -> list[Any]:
 
 
 class Trainer:
-    """Trains a model on a loss.
+    """Trainer of a model on a loss.
 
     Args:
         model: a `keras.Model`, or anything with `weights`, `trainable_variables` and `variables`
@@ -131,11 +131,11 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Optimizer steps made so far."""
+        """Number of completed optimizer steps."""
         return int(self.optimizer.iterations.numpy())
 
     def state(self) -> dict[str, Any]:
-        """Checkpoint name -> variable, for everything that training changes."""
+        """Map checkpoint name -> variable, for everything that training changes."""
         named = {self._name(v): v for v in self._weights}
         for variable, (m, v) in zip(self._variables, self.optimizer.slots(), strict=True):
             named[self._name(variable) + "/adam_m"], named[self._name(variable) + "/adam_v"] = m, v
@@ -148,7 +148,7 @@ class Trainer:
         return self._names.get(id(resource(variable))) or path_of(variable)
 
     def _alike(self) -> dict[str, Any]:
-        """What all ranks must hold the same of.
+        """Values that must be equal on all ranks.
 
         What is saved and what else the model has, but for the random states.
         """
@@ -158,7 +158,7 @@ class Trainer:
         return {name: v for name, v in state.items() if id(resource(v)) not in own}
 
     def save(self) -> str:
-        """Writes `model.ckpt-<step>`, drops older checkpoints beyond those to keep, and returns its
+        """Write `model.ckpt-<step>`, remove older checkpoints beyond those to keep, and return its
         prefix.
 
         Raises:
@@ -183,7 +183,7 @@ class Trainer:
         return prefix
 
     def restore(self, prefix: str | os.PathLike | None = None) -> int:
-        """Continues from a checkpoint of `save`: by default from the highest step in the folder, if
+        """Resume from a checkpoint of `save`: by default from the highest step in the folder, if
         there is one.
 
         Returns:
@@ -225,13 +225,13 @@ class Trainer:
         return self.step
 
     def _own_seeds(self) -> None:
-        """Gives every rank random numbers of its own; a checkpoint holds those of rank 0."""
+        """Give every rank its own random numbers; a checkpoint holds those of rank 0."""
         for variable in self._seeds:
             seed = tf.convert_to_tensor(variable)
             variable.assign(seed + tf.cast([self._group.rank, 0], seed.dtype))
 
     def fit(self, batches: Callable[[int], Iterable[Batch]]) -> TrainSummary:
-        """Trains up to `total_steps`, from wherever the model is.
+        """Train up to `total_steps`, from the current step.
 
         Args:
             batches: `batches(n)` gives the run's batches from the n-th on, in an order that never
@@ -250,7 +250,7 @@ class Trainer:
             self._say(
                 f"{options.directory} has already been trained for {first} steps of"
                 f" {options.total_steps}: nothing to do. To train for longer start from its last"
-                " checkpoint in a new folder: there the learning rate rises and falls anew"
+                " checkpoint in a new folder: there the learning-rate schedule starts again"
             )
             for hook in self._hooks:
                 hook.after_training(first)
@@ -299,9 +299,7 @@ class Trainer:
         return meter.summary(first, self.step, options.log_every, prefix, self._group)
 
     def _course(self, first: int) -> dict[str, Any]:
-        """What every rank must have the same of, or one of them would wait for the others for
-        ever.
-        """
+        """Settings that must be equal on every rank, or collectives would deadlock."""
         options = dataclasses.asdict(self.options)
         shared = ("total_steps", "accumulation", "clip_norm", "checkpoint_every", "loss_scale")
         variables = structure_of([*self._weights, *self._variables, *self._further.values()])
@@ -310,14 +308,17 @@ class Trainer:
         }
 
     def _say(self, text: str) -> None:
-        """For all ranks, once."""
+        """Log a message once for all ranks."""
         if self._group.rank == 0:
             tqdm.write(text, file=sys.stderr)
 
     def _bar(self, first: int) -> tqdm:
-        hidden = {"disable": True} if self._group.rank or not self.options.progress else {}
         return tqdm(
-            total=self.options.total_steps, initial=first, desc="train", unit="step", **hidden
+            total=self.options.total_steps,
+            initial=first,
+            desc="train",
+            unit="step",
+            disable=bool(self._group.rank) or not self.options.progress,
         )
 
     def _last_checkpoint(self) -> str:
@@ -325,9 +326,9 @@ class Trainer:
         return numbered[-1][1] if numbered else ""
 
     def _one_step(
-        self, step: int, stream: Iterable[Batch], terminate: Terminate
+        self, step: int, stream: Iterator[Batch], terminate: Terminate
     ) -> tuple[float, float, int, bool, float]:
-        """Mean loss, gradient norm before clipping, number of examples of one optimizer step,
+        """Run one optimizer step: mean loss, gradient norm before clipping, number of examples,
         whether to stop after it, and seconds of averaging over the ranks.
         """
         earlier, examples = tf.zeros(()), 0
@@ -352,7 +353,7 @@ class Trainer:
         return float(loss), float(norm), examples, bool(stop), float(reducing)
 
     def _not_made(self, step: int, outcome: int, what: str) -> None:
-        """Says why a step was skipped, or raises."""
+        """Log why a step was skipped, or raise."""
         if outcome == _FAILED:
             raise NonFiniteLossError(
                 f"training stopped at step {step}: its {what} is NaN or Inf. {_REMEDY}; "
@@ -374,7 +375,7 @@ class Trainer:
         )
 
     def _compiled(self, batch: Mapping[str, tf.Tensor]) -> tuple[Callable, Callable]:
-        """(add a batch's gradient, add it and make the step), each traced once.
+        """Step functions (accumulate a batch's gradient; accumulate and update), each traced once.
 
         Every dimension is left open.
         """
@@ -423,7 +424,7 @@ class Trainer:
     def _apply(
         self, gradients: Gradients, loss: tf.Tensor, stop: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        """Averages, clips and applies.
+        """Average and clip gradients and update the weights.
 
         Only what all ranks know is tested: a rank that gave up alone would leave the others waiting
         for its gradients.
@@ -486,17 +487,15 @@ class Trainer:
 
 
 def _dense(gradients: Sequence[tf.Tensor | tf.IndexedSlices]) -> Gradients:
-    """Dense ones, so that a word that occurs twice counts as the sum of its gradients in the
-    norm.
+    """Convert gradients to dense tensors, so that a word that occurs twice counts as the sum of its
+    gradients in the norm.
     """
     return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
 
 @tf.autograph.experimental.do_not_convert
 def _with_added(loss: tf.Tensor, model: Any) -> tf.Tensor:
-    """The loss with what layers of the model have added to it in the last call, and with its
-    regularizers of weights.
-    """
+    """Add to the loss the losses that layers added in the last call, and weight regularizers."""
     for added in getattr(model, "losses", ()):
         loss = loss + tf.cast(added, loss.dtype)
     return loss

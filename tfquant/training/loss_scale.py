@@ -1,8 +1,11 @@
-"""Dynamic loss scaling: keeps small gradients above the smallest float16 number."""
+"""Dynamic loss scaling: keep small gradients above the smallest float16 number."""
 
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
+
+from tfquant.variables import state_variable
 
 LARGEST = (
     2.0**24
@@ -10,7 +13,7 @@ LARGEST = (
 
 
 class DynamicLossScale:
-    """A factor of the loss that grows while gradients are finite and shrinks when they are not.
+    """Loss factor that grows while gradients are finite and shrinks when they are not.
 
     Source: Micikevicius et al., Mixed Precision Training, arXiv:1710.03740, section 3.2.
     Powers of two: scaling is exact.
@@ -28,30 +31,30 @@ class DynamicLossScale:
         if growth_steps < 1:
             raise ValueError(f"growth_steps is {growth_steps}; it must be at least 1")
         self.growth_steps = growth_steps
-        self.factor = tf.Variable(initial, dtype=tf.float32, trainable=False, name="loss_scale")
-        self.good_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="good_steps")
+        self.factor = state_variable(np.float32(initial), "loss_scale")
+        self.good_steps = state_variable(np.int64(0), "good_steps")
 
     def state(self) -> dict[str, tf.Variable]:
-        """Name -> variable, for everything that a resumed run needs."""
+        """Map name -> variable, for everything that a resumed run needs."""
         return {"loss_scale": self.factor, "loss_scale_good_steps": self.good_steps}
 
     def scale(self, loss: tf.Tensor) -> tf.Tensor:
-        """The loss whose gradient is to be taken."""
+        """Multiply the loss by the factor."""
         return loss * tf.cast(self.factor, loss.dtype)
 
     def unscale(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """The gradients of the loss itself."""
+        """Divide the gradients by the factor."""
         return [gradient / tf.cast(self.factor, gradient.dtype) for gradient in gradients]
 
     def good(self) -> None:
-        """To be called, in the graph, for a step that was made."""
+        """Record a finite step, in the graph."""
         count = self.good_steps.assign_add(1)
         grown = count >= self.growth_steps
         self.factor.assign(tf.where(grown, tf.minimum(self.factor * 2.0, LARGEST), self.factor))
         self.good_steps.assign(tf.where(grown, tf.zeros_like(count), count))
 
     def bad(self) -> tf.Tensor:
-        """To be called, in the graph, for a step that is not finite.
+        """Record a step that is not finite, in the graph.
 
         Whether a smaller factor is left to try.
         """

@@ -1,4 +1,4 @@
-"""Losses and speed of training."""
+"""Loss and throughput of training."""
 
 import dataclasses
 import time
@@ -10,7 +10,7 @@ from tfquant.distributed.group import Group
 
 @dataclasses.dataclass(frozen=True)
 class TrainSummary:
-    """What a call of `Trainer.fit` did.
+    """Summary of one call of `Trainer.fit`.
 
     Attributes:
         first_step, last_step: the model had made `first_step` steps before and `last_step` after.
@@ -41,7 +41,7 @@ class TrainSummary:
 
 
 class Meter:
-    """Losses and speed of the steps of one `fit`."""
+    """Loss and throughput of the steps of one `fit`."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -51,7 +51,7 @@ class Meter:
         self._reducing: list[float] = []
 
     def add(self, loss: float, examples: int, seconds: float, reducing: float) -> None:
-        """Notes a step.
+        """Record a step.
 
         Mean loss, number of examples, seconds, and how many of these averaging over processes took.
         """
@@ -67,14 +67,14 @@ class Meter:
         return float(np.mean(finite)) if finite else float("nan")
 
     def rate(self) -> float:
-        """Examples a second over the last steps; the first, which traces, counts only while it is
+        """Examples per second over the last steps; the first, which traces, counts only while it is
         alone.
         """
         since = self._since(50)
         return sum(self._examples[since:]) / sum(self._seconds[since:])
 
     def allreduce_share(self, last: int = 50) -> float:
-        """Part of the time of the last steps in which gradients were averaged over processes."""
+        """Share of the time of the last steps spent averaging gradients over processes."""
         since = self._since(last)
         return sum(self._reducing[since:]) / sum(self._seconds[since:])
 
@@ -82,7 +82,7 @@ class Meter:
         return max(1, len(self._seconds) - last) if len(self._seconds) > 1 else 0
 
     def summary(self, first: int, last: int, count: int, prefix: str, group: Group) -> TrainSummary:
-        """To be called by all ranks of `group`: they tell each other how fast they were."""
+        """Return the summary; call it on all ranks of `group`, which exchange their throughput."""
         total = time.perf_counter() - self._started
         since = self._since(len(self._seconds))
         own = sum(self._examples) / total, sum(self._examples[since:]) / sum(self._seconds[since:])

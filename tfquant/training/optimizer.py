@@ -1,4 +1,4 @@
-"""The optimizer and the learning-rate schedule that BERT was trained with."""
+"""Optimizer and learning-rate schedule of the original BERT."""
 
 import re
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class BertAdamW(keras.optimizers.AdamW):
         self.not_decayed = tuple(not_decayed)
 
     def build(self, var_list: Sequence[Any]) -> None:
-        """Makes the slots.
+        """Create the slots.
 
         The decay's exceptions are settled here because only here the paths are known.
         """
@@ -67,7 +67,7 @@ class BertAdamW(keras.optimizers.AdamW):
         super().build(var_list)
 
     def update_step(self, gradient: tf.Tensor, variable: Any, learning_rate: tf.Tensor) -> None:
-        """One fused update.
+        """Apply one fused update.
 
         Powers of beta given as zero switch the kernel's bias correction off.
         """
@@ -87,11 +87,13 @@ class BertAdamW(keras.optimizers.AdamW):
         )
 
     def slots(self) -> list[tuple[Any, Any]]:
-        """(m, v) of each variable, in the order of the list that the optimizer was built with."""
+        """Slots (m, v) of each variable, in the order of the variables that the optimizer was built
+        with.
+        """
         return list(zip(self._momentums, self._velocities, strict=True))
 
     def get_config(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
+        """Return the arguments of the constructor."""
         return {**super().get_config(), "not_decayed": list(self.not_decayed)}
 
 
@@ -137,7 +139,7 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
         return cls(peak, total_steps, int(total_steps * proportion))
 
     def __call__(self, step: Any) -> tf.Tensor:
-        """The rate at a step, counted from 0."""
+        """Return the learning rate at a step, counted from 0."""
         step = tf.cast(step, tf.float32)
         # Divided by what is left after the warm-up: the same line as with the adjusted start,
         # without its rounding.
@@ -145,7 +147,7 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
         return self.peak * tf.minimum(left, step / self.warmup_steps if self.warmup_steps else 1.0)
 
     def get_config(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
+        """Return the arguments of the constructor."""
         return {
             "peak": self.peak,
             "total_steps": self.total_steps,

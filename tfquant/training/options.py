@@ -1,4 +1,4 @@
-"""How long to train and what to write."""
+"""Training options: length and output."""
 
 import dataclasses
 import os
@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """How long to train and what to write.
+    """Length of the training and its output.
 
     Attributes:
         directory: where checkpoints (`model.ckpt-<step>`) go.

@@ -1,4 +1,4 @@
-"""When quantization begins in training, and when and how fast its ranges move."""
+"""Schedule of quantization in training: its start, and start, end and rate of range updates."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from tfquant.variables import resource
 
 
 class QuantizationSchedule(Hook):
-    """Steps of quantized training at which something about quantization changes; a hook of
-    `Trainer`.
+    """Steps at which quantization or range updates start and stop; a hook of `Trainer`.
 
     All is a function of the step, so that nothing of it is saved, and a resumed run follows the
     same schedule. In Keras' `fit` the same is `QuantizationCallback`.
@@ -93,7 +92,7 @@ class QuantizationSchedule(Hook):
 
 
 class QuantizationCallback(keras.callbacks.Callback):
-    """`QuantizationSchedule` for `fit` of a quantized model: `model.fit(...,
+    """Keras callback with the `QuantizationSchedule`: `model.fit(...,
     callbacks=[QuantizationCallback(...)])`.
 
     Steps are those of the optimizer (`optimizer.iterations`), counted over all calls of `fit`; with
@@ -144,16 +143,16 @@ def _check(quant_start: int, range_start: int, range_freeze: int | None, rate: f
         )
     if not 0.0 < rate < float("inf"):
         raise ValueError(
-            f"range_rate is {rate}; it must be above 0 and finite (ranges that shall not move are"
-            " `frozen`)"
+            f"range_rate is {rate}; it must be above 0 and finite (for fixed ranges set update to"
+            " frozen)"
         )
 
 
 def _scale_updates(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[tf.Variable], rate: tf.Variable
 ) -> None:
-    """Makes `optimizer` change `variables` by `rate` times what it would; at rate 0 not at all,
-    whatever its momentum.
+    """Multiply the updates of `variables` by `optimizer` with `rate`; at rate 0 they do not change,
+    whatever the momentum.
 
     Taken at the outermost call, so that it holds for every optimizer, and for its decay and
     averages of weights too.

@@ -1,5 +1,4 @@
-"""Structured sparsity: of every few consecutive weights along the reduction axis some are zero, as
-sparse tensor cores want it.
+"""Structured N:M sparsity along the reduction axis, for sparse tensor cores.
 
 Masks and schedule are those of TensorFlow Model Optimization; after Mishra et al. 2021,
 arXiv:2104.08378.
@@ -24,8 +23,8 @@ MASKS = "tfquant/masks/"
 
 
 def encoder_kernels(variables: Iterable[Any], expression: str = ENCODER_KERNELS) -> list[Any]:
-    """The variables whose path `expression` is found in; by default the kernels of a transformer's
-    encoder.
+    """Select the variables whose path `expression` matches; by default the kernels of a
+    transformer's encoder.
 
     Raises:
         ValueError: there is none.
@@ -42,7 +41,7 @@ def encoder_kernels(variables: Iterable[Any], expression: str = ENCODER_KERNELS)
 
 
 class StructuredSparsity(Hook):
-    """Keeps kernels sparse while they are trained.
+    """Sparsity masks of kernels during training; a hook of `Trainer`.
 
     A mask is chosen by magnitude. As `after_update` zeroes what a mask drops, later masks of the
     same weights differ only where a weight that was kept has become zero itself; masks are
@@ -89,12 +88,11 @@ class StructuredSparsity(Hook):
         }
 
     def state(self) -> dict[str, tf.Variable]:
-        """Checkpoint name -> mask."""
+        """Map checkpoint name -> mask."""
         return {MASKS + name: mask for name, mask in self._masks.items()}
 
     def before_step(self, step: int) -> bool:
-        """Recomputes and applies the masks if the schedule says so; to be called before each step,
-        not in a graph.
+        """Recompute and apply the masks if due; call it before each step, not in a graph.
 
         Args:
             step: number of steps made.
@@ -115,9 +113,7 @@ class StructuredSparsity(Hook):
         return True
 
     def after_update(self) -> None:
-        """Zeroes what the masks drop; to be called after the optimizer's update, in its graph or
-        eagerly.
-        """
+        """Apply the masks; call it after the optimizer's update, in its graph or eagerly."""
         for name, kernel in self._kernels.items():
             # Chosen rather than multiplied: a product would leave minus zero, and NaN where a
             # weight is infinite.
@@ -125,7 +121,7 @@ class StructuredSparsity(Hook):
 
 
 def check(kernels: Mapping[str, np.ndarray], pattern: str = "2x4") -> None:
-    """Verifies that kernels [in, out] have the zeros that a pattern asks for.
+    """Verify that kernels [in, out] have the zeros of a pattern.
 
     Raises:
         ValueError: names the first kernel that does not and the first group in it.
@@ -147,7 +143,7 @@ def check(kernels: Mapping[str, np.ndarray], pattern: str = "2x4") -> None:
 
 
 def parse_pattern(pattern: str) -> tuple[int, int]:
-    """(zeros, group size) of a pattern such as "2x4".
+    """Parse a pattern such as "2x4" into (zeros, group size).
 
     Raises:
         ValueError: it is no pattern.
@@ -172,5 +168,5 @@ def _check_shape(name: str, shape: Any, pattern: str) -> None:
     if shape[0] % block:
         raise ValueError(
             f"kernel {name} has {shape[0]} inputs, no multiple of {block}; {pattern} sparsity"
-            " cannot be had there: leave it out"
+            " is not possible: leave it out"
         )

@@ -1,5 +1,5 @@
-"""AdaRound: the weights of a calibrated model rounded up or down so that each layer's output stays
-what it was.
+"""AdaRound: round the weights of a calibrated model up or down so that each layer's output is
+preserved.
 
 Rounding to nearest is the best for a single weight, not for a sum of products with inputs that hang
 together. Here each weight gets a variable that says how far it is rounded up; layer after layer
@@ -52,8 +52,8 @@ def adaround(
     progress: bool = True,
     **options: Any,
 ) -> AdaRoundReport:
-    """Rounds the weights of a calibrated model anew, layer by layer, and overwrites them with
-    values of their grids.
+    """Learn the rounding of a calibrated model's weights, layer by layer, and overwrite them with
+    values of their codebooks.
 
     The quantizers change such values no more, so that saving, loading and export work as before.
     Targets come from the float network, dropout is off. The variables of the model are assigned at
@@ -105,7 +105,7 @@ def adaround(
 
 
 class _Run:
-    """One call of `adaround`.
+    """State of one call of `adaround`.
 
     Attributes:
       results: of finished layers, by address.
@@ -149,7 +149,7 @@ class _Run:
     def resume(
         self, folder: str | os.PathLike[str] | None, mask: str | Sequence[str] | None
     ) -> None:
-        """Takes over what the folder holds."""
+        """Load the finished results of the folder."""
         if folder is None:
             return
         options = dataclasses.asdict(self._options)
@@ -260,5 +260,5 @@ def _forms(finder: LayerFinder, layer: Layer, include_activation: bool) -> list[
         return [Form(finder.flow, layer, use, include_activation) for use in layer.uses]
     except Unsuitable as error:
         raise ValueError(
-            f"site {layer.address} cannot be rounded anew: {error}; leave it out of sites"
+            f"site {layer.address} cannot be rounded with AdaRound: {error}; leave it out of sites"
         ) from error

@@ -1,5 +1,5 @@
-"""The form of a layer: how its output follows from its input and its weight, apart from the values
-that differ between layers.
+"""Layer function: the output of a layer as a function of input and weight, without the values that
+differ between layers.
 
 Layers of one form share compiled functions.
 """
@@ -55,8 +55,8 @@ class Form:
         self._order = (*rows, *(axis for axis in range(use.input.shape.rank) if axis not in rows))
 
     def _find(self, flow: Dataflow, target: tf.Tensor) -> bool:
-        """Settles what is computed from input and weight to `target`; False where it depends on
-        more than these.
+        """Find the computation from input and weight to `target`; return False if it depends on
+        anything else.
         """
         found, skipped, pending = set(), set(), [target]
         while pending:
@@ -93,7 +93,7 @@ class Form:
         )
 
     def _parameter_reads(self) -> dict[str, str]:
-        """Tensor name of a read -> name of the handle, for what is read besides the weight."""
+        """Map tensor name of a read -> name of the handle, for all variables besides the weight."""
         return {
             op.outputs[0].name: op.inputs[0].name
             for op in self._operations
@@ -135,11 +135,13 @@ class Form:
 
     @property
     def parameter_specs(self) -> list[tf.TensorSpec]:
-        """Of the values of `parameters`."""
+        """Tensor specs of the values of `parameters`."""
         return [tf.TensorSpec(t.shape, t.dtype) for t in map(self._tensor, self.parameters)]
 
     def signature(self, leading: int) -> list[tf.TensorSpec]:
-        """Of samples and outputs, [rows, ...], behind so many more axes of open size."""
+        """Tensor specs of samples and outputs, [rows, ...], after a number of leading axes of open
+        size.
+        """
         dtype = self._use.input.dtype if self._use.lookup else tf.float32
         axes = [None] * (leading + 1)
         return [
@@ -149,17 +151,16 @@ class Form:
 
     @property
     def lookup(self) -> bool:
-        """Whether rows of a table are picked."""
+        """Whether the use is a table look-up."""
         return self._use.lookup
 
     @property
     def layout(self) -> tuple[int, ...]:
-        """The order of axes in which `rows` takes an input apart."""
+        """Axis order in which `rows` arranges an input."""
         return (*self._order, len(self._use.row_axes))
 
     def rows(self, value: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-        """The real samples of a value of the input, [rows, *features]; float32, or the integers of
-        a look-up.
+        """Real samples of an input value, [rows, *features]; float32, or the integers of a look-up.
 
         Args:
           value: of the input.
@@ -179,7 +180,7 @@ class Form:
     def __call__(
         self, rows: tf.Tensor, weight: tf.Tensor, parameters: Sequence[tf.Tensor]
     ) -> tf.Tensor:
-        """The output for some samples, float32 [rows, outputs]; in a graph.
+        """Output for some samples, float32 [rows, outputs]; in a graph.
 
         Args:
           rows: as `rows` makes them.
@@ -206,7 +207,7 @@ class Form:
         return tf.cast(tf.reshape(output, [tf.shape(rows)[0], -1]), tf.float32)
 
     def _placed(self, rows: tf.Tensor) -> tf.Tensor:
-        """Samples as an input of the operation.
+        """Arrange samples as an input of the operation.
 
         All along the last axis of rows, which makes one product of them.
         """

@@ -13,7 +13,7 @@ from tfquant.ptq.adaround import rounding
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of the reconstruction of each layer.
+    """Options of layer reconstruction.
 
     Attributes:
       iterations: steps of Adam for each layer.
@@ -86,7 +86,7 @@ class Options:
             )
 
     def schedule(self) -> tuple[np.ndarray, np.ndarray]:
-        """See `rounding.schedule`."""
+        """Annealing schedule, see `rounding.schedule`."""
         return rounding.schedule(
             self.iterations,
             self.annealing,

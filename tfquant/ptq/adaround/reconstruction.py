@@ -1,4 +1,4 @@
-"""Reconstruction.
+"""Layer reconstruction: optimization of the rounding variables.
 
 Learning how the weights of one layer are rounded so that its output stays what it was.
 """
@@ -27,7 +27,7 @@ _MEASURED, _MEASURED_AT_ONCE = 16384, 2048
 
 
 class Reconstruction:
-    """Compiled steps for all layers of one form.
+    """Compiled training steps for all layers of one form.
 
     One rounding variable and its optimizer, set anew for each layer.
     """
@@ -55,7 +55,7 @@ class Reconstruction:
 
     @staticmethod
     def key(forms: Sequence[Form], weight: Weight) -> tuple:
-        """Equal for layers that can share one object."""
+        """Key that is equal for layers that can share one object."""
         return (
             *(form.key for form in forms),
             weight.value.shape,
@@ -71,7 +71,7 @@ class Reconstruction:
         name: str,
         progress: Callable[[int, float], None],
     ) -> np.ndarray:
-        """Learns the rounding variable of a layer.
+        """Train the rounding variable of a layer.
 
         Args:
           weight: of the layer.
@@ -112,9 +112,7 @@ class Reconstruction:
         return self._alpha.numpy()
 
     def soft(self, weight: Weight, alpha: np.ndarray) -> np.ndarray:
-        """The weight with the rounding as it was learned, between two codes where that is
-        undecided.
-        """
+        """Weight with the learned soft rounding, between two codes where that has not converged."""
         temperature = self._options.annealing[1]
         h = rounding.soft_rounding(tf.constant(alpha), self._options.rounding, temperature)
         return self._soft_weight(h, self._constants(weight)).numpy()
@@ -123,7 +121,7 @@ class Reconstruction:
         """Mean squared error of the outputs with a value of the weight, over (at most 16,384) rows
         and output features.
         """
-        total, count, value = 0.0, 0, tf.constant(value)
+        total, count, weight = 0.0, 0, tf.constant(value)
         for measure, s in zip(self._errors, samples, strict=True):
             numbers = spread(s.inputs.count, _MEASURED)
             for start in range(0, len(numbers), _MEASURED_AT_ONCE):
@@ -131,7 +129,7 @@ class Reconstruction:
                 targets = s.targets.take(part)
                 total += float(
                     measure(
-                        value,
+                        weight,
                         tf.constant(s.inputs.take(part)),
                         tf.constant(targets),
                         list(s.parameters),
@@ -153,7 +151,7 @@ class Reconstruction:
         return scale * (tf.clip_by_value(below + h * gap + zero, lowest, highest) - zero)
 
     def _steps(self, rows, parameters, constants, values, scales) -> tf.Tensor:
-        """As many steps as `values` is long; the mean reconstruction loss."""
+        """Run as many steps as `values` is long; return the mean reconstruction loss."""
         count = tf.shape(values)[0]
 
         def body(i, total):
@@ -187,7 +185,7 @@ def _squared_error(form: Form, weight, inputs, targets, parameters) -> tf.Tensor
 
 
 def _loss(form: Form, weight, inputs, targets, parameters) -> tf.Tensor:
-    """Sum over output features, mean over rows."""
+    """Squared error, summed over output features, mean over rows."""
     return _squared_error(form, weight, inputs, targets, parameters) / tf.cast(
         tf.shape(inputs)[0], tf.float32
     )

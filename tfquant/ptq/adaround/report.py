@@ -1,4 +1,4 @@
-"""AdaRound report by layer: a table, JSON, a picture."""
+"""AdaRound report by layer: a table, JSON, a plot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfquant.ptq.adaround.options import Options
 
 @dataclasses.dataclass(frozen=True)
 class LayerResult:
-    """One weight.
+    """AdaRound result of one weight.
 
     Attributes:
       address: of its site.
@@ -41,7 +41,7 @@ class LayerResult:
 
     @property
     def mse(self) -> float:
-        """With the weights that were kept."""
+        """Output mean squared error with the weights that were kept."""
         return self.mse_nearest if self.kept_nearest else self.mse_hard
 
 
@@ -62,21 +62,21 @@ class AdaRoundReport:
     seconds: float
 
     def layer(self, address: str) -> LayerResult:
-        """The result of a site.
+        """Result of a site.
 
         Raises:
-          KeyError: it was not rounded anew.
+          KeyError: it was not rounded with AdaRound.
         """
         for result in self.layers:
             if result.address == address:
                 return result
         raise KeyError(
-            f"{address} was not rounded anew; {', '.join(r.address for r in self.layers[:3])}, ..."
-            " were"
+            f"{address} was not rounded with AdaRound;"
+            f" {', '.join(r.address for r in self.layers[:3])}, ... were"
         )
 
     def table(self) -> str:
-        """All layers, one a line, and what was left out."""
+        """Table of all layers and of the omitted sites."""
         title = (
             f"AdaRound: {len(self.layers)} weights, {self.options.iterations} iterations,"
             f" {self.seconds:.0f} s"
@@ -132,7 +132,7 @@ class AdaRoundReport:
         )
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """PNG: the errors of all layers, rounded to nearest and as they were learned.
+        """Plot the errors of all layers, rounded to nearest and with AdaRound, as PNG.
 
         Raises:
           calib.CalibrationFileError: it cannot be written.

@@ -1,5 +1,5 @@
-"""The rounding that AdaRound learns: soft between the two codes around a weight, pushed to one of
-them by an annealed regulariser.
+"""Soft rounding of AdaRound between the two neighbouring codes of a weight, with an annealed
+regularizer.
 
 Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization", arXiv:2004.10568,
 section 3.2.
@@ -22,8 +22,8 @@ _SMALLEST_FRACTION = 1e-6
 
 
 def initial_alpha(fraction: np.ndarray, rounding: str, temperature: float = 1.0) -> np.ndarray:
-    """The variable with which the soft rounding is exactly `fraction`, that is, the soft weight the
-    float one.
+    """Initial rounding variable, whose soft rounding equals `fraction`, so that the soft weight is
+    the float one.
 
     Args:
       fraction: w / s - floor(w / s), in [0, 1).
@@ -45,20 +45,20 @@ def initial_alpha(fraction: np.ndarray, rounding: str, temperature: float = 1.0)
 def soft_rounding(
     alpha: tf.Tensor, rounding: str, temperature: tf.Tensor | float = 1.0
 ) -> tf.Tensor:
-    """h in [0, 1], what is added to the code below: differentiable in `alpha`."""
+    """Rectified sigmoid h in [0, 1] that is added to the lower code: differentiable in `alpha`."""
     if rounding == "hard_sigmoid":
         return tf.clip_by_value((_HIGH - _LOW) * tf.sigmoid(alpha) + _LOW, 0.0, 1.0)
     return tf.sigmoid(alpha / temperature if rounding == "sigmoid_temp_decay" else alpha)
 
 
 def hard_rounding(alpha: tf.Tensor) -> tf.Tensor:
-    """0 or 1; a half goes up."""
+    """Hard rounding, 0 or 1; ties round up."""
     return tf.cast(alpha >= 0.0, alpha.dtype)
 
 
 @tf.custom_gradient
 def regularizer(h: tf.Tensor, beta: tf.Tensor):
-    """Sum of 1 - |2h - 1|^beta, a scalar.
+    """Rounding regularizer, the sum of 1 - |2h - 1|^beta, a scalar.
 
     Zero where every h is 0 or 1. A high beta leaves all but the outermost alone.
     """
@@ -71,7 +71,7 @@ def regularizer(h: tf.Tensor, beta: tf.Tensor):
 def decayed(
     decay: str, progress: np.ndarray, start: float, end: float, shape: float | None = None
 ) -> np.ndarray:
-    """The value on its way from `start` to `end`.
+    """Annealed value between `start` and `end`.
 
     Args:
       decay: one of `DECAYS`.
@@ -107,7 +107,7 @@ def schedule(
     decay_start: float = 0.0,
     shape: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """beta (or the temperature) of each iteration, and whether the regulariser counts in it.
+    """Beta (or the temperature) of each iteration, and whether the regularizer is active in it.
 
     Args:
       iterations: how many; counted from 1.

@@ -1,4 +1,4 @@
-"""Channels: which channel of a producer each number of a later tensor belongs to.
+"""Channel indices: the producer channel of each element of a later tensor.
 
 Found by sending numbers of channels through the graph in place of values: whatever moves them
 (heads split and merged, transposes, selections, an attention with its probabilities) need not be
@@ -20,7 +20,7 @@ from tfquant.ptq.layers import Unsuitable
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Place:
-    """A tensor on a way, and its axes that may tell channels apart, in ascending order."""
+    """Tensor on a scale path, and its axes that may distinguish channels, in ascending order."""
 
     tensor: tf.Tensor
     axes: tuple[int, ...]
@@ -31,7 +31,7 @@ class Place:
 
 
 class Channels:
-    """Numbers of channels at places.
+    """Channel indices at places.
 
     Args:
       trace: the graph.
@@ -75,7 +75,7 @@ class Channels:
         }
 
     def at(self, place: Place) -> np.ndarray:
-        """int64 [sizes of the place's axes].
+        """Channel indices, int64 [sizes of the place's axes].
 
         Raises:
           Unsuitable: several channels come together there.
@@ -89,7 +89,7 @@ class Channels:
                 & (np.abs(largest - numbers) < 0.05)
             )
         if not apart.all():
-            raise Unsuitable(f"its channels do not stay apart on the way to {place.tensor.op.name}")
+            raise Unsuitable(f"its channels are mixed on the way to {place.tensor.op.name}")
         return numbers.astype(np.int64)
 
 
@@ -98,7 +98,7 @@ def _replaced_by(value: np.ndarray):
 
 
 def _ends(place: Place, numbers: tf.Tensor, ones: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Smallest and largest number over the other axes, where something arrives at all."""
+    """Smallest and largest index over the other axes, where any arrives."""
     others = [axis for axis in range(place.tensor.shape.rank) if axis not in place.axes]
     arrives = tf.not_equal(ones, 0)
     number = numbers / tf.where(arrives, ones, tf.ones_like(ones))

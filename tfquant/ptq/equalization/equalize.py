@@ -1,5 +1,5 @@
-"""Equalization: channels rescaled between parameters, so that the float network stays what it was
-and ranges are more alike.
+"""Equalization: rescale channels between parameters, so that ranges are more alike and the float
+outputs unchanged.
 
 Cross-layer equalization (Nagel et al. 2019, arXiv:1906.04721, section 4.1) and SmoothQuant (Xiao et
 al. 2023, arXiv:2211.10438), over all pairs of parameters that `tfquant.ptq.equalization.pairs`
@@ -51,8 +51,8 @@ def equalize(
     signature: Any = None,
     progress: bool = True,
 ) -> EqualizationReport:
-    """Rescales the channels of all pairs of parameters; variables are assigned, the float network
-    computes what it did.
+    """Rescale the channels of all pairs of parameters; variables are assigned, float outputs are
+    preserved.
 
     Each pair is checked by the float outputs of the first batch before and after.
 
@@ -123,8 +123,8 @@ def rescale(
     signature: Any = None,
     progress: bool = True,
 ) -> EqualizationReport:
-    """Rescales pairs by given factors, such as those of an earlier report, or their reciprocals to
-    undo it.
+    """Rescale pairs by specified factors, such as those of an earlier report, or their reciprocals
+    to undo it.
 
     Args:
       model, batches, tolerance, inputs, signature, progress: as for `equalize`.
@@ -163,7 +163,7 @@ def rescale(
 def _prepared(
     model: Any, batches: Iterable[Any] | None, inputs: Any, signature: Any
 ) -> tuple[Engine, list[tf.Tensor], list[Any] | None]:
-    """The engine of a model, the flat inputs that it is checked with, and all batches."""
+    """Engine of a model, flat inputs for the check, and all batches."""
     if batches is not None:
         check_batches(batches, "equalization")
         batches = list(batches)
@@ -173,8 +173,7 @@ def _prepared(
         engine = model._engine
         if any(quantizer.calibrated for quantizer in engine.quantizers.values()):
             raise ValueError(
-                "the model has ranges, which rescaling would make wrong: equalize before it is"
-                " calibrated"
+                "the model has ranges, which rescaling invalidates: equalize before calibration"
             )
     else:
         if inputs is None and signature is None and batches:
@@ -193,7 +192,7 @@ def _prepared(
 def _chosen(
     found: Sequence[Pair], skipped: Sequence[tuple[str, str]], wanted: str | Sequence[str]
 ) -> list[Pair]:
-    """Pairs that one of the patterns matches."""
+    """Pairs that match one of the patterns."""
     specified = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     globs = ["*" if p == "all" else f"{p}:*" if p in KINDS else p for p in specified]
     for pattern, glob in zip(specified, globs, strict=True):
@@ -215,8 +214,8 @@ def _chosen(
 def _smooth(
     pair: Pair, values: dict, seen: tuple, alpha: float, largest: float, powers_of_two: bool
 ) -> np.ndarray:
-    """Factors by activations; the values of the pair are rescaled, as the next pair may have one of
-    them too.
+    """SmoothQuant factors from activations; the values of the pair are rescaled, as the next pair
+    may share one.
     """
     activation, partner = seen
     weight = (
@@ -230,7 +229,7 @@ def _smooth(
 def _cross_layer(
     pairs: Sequence[Pair], values: dict, largest: float, powers_of_two: bool
 ) -> dict[str, np.ndarray]:
-    """Factors by weights.
+    """Cross-layer factors from weights.
 
     Pairs in turn until none changes, as what one divides another may multiply.
     """

@@ -1,4 +1,4 @@
-"""Largest magnitudes of each channel: of activations over data, of weights."""
+"""Channel maxima max|x|: of activations over data, of weights."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def of_activations(
     mask: str | Sequence[str] | None,
     progress: bool,
 ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    """Name of a pair -> max|x| of each channel over all batches, without padding: of its
-    activations, and of its partners if any.
+    """Map name of a pair -> max|x| of each channel over all batches without padding, for its
+    activations and for its partners if any.
 
     Raises:
       ValueError: no batch, one that does not fit the model, or NaN or infinity, naming pair or
@@ -96,7 +96,7 @@ def _amax(statistics: calib.Statistics) -> np.ndarray:
 
 
 def _channels_last(tensor: tf.Tensor, axes: Sequence[int], size: int) -> tf.Tensor:
-    """[..., size]: the axes that tell channels apart moved behind the others and made one."""
+    """Move the channel axes behind the others and flatten them to [..., size]."""
     others = [axis for axis in range(tensor.shape.rank) if axis not in axes]
     moved = tf.transpose(tensor, [*others, *axes])
     last = tf.reshape(moved, tf.concat([tf.shape(moved)[: len(others)], [size]], 0))
@@ -107,7 +107,7 @@ def _channels_last(tensor: tf.Tensor, axes: Sequence[int], size: int) -> tf.Tens
 def of_parameters(
     parameters: Iterable[Parameter], values: dict[str, np.ndarray], size: int
 ) -> np.ndarray:
-    """max|w| of each channel over all weights, float64 [size]; biases do not count.
+    """Channel maxima max|w| over all weights, float64 [size]; biases are excluded.
 
     Args:
       parameters: of one side of a pair.

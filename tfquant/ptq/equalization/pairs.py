@@ -1,4 +1,4 @@
-"""Pairs of parameters between which channels can be rescaled without a change of the outputs.
+"""Parameter pairs whose channels can be rescaled without changing the outputs.
 
 layernorm   scale and shift of a layer norm | the linears that take its output
 value       value projection                | the linear behind the attention
@@ -47,9 +47,7 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Activation:
-    """An activation between the parameters of a pair; `channels` are those along the axes of
-    `place`.
-    """
+    """Activation between the parameters of a pair; `channels` are along the axes of `place`."""
 
     place: Place
     channels: np.ndarray
@@ -77,7 +75,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Draft:
-    """A pair whose channels are not known yet; `key` is the second way of query and key."""
+    """Pair whose channels are not resolved yet; `key` is the second path of query and key."""
 
     name: str
     producer: LayerNorm | Contraction
@@ -94,8 +92,8 @@ class _Draft:
 
 
 def find_pairs(trace: Trace, flat: Sequence[tf.Tensor]) -> tuple[list[Pair], list[tuple[str, str]]]:
-    """All pairs of a graph, and (name, reason) of what looks like one and is none; both in graph
-    order, attention first.
+    """Find all pairs of a graph, and (name, reason) of rejected candidates; both in graph order,
+    attention first.
 
     Args:
       trace: of the float network.
@@ -168,7 +166,7 @@ def _query_key(
 
 
 class _Resolver:
-    """Finds the variables and channels of drafts."""
+    """Resolver of the variables and channels of drafts."""
 
     def __init__(self, flow: Dataflow, drafts: Iterable[_Draft], flat: Sequence[tf.Tensor]):
         self._flow = flow
@@ -191,7 +189,7 @@ class _Resolver:
         self._channels = Channels(flow.trace, sources, shifts, probabilities, places, flat)
 
     def pair(self, draft: _Draft) -> Pair:
-        """The pair of a draft.
+        """Pair of a draft.
 
         Raises:
           Unsuitable: it is none.
@@ -280,7 +278,7 @@ class _Resolver:
         return list(found.values())
 
     def _taken_by(self, contraction: Contraction, activation: Activation) -> Parameter:
-        """The weight that channels meet."""
+        """Weight that consumes the channels."""
         tensor = contraction.op.inputs[contraction.weight_index]
         terms, _ = product_equation(contraction.op)
         own, other = terms[contraction.weight_index], terms[contraction.input_index]
@@ -294,9 +292,7 @@ class _Resolver:
         return Parameter(self._own(tensor, {contraction.op.name}), tensor, channels, True)
 
     def _own(self, tensor: tf.Tensor, users: set[str]) -> str:
-        """Handle of the variable that a tensor shows and that only the operations called `users`
-        use.
-        """
+        """Handle of the variable behind a tensor if only the operations called `users` use it."""
         handle = variable_read(self._flow, tensor)
         pending = [
             (op, op.type == "ReadVariableOp")
@@ -320,9 +316,7 @@ class _Resolver:
 
 
 def _numbers(producer: LayerNorm | Contraction, source: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the channels of a producer, broadcast to its output; and, of a linear, to its
-    weight.
-    """
+    """Channel indices of a producer, broadcast to its output; and, of a linear, to its weight."""
     if isinstance(producer, LayerNorm):
         if source.shape.rank is None or source.shape[-1] is None:
             raise Unsuitable("the size of its last axis is not known")
@@ -360,7 +354,7 @@ def _places(way: ScalePath) -> list[Place]:
 
 
 def _linear_place(contraction: Contraction) -> Place:
-    """Its input, with the axes along which that meets the weight."""
+    """Input of a linear, with the axes contracted with the weight."""
     terms, _ = _equation(contraction)
     own, other = terms[contraction.input_index], terms[contraction.weight_index]
     axes = tuple(axis for axis, letter in enumerate(own) if letter in other and letter != "?")
@@ -368,7 +362,7 @@ def _linear_place(contraction: Contraction) -> Place:
 
 
 def _scores_place(attention: Attention, port: str) -> Place:
-    """Query or key, with the axes along which they meet."""
+    """Query or key, with the contracted axes."""
     op = attention.scores.op
     terms, _ = _equation(attention.scores)
     index = attention.query_index if port == "q" else 1 - attention.query_index
@@ -381,7 +375,7 @@ def _scores_place(attention: Attention, port: str) -> Place:
 
 
 def _shift_place(op: tf.Operation, index: int) -> Place:
-    """What a parameter is added to, with the axes that it has."""
+    """Tensor that a parameter is added to, with the axes of the parameter."""
     tensor, parameter = op.inputs[1 - index], op.inputs[index]
     before = tensor.shape.rank - parameter.shape.rank
     if before < 0:
@@ -392,7 +386,7 @@ def _shift_place(op: tf.Operation, index: int) -> Place:
 
 
 def _without_batch(activation: Activation) -> Activation:
-    """The same with those axes alone along which channels change.
+    """Place restricted to the axes along which channels change.
 
     Queries and keys also meet along the batch.
     """
@@ -409,7 +403,7 @@ def _without_batch(activation: Activation) -> Activation:
 def _side_by_side(
     end: tuple[Attention, str], activations: Sequence[Activation]
 ) -> list[np.ndarray]:
-    """Channels of query and key along the axes where these meet, in one order."""
+    """Channels of query and key along their contracted axes, in a common order."""
     attention, _ = end
     terms, _ = _equation(attention.scores)
     indices = (attention.query_index, 1 - attention.query_index)

@@ -1,5 +1,5 @@
-"""Ways: where a tensor goes before it meets weights again, as long as a factor for each channel
-goes with it unchanged.
+"""Scale paths: the operations between a tensor and the next weights, as long as a factor per
+channel commutes with them.
 
 Such are views, selections, means, products with what does not depend on the tensor, ReLU for
 positive factors, and the product of an attention with its probabilities. Biases may be added, as
@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfquant.graph.attention import Attention
 from tfquant.graph.contractions import Contraction
 from tfquant.graph.dataflow import VIEW_OPS
-from tfquant.graph.residual import downstream
+from tfquant.graph.replay import descendants
 from tfquant.graph.roles import Structure
 
 # Of their first input.
@@ -29,7 +29,7 @@ _ADD_OPS = frozenset("BiasAdd Add AddV2".split())
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScalePath:
-    """See the module.
+    """Scale path of one tensor, see the module docstring.
 
     Attributes:
       source: the tensor.
@@ -49,7 +49,7 @@ class ScalePath:
 
 
 class ScalePathFinder:
-    """Finds ways in a graph."""
+    """Finder of scale paths in a graph."""
 
     def __init__(self, structure: Structure):
         self._structure, self._flow = structure, structure.flow
@@ -61,12 +61,12 @@ class ScalePathFinder:
         self._sums = {(r.op.name, r.other_index): r.path for r in structure.residuals}
 
     def way(self, source: tf.Tensor) -> ScalePath:
-        """The way of a tensor."""
+        """Scale path of a tensor."""
         found: dict[str, dict] = {
             name: {} for name in ("shifts", "linears", "scores", "contexts", "obstacles")
         }
         pending, seen = [source], {source.name}
-        depends = functools.cache(lambda: downstream(self._flow, [source]))
+        depends = functools.cache(lambda: descendants(self._flow.operations, [source]))
         while pending:
             tensor = pending.pop()
             if tensor.name in self._flow.output_names:
@@ -87,7 +87,7 @@ class ScalePathFinder:
         return ScalePath(source, **{name: tuple(of_kind) for name, of_kind in found.items()})
 
     def _step(self, op: tf.Operation, index: int, depends) -> tuple[str, object]:
-        """What a consumer is to a way.
+        """Classify a consumer on a path.
 
         (name of an attribute of `ScalePath`, entry there), or (`on`, None).
         """

@@ -11,7 +11,7 @@ from calib import tables
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairResult:
-    """One pair.
+    """Result of one pair.
 
     Attributes:
       name: `<kind>:<layer path>`.
@@ -48,11 +48,11 @@ class EqualizationReport:
 
     @property
     def factors(self) -> dict[str, np.ndarray]:
-        """Name of a pair -> its factors, as `rescale` takes them."""
+        """Map name of a pair -> its factors, as `rescale` takes them."""
         return {pair.name: pair.factors for pair in self.pairs}
 
     def pair(self, name: str) -> PairResult:
-        """The result of a pair.
+        """Result of a pair.
 
         Raises:
           KeyError: it was not rescaled.
@@ -65,8 +65,8 @@ class EqualizationReport:
         )
 
     def __str__(self) -> str:
-        """All pairs, one a line, with how far channels are apart before and after; and what is
-        none.
+        """Table of all pairs, with the spread of channels before and after, and of rejected
+        candidates.
         """
         title = (
             f"{len(self.pairs)} pairs rescaled, outputs changed by {self.difference:.2g} of"
@@ -92,7 +92,7 @@ class EqualizationReport:
             span = f"{one.factors.min():.3g} .. {one.factors.max():.3g}"
             rows.append((one.name, str(one.factors.size), span, *apart, f"{one.difference:.2g}"))
         grid = tables.build(title, names, rows, left=("pair",))
-        skipped = (f"left as it was: {name}: {reason}" for name, reason in self.skipped)
+        skipped = (f"unchanged: {name}: {reason}" for name, reason in self.skipped)
         return "\n".join([tables.render(grid), *skipped])
 
     def _repr_html_(self) -> str:
@@ -100,7 +100,7 @@ class EqualizationReport:
 
 
 def _apart(amax: np.ndarray | None, factors: np.ndarray) -> str:
-    """How many times the median the widest channel is, before and after."""
+    """Ratio of the widest channel to the median, before and after."""
     if amax is None:
         return "-"
     ratios = [

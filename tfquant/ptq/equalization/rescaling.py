@@ -1,4 +1,4 @@
-"""Rescaling.
+"""Rescaling of variables, with a check of the outputs.
 
 Channels of pairs divided and multiplied by given factors, checked by the float outputs, undone on
 error.
@@ -21,7 +21,7 @@ from tfquant.ptq.operand_view import OperandView
 
 
 def values_of(engine: Engine, pairs: Iterable[Pair]) -> dict[str, np.ndarray]:
-    """Handle of each variable of the pairs -> its value as the operation takes it."""
+    """Map handle of each variable of the pairs -> its value in the layout of the operation."""
     tensors = {p.handle: p.tensor for pair in pairs for p in (*pair.divided, *pair.multiplied)}
     if not tensors:
         return {}
@@ -32,8 +32,8 @@ def values_of(engine: Engine, pairs: Iterable[Pair]) -> dict[str, np.ndarray]:
 
 
 def rescale_values(pair: Pair, values: dict[str, np.ndarray], factors: np.ndarray) -> None:
-    """Does with values of variables what `rescaled` does with the variables."""
-    factors = np.float32(factors)
+    """Apply `rescaled` to values of variables instead of the variables."""
+    factors = np.asarray(factors, np.float32)
     for parameter in pair.divided:
         values[parameter.handle] = values[parameter.handle] / factors[parameter.channels]
     for parameter in pair.multiplied:
@@ -41,7 +41,7 @@ def rescale_values(pair: Pair, values: dict[str, np.ndarray], factors: np.ndarra
 
 
 def random_inputs(engine: Engine) -> list[tf.Tensor]:
-    """A small batch for models without data.
+    """Small random batch for models without data.
 
     Zeros and ones, which are indices into any table, and normal numbers.
     """
@@ -66,7 +66,7 @@ def rescaled(
     activations: Mapping[str, np.ndarray],
     skipped: Sequence[tuple[str, str]],
 ) -> EqualizationReport:
-    """Assigns the variables of one pair after the other.
+    """Rescale the variables of one pair after the other.
 
     Args:
       engine: of the network.
@@ -96,7 +96,7 @@ def rescaled(
                 extremes.of_parameters(side, values, pair.size)
                 for side in (pair.divided, pair.multiplied)
             ]
-            chosen = np.float32(factors[pair.name])
+            chosen = np.asarray(factors[pair.name], np.float32)
             for parameter in pair.divided:
                 variables[parameter.handle].assign(
                     variables[parameter.handle] / _placed(flow, parameter, chosen)
@@ -126,18 +126,18 @@ def rescaled(
 
 
 def _placed(flow: Dataflow, parameter: Parameter, factors: np.ndarray) -> tf.Tensor:
-    """The factor of every element of a variable."""
+    """Factor of every element of a variable."""
     read, tensor = flow.root(parameter.tensor), parameter.tensor
     placed = factors[parameter.channels]
     variable = flow.trace.variables[parameter.handle]
     if read.name != tensor.name:
-        full = np.broadcast_to(placed, tensor.shape)
+        full = np.broadcast_to(placed, tensor.shape.as_list())
         placed = OperandView(flow.trace, [read], tensor).to_variable(full)
     return tf.cast(placed, variable.dtype)
 
 
 def _outputs(engine: Engine, network, flat: Sequence[tf.Tensor]) -> dict[str, np.ndarray]:
-    """Number of each float output -> its values."""
+    """Map index of each float output -> its values."""
     found = network(*flat)
     found = list(found) if isinstance(found, (list, tuple)) else [found]
     outputs = {
@@ -152,8 +152,8 @@ def _outputs(engine: Engine, network, flat: Sequence[tf.Tensor]) -> dict[str, np
 
 
 def _difference(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> float:
-    """Largest difference of an output as a share of its spread; infinite where other values are
-    finite than before.
+    """Largest difference of an output relative to its spread; infinite if other values are finite
+    than before.
     """
     worst = 0.0
     for name, old in before.items():
