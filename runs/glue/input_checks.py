@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import modeling
+from runs.checks import refuse
 from runs.glue import overwriting
 from runs.glue.data import read, reads_files, validation_splits
 from runs.glue.networks import CONFIG, check_head, folder_of, weights_of
 from runs.glue.settings import Settings
 from runs.glue.teachers import check_teacher, teacher_of
-from runs.settings import refuse
 from tasks import glue
 from tasks.tokenizer import Tokenizer
 from tfquant.store import holds_ranges

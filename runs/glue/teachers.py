@@ -9,9 +9,9 @@ import pathlib
 import keras
 
 import modeling
-from runs import distillation_options
+from runs.distillation_options import teacher_problems
 from runs.glue import networks
-from runs.glue.settings import Settings, option
+from runs.glue.settings import Settings
 from runs.logging import log
 from tasks import glue
 from tfquant.store import holds_ranges
@@ -69,7 +69,7 @@ def check_teacher(task: glue.Task, source: str, settings: Settings) -> None:
         modeling.config_from_file(os.path.join(place, networks.CONFIG))
         for place in (source, folder)
     )
-    problems = distillation_options.misfits(student, teacher, settings, option, named)
+    problems = teacher_problems(student, teacher, settings, named)
     if problems:
         raise ValueError("\n  ".join(problems))
 

@@ -4,8 +4,8 @@ A file that fails later would cost the work before it.
 """
 
 from fileio.messages import printable
+from runs.checks import refuse
 from runs.logging import log
-from runs.settings import refuse
 from runs.squad.data import read_examples
 from runs.squad.flags import TFDS, Settings
 from tasks import squad
