@@ -1,6 +1,4 @@
-"""What the options of a run say of a teacher, and what of it cannot be; they have the same names in
-every script.
-"""
+"""Distillation options of the run scripts: their checks and the loss that they describe."""
 
 import dataclasses
 import re
@@ -65,7 +63,7 @@ def distillation_problems(settings: Any) -> list[str]:
 
 
 def parse_layers(text: str) -> dict[int, int] | None:
-    """`0:1,1:3` -> {0: 1, 1: 3}; None if nothing is given.
+    """Parse pairs of layers, `0:1,1:3` -> {0: 1, 1: 3}; None if nothing is given.
 
     Raises:
         ValueError: the text is something else.
@@ -122,7 +120,7 @@ def teacher_problems(student: Any, teacher: Any, settings: Any, where: str) -> l
 
 
 def distillation_options(settings: Any, seed: int) -> DistillationOptions:
-    """What a student learns from its teacher; `settings` have `distillation_temperature` and the
+    """Return the options of distillation; `settings` have `distillation_temperature` and the
     like.
     """
     return DistillationOptions(
@@ -146,7 +144,7 @@ def taught_by(
     inputs: Sequence[str],
     **more: Any,
 ) -> Distillation:
-    """The loss of a student with a teacher, and a line about which layers learn from which.
+    """Return the loss of a student with a teacher, and log which layers learn from which.
 
     Args:
         hard: what the labels say.

@@ -1,5 +1,5 @@
-"""Settings of a run as fields of a frozen dataclass, each with its help and what it must do when
-training is resumed.
+"""Settings of a run as fields of a frozen dataclass, each with its help, its bounds, and its role
+when training is resumed.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ SHARE = between(0.0, 1.0)
 
 
 def flag(default: Any, help: str, resume: str = SAME, **metadata: Any) -> Any:
-    """A field of settings.
+    """Return a field of settings.
 
     Args:
         default: its value if the flag is not set.
@@ -73,7 +73,7 @@ def flag(default: Any, help: str, resume: str = SAME, **metadata: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class StepNames:
-    """Which fields of some settings say what a step of training is.
+    """Names of the settings that determine a training step.
 
     Attributes:
         batch: examples in a batch of one process.

@@ -14,7 +14,7 @@ from runs import resume
 from runs.settings import CONTENT, FREE, SAME
 from runs.squad import data, flags, training
 from runs.squad.flags import Settings
-from runs.training import SHARE
+from runs.training import SHARE, by_share
 from tasks import squad
 from tests.test_run_squad import make_files
 from tfquant import checkpoint
@@ -181,7 +181,7 @@ def dealt(features, settings, start, ranks, now, steps, first=0):
 
     (rows of each part, its share), over all ranks; rows are known by their first 20 pieces.
     """
-    course = resume._course(resume.record_of(start, ranks), settings, now)
+    course = resume._schedule(resume.record_of(start, ranks), settings, now)
     streams = [
         training.training_batches(features, settings, first * course.own, Rank(r, now), course)
         for r in range(now)
@@ -242,14 +242,14 @@ def test_another_number_of_processes_makes_each_step_of_the_same_windows(
 
 def test_more_processes_than_windows_in_a_batch_are_refused(files):
     with pytest.raises(ValueError, match="3 processes are too many.* batches of 2 windows"):
-        resume._course(
+        resume._schedule(
             resume.record_of(Settings(train_batch_size=2), 1), Settings(train_batch_size=2), 3
         )
 
 
 def test_parts_of_unequal_size_count_by_their_windows():
     losses = tf.random.stateless_uniform([16], seed=[1, 2])
-    weighted = training.by_share(lambda _, batch: tf.reduce_mean(batch["x"]))
+    weighted = by_share(lambda _, batch: tf.reduce_mean(batch["x"]))
     parts = [losses[part::3] for part in range(3)]
     mean = np.mean([float(weighted(None, {"x": p, SHARE: len(p) * 3 / 16})) for p in parts])
     assert mean == pytest.approx(float(tf.reduce_mean(losses)), rel=1e-6)

@@ -236,7 +236,7 @@ def test_training_batches_can_start_anywhere_and_shuffle_anew_each_epoch(files):
     tokenizer = squad.Tokenizer(files["vocab_file"])
     examples = data.read_examples(files["train_file"], settings, training=True)
     features = data.to_features(examples, tokenizer, settings, training=True)
-    course = resume.started(settings, 1)
+    course = resume.training_schedule(None, settings, 1)
     stream = training.training_batches(features, settings, 0, Single(), course)
     first = [next(stream) for _ in range(13)]
     for start in (0, 3, 5, 12):

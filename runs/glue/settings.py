@@ -1,6 +1,5 @@
-"""Settings of run_glue.py.
-
-One frozen object. The names are those of Bondarenko et al.'s `main.py`.
+"""Settings of run_glue.py: one frozen object with the option names of Bondarenko et al.'s
+`main.py`.
 """
 
 import dataclasses
@@ -76,7 +75,7 @@ ROUNDINGS = {
 
 
 def option(name: str, value: Any = None) -> str:
-    """A setting as it is written on the command line, with its value if that is given."""
+    """Return a setting as it is written on the command line, with its value if that is given."""
     return f"--{name.replace('_', '-')}" + ("" if value is None else f" {value}")
 
 
@@ -90,8 +89,8 @@ def _any(default: Any, help: str, resume: str = FREE, **how: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a run is to do. Each field is an option of the same name, with hyphens or underscores;
-    its help says what it means.
+    """Settings of a run. Each field is an option of the same name, with hyphens or underscores, and
+    has its help.
 
     Options that change what training computes are not `FREE`; see runs/resume.py.
     """
@@ -644,7 +643,7 @@ class Settings:
 
 
 def rounding_options(settings: Settings) -> dict[str, Any]:
-    """How weights are learned, as `ptq.adaround` wants it."""
+    """Return the options of `ptq.adaround`."""
     return {
         "iterations": settings.adaround_iters,
         "learning_rate": settings.adaround_lr,

@@ -80,7 +80,7 @@ def _one_of(
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a run is to do. Each field is a flag of the same name; its help says what it means.
+    """Settings of a run. Each field is a flag of the same name, and has its help.
 
     A flag that changes what training computes is `SAME` or `CONTENT` for resuming; see
     runs/resume.py.
@@ -444,7 +444,7 @@ class Settings:
 
     @property
     def recipe(self) -> "tfquant.Recipe":
-        """What the placement flags ask for, with the range method of the flags.
+        """Recipe of the placement flags, with the range method of the flags.
 
         Raises:
             ValueError: unknown recipe or method, a file that is none, or a percentile out of range.
@@ -467,16 +467,16 @@ class Settings:
 
     @property
     def target(self) -> str:
-        """What --do_export writes."""
+        """Target of --do_export."""
         return self.export_target or TARGET_OF.get(self.predict_with, "onnx")
 
     @property
     def exported_file(self) -> str:
-        """Where --do_export writes."""
+        """Path that --do_export writes."""
         return self.file_of(self.target)
 
     def file_of(self, target: str) -> str:
-        """Where --export_target=TARGET writes."""
+        """Return the path that --export_target=TARGET writes."""
         return os.path.join(self.output_dir, TARGETS[target].file)
 
     @property
@@ -488,7 +488,7 @@ class Settings:
         return "int8_residual_both" if self.quant_another_add_input else "int8_residual"
 
     def for_training(self, recipe: "tfquant.Recipe") -> "tfquant.Recipe":
-        """The recipe of a calibrated checkpoint with what the flags say about training it."""
+        """Return the recipe of a calibrated checkpoint with the training flags applied."""
         of_ranges = {"update": self.range_update, "decay": self.range_decay}
         for roles, wanted in (
             (RANGES_OF[self.range_update_of], of_ranges),
@@ -537,7 +537,7 @@ def parse(words: Sequence[str], description: str | None) -> Settings:
 
 
 def arguments(settings: Settings) -> list[str]:
-    """The command line that asks for these settings."""
+    """Return the command line that asks for these settings."""
     given = {
         f.name: getattr(settings, f.name)
         for f in dataclasses.fields(Settings)
