@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -141,7 +141,7 @@ def taught_by(
     settings: Any,
     seed: int,
     *,
-    inputs: Sequence[str],
+    inputs: tuple[str, ...],
     **more: Any,
 ) -> Distillation:
     """Return the loss of a student with a teacher, and log which layers learn from which.

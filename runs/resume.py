@@ -2,7 +2,7 @@
 ranks.
 
 Every checkpoint of training holds the flags that decide what is computed, and the number of
-processes. A run that goes on with other flags is refused. One that goes on in another number of
+processes. A run that resumes with other flags is refused. One that resumes in another number of
 processes makes the same steps: the examples of a step, the learning rate and the order of the data
 are those the run was started with, and each process takes more or less of them.
 """
@@ -81,8 +81,8 @@ def training_schedule(prefix: str | None, settings: Any, ranks: int) -> Training
     found = checkpoint.read(prefix)
     if RUN not in found:
         log(
-            f"{prefix} does not say with which flags it was trained (an earlier version wrote it):"
-            " going on with those given"
+            f"{prefix} records no flags (an earlier version wrote it):"
+            " resuming with the present ones"
         )
         return _schedule(now, settings, ranks)
     before = _read_record(found, settings, prefix)
@@ -90,13 +90,13 @@ def training_schedule(prefix: str | None, settings: Any, ranks: int) -> Training
     if problems:
         raise FlagError(
             "\n".join(f"  {problem}" for problem in problems)
-            + f"\n{prefix} is of a run that was started with other flags: give the same to go on,"
-            " or another --output_dir"
+            + f"\n{prefix} is of a run that was started with other flags: give the same to resume"
+            " it, or another --output_dir"
         )
     schedule = _schedule(before, settings, ranks)
     if ranks != schedule.ranks or schedule.parts != schedule.ranks:
         log(
-            f"started in {_processes(schedule.ranks)}, going on in {_processes(ranks)}: a step"
+            f"started in {_processes(schedule.ranks)}, resumed in {_processes(ranks)}: a step"
             f" keeps its {schedule.examples} {settings.STEPS.unit} ({schedule.own} x"
             f" {-(-schedule.batch // schedule.parts)} in each process), the learning rate its"
             f" highest value of {schedule.learning_rate:g}, and the data its order; dropout draws"
@@ -111,7 +111,7 @@ def training_schedule(prefix: str | None, settings: Any, ranks: int) -> Training
 
 
 def is_same_run(prefix: str, settings: Any, ranks: int) -> bool:
-    """Whether a checkpoint is of a run with these flags, so that the run can go on from it."""
+    """Whether a checkpoint is of a run with these flags, so that the run can resume from it."""
     try:
         found = checkpoint.read(prefix)
         if RUN not in found:
@@ -142,7 +142,8 @@ def _read_record(found: checkpoint.Checkpoint, settings: Any, prefix: str) -> di
     if not (
         _is_count(flags.get(names.batch))
         and _is_count(flags.get(names.batches))
-        and type(rate) in (int, float)
+        and isinstance(rate, int | float)
+        and not isinstance(rate, bool)
         and rate > 0
     ):
         raise ValueError(f"{shown} ({names.batch}, {names.batches} or {names.rate}): {hint}")
@@ -205,7 +206,7 @@ def _schedule(record: dict[str, Any], settings: Any, ranks: int) -> TrainingSche
     own, parts = multiple * (batches // common), multiple * (ranks // common)
     if parts > batch:
         raise ValueError(
-            f"{ranks} processes are too many to go on with: the run was started with batches of"
+            f"{ranks} processes are too many to resume with: the run was started with batches of"
             f" {batch} {names.unit}; start at most {batch}, or anew in another --output_dir"
         )
     return TrainingSchedule(

@@ -5,10 +5,11 @@ when training is resumed.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-# What a flag must do when training goes on from a checkpoint: be the same, name a file that holds
-# the same, or nothing.
+T = TypeVar("T")
+
+# Requirement on a flag when training resumes: the same value, a file of the same content, or none.
 SAME, CONTENT, FREE = "same", "content", "free"
 
 MAX_INTEGER = 2**31 - 1  # steps, sizes and counts are int32
@@ -21,6 +22,12 @@ LARGEST = {  # field -> largest value, where it is not that of its type
     "num_train_epochs": 1e6,
     "num_epochs": 1e6,
 }
+
+
+def checked(value: T | None) -> T:
+    """Return a value that the checks of the settings guarantee to be set."""
+    assert value is not None
+    return value
 
 
 class FlagError(ValueError):

@@ -96,7 +96,7 @@ def fit(
         loss_variables=getattr(loss, "variables", ()),
     )
     if saved:
-        log(f"going on from step {trainer.restore()} of {options.total_steps} ({saved})")
+        log(f"resuming from step {trainer.restore()} of {options.total_steps} ({saved})")
     summary = trainer.fit(batches)
     if summary.first_step < summary.last_step:
         log(closing_line(summary))
@@ -166,5 +166,5 @@ def closing_line(summary: TrainSummary) -> str:
         return line
     return (
         f"{line} ({summary.total_steady_examples_per_second:.1f} in all {summary.ranks} processes),"
-        f" {100 * summary.allreduce_share:.1f} % of that time in all-reduce"
+        f" {100 * (summary.allreduce_share or 0.0):.1f} % of that time in all-reduce"
     )

@@ -12,6 +12,7 @@ from runs.glue.data import LENGTH_MULTIPLE, features_of, validation_splits
 from runs.glue.settings import Settings
 from runs.logging import log
 from runs.networks import inference_graph
+from runs.settings import checked
 from tasks import glue
 from tfquant.distributed.group import Group
 
@@ -63,8 +64,7 @@ class Validation:
         logits = self._logits()
         scores = {split: self._scored(split, found) for split, found in logits.items()}
         losses = [
-            loss_of(self._task, found, self._features(split).labels)
-            for split, found in logits.items()
+            loss_of(self._task, found, self._labels(split)) for split, found in logits.items()
         ]
         means = {
             name: float(np.mean([found[name] for found in scores.values()]))
@@ -87,11 +87,14 @@ class Validation:
             for split in splits
         }
 
+    def _labels(self, split: str) -> np.ndarray:
+        return checked(self._features(split).labels)
+
     def _scored(self, split: str, logits: np.ndarray) -> dict[str, float]:
         predicted = glue.predictions(self._task, logits)
         if self._task.regression and self._clamp:
             predicted = glue.clamp_similarity(predicted)
-        return glue.score(self._task, predicted, self._features(split).labels)
+        return glue.score(self._task, predicted, self._labels(split))
 
 
 def scores_of_training(task: glue.Task) -> tuple[str, ...]:
@@ -135,7 +138,9 @@ def batches_of(features: glue.Features, settings: Settings) -> glue.Batches:
 
 
 def _in_order(ids: list[np.ndarray], found: list[np.ndarray], group: Group) -> np.ndarray:
-    part = {"ids": np.concatenate(ids), "logits": np.concatenate(found)} if ids else {}
+    part: dict[str, Any] = (
+        {"ids": np.concatenate(ids), "logits": np.concatenate(found)} if ids else {}
+    )
     parts = [part]
     if group.size > 1:
         file = io.BytesIO()

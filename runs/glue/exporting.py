@@ -12,6 +12,7 @@ from runs.glue.data import INPUTS, LENGTH_MULTIPLE, read
 from runs.glue.networks import OUT
 from runs.glue.settings import Settings
 from runs.logging import log
+from runs.settings import checked
 from tasks import glue
 from tfquant.export.targets import TARGETS
 
@@ -27,10 +28,11 @@ def export(
     Raises:
         ExportError: the file could not be written as asked, or answers otherwise than the network.
     """
+    target = checked(settings.export)
     written, figures = export_file(
         network,
-        os.path.join(directory, OUT, TARGETS[settings.export].file),
-        settings.export,
+        os.path.join(directory, OUT, TARGETS[target].file),
+        target,
         lambda: check_rows(task, tokenizer, settings),
         opset=settings.export_opset,
         tolerance=settings.export_tolerance,

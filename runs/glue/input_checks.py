@@ -11,6 +11,7 @@ from runs.glue.data import read, reads_files, validation_splits
 from runs.glue.networks import CONFIG, check_head, folder_of, weights_of
 from runs.glue.settings import Settings
 from runs.glue.teachers import check_teacher, teacher_of
+from runs.settings import checked
 from tasks import glue
 from tasks.tokenizer import Tokenizer
 from tfquant.store import holds_ranges
@@ -63,7 +64,7 @@ def _model(task: glue.Task, settings: Settings) -> None:
         sources = {f"--model-path={folder}": folder}
         if settings.teacher:
             sources[f"--teacher={settings.teacher}"] = teacher_of(task, folder, settings)
-        overwriting.check(settings.output_dir, sources)
+        overwriting.check(checked(settings.output_dir), sources)
 
 
 def _check_sizes(folder: str, task: glue.Task, settings: Settings) -> None:

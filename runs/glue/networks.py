@@ -15,6 +15,7 @@ from fileio.messages import printable
 from runs.glue.settings import ARCHITECTURES, HUB, Settings
 from runs.logging import log
 from runs.networks import load_weights
+from runs.settings import checked
 from tasks import glue
 from tasks.files import read_json, write_json
 from tfquant import checkpoint
@@ -86,13 +87,13 @@ def place_of(path: str, named: str, task: glue.Task, settings: Settings) -> str:
         settings.mode == "train-baseline" or len(own) != 1
     ):  # which may start from the model of any task
         one_of = "one of " if len(found) > 1 else ""
-        mend = (
+        hint = (
             f"name {one_of}{', '.join(found)}"
             if found
             else f"nor {OUT} or {task.name}/**/{OUT} with it: name a model's folder"
         )
         raise ValueError(
-            f"{named}={path}: there is no {CONFIG} in it{'; ' if found else ', '}{mend}"
+            f"{named}={path}: there is no {CONFIG} in it{'; ' if found else ', '}{hint}"
         )
     return own[0]
 
@@ -148,7 +149,7 @@ def from_hub(settings: Settings) -> str:
     """Return the folder with the files of --model-name, downloaded or cached."""
     import huggingface_hub  # which the tokenizers bring along
 
-    name = HUB[settings.model_name]
+    name = HUB[checked(settings.model_name)]
     try:
         return huggingface_hub.snapshot_download(
             name, cache_dir=settings.cache_dir, allow_patterns=["*.json", "*.txt", "*.safetensors"]

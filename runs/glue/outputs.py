@@ -47,7 +47,7 @@ def write_scores(
 def write_results(directory: str, settings: Settings, figures: Mapping[str, Any]) -> None:
     """Write results.json: settings, versions and figures."""
     made_with = {"settings": dataclasses.asdict(settings), "versions": versions("scikit-learn")}
-    write_json(os.path.join(directory, "results.json"), made_with | figures)
+    write_json(os.path.join(directory, "results.json"), {**made_with, **figures})
 
 
 def size_of(network: Any) -> dict[str, int]:

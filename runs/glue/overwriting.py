@@ -66,8 +66,8 @@ def check(directory: str, sources: dict[str, str]) -> None:
 def start_anew(directory: str, settings: Settings, ranks: int) -> None:
     """Remove an earlier run, unless it is this one, interrupted before its end, which resumes."""
     saved = resume.last_checkpoint(directory)
-    cut_off = saved and not os.path.exists(os.path.join(directory, FINISHED))
-    if cut_off and resume.is_same_run(saved, settings, ranks):
+    finished = os.path.exists(os.path.join(directory, FINISHED))
+    if saved and not finished and resume.is_same_run(saved, settings, ranks):
         log(
             f"--overwrite-output: {directory} holds a run of the same options that was cut off;"
             " training goes on"

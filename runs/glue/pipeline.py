@@ -22,6 +22,7 @@ from runs.glue.settings import Settings
 from runs.glue.training import train
 from runs.ranks import output_of, start_ranks
 from runs.resume import last_checkpoint
+from runs.settings import checked
 from tasks import glue
 from tfquant.distributed.group import Group
 from tfquant.intermediate_outputs import tap
@@ -72,7 +73,7 @@ def run_task(
     """Run one task with one seed; return its final score, None where nothing is scored."""
     keras.utils.set_random_seed(seed)
     if settings.trains and group.rank == 0 and settings.overwrite_output:
-        overwriting.start_anew(directory, settings, group.size)
+        overwriting.start_anew(checked(directory), settings, group.size)
     group.gather(
         b""
     )  # no rank looks for checkpoints before rank 0 has removed those of an earlier run
@@ -89,7 +90,7 @@ def run_task(
             model, source, training_rows, settings, group, directory, seed
         )
         figures |= found
-    elif not (settings.trains and last_checkpoint(directory)):
+    elif not (settings.trains and last_checkpoint(checked(directory))):
         networks.load_float(model, source, new_head=settings.trains)
     validation = Validation(network, task, tokenizer, settings, group, clamp=settings.quantizes)
     if settings.trains:
@@ -102,7 +103,7 @@ def run_task(
             group,
             source=source,
             validation=validation,
-            directory=directory,
+            directory=checked(directory),
             seed=seed,
         )
     if network is not model and group.rank == 0:
@@ -112,7 +113,7 @@ def run_task(
     if directory is not None and group.rank == 0 and settings.save_model:
         networks.save(model, network, task, source, directory)
     if settings.export and group.rank == 0:
-        figures["export"] = export(network, task, tokenizer, settings, directory)
+        figures["export"] = export(network, task, tokenizer, settings, checked(directory))
     final = None
     if settings.do_eval or not settings.trains:
         figures["scores"] = validation.scores()
@@ -148,9 +149,9 @@ def quantized_network(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the quantized network, and figures of its quantization.
 
-    Of the run that goes on, of a model that was saved with ranges, or of a float one.
+    It is loaded from the run that is resumed or from a model with ranges, else calibrated.
     """
-    saved = last_checkpoint(directory) if settings.trains else None
+    saved = last_checkpoint(checked(directory)) if settings.trains else None
     if saved:
         return tfquant.load(saved, model), {"ranges": {"loaded": saved}}
     if holds_ranges(networks.weights_of(source)):

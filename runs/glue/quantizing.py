@@ -16,7 +16,7 @@ from fileio.messages import printable
 from runs.glue.data import estimation_batches, rounding_batches
 from runs.glue.settings import SYMMETRIC, Settings, rounding_options
 from runs.logging import log
-from runs.settings import FlagError
+from runs.settings import FlagError, checked
 from tasks import glue
 from tfquant import ptq
 from tfquant.calibration import engine_of
@@ -257,9 +257,10 @@ def round_weights(
     """Run AdaRound, then estimate the ranges of activations again; return figures.
 
     Args:
-        folder: keeps finished layers, so that a run that was cut off goes on.
+        folder: keeps finished layers, so that an interrupted run resumes.
     """
-    sites = settings.adaround if "," not in settings.adaround else settings.adaround.split(",")
+    chosen = checked(settings.adaround)
+    sites = chosen.split(",") if "," in chosen else chosen
     batches = rounding_batches(features, settings, seed)
     shown = settings.tqdm and group.rank == 0
     try:

@@ -218,7 +218,7 @@ class Settings:
     lr_scheduler_type: str = _of(
         TRAINING,
         "linear",
-        "How the learning rate goes on after the warm-up.",
+        "Learning rate schedule after the warm-up.",
         "same",
         choices=SCHEDULES,
     )
@@ -267,7 +267,7 @@ class Settings:
     save_steps: int = _of(
         TRAINING,
         0,
-        "Steps between checkpoints, from which training goes on; 0 saves at the end alone.",
+        "Steps between checkpoints, from which training resumes; 0 saves at the end alone.",
         bound=NOT_NEGATIVE,
     )
     save_total_limit: int | None = _of(

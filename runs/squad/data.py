@@ -42,8 +42,6 @@ def to_features(
     )
     if settings.verbose_logging:
         for row in range(min(3, len(features))):
-            log(
-                f"window {row}:"
-                f" {' '.join(tokenizer.decode_ids(features.input_ids[features.window(row)]))}"
-            )
+            ids = features.input_ids[features.window(row)].tolist()
+            log(f"window {row}: {' '.join(tokenizer.decode_ids(ids))}")
     return features

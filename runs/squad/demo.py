@@ -70,7 +70,7 @@ def demo(
     run: Run,
     directory: str = os.path.join("output", "demo"),
     training: Settings = TRAINING,
-    **sizes: int,
+    **sizes: Any,
 ) -> dict[str, float]:
     """Run the example and print a table.
 
@@ -183,7 +183,7 @@ def tuned(run: Run, settings: Settings) -> Figures:
     try:
         return two_ranks.run(start, settings)
     except RuntimeError as error:
-        print(f"two processes do not work here ({error}): going on in one", file=sys.stderr)
+        print(f"two processes do not work here ({error}): continuing in one", file=sys.stderr)
         remove_run(settings.output_dir)
         return run(settings)
 

@@ -6,7 +6,7 @@ TensorFlow is not imported here.
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from calib.names import GENERAL, NAMES
@@ -72,7 +72,7 @@ def option(name: str, value: Any = None) -> str:
 
 
 def _one_of(
-    choices: Sequence[str], default: str | None, help: str, resume: str = SAME, **metadata: Any
+    choices: Iterable[str], default: str | None, help: str, resume: str = SAME, **metadata: Any
 ) -> Any:
     """Return a field whose value is a name."""
     return flag(default, help, resume, choices=tuple(choices), metavar="NAME", **metadata)
@@ -95,18 +95,19 @@ class Settings:
     )
     written = staticmethod(option)
 
-    bert_config_file: str | None = flag(
+    # Paths that are `str` may be None too: `flag_checks` refuses that where they are used.
+    bert_config_file: str = flag(
         None, "Google's bert_config.json or Hugging Face's config.json.", CONTENT
     )
-    vocab_file: str | None = flag(None, "WordPiece vocabulary, one piece a line.", CONTENT)
-    output_dir: str | None = flag(None, "Where everything is written.", FREE)
-    train_file: str | None = flag(
+    vocab_file: str = flag(None, "WordPiece vocabulary, one piece a line.", CONTENT)
+    output_dir: str = flag(None, "Where everything is written.", FREE)
+    train_file: str = flag(
         None,
         "SQuAD JSON, or tfds:SPLIT for squad/plain_text of TensorFlow Datasets; for training and"
         " for calibration.",
         CONTENT,
     )
-    predict_file: str | None = flag(
+    predict_file: str = flag(
         None, "SQuAD JSON or tfds:SPLIT to answer; scored if it holds answers.", FREE
     )
     tfds_dir: str | None = flag(
@@ -162,7 +163,7 @@ class Settings:
     )
     save_checkpoints_steps: int = flag(
         1000,
-        "Steps between checkpoints; training goes on from the last one there is.",
+        "Steps between checkpoints; training resumes from the last one.",
         FREE,
         bound=AT_LEAST_1,
     )
@@ -392,7 +393,7 @@ class Settings:
         "Train on the answers of --teacher as well.",
         needs={"do_train": True, "teacher": True},
     )
-    teacher: str | None = flag(
+    teacher: str = flag(
         None, "Checkpoint that teaches; runs in float.", CONTENT, needs={"distillation": True}
     )
     teacher_config_file: str | None = flag(
@@ -458,11 +459,9 @@ class Settings:
         else:
             recipe = tfquant.recipe(self._placement)
         method = self.calib_method or "percentile"
-        options = (
-            {"percentile": self.percentile}
-            if method == "percentile" and self.percentile is not None
-            else {}
-        )
+        options: dict[str, Any] = {}
+        if method == "percentile" and self.percentile is not None:
+            options["percentile"] = self.percentile
         return recipe.with_method(method, **options)
 
     @property

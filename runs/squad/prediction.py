@@ -113,7 +113,7 @@ def window_logits(
     batches = squad.batches(features, settings.predict_batch_size, training=False).shard_by_cost(
         group.rank, group.size
     )
-    hidden = {"disable": True} if group.rank else {}
+    hidden: dict[str, Any] = {"disable": True} if group.rank else {}
     share = "" if group.size == 1 else f" 1/{group.size}"
     with tqdm(total=batches.rows, desc=f"predict{share}", unit="examples", **hidden) as bar:
         for batch in batches:

@@ -20,7 +20,7 @@ def script() -> list[str]:
 
     By path in the repository, as a module where it is installed.
     """
-    package = __package__.rpartition(".")[0]
+    package = (__package__ or "").rpartition(".")[0]
     if package:
         return ["-m", f"{package}.run_squad"]
     return [str(pathlib.Path(__file__).resolve().parents[1] / "run_squad.py")]
