@@ -25,7 +25,7 @@ from runs.glue.settings import Settings
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """All tasks with all seeds.
+    """Run all tasks with all seeds.
 
     Returns what the last line shows: medians in per cent, and averages.
     """

@@ -23,7 +23,7 @@ from runs.squad import flags
 
 
 def run(settings: flags.Settings) -> dict[str, Any]:
-    """One run as the settings say. Returns the figures that results.json holds."""
+    """Run with the settings; return the figures that results.json holds."""
     from runs.squad import pipeline
 
     return pipeline.run(settings)

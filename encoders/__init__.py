@@ -1,3 +1,3 @@
-"""BERT, RoBERTa, DistilBERT and MobileBERT, their sizes, heads and weights; `modeling` makes whole
-models of them.
+"""Transformer encoders: sizes, heads and weights of BERT, RoBERTa, DistilBERT and MobileBERT;
+`modeling` builds whole models of them.
 """

@@ -1,4 +1,4 @@
-"""What the encoders of all architectures have in common.
+"""Base class of the encoders of all architectures.
 
 Their inputs, their outputs and how they are put together.
 """

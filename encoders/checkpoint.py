@@ -1,5 +1,4 @@
-"""Reads weights into a Keras model by variable name: TensorFlow bundles and Hugging Face
-safetensors.
+"""Weights of a Keras model by variable name, from TensorFlow bundles and Hugging Face safetensors.
 
 Whatever the file, its tensors are first given the model's names
 (`bert/encoder/layer_0/attention/self/query/kernel`), then compared with the model's variables;
@@ -57,7 +56,7 @@ _READER_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did, in the model's variable names, sorted.
+    """Report of `load_weights`, in the model's variable names, sorted.
 
     `loaded` were assigned; `missing` are in the model but not in the checkpoint (allowed; they keep
     their initial values); `unexpected` are in the checkpoint but not in the model.
@@ -89,7 +88,7 @@ def load_weights(
     allow_unexpected: str | Iterable[str] = (),
     new_head: bool = False,
 ) -> LoadReport:
-    """Loads a checkpoint into the weights of `model`, matching variable names exactly.
+    """Load a checkpoint into the weights of `model`, matching variable names exactly.
 
     Half-precision and double values become the dtype of the variable. Optimizer slots, counters and
     names below `tfquant/` are ignored. Left-over pre-training heads (`cls/predictions/`,
@@ -174,8 +173,8 @@ def load_weights(
 
 
 def labels_in(path: str | os.PathLike, architecture: str) -> int | None:
-    """How many labels the classification head of a checkpoint scores, from its shapes alone; None
-    if it has no such head.
+    """Return the number of labels that the classification head of a checkpoint scores, from its
+    shapes alone; None if it has no such head.
 
     Args:
         path: see `load_weights`.
@@ -196,7 +195,7 @@ def _open(path: str, architecture: str) -> dict[str, _Stored]:
 
 
 def _beginnings(names: str | Iterable[str]) -> tuple[str, ...]:
-    """A single string is one beginning, not one for each of its letters."""
+    """Return a tuple of beginnings; a single string is one beginning."""
     return (names,) if isinstance(names, str) else tuple(names)
 
 
@@ -249,7 +248,7 @@ def _damaged(error: Exception) -> str:
 
 
 def _hint(prefix: str) -> str:
-    """What is at a wrong prefix, in words."""
+    """Return a hint about a wrong prefix of a checkpoint, in words."""
     bare = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", prefix)
     if bare != prefix and os.path.isfile(bare + ".index"):
         return f"that is one of its files, give the prefix {bare!r}"

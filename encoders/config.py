@@ -1,8 +1,4 @@
-"""Configurations.
-
-The sizes and constants of a network, checked, and read from the JSON files that lie beside
-checkpoints.
-"""
+"""Model configurations."""
 
 import dataclasses
 import os
@@ -26,7 +22,7 @@ _LARGEST = {
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """What the configurations of all architectures share; use one of its subclasses.
+    """Base class of the configurations of all architectures.
 
     Fields have the names that Google's and Hugging Face's BERT files use; where an architecture's
     file calls one otherwise, `file_keys` says how. `hidden_act` "gelu" is the exact function, as
@@ -73,7 +69,7 @@ class TransformerConfig:
 
     @staticmethod
     def _problem(field: dataclasses.Field, value) -> str | None:
-        """What is wrong with a value, in words; None where nothing is."""
+        """Return the reason why a value is invalid, None if it is valid."""
         name = field.name
         least = 0 if name == "pad_token_id" else 1
         if field.type is int and (type(value) is not int or value < least):
@@ -123,17 +119,17 @@ class TransformerConfig:
 
     @property
     def num_segments(self) -> int:
-        """How many segments of a sequence the network tells apart."""
+        """Number of segments of a sequence that the network distinguishes."""
         return getattr(self, "type_vocab_size", 1)
 
     @property
     def max_sequence_length(self) -> int:
-        """How many tokens there are positions for."""
+        """Largest number of tokens for which there are positions."""
         return self.max_position_embeddings
 
     @property
     def length_limit(self) -> str:
-        """What `max_sequence_length` follows from, for messages."""
+        """Derivation of `max_sequence_length`, for messages."""
         return f"max_position_embeddings {self.max_position_embeddings}"
 
     @property
@@ -153,7 +149,7 @@ class TransformerConfig:
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike) -> "TransformerConfig":
-        """Reads Google's `bert_config.json` or Hugging Face's `config.json`; keys that do not
+        """Read Google's `bert_config.json` or Hugging Face's `config.json`; keys that do not
         concern us are ignored.
 
         Raises:
@@ -356,7 +352,7 @@ _BY_MODEL_TYPE = {
 def config_from_file(
     path: str | os.PathLike,
 ) -> BertConfig | RobertaConfig | DistilBertConfig | MobileBertConfig:
-    """Reads the configuration of any supported architecture, told by its `model_type` (BERT where
+    """Read the configuration of any supported architecture, told by its `model_type` (BERT where
     there is none).
 
     Args:

@@ -1,4 +1,4 @@
-"""What stands on an encoder.
+"""Task heads.
 
 The scores of a task, and what some architectures compute from the first token before them.
 """

@@ -1,5 +1,4 @@
-"""What the encoders are made of: small Keras 3 layers, each with the name that its weights have in
-a checkpoint.
+"""Keras layers of the encoders, each named as its weights are in a checkpoint.
 
 Letters in shape comments: B batch, S sequence length, H hidden size, N attention heads, D = H / N,
 F intermediate size.
@@ -43,8 +42,8 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 def seed_stream(seed: int | str | None) -> Iterator[int | None]:
-    """One seed for each initializer and dropout layer; all None (Keras' global seed decides) when
-    `seed` is None.
+    """Yield a seed for each initializer and dropout layer; all None (Keras' global seed decides)
+    when `seed` is None.
     """
     source = random.Random(seed)
     while True:
@@ -52,16 +51,16 @@ def seed_stream(seed: int | str | None) -> Iterator[int | None]:
 
 
 def attention_mask(input_mask):
-    """int [B, S], 1 = token -> float32 [B, 1, 1, S] that is added to the scores of every head and
-    query.
+    """Return the float32 [B, 1, 1, S] that is added to attention scores, for an int [B, S] mask, 1
+    = token.
     """
     mask = (1.0 - ops.cast(input_mask, "float32")) * MASKED_SCORE
     return ops.expand_dims(mask, (1, 2))
 
 
 def precise(dtype: str) -> str:
-    """The type that softmax and scores are computed in where the rest is computed in `dtype`:
-    float32, or float64.
+    """Return the type for softmax and scores where the rest is computed in `dtype`: float32, or
+    float64.
 
     bfloat16 has 8 bits of mantissa, too few to sum hundreds of exponentials.
     """
@@ -143,7 +142,7 @@ class Embeddings(keras.layers.Layer):
         self.dropout = parts.dropout(parts.config.hidden_dropout_prob)
 
     def look_up(self, input_ids, segment_ids):
-        """int [B, S] twice -> [B, S, H]"""
+        """Return the sum of embeddings [B, S, H] of ids and segments, both int [B, S]."""
         raise NotImplementedError
 
     def build(self, input_shape):
@@ -163,7 +162,7 @@ class Embeddings(keras.layers.Layer):
 
 
 def check_length(length, config) -> None:
-    """Refuses a static sequence length for which there are no positions.
+    """Refuse a static sequence length for which there are no positions.
 
     Raises:
         ValueError: `length` is known and above the configuration's `max_sequence_length`.
@@ -175,7 +174,7 @@ def check_length(length, config) -> None:
 
 
 def first_rows(table, ids):
-    """The rows of a position table for [B, S] tokens, one after the other: [S, H]."""
+    """Return the rows of a position table for [B, S] tokens, one after the other: [S, H]."""
     # A slice, not an index: a dynamic length above the limit is refused at run time instead of
     # being cut.
     return ops.slice(table, (0, 0), (ops.shape(ids)[1], table.shape[1]))
@@ -295,7 +294,7 @@ class Attention(keras.layers.Layer):
 
 
 class EncoderLayer(keras.layers.Layer):
-    """One Transformer layer of BERT, LayerNorm after each residual."""
+    """Transformer layer of BERT, with LayerNorm after each residual."""
 
     def __init__(self, parts: Parts, name: str):
         super().__init__(name=name, dtype=parts.dtype)

@@ -111,7 +111,7 @@ class _Narrowing(keras.layers.Layer):
 
 
 class _Bottleneck(keras.layers.Layer):
-    """What enters a layer.
+    """Inputs of the attention of a layer.
 
     (input of query and key, input of value, skip operand of the attention).
     """
@@ -159,7 +159,7 @@ class _Attention(keras.layers.Layer):
 
 
 class _FeedForward(keras.layers.Layer):
-    """One of the feed-forward networks before the last.
+    """Feed-forward network before the last one of a layer.
 
     Dense, activation, dense, residual, norm.
     """
@@ -219,7 +219,7 @@ class _Output(keras.layers.Layer):
 
 
 class MobileBertLayer(keras.layers.Layer):
-    """One Transformer layer.
+    """Transformer layer of MobileBERT.
 
     Bottleneck, attention, feed-forward networks, way out of the bottleneck.
     """

@@ -15,7 +15,7 @@ from encoders.layers import Embeddings, Parts, tanh_pooler
 
 
 def position_ids(input_ids, pad_token_id: int):
-    """int32 [B, S].
+    """Return the position ids, int32 [B, S].
 
     Tokens are counted from `pad_token_id` + 1, wherever padding stands; padding has `pad_token_id`.
     """

@@ -54,7 +54,7 @@ def _arrays(file: io.BufferedIOBase, source: str) -> dict[str, np.ndarray]:
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    """One member of an archive.
+    """Return one member of an archive.
 
     Raises:
       Exception: of many kinds, it is damaged.

@@ -48,7 +48,7 @@ def replacing(path: str | os.PathLike[str], *, make_folder: bool = False) -> Ite
 
 
 def put_in_place(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Replaces a file by one that was prepared in a staging folder beside it, as `replacing` does.
+    """Replace a file by one that was prepared in a staging folder beside it, as `replacing` does.
 
     Raises:
       WriteError: it cannot be written; what was there before is as it was.
@@ -66,7 +66,7 @@ def put_in_place(temporary: str | os.PathLike[str], path: str | os.PathLike[str]
 def write_bytes(
     path: str | os.PathLike[str], data: bytes | memoryview, *, make_folder: bool = False
 ) -> None:
-    """Writes a file atomically, see `replacing`.
+    """Write a file atomically, see `replacing`.
 
     Raises:
       WriteError: it cannot be written; what was there before is as it was.
@@ -76,7 +76,7 @@ def write_bytes(
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, make_folder: bool = False) -> None:
-    """Writes a text as UTF-8 atomically, see `replacing`.
+    """Write a text as UTF-8 atomically, see `replacing`.
 
     Raises:
       UnicodeEncodeError: it is no text.
@@ -92,7 +92,7 @@ def write_json(
     indent: int | None = None,
     make_folder: bool = False,
 ) -> None:
-    """Writes a value as JSON with a final newline atomically, see `replacing`.
+    """Write a value as JSON with a final newline atomically, see `replacing`.
 
     Raises:
       TypeError: JSON has no such value.
@@ -102,7 +102,7 @@ def write_json(
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Forces a file, or the entries of a folder, to the disk."""
+    """Force a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -144,7 +144,7 @@ def _destination(path: str | os.PathLike[str]) -> tuple[pathlib.Path, bool]:
 
 
 def _copy_into(source: pathlib.Path, stream: pathlib.Path) -> None:
-    """Writes the content of a file to a device or pipe; a named pipe that nobody reads is an error,
+    """Write the content of a file to a device or pipe; a named pipe that nobody reads is an error,
     no endless wait.
     """
     descriptor = os.open(stream, os.O_WRONLY | os.O_NONBLOCK)
@@ -161,7 +161,7 @@ def _replace(target: pathlib.Path, temporary: pathlib.Path) -> None:
 
 
 def _take_over_permissions(target: pathlib.Path, temporary: pathlib.Path) -> None:
-    """Gives a new file the permissions of the one that it replaces, and its owner where that is
+    """Give a new file the permissions of the one that it replaces, and its owner where that is
     allowed.
     """
     try:

@@ -25,7 +25,7 @@ class FolderInUseError(OSError):
 
 @contextlib.contextmanager
 def folder_in_use(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds a folder for this process while the block runs; the system lets go of it when the
+    """Hold a folder for this process while the block runs; the system lets go of it when the
     process dies.
 
     A process may enter it several times. Where the file system has no locks, the folder is not
@@ -71,8 +71,8 @@ def folder_in_use(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _remove(path: pathlib.Path, folders: list[pathlib.Path]) -> None:
-    """Removes the lock file and the folders above it, the innermost first; while it is held, so
-    that no other run has it.
+    """Remove the lock file and the folders above it, the innermost first; while it is held, so that
+    no other run has it.
     """
     with contextlib.suppress(OSError):
         path.unlink()
@@ -81,7 +81,7 @@ def _remove(path: pathlib.Path, folders: list[pathlib.Path]) -> None:
 
 
 def _note(path: pathlib.Path) -> None:
-    """Writes into the lock file who holds it.
+    """Write into the lock file who holds it.
 
     Not atomically: another inode would be another lock.
     """

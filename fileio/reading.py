@@ -40,7 +40,7 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_SIZE) -> bytes:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raises FileNotFoundError if there is no file, ContentError if it is a folder, a device or a
+    """Raise FileNotFoundError if there is no file, ContentError if it is a folder, a device or a
     pipe.
     """
     try:
@@ -113,7 +113,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_depth(value: Any) -> None:
-    """Raises RecursionError if lists and mappings are nested deeper than `MAX_DEPTH`."""
+    """Raise RecursionError if lists and mappings are nested deeper than `MAX_DEPTH`."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [

@@ -67,7 +67,7 @@ def leftovers(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
 
 
 def tidy(folder: str | os.PathLike[str]) -> None:
-    """Removes the staging folders of dead processes, as far as they can be removed."""
+    """Remove the staging folders of dead processes, as far as they can be removed."""
     for path in leftovers(folder):
         if _abandoned(path):
             shutil.rmtree(path, ignore_errors=True)
@@ -119,7 +119,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> int:
-    """When a process of this machine was started, in clock ticks since boot.
+    """Return the start time of a process of this machine, in clock ticks since boot.
 
     0 if it is dead, 1 if the system does not tell.
     """

@@ -70,7 +70,7 @@ def replacing_together(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]
 
 
 def replace_folder(staged: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Puts a folder in the place of another, or where there is none, such that one of the two is
+    """Put a folder in the place of another, or where there is none, such that one of the two is
     always there, and whole.
 
     Args:
@@ -95,7 +95,7 @@ def replace_folder(staged: str | os.PathLike[str], target: str | os.PathLike[str
 
 
 def recover(folder: str | os.PathLike[str]) -> None:
-    """Finishes a write that a killed process had decided, after waiting for one that still goes on.
+    """Finish a write that a killed process had decided, after waiting for one that still goes on.
 
     Raises:
       WriteError: it cannot be finished, such as on a file system that is read-only.
@@ -157,8 +157,8 @@ def _settled(files: Iterable[pathlib.Path]) -> list[tuple] | None:
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike[str], patience: float | None = None) -> Iterator[None]:
-    """Holds the lock of a folder, which the system drops when the process dies. File systems
-    without locks go without.
+    """Hold the lock of a folder, which the system drops when the process dies. File systems without
+    locks go without.
 
     Args:
       folder: must exist.
@@ -189,7 +189,7 @@ class _Acquisition:
         self._guard, self._acquired, self._given_up = threading.Lock(), threading.Event(), False
 
     def wait(self, seconds: float) -> None:
-        """Raises TimeoutError, and closes the descriptor, if another process holds the lock for
+        """Raise TimeoutError, and closes the descriptor, if another process holds the lock for
         longer.
         """
         try:
@@ -221,7 +221,7 @@ class _Acquisition:
 
 
 def _roll_forward(folder: pathlib.Path) -> None:
-    """Finishes a committed write. The caller holds the folder's lock."""
+    """Finish a committed write. The caller holds the folder's lock."""
     commit = folder / COMMIT
     if not commit.is_dir():
         return
@@ -256,7 +256,7 @@ def _exchanged(one: pathlib.Path, other: pathlib.Path) -> bool:
 
 
 def _sync_all(folder: pathlib.Path) -> None:
-    """Forces a folder with all that is in it to the disk."""
+    """Force a folder with all that is in it to the disk."""
     for root, _, files in os.walk(folder, topdown=False):
         for name in files:
             sync(os.path.join(root, name))
@@ -264,7 +264,7 @@ def _sync_all(folder: pathlib.Path) -> None:
 
 
 def _state(files: Iterable[pathlib.Path]) -> list[tuple]:
-    """What changes when one of the files is replaced, or is about to be."""
+    """Return file attributes that change when one of the files is replaced, or is about to be."""
     found = []
     for path in files:
         for one in (path, path.parent / COMMIT):

@@ -82,7 +82,7 @@ class _TextLoader(_Loader):
 
 
 class _Size(NamedTuple):
-    """Of a YAML node.
+    """Size of a YAML node.
 
     Values that it holds itself, values that it stands for with all aliases followed, and its depth.
     """
@@ -93,7 +93,7 @@ class _Size(NamedTuple):
 
 
 def _check_nodes(root: yaml.Node) -> None:
-    """Raises RecursionError or ValueError if a YAML text stands for too much, or ValueError for a
+    """Raise RecursionError or ValueError if a YAML text stands for too much, or ValueError for a
     key that is there twice.
     """
     sizes: dict[int, _Size] = {}

@@ -1,4 +1,1 @@
-"""What run_squad.py and run_glue.py share.
-
-Settings, narration, resuming, and how batches are dealt out.
-"""
+"""Modules shared by run_squad.py and run_glue.py: settings, logging, checks, training, resuming."""

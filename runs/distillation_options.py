@@ -1,11 +1,8 @@
-"""What the options of a run say of a teacher, and what of it cannot be; they have the same names in
-every script.
-"""
+"""Distillation options of the run scripts: their checks and the loss that they describe."""
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -21,57 +18,34 @@ SCALES = ("distillation_loss_scale", "distillation_hidden_scale", "distillation_
 ABOUT_ANSWERS = ("distillation_temperature", "distillation_direction")
 
 
-def about_teacher(settings: Any) -> list[str]:
-    """Names of all options that a teacher has, but the one that turns it on."""
-    return [
-        field.name
-        for field in dataclasses.fields(settings)
-        if field.name.startswith(("teacher", "distillation_"))
-    ]
-
-
-def given(settings: Any) -> list[str]:
-    """Those of them that are not at their defaults."""
+def set_about_answers(settings: Any) -> list[str]:
+    """Return the flags set by the user that tell how answers of classes are compared."""
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
-    return [name for name in about_teacher(settings) if getattr(settings, name) != defaults[name]]
+    return [name for name in ABOUT_ANSWERS if getattr(settings, name) != defaults[name]]
 
 
-def given_about_answers(settings: Any) -> list[str]:
-    """Those of them that say how answers of classes are compared."""
-    return [name for name in given(settings) if name in ABOUT_ANSWERS]
-
-
-def contradictions(settings: Any, written: Callable[..., str]) -> list[str]:
-    """What is wrong in the options about what is learned from a teacher, one line each.
+def distillation_problems(settings: Any) -> list[str]:
+    """Return contradictions among the flags of a run with --distillation, one line each.
 
     Args:
-        settings: have `distillation_temperature` and the like.
-        written: (name of an option, its value if that is of interest) -> the two as they are
-          written on the command line.
+        settings: a dataclass with `distillation_temperature` and the like; its `written` is that of
+          `runs.checks`.
     """
-    problems = []
-    if not 0.0 < settings.distillation_temperature < math.inf:
-        problems.append(
-            f"{written('distillation_temperature', settings.distillation_temperature)}: must be"
-            " above 0 and finite"
-        )
+    if not settings.distillation:
+        return []
+    written, problems = settings.written, []
     scales = {name: getattr(settings, name) for name in SCALES}
-    problems += [
-        f"{written(name, v)}: must be at least 0 and finite"
-        for name, v in scales.items()
-        if not 0.0 <= v < math.inf
-    ]
     if not any(scales.values()):
         names = ", ".join(map(written, scales))
         problems.append(
-            f"{names} are all 0: the teacher would teach nothing; raise one, or drop"
-            f" {written('distillation')}"
+            f"{names}: all distillation weights are 0; set at least one, or leave"
+            f" {written('distillation')} out"
         )
     elif not settings.distillation_loss_scale:
         loss_scale = written("distillation_loss_scale", 0)
         problems += [
             f"{written(name)} has no effect with {loss_scale}: leave it out"
-            for name in given_about_answers(settings)
+            for name in set_about_answers(settings)
         ]
     if settings.distillation_layers and not (
         settings.distillation_hidden_scale or settings.distillation_attention_scale
@@ -89,7 +63,7 @@ def contradictions(settings: Any, written: Callable[..., str]) -> list[str]:
 
 
 def parse_layers(text: str) -> dict[int, int] | None:
-    """`0:1,1:3` -> {0: 1, 1: 3}; None if nothing is given.
+    """Parse pairs of layers, `0:1,1:3` -> {0: 1, 1: 3}; None if nothing is given.
 
     Raises:
         ValueError: the text is something else.
@@ -105,22 +79,20 @@ def parse_layers(text: str) -> dict[int, int] | None:
     return layers
 
 
-def misfits(
-    student: Any, teacher: Any, settings: Any, written: Callable[..., str], where: str
-) -> list[str]:
-    """What the configurations of a student and its teacher have to agree on and do not, one line
-    each.
+def teacher_problems(student: Any, teacher: Any, settings: Any, where: str) -> list[str]:
+    """Return contradictions between the configurations of a student and its teacher, one line each.
 
     Args:
-        written: see `contradictions`.
-        where: option that the teacher's configuration is from, as it is written on the command
-          line.
+        student: its configuration, an `encoders.config.BertConfig` or one of another architecture.
+        teacher: that of the teacher.
+        settings: see `distillation_problems`.
+        where: flag that the teacher's configuration is from, as it is written on the command line.
 
     Raises:
         ValueError: the teacher does not fit into memory.
     """
     check_memory(teacher)
-    problems = []
+    written, problems = settings.written, []
     if teacher.vocab_size != student.vocab_size:
         problems.append(
             f"{where}: the teacher has {teacher.vocab_size} word pieces, the student"
@@ -148,7 +120,7 @@ def misfits(
 
 
 def distillation_options(settings: Any, seed: int) -> DistillationOptions:
-    """What a student learns from its teacher; `settings` have `distillation_temperature` and the
+    """Return the options of distillation; `settings` have `distillation_temperature` and the
     like.
     """
     return DistillationOptions(
@@ -169,10 +141,10 @@ def taught_by(
     settings: Any,
     seed: int,
     *,
-    inputs: Sequence[str],
+    inputs: tuple[str, ...],
     **more: Any,
 ) -> Distillation:
-    """The loss of a student with a teacher, and a line about which layers learn from which.
+    """Return the loss of a student with a teacher, and log which layers learn from which.
 
     Args:
         hard: what the labels say.

@@ -30,7 +30,7 @@ _LONGEST_LINE = 2000
 
 
 def describe(error: BaseException) -> str:
-    """Return what an expected error says to the user, with control characters escaped.
+    """Return the message of an expected error for the user, with control characters escaped.
 
     TensorFlow's own errors and those about memory become one line, without the names of operations.
     """

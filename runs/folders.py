@@ -1,7 +1,4 @@
-"""Folders that a run writes.
-
-Whether it can, without leaving anything behind, and removal of an earlier run's files.
-"""
+"""Output folders of a run: whether they can be written, and removal of an earlier run's files."""
 
 from __future__ import annotations
 

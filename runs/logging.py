@@ -1,4 +1,4 @@
-"""What a run tells the person who watches it; in several processes rank 0 alone speaks."""
+"""Log lines of a run on stderr; with several processes rank 0 alone writes them."""
 
 import logging
 import sys
@@ -9,7 +9,7 @@ from fileio.messages import printable_lines
 
 
 class _AroundBars(logging.Handler):
-    """Lines on stderr that do not tear progress bars apart."""
+    """Handler that writes lines to stderr without breaking progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(printable_lines(record.getMessage()), file=sys.stderr)
@@ -31,5 +31,5 @@ def is_chief() -> bool:
 
 
 def log_on_chief_only(rank: int) -> None:
-    """Silences all ranks but 0."""
+    """Silence all ranks but 0."""
     _LOGGER.setLevel(logging.WARNING if rank else logging.INFO)

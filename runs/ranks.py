@@ -1,6 +1,4 @@
-"""What the ranks of a run have to have in common, and the folder that no other run may write to
-meanwhile.
-"""
+"""Agreement of a run's ranks on flags and data, and the lock on its output folder."""
 
 import contextlib
 import dataclasses
@@ -11,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from fileio.locks import folder_in_use
+from runs.logging import log_on_chief_only
 from runs.resume import content
 from runs.settings import CONTENT
 from tfquant.distributed.errors import agree, together
-from tfquant.distributed.group import Group
+from tfquant.distributed.group import Group, start
 from tfquant.resume import digest
 
 # Files that are read and do not have to have the same name on every machine, beside those that are
@@ -23,6 +22,27 @@ _FILES = ("predict_file",)
 # Folders of data and caches, which may lie elsewhere on other machines; what is in them is compared
 # once it is read.
 _LOCAL = ("tfds_dir", "cache_dir", "data_dir")
+
+
+def start_ranks(settings: Any, script: str) -> Group:
+    """Start the ranks of a run, silence all but rank 0, and compare their flags.
+
+    Args:
+        settings: of the run.
+        script: its name.
+
+    Raises:
+        DivergedError: on every rank; the ranks were started with different flags or files.
+    """
+    group = start(
+        settings.horovod,
+        settings.horovod_compression,
+        getattr(settings, "horovod_sparse_as_dense", False),
+        timeout=settings.rank_timeout,
+    )
+    log_on_chief_only(group.rank)
+    agree_on_settings(group, script, settings)
+    return group
 
 
 def agree_on_settings(group: Group, script: str, settings: Any) -> None:

@@ -1,8 +1,8 @@
-"""What a run must have in common with the one it goes on from, and how its data is dealt out to
-other processes than before.
+"""Resuming: checks against the run that wrote a checkpoint, and its steps on another number of
+ranks.
 
 Every checkpoint of training holds the flags that decide what is computed, and the number of
-processes. A run that goes on with other flags is refused. One that goes on in another number of
+processes. A run that resumes with other flags is refused. One that resumes in another number of
 processes makes the same steps: the examples of a step, the learning rate and the order of the data
 are those the run was started with, and each process takes more or less of them.
 """
@@ -27,7 +27,7 @@ RUN = STATE + "run"  # name in a checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSchedule:
-    """What decides which examples make a step, whoever computes it.
+    """Partition of training into steps, batches and parts, independent of the number of ranks.
 
     Attributes:
         batch: examples that are planned together, and so have like lengths.
@@ -50,58 +50,68 @@ class TrainingSchedule:
 
     @property
     def examples(self) -> int:
-        """Windows of a step."""
+        """Examples of a step."""
         return self.batch * self.batches
 
-
-def started(settings: Any, ranks: int) -> TrainingSchedule:
-    """The course of a run that starts with these flags; the settings name their own steps
-    (`StepNames`).
-    """
-    return _course(record_of(settings, ranks), settings, ranks)
+    def relative_rate(self, rate: float | None) -> float:
+        """Return a learning rate of one process, relative to that of the weights; 1 for None."""
+        return 1.0 if rate is None else rate * self.ranks / self.learning_rate
 
 
-def resume_from(prefix: str, settings: Any, ranks: int) -> TrainingSchedule:
-    """The course of a run that goes on from a checkpoint, the one it was started on.
+def last_checkpoint(directory: str) -> str | None:
+    """Return the prefix of the training checkpoint with the highest step, None without one."""
+    saved = checkpoint.steps(directory)
+    return saved[-1][1] if saved else None
+
+
+def training_schedule(prefix: str | None, settings: Any, ranks: int) -> TrainingSchedule:
+    """Return the schedule of a new run, or of the run that wrote a checkpoint.
+
+    Args:
+        prefix: last checkpoint of the run that is resumed, None for a new run.
+        settings: those of this run; `STEPS` names the fields that make a step.
+        ranks: number of processes.
 
     Raises:
         FlagError: lists all flags that contradict those the run was started with.
     """
-    found = checkpoint.read(prefix)
     now = record_of(settings, ranks)
+    if prefix is None:
+        return _schedule(now, settings, ranks)
+    found = checkpoint.read(prefix)
     if RUN not in found:
         log(
-            f"{prefix} does not say with which flags it was trained (an earlier version wrote it):"
-            " going on with those given"
+            f"{prefix} records no flags (an earlier version wrote it):"
+            " resuming with the present ones"
         )
-        return _course(now, settings, ranks)
+        return _schedule(now, settings, ranks)
     before = _read_record(found, settings, prefix)
     problems = _differences(before, now, settings, prefix)
     if problems:
         raise FlagError(
             "\n".join(f"  {problem}" for problem in problems)
-            + f"\n{prefix} is of a run that was started with other flags: give the same to go on,"
-            " or another --output_dir"
+            + f"\n{prefix} is of a run that was started with other flags: give the same to resume"
+            " it, or another --output_dir"
         )
-    course = _course(before, settings, ranks)
-    if ranks != course.ranks or course.parts != course.ranks:
+    schedule = _schedule(before, settings, ranks)
+    if ranks != schedule.ranks or schedule.parts != schedule.ranks:
         log(
-            f"started in {_processes(course.ranks)}, going on in {_processes(ranks)}: a step keeps"
-            f" its {course.examples} {settings.STEPS.unit} ({course.own} x"
-            f" {-(-course.batch // course.parts)} in each process), the learning rate its highest"
-            f" value of {course.learning_rate:g}, and the data its order; dropout draws other"
-            " numbers"
+            f"started in {_processes(schedule.ranks)}, resumed in {_processes(ranks)}: a step"
+            f" keeps its {schedule.examples} {settings.STEPS.unit} ({schedule.own} x"
+            f" {-(-schedule.batch // schedule.parts)} in each process), the learning rate its"
+            f" highest value of {schedule.learning_rate:g}, and the data its order; dropout draws"
+            " other numbers"
             + (
                 ", and moving ranges follow other batches"
                 if getattr(settings, "range_update", None) == "moving_average"
                 else ""
             )
         )
-    return course
+    return schedule
 
 
 def is_same_run(prefix: str, settings: Any, ranks: int) -> bool:
-    """Whether a checkpoint is of a run with these flags, so that the run can go on from it."""
+    """Whether a checkpoint is of a run with these flags, so that the run can resume from it."""
     try:
         found = checkpoint.read(prefix)
         if RUN not in found:
@@ -113,7 +123,7 @@ def is_same_run(prefix: str, settings: Any, ranks: int) -> bool:
 
 
 def _read_record(found: checkpoint.Checkpoint, settings: Any, prefix: str) -> dict[str, Any]:
-    """The record that a checkpoint holds of its run.
+    """Return the record that a checkpoint holds of its run.
 
     Raises:
         ValueError: it is damaged.
@@ -132,7 +142,8 @@ def _read_record(found: checkpoint.Checkpoint, settings: Any, prefix: str) -> di
     if not (
         _is_count(flags.get(names.batch))
         and _is_count(flags.get(names.batches))
-        and type(rate) in (int, float)
+        and isinstance(rate, int | float)
+        and not isinstance(rate, bool)
         and rate > 0
     ):
         raise ValueError(f"{shown} ({names.batch}, {names.batches} or {names.rate}): {hint}")
@@ -149,10 +160,7 @@ def _is_count(value: Any) -> bool:
 
 
 def record_of(settings: Any, ranks: int) -> dict[str, Any]:
-    """What a checkpoint keeps of a run.
-
-    Its number of processes, and each flag's value or what its file holds.
-    """
+    """Return the record of a run for its checkpoints."""
     flags = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -166,8 +174,8 @@ def record_of(settings: Any, ranks: int) -> dict[str, Any]:
 
 
 def content(path: str) -> str:
-    """A hash of the file, checkpoint or Hugging Face folder of that name; for a name that is none
-    of these, the name.
+    """Return a hash of the file, checkpoint or Hugging Face folder of that name; for a name that is
+    none of these, the name.
     """
     place = pathlib.Path(path)
     if os.path.isfile(path + checkpoint.INDEX):  # holds a checksum of every tensor
@@ -182,13 +190,8 @@ def content(path: str) -> str:
     return total.hexdigest() if files else path
 
 
-def _course(record: dict[str, Any], settings: Any, ranks: int) -> TrainingSchedule:
-    """
-    Args:
-        record: of the run's start.
-        settings: a process may compute as many examples at once as they say.
-        ranks: processes there are now.
-    """
+def _schedule(record: dict[str, Any], settings: Any, ranks: int) -> TrainingSchedule:
+    """Return the schedule of a recorded run on another number of ranks."""
     flags, before, names = record["flags"], record["ranks"], settings.STEPS
     batch, batches, largest = (
         flags[names.batch] * before,
@@ -203,7 +206,7 @@ def _course(record: dict[str, Any], settings: Any, ranks: int) -> TrainingSchedu
     own, parts = multiple * (batches // common), multiple * (ranks // common)
     if parts > batch:
         raise ValueError(
-            f"{ranks} processes are too many to go on with: the run was started with batches of"
+            f"{ranks} processes are too many to resume with: the run was started with batches of"
             f" {batch} {names.unit}; start at most {batch}, or anew in another --output_dir"
         )
     return TrainingSchedule(

@@ -24,7 +24,7 @@ def execute(script: str, work: Callable[[], Mapping[str, Any]], *, trace: bool =
         trace: whether an expected error is shown with Python's trace.
 
     Raises:
-        SystemExit: 2 for flags that cannot be followed, 1 for any other expected error; both after
+        SystemExit: 2 for invalid flags, 1 for any other expected error; both after
           a message on stderr.
     """
     end_on_signals(script)
@@ -32,12 +32,12 @@ def execute(script: str, work: Callable[[], Mapping[str, Any]], *, trace: bool =
     try:
         result = work()
     except KeyboardInterrupt:
-        sys.exit(f"{script}: interrupted; the same command goes on from the last checkpoint")
+        sys.exit(f"{script}: interrupted; the same command resumes from the last checkpoint")
     except EXPECTED as error:
         if trace:
             raise
         wrong_flags = isinstance(error, FlagError)
-        headline = "these flags cannot be followed:\n" if wrong_flags else ""
+        headline = "invalid flags:\n" if wrong_flags else ""
         print(f"{script}: {headline}{describe(error)}", file=sys.stderr)
         sys.exit(2 if wrong_flags else 1)
     if is_chief():

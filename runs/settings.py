@@ -1,136 +1,86 @@
-"""Settings of a run as fields of a frozen dataclass, each with its help and what it must do when
-training is resumed.
+"""Settings of a run as fields of a frozen dataclass, each with its help, its bounds, and its role
+when training is resumed.
 """
 
 import dataclasses
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
-from fileio.messages import printable
+T = TypeVar("T")
 
-# What a flag must do when training goes on from a checkpoint: be the same, name a file that holds
-# the same, or nothing.
+# Requirement on a flag when training resumes: the same value, a file of the same content, or none.
 SAME, CONTENT, FREE = "same", "content", "free"
 
 MAX_INTEGER = 2**31 - 1  # steps, sizes and counts are int32
-MAX_SEED = 2**32 - 1  # NumPy's
-MAX_EPOCHS = 1e6
-MAX_CANDIDATES = 100_000  # each is one row of a table in memory
-_FLAG = re.compile(r"--[\w-]+")
-_MAX_FLOAT = 3.4e38  # of float32
-_LARGEST = {
-    "seed": MAX_SEED,
-    "num_candidates": MAX_CANDIDATES,
-    "act_num_candidates": MAX_CANDIDATES,
+MAX_FLOAT = 3.4e38  # of float32
+_MAX_CANDIDATES = 100_000  # each is one row of a table in memory
+LARGEST = {  # field -> largest value, where it is not that of its type
+    "seed": 2**32 - 1,  # NumPy's
+    "num_candidates": _MAX_CANDIDATES,
+    "act_num_candidates": _MAX_CANDIDATES,
+    "num_train_epochs": 1e6,
+    "num_epochs": 1e6,
 }
-_LARGEST |= {"num_train_epochs": MAX_EPOCHS, "num_epochs": MAX_EPOCHS}
+
+
+def checked(value: T | None) -> T:
+    """Return a value that the checks of the settings guarantee to be set."""
+    assert value is not None
+    return value
 
 
 class FlagError(ValueError):
-    """Flags that cannot be followed; the message names every one of them."""
+    """Invalid flags; the message names every one of them."""
 
 
-def refuse(problems: Sequence[str], settings: Any) -> None:
-    """Raise `FlagError` with all problems, one a line; characters of names that a terminal would
-    act on are escaped.
+class Bound(NamedTuple):
+    """Values that a number may have.
 
-    Args:
-        problems: one line each, empty if there is none.
-        settings: whose values the problems name.
+    Attributes:
+        holds: whether a number is one of them; False for NaN.
+        rule: the same in words, for messages.
     """
-    raw = [v for v in vars(settings).values() if isinstance(v, str) and not v.isprintable()]
-    lines = []
-    for problem in dict.fromkeys(problems):
-        for value in raw:
-            problem = problem.replace(value, printable(value, None))
-        lines.append(f"  {problem}")
-    if lines:
-        raise FlagError("\n".join(lines))
+
+    holds: Callable[[Any], bool]
+    rule: str
 
 
-def problems_of_numbers(
-    problems: Sequence[str], settings: Any, written: Callable[..., str]
-) -> list[str]:
-    """Return a problem for every number that nothing can be computed with and that no other problem
-    names.
-
-    Args:
-        problems: found otherwise, one line each, those about one flag with its name in front.
-        settings: a dataclass; fields that are no numbers are passed over.
-        written: name of a field, and its value if given -> the two as they are written on the
-          command line.
-
-    Returns:
-        One line for each NaN, infinity, and number that is far too large.
-    """
-    named = {match[0] for problem in problems if (match := _FLAG.match(problem))}
-    return [
-        problem
-        for name, problem in _unusable_numbers(settings, written)
-        if written(name) not in named
-    ]
+def at_least(low: int) -> Bound:
+    """Return the bound of integers from `low` on."""
+    return Bound(lambda number: number >= low, f"must be at least {low}")
 
 
-def _unusable_numbers(settings: Any, written: Callable[..., str]) -> Iterator[tuple[str, str]]:
-    """Yield (field, problem) of every number that nothing can be computed with; see
-    `problems_of_numbers`.
-    """
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        for number in value if isinstance(value, tuple) else (value,):
-            largest = _LARGEST.get(
-                field.name, MAX_INTEGER if isinstance(number, int) else _MAX_FLOAT
-            )
-            if isinstance(number, bool) or not isinstance(number, int | float):
-                continue
-            if isinstance(number, float) and not math.isfinite(number):
-                yield field.name, f"{written(field.name, number)}: must be a finite number"
-            elif abs(number) > largest:
-                yield (
-                    field.name,
-                    (
-                        f"{written(field.name, printable(number, 40))}: must be at most"
-                        f" {largest:,.10g}"
-                    ),
-                )
+def between(low: float, high: float) -> Bound:
+    """Return the bound of numbers from `low` to `high`, both included."""
+    return Bound(lambda number: low <= number <= high, f"must be from {low:g} to {high:g}")
 
 
-def wrong_choices(settings: Any, written: Callable[[str, Any], str]) -> list[str]:
-    """Return a problem for every field whose value is none of its `choices`.
-
-    Args:
-        settings: a dataclass with fields made by `flag`; None is no choice and no problem.
-        written: (name of a field, its value) -> the two as they are written on the command line.
-    """
-    problems = []
-    for field in dataclasses.fields(settings):
-        choices, value = field.metadata.get("choices"), getattr(settings, field.name)
-        for name in value if isinstance(value, tuple) else (value,):
-            if choices and name is not None and name not in choices:
-                problems.append(
-                    f"{written(field.name, name)}: must be one of"
-                    f" {', '.join(filter(None, choices))}"
-                )
-    return problems
+AT_LEAST_1 = at_least(1)
+NOT_NEGATIVE = Bound(lambda number: number >= 0, "must not be negative")
+FINITE = Bound(lambda number: 0.0 <= number < math.inf, "must be at least 0 and finite")
+POSITIVE = Bound(lambda number: 0.0 < number < math.inf, "must be above 0 and finite")
+BELOW_1 = Bound(lambda number: 0.0 <= number < 1.0, "must be at least 0 and below 1")
+SHARE = between(0.0, 1.0)
 
 
 def flag(default: Any, help: str, resume: str = SAME, **metadata: Any) -> Any:
-    """A field of settings.
+    """Return a field of settings.
 
     Args:
-        default: its value where it is not given.
-        help: what it means.
+        default: its value if the flag is not set.
+        help: shown by --help.
         resume: `SAME`, `CONTENT` or `FREE`.
-        **metadata: what else the command line wants to know of it, see `runs.command_line`.
+        **metadata: `choices`; `bound`, a `Bound`; `needs`, flags without which this one has no
+            effect, {name: True for any value, a value, or a tuple of alternatives}; and what
+            `runs.command_line` reads.
     """
     return dataclasses.field(default=default, metadata={"help": help, "resume": resume, **metadata})
 
 
 @dataclasses.dataclass(frozen=True)
 class StepNames:
-    """Which fields of some settings say what a step of training is.
+    """Names of the settings that determine a training step.
 
     Attributes:
         batch: examples in a batch of one process.

@@ -1,4 +1,4 @@
-"""A signal to stop while nothing is being trained: the run ends at once, with a line that says so.
+"""Signals outside of training: the run ends at once with a line.
 
 `tfquant.training` does it better while it trains: it finishes the step and saves.
 """
@@ -12,7 +12,7 @@ from tfquant.training.interrupt import STOPPING
 
 
 def end_on_signals(script: str) -> None:
-    """SIGTERM and SIGUSR1 end the process with the exit status of one that was killed; files are
+    """End the process on SIGTERM and SIGUSR1 with the exit status of one that was killed; files are
     written whole or not at all.
     """
     for number in STOPPING:

@@ -1,4 +1,4 @@
-"""Versions of what a result was computed with."""
+"""Package versions for results."""
 
 import importlib.metadata
 import platform
@@ -7,7 +7,7 @@ PACKAGES = ("tfquant", "tensorflow", "keras", "numpy", "tokenizers")
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Package -> version, of those that all scripts use and `more`, and of Python."""
+    """Return package -> version, of those that all scripts use and `more`, and of Python."""
     return {name: importlib.metadata.version(name) for name in (*PACKAGES, *more)} | {
         "python": platform.python_version()
     }

@@ -15,7 +15,7 @@ BATCHES_PER_RUN = 50
 
 
 class Batches:
-    """One pass over rows, batch by batch; can be iterated again and again with the same result.
+    """Batches of one epoch; can be iterated repeatedly with the same result.
 
     Args:
         plan: row numbers of each batch, from the first one to be yielded on.
@@ -32,14 +32,14 @@ class Batches:
         self._make = make
 
     def shard(self, rank: int, size: int) -> Batches:
-        """This pass with every `size`-th row of each batch, from row `rank` on.
+        """Return every `size`-th example of each batch, from number `rank` on.
 
         Together the shards are the pass.
         """
         return Batches([rows[rank::size] for rows in self.plan], self._make)
 
     def shard_by_cost(self, rank: int, size: int) -> Batches:
-        """This pass with every `size`-th batch, from number `rank` on.
+        """Return every `size`-th batch, from number `rank` on.
 
         Whole batches, of the very shapes they had.
         """

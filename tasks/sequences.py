@@ -1,4 +1,4 @@
-"""One or two texts as one sequence of pieces.
+"""Sequences of word pieces from one or two texts.
 
 Truncation and special tokens, done by the `tokenizers` library.
 """
@@ -16,7 +16,7 @@ from fileio.messages import printable
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where special tokens go, in the notation of `tokenizers.processors.TemplateProcessing`.
+    """Positions of special tokens, in the notation of `tokenizers.processors.TemplateProcessing`.
 
     Attributes:
         single: of one text, `$A`.
@@ -34,7 +34,7 @@ ROBERTA = Layout("<s> $A </s>", "<s> $A </s> </s> $B </s>")
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """One sequence.
+    """An encoded sequence.
 
     Attributes:
         ids: int32 [length], special tokens included.

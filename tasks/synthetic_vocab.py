@@ -1,5 +1,4 @@
-"""People and what is said and asked of them: the words of the generated data sets, and the tiny
-BERT that learns them.
+"""Vocabulary, facts and questions of the synthetic data sets, and the tiny BERT that learns them.
 
 All text is our own.
 """
@@ -40,7 +39,7 @@ YEARS = tuple(str(year) for year in range(1978, 1990))
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-    """What can be said and asked of a person.
+    """A property of a person, as statement and question.
 
     Attributes:
         values: what it can be.

@@ -21,7 +21,7 @@ MAX_WORD_CHARACTERS = 200
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """One tokenized text.
+    """A tokenized text.
 
     Attributes:
         ids: int32 [pieces], indices into the vocabulary.

@@ -14,7 +14,7 @@ from runs import resume
 from runs.settings import CONTENT, FREE, SAME
 from runs.squad import data, flags, training
 from runs.squad.flags import Settings
-from runs.training import SHARE
+from runs.training import SHARE, by_share
 from tasks import squad
 from tests.test_run_squad import make_files
 from tfquant import checkpoint
@@ -155,7 +155,7 @@ def test_flags_that_change_no_weight_may_differ(begun, capsys):
 
 def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_warning(begun, tmp_path, capsys):
     run_squad.run(dataclasses.replace(rewritten(begun, tmp_path / "old"), num_train_epochs=0.6))
-    assert "does not say with which flags it was trained" in capsys.readouterr().err
+    assert "records no flags" in capsys.readouterr().err
     assert resume.RUN in checkpoint.read(tmp_path / "old" / "model.ckpt-3")
 
 
@@ -181,7 +181,7 @@ def dealt(features, settings, start, ranks, now, steps, first=0):
 
     (rows of each part, its share), over all ranks; rows are known by their first 20 pieces.
     """
-    course = resume._course(resume.record_of(start, ranks), settings, now)
+    course = resume._schedule(resume.record_of(start, ranks), settings, now)
     streams = [
         training.training_batches(features, settings, first * course.own, Rank(r, now), course)
         for r in range(now)
@@ -242,14 +242,14 @@ def test_another_number_of_processes_makes_each_step_of_the_same_windows(
 
 def test_more_processes_than_windows_in_a_batch_are_refused(files):
     with pytest.raises(ValueError, match="3 processes are too many.* batches of 2 windows"):
-        resume._course(
+        resume._schedule(
             resume.record_of(Settings(train_batch_size=2), 1), Settings(train_batch_size=2), 3
         )
 
 
 def test_parts_of_unequal_size_count_by_their_windows():
     losses = tf.random.stateless_uniform([16], seed=[1, 2])
-    weighted = training.by_share(lambda _, batch: tf.reduce_mean(batch["x"]))
+    weighted = by_share(lambda _, batch: tf.reduce_mean(batch["x"]))
     parts = [losses[part::3] for part in range(3)]
     mean = np.mean([float(weighted(None, {"x": p, SHARE: len(p) * 3 / 16})) for p in parts])
     assert mean == pytest.approx(float(tf.reduce_mean(losses)), rel=1e-6)
@@ -286,7 +286,7 @@ def test_a_run_of_two_processes_goes_on_in_one_to_the_same_weights(tmp_path, cap
     assert run_squad.run(two)["training"]["first_step"] == 4
     said = capsys.readouterr().err
     assert (
-        "started in 2 processes, going on in 1 process: a step keeps its 8 windows (2 x 4 in each"
+        "started in 2 processes, resumed in 1 process: a step keeps its 8 windows (2 x 4 in each"
         in said
     )
     ends = [checkpoint.read(folder / "model.ckpt-10") for folder in (tmp_path, tmp_path / "two")]

@@ -236,7 +236,7 @@ def test_training_batches_can_start_anywhere_and_shuffle_anew_each_epoch(files):
     tokenizer = squad.Tokenizer(files["vocab_file"])
     examples = data.read_examples(files["train_file"], settings, training=True)
     features = data.to_features(examples, tokenizer, settings, training=True)
-    course = resume.started(settings, 1)
+    course = resume.training_schedule(None, settings, 1)
     stream = training.training_batches(features, settings, 0, Single(), course)
     first = [next(stream) for _ in range(13)]
     for start in (0, 3, 5, 12):
@@ -735,7 +735,7 @@ BAD_FLAGS = {
     "--init_checkpoint=gone: there is no gone.index": {"init_checkpoint": "gone"},
     "--calib_method=median: must be one of max, percentile": {"calib_method": "median"},
     "--percentile=100.5: .*100": {"percentile": 100.5},
-    "--percentile=99.0 says nothing to --calib_method=mse": {
+    "--percentile=99.0 only applies with --calib_method=percentile": {
         "percentile": 99.0,
         "calib_method": "mse",
     },
@@ -743,7 +743,7 @@ BAD_FLAGS = {
         "calib_method": "cross_entropy"
     },
     "--calib_order=backwards: must be one of parallel, sequential": {"calib_order": "backwards"},
-    "--calib_order is about calibration: set --do_calib": {
+    "--calib_order only applies with --do_calib": {
         "calib_order": "sequential",
         "do_calib": False,
         "do_predict": True,
@@ -754,16 +754,16 @@ BAD_FLAGS = {
         "quant_another_add_input": True,
         "quantize_residual": False,
     },
-    "--distillation needs --teacher": {"distillation": True, "do_train": True},
-    "--teacher is used with --distillation only": {"teacher": "gone"},
-    "--teacher_config_file is used with --distillation only": {"teacher_config_file": "gone"},
-    "--distillation_temperature is used with --distillation only": {
+    "--distillation only applies with --teacher": {"distillation": True, "do_train": True},
+    "--teacher only applies with --distillation": {"teacher": "gone"},
+    "--teacher_config_file only applies with --distillation": {"teacher_config_file": "gone"},
+    "--distillation_temperature only applies with --distillation": {
         "distillation_temperature": 2.0
     },
-    "--distillation_hidden_scale is used with --distillation only": {
+    "--distillation_hidden_scale only applies with --distillation": {
         "distillation_hidden_scale": 1.0
     },
-    "--distillation is a way to train": {"distillation": True, "teacher": "gone"},
+    "--distillation only applies with --do_train": {"distillation": True, "teacher": "gone"},
     "--max_seq_length=1024: the model of .* has only 512": {"max_seq_length": 1024},
     "--max_seq_length=27: must be above --max_query_length": {"max_seq_length": 27},
     "--train_batch_size=0: must be at least 1": {"train_batch_size": 0},
@@ -784,14 +784,14 @@ BAD_FLAGS = {
     "--range_update_of=inputs: must be one of all, weights, activations": {
         "range_update_of": "inputs"
     },
-    "--range_update_of is used with --range_update only": {
+    "--range_update_of only applies with --range_update": {
         "range_update_of": "weights",
         "do_train": True,
         "if_quant": True,
     },
-    "--ste is about quantized training": {"ste": "strict"},
-    "--horovod_compression is used with --horovod only": {"horovod_compression": "fp16"},
-    "--quant_start_step is about quantized training": {"quant_start_step": 2},
+    "--ste only applies with --do_train and --if_quant": {"ste": "strict"},
+    "--horovod_compression only applies with --horovod": {"horovod_compression": "fp16"},
+    "--quant_start_step only applies with --do_train and --if_quant": {"quant_start_step": 2},
     "--range_learning_rate=0.0: must be above 0": {
         "range_learning_rate": 0.0,
         "do_train": True,
@@ -803,13 +803,20 @@ BAD_FLAGS = {
         "do_train": True,
         "if_quant": True,
     },
-    "--range_decay is used with": {"range_decay": 0.9, "do_train": True, "if_quant": True},
+    "--range_decay only applies with --range_update=moving_average": {
+        "range_decay": 0.9,
+        "do_train": True,
+        "if_quant": True,
+    },
     "--loss_scale=static: must be one of none, dynamic": {"loss_scale": "static"},
-    "--loss_scale is about training": {"loss_scale": "dynamic"},
+    "--loss_scale only applies with --do_train": {"loss_scale": "dynamic"},
     "--sparsity=4x2: .*fewer zeros": {"sparsity": "4x2", "do_train": True},
-    "--sparsity is about training": {"sparsity": "2x4"},
+    "--sparsity only applies with --do_train": {"sparsity": "2x4"},
     "--sparsity=2x5: hidden_size 16 is no multiple of 5": {"sparsity": "2x5", "do_train": True},
-    "--sparsity_begin_step is used with --sparsity": {"sparsity_begin_step": 1, "do_train": True},
+    "--sparsity_begin_step only applies with --sparsity": {
+        "sparsity_begin_step": 1,
+        "do_train": True,
+    },
     "--sparsity_begin_step=-1": {"sparsity": "2x4", "sparsity_begin_step": -1, "do_train": True},
     "--sparsity_frequency=0": {"sparsity": "2x4", "sparsity_frequency": 0, "do_train": True},
     "--sparsity_end_step=1: .*begin_step \\(2\\), or -1": {
@@ -941,7 +948,7 @@ def test_the_command_line_tells_errors_in_lines_not_traces(files, tmp_path):
     )
     assert (
         contradiction.returncode == 2
-        and "--percentile=99.9 says nothing to" in contradiction.stderr.splitlines()[-1]
+        and "--percentile=99.9 only applies with" in contradiction.stderr.splitlines()[-1]
     )
 
 

@@ -136,7 +136,7 @@ BAD = {
     "--distillation_direction=both: must be one of": {"distillation_direction": "both"},
     "--distillation_hidden_scale=-1.0: must be at least 0": {"distillation_hidden_scale": -1.0},
     "--distillation_loss_scale=nan: must be at least 0": {"distillation_loss_scale": float("nan")},
-    "are all 0: the teacher would teach nothing": {"distillation_loss_scale": 0.0},
+    "all distillation weights are 0; set at least one": {"distillation_loss_scale": 0.0},
     "--distillation_direction has no effect with --distillation_loss_scale=0": {
         "distillation_loss_scale": 0.0,
         "distillation_hidden_scale": 1.0,

@@ -139,12 +139,9 @@ def test_a_file_that_is_not_there_or_broken_is_named(files, trained, tmp_path):
         ),
         (
             {"export_target": "openvino"},
-            (
-                "--export_target=openvino: --predict_with=onnxruntime cannot answer with what it"
-                " writes"
-            ),
+            "--export_target=openvino: --predict_with=onnxruntime cannot read such a file",
         ),
-        ({"do_predict": False}, "--predict_with=onnxruntime is about prediction"),
+        ({"do_predict": False}, "--predict_with only applies with --do_predict"),
         ({"export_target": "tflite"}, "--export_target=tflite: must be one of onnx"),
         (
             {"export_target": "packed", "predict_with": "tensorflow"},
@@ -156,8 +153,8 @@ def test_a_file_that_is_not_there_or_broken_is_named(files, trained, tmp_path):
         ),
         ({"export_opset": 13}, "--export_opset=13: must be at least 17"),
         ({"export_sm": 70}, "--export_sm=70: must be at least 75"),
-        ({"export_tolerance": 3.0}, "--export_tolerance=3.0: is a share of windows"),
-        ({"do_export": False, "export_opset": 21}, "--export_opset is about export"),
+        ({"export_tolerance": 3.0}, "--export_tolerance=3.0: must be from 0 to 1"),
+        ({"do_export": False, "export_opset": 21}, "--export_opset only applies with --do_export"),
         ({"use_bf16": True}, "--use_bf16: exported networks compute in float32"),
         (
             {

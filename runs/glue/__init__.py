@@ -1,1 +1,1 @@
-"""The parts of run_glue.py."""
+"""Modules of run_glue.py."""

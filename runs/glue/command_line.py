@@ -106,7 +106,9 @@ def _without_mode(words: Sequence[str], description: str | None) -> NoReturn:
 
 
 def _of_other_modes(words: Sequence[str]) -> str:
-    """Which modes have them, to follow the message that one has not; empty where none has."""
+    """Return the modes that have an unknown option, as an ending of its message; empty where none
+    has.
+    """
     fields = {option(field.name): field.metadata["modes"] for field in dataclasses.fields(Settings)}
     known = {word: fields.get(word.replace("_", "-"), ()) for word in words}
     return "".join(

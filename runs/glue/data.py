@@ -1,16 +1,15 @@
-"""Rows of a task as features and batches, as the settings say."""
+"""Examples of a task as features and batches."""
 
 import os
 from typing import Any
 
 import numpy as np
 
-from runs.batches import only
+from runs.batches import INPUTS, only
 from runs.glue.settings import Settings
 from runs.logging import log
 from tasks import glue
 
-INPUTS = ("input_ids", "input_mask", "segment_ids")
 LABELS = ("labels",)
 TFDS = "tfds"
 LENGTH_MULTIPLE = 8  # batches that are padded to their longest row
@@ -22,7 +21,7 @@ def reads_files(settings: Settings) -> bool:
 
 
 def read(task: glue.Task, split: str, settings: Settings, *, progress: bool) -> glue.Examples:
-    """The rows of a split that the settings ask for."""
+    """Read the examples of a split that the settings ask for."""
     if reads_files(settings):
         examples = glue.read(task, os.path.expanduser(settings.data_dir), split, progress=progress)
     else:
@@ -34,7 +33,9 @@ def read(task: glue.Task, split: str, settings: Settings, *, progress: bool) -> 
 
 
 def validation_splits(task: glue.Task, settings: Settings) -> tuple[str, ...]:
-    """What is scored; of a part of MNLI the matched rows alone, as the source has it."""
+    """Return the splits that are scored; of a part of MNLI the matched one alone, as in the
+    source.
+    """
     return task.eval_splits[:1] if settings.num_val_samples is not None else task.eval_splits
 
 
@@ -65,7 +66,7 @@ def training_plan(
 def rounding_batches(
     features: glue.Features, settings: Settings, seed: int
 ) -> list[dict[str, np.ndarray]]:
-    """Training rows for AdaRound: as many as it wants, or all there are."""
+    """Return batches of training examples for AdaRound: as many as it needs, or all there are."""
     found = training_plan(features, min(settings.batch_size, len(features)), settings, 0, seed)
     wanted = min(len(found), -(-settings.adaround_num_samples // settings.batch_size))
     return [only(found[number], INPUTS) for number in range(wanted)]
@@ -74,7 +75,7 @@ def rounding_batches(
 def estimation_batches(
     features: glue.Features, settings: Settings, seed: int
 ) -> list[dict[str, np.ndarray]]:
-    """Batches of training rows drawn at random, for ranges."""
+    """Return batches of training examples drawn at random, for range estimation."""
     size = settings.est_ranges_batch_size or settings.batch_size
     wanted = settings.num_est_batches
     if len(features) < size * wanted:

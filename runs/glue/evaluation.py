@@ -1,18 +1,18 @@
-"""Validation: logits of every row, shared out to the processes, and the scores of the task."""
+"""Validation: logits of every example, computed by all ranks, and the scores of the task."""
 
 import functools
 import io
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from scipy import special
 from tqdm import tqdm
 
-from runs.batches import only
-from runs.glue.data import INPUTS, LENGTH_MULTIPLE, features_of, validation_splits
+from runs.glue.data import LENGTH_MULTIPLE, features_of, validation_splits
 from runs.glue.settings import Settings
 from runs.logging import log
+from runs.networks import inference_graph
+from runs.settings import checked
 from tasks import glue
 from tfquant.distributed.group import Group
 
@@ -21,7 +21,7 @@ SCORE, LOSS = "score", "loss"  # of all splits: the task's final one, and what t
 
 
 class Validation:
-    """A task's validation data and a network for it; rows are read and the network is traced once.
+    """Validation data of a task and a network for it; data are read and the network is traced once.
 
     Args:
         network: float or quantized.
@@ -50,7 +50,7 @@ class Validation:
         )
 
     def scores(self) -> Scores:
-        """Split -> metric -> score, a fraction."""
+        """Return split -> metric -> score, a fraction."""
         scores = {split: self._scored(split, logits) for split, logits in self._logits().items()}
         for split, found in scores.items():
             log(
@@ -60,15 +60,11 @@ class Validation:
         return scores
 
     def summary(self) -> dict[str, float]:
-        """What is said of a network while it is trained.
-
-        `score` and `loss` of all splits, and every metric, its mean over them.
-        """
+        """Return the scores of a network in training."""
         logits = self._logits()
         scores = {split: self._scored(split, found) for split, found in logits.items()}
         losses = [
-            loss_of(self._task, found, self._features(split).labels)
-            for split, found in logits.items()
+            loss_of(self._task, found, self._labels(split)) for split, found in logits.items()
         ]
         means = {
             name: float(np.mean([found[name] for found in scores.values()]))
@@ -77,12 +73,12 @@ class Validation:
         return {SCORE: glue.final_score(self._task, scores), LOSS: float(np.mean(losses))} | means
 
     def first_batch(self) -> dict[str, np.ndarray]:
-        """The batch that is scored first."""
+        """Return the batch that is scored first."""
         return batches_of(self._features(self._task.eval_splits[0]), self._settings)[0]
 
     @functools.cached_property
     def _forward(self) -> Any:
-        return forward_of(self._network)
+        return inference_graph(self._network)
 
     def _logits(self) -> dict[str, np.ndarray]:
         splits = validation_splits(self._task, self._settings)
@@ -91,20 +87,23 @@ class Validation:
             for split in splits
         }
 
+    def _labels(self, split: str) -> np.ndarray:
+        return checked(self._features(split).labels)
+
     def _scored(self, split: str, logits: np.ndarray) -> dict[str, float]:
         predicted = glue.predictions(self._task, logits)
         if self._task.regression and self._clamp:
             predicted = glue.clamp_similarity(predicted)
-        return glue.score(self._task, predicted, self._features(split).labels)
+        return glue.score(self._task, predicted, self._labels(split))
 
 
 def scores_of_training(task: glue.Task) -> tuple[str, ...]:
-    """Names that `Validation.summary` has."""
+    """Return the names of the scores of `Validation.summary`."""
     return SCORE, LOSS, *task.metrics, *(("combined_score",) if len(task.metrics) > 1 else ())
 
 
 def loss_of(task: glue.Task, logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean squared error of a regression, cross-entropy of classes."""
+    """Return the mean squared error of a regression, or the cross-entropy of classes."""
     if task.regression:
         return float(np.mean(np.square(logits[:, 0] - labels)))
     return float(
@@ -114,32 +113,21 @@ def loss_of(task: glue.Task, logits: np.ndarray, labels: np.ndarray) -> float:
     )
 
 
-def forward_of(network: Any) -> Any:
-    """A network as one graph for batches of every size."""
-    signature = {name: tf.TensorSpec([None, None], tf.int32) for name in INPUTS}
-    return tf.function(
-        lambda inputs: network(inputs, training=False)["logits"],
-        input_signature=[signature],
-        autograph=False,
-        jit_compile=False,
-    )
-
-
 def logits_of(
     forward: Any, features: glue.Features, settings: Settings, group: Group
 ) -> np.ndarray:
-    """[rows, outputs] in the order of the rows; every rank computes its share of the batches and
-    gets all.
+    """Compute logits [examples, outputs] in the order of the examples; every rank computes its
+    share of the batches and gets all.
     """
     own, ids, found = batches_of(features, settings).shard_by_cost(group.rank, group.size), [], []
     for batch in tqdm(own, "validate", unit="batch", disable=group.rank > 0 or not settings.tqdm):
         ids.append(batch["unique_ids"])
-        found.append(forward(only(batch, INPUTS)).numpy())
+        found.append(forward(batch)["logits"].numpy())
     return _in_order(ids, found, group)
 
 
 def batches_of(features: glue.Features, settings: Settings) -> glue.Batches:
-    """All rows, in batches of validation."""
+    """Return all examples, in batches of validation."""
     return glue.batches(
         features,
         settings.validation_batch,
@@ -150,7 +138,9 @@ def batches_of(features: glue.Features, settings: Settings) -> glue.Batches:
 
 
 def _in_order(ids: list[np.ndarray], found: list[np.ndarray], group: Group) -> np.ndarray:
-    part = {"ids": np.concatenate(ids), "logits": np.concatenate(found)} if ids else {}
+    part: dict[str, Any] = (
+        {"ids": np.concatenate(ids), "logits": np.concatenate(found)} if ids else {}
+    )
     parts = [part]
     if group.size > 1:
         file = io.BytesIO()

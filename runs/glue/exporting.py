@@ -1,21 +1,18 @@
-"""Export.
+"""Export of the quantized network for another runtime, checked on validation examples."""
 
-The quantized network as a file for another runtime, checked on rows of the validation data.
-"""
-
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-import tfquant
 from runs.batches import only
+from runs.exporting import export_file
 from runs.glue.data import INPUTS, LENGTH_MULTIPLE, read
 from runs.glue.networks import OUT
 from runs.glue.settings import Settings
 from runs.logging import log
+from runs.settings import checked
 from tasks import glue
 from tfquant.export.targets import TARGETS
 
@@ -26,27 +23,20 @@ MUCH = 1.0  # per cent of score, from which on a loss is worth a word
 def export(
     network: Any, task: glue.Task, tokenizer: Any, settings: Settings, directory: str
 ) -> dict[str, Any]:
-    """Writes the network to out/; figures of the file.
+    """Write the network to out/ and return figures of the file.
 
     Raises:
         ExportError: the file could not be written as asked, or answers otherwise than the network.
     """
-    target = TARGETS[settings.export]
-    path = os.path.join(directory, OUT, target.file)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    batches, score = check_rows(task, tokenizer, settings) if target.readers else (None, None)
-    written = tfquant.export(
+    target = checked(settings.export)
+    written, figures = export_file(
         network,
-        path,
-        target=settings.export,
+        os.path.join(directory, OUT, TARGETS[target].file),
+        target,
+        lambda: check_rows(task, tokenizer, settings),
         opset=settings.export_opset,
-        check_data=batches,
-        score=score,
         tolerance=settings.export_tolerance,
     )
-    log(f"exported {written}")
-    if written.agreement:
-        log(written.agreement.table())
     own, of_file = written.agreement.scores if written.agreement is not None else (0.0, 0.0)
     if own - of_file > MUCH:
         log(
@@ -54,14 +44,14 @@ def export(
             f" {own - of_file:.2f} less than the network; --export-tolerance"
             f" {settings.export_tolerance} lets it pass"
         )
-    return dataclasses.asdict(written)
+    return figures
 
 
 def check_rows(
     task: glue.Task, tokenizer: Any, settings: Settings
 ) -> tuple[list[dict[str, np.ndarray]], Any]:
-    """Batches of the first validation rows, and the task's score of what answers them, in per
-    cent.
+    """Return batches of the first validation examples, and the task's score of what answers them,
+    in per cent.
     """
     examples = read(task, task.eval_splits[0], settings, progress=False).head(CHECKED_ROWS)
     features = glue.convert(

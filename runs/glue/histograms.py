@@ -1,5 +1,5 @@
-"""What --tb shows of a network in TensorBoard: the residual connections around its feed-forward
-parts, and its graph.
+"""TensorBoard histograms of the residual connections around feed-forward parts, and the graph of
+the network.
 
 After Bondarenko et al. 2021 (arXiv:2109.12948), section 3: the input x of a feed-forward part and
 its output h differ so much in width that one range for their sum, over all dimensions, fits
@@ -26,7 +26,8 @@ def write_histograms(
     *,
     progress: bool = True,
 ) -> None:
-    """One histogram a tensor, of real tokens, as the network computes it in its present mode.
+    """Write a histogram for each tensor, of real tokens, as the network computes it in its present
+    mode.
 
     Args:
         tapped: the network.
@@ -54,13 +55,15 @@ def write_histograms(
 
 
 def write_graph(tapped: Tapped, folder: str) -> None:
-    """The graph of inference, quantizers included."""
+    """Write the graph of inference, quantizers included."""
     with tf.summary.create_file_writer(folder).as_default():
         tf.summary.graph(tapped.graph)
 
 
 def _residuals(letters: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
-    """(tag, address) of x, h and their sum; several feed-forward parts of a layer are numbered."""
+    """Yield (tag, address) of x, h and their sum; several feed-forward parts of a layer are
+    numbered.
+    """
     for number in sorted(
         int(name[1:]) for name in letters if name[0] == "y" and name[1:].isdigit()
     ):

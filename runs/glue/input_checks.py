@@ -1,26 +1,24 @@
-"""The check of what a run reads, for all its tasks and seeds before the first one starts.
-
-Models and data.
-"""
+"""Checks of models and data for all tasks and seeds of a run before the first one starts."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import modeling
+from runs.checks import refuse
 from runs.glue import overwriting
 from runs.glue.data import read, reads_files, validation_splits
 from runs.glue.networks import CONFIG, check_head, folder_of, weights_of
 from runs.glue.settings import Settings
 from runs.glue.teachers import check_teacher, teacher_of
-from runs.settings import refuse
+from runs.settings import checked
 from tasks import glue
 from tasks.tokenizer import Tokenizer
 from tfquant.store import holds_ranges
 
 
 def check_inputs(runs: Sequence[Settings]) -> None:
-    """Refuses a run that would fail at one of its later tasks.
+    """Refuse a run that would fail at one of its later tasks.
 
     Args:
         runs: settings of each run, of one task and one seed.
@@ -66,11 +64,11 @@ def _model(task: glue.Task, settings: Settings) -> None:
         sources = {f"--model-path={folder}": folder}
         if settings.teacher:
             sources[f"--teacher={settings.teacher}"] = teacher_of(task, folder, settings)
-        overwriting.check(settings.output_dir, sources)
+        overwriting.check(checked(settings.output_dir), sources)
 
 
 def _check_sizes(folder: str, task: glue.Task, settings: Settings) -> None:
-    """Ids, positions and segments that the model's tables do not have.
+    """Check that the model has embeddings for all ids, positions and segments.
 
     Raises:
         FileNotFoundError, ValueError: they do not fit, or a file of the model cannot be read.
@@ -107,7 +105,7 @@ def _check_sizes(folder: str, task: glue.Task, settings: Settings) -> None:
 
 
 def _splits(task: glue.Task, settings: Settings) -> list[str]:
-    """What the run is certain to read."""
+    """Return the splits that the run is certain to read."""
     scored = settings.do_eval or not settings.trains or settings.eval_strategy != "no"
     return (["train"] if settings.trains else []) + (
         list(validation_splits(task, settings)) if scored else []

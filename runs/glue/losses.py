@@ -1,4 +1,4 @@
-"""What training minimises: what the labels say, and what a teacher adds to it."""
+"""Training losses: loss of the labels, and distillation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +16,15 @@ from tfquant.training import Distillation
 
 
 def loss_of(task: glue.Task) -> Loss:
-    """What the labels say, of a model in training."""
+    """Return the loss of the labels for a model in training."""
     hard = hard_loss(task)
     return lambda model, batch: hard(model(only(batch, INPUTS), training=True), batch)
 
 
 def hard_loss(task: glue.Task) -> Callable[[Any, Any], tf.Tensor]:
-    """(outputs, batch) -> mean squared error of a regression, cross-entropy of classes."""
+    """Return the loss of the labels: mean squared error of a regression, cross-entropy of
+    classes.
+    """
 
     def loss(outputs: Any, batch: Any) -> tf.Tensor:
         logits = tf.cast(outputs["logits"], tf.float32)
@@ -38,7 +40,7 @@ def hard_loss(task: glue.Task) -> Callable[[Any, Any], tf.Tensor]:
 def distillation(
     student: Any, task: glue.Task, source: str, settings: Settings, seed: int
 ) -> Distillation:
-    """`hard_loss` and what the options say of a teacher.
+    """Return `hard_loss` with the distillation terms that the options ask for.
 
     Args:
         source: folder of the model that is quantized, which teaches if no other is given.

@@ -1,4 +1,4 @@
-"""Networks of a run: the folder they come from, built, and loaded, float or quantized."""
+"""Networks of a run: their folders, building, loading and saving, float or quantized."""
 
 import dataclasses
 import os
@@ -13,8 +13,9 @@ import tfquant
 from fileio.atomic import replacing
 from fileio.messages import printable
 from runs.glue.settings import ARCHITECTURES, HUB, Settings
-from runs.heads import fresh_head
 from runs.logging import log
+from runs.networks import load_weights
+from runs.settings import checked
 from tasks import glue
 from tasks.files import read_json, write_json
 from tfquant import checkpoint
@@ -27,7 +28,7 @@ COMPANIONS = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer.json", "tokeni
 
 
 def folder_of(task: glue.Task, settings: Settings) -> str:
-    """The folder that holds the model for a task.
+    """Return the folder that holds the model for a task.
 
     Raises:
         ValueError: none is named, there is none or more than one for the task, or it was trained on
@@ -59,7 +60,8 @@ def _folder(task: glue.Task, settings: Settings) -> str:
 
 
 def place_of(path: str, named: str, task: glue.Task, settings: Settings) -> str:
-    """The folder of a model: `path` itself, or what a run for the task with the seed left in it.
+    """Return the folder of a model: `path` itself, or what a run for the task with the seed left in
+    it.
 
     Args:
         named: the option that `path` is from.
@@ -85,19 +87,19 @@ def place_of(path: str, named: str, task: glue.Task, settings: Settings) -> str:
         settings.mode == "train-baseline" or len(own) != 1
     ):  # which may start from the model of any task
         one_of = "one of " if len(found) > 1 else ""
-        mend = (
+        hint = (
             f"name {one_of}{', '.join(found)}"
             if found
             else f"nor {OUT} or {task.name}/**/{OUT} with it: name a model's folder"
         )
         raise ValueError(
-            f"{named}={path}: there is no {CONFIG} in it{'; ' if found else ', '}{mend}"
+            f"{named}={path}: there is no {CONFIG} in it{'; ' if found else ', '}{hint}"
         )
     return own[0]
 
 
 def check_head(folder: str, task: glue.Task, named: str) -> None:
-    """A model that is scored, quantized or teaches has weights, and a head for the task.
+    """Check that a model has weights and a head for the task.
 
     Args:
         named: what the folder is called in messages, such as `--teacher=FOLDER`.
@@ -124,7 +126,7 @@ def check_head(folder: str, task: glue.Task, named: str) -> None:
 
 
 def trained_on(folder: str) -> str:
-    """The task that a folder's configuration names; empty if it names none."""
+    """Return the task that a folder's configuration names; empty if it names none."""
     return (
         str(read_json(os.path.join(folder, CONFIG), "model configuration").get(TRAINED_ON, ""))
         .lower()
@@ -133,7 +135,7 @@ def trained_on(folder: str) -> str:
 
 
 def _check_architecture(folder: str, settings: Settings) -> None:
-    """--model-name beside a folder is what the folder is said to hold."""
+    """Check that a folder holds the architecture of --model-name."""
     if settings.model_name is None:
         return
     named = ARCHITECTURES[settings.model_name]
@@ -144,10 +146,10 @@ def _check_architecture(folder: str, settings: Settings) -> None:
 
 
 def from_hub(settings: Settings) -> str:
-    """Files of --model-name, downloaded or kept from before."""
+    """Return the folder with the files of --model-name, downloaded or cached."""
     import huggingface_hub  # which the tokenizers bring along
 
-    name = HUB[settings.model_name]
+    name = HUB[checked(settings.model_name)]
     try:
         return huggingface_hub.snapshot_download(
             name, cache_dir=settings.cache_dir, allow_patterns=["*.json", "*.txt", "*.safetensors"]
@@ -161,7 +163,9 @@ def from_hub(settings: Settings) -> str:
 
 
 def build(folder: str, task: glue.Task, settings: Settings, seed: int) -> keras.Model:
-    """The network of a folder's configuration, with a head for the task and random weights."""
+    """Build the network of a folder's configuration, with a head for the task and random
+    weights.
+    """
     config = modeling.config_from_file(os.path.join(folder, CONFIG))
     changes = {
         "attention_probs_dropout_prob": settings.attn_dropout,
@@ -175,7 +179,7 @@ def build(folder: str, task: glue.Task, settings: Settings, seed: int) -> keras.
 
 
 def weights_of(folder: str) -> str:
-    """What to load: our checkpoint, or the folder with its safetensors."""
+    """Return the path of a folder's weights: our checkpoint, or the folder with its safetensors."""
     prefix = os.path.join(folder, NAME)
     return prefix if os.path.isfile(prefix + checkpoint.INDEX) else folder
 
@@ -185,7 +189,7 @@ def has_weights(folder: str) -> bool:
 
 
 def files_of(folder: str) -> list[str]:
-    """Paths of the files that are read of a model's folder."""
+    """Return the paths of the files that are read of a model's folder."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     own = [
         name
@@ -198,8 +202,8 @@ def files_of(folder: str) -> list[str]:
 
 
 def load_float(model: keras.Model, folder: str, *, new_head: bool, who: str = "") -> None:
-    """Loads weights; for training the head may be new, and a folder without any weights gives
-    random ones.
+    """Load weights; for training the head may be new, and a folder without any weights gives random
+    ones.
 
     Args:
         who: begins the line about it.
@@ -211,17 +215,13 @@ def load_float(model: keras.Model, folder: str, *, new_head: bool, who: str = ""
     if new_head and not has_weights(folder):
         log(f"no weights in {folder}: training starts from random ones")
         return
-    loaded = modeling.load_weights(model, path, new_head=new_head)
-    ranges = "" if who else _without_ranges(path)
-    log(f"{who}loaded {len(loaded.loaded)} variables from {path}{ranges}{fresh_head(loaded)}")
-
-
-def _without_ranges(path: str) -> str:
-    return "; its ranges are left out: the -quantized modes take them" if holds_ranges(path) else ""
+    unused = not who and holds_ranges(path)
+    note = "; its ranges are left out: the -quantized modes take them" if unused else ""
+    load_weights(model, path, new_head=new_head, who=who, note=note)
 
 
 def save(model: keras.Model, network: Any, task: glue.Task, source: str, directory: str) -> str:
-    """Leaves the model in out/: configuration, vocabulary and weights, with recipe and ranges if it
+    """Save the model in out/: configuration, vocabulary and weights, with recipe and ranges if it
     is quantized.
     """
     out = os.path.join(directory, OUT)

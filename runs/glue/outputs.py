@@ -1,4 +1,4 @@
-"""What a run leaves behind: the settings, the scores of each task, and the score of all."""
+"""Output files of a run: its settings, the scores of each task, and the score of all."""
 
 import dataclasses
 import os
@@ -16,7 +16,7 @@ from tasks.files import write_json, write_text
 
 
 def logs_of(directory: str | None, settings: Settings) -> str:
-    """TensorBoard's folder."""
+    """Return TensorBoard's folder."""
     return os.path.join(
         directory or "", settings.tb_logging_dir or "tb_logs", settings.run_name or ""
     )
@@ -32,7 +32,9 @@ def write_config(directory: str, settings: Settings) -> None:
 def write_scores(
     directory: str, task: glue.Task, scores: Mapping[str, Mapping[str, float]], final: float
 ) -> None:
-    """eval_results_<task>.txt of each split, `key = value`, and final_score.txt, a fraction."""
+    """Write eval_results_<task>.txt of each split, `key = value`, and final_score.txt, a
+    fraction.
+    """
     for split, found in scores.items():
         name = f"{task.name}-mm" if split.endswith("_mismatched") else task.name
         write_text(
@@ -43,15 +45,13 @@ def write_scores(
 
 
 def write_results(directory: str, settings: Settings, figures: Mapping[str, Any]) -> None:
-    """results.json: everything it takes to know what a result is of."""
+    """Write results.json: settings, versions and figures."""
     made_with = {"settings": dataclasses.asdict(settings), "versions": versions("scikit-learn")}
-    write_json(os.path.join(directory, "results.json"), made_with | figures)
+    write_json(os.path.join(directory, "results.json"), {**made_with, **figures})
 
 
 def size_of(network: Any) -> dict[str, int]:
-    """Bytes of all variables in float and with quantized parameters as codes of as many bits as
-    they have.
-    """
+    """Return the bytes of all variables in float, and with quantized parameters as packed codes."""
     report = tfquant.size_report(network)
     smaller = report.float_bytes / report.packed_bytes
     log(
@@ -62,8 +62,8 @@ def size_of(network: Any) -> dict[str, int]:
 
 
 def summary_of(finals: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
-    """Task -> median and spread over the seeds, in per cent, and the averages of GLUE where several
-    tasks were run.
+    """Return task -> median and spread over the seeds, in per cent, and the averages of GLUE where
+    several tasks were run.
     """
     medians = {task: statistics.median(of_seeds.values()) for task, of_seeds in finals.items()}
     found: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def summary_of(finals: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
 
 
 def tell(found: Mapping[str, Any], directory: str | None) -> None:
-    """The summary on the screen, and in summary.json of a folder that holds several runs."""
+    """Log the summary, and write summary.json into a folder that holds several runs."""
     if directory is not None:
         write_json(os.path.join(directory, "summary.json"), found)
     for name, value in found.items():

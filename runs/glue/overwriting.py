@@ -1,7 +1,4 @@
-"""--overwrite-output.
-
-Removal of the files that an earlier run left in its folder, and of nothing else.
-"""
+"""--overwrite-output: removal of the files that an earlier run left in its folder."""
 
 from __future__ import annotations
 
@@ -18,7 +15,6 @@ from runs.glue.networks import COMPANIONS, CONFIG, NAME, OUT
 from runs.glue.settings import Settings
 from runs.logging import log
 from tasks.files import read_text
-from tfquant import checkpoint
 from tfquant.export.targets import TARGETS
 
 RECORD, FINISHED = "config.out", "results.json"  # which a run writes first and last
@@ -60,7 +56,7 @@ def check(directory: str, sources: dict[str, str]) -> None:
                 " another --output-dir, or leave --overwrite-output out to go on with the run"
                 " in it"
             )
-    if _record(directory) is None and checkpoint.steps(directory):
+    if _record(directory) is None and resume.last_checkpoint(directory):
         raise ValueError(
             f"--overwrite-output: {printable(directory)} holds checkpoints and no {RECORD} of a run"
             " that left them: remove them yourself, or name another --output-dir"
@@ -68,10 +64,10 @@ def check(directory: str, sources: dict[str, str]) -> None:
 
 
 def start_anew(directory: str, settings: Settings, ranks: int) -> None:
-    """Remove an earlier run, unless it is this one, cut off before its end: that goes on."""
-    saved = checkpoint.steps(directory)
-    cut_off = saved and not os.path.exists(os.path.join(directory, FINISHED))
-    if cut_off and resume.is_same_run(saved[-1][1], settings, ranks):
+    """Remove an earlier run, unless it is this one, interrupted before its end, which resumes."""
+    saved = resume.last_checkpoint(directory)
+    finished = os.path.exists(os.path.join(directory, FINISHED))
+    if saved and not finished and resume.is_same_run(saved, settings, ranks):
         log(
             f"--overwrite-output: {directory} holds a run of the same options that was cut off;"
             " training goes on"
@@ -84,7 +80,7 @@ def start_anew(directory: str, settings: Settings, ranks: int) -> None:
 
 
 def _files(directory: str) -> Iterator[str]:
-    """Paths of what an earlier run left; nothing is looked for behind links."""
+    """Yield the paths of files that an earlier run left; links are not followed."""
     record = _record(directory)
     if record is None:
         return
@@ -101,7 +97,7 @@ def _files(directory: str) -> Iterator[str]:
 
 
 def _logs(directory: str) -> list[str]:
-    """Folders of TensorBoard that the earlier run made below its own, the inner one first."""
+    """Return TensorBoard folders that the earlier run made below its own, the inner one first."""
     name = (_record(directory) or {}).get("run_name")
     outer = os.path.join(directory, "tb_logs")
     inner = (
@@ -113,7 +109,7 @@ def _logs(directory: str) -> list[str]:
 
 
 def _record(directory: str) -> dict[str, Any] | None:
-    """Settings of the run that left its files in a folder; None where there is none of ours."""
+    """Return the settings of the run that left its files in a folder; None where there is none."""
     try:
         found = ast.literal_eval(read_text(os.path.join(directory, RECORD), limit=1 << 20))
     except (OSError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError):

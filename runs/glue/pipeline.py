@@ -20,28 +20,23 @@ from runs.glue.outputs import logs_of, size_of, summary_of, tell, write_results,
 from runs.glue.quantizing import quantized, recipe_of, round_weights, trained
 from runs.glue.settings import Settings
 from runs.glue.training import train
-from runs.logging import log_on_chief_only
-from runs.ranks import agree_on_settings, output_of
+from runs.ranks import output_of, start_ranks
+from runs.resume import last_checkpoint
+from runs.settings import checked
 from tasks import glue
-from tfquant import checkpoint
-from tfquant.distributed.group import Group, start
+from tfquant.distributed.group import Group
 from tfquant.intermediate_outputs import tap
 from tfquant.store import holds_ranges
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """All tasks with all seeds.
-
-    Returns what the last line shows: medians in per cent, and averages.
-    """
+    """Run all tasks with all seeds."""
     setting_checks.check(settings)
     runs = runs_of(settings)
     check_inputs(list(runs.values()))
     if not settings.cuda:
         tf.config.set_visible_devices([], "GPU")
-    group = start(settings.horovod, settings.horovod_compression, timeout=settings.rank_timeout)
-    log_on_chief_only(group.rank)
-    agree_on_settings(group, "run_glue.py", settings)
+    group = start_ranks(settings, "run_glue.py")
     finals: dict[str, dict[int, float]] = {}
     for (name, seed), own in runs.items():
         with output_of(group, own.output_dir):
@@ -55,10 +50,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def runs_of(settings: Settings) -> dict[tuple[str, int], Settings]:
-    """(task, seed) -> its settings.
-
-    Those of a run of its own, in folders of its own where there are several.
-    """
+    """Return (task, seed) -> settings of that run, with its own folders where there are several."""
     runs = {}
     for task in settings.tasks:
         for seed in settings.seed:
@@ -78,10 +70,10 @@ def runs_of(settings: Settings) -> dict[tuple[str, int], Settings]:
 def run_task(
     task: glue.Task, settings: Settings, group: Group, *, directory: str | None, seed: int
 ) -> float | None:
-    """One task with one seed; its final score, None where nothing is scored."""
+    """Run one task with one seed; return its final score, None where nothing is scored."""
     keras.utils.set_random_seed(seed)
     if settings.trains and group.rank == 0 and settings.overwrite_output:
-        overwriting.start_anew(directory, settings, group.size)
+        overwriting.start_anew(checked(directory), settings, group.size)
     group.gather(
         b""
     )  # no rank looks for checkpoints before rank 0 has removed those of an earlier run
@@ -98,7 +90,7 @@ def run_task(
             model, source, training_rows, settings, group, directory, seed
         )
         figures |= found
-    elif not (settings.trains and checkpoint.steps(directory)):
+    elif not (settings.trains and last_checkpoint(checked(directory))):
         networks.load_float(model, source, new_head=settings.trains)
     validation = Validation(network, task, tokenizer, settings, group, clamp=settings.quantizes)
     if settings.trains:
@@ -111,7 +103,7 @@ def run_task(
             group,
             source=source,
             validation=validation,
-            directory=directory,
+            directory=checked(directory),
             seed=seed,
         )
     if network is not model and group.rank == 0:
@@ -121,7 +113,7 @@ def run_task(
     if directory is not None and group.rank == 0 and settings.save_model:
         networks.save(model, network, task, source, directory)
     if settings.export and group.rank == 0:
-        figures["export"] = export(network, task, tokenizer, settings, directory)
+        figures["export"] = export(network, task, tokenizer, settings, checked(directory))
     final = None
     if settings.do_eval or not settings.trains:
         figures["scores"] = validation.scores()
@@ -136,7 +128,7 @@ def run_task(
 def show(
     network: Any, validation: Validation, settings: Settings, folder: str, figures: dict[str, Any]
 ) -> None:
-    """What --tb and --tb-graph put into TensorBoard's folder."""
+    """Write the TensorBoard files of --tb and --tb-graph."""
     tapped, step = (
         tap(network, differentiable=False),
         figures["training"]["last_step"] if settings.trains else 0,
@@ -155,13 +147,13 @@ def quantized_network(
     directory: str | None,
     seed: int,
 ) -> tuple[Any, dict[str, Any]]:
-    """The quantized network.
+    """Return the quantized network, and figures of its quantization.
 
-    Of the run that goes on, of a model that was saved with ranges, or of a float one.
+    It is loaded from the run that is resumed or from a model with ranges, else calibrated.
     """
-    saved = checkpoint.steps(directory) if settings.trains else []
+    saved = last_checkpoint(checked(directory)) if settings.trains else None
     if saved:
-        return tfquant.load(saved[-1][1], model), {"ranges": {"loaded": saved[-1][1]}}
+        return tfquant.load(saved, model), {"ranges": {"loaded": saved}}
     if holds_ranges(networks.weights_of(source)):
         setting_checks.refuse_quantization_options(settings, source)
         return tfquant.load(networks.weights_of(source), model), {"ranges": {"loaded": source}}

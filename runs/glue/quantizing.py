@@ -1,6 +1,5 @@
-"""Quantization as the settings say.
-
-The recipe their options amount to, ranges, and what training does to them.
+"""Quantization options: the recipe that they describe, calibration, and updates of ranges in
+training.
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ from fileio.messages import printable
 from runs.glue.data import estimation_batches, rounding_batches
 from runs.glue.settings import SYMMETRIC, Settings, rounding_options
 from runs.logging import log
-from runs.settings import FlagError
+from runs.settings import FlagError, checked
 from tasks import glue
 from tfquant import ptq
 from tfquant.calibration import engine_of
@@ -46,7 +45,7 @@ MOMENTUM = 0.9  # of running_minmax, where no other is given
 
 
 def recipe_of(model: keras.Model, settings: Settings) -> tfquant.Recipe:
-    """The recipe that the options describe, for this model.
+    """Return the recipe that the options describe, for this model.
 
     Raises:
         RecipeError, ValueError: they contradict each other or the model; the message names what.
@@ -98,7 +97,9 @@ def recipe_of(model: keras.Model, settings: Settings) -> tfquant.Recipe:
 
 
 def weight_method(settings: Settings) -> calib.Method:
-    """All estimators of extremes are one for values that do not change."""
+    """Return the range method of weights; all minimum-maximum estimators are the same for
+    constants.
+    """
     if settings.weight_quant_method == "MSE" or (
         settings.adaround and settings.adaround_init == "mse"
     ):
@@ -132,7 +133,7 @@ def _searching(name: str, search: str, candidates: int | None) -> calib.Method:
 
 
 def _with_letters(model: keras.Model, recipe: tfquant.Recipe, settings: Settings) -> tfquant.Recipe:
-    """The recipe with what options say of some tensors; --quant-dict has the last word.
+    """Return the recipe with the options for single tensors; --quant-dict wins over the others.
 
     Raises:
         FlagError: they name what the model does not have, or what cannot be.
@@ -161,7 +162,7 @@ def _with_letters(model: keras.Model, recipe: tfquant.Recipe, settings: Settings
 def _with_method(
     model: keras.Model, recipe: tfquant.Recipe, addresses: Iterable[str], method: calib.Method
 ) -> tfquant.Recipe:
-    """The recipe with another range method for some sites."""
+    """Return the recipe with another range method for some sites."""
     sites = {site.address: site for site in tfquant.plan(model, recipe).sites}
     for site in map(sites.__getitem__, addresses):
         spec = dataclasses.replace(site.spec, method=method)
@@ -173,7 +174,7 @@ def _with_method(
 
 
 def _output_of(model: keras.Model, recipe: tfquant.Recipe, layer: str) -> str:
-    """Address of the output of a layer.
+    """Return the address of the output of a layer.
 
     Raises:
         FlagError: there is no such site.
@@ -189,7 +190,7 @@ def _output_of(model: keras.Model, recipe: tfquant.Recipe, layer: str) -> str:
 
 
 def trained(recipe: tfquant.Recipe, settings: Settings) -> tfquant.Recipe:
-    """The recipe with what training does to ranges."""
+    """Return the recipe with the updates of ranges in training."""
     if settings.learn_ranges:
         return recipe.with_spec(roles=["*"], update=settings.range_update or "tqt")
     if not settings.fix_weight_ranges and settings.weight_quant:
@@ -209,8 +210,8 @@ def quantized(
     group: Group,
     seed: int,
 ) -> tuple[Any, dict[str, Any]]:
-    """The network with ranges from training rows, of weights alone where those of activations are
-    dynamic; figures about that.
+    """Return the calibrated network and figures of the calibration; dynamic activations are left
+    out.
     """
     started = time.perf_counter()
     network = tfquant.quantize(model, recipe)
@@ -253,12 +254,13 @@ def round_weights(
     seed: int,
     folder: str | None,
 ) -> dict[str, Any]:
-    """AdaRound, and ranges of activations for the weights that it leaves; figures of it.
+    """Run AdaRound, then estimate the ranges of activations again; return figures.
 
     Args:
-        folder: keeps finished layers, so that a run that was cut off goes on.
+        folder: keeps finished layers, so that an interrupted run resumes.
     """
-    sites = settings.adaround if "," not in settings.adaround else settings.adaround.split(",")
+    chosen = checked(settings.adaround)
+    sites = chosen.split(",") if "," in chosen else chosen
     batches = rounding_batches(features, settings, seed)
     shown = settings.tqdm and group.rank == 0
     try:
@@ -286,7 +288,7 @@ def round_weights(
 def _estimate_activations_again(
     network: Any, features: glue.Features, settings: Settings, group: Group, seed: int
 ) -> None:
-    """Weights keep the ranges that they were rounded for."""
+    """Calibrate activations again; weights keep the ranges that they were rounded for."""
     weights = [
         quantizer
         for quantizer in engine_of(network).quantizers.values()

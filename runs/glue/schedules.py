@@ -1,5 +1,5 @@
-"""Learning rates after a linear warm-up, by the names that `--lr-scheduler-type` has for them; the
-curves are Keras' own.
+"""Learning rate schedules with linear warm-up, by the names of `--lr-scheduler-type`; the curves
+are Keras' own.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ CONSTANT = ("constant", "constant_with_warmup")
 
 @keras.saving.register_keras_serializable(package="runs.glue")
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises to `peak` in a straight line, then follows another schedule from its beginning on."""
+    """Linear rise to `peak`, followed by another schedule from its beginning on."""
 
     def __init__(
         self, peak: float, warmup_steps: int, then: keras.optimizers.schedules.LearningRateSchedule
@@ -37,7 +37,7 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 def schedule(
     name: str, peak: float, total: int, warmup: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The schedule called `name` over `total` steps.
+    """Return the schedule called `name` over `total` steps.
 
     Raises:
         ValueError: the warm-up does not end before the last step.

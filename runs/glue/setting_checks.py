@@ -1,21 +1,22 @@
-"""The check of run_glue.py's settings before any work.
-
-Every problem with its option and what to do, in one message.
-"""
+"""Checks of run_glue.py's options before any work; one message names every problem and its fix."""
 
 import dataclasses
-import math
 import os
 from typing import Any
 
-from runs import distillation_options
-from runs.folders import problem_with
+from runs.checks import (
+    folder_problems,
+    horovod_problems,
+    refuse,
+    size_problems,
+    value_problems,
+)
+from runs.distillation_options import distillation_problems, set_about_answers
 from runs.glue.evaluation import scores_of_training
 from runs.glue.outputs import logs_of
-from runs.glue.settings import EXPORTS, PTQ, QUANTIZING, Settings, option, rounding_options
-from runs.settings import FlagError, problems_of_numbers, refuse, wrong_choices
+from runs.glue.settings import EXPORTS, PTQ, QAT, QUANTIZING, Settings, option, rounding_options
+from runs.settings import FlagError, at_least, between
 from tasks import glue
-from tfquant.distributed.group import launched
 from tfquant.export.onnx.qdq import INT16_OPSET
 from tfquant.export.targets import TARGETS
 from tfquant.formats.integer import MAX_BITS, MIN_BITS
@@ -27,104 +28,48 @@ OF_ONNX = ("onnx", "onnxruntime", "tensorrt", "openvino")
 
 
 def check(settings: Settings) -> None:
-    """Refuses what cannot work, before anything is read, computed or written.
+    """Refuse invalid options before anything is read, computed or written.
 
     Raises:
         FlagError: lists every problem with its option and what to do.
     """
-    looks = (
-        _numbers,
+    checks = (
+        value_problems,
+        horovod_problems,
         _work,
         _export,
         _evaluation,
         _quantization,
         _training_of_ranges,
-        _teaching,
+        _distillation,
         _groups,
         _dynamic,
     )
-    problems = [
-        *wrong_choices(settings, option),
-        *(problem for look in looks for problem in look(settings)),
-    ]
-    refuse([*problems, *problems_of_numbers(problems, settings, option)], settings)
-
-
-def _numbers(s: Settings) -> list[str]:
-    at_least_one = (
-        "batch_size",
-        "eval_batch_size",
-        "num_train_samples",
-        "num_val_samples",
-        "gradient_accumulation_steps",
-        "logging_steps",
-        "num_candidates",
-        "act_num_candidates",
-        "num_est_batches",
-        "est_ranges_batch_size",
-        "per_groups",
-        "save_total_limit",
-        "eval_steps",
-        "max_seq_length",
-    )
-    problems = [
-        f"{option(name)} {value}: must be at least 1"
-        for name in at_least_one
-        if (value := getattr(s, name)) is not None and value < 1
-    ]
-    for name in ("max_steps", "warmup_steps", "save_steps", "weight_decay", "max_grad_norm"):
-        if (getattr(s, name) or 0) < 0:
-            problems.append(f"{option(name)} {getattr(s, name)}: must not be negative")
-    for name in ("learning_rate", "num_epochs", "range_learning_rate"):
-        value = getattr(s, name)
-        if value is not None and not 0.0 < value < math.inf:
-            problems.append(f"{option(name)} {value}: must be above 0 and finite")
-    for name in ("attn_dropout", "hidden_dropout", "act_momentum"):
-        value = getattr(s, name)
-        if value is not None and not 0.0 <= value < 1.0:
-            problems.append(f"{option(name)} {value}: must be at least 0 and below 1")
-    if any(seed < 0 for seed in s.seed):
-        problems.append(f"--seed {min(s.seed)}: must not be negative")
-    for name in ("n_bits", "n_bits_act"):
-        value = getattr(s, name)
-        if value is not None and not MIN_BITS <= value <= MAX_BITS:
-            problems.append(f"{option(name)} {value}: must be from {MIN_BITS} to {MAX_BITS}")
-    if not 0.0 <= s.export_tolerance <= 1.0:
-        problems.append(f"--export-tolerance {s.export_tolerance}: is a share of rows, from 0 to 1")
-    if s.percentile is not None and not 50.0 < s.percentile <= 100.0:
-        problems.append(
-            f"--percentile {s.percentile}: is the part of the values that the range spans, above 50"
-            " and at most 100"
-        )
-    return problems
+    problems = [problem for look in checks for problem in look(settings)]
+    refuse([*problems, *size_problems(problems, settings)], settings)
 
 
 def _work(s: Settings) -> list[str]:
+    """Return problems of the folders that are written, and of numbers of bits."""
     problems = []
+    bits = between(MIN_BITS, MAX_BITS)
+    for name in ("n_bits", "n_bits_act"):
+        value = getattr(s, name)
+        if value is not None and not bits.holds(value):
+            problems.append(f"{option(name, value)}: {bits.rule}")
     if s.trains and not s.output_dir:
-        problems.append(f"{s.mode} wants --output-dir")
-    if s.save_model and not s.output_dir:
-        problems.append("--save-model: give --output-dir as well")
+        problems.append(f"{s.mode} needs --output-dir")
+    output = option("output_dir", s.output_dir)
     if s.output_dir and os.path.exists(s.output_dir) and not os.path.isdir(s.output_dir):
-        problems.append(f"--output-dir {s.output_dir}: is a file, no folder")
-    elif s.output_dir and (problem := problem_with(s.output_dir)):
-        problems.append(
-            f"--output-dir {s.output_dir}: cannot be written ({problem}); name another folder"
-        )
-    elif (
-        (s.trains or s.tb)
-        and (s.output_dir or s.tb_logging_dir)
-        and (problem := problem_with(logs_of(s.output_dir, s)))
-    ):
+        problems.append(f"{output}: is a file, no folder")
+    elif s.output_dir and (unwritable := folder_problems(s.output_dir, output)):
+        problems += unwritable
+    elif (s.trains or s.tb) and (s.output_dir or s.tb_logging_dir):
         named = "--tb-logging-dir" if s.tb_logging_dir else "--output-dir"
-        problems.append(
-            f"{named}: {logs_of(s.output_dir, s)} cannot be written ({problem}); name another"
-            " folder"
-        )
+        logs = logs_of(s.output_dir, s)
+        problems += folder_problems(logs, f"{named}: {logs}")
     if s.tb and not (s.output_dir or s.tb_logging_dir):
         problems.append("--tb: give --output-dir or --tb-logging-dir as well")
-    if s.tb_graph and not s.tb:
-        problems.append("--tb-graph goes with --tb: set that, or leave it out")
     if s.double:
         others = ("amp", "save_model", "export", "adaround")  # which have types of their own
         problems += [
@@ -132,29 +77,17 @@ def _work(s: Settings) -> list[str]:
             for name in others
             if getattr(s, name)
         ]
-    processes = launched()
-    if processes > 1 and not s.horovod:
-        problems.append(
-            f"--horovod is missing, though this is one of {processes} processes: set it, or start"
-            " one process"
-        )
-    if not 0.0 <= s.rank_timeout < math.inf:
-        problems.append(
-            f"--rank-timeout {s.rank_timeout}: must be a finite number of seconds, or 0 for no"
-            " limit"
-        )
     return problems
 
 
 def _export(s: Settings) -> list[str]:
-    """What would only be found after the work that is to be exported."""
-    if not s.export:
+    """Return problems that would else be found only after the work that is to be exported."""
+    if s.export not in EXPORTS:  # None, or refused by `value_problems`
         return []
-    if s.export not in EXPORTS:
-        return []  # refused by `wrong_choices`
-    problems = [] if s.output_dir else ["--export: give --output-dir as well"]
-    if s.export in OF_ONNX and s.export_opset < OLDEST_OPSET:
-        problems.append(f"--export-opset {s.export_opset}: must be at least {OLDEST_OPSET}")
+    problems = []
+    oldest = at_least(OLDEST_OPSET)
+    if s.export in OF_ONNX and not oldest.holds(s.export_opset):
+        problems.append(f"{option('export_opset', s.export_opset)}: {oldest.rule}")
     missing = TARGETS[s.export].missing_packages(checked=True)
     if missing:
         problems.append(
@@ -163,24 +96,24 @@ def _export(s: Settings) -> list[str]:
     widest = max((bits for bits in _bits(s) if bits <= MAX_BITS), default=0)
     if s.export in OF_ONNX and s.export_opset < INT16_OPSET and widest > 8:
         problems.append(
-            f"--export {s.export}: {widest} bits want --export-opset {INT16_OPSET} or a later one"
+            f"--export {s.export}: {widest} bits need --export-opset {INT16_OPSET} or a later one"
         )
     if "per_token" in _values(s):
         problems.append(
-            "--export: a file for another runtime has ranges that stay: leave it or 'per_token' of"
+            "--export: a file for another runtime has fixed ranges: leave it or 'per_token' of"
             " --quant-dict out"
         )
     return problems
 
 
 def _bits(s: Settings) -> list[int]:
-    """All numbers of bits that options name."""
+    """Return the bit widths that the options ask for."""
     of_options = [s.n_bits] * s.weight_quant + [s.n_bits_act or s.n_bits] * s.act_quant
     return of_options + [value for value in _values(s) if isinstance(value, int)]
 
 
 def _values(s: Settings) -> list[Any]:
-    """Those of --quant-dict, if it can be read."""
+    """Return the values of --quant-dict, none if it cannot be parsed."""
     try:
         return list(parse_quant_dict(s.quant_dict).values()) if s.quant_dict else []
     except ValueError:
@@ -188,19 +121,8 @@ def _values(s: Settings) -> list[Any]:
 
 
 def _evaluation(s: Settings) -> list[str]:
-    """Scores in training."""
+    """Return problems of scores in training."""
     problems = []
-    if s.eval_steps is not None and s.eval_strategy != "steps":
-        problems.append("--eval-steps is about --eval-strategy steps: set that, or leave it out")
-    if s.load_best_model_at_end and s.eval_strategy == "no":
-        problems.append(
-            "--load-best-model-at-end wants scores: give --eval-strategy steps or epoch"
-        )
-    if (s.metric_for_best_model or s.greater_is_better is not None) and s.eval_strategy == "no":
-        problems.append(
-            "--metric-for-best-model and --greater-is-better are about --eval-strategy steps or"
-            " epoch: set one"
-        )
     if s.metric_for_best_model:
         wanted = s.metric_for_best_model.removeprefix("eval_")
         for task in s.tasks:
@@ -213,12 +135,12 @@ def _evaluation(s: Settings) -> list[str]:
     if s.run_name is not None and (
         s.run_name in ("", ".", "..") or os.path.basename(s.run_name) != s.run_name
     ):
-        problems.append(f"--run-name {s.run_name!r}: is the name of a folder")
+        problems.append(f"--run-name {s.run_name!r}: must be the name of a folder, without a path")
     return problems
 
 
 def _quantization(s: Settings) -> list[str]:
-    """What is quantized, and how ranges are found."""
+    """Return problems of what is quantized, and of how its ranges are estimated."""
     if not s.quantizes:
         return []
     problems = []
@@ -227,37 +149,24 @@ def _quantization(s: Settings) -> list[str]:
             "--no-weight-quant and --no-act-quant leave nothing to quantize: take a -baseline mode"
         )
     if s.adaround:
-        problems += _rounding(s)
-    if s.num_candidates is not None and (s.weight_quant_method, s.weight_opt_method) != (
-        "MSE",
-        "grid",
-    ):
-        problems.append(
-            "--num-candidates is about --weight-quant-method MSE and --weight-opt-method grid: set"
-            " these"
-        )
+        try:
+            Options(**rounding_options(s))
+        except ValueError as error:
+            problems.append(f"--adaround: {error}")
     searched = s.act_quant_method == "MSE" or s.cross_entropy_layer
     if s.act_num_candidates is not None and not (searched and s.act_opt_method == "grid"):
         problems.append(
-            "--act-num-candidates is about --act-quant-method MSE and --act-opt-method grid: set"
-            " these"
-        )
-    if s.act_momentum is not None and s.act_quant_method != "running_minmax":
-        problems.append(
-            "--act-momentum is about --act-quant-method running_minmax: set that, or leave it out"
+            "--act-num-candidates only applies with --act-quant-method MSE (or"
+            " --cross-entropy-layer) and --act-opt-method grid: set these, or leave it out"
         )
     if s.percentile is not None and "current_minmax" not in (
         s.weight_quant_method,
         s.act_quant_method,
     ):
         problems.append(
-            "--percentile is about current_minmax: set that as --weight-quant-method or"
-            " --act-quant-method"
+            "--percentile only applies with current_minmax: set that as --weight-quant-method or"
+            " --act-quant-method, or leave it out"
         )
-    if s.per_channel and not s.weight_quant:
-        problems.append("--per-channel is about weights: leave it or --no-weight-quant out")
-    if s.adaround and not s.weight_quant:
-        problems.append("--adaround rounds weights: leave --no-weight-quant out")
     if s.adaround and s.act_quant and s.adaround_act_quant == "no_act_quant":
         problems.append(
             "--adaround-act-quant no_act_quant leaves activations in float: give --no-act-quant as"
@@ -271,19 +180,6 @@ def _quantization(s: Settings) -> list[str]:
     return problems
 
 
-def _rounding(s: Settings) -> list[str]:
-    """What AdaRound is told."""
-    try:
-        Options(**rounding_options(s))
-    except ValueError as error:
-        return [f"--adaround: {error}"]
-    return (
-        []
-        if s.adaround_num_samples >= 1
-        else [f"--adaround-num-samples {s.adaround_num_samples}: must be at least 1"]
-    )
-
-
 def _training_of_ranges(s: Settings) -> list[str]:
     if s.mode != "train-quantized":
         return []
@@ -293,40 +189,27 @@ def _training_of_ranges(s: Settings) -> list[str]:
             "--learn-ranges trains them, --fix-act-ranges and --fix-weight-ranges do not: give one"
             " or the other"
         )
-    if s.range_learning_rate is not None and not s.learn_ranges:
-        problems.append("--range-learning-rate is about --learn-ranges: set that, or leave it out")
-    if s.range_update is not None and not s.learn_ranges:
-        problems.append("--range-update is about --learn-ranges: set that, or leave it out")
     if "per_token" in _values(s):
         problems.append(
-            "--quant-dict: 'per_token' has ranges of each batch, which nothing can train: use it in"
-            " validate-quantized"
+            "--quant-dict: 'per_token' computes ranges in each batch, which cannot be trained: use"
+            " it in validate-quantized"
         )
-    if (
-        s.weight_quant
-        and s.weight_quant_method == "MSE"
-        and not (s.learn_ranges or s.fix_weight_ranges)
-    ):
+    fixed = s.learn_ranges or s.fix_weight_ranges
+    if s.weight_quant and s.weight_quant_method == "MSE" and not fixed:
         problems.append(
-            "--weight-quant-method MSE: ranges follow weights by extremes alone: give"
-            " --learn-ranges or --fix-weight-ranges"
+            "--weight-quant-method MSE: ranges that follow the weights are their minimum and"
+            " maximum: give --learn-ranges or --fix-weight-ranges"
         )
     return problems
 
 
-def _teaching(s: Settings) -> list[str]:
-    """What is said of a teacher."""
-    if not s.distillation:
-        return [
-            f"{option(name)} is about --distillation: set that, or leave it out"
-            for name in distillation_options.given(s)
-        ]
-    problems = distillation_options.contradictions(s, option)
-    if all(glue.TASKS[name].regression for name in s.tasks):
-        idle = distillation_options.given_about_answers(s)
+def _distillation(s: Settings) -> list[str]:
+    problems = distillation_problems(s)
+    if s.distillation and all(glue.TASKS[name].regression for name in s.tasks):
         problems += [
-            f"{option(name)} is about classes, and {', '.join(s.tasks)} has none: leave it out"
-            for name in idle
+            f"{option(name)} only applies to classes, and {', '.join(s.tasks)} has none: leave it"
+            " out"
+            for name in set_about_answers(s)
         ]
     return problems
 
@@ -344,10 +227,6 @@ def _groups(s: Settings) -> list[str]:
         )
     if s.per_groups is not None and s.per_embd:
         problems.append("--per-embd and --per-groups: give one of them")
-    if (s.per_groups is not None or s.per_embd) and not s.act_quant:
-        problems.append(
-            "--per-embd and --per-groups are about activations: leave --no-act-quant out"
-        )
     return problems
 
 
@@ -356,8 +235,6 @@ def _dynamic(s: Settings) -> list[str]:
         return []
     name = "--per-token" if s.per_token else "--dynamic"
     problems = []
-    if not s.act_quant:
-        problems.append(f"{name} is about activations: leave it or --no-act-quant out")
     if (
         s.act_quant_method not in ("current_minmax", "running_minmax")
         or s.act_momentum is not None
@@ -388,23 +265,16 @@ def _dynamic(s: Settings) -> list[str]:
 
 
 def refuse_quantization_options(settings: Settings, source: str) -> None:
-    """A model that was saved with its ranges says itself how it is quantized.
+    """Refuse options of quantization for a model that was saved with its ranges.
 
     Raises:
-        FlagError: an option says otherwise.
+        FlagError: names every such option.
     """
-    free = (
-        "export",
-        "export_opset",
-        "export_tolerance",
-        "distillation",
-        *distillation_options.about_teacher(settings),
-    )
     given = [
         field.name
         for field in dataclasses.fields(Settings)
-        if field.metadata["modes"] in (QUANTIZING, ("train-quantized",), PTQ)
-        and field.name not in free
+        if field.metadata["modes"] in (QUANTIZING, QAT, PTQ)
+        and not field.name.startswith(("export", "distillation", "teacher"))
         and getattr(settings, field.name) != field.default
     ]
     if given:

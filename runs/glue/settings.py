@@ -1,12 +1,23 @@
-"""Settings of run_glue.py.
-
-One frozen object. The names are those of Bondarenko et al.'s `main.py`.
+"""Settings of run_glue.py: one frozen object with the option names of Bondarenko et al.'s
+`main.py`.
 """
 
 import dataclasses
 from typing import Any, ClassVar
 
-from runs.settings import CONTENT, FREE, StepNames, flag
+from runs.settings import (
+    AT_LEAST_1,
+    BELOW_1,
+    CONTENT,
+    FINITE,
+    FREE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Bound,
+    StepNames,
+    flag,
+)
 from tasks.glue.task import TASKS
 from tfquant.choices import COMPRESSIONS, DECAYS, DIRECTIONS, DISTILLATION_SCALE, TEMPERATURE
 from tfquant.distributed.watchdog import TIMEOUT
@@ -18,7 +29,7 @@ TRAINING, QUANTIZING = (
     ("train-quantized", "validate-quantized"),
 )
 VALIDATING = ("validate-baseline", "validate-quantized")
-PTQ = ("validate-quantized",)
+QAT, PTQ = ("train-quantized",), ("validate-quantized",)
 ALL = "all"
 # Names of `--model-name` -> repository of Hugging Face's hub, where the weights are taken from if
 # --model-path is not given.
@@ -46,6 +57,11 @@ SYMMETRIC, ASYMMETRIC = "symmetric_uniform", "asymmetric_uniform"
 ESTIMATORS = ("current_minmax", "allminmax", "running_minmax", "MSE")
 SEARCHES = ("grid", "golden_section")
 STRATEGIES = ("no", "steps", "epoch")
+EVALUATED = {"eval_strategy": ("steps", "epoch")}
+SPANNED = Bound(
+    lambda percent: 50.0 < percent <= 100.0,
+    "is the part of the values that the range spans, above 50 and at most 100",
+)
 SETUPS = ("all", "FP_logits", "MSE_logits")
 ORDERS = ("sequential", "parallel")
 # FasterTransformer wants the sites of a recipe of its own, which these options do not describe.
@@ -59,7 +75,7 @@ ROUNDINGS = {
 
 
 def option(name: str, value: Any = None) -> str:
-    """A setting as it is written on the command line, with its value if that is given."""
+    """Return a setting as it is written on the command line, with its value if that is given."""
     return f"--{name.replace('_', '-')}" + ("" if value is None else f" {value}")
 
 
@@ -73,8 +89,8 @@ def _any(default: Any, help: str, resume: str = FREE, **how: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a run is to do. Each field is an option of the same name, with hyphens or underscores;
-    its help says what it means.
+    """Settings of a run. Each field is an option of the same name, with hyphens or underscores, and
+    has its help.
 
     Options that change what training computes are not `FREE`; see runs/resume.py.
     """
@@ -82,6 +98,7 @@ class Settings:
     STEPS: ClassVar = StepNames(
         "batch_size", "gradient_accumulation_steps", "learning_rate", "num_epochs"
     )
+    written = staticmethod(option)
 
     mode: str = _any("train-baseline", "What to do.", choices=MODES, positional=True)
     task: tuple[str, ...] = _any(
@@ -96,7 +113,10 @@ class Settings:
         "~/.glue_data", "Folder with the tasks' folders (RTE/train.tsv, ...), tfds, or tfds:FOLDER."
     )
     seed: tuple[int, ...] = _any(
-        (1000,), "Of initial weights, dropout, data order; several give median and spread.", "same"
+        (1000,),
+        "Of initial weights, dropout, data order; several give median and spread.",
+        "same",
+        bound=NOT_NEGATIVE,
     )
     output_dir: str | None = _any(None, "Where everything is written; training wants it.")
     overwrite_output: bool = _of(
@@ -104,17 +124,24 @@ class Settings:
     )
     cuda: bool = _any(True, "Use GPUs, if there are any.")
 
-    max_seq_length: int = _any(128, "Longest sequence in pieces; longer ones are cut.", "same")
+    max_seq_length: int = _any(
+        128, "Longest sequence in pieces; longer ones are cut.", "same", bound=AT_LEAST_1
+    )
     pad_to_max_length: bool = _any(
         True,
         "Pad every sequence to --max-seq-length, instead of to the longest of its batch.",
         "same",
     )
     num_train_samples: int | None = _any(
-        None, "Use only the first rows of the training data.", "same"
+        None,
+        "Use only the first rows of the training data.",
+        "same",
+        bound=AT_LEAST_1,
     )
     num_val_samples: int | None = _any(
-        None, "Use only the first rows of the data that are scored; of MNLI the matched ones alone."
+        None,
+        "Use only the first rows of the data that are scored; of MNLI the matched ones alone.",
+        bound=AT_LEAST_1,
     )
 
     model_name: str | None = _any(
@@ -132,10 +159,16 @@ class Settings:
         None, "Where files of the hub are kept; its own default if not given."
     )
     attn_dropout: float | None = _any(
-        None, "Dropout of attention probabilities; if not given that of the model.", "same"
+        None,
+        "Dropout of attention probabilities; if not given that of the model.",
+        "same",
+        bound=BELOW_1,
     )
     hidden_dropout: float | None = _any(
-        None, "Dropout of hidden states; if not given that of the model.", "same"
+        None,
+        "Dropout of hidden states; if not given that of the model.",
+        "same",
+        bound=BELOW_1,
     )
 
     do_eval: bool = _of(TRAINING, True, "Score the validation data at the end.")
@@ -147,12 +180,15 @@ class Settings:
         None,
         "Steps between scores of --eval-strategy steps; --logging-steps if not given.",
         "same",
+        bound=AT_LEAST_1,
+        needs={"eval_strategy": "steps"},
     )
     load_best_model_at_end: bool = _of(
         TRAINING,
         False,
         "End with the weights that scored best in training, in place of the last.",
         "same",
+        needs=EVALUATED,
     )
     metric_for_best_model: str | None = _of(
         TRAINING,
@@ -160,41 +196,63 @@ class Settings:
         "Score that tells which are best: a metric of the task, loss, or score, its final one."
         " [score]",
         "same",
+        needs=EVALUATED,
     )
     greater_is_better: bool | None = _of(
         TRAINING,
         None,
         "More of it is better; if not given so for all but loss. --no-greater-is-better for less.",
         "same",
+        needs=EVALUATED,
     )
     run_name: str | None = _any(
         None, "Folder of this run below TensorBoard's, by which its curves are called."
     )
-    batch_size: int = _any(8, "Rows in a batch of training.", "same")
+    batch_size: int = _any(8, "Rows in a batch of training.", "same", bound=AT_LEAST_1)
     eval_batch_size: int | None = _any(
-        None, "Rows in a batch of validation; --batch-size if not given."
+        None,
+        "Rows in a batch of validation; --batch-size if not given.",
+        bound=AT_LEAST_1,
     )
-    learning_rate: float = _of(TRAINING, 5e-5, "Highest learning rate.", "same")
+    learning_rate: float = _of(TRAINING, 5e-5, "Highest learning rate.", "same", bound=POSITIVE)
     lr_scheduler_type: str = _of(
         TRAINING,
         "linear",
-        "How the learning rate goes on after the warm-up.",
+        "Learning rate schedule after the warm-up.",
         "same",
         choices=SCHEDULES,
     )
     weight_decay: float = _of(
-        TRAINING, 0.0, "Of AdamW; biases and layer norms are left out.", "same"
+        TRAINING,
+        0.0,
+        "Of AdamW; biases and layer norms are left out.",
+        "same",
+        bound=NOT_NEGATIVE,
     )
     max_grad_norm: float | None = _of(
-        TRAINING, None, "Largest norm of a step's gradient; 0 or not given does not clip.", "same"
+        TRAINING,
+        None,
+        "Largest norm of a step's gradient; 0 or not given does not clip.",
+        "same",
+        bound=NOT_NEGATIVE,
     )
-    num_epochs: float = _of(TRAINING, 3.0, "How often every row is seen.", "same")
+    num_epochs: float = _of(TRAINING, 3.0, "How often every row is seen.", "same", bound=POSITIVE)
     max_steps: int = _of(
-        TRAINING, 0, "Steps of training, whatever --num-epochs says; 0 for that.", "same"
+        TRAINING,
+        0,
+        "Steps of training, whatever --num-epochs says; 0 for that.",
+        "same",
+        bound=NOT_NEGATIVE,
     )
-    warmup_steps: int = _of(TRAINING, 0, "Steps in which the learning rate rises.", "same")
+    warmup_steps: int = _of(
+        TRAINING, 0, "Steps in which the learning rate rises.", "same", bound=NOT_NEGATIVE
+    )
     gradient_accumulation_steps: int = _of(
-        TRAINING, 1, "Batches whose gradients make one step.", "same"
+        TRAINING,
+        1,
+        "Batches whose gradients make one step.",
+        "same",
+        bound=AT_LEAST_1,
     )
     amp: bool = _any(
         False,
@@ -204,23 +262,29 @@ class Settings:
     double: bool = _of(
         VALIDATING, False, "Compute in float64; quantized values are those of float32."
     )
-    logging_steps: int = _of(TRAINING, 500, "Steps between TensorBoard scalars.")
+    logging_steps: int = _of(TRAINING, 500, "Steps between TensorBoard scalars.", bound=AT_LEAST_1)
     logging_first_step: bool = _of(TRAINING, False, "Scalars of the first step as well.")
     save_steps: int = _of(
         TRAINING,
         0,
-        "Steps between checkpoints, from which training goes on; 0 saves at the end alone.",
+        "Steps between checkpoints, from which training resumes; 0 saves at the end alone.",
+        bound=NOT_NEGATIVE,
     )
     save_total_limit: int | None = _of(
-        TRAINING, None, "How many checkpoints to keep; if not given all."
+        TRAINING,
+        None,
+        "How many checkpoints to keep; if not given all.",
+        bound=AT_LEAST_1,
     )
-    save_model: bool = _any(False, "Leave the model in out/ at the end.")
+    save_model: bool = _any(
+        False, "Leave the model in out/ at the end.", needs={"output_dir": True}
+    )
     tb: bool = _any(
         False,
         "Histograms of the input of each feed-forward part, of its output, and of their sum, for"
         " one validation batch, in TensorBoard.",
     )
-    tb_graph: bool = _any(False, "With --tb the graph of the network as well.")
+    tb_graph: bool = _any(False, "With --tb the graph of the network as well.", needs={"tb": True})
     tb_logging_dir: str | None = _any(
         None,
         "TensorBoard's folder, with one for each of several tasks or seeds in it; if not given"
@@ -237,6 +301,7 @@ class Settings:
         TIMEOUT,
         "Seconds that a process waits for the others in one place before it ends with a line; 0"
         " waits for ever.",
+        bound=FINITE,
     )
     horovod_compression: str = _any("none", "What gradients are sent as.", choices=COMPRESSIONS)
 
@@ -254,10 +319,17 @@ class Settings:
     act_quant: bool = _of(QUANTIZING, True, "Quantize activations.", "same")
     n_bits: int = _of(QUANTIZING, 8, "Bits of weights, 2 to 16.", "same")
     n_bits_act: int | None = _of(
-        QUANTIZING, None, "Bits of activations; --n-bits if not given.", "same"
+        QUANTIZING,
+        None,
+        "Bits of activations; --n-bits if not given.",
+        "same",
     )
     per_channel: bool = _of(
-        QUANTIZING, False, "A range for each output channel of a kernel.", "same"
+        QUANTIZING,
+        False,
+        "A range for each output channel of a kernel.",
+        "same",
+        needs={"weight_quant": True},
     )
     weight_quant_method: str = _of(
         QUANTIZING, "current_minmax", "Range of weights.", "same", choices=ESTIMATORS
@@ -266,13 +338,19 @@ class Settings:
         QUANTIZING, "grid", "Search of --weight-quant-method=MSE.", "same", choices=SEARCHES
     )
     num_candidates: int | None = _of(
-        QUANTIZING, None, "Points of that grid; 100 if not given.", "same"
+        QUANTIZING,
+        None,
+        "Points of that grid; 100 if not given.",
+        "same",
+        bound=AT_LEAST_1,
+        needs={"weight_quant_method": "MSE", "weight_opt_method": "grid"},
     )
     percentile: float | None = _of(
         QUANTIZING,
         None,
         "Per cent of the values that a range of current_minmax spans, such as 99.99.",
         "same",
+        bound=SPANNED,
     )
     act_quant_method: str = _of(
         QUANTIZING, "running_minmax", "Range of activations.", "same", choices=ESTIMATORS
@@ -285,10 +363,19 @@ class Settings:
         choices=SEARCHES,
     )
     act_num_candidates: int | None = _of(
-        QUANTIZING, None, "Points of that grid; 100 if not given.", "same"
+        QUANTIZING,
+        None,
+        "Points of that grid; 100 if not given.",
+        "same",
+        bound=AT_LEAST_1,
     )
     act_momentum: float | None = _of(
-        QUANTIZING, None, "Weight of the past in running_minmax; 0.9 if not given.", "same"
+        QUANTIZING,
+        None,
+        "Weight of the past in running_minmax; 0.9 if not given.",
+        "same",
+        bound=BELOW_1,
+        needs={"act_quant_method": "running_minmax"},
     )
     cross_entropy_layer: str | None = _of(
         QUANTIZING,
@@ -304,9 +391,12 @@ class Settings:
         "same",
         choices=SETUPS,
     )
-    num_est_batches: int = _of(QUANTIZING, 1, "Batches to estimate ranges on.")
+    num_est_batches: int = _of(QUANTIZING, 1, "Batches to estimate ranges on.", bound=AT_LEAST_1)
     est_ranges_batch_size: int | None = _of(
-        QUANTIZING, None, "Rows in such a batch; --batch-size if not given."
+        QUANTIZING,
+        None,
+        "Rows in such a batch; --batch-size if not given.",
+        bound=AT_LEAST_1,
     )
     est_ranges_pad: bool | None = _of(
         QUANTIZING,
@@ -329,10 +419,19 @@ class Settings:
         "same",
     )
     per_embd: bool = _of(
-        QUANTIZING, False, "A range for each embedding dimension of hidden states.", "same"
+        QUANTIZING,
+        False,
+        "A range for each embedding dimension of hidden states.",
+        "same",
+        needs={"act_quant": True},
     )
     per_groups: int | None = _of(
-        QUANTIZING, None, "A range for each of so many groups of embedding dimensions.", "same"
+        QUANTIZING,
+        None,
+        "A range for each of so many groups of embedding dimensions.",
+        "same",
+        bound=AT_LEAST_1,
+        needs={"act_quant": True},
     )
     per_groups_permute: bool = _of(QUANTIZING, False, "Group dimensions of like ranges.", "same")
     per_groups_permute_shared_h: bool = _of(
@@ -345,9 +444,13 @@ class Settings:
         PTQ,
         False,
         "Ranges of activations are those of each batch, without padding; none are estimated.",
+        needs={"act_quant": True},
     )
     per_token: bool = _of(
-        PTQ, False, "Hidden states have such a range for each token; implies --dynamic."
+        PTQ,
+        False,
+        "Hidden states have such a range for each token; implies --dynamic.",
+        needs={"act_quant": True},
     )
 
     adaround: str | None = _of(
@@ -355,8 +458,9 @@ class Settings:
         None,
         "Round weights up or down, layer by layer: all, kernels, or paths of layers with commas"
         " between.",
+        needs={"weight_quant": True},
     )
-    adaround_num_samples: int = _of(PTQ, 1024, "Rows of training data for that.")
+    adaround_num_samples: int = _of(PTQ, 1024, "Rows of training data for that.", bound=AT_LEAST_1)
     adaround_init: str = _of(
         PTQ,
         "range_estimator",
@@ -394,75 +498,95 @@ class Settings:
         choices=("post_adaround", "no_act_quant"),
     )
 
-    learn_ranges: bool = _of(("train-quantized",), False, "Train the ranges.", "same")
+    learn_ranges: bool = _of(QAT, False, "Train the ranges.", "same")
     range_update: str | None = _of(
-        ("train-quantized",),
+        QAT,
         None,
         "How --learn-ranges does it; tqt if not given.",
         "same",
         choices=("tqt", "lsq", "pact"),
+        needs={"learn_ranges": True},
     )
     range_learning_rate: float | None = _of(
-        ("train-quantized",),
+        QAT,
         None,
         "Highest learning rate of --learn-ranges; --learning-rate if not given.",
         "same",
+        bound=POSITIVE,
+        needs={"learn_ranges": True},
     )
     fix_act_ranges: bool = _of(
-        ("train-quantized",),
+        QAT,
         False,
         "Without --learn-ranges: ranges of activations stay; else they follow the batches.",
         "same",
     )
     fix_weight_ranges: bool = _of(
-        ("train-quantized",),
+        QAT,
         False,
         "Without --learn-ranges: ranges of weights stay; else they follow the weights.",
         "same",
     )
     distillation: bool = _of(
-        ("train-quantized",),
+        QAT,
         False,
         "Train on what a float model answers as well: the one that is quantized, or --teacher.",
         "same",
     )
     teacher: str | None = _of(
-        ("train-quantized",),
+        QAT,
         None,
         "Folder of another model that teaches, or of runs; it may be larger.",
         CONTENT,
+        needs={"distillation": True},
     )
     distillation_loss_scale: float = _of(
-        ("train-quantized",),
+        QAT,
         DISTILLATION_SCALE,
         "Weight of the divergence from its answers (of a regression the squared error).",
         "same",
+        bound=FINITE,
+        needs={"distillation": True},
     )
     distillation_temperature: float = _of(
-        ("train-quantized",),
+        QAT,
         TEMPERATURE,
         "What both answers are divided by before they are compared; of classes alone.",
         "same",
+        bound=POSITIVE,
+        needs={"distillation": True},
     )
     distillation_direction: str = _of(
-        ("train-quantized",),
+        QAT,
         DIRECTIONS[0],
         "student_teacher is KL(student || teacher), teacher_student the other; of classes alone.",
         "same",
         choices=DIRECTIONS,
+        needs={"distillation": True},
     )
     distillation_hidden_scale: float = _of(
-        ("train-quantized",), 0.0, "Weight of the squared error from its hidden states.", "same"
+        QAT,
+        0.0,
+        "Weight of the squared error from its hidden states.",
+        "same",
+        bound=FINITE,
+        needs={"distillation": True},
     )
     distillation_attention_scale: float = _of(
-        ("train-quantized",), 0.0, "Weight of the squared error from its attention.", "same"
+        QAT,
+        0.0,
+        "Weight of the squared error from its attention.",
+        "same",
+        bound=FINITE,
+        needs={"distillation": True},
     )
     distillation_layers: str = _of(
-        ("train-quantized",),
+        QAT,
         "",
         "Hidden states and attention: layers of student:teacher, counted from 0, such as 0:1,1:3;"
         " spread evenly if not given.",
         "same",
+        needs={"distillation": True},
     )
     export: str | None = _of(
         QUANTIZING,
@@ -474,10 +598,14 @@ class Settings:
         + ".",
         choices=EXPORTS,
         metavar="TARGET",
+        needs={"output_dir": True},
     )
     export_opset: int = _of(QUANTIZING, 17, "ONNX opset of that file.")
     export_tolerance: float = _of(
-        QUANTIZING, 0.1, "Largest share of rows with another answer than the network's."
+        QUANTIZING,
+        0.1,
+        "Largest share of rows with another answer than the network's.",
+        bound=SHARE,
     )
 
     @property
@@ -515,7 +643,7 @@ class Settings:
 
 
 def rounding_options(settings: Settings) -> dict[str, Any]:
-    """How weights are learned, as `ptq.adaround` wants it."""
+    """Return the options of `ptq.adaround`."""
     return {
         "iterations": settings.adaround_iters,
         "learning_rate": settings.adaround_lr,

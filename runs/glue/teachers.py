@@ -1,7 +1,4 @@
-"""The model that teaches another.
-
-The folder it comes from, what is wrong with it, and the network.
-"""
+"""Teachers: their folder, their checks, and the network."""
 
 import os
 import pathlib
@@ -9,10 +6,10 @@ import pathlib
 import keras
 
 import modeling
-from runs import distillation_options
+from runs.distillation_options import teacher_problems
 from runs.glue import networks
-from runs.glue.settings import Settings, option
-from runs.logging import log
+from runs.glue.settings import Settings
+from runs.networks import float_teacher
 from tasks import glue
 from tfquant.store import holds_ranges
 
@@ -20,8 +17,8 @@ VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt")
 
 
 def teacher_of(task: glue.Task, source: str, settings: Settings) -> str:
-    """The folder of the model that teaches: in --teacher, or where the model that is quantized
-    comes from.
+    """Return the folder of the teacher: in --teacher, or where the model that is quantized comes
+    from.
 
     Raises:
         FileNotFoundError, ValueError: there is no model, or more than one for the task, in
@@ -35,7 +32,7 @@ def teacher_of(task: glue.Task, source: str, settings: Settings) -> str:
 
 
 def check_teacher(task: glue.Task, source: str, settings: Settings) -> None:
-    """Refuses a teacher that cannot teach the model of `source`, from the files, before anything is
+    """Refuse a teacher that does not fit the model of `source`, from the files, before anything is
     built.
 
     Raises:
@@ -69,7 +66,7 @@ def check_teacher(task: glue.Task, source: str, settings: Settings) -> None:
         modeling.config_from_file(os.path.join(place, networks.CONFIG))
         for place in (source, folder)
     )
-    problems = distillation_options.misfits(student, teacher, settings, option, named)
+    problems = teacher_problems(student, teacher, settings, named)
     if problems:
         raise ValueError("\n  ".join(problems))
 
@@ -84,10 +81,11 @@ def _differ(one: str, other: str, name: str) -> bool:
 
 
 def load_teacher(task: glue.Task, folder: str, settings: Settings, seed: int) -> keras.Model:
-    """The teacher, in float and not to be trained."""
-    teacher = networks.build(folder, task, settings, seed)
-    teacher.trainable = False
-    networks.load_float(teacher, folder, new_head=False, who="teacher: ")
-    if holds_ranges(networks.weights_of(folder)):
-        log("teacher: its ranges are not used, it answers in float")
-    return teacher
+    """Load the teacher, in float and not trainable."""
+
+    def load(teacher: keras.Model) -> None:
+        networks.load_float(teacher, folder, new_head=False, who="teacher: ")
+
+    return float_teacher(
+        networks.build(folder, task, settings, seed), load, networks.weights_of(folder)
+    )

@@ -1,1 +1,1 @@
-"""The parts of run_squad.py: flags, data, networks, and one module for each thing a run can do."""
+"""Modules of run_squad.py: flags, data, networks, and one for each stage of a run."""

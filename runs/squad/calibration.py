@@ -22,7 +22,7 @@ from tfquant.distributed.group import Group
 def calibrate(
     model: keras.Model, tokenizer: squad.Tokenizer, settings: Settings, group: Group
 ) -> tuple[Any, dict[str, Any]]:
-    """Ranges for every site from the float network on part of the training data, saved with the
+    """Calibrate every site of the float network on part of the training data, and save ranges and
     weights.
     """
     source = settings.init_checkpoint or checkpoint.latest(settings.output_dir)
@@ -68,7 +68,9 @@ def calibrate(
 def calibration_batches(
     tokenizer: squad.Tokenizer, settings: Settings
 ) -> list[dict[str, np.ndarray]]:
-    """Batches of windows of questions drawn at random; only those are turned into windows."""
+    """Return batches of windows of questions drawn at random; only those are turned into
+    windows.
+    """
     examples = read_examples(settings.train_file, settings, training=True)
     wanted = settings.calib_batch * settings.train_batch_size
     if len(examples) < wanted:

@@ -1,13 +1,13 @@
-"""Questions to windows, and windows to batches of a model's inputs, as the flags say."""
+"""Questions as windows, and windows as batches of a model's inputs."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from runs.batches import INPUTS as INPUTS
 from runs.logging import is_chief, log
 from runs.squad.flags import TFDS, Settings
 from tasks import squad
 
-INPUTS = ("input_ids", "input_mask", "segment_ids")
 LABELS = ("start_positions", "end_positions")
 
 Batch = Mapping[str, Any]
@@ -42,8 +42,6 @@ def to_features(
     )
     if settings.verbose_logging:
         for row in range(min(3, len(features))):
-            log(
-                f"window {row}:"
-                f" {' '.join(tokenizer.decode_ids(features.input_ids[features.window(row)]))}"
-            )
+            ids = features.input_ids[features.window(row)].tolist()
+            log(f"window {row}: {' '.join(tokenizer.decode_ids(ids))}")
     return features

@@ -1,5 +1,5 @@
-"""The embedded example of run_squad.py: from nothing to the accuracy of a quantized network in a
-few minutes.
+"""Embedded example of run_squad.py: from nothing to the accuracy of a quantized network in a few
+minutes.
 
 It makes a data set in SQuAD's format, trains a tiny BERT on it from scratch, quantizes that after
 training, without and with the residual connections, and to weights of 4 bits, and trains each of
@@ -70,7 +70,7 @@ def demo(
     run: Run,
     directory: str = os.path.join("output", "demo"),
     training: Settings = TRAINING,
-    **sizes: int,
+    **sizes: Any,
 ) -> dict[str, float]:
     """Run the example and print a table.
 
@@ -107,7 +107,7 @@ def demo(
 
 
 def quantized(run: Run, training: Settings, folders: Mapping[str, str]) -> dict[str, Figures]:
-    """Each placement of `QUANTIZED`, calibrated and then trained."""
+    """Calibrate, then train each placement of `QUANTIZED`; return the figures of these runs."""
     runs: dict[str, Figures] = {}
     calibrating = dataclasses.replace(
         training,
@@ -131,8 +131,8 @@ def quantized(run: Run, training: Settings, folders: Mapping[str, str]) -> dict[
 def exported(
     run: Run, training: Settings, folders: Mapping[str, str], sources: Mapping[str, Figures]
 ) -> dict[str, Figures]:
-    """The networks of `EXPORTED` as ONNX files, scored in ONNX Runtime; none where that is not
-    installed.
+    """Export the networks of `EXPORTED` as ONNX files and score them in ONNX Runtime; empty where
+    that is not installed.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         print(
@@ -153,9 +153,7 @@ def exported(
 
 
 def summary(runs: Mapping[str, Figures]) -> dict[str, float]:
-    """Both scores of every network; of the exported ones how the quantized compares with the float
-    one.
-    """
+    """Return both scores of every network, and speed and size of the exported ones."""
     result: dict[str, float] = {}
     for name, figures in runs.items():
         result[f"{name}_f1"] = figures["prediction"]["f1"]
@@ -178,14 +176,14 @@ def remove_run(folder: str) -> None:
 
 
 def tuned(run: Run, settings: Settings) -> Figures:
-    """Trains in two processes where that is possible, else in this one."""
+    """Train in two processes where that is possible, else in this one."""
     start = two_ranks.launcher()
     if start is None:
         return run(settings)
     try:
         return two_ranks.run(start, settings)
     except RuntimeError as error:
-        print(f"two processes do not work here ({error}): going on in one", file=sys.stderr)
+        print(f"two processes do not work here ({error}): continuing in one", file=sys.stderr)
         remove_run(settings.output_dir)
         return run(settings)
 

@@ -1,10 +1,7 @@
-"""Export.
-
-The network of a run as a file for another runtime, checked on windows of real text, and prediction
-with such a file.
+"""Export for another runtime, checked on windows of real text, and choice of the file for
+prediction.
 """
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,16 +10,15 @@ import numpy as np
 
 import tfquant
 from runs.batches import only
-from runs.logging import log
+from runs.exporting import export_file
 from runs.squad.data import INPUTS, read_examples, to_features
 from runs.squad.flags import Settings
-from runs.squad.prediction import Forward, decoded, scored
+from runs.squad.prediction import decoded, scored
 from tasks import squad
 from tfquant.distributed.errors import together
 from tfquant.distributed.group import Group
 from tfquant.export.parity import Score
-from tfquant.export.targets import TARGETS, targets_for
-from tfquant.runtimes import open_file
+from tfquant.export.targets import targets_for
 
 CHECKED_QUESTIONS = 64
 
@@ -30,44 +26,35 @@ CHECKED_QUESTIONS = 64
 def export(
     network: Any, tokenizer: squad.Tokenizer, settings: Settings, group: Group
 ) -> dict[str, Any]:
-    """Writes the network, quantized or float, to `settings.exported_file`; rank 0 does it.
+    """Write the network, quantized or float, to `settings.exported_file`, on rank 0.
+
+    Returns:
+        Figures of the file; empty on other ranks.
 
     Raises:
         ExportError: the file could not be written as asked, or answers otherwise than the network.
     """
-    figures: dict[str, Any] = {}
     with together(group, lambda: (0, "export")):
-        if group.rank == 0:
-            quantized = network if settings.if_quant else tfquant.quantize(network)
-            windows, f1 = (
-                check_windows(tokenizer, settings)
-                if TARGETS[settings.target].readers
-                else (None, None)
-            )
-            os.makedirs(settings.output_dir, exist_ok=True)
-            written = tfquant.export(
-                quantized,
-                settings.exported_file,
-                target=settings.target,
-                mode="quantized" if settings.if_quant else "float",
-                check_data=windows,
-                score=f1,
-                opset=settings.export_opset,
-                sm=settings.export_sm,
-                tolerance=settings.export_tolerance,
-            )
-            log(f"exported {written}")
-            if written.agreement:
-                log(written.agreement.table())
-            figures = dataclasses.asdict(written)
-            figures |= {"same_answers": written.agreement.same} if written.agreement else {}
-    return figures
+        if group.rank:
+            return {}
+        written, figures = export_file(
+            network if settings.if_quant else tfquant.quantize(network),
+            settings.exported_file,
+            settings.target,
+            lambda: check_windows(tokenizer, settings),
+            mode="quantized" if settings.if_quant else "float",
+            opset=settings.export_opset,
+            sm=settings.export_sm,
+            tolerance=settings.export_tolerance,
+        )
+        return figures | ({"same_answers": written.agreement.same} if written.agreement else {})
 
 
 def check_windows(
     tokenizer: squad.Tokenizer, settings: Settings
 ) -> tuple[list[dict[str, np.ndarray]], Score | None]:
-    """Windows of the first questions of the predict file or, without one, of the training file.
+    """Return windows of the first questions of the predict file or, without one, of the training
+    file.
 
     Returns:
         Batches, and F1 of what answers them; None where the truth is not known.
@@ -88,8 +75,8 @@ def check_windows(
 
 
 def file_to_predict_with(settings: Settings) -> str:
-    """The exported file that answers: what this run or --export_target names, else the one that is
-    there.
+    """Return the exported file that answers: what this run or --export_target names, else the one
+    that exists.
 
     Raises:
         FileNotFoundError: it was not exported.
@@ -110,19 +97,3 @@ def file_to_predict_with(settings: Settings) -> str:
         flags = " or ".join(f"--export_target={target}" for target in there)
         raise ValueError(f"--predict_with={runtime}: reads both {files}: say which with {flags}")
     return settings.file_of(there[0])
-
-
-def file_forward(path: str, runtime: str) -> Forward:
-    """An exported file as what prediction asks for logits.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        RuntimeFileError: the runtime cannot read it.
-    """
-    session = open_file(path, runtime)
-
-    def forward(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        outputs = session(batch)
-        return outputs["start_logits"], outputs["end_logits"]
-
-    return forward

@@ -1,49 +1,51 @@
-"""The check of run_squad.py's settings before any work.
-
-Every problem with its flag and what to do, in one message.
-"""
+"""Checks of run_squad.py's flags before any work; one message names every problem and its fix."""
 
 import importlib.util
-import math
 import os
 import pathlib
 
 import modeling
 from calib.names import GENERAL, NAMES
-from runs.folders import problem_with, same_files
-from runs.settings import problems_of_numbers, refuse, wrong_choices
-from runs.squad import teacher_flags
+from runs.checks import (
+    folder_problems,
+    horovod_problems,
+    refuse,
+    size_problems,
+    value_problems,
+)
+from runs.distillation_options import distillation_problems, teacher_problems
+from runs.folders import same_files
 from runs.squad.flags import MODES, TARGET_OF, TFDS, Settings
 from tasks.wordpiece import num_ids, read_vocab
 from tfquant import checkpoint
-from tfquant.distributed.group import launched
 from tfquant.export.fastertransformer import SMALLEST_SM
 from tfquant.export.targets import TARGETS
 from tfquant.runtimes import PACKAGES
 from tfquant.training.sparsity import parse_pattern
 
 RESULTS = ("predictions.json", "nbest_predictions.json", "null_odds.json", "results.json")
+PLACEMENT = ("quant_recipe", "quant_mode", "quantize_residual", "quant_another_add_input")
 
 
 def check(settings: Settings) -> None:
-    """Refuses what cannot work, before anything is read, computed or written.
+    """Refuse invalid flags before anything is read, computed or written.
 
     Raises:
         FlagError: lists every problem with its flag and what to do.
     """
-    without_files = (
-        _numbers,
+    checks = (
+        value_problems,
+        horovod_problems,
         _recipe,
         _work,
         _placement,
-        _ranges,
         _export,
-        teacher_flags.contradictions,
+        distillation_problems,
         _sparsity,
+        _files,
     )
-    problems = [problem for look in (*without_files, _files) for problem in look(settings)]
-    problems += wrong_choices(settings, teacher_flags.written)
-    problems += problems_of_numbers(problems, settings, teacher_flags.written)
+    problems = [problem for look in checks for problem in look(settings)]
+    problems += size_problems(problems, settings)
     if not problems:  # these read the files
         problems = _model(settings)
     if not problems:
@@ -51,102 +53,42 @@ def check(settings: Settings) -> None:
     refuse(problems, settings)
 
 
-def _numbers(s: Settings) -> list[str]:
-    at_least_one = (
-        "doc_stride",
-        "max_query_length",
-        "train_batch_size",
-        "predict_batch_size",
-        "num_accumulation_steps",
-        "save_checkpoints_steps",
-        "n_best_size",
-        "max_answer_length",
-        "calib_batch",
-    )
-    problems = [
-        f"--{name}={getattr(s, name)}: must be at least 1"
-        for name in at_least_one
-        if getattr(s, name) < 1
-    ]
-    if s.num_eval_iterations is not None and s.num_eval_iterations < 1:
+def _work(s: Settings) -> list[str]:
+    """Return problems of what is to be done, and of numbers that depend on each other."""
+    problems = []
+    if not (s.do_train or s.do_calib or s.do_predict or s.do_export):
         problems.append(
-            f"--num_eval_iterations={s.num_eval_iterations}: must be at least 1, or left out"
-            " for all"
-        )
-    for name in ("keep_checkpoint_max", "seed", "range_start_step", "quant_start_step"):
-        if getattr(s, name) < 0:
-            problems.append(f"--{name}={getattr(s, name)}: must not be negative")
-    for name in ("learning_rate", "num_train_epochs"):
-        if not 0.0 < getattr(s, name) < math.inf:
-            problems.append(f"--{name}={getattr(s, name)}: must be above 0 and finite")
-    if s.range_learning_rate is not None and not 0.0 < s.range_learning_rate < math.inf:
-        problems.append(
-            f"--range_learning_rate={s.range_learning_rate}: must be above 0 and finite"
-        )
-    if not 0.0 <= s.warmup_proportion < 1.0:
-        problems.append(
-            f"--warmup_proportion={s.warmup_proportion}: must be at least 0 and below 1"
+            "nothing to do: give at least one of --do_train, --do_calib, --do_export, --do_predict"
         )
     if s.max_seq_length <= s.max_query_length + 3:
         problems.append(
             f"--max_seq_length={s.max_seq_length}: must be above --max_query_length"
             f" ({s.max_query_length}) + 3, or there is no room for the paragraph"
         )
-    return problems
-
-
-def _work(s: Settings) -> list[str]:
-    """What is to be done, in which processes."""
-    problems = []
-    if not (s.do_train or s.do_calib or s.do_predict or s.do_export):
+    if s.range_freeze_step is not None and s.range_freeze_step <= s.range_start_step:
         problems.append(
-            "nothing to do: give at least one of --do_train, --do_calib, --do_export, --do_predict"
+            f"--range_freeze_step={s.range_freeze_step}: must be above --range_start_step"
+            f" ({s.range_start_step})"
         )
-    processes = launched()
-    if processes > 1 and not s.horovod:
-        problems.append(
-            f"--horovod is missing, though this is one of {processes} processes: set it, or each"
-            " works for itself and all write the same files; or start one process, without mpirun"
-            " or horovodrun"
-        )
-    for name in ("horovod_compression", "horovod_sparse_as_dense"):
-        if getattr(s, name) not in ("none", False) and not s.horovod:
-            problems.append(f"--{name} is used with --horovod only: set that, or leave it out")
-    if not 0.0 <= s.rank_timeout < math.inf:
-        problems.append(
-            f"--rank_timeout={s.rank_timeout}: must be a finite number of seconds, or 0 for no"
-            " limit"
-        )
-    if s.loss_scale != "none" and not s.do_train:
-        problems.append("--loss_scale is about training: set --do_train as well, or leave it out")
     return problems
 
 
 def _placement(s: Settings) -> list[str]:
-    """What is to be quantized, and how its ranges are found."""
+    """Return problems of what is to be quantized, and of how its ranges are calibrated."""
     problems = []
-    if s.quant_mode and (s.quantize_residual is not None or s.quant_another_add_input):
-        problems.append(
-            "--quant_mode sets the placement: leave out --quantize_residual and"
-            " --quant_another_add_input"
-        )
-    placement = [
-        n
-        for n in ("quant_recipe", "quant_mode", "quantize_residual", "quant_another_add_input")
-        if getattr(s, n)
-    ]
+    placement = [name for name in PLACEMENT if getattr(s, name)]
     if placement and not (s.if_quant or s.do_calib):
         problems.append(
             f"--{placement[0]} has no effect on a float run: set --if_quant to quantize, or"
             " --do_calib to calibrate"
         )
-    if s.quant_recipe and (
-        s.quant_mode or s.quantize_residual is not None or s.quant_another_add_input
-    ):
-        problems.append(
-            "--quant_recipe sets the placement: leave out --quant_mode, --quantize_residual and"
-            " --quant_another_add_input"
-        )
+    for number, name in enumerate(PLACEMENT[:2]):
+        others = PLACEMENT[number + 1 :]
+        if getattr(s, name) and any(getattr(s, other) not in (None, "", False) for other in others):
+            problems.append(
+                f"--{name} sets the placement: leave out"
+                f" {', '.join(f'--{other}' for other in others)}"
+            )
     if s.quant_another_add_input and s.quantize_residual is False:
         problems.append(
             "--quant_another_add_input needs --quantize_residual: set both, or the second to false"
@@ -154,85 +96,29 @@ def _placement(s: Settings) -> list[str]:
         )
     if s.percentile is not None and s.calib_method in NAMES and s.calib_method != "percentile":
         problems.append(
-            f"--percentile={s.percentile} says nothing to --calib_method={s.calib_method}: leave"
-            " one out"
+            f"--percentile={s.percentile} only applies with --calib_method=percentile: leave it"
+            f" or --calib_method={s.calib_method} out"
         )
-    if s.percentile is not None and not 0.0 < s.percentile <= 100.0:
-        problems.append(f"--percentile={s.percentile}: must be above 0 and at most 100")
     if s.calib_method in set(NAMES) - set(GENERAL):
         problems.append(
             f"--calib_method={s.calib_method}: is for logits alone; name it in a rule of"
             " --quant_recipe"
         )
-    if s.calib_order == "sequential" and not s.do_calib:
+    file = s.calibrator_file
+    if os.path.basename(file) != file or not file.endswith(".npz"):
         problems.append(
-            "--calib_order is about calibration: set --do_calib as well, or leave it out"
+            f"--calibrator_file={file}: must be the name of an .npz file, without a folder"
         )
-    if os.path.basename(s.calibrator_file) != s.calibrator_file or not s.calibrator_file.endswith(
-        ".npz"
-    ):
-        problems.append(
-            f"--calibrator_file={s.calibrator_file}: must be the name of an .npz file, without a"
-            " folder"
-        )
-    return problems
-
-
-def _ranges(s: Settings) -> list[str]:
-    """What training does to ranges, and when."""
-    problems = []
-    for name in ("range_update", "ste", "range_decay"):
-        if getattr(s, name) is not None and not (s.do_train and s.if_quant):
-            problems.append(
-                f"--{name} is about quantized training: set --do_train and --if_quant as well, or"
-                " leave it out"
-            )
-    for name in (
-        "range_learning_rate",
-        "range_start_step",
-        "range_freeze_step",
-        "quant_start_step",
-    ):
-        if getattr(s, name) and not (s.do_train and s.if_quant):
-            problems.append(
-                f"--{name} is about quantized training: set --do_train and --if_quant as well, or"
-                " leave it out"
-            )
-    if s.range_update_of != "all" and s.range_update is None:
-        problems.append(
-            "--range_update_of is used with --range_update only: set that, or leave it out"
-        )
-    if s.range_freeze_step is not None and s.range_freeze_step <= s.range_start_step:
-        problems.append(
-            f"--range_freeze_step={s.range_freeze_step}: must be above --range_start_step"
-            f" ({s.range_start_step})"
-        )
-    if s.range_decay is not None and s.range_update != "moving_average":
-        problems.append(
-            "--range_decay is used with --range_update=moving_average only: set that, or leave"
-            " it out"
-        )
-    if s.range_decay is not None and not 0.0 <= s.range_decay < 1.0:
-        problems.append(f"--range_decay={s.range_decay}: must be at least 0 and below 1")
     return problems
 
 
 def _export(s: Settings) -> list[str]:
-    """What is written for another runtime, and what answers."""
+    """Return problems of the exported file, and of prediction with it."""
     problems = []
-    if s.predict_with != "tensorflow" and not s.do_predict:
+    target = TARGETS.get(s.target)
+    if s.predict_with in TARGET_OF and target and s.predict_with not in target.readers:
         problems.append(
-            f"--predict_with={s.predict_with} is about prediction: set --do_predict as well, or"
-            " leave it out"
-        )
-    if (
-        s.predict_with in TARGET_OF
-        and s.target in TARGETS
-        and s.predict_with not in TARGETS[s.target].readers
-    ):
-        problems.append(
-            f"--export_target={s.target}: --predict_with={s.predict_with} cannot answer with what"
-            " it writes"
+            f"--export_target={s.target}: --predict_with={s.predict_with} cannot read such a file"
         )
     if s.do_export and s.export_target in ("packed", "fastertransformer") and not s.if_quant:
         problems.append(
@@ -240,23 +126,13 @@ def _export(s: Settings) -> list[str]:
         )
     if s.export_sm < SMALLEST_SM:
         problems.append(f"--export_sm={s.export_sm}: must be at least {SMALLEST_SM}")
-    if s.export_opset < 17:
-        problems.append(f"--export_opset={s.export_opset}: must be at least 17")
-    if not 0.0 <= s.export_tolerance <= 1.0:
-        problems.append(
-            f"--export_tolerance={s.export_tolerance}: is a share of windows, from 0 to 1"
-        )
-    defaults = Settings()
-    for name in ("export_opset", "export_sm", "export_tolerance"):
-        if getattr(s, name) != getattr(defaults, name) and not s.do_export:
-            problems.append(f"--{name} is about export: set --do_export as well, or leave it out")
     if (s.do_export or s.predict_with != "tensorflow") and s.use_bf16:
         problems.append(
             "--use_bf16: exported networks compute in float32: leave it out, the checkpoint is the"
             " same"
         )
     needed = [s.predict_with] if s.predict_with in TARGET_OF else []
-    needed += TARGETS[s.target].readers[:1] if s.do_export and s.target in TARGETS else []
+    needed += target.readers[:1] if s.do_export and target else []
     missing = [
         name for name in dict.fromkeys(needed) if importlib.util.find_spec(PACKAGES[name]) is None
     ]
@@ -270,38 +146,23 @@ def _export(s: Settings) -> list[str]:
 
 def _sparsity(s: Settings) -> list[str]:
     if not s.sparsity:
-        defaults = Settings()
-        names = ("sparsity_begin_step", "sparsity_end_step", "sparsity_frequency")
-        given = [name for name in names if getattr(s, name) != getattr(defaults, name)]
-        return [
-            f"--{name} is used with --sparsity only: set that, or leave it out" for name in given
-        ]
+        return []
     problems = []
     try:
         parse_pattern(s.sparsity)
     except ValueError as error:
         problems.append(f"--sparsity={s.sparsity}: {error}")
-    if not s.do_train:
-        problems.append("--sparsity is about training: set --do_train as well, or leave it out")
-    if s.sparsity_begin_step < 0:
-        problems.append(f"--sparsity_begin_step={s.sparsity_begin_step}: must not be negative")
-    if s.sparsity_frequency < 1:
-        problems.append(f"--sparsity_frequency={s.sparsity_frequency}: must be at least 1")
-    if (
-        s.sparsity_end_step is not None
-        and s.sparsity_end_step != -1
-        and s.sparsity_end_step < s.sparsity_begin_step
-    ):
+    begin, end = s.sparsity_begin_step, s.sparsity_end_step
+    if end is not None and end != -1 and end < begin:
         problems.append(
-            f"--sparsity_end_step={s.sparsity_end_step}: must be at least --sparsity_begin_step"
-            f" ({s.sparsity_begin_step}), or -1"
+            f"--sparsity_end_step={end}: must be at least --sparsity_begin_step ({begin}), or -1"
         )
     return problems
 
 
 def _recipe(s: Settings) -> list[str]:
     if s.quant_mode not in ("", *MODES) or s.calib_method not in (None, *NAMES):
-        return []  # refused by `wrong_choices`
+        return []  # refused by `value_problems`
     try:
         _ = s.recipe
     except (ValueError, OSError) as error:
@@ -355,7 +216,7 @@ def _files(s: Settings) -> list[str]:
 
 
 def _model(s: Settings) -> list[str]:
-    """What configuration, vocabulary and checkpoint have to agree on."""
+    """Return contradictions between configuration, vocabulary and checkpoint."""
     problems = []
     try:
         config = modeling.BertConfig.from_json_file(s.bert_config_file)
@@ -384,7 +245,9 @@ def _model(s: Settings) -> list[str]:
                 f" {s.bert_config_file} only {config.vocab_size}: give those that belong together"
             )
         if s.distillation:
-            problems += teacher_flags.misfits(s, config)
+            file = s.teacher_config_file or s.bert_config_file
+            teacher = modeling.BertConfig.from_json_file(file)
+            problems += teacher_problems(config, teacher, s, f"--teacher_config_file={file}")
         for name in ("vocab_file", "init_checkpoint", "teacher"):
             path = getattr(s, name)
             found = modeling.detect_lower_case(path) if path else None
@@ -399,11 +262,11 @@ def _model(s: Settings) -> list[str]:
 
 
 def _output(s: Settings) -> list[str]:
-    """Whether results can be written."""
+    """Return a problem if results cannot be written, or would replace what the run reads."""
     places = (s.output_dir, os.path.join(s.output_dir, "tensorboard"))
-    problem = next(filter(None, map(problem_with, places)), None)
-    if problem:
-        return [f"--output_dir={s.output_dir}: cannot be written ({problem}); name another folder"]
+    for place in places:
+        if problems := folder_problems(place, f"--output_dir={s.output_dir}"):
+            return problems
     written = [os.path.join(s.output_dir, name) for name in (*RESULTS, s.calibrator_file)]
     names = ("bert_config_file", "vocab_file", "train_file", "predict_file", "teacher_config_file")
     return [

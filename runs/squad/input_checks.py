@@ -1,18 +1,15 @@
-"""The check of the data that a run reads, before any work.
-
-A file that fails later would cost the work before it.
-"""
+"""Checks of the data that a run reads, before any work."""
 
 from fileio.messages import printable
+from runs.checks import refuse
 from runs.logging import log
-from runs.settings import refuse
 from runs.squad.data import read_examples
 from runs.squad.flags import TFDS, Settings
 from tasks import squad
 
 
 def check_inputs(settings: Settings) -> None:
-    """Read the data files once, and say which questions have no answer to score.
+    """Read the data files once, and log which questions have no answer to score.
 
     Raises:
         FlagError: a file cannot be read; the message lists every one.

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy of the positions, and what a teacher adds to it."""
+"""Training losses: cross-entropy of the positions, and distillation."""
 
 from typing import Any
 
@@ -8,19 +8,18 @@ import tensorflow as tf
 import modeling
 from runs.batches import only
 from runs.distillation_options import taught_by
-from runs.logging import log
+from runs.networks import float_teacher
 from runs.squad.data import INPUTS, Batch
 from runs.squad.flags import Settings
 from runs.squad.networks import build, load_float
-from tfquant.store import holds_ranges
 from tfquant.training import Distillation
 
 SHOWN = 3  # of what does not fit; a wrong configuration is wrong in most variables
 
 
 def squad_loss(model: Any, batch: Batch) -> tf.Tensor:
-    """Mean of the cross-entropies of start and end over the positions of a window, padding left
-    out.
+    """Return the mean cross-entropy of start and end over the positions of a window, without
+    padding.
     """
     outputs = model(only(batch, INPUTS), training=True)
     return hard_loss(outputs, batch)
@@ -37,7 +36,7 @@ def hard_loss(outputs: Batch, batch: Batch) -> tf.Tensor:
 
 
 def real_logits(outputs: Batch, end: str, batch: Batch) -> tf.Tensor:
-    """[B, S] logits, so low on padding that it has no share.
+    """Return [B, S] logits, so low on padding that it has no share.
 
     Else a loss would depend on how far a batch is padded.
     """
@@ -45,7 +44,7 @@ def real_logits(outputs: Batch, end: str, batch: Batch) -> tf.Tensor:
 
 
 def distillation(student: Any, config: modeling.BertConfig, settings: Settings) -> Distillation:
-    """`hard_loss` and what the flags say of a teacher."""
+    """Return `hard_loss` with the distillation terms that the flags ask for."""
     return taught_by(
         student,
         load_teacher(config, settings),
@@ -60,30 +59,29 @@ def distillation(student: Any, config: modeling.BertConfig, settings: Settings) 
 
 
 def load_teacher(config: modeling.BertConfig, settings: Settings) -> keras.Model:
-    """The teacher in float: as large as the student unless it has a configuration of its own.
+    """Load the teacher in float: as large as the student unless it has a configuration of its own.
 
     Raises:
         ValueError: its checkpoint does not fit the configuration.
     """
     if settings.teacher_config_file:
         config = modeling.BertConfig.from_json_file(settings.teacher_config_file)
-    teacher = build(config, settings, dropout=False)
-    teacher.trainable = False
-    try:
-        load_float(teacher, settings.teacher, settings, who="teacher: ")
-    except ValueError as error:
-        _, *problems = str(error).split("\n  ")
-        if not problems:
-            raise
-        shown = "; ".join(problems[:SHOWN]) + (
-            f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        )
-        config_flag = "teacher_config_file" if settings.teacher_config_file else "bert_config_file"
-        raise ValueError(
-            f"--teacher={settings.teacher} does not fit"
-            f" --{config_flag}={getattr(settings, config_flag)} ({shown}): give the configuration"
-            " of that checkpoint as --teacher_config_file"
-        ) from error
-    if holds_ranges(settings.teacher):
-        log("teacher: its ranges are not used, it answers in float")
-    return teacher
+
+    def load(teacher: keras.Model) -> None:
+        try:
+            load_float(teacher, settings.teacher, settings, who="teacher: ")
+        except ValueError as error:
+            _, *problems = str(error).split("\n  ")
+            if not problems:
+                raise
+            more = len(problems) - SHOWN
+            shown = "; ".join(problems[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+            own = bool(settings.teacher_config_file)
+            config_flag = "teacher_config_file" if own else "bert_config_file"
+            raise ValueError(
+                f"--teacher={settings.teacher} does not fit"
+                f" --{config_flag}={getattr(settings, config_flag)} ({shown}): give the"
+                " configuration of that checkpoint as --teacher_config_file"
+            ) from error
+
+    return float_teacher(build(config, settings, dropout=False), load, settings.teacher)

@@ -6,8 +6,8 @@ import keras
 
 import modeling
 import tfquant
-from runs.heads import fresh_head
 from runs.logging import log
+from runs.networks import load_weights
 from runs.squad.flags import Settings
 from tfquant import checkpoint
 from tfquant.store import holds_ranges
@@ -21,12 +21,11 @@ def build(config: modeling.BertConfig, settings: Settings, *, dropout: bool = Tr
 def load_float(
     model: keras.Model, path: str, settings: Settings, *, new_head: bool = False, who: str = ""
 ) -> None:
-    """Loads weights by name; the head may be new when it is about to be trained.
+    """Load weights by name; the head may be new when it is about to be trained.
 
     `who` begins the line about it.
     """
-    loaded = modeling.load_weights(model, path, new_head=new_head)
-    log(f"{who}loaded {len(loaded.loaded)} variables from {path}{fresh_head(loaded)}")
+    loaded = load_weights(model, path, new_head=new_head, who=who)
     if settings.verbose_logging:
         log(
             f"loaded: {', '.join(loaded.loaded)}\nleft over:"
@@ -37,9 +36,7 @@ def load_float(
 def load_quantized(
     model: keras.Model, path: str, settings: Settings, *, training: bool = False
 ) -> Any:
-    """Loads weights, recipe and ranges, and checks that they are of the placement that was asked
-    for.
-    """
+    """Load weights, recipe and ranges, and check their placement against the flags."""
     if not holds_ranges(path):
         raise ValueError(
             f"--if_quant: {path} holds no ranges. Calibrate it first: run with --do_calib and start"
@@ -60,8 +57,8 @@ def load_quantized(
 
 
 def load_for_prediction(model: keras.Model, settings: Settings) -> tuple[Any, int]:
-    """The latest checkpoint of the output folder or, where there is none, the one to start from;
-    and its step.
+    """Load the latest checkpoint of the output folder, else the initial one; return network and
+    step.
     """
     path = checkpoint.latest(settings.output_dir) or settings.init_checkpoint
     if not path:

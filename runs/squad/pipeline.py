@@ -10,11 +10,12 @@ from typing import Any
 import keras
 
 import modeling
-from runs.logging import log, log_on_chief_only
-from runs.ranks import agree_on_settings, output_of
+from runs.logging import log
+from runs.networks import inference_graph
+from runs.ranks import output_of, start_ranks
 from runs.squad import demo, flag_checks
 from runs.squad.calibration import calibrate
-from runs.squad.exporting import export, file_forward, file_to_predict_with
+from runs.squad.exporting import export, file_to_predict_with
 from runs.squad.flags import Settings
 from runs.squad.input_checks import check_inputs
 from runs.squad.networks import build, load_for_prediction
@@ -23,23 +24,21 @@ from runs.squad.training import train
 from runs.versions import versions
 from tasks import squad
 from tasks.files import write_json
-from tfquant.distributed.group import Group, start
+from tfquant.distributed.group import Group
+from tfquant.runtimes import open_file
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """One run as the settings say. Returns the figures that results.json holds."""
+    """Run with the settings; return the figures that results.json holds."""
     flag_checks.check(settings)
-    sending = settings.horovod_compression, settings.horovod_sparse_as_dense
-    group = start(settings.horovod, *sending, timeout=settings.rank_timeout)
-    log_on_chief_only(group.rank)
-    agree_on_settings(group, "run_squad.py", settings)
+    group = start_ranks(settings, "run_squad.py")
     check_inputs(settings)
     with output_of(group, settings.output_dir):
         return _run(settings, group)
 
 
 def _run(settings: Settings, group: Group) -> dict[str, Any]:
-    """What `run` does once the ranks agree and the output folder is held."""
+    """Run once the ranks agree and the output folder is held."""
     if settings.do_calib and settings.do_train:
         log(
             "--do_calib given: this run only calibrates. Train in a second run, from its"
@@ -62,19 +61,19 @@ def _run(settings: Settings, group: Group) -> dict[str, Any]:
     if settings.do_export:
         figures["export"] = export(network, tokenizer, settings, group)
     if settings.do_predict:
-        forward = (
-            forward_of(network)
+        session = (
+            inference_graph(network)
             if in_this_process
-            else file_forward(file_to_predict_with(settings), settings.predict_with)
+            else open_file(file_to_predict_with(settings), settings.predict_with)
         )
-        figures["prediction"] = predict(forward, step, tokenizer, settings, group)
+        figures["prediction"] = predict(forward_of(session), step, tokenizer, settings, group)
     if group.rank == 0:
         write_json(os.path.join(settings.output_dir, "results.json"), report(settings, figures))
     return figures
 
 
 def report(settings: Settings, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything it takes to know what a result is of."""
+    """Return the content of results.json: flags, versions and figures."""
     more = ["horovod"] if settings.horovod and importlib.util.find_spec("horovod") else []
     return {"flags": dataclasses.asdict(settings), "versions": versions(*more), "figures": figures}
 

@@ -1,21 +1,16 @@
-"""Prediction.
-
-Answers to the predict file, written and scored; the windows are shared out to the processes there
-are.
-"""
+"""Prediction: answers to the predict file, computed by all ranks, written and scored."""
 
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from runs.batches import only
-from runs.squad.data import INPUTS, read_examples, to_features
+from runs.squad.data import read_examples, to_features
 from runs.squad.flags import Settings
 from squad_evaluate import evaluate
 from tasks import squad
@@ -29,7 +24,7 @@ Forward = Callable[[dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
 def predict(
     forward: Forward, step: int, tokenizer: squad.Tokenizer, settings: Settings, group: Group
 ) -> dict[str, Any]:
-    """Answers the predict file; rank 0 writes the answers and scores them where the truth is known.
+    """Answer the predict file; rank 0 writes the answers and scores them where the truth is known.
 
     Returns:
         The figures; on other ranks only how many windows there are and how fast they were.
@@ -56,7 +51,7 @@ def predict(
 def answer(
     examples: list[squad.SquadExample], scores: squad.RawScores, settings: Settings
 ) -> dict[str, Any]:
-    """Writes the answers; their scores, if the questions came with the truth."""
+    """Write the answers; return their scores if the truth is known."""
     found = decoded(examples, scores, settings)
     found.write(settings.output_dir)
     if not any(example.answers for example in examples):
@@ -67,7 +62,7 @@ def answer(
 def decoded(
     examples: list[squad.SquadExample], scores: squad.RawScores, settings: Settings
 ) -> squad.Predictions:
-    """The answers that the flags ask for."""
+    """Return the answers that the flags ask for."""
     return squad.decode(
         examples,
         scores,
@@ -81,13 +76,13 @@ def decoded(
 def scored(
     examples: list[squad.SquadExample], found: squad.Predictions, settings: Settings
 ) -> dict[str, Any]:
-    """What SQuAD's script says of them."""
+    """Return the scores of SQuAD's official script."""
     version = "v2.0" if settings.version_2_with_negative else "1.1"
     return evaluate(squad.to_dataset(examples, version=version), found.answers)
 
 
 def log(figures: dict[str, Any], step: int, settings: Settings) -> None:
-    """Figures as TensorBoard scalars."""
+    """Write figures as TensorBoard scalars."""
     writer = tf.summary.create_file_writer(os.path.join(settings.output_dir, "tensorboard"))
     with writer.as_default(step=step):
         for name, value in figures.items():
@@ -96,19 +91,12 @@ def log(figures: dict[str, Any], step: int, settings: Settings) -> None:
     writer.close()
 
 
-def forward_of(network: Any) -> Forward:
-    """A network, float or quantized, as one graph for batches of every size."""
-    signature = {name: tf.TensorSpec([None, None], tf.int32) for name in INPUTS}
-    graph = tf.function(
-        lambda inputs: network(inputs, training=False),
-        input_signature=[signature],
-        autograph=False,
-        jit_compile=False,
-    )
+def forward_of(session: Callable[[dict[str, np.ndarray]], Mapping[str, Any]]) -> Forward:
+    """Return the logits of a network's graph or of an exported file, for prediction."""
 
     def forward(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        outputs = graph(only(batch, INPUTS))
-        return outputs["start_logits"].numpy(), outputs["end_logits"].numpy()
+        outputs = session(batch)
+        return np.asarray(outputs["start_logits"]), np.asarray(outputs["end_logits"])
 
     return forward
 
@@ -116,7 +104,7 @@ def forward_of(network: Any) -> Forward:
 def window_logits(
     forward: Forward, features: squad.Features, settings: Settings, group: Group
 ) -> tuple[squad.RawScores, list[float], list[int]]:
-    """Logits of this rank's share of the windows, and seconds and size of each batch.
+    """Return logits of this rank's share of the windows, and seconds and size of each batch.
 
     All ranks together run the very batches that one process alone would, so that every number is
     the same.
@@ -125,7 +113,7 @@ def window_logits(
     batches = squad.batches(features, settings.predict_batch_size, training=False).shard_by_cost(
         group.rank, group.size
     )
-    hidden = {"disable": True} if group.rank else {}
+    hidden: dict[str, Any] = {"disable": True} if group.rank else {}
     share = "" if group.size == 1 else f" 1/{group.size}"
     with tqdm(total=batches.rows, desc=f"predict{share}", unit="examples", **hidden) as bar:
         for batch in batches:
@@ -139,7 +127,7 @@ def window_logits(
 
 
 def speed(seconds: list[float], sizes: list[int], group: Group) -> dict[str, float]:
-    """How fast all ranks were.
+    """Return throughput and latencies over all ranks.
 
     The first two batches of each do not count, they trace the network.
     """

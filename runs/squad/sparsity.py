@@ -1,4 +1,4 @@
-"""Sparse encoder kernels: kept so while they are trained, and verified in what was saved."""
+"""Structured sparsity of encoder kernels: kept in training, and verified in the checkpoint."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ USUAL = "2x4"  # what sparse tensor cores run
 
 
 def hooks(model: keras.Model, settings: Settings, total_steps: int) -> list[Hook]:
-    """What --sparsity adds to training.
+    """Return the training hooks of --sparsity.
 
     Raises:
         ValueError: training ends before the zeros are chosen.
@@ -63,8 +63,8 @@ def _sparse(kernels: list[Any], pattern: str) -> bool:
 
 
 def verify(network: Any, model: keras.Model, prefix: str, settings: Settings) -> dict[str, Any]:
-    """Counts the zeros of the kernels in a checkpoint and, of a quantized network, of the kernels
-    after quantization.
+    """Verify the sparsity of the kernels in a checkpoint and, of a quantized network, of the
+    quantized kernels.
 
     Raises:
         ValueError: names a kernel that has too few.

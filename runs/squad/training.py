@@ -1,5 +1,5 @@
-"""Training of a float or quantized network on SQuAD, in one or several processes, resumed where it
-stopped.
+"""Training of a float or quantized network on SQuAD, on one or several ranks, resumed from the last
+checkpoint.
 """
 
 import collections
@@ -11,27 +11,23 @@ import keras
 import numpy as np
 
 import modeling
-from runs import resume
 from runs.logging import log
 from runs.ranks import agree_on_data
-from runs.settings import MAX_INTEGER
+from runs.resume import TrainingSchedule, last_checkpoint, training_schedule
 from runs.squad import sparsity
 from runs.squad.data import INPUTS, LABELS, read_examples, to_features
 from runs.squad.flags import Settings
 from runs.squad.losses import distillation, squad_loss
 from runs.squad.networks import load_float, load_quantized
-from runs.training import by_share, closing_line, writer
-from runs.training import training_batches as dealt_batches
+from runs.training import fit, steps_of
+from runs.training import training_batches as parts_of_batches
 from tasks import squad
-from tfquant import checkpoint
 from tfquant.distributed.group import Group
 from tfquant.training import (
     BertAdamW,
     QuantizationSchedule,
-    Trainer,
     TrainOptions,
     WarmupLinearDecay,
-    seed_variables,
 )
 
 
@@ -42,14 +38,10 @@ def train(
     settings: Settings,
     group: Group,
 ) -> tuple[Any, int, dict[str, Any]]:
-    """Trains up to the last step, from the output folder's last checkpoint if there is one."""
-    saved = checkpoint.steps(settings.output_dir)
-    source = saved[-1][1] if saved else settings.init_checkpoint
-    course = (
-        resume.resume_from(source, settings, group.size)
-        if saved
-        else resume.started(settings, group.size)
-    )
+    """Train up to the last step, from the output folder's last checkpoint if there is one."""
+    saved = last_checkpoint(settings.output_dir)
+    source = saved or settings.init_checkpoint
+    course = training_schedule(saved, settings, group.size)
     network = model
     if settings.if_quant:
         if not source:
@@ -69,70 +61,47 @@ def train(
     agree_on_data(group, features.input_ids)
     total = steps_of(len(examples), settings, course)
     hooks = sparsity.hooks(model, settings, total)
-    loss, projections = squad_loss, []
-    if settings.distillation:
-        loss = distillation(network, config, settings)
-        projections = loss.variables
-    group.broadcast([*network.variables, *projections])
+    loss = distillation(network, config, settings) if settings.distillation else squad_loss
+    group.broadcast([*network.variables, *getattr(loss, "variables", ())])
     optimizer = BertAdamW(
         WarmupLinearDecay.from_proportion(course.learning_rate, total, settings.warmup_proportion)
     )
     if settings.if_quant:
         hooks.insert(0, schedule(network, optimizer, total, settings, course))
         log(in_words(network, settings))
-    trainer = Trainer(
-        network,
-        by_share(loss),
-        optimizer,
-        TrainOptions(
-            settings.output_dir,
-            total,
-            accumulation=course.own,
-            checkpoint_every=settings.save_checkpoints_steps,
-            keep_checkpoints=settings.keep_checkpoint_max,
-            loss_scale=None if settings.loss_scale == "none" else settings.loss_scale,
-        ),
-        weights=model.weights,
-        seeds=seed_variables(model),
-        write=writer(model, network, course),
-        group=group,
-        hooks=hooks,
-        loss_variables=projections,
-    )
-    if saved:
-        log(f"going on from step {trainer.restore()} of {total} ({saved[-1][1]})")
-    elif group.size > 1:
+    if group.size > 1 and not saved:
         log(
             f"{group.size} processes: {total} steps of {course.examples} windows, learning rate up"
             f" to {course.learning_rate:g} ({group.size} times --learning_rate)"
         )
-    summary = trainer.fit(lambda start: training_batches(features, settings, start, group, course))
-    if summary.first_step < summary.last_step:
-        log(closing_line(summary))
+    options = TrainOptions(
+        settings.output_dir,
+        total,
+        accumulation=course.own,
+        checkpoint_every=settings.save_checkpoints_steps,
+        keep_checkpoints=settings.keep_checkpoint_max,
+        loss_scale=None if settings.loss_scale == "none" else settings.loss_scale,
+    )
+    summary = fit(
+        model,
+        network,
+        loss,
+        optimizer,
+        options,
+        lambda start: training_batches(features, settings, start, group, course),
+        course,
+        group,
+        hooks,
+        saved,
+    )
     figures = {"source": source, **dataclasses.asdict(summary)}
     if settings.sparsity and group.rank == 0:
         figures["sparsity"] = sparsity.verify(network, model, summary.checkpoint, settings)
     return network, summary.last_step, figures
 
 
-def steps_of(questions: int, settings: Settings, course: resume.TrainingSchedule) -> int:
-    total = int(questions / course.examples * settings.num_train_epochs)
-    if total < 1:
-        raise ValueError(
-            f"{questions} questions for {settings.num_train_epochs} epochs do not make one step of"
-            f" {course.examples}: raise --num_train_epochs, or lower --train_batch_size or"
-            " --num_accumulation_steps"
-        )
-    if total > MAX_INTEGER:
-        raise ValueError(
-            f"{settings.num_train_epochs} epochs are {total:,} steps, at most {MAX_INTEGER:,} can"
-            " be made"
-        )
-    return total
-
-
 def check_schedule(network: Any, settings: Settings) -> None:
-    """Refuses flags about ranges that have no effect on what the checkpoint's recipe does to them.
+    """Refuse flags about ranges that have no effect on the updates of the checkpoint's recipe.
 
     Raises:
         ValueError: names every such flag.
@@ -155,7 +124,7 @@ def check_schedule(network: Any, settings: Settings) -> None:
 
 
 def in_words(network: Any, settings: Settings) -> str:
-    """What becomes of quantization and of the ranges while this run trains, in one line."""
+    """Return the updates of ranges and the start of quantization in this run, in one line."""
     counts = collections.Counter(site.spec.update for site in network.plan.sites)
     text = "ranges: " + ", ".join(f"{count} {update}" for update, count in sorted(counts.items()))
     if settings.range_start_step:
@@ -172,23 +141,22 @@ def schedule(
     optimizer: BertAdamW,
     total: int,
     settings: Settings,
-    course: resume.TrainingSchedule,
+    course: TrainingSchedule,
 ) -> QuantizationSchedule:
-    """When quantization begins, and when and how fast ranges move, as the flags say."""
+    """Return the schedule of quantization and of range updates that the flags ask for."""
     for name in ("quant_start_step", "range_start_step"):
         if getattr(settings, name) >= total:
             raise ValueError(
                 f"--{name}={getattr(settings, name)} is never reached: this run has {total} steps;"
                 " lower it"
             )
-    rate = settings.range_learning_rate
     return QuantizationSchedule(
         network,
         optimizer,
         quant_start_step=settings.quant_start_step,
         range_start_step=settings.range_start_step,
         range_freeze_step=settings.range_freeze_step,
-        range_rate=1.0 if rate is None else rate * course.ranks / course.learning_rate,
+        range_rate=course.relative_rate(settings.range_learning_rate),
     )
 
 
@@ -197,11 +165,13 @@ def training_batches(
     settings: Settings,
     start: int,
     group: Group,
-    course: resume.TrainingSchedule,
+    schedule: TrainingSchedule,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This rank's windows, from its part number `start` on."""
+    """Yield this rank's windows, from its part number `start` on; see `runs.training`."""
 
     def planned(epoch: int) -> squad.Batches:
-        return squad.batches(features, course.batch, training=True, seed=settings.seed, epoch=epoch)
+        return squad.batches(
+            features, schedule.batch, training=True, seed=settings.seed, epoch=epoch
+        )
 
-    return dealt_batches(planned, INPUTS + LABELS, start, group, course)
+    return parts_of_batches(planned, INPUTS + LABELS, start, group, schedule)

@@ -1,6 +1,4 @@
-"""A run in two processes under mpirun, where Horovod and MPI are there; for the embedded
-example.
-"""
+"""Training in two processes under mpirun for the embedded example."""
 
 import dataclasses
 import importlib.util
@@ -18,20 +16,18 @@ RANKS = 2
 
 
 def script() -> list[str]:
-    """Arguments of Python that run run_squad.py.
+    """Return the arguments of Python that run run_squad.py.
 
     By path in the repository, as a module where it is installed.
     """
-    package = __package__.rpartition(".")[0]
+    package = (__package__ or "").rpartition(".")[0]
     if package:
         return ["-m", f"{package}.run_squad"]
     return [str(pathlib.Path(__file__).resolve().parents[1] / "run_squad.py")]
 
 
 def mpirun_command(size: int) -> list[str] | None:
-    """What starts a program in `size` processes on this machine, as it stands before the program;
-    None without MPI.
-    """
+    """Return the mpirun command for `size` processes on this machine; None without MPI."""
     beside = pathlib.Path(sys.executable).with_name("mpirun")
     mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
     if mpirun is None:
@@ -41,8 +37,8 @@ def mpirun_command(size: int) -> list[str] | None:
 
 
 def launcher() -> list[str] | None:
-    """What starts run_squad.py in two processes, None where Horovod or mpirun is missing or there
-    is one core only.
+    """Return the command that starts run_squad.py in two processes; None where Horovod or mpirun is
+    missing or there is one core only.
     """
     mpirun = mpirun_command(RANKS)
     if (
@@ -55,8 +51,8 @@ def launcher() -> list[str] | None:
 
 
 def run(start: list[str], settings: Settings) -> dict[str, Any]:
-    """What one process would do with `settings`: the same batches, halved, and the same learning
-    rate; the figures of the run.
+    """Train in two processes with half the batch and half the learning rate each; return the
+    figures of the run.
 
     Raises:
         RuntimeError: the processes failed; what they wrote has been passed through.

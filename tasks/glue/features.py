@@ -19,7 +19,7 @@ ROWS_PER_CALL = 1024
 
 
 class SequenceTokenizer(Protocol):
-    """What features need of a tokenizer."""
+    """Interface of a tokenizer of texts and pairs of texts."""
 
     pad_id: int
 

@@ -186,7 +186,9 @@ def _mnli(rng: random.Random, label: int) -> tuple[str, ...]:
 
 
 def _rte(rng: random.Random, label: int) -> tuple[str, ...]:
-    """As MNLI; what does not follow is unknown or false."""
+    """Return a premise, a hypothesis and whether it follows, as MNLI; unknown and false are one
+    label.
+    """
     return _mnli(rng, rng.choice((1, 2)) if label else 0)
 
 

@@ -1,6 +1,4 @@
-"""What each of the nine GLUE tasks consists of, as data (Wang et al., "GLUE", 2018; label order of
-the public loaders).
-"""
+"""The nine GLUE tasks as data (Wang et al., "GLUE", 2018; label order of the public loaders)."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ SIMILARITY_RANGE = (0.0, 5.0)
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One task.
+    """A GLUE task.
 
     Attributes:
         name: as in `TASKS`, in Hugging Face's `glue` and in TensorFlow Datasets' `glue`.
@@ -58,7 +56,7 @@ class Task:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """All splits, training first."""
+        """Names of all splits, training first."""
         return (TRAIN, *self.eval_splits, *self.test_splits)
 
 

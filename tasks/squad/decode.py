@@ -75,14 +75,14 @@ class RawScores:
         self._seen[rows] = True
 
     def packed(self) -> bytes:
-        """What was added so far, for `join`."""
+        """Return the logits added so far as bytes, for `join`."""
         file = io.BytesIO()
         positions = self._positions(self._seen)
         np.savez(file, seen=self._seen, start=self.start[positions], end=self.end[positions])
         return file.getvalue()
 
     def join(self, packed: bytes) -> None:
-        """Adds what `packed` holds of windows of the same features, collected in another process.
+        """Add what `packed` holds of windows of the same features, collected in another process.
 
         Raises:
             ValueError: it is of other features.

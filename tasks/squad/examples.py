@@ -45,7 +45,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class SquadExample:
-    """One question about one paragraph.
+    """A question about a paragraph.
 
     Attributes:
         id: unique in the data set; predictions are filed under it.

@@ -71,7 +71,7 @@ def make_dataset(
 
 @dataclasses.dataclass(frozen=True)
 class _Fact:
-    """What a paragraph says of a person."""
+    """A statement of a paragraph about a person."""
 
     person: str
     relation: Relation

@@ -17,7 +17,7 @@ from runs.glue.settings import Settings as GlueSettings
 from runs.settings import FlagError
 from runs.squad import flag_checks
 from runs.squad.flags import Settings
-from runs.squad.training import steps_of
+from runs.training import steps_of
 from tasks import glue
 from tfquant import checkpoint
 
@@ -77,7 +77,7 @@ RECORDS = [
 def test_damaged_record_of_a_run_is_said_in_one_line(text, tmp_path):
     checkpoint.write(tmp_path / "model.ckpt-1", {resume.RUN: text, "x": 1.0})
     with pytest.raises((ValueError, OSError)) as caught:
-        resume.resume_from(str(tmp_path / "model.ckpt-1"), Settings(), 1)
+        resume.training_schedule(str(tmp_path / "model.ckpt-1"), Settings(), 1)
     assert "damaged" in str(caught.value) and "\n" not in describe(caught.value)
     assert not resume.is_same_run(str(tmp_path / "model.ckpt-1"), Settings(), 1)
 
@@ -96,7 +96,7 @@ def test_damaged_flags_in_a_record_are_said_in_one_line(change, tmp_path):
     record["flags"] |= change
     checkpoint.write(tmp_path / "model.ckpt-1", {resume.RUN: json.dumps(record), "x": 1.0})
     with pytest.raises(ValueError, match=f"record of its run is damaged .*{next(iter(change))}"):
-        resume.resume_from(str(tmp_path / "model.ckpt-1"), Settings(), 1)
+        resume.training_schedule(str(tmp_path / "model.ckpt-1"), Settings(), 1)
 
 
 def test_a_run_is_the_same_with_the_same_flags_alone(tmp_path):
@@ -111,7 +111,7 @@ def test_a_run_is_the_same_with_the_same_flags_alone(tmp_path):
 
 @pytest.mark.parametrize("steps", [1, 12, 10**9, 2**31 - 1])
 def test_batches_of_a_step_are_divided_at_once_however_many_they_are(steps):
-    course = resume.started(Settings(num_accumulation_steps=steps), 1)
+    course = resume.training_schedule(None, Settings(num_accumulation_steps=steps), 1)
     assert (course.own, course.parts) == (steps, 1)
     with pytest.raises(ValueError, match="do not make one step"):
         steps_of(1, Settings(num_accumulation_steps=steps), course)

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import run_squad
+from runs.networks import inference_graph
 from runs.squad import prediction, training, two_ranks
 from runs.squad.flags import Settings, arguments
 from tasks import squad
@@ -48,7 +49,8 @@ def predictor(files, folder, network=network, **changes):
     def work(group):
         own = dataclasses.replace(settings, output_dir=str(folder / str(group.rank)))
         os.makedirs(own.output_dir)
-        return prediction.predict(prediction.forward_of(network), 7, tokenizer, own, group)
+        forward = prediction.forward_of(inference_graph(network))
+        return prediction.predict(forward, 7, tokenizer, own, group)
 
     return work
 

@@ -122,7 +122,7 @@ def test_stopped_then_killed_then_resumed_in_one_process_a_run_ends_as_if_it_had
     run = start("mpirun", settings)
     run.send(signal.SIGKILL, rank=1, after=stopped)
     assert run.end() != 0
-    assert f"going on from step {stopped} of {STEPS}" in run.text
+    assert f"resuming from step {stopped} of {STEPS}" in run.text
     killed = last_step(settings)
     assert stopped < killed < STEPS
 
@@ -130,7 +130,7 @@ def test_stopped_then_killed_then_resumed_in_one_process_a_run_ends_as_if_it_had
     figures = run_squad.run(settings)["training"]
     assert (figures["first_step"], figures["last_step"]) == (killed, STEPS)
     assert (
-        "started in 2 processes, going on in 1 process: a step keeps its 8 windows"
+        "started in 2 processes, resumed in 1 process: a step keeps its 8 windows"
         in capsys.readouterr().err
     )
     whole = dataclasses.replace(

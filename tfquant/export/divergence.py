@@ -1,4 +1,4 @@
-"""Where an exported network and its simulation part company.
+"""Site-by-site comparison of an exported file with the simulation.
 
 The activations that reach every site, compared in order.
 """
@@ -28,7 +28,7 @@ ONNX_READERS = ("onnxruntime", "openvino")
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """At a site, before it rounds.
+    """Difference at a site, before it rounds.
 
     Attributes:
       site: address.
@@ -50,7 +50,7 @@ class Difference:
 def differences(
     request: ExportRequest, runtime: str, batch: Any, *, fused_attention: bool = False
 ) -> list[Difference]:
-    """At every site of activations, in the order of computation.
+    """Return the differences at every site of activations, in the order of computation.
 
     Args:
       request: of the network.
@@ -97,7 +97,7 @@ def where(
     *,
     anew: bool = False,
 ) -> str:
-    """For an error message: the first site that is reached by other values; empty where nothing is
+    """Return the first site that receives other values, for an error message; empty where none is
     known.
 
     Args:

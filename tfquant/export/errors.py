@@ -1,4 +1,4 @@
-"""What export raises beside the errors of Python."""
+"""Export exceptions."""
 
 from __future__ import annotations
 

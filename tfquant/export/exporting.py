@@ -46,7 +46,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """Report of an exported file.
 
     Attributes:
       path: of the file.
@@ -96,7 +96,7 @@ def export(
     tolerance: float = 0.01,
     check: Mapping[str, str] | None = None,
 ) -> Exported:
-    """Writes a quantized model as a file and compares what the file answers with the simulation.
+    """Write a quantized model as a file and compares what the file answers with the simulation.
 
     Args:
       model: from `tfquant.quantize` or `tfquant.load`, calibrated.
@@ -208,7 +208,7 @@ def export(
 
 
 def checked_batches(engine: Engine, batches: Iterable[Any]) -> list[Any]:
-    """All of them, before anything slow is done.
+    """Check and return all batches, before anything slow is done.
 
     Raises:
       ValueError: there is none, or one does not fit; the message says which.
@@ -231,7 +231,7 @@ def checked_batches(engine: Engine, batches: Iterable[Any]) -> list[Any]:
 
 
 def check_calibrated(engine: Engine) -> None:
-    """Raises UncalibratedError if a site has no range, ExportError if it has one of each batch."""
+    """Raise UncalibratedError if a site has no range, ExportError if it has one of each batch."""
     try:
         refuse_dynamic(engine.plan.sites, "a file")
     except ValueError as error:
@@ -300,7 +300,7 @@ def check_agreement(
     *,
     anew: bool = False,
 ) -> None:
-    """Raises MismatchError if of some output more rows differ than are allowed to."""
+    """Raise MismatchError if of some output more rows differ than are allowed to."""
     if differing := found.disagreeing(tolerance):
         where = divergence.where(request, runtime, batch, path, anew=anew)
         note = x86_saturation.note(request, runtime) or _fault_of_openvino(
@@ -314,7 +314,7 @@ def check_agreement(
 def _fault_of_openvino(
     request: ExportRequest, runtime: str, batch: Any, path: str | os.PathLike, tolerance: float
 ) -> str:
-    """What to do where OpenVINO answers right as soon as it computes in float; else empty.
+    """Return a hint if OpenVINO agrees once it computes in float; else empty.
 
     OpenVINO 2026.4 loses a scale where an integer convolution is multiplied with a function of
     itself and then with constants, such as swish before a batch normalization: all answers behind

@@ -50,7 +50,7 @@ _MEND = "quantize with recipe 'ft1', 'ft2' or 'ft3', or 'int8_residual' for Fast
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How a version of the engine wants the list of a layer.
+    """Order of a layer's ranges in one version of the engine.
 
     Attributes:
       activations: addresses below a layer, four numbers each; the input of the next layer follows.
@@ -81,7 +81,7 @@ _RESERVED = 21
 
 
 def check(request: ExportRequest) -> None:
-    """Raises ExportError for the float network, which has no codes, and for networks of other
+    """Raise ExportError for the float network, which has no codes, and for networks of other
     names.
     """
     if request.mode != "quantized":
@@ -93,7 +93,7 @@ def check(request: ExportRequest) -> None:
 
 
 def write(request: ExportRequest, path: str) -> None:
-    """Writes a folder with one checkpoint.
+    """Write a folder with one checkpoint.
 
     Raises:
       ExportError: the network is no BERT of `modeling.py`, or not quantized as the engine computes;
@@ -133,7 +133,7 @@ def write(request: ExportRequest, path: str) -> None:
 
 
 class _Layer:
-    """One layer of the encoder.
+    """A layer of the encoder.
 
     Attributes:
       scope: what its names begin with.
@@ -209,7 +209,7 @@ class _Layer:
         return QuantParams.of(quantizer.site, quantizer).quantize(kernel).codes.astype(np.int8)
 
     def _kernel_amaxes(self, dense: str) -> np.ndarray:
-        """One for each output."""
+        """Return the amax of each output of a kernel."""
         quantizer = self._site(f"{dense}:weight:kernel")
         amaxes, outputs = _amaxes(quantizer), quantizer.site.shape[-1]
         if amaxes.size not in (1, outputs):
@@ -229,7 +229,7 @@ class _Layer:
 
 
 def _layers(engine: Engine) -> list[_Layer]:
-    """All layers in their order, with every site, enabled or not."""
+    """Return all layers in their order, with every site, enabled or not."""
     layers: dict[int, dict[str, Quantizer]] = {}
     for quantizer in engine.quantizers.values():
         for address in quantizer.site.members:
@@ -288,7 +288,7 @@ Tiles = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def turing_tiles(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Where `CUBLASLT_ORDER_COL4_4R2_8C` has an element within 32 inputs.
+    """Return the positions of elements in `CUBLASLT_ORDER_COL4_4R2_8C`, within 32 inputs.
 
     Tiles of 8 outputs by 32 inputs, even outputs first.
     """
@@ -297,7 +297,7 @@ def turing_tiles(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
 
 
 def ampere_tiles(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Where `CUBLASLT_ORDER_COL32_2R_4R4` has an element within 32 inputs.
+    """Return the positions of elements in `CUBLASLT_ORDER_COL32_2R_4R4`, within 32 inputs.
 
     Tiles of 32 outputs by 32 inputs, outputs in pairs.
     """

@@ -1,4 +1,4 @@
-"""What the world sees of an exported network: names, types and order of its inputs and outputs."""
+"""Interface of an exported network: names, types and order of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfquant.graph.trace import Trace
 
 @dataclasses.dataclass(frozen=True)
 class Interface:
-    """Of a network as a function of flat inputs.
+    """Signature of a network as a function of flat inputs.
 
     Attributes:
       inputs: signature, named, in the order of `tf.nest.flatten`.

@@ -12,13 +12,13 @@ from tfquant.runtimes.session import missing_package, read
 
 
 def check(request: ExportRequest) -> None:
-    """Raises ExportError for what OpenVINO, or ONNX, from which it reads, does not take."""
+    """Raise ExportError for what OpenVINO, or ONNX, from which it reads, does not take."""
     writer.check(request)
     request.check_ranges("OpenVINO")
 
 
 def write(request: ExportRequest, path: str) -> None:
-    """Writes `path` and, beside it, a file of the same name that ends in `.bin`.
+    """Write `path` and, beside it, a file of the same name that ends in `.bin`.
 
     Raises:
       ModuleNotFoundError: OpenVINO is not installed.

@@ -113,7 +113,7 @@ def kind_of(values: np.ndarray, tensor: tf.Tensor) -> str:
 
 
 def _moved(tensor: tf.Tensor) -> tf.Tensor:
-    """What computed the values, behind operations that only move them."""
+    """Return the tensor that computed the values, behind operations that only move them."""
     while tensor.op.type in _MOVES:
         tensor = tensor.op.inputs[_MOVES[tensor.op.type]]
     return tensor

@@ -88,7 +88,7 @@ def check(request: ExportRequest) -> None:
 
 
 def write(request: ExportRequest, path: str) -> None:
-    """Writes a network as one file.
+    """Write a network as one file.
 
     Raises:
       ExportError: the request is for the float network, or two tensors would have one name
@@ -125,7 +125,7 @@ def write(request: ExportRequest, path: str) -> None:
 def load(
     path: str | os.PathLike, model: Any, *, inputs: Any = None, signature: Any = None
 ) -> QuantizedModel | QuantizedFunction:
-    """Reads a packed file into a fresh model.
+    """Read a packed file into a fresh model.
 
     Args:
       path: of the file.
@@ -206,7 +206,7 @@ def _restore_ranges(engine: Engine, file: _File, renamed: dict[str, str]) -> Non
 def size_report(
     model: QuantizedModel | QuantizedFunction, path: str | os.PathLike | None = None
 ) -> SizeReport:
-    """How large the variables of a calibrated model are, and what packing makes of them.
+    """Return the size of the variables of a calibrated model, in float and packed.
 
     Args:
       model: from `tfquant.quantize` or `tfquant.load`.
@@ -253,7 +253,7 @@ class _Stored:
 
 
 def _stored(engine: Engine) -> list[_Stored]:
-    """All variables, in the order of the model."""
+    """Return all variables, in the order of the model."""
     flow = engine.inference.analysis.flow
     readers = _readers(engine, flow)
     behind = {

@@ -23,7 +23,7 @@ Network = Callable[[list[tf.Tensor]], Outputs]
 
 @dataclasses.dataclass(frozen=True)
 class ParityReport:
-    """How far two networks agree.
+    """Agreement of two networks.
 
     Attributes:
       largest, mean: absolute difference over all elements of all outputs.
@@ -67,7 +67,7 @@ class ParityReport:
 
 
 def check_tolerance(tolerance: float, name: str = "tolerance") -> None:
-    """Raises ValueError if it is no share; `name` is what the message calls it."""
+    """Raise ValueError if it is no share; `name` is what the message calls it."""
     number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
     if not number or not 0.0 <= tolerance <= 1.0:
         raise ValueError(f"{name}={tolerance}: is a share of rows, from 0 to 1")
@@ -88,7 +88,7 @@ def agreement(
     score: Score | None = None,
     kinds: Mapping[str, str] | None = None,
 ) -> ParityReport:
-    """Runs the simulation and an opened file on every batch.
+    """Run the simulation and an opened file on every batch.
 
     Args:
       request: what the file was made from.
@@ -132,7 +132,7 @@ def agreement(
 
 
 class _Parity:
-    """Every output of a network, collected over batches."""
+    """Comparison of every output of a network, collected over batches."""
 
     def __init__(self, request: ExportRequest, kinds: Mapping[str, str]):
         self._trace, self._names, self._kinds = (
@@ -145,7 +145,7 @@ class _Parity:
         self.batches = 0
 
     def add(self, where: str, simulated: Outputs, found: Outputs, unrounded: Outputs) -> None:
-        """Takes the answers to one batch."""
+        """Take the answers to one batch."""
         _check_answers(where, simulated, found)
         if not self._outputs:
             kinds = kinds_of(self._trace, self._names, simulated, self._kinds)
@@ -157,7 +157,7 @@ class _Parity:
         self.batches += 1
 
     def agreement(self, scores: tuple[float, float] | None) -> ParityReport:
-        """Of all batches."""
+        """Return the agreement over all batches."""
         outputs = tuple(output.result() for output in self._outputs.values())
         sizes = [self._elements[output.name] for output in outputs]
         mean, spread = (
@@ -187,7 +187,7 @@ def _answer(network: Network, flat: list[tf.Tensor], otherwise: str) -> Outputs:
 
 
 def _check_answers(where: str, simulated: Outputs, found: Outputs) -> None:
-    """Raises ValueError for answers that cannot be compared, MismatchError for NaN of the file."""
+    """Raise ValueError for answers that cannot be compared, MismatchError for NaN of the file."""
     if simulated.keys() != found.keys():
         names = f"{sorted(simulated)} in the simulation, {sorted(found)} in the exported file"
         raise ValueError(f"outputs differ: {names}")

@@ -1,4 +1,4 @@
-"""What is to be exported, as every target takes it."""
+"""Export request, as every target takes it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ExportRequest:
             )
 
     def check_ranges(self, runtime: str) -> None:
-        """Raises ExportError if an activation has several ranges, for a runtime whose kernels know
+        """Raise ExportError if an activation has several ranges, for a runtime whose kernels know
         one.
         """
         for site in self.sites():

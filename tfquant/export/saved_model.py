@@ -16,7 +16,7 @@ from tfquant.site import Site
 
 
 def write(request: ExportRequest, path: str) -> None:
-    """Writes a folder with one signature, `serving_default`: named inputs to named outputs."""
+    """Write a folder with one signature, `serving_default`: named inputs to named outputs."""
     engine, interface = request.engine, request.interface
     request.check_captures("a SavedModel")
     quantizers = {site.address: engine.quantizers[site.address] for site in request.sites()}

@@ -201,7 +201,7 @@ class _Marker:
 
 
 def _with_regions(edits: Edits, regions: Iterable[MarkedRegion], mark: _Marker) -> Edits:
-    """What comes in is marked behind the sites on its edge, what goes out before those on it."""
+    """Add the markers of regions: inputs behind the sites on their edge, outputs before."""
     edges, tensors = dict(edits.edges), dict(edits.tensors)
     for entry in regions:
         region, name = entry.region, entry.region.target.name

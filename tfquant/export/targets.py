@@ -60,7 +60,7 @@ class Target:
 
     @property
     def suffix(self) -> str:
-        """Of the file; empty for a folder."""
+        """Suffix of the file; empty for a folder."""
         return pathlib.PurePath(self.file).suffix
 
     def missing_packages(self, checked: bool) -> list[str]:
@@ -82,12 +82,12 @@ class Target:
         return open_file(path, self.readers[0])
 
     def contractions_of(self, path: pathlib.Path, session: Session) -> Contractions:
-        """How the products of a written file are computed."""
+        """Return the arithmetic of the products of a written file."""
         return session.contractions() if self.contractions is None else self.contractions(str(path))
 
     def advice(self, request: ExportRequest, found: Contractions) -> str:
-        """Which recipe to take where the runtime computes in float what is quantized; else
-        empty.
+        """Return a hint which recipe to take where the runtime computes quantized products in
+        float; else empty.
         """
         from tfquant.export.onnx.qdq import INT4_OPSET
         from tfquant.graph.contractions import CONVOLUTION_OPS
@@ -131,7 +131,7 @@ class Target:
         )
 
     def widened(self, request: ExportRequest) -> str:
-        """Which sites of a file that is made of ONNX take more bits than they have; else empty."""
+        """Return a note of the sites that an ONNX-based file stores with more bits; else empty."""
         return _late("onnx.writer.widened")(request) if self.packages else ""
 
     def check_formats(self, request: ExportRequest) -> None:
@@ -161,7 +161,7 @@ class Target:
                 )
 
     def check_path(self, path: pathlib.Path) -> None:
-        """Raises ValueError if the target cannot be written to `path`."""
+        """Raise ValueError if the target cannot be written to `path`."""
         if not path.parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.parent}")
         if self.suffix and path.suffix != self.suffix:
@@ -281,7 +281,7 @@ def targets_for(runtime: str) -> tuple[str, ...]:
 
 
 def publish(written: pathlib.Path, path: pathlib.Path) -> None:
-    """Moves what was written, and the files that belong to it, to its place; what was there before
+    """Move what was written, and the files that belong to it, to its place; what was there before
     is replaced.
 
     Killed at any moment, the old or the new is there as a whole, at the latest when it is opened or

@@ -21,7 +21,7 @@ _NOTES = {
 
 
 def note(request: ExportRequest, runtime: str) -> str:
-    """What holds for a file on a processor like this one; empty where nothing overflows."""
+    """Return a note for a file on a processor like this one; empty where nothing overflows."""
     if (
         runtime not in _NOTES
         or not _lacks_vnni()
@@ -45,7 +45,7 @@ def _lacks_vnni() -> bool:
 
 
 def _processor_flags() -> set[str]:
-    """As Linux lists them; none on other systems."""
+    """Return the processor flags of Linux; empty on other systems."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

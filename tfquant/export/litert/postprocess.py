@@ -1,5 +1,5 @@
-"""What TensorFlow's converter gets wrong in a `.tflite` file, put right: operations that have to
-compute in float.
+"""Corrections of `.tflite` files by TensorFlow's converter: operations that have to compute in
+float.
 
 Some integer kernels give their result one scale, whatever range there is. And a selection against a
 constant takes over the range of the values it selects from, in which the large negative number that

@@ -59,7 +59,7 @@ class Rewriting:
     def __call__(
         self, sites: Edits, one: tf.Tensor | None, matrices: Mapping[int, tf.Tensor]
     ) -> Edits:
-        """All edits.
+        """Return all edits.
 
         Args:
           sites: edits of the sites.

@@ -32,7 +32,7 @@ _SMALLEST_SCALE = 2.0**-12
 
 
 def check(request: ExportRequest) -> None:
-    """Raises ExportError for types, granularities and formats that have no kernels in LiteRT."""
+    """Raise ExportError for types, granularities and formats that have no kernels in LiteRT."""
     request.check_types("LiteRT does not")
     request.check_captures("LiteRT")
     request.check_ranges("LiteRT")
@@ -41,7 +41,7 @@ def check(request: ExportRequest) -> None:
 
 
 def write(request: ExportRequest, path: str) -> None:
-    """Writes a `.tflite` file with one signature: named inputs to named outputs, both as the model
+    """Write a `.tflite` file with one signature: named inputs to named outputs, both as the model
     has them, open sizes open.
 
     Raises:
@@ -97,7 +97,7 @@ def _reason(text: str) -> str:
 
 
 class _Quantizers:
-    """What stands in the graph for a site: a FakeQuant operation of eight bits.
+    """Quantizer of a site in the graph: a FakeQuant operation of eight bits.
 
     Attributes:
       matrices: id of a kernel with several axes of channels -> the matrix it was made of.

@@ -20,8 +20,8 @@ _SMALL = 1024  # bytes; what operations want to see the values of, such as axes,
 
 
 def fill(model: Any, parameters: Mapping[str, tf.Variable | tf.Tensor]) -> None:
-    """Makes initializers, in place, of the inputs that stand for `parameters`; of those that no
-    node reads nothing.
+    """Make initializers, in place, of the inputs that stand for `parameters`; of those that no node
+    reads nothing.
     """
     import onnx
 
@@ -80,7 +80,7 @@ def without_values(model: Any) -> Any:
 
 
 def save(model: Any, path: str) -> None:
-    """Writes a model; of more than `LIMIT` large parameters go to a file beside it, whose name has
+    """Write a model; of more than `LIMIT` large parameters go to a file beside it, whose name has
     `.data` behind.
     """
     import onnx

@@ -57,7 +57,7 @@ def find_fused_attention(flow: Dataflow, sites: Sites) -> list[FusedAttention]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Candidate:
-    """What looks like an attention.
+    """A candidate for a fused attention.
 
     Attributes:
       edges: of both operands of the scores, before heads are split; of the value; and of what is
@@ -128,7 +128,7 @@ def _tensor(flow: Dataflow, edge: EdgeKey) -> tf.Tensor:
 
 
 def _width(tensor: tf.Tensor) -> int | None:
-    """Of all heads together."""
+    """Return the width of all heads together."""
     sizes = tensor.shape.as_list()[2:]
     return None if None in sizes else math.prod(sizes)
 
@@ -245,7 +245,7 @@ def _between(
 
 
 def _scales(operations: Sequence[tf.Operation], size: int) -> tuple[float, ...]:
-    """What the scores may be multiplied by.
+    """Return the factors that scores may be multiplied by.
 
     One over the root of the size of a head, or a constant that is there.
     """
@@ -271,9 +271,7 @@ def _scales(operations: Sequence[tf.Operation], size: int) -> tuple[float, ...]:
 def _answers_to_noise(
     flow: Dataflow, candidates: Sequence[_Candidate], flat: list[tf.Tensor]
 ) -> list[tf.Tensor]:
-    """For every candidate random numbers in the shapes of what comes in on its edges, and what it
-    makes of them.
-    """
+    """Return random inputs of every candidate, and its outputs for them."""
     noise: dict[EdgeKey, tf.Tensor] = {}
 
     def replaced(edge: EdgeKey, tensor: tf.Tensor) -> tf.Tensor:

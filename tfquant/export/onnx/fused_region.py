@@ -22,7 +22,7 @@ _SIZES = ((2, 3), (3, 5))  # batch and length of two inputs
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Region:
-    """What one operation can stand for.
+    """A part of the graph that one operation can replace.
 
     Attributes:
       kind: of the operation, as ONNX calls it.
@@ -47,7 +47,7 @@ class Region:
 
 
 class Sites:
-    """Where enabled sites stand.
+    """Positions of enabled sites.
 
     Attributes:
       edges: with a site for one consumer.
@@ -84,8 +84,8 @@ def same(answer: np.ndarray, expected: np.ndarray) -> bool:
 def answers_of_two_sizes(
     trace: Trace, emit: Callable[[list[tf.Tensor]], list[tf.Tensor]]
 ) -> list[list[np.ndarray]] | None:
-    """What `emit` makes of inputs of zeros, for two batches and lengths; None where the network
-    takes no such inputs.
+    """Return the outputs of `emit` for inputs of zeros, for two batches and lengths; None where the
+    network takes no such inputs.
     """
     if any(spec.shape.rank is None for spec in trace.input_specs):
         return None

@@ -195,7 +195,7 @@ def _gelu_kind(part: Part, shape: tuple[int, ...]) -> str | None:
 
 
 def _sample_shape(tensor: tf.Tensor) -> tuple[int, ...]:
-    """Of a small input; open sizes are 4."""
+    """Return the shape of a small input; open sizes are 4."""
     return tuple(size or 4 for size in tensor.shape)
 
 
@@ -204,7 +204,7 @@ def _sample_shape(tensor: tf.Tensor) -> tuple[int, ...]:
 
 
 def _linears_and_reshapes(flow: Dataflow, sites: Sites, within: frozenset[str]) -> Iterator[Region]:
-    """Those that are not `within` other regions, as operation names."""
+    """Yield linear layers and reshapes that are not `within` other regions, as operation names."""
     reshapes = [
         op for op in flow.operations if op.name not in within and _is_open_reshape(flow, op)
     ]
@@ -261,7 +261,7 @@ def _probed(
 def _linear(
     flow: Dataflow, sites: Sites, product: tf.Operation, shapes: Mapping[str, list[tuple[int, ...]]]
 ) -> Region | None:
-    """Flattened to a matrix, multiplied, and given its axes back."""
+    """Return the region of a linear layer: reshape to a matrix, product, and reshape back."""
     if (
         product.type != "MatMul"
         or product.get_attr("transpose_a")

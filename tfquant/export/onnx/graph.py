@@ -21,7 +21,7 @@ _BEFORE_ADDITION = _MOVES | {"Dropout", "BatchNormalization", QUANTIZE, DEQUANTI
 
 
 class Graph:
-    """Who makes and who reads what.
+    """Producers and consumers of the tensors of a graph.
 
     Attributes:
       opset: of the default domain.
@@ -68,7 +68,7 @@ class Graph:
         return (node for node in self.nodes if node.op_type in kinds)
 
     def value(self, name: str) -> np.ndarray | None:
-        """Of an initializer or a Constant."""
+        """Return the value of an initializer or a Constant."""
         import onnx
 
         if name in self._initializers:
@@ -115,7 +115,7 @@ class Graph:
         )
 
     def weight_index(self, product: Any) -> int | None:
-        """Which operand is constant; None in a product of two activations."""
+        """Return the index of the constant operand; None in a product of two activations."""
         return next((index for index in (1, 0) if product.input[index] in self.constants), None)
 
     def is_quantized(self, product: Any) -> bool:
@@ -186,7 +186,7 @@ def nodes_inside(node: Any) -> Iterator[Any]:
 
 
 def type_of_codes(graph: Graph, node: Any) -> str:
-    """Of the codes, as NumPy and ml_dtypes call it."""
+    """Return the type of the codes, as NumPy and ml_dtypes call it."""
     import onnx
 
     maker = graph.makers.get(node.input[0])

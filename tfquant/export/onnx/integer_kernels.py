@@ -39,7 +39,7 @@ Values = Callable[[str], np.ndarray | None]
 
 
 class Kernels:
-    """Which tensors need an operation without effect.
+    """Tensors that need an operation without effect.
 
     Args:
       model: with nodes `Site`.

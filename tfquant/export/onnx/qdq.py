@@ -35,7 +35,7 @@ def insert(
     *,
     signed: bool = False,
 ) -> None:
-    """Replaces every node `Site` of `model`, in place.
+    """Replace every node `Site` of `model`, in place.
 
     Args:
       model: from `onnx_float.converted`.
@@ -364,7 +364,7 @@ def _limits(kind: int) -> tuple[int, int]:
 
 
 def prune(model: Any) -> None:
-    """Drops nodes and initializers that no output needs.
+    """Drop nodes and initializers that no output needs.
 
     Float parameters that only sites used, and what was made of them.
     """

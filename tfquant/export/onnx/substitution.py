@@ -115,7 +115,9 @@ class _Substitution:
         ]
 
     def _matmul(self, entry: MarkedRegion, inputs: list[str], output: str) -> list[Any]:
-        """With more than one axis summed or made, the product of matrices between reshapes."""
+        """Write a product of matrices, between reshapes where more than one axis is summed or
+        made.
+        """
         (source, kernel), shapes, nodes = inputs, entry.region.parameters, []
         if "source" in shapes:
             nodes.append(self._reshaped(source, shapes["source"], f"{output}/source"))
@@ -129,7 +131,7 @@ class _Substitution:
         return [*nodes, self._reshaped(f"{output}/product", shapes["target"], output)]
 
     def _ask_for_shape(self, kernel: str, shape: np.ndarray) -> bool:
-        """Tells the marker of a parameter that nobody else reads in which shape it is wanted; False
+        """Tell the marker of a parameter that nobody else reads in which shape it is wanted; False
         where there is none.
         """
         marked = self._alias.get(kernel, kernel)
@@ -195,7 +197,7 @@ class _Substitution:
         return [*nodes, self._node("Expand", [bias, f"{output}/shape"], output)]
 
     def _declare(self, name: str, shape: Sequence[int | None]) -> None:
-        """Writes down type and shape of what an operation of ONNX Runtime's makes."""
+        """Write down type and shape of what an operation of ONNX Runtime's makes."""
         self._graph.value_info.append(
             self._onnx.helper.make_tensor_value_info(name, self._onnx.TensorProto.FLOAT, shape)
         )

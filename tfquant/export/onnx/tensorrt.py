@@ -62,7 +62,7 @@ class PlacementError(ExportError):
 
 
 def write(request: ExportRequest, path: str) -> None:
-    """Writes an ONNX file with signed bytes.
+    """Write an ONNX file with signed bytes.
 
     Raises:
       PlacementError: it would break a rule of TensorRT.
@@ -74,7 +74,7 @@ def write(request: ExportRequest, path: str) -> None:
 
 
 def validate(model: Any) -> tuple[str, ...]:
-    """Proves TensorRT's rules on an `onnx.ModelProto` with quantizers.
+    """Prove TensorRT's rules on an `onnx.ModelProto` with quantizers.
 
     Returns:
       Names of the products that stay in float, those in loops and branches included.
@@ -125,7 +125,9 @@ def _opset(graph: Graph) -> Iterator[str]:
 
 
 def _numbers(graph: Graph) -> Iterator[str]:
-    """Zero point 0, a constant scale above 0, signed bytes."""
+    """Yield problems unless zero points are 0, scales are constants above 0, and codes are signed
+    bytes.
+    """
     for node in graph.of(QUANTIZE, DEQUANTIZE):
         source = graph.makers.get(node.input[0])
         if source is not None and source.op_type == QUANTIZE and source.input[1:] == node.input[1:]:
@@ -157,8 +159,8 @@ def _numbers(graph: Graph) -> Iterator[str]:
 
 
 def _scales(graph: Graph) -> Iterator[str]:
-    """One scale for an activation; for a parameter, which only products read, one or one for each
-    output channel.
+    """Yield problems unless an activation has one scale, and a parameter one or one for each output
+    channel and only products as readers.
     """
     for node in graph.of(QUANTIZE, DEQUANTIZE):
         scale, source = (
@@ -178,8 +180,8 @@ def _scales(graph: Graph) -> Iterator[str]:
 
 
 def _channels(graph: Graph, node: Any, shape: tuple[int, ...], scale: np.ndarray) -> Iterator[str]:
-    """Every value's channel number is carried with it to the products, which must have one for each
-    output channel.
+    """Yield problems unless the channels of the scales are the output channels of the products that
+    read them.
     """
     axis = attribute(node, "axis", 1) % max(len(shape), 1)
     if scale.size > 1 and scale.shape != (shape[axis],):
@@ -207,7 +209,9 @@ def _channels(graph: Graph, node: Any, shape: tuple[int, ...], scale: np.ndarray
 
 
 def _weighted_operations(graph: Graph) -> Iterator[str]:
-    """Both data operands are dequantized or none, and some are."""
+    """Yield problems of operations with one dequantized data operand, or with none in the whole
+    graph.
+    """
     for node in graph.products:
         index = graph.weight_index(node)
         if index is None:
@@ -231,8 +235,8 @@ def _weighted_operations(graph: Graph) -> Iterator[str]:
 
 
 def _products_rounded(graph: Graph) -> Iterator[str]:
-    """Nothing is rounded between a product and its bias, activation or softmax; as operand of a
-    product or a sum it may be.
+    """Yield problems of quantizers between a product and its bias, activation or softmax; operands
+    of products and sums may have one.
     """
     for node in graph.of(QUANTIZE):
         name, clip = graph.behind(node.input[0], frozenset())
@@ -259,7 +263,9 @@ def _products_rounded(graph: Graph) -> Iterator[str]:
 
 
 def _products_of_activations(graph: Graph) -> Iterator[str]:
-    """Both operands are dequantized, or the attention is not fused to one operation in INT8."""
+    """Yield problems of products whose attention would not be fused in INT8, for want of a
+    dequantized operand.
+    """
     for node in graph.products:
         missing = [
             f"operand {index + 1}"
@@ -274,8 +280,8 @@ def _products_of_activations(graph: Graph) -> Iterator[str]:
 
 
 def _residuals(graph: Graph) -> Iterator[str]:
-    """The skip operand of what is added to a quantized product is dequantized, or the addition is
-    not fused with the product.
+    """Yield problems of skip operands that are not dequantized, where the addition would not be
+    fused with the product.
 
     A skip operand is one that the product was computed from: other sums, such as embeddings and
     masks, are no residual additions.
@@ -299,8 +305,8 @@ def _residuals(graph: Graph) -> Iterator[str]:
 
 
 def _role(node: Any) -> str:
-    """Of the site that a quantizer was written for, whose name is `path:role:port/codes`; empty if
-    it has another name.
+    """Return the role of the site that a quantizer was written for, whose name is
+    `path:role:port/codes`; empty if it has another name.
     """
     parts = node.name.rsplit(":", 2)
     return parts[1] if len(parts) == 3 and parts[1] in ROLES else ""

@@ -18,14 +18,14 @@ from tfquant.quantized_array import QuantParams
 
 
 def write(request: ExportRequest, path: str, *, fused_attention: bool = False) -> None:
-    """Writes an ONNX file, activations with unsigned bytes; what is beyond 2 GB goes to a file
+    """Write an ONNX file, activations with unsigned bytes; what is beyond 2 GB goes to a file
     beside it.
     """
     external_data.save(build(request, fused_attention=fused_attention), path)
 
 
 def check(request: ExportRequest) -> None:
-    """Raises ExportError for what no ONNX file holds."""
+    """Raise ExportError for what no ONNX file holds."""
     request.check_types("ONNX runtimes on processors do not")
     request.check_captures("ONNX")
     check_random(request.engine.inference)
