@@ -333,7 +333,7 @@ BAD = {
         network(layers=2), network(layers=2), layers={1: 2}
     ),
     "no layer of the student learns": lambda: distil(network(), network(), layers={}),
-    "layers are mapped, but": lambda: DistillationOptions(layers={0: 0}),
+    "layers have no effect: hidden_scale": lambda: DistillationOptions(layers={0: 0}),
     "temperature is 0": lambda: DistillationOptions(temperature=0.0),
     "direction is 'both'; it must be one of": lambda: DistillationOptions(direction="both"),
     "hidden_scale is -1": lambda: DistillationOptions(hidden_scale=-1.0),
