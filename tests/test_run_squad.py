@@ -177,7 +177,7 @@ def test_questions_without_a_truth_are_named_before_any_work_and_left_out_of_the
     figures = json.loads((tmp_path / "out" / "results.json").read_text())["figures"]["prediction"]
     shown = {name: figures[name] for name in ("exact_match", "f1")}
     (line,) = said.out.splitlines()  # everything else is on stderr
-    assert json.loads(line) == shown
+    assert json.loads(line) == shown and figures["scored_questions"] == 15
     known = {question["id"] for question in questions if question["answers"]}
     predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
     whole = json.loads(pathlib.Path(files["predict_file"]).read_text())

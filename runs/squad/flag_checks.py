@@ -209,8 +209,10 @@ def _files(s: Settings) -> list[str]:
             os.path.isfile(path + ".index") or os.path.isdir(path) or path.endswith(".safetensors")
         ):
             problems.append(
-                f"--{name}={path}: there is no {path}.index and no such folder; give the prefix of"
-                " a TensorFlow checkpoint or a Hugging Face folder"
+                f"--{name}={path}: is one file of a checkpoint; give its prefix, without .index"
+                if path.endswith(".index") and os.path.isfile(path)
+                else f"--{name}={path}: there is no {path}.index and no such folder; give the"
+                " prefix of a TensorFlow checkpoint or a Hugging Face folder"
             )
     return problems
 

@@ -54,9 +54,13 @@ def answer(
     """Write the answers; return their scores if the truth is known."""
     found = decoded(examples, scores, settings)
     found.write(settings.output_dir)
-    if not any(example.answers for example in examples):
+    with_truth = sum(bool(example.answers) for example in examples)
+    if not with_truth:
         return {}
-    return scored(examples, found, settings)
+    figures = scored(examples, found, settings)
+    if with_truth < len(examples) and not settings.version_2_with_negative:
+        figures["scored_questions"] = with_truth
+    return figures
 
 
 def decoded(
