@@ -24,9 +24,8 @@ _IN_EVERY_RUN = {
 # Exports that end in a refusal, and a part of it that names the reason.
 _NOT_EXPORTED = {
     "FNetBackbone": "FFT",
-    "BASNetBackbone": "answers otherwise than the simulation",
-    "ConvNeXtTiny": "answers otherwise than the simulation",
-    "ResNet50": "answers otherwise than the simulation",
+    "DFineBackbone": "answers otherwise than the simulation",
+    "EfficientNetV2B0": "answers otherwise than the simulation",
 }
 
 

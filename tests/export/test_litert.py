@@ -314,3 +314,23 @@ def test_a_missing_input_is_named_and_others_are_passed_over(tmp_path, bert):
                 "segment_ids": bert.batches[0]["segment_ids"],
             }
         )
+
+
+@pytest.mark.parametrize("multiplier, bias", [(1, False), (1, True), (2, False)])
+@pytest.mark.parametrize("scaled_by", ["batch normalization", "Rescaling"])
+def test_depthwise_convolutions_may_be_scaled(tmp_path, multiplier, bias, scaled_by):
+    """The converter multiplies kernels by such scales, and fails where they are quantized."""
+    keras.utils.set_random_seed(0)
+    batch = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(np.float32)
+    scaling = (
+        keras.layers.BatchNormalization(gamma_initializer="random_normal")
+        if scaled_by == "batch normalization"
+        else keras.layers.Rescaling(np.linspace(0.5, 2, 3 * multiplier))
+    )
+    x = keras.Input((8, 8, 3))
+    hidden = keras.layers.DepthwiseConv2D(3, depth_multiplier=multiplier, use_bias=bias)(x)
+    hidden = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(scaling(hidden)))
+    model = keras.Model(x, keras.layers.Dense(3)(hidden))
+    made = tfquant.quantize(model, "litert", calibration=[batch], progress=False)
+    report = tfquant.export(made, tmp_path / "model.tflite", target="litert", check_data=[batch])
+    assert report.agreement.largest < 1e-5

@@ -98,10 +98,30 @@ class Rewriting:
                 if t.dtype == tf.float32 and self._flow.is_parameter(t)
             ]
             if len(constants) < len(op.inputs) and (
-                op.type in _SELECTION or self._reads_quantized(op, sites)
+                op.type in _SELECTION
+                or self._reads_quantized(op, sites)
+                or self._scales_depthwise(op)
             ):
                 found.update({(op.name, index): lambda tensor: tensor * one for index in constants})
         return found
+
+    def _scales_depthwise(self, op: tf.Operation) -> bool:
+        """Whether the result of a depthwise convolution is multiplied, such as by a batch
+        normalization.
+
+        The converter would multiply the kernel instead, and fails where that is quantized.
+        """
+        if op.type not in ("Mul", "RealDiv"):
+            return False
+        for tensor in op.inputs:
+            source = self._flow.root(tensor).op
+            if source.type in ("BiasAdd", "Add", "AddV2") and self._flow.is_parameter(
+                source.inputs[1]
+            ):
+                source = self._flow.root(source.inputs[0]).op
+            if source.type == "DepthwiseConv2dNative":
+                return True
+        return False
 
     def _reads_quantized(self, op: tf.Operation, sites: Edits) -> bool:
         return any(

@@ -3,7 +3,7 @@ have a range.
 
 Quantizers go into the graph as TensorFlow's own FakeQuant operations with our ranges, which
 TensorFlow's converter takes as they are: it estimates none. What it would make of some parts of a
-network is prevented before (`litert_graph`) and put right after (`litert_file`).
+network is prevented before (`rewriting`) and put right after (`postprocess`).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class _Quantizers:
 
     Attributes:
       matrices: id of a kernel with several axes of channels -> the matrix it was made of.
-      one: see `litert_graph.hiding_one`.
+      one: see `rewriting.hiding_one`.
     """
 
     def __init__(self, engine: Engine, sites: list[Site]):
