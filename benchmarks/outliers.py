@@ -7,8 +7,8 @@ Two channels of the values of every attention are widened 52 times, the same in 
 Then the tensors that have them, values and results of attentions, have a range for each of six
 groups of sorted dimensions, or 16 bits, or are equalized (`tfquant.ptq.equalize`). The last two
 rows are the model as it is, with all tensors quantized where they are produced. A row is kept in
-results/outliers.json as soon as it is known; an interrupted run goes on there (--fresh starts
-anew).
+results/outliers.json as soon as it is known; an interrupted run resumes there (--fresh starts
+over).
 """
 
 from __future__ import annotations

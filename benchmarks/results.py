@@ -1,6 +1,6 @@
 """Result files.
 
-Rows by name, written whole after each row, so that an interrupted benchmark goes on where it
+Rows by name, written whole after each row, so that an interrupted benchmark resumes where it
 stopped.
 """
 

@@ -53,4 +53,4 @@ def run_script(
     if done.returncode:
         raise SystemExit(f"{what} failed with exit code {done.returncode}: see {log}")
     if not (directory / "results.json").exists():
-        raise SystemExit(f"{what} was stopped before its end: the same command goes on with it")
+        raise SystemExit(f"{what} was stopped before its end: the same command continues it")

@@ -6,7 +6,7 @@
 The first scores the most accurate recipe of every placement on all 4,961 questions of the dev file,
 the second every range method at every placement on 1,200 of them, evenly spread. Ranges come from
 256 windows of the training file. A row is kept in results/squad_ptq*.json as soon as it is known;
-an interrupted run goes on there (--fresh starts anew).
+an interrupted run resumes there (--fresh starts over).
 """
 
 from __future__ import annotations

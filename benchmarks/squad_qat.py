@@ -4,7 +4,7 @@
     python -m benchmarks.squad_qat --shared=../shared --rows="float;int8_residual_asymmetric"
 
 Every row is a chain of run_squad.py commands in a folder of its own below output/squad_qat. Rows
-that results/squad_qat.json has are not run again; a row that was cut off goes on from its last
+that results/squad_qat.json has are not run again; a row that was cut off resumes from its last
 checkpoint. Two rows run at a time, with half of the cores each.
 """
 

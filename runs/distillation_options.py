@@ -134,7 +134,7 @@ def distillation_options(settings: Any, seed: int) -> DistillationOptions:
     )
 
 
-def taught_by(
+def distillation_of(
     student: Any,
     teacher: keras.Model,
     hard: Callable[[Any, Any], tf.Tensor],
@@ -151,7 +151,7 @@ def taught_by(
         inputs: names of what both read of a batch; "input_mask" is one.
         more: of `Distillation`.
     """
-    taught = Distillation(
+    distilled = Distillation(
         student,
         teacher,
         hard,
@@ -160,13 +160,13 @@ def taught_by(
         options=distillation_options(settings, seed),
         **more,
     )
-    if taught.pairs:
-        pairs = ", ".join(f"{ours}:{theirs}" for ours, theirs in taught.pairs)
+    if distilled.pairs:
+        pairs = ", ".join(f"{ours}:{theirs}" for ours, theirs in distilled.pairs)
         log(f"layers of the student learn from those of the teacher: {pairs}")
-    if taught.variables:
-        first = taught.variables[0]
+    if distilled.variables:
+        first = distilled.variables[0]
         log(
-            f"{len(taught.variables)} projections {list(first.shape)} are trained beside the"
+            f"{len(distilled.variables)} projections {list(first.shape)} are trained beside the"
             f" student, from {first.path} on"
         )
-    return taught
+    return distilled

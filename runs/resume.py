@@ -34,7 +34,7 @@ class TrainingSchedule:
         batches: how many of them make a step.
         ranks: processes the run was started in.
         learning_rate: its highest value, that of the flag for each of them.
-        parts: what a planned batch is cut into; the parts of a run are dealt out to its processes
+        parts: what a planned batch is cut into; the parts of a run are distributed to its processes
           in turn.
         own: parts of a step that each process computes.
         record: JSON for the checkpoints of the run.
@@ -129,7 +129,7 @@ def _read_record(found: checkpoint.Checkpoint, settings: Any, prefix: str) -> di
         ValueError: it is damaged.
     """
     shown = f"checkpoint {printable(prefix)}: the record of its run is damaged"
-    hint = "train from another checkpoint, or anew in another output folder"
+    hint = "train from another checkpoint, or start over in another output folder"
     try:
         text = found[RUN]
         record = parse_json(text if isinstance(text, str) else "", "record")
@@ -207,7 +207,7 @@ def _schedule(record: dict[str, Any], settings: Any, ranks: int) -> TrainingSche
     if parts > batch:
         raise ValueError(
             f"{ranks} processes are too many to resume with: the run was started with batches of"
-            f" {batch} {names.unit}; start at most {batch}, or anew in another --output_dir"
+            f" {batch} {names.unit}; start at most {batch}, or start over in another --output_dir"
         )
     return TrainingSchedule(
         batch, batches, before, flags[names.rate] * before, parts, own, json.dumps(record)

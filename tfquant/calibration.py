@@ -54,7 +54,7 @@ def calibrate(
         and lengths may differ. None are needed where all activations are in float or have dynamic
         ranges.
       order: which network runs. `parallel`, the default: the float one, so that no range depends on
-        another, batches can be dealt out to processes, and every range estimated anew without data.
+        another, batches can be distributed to processes, and ranges estimated again without data.
         `sequential`: the one that is quantized with the ranges so far, so that a site sees the
         errors of the quantizers before it; one pass as well, with a search for the range of every
         site in every batch, on every rank. See `tfquant.sequential_calibration`, and

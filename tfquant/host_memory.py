@@ -27,7 +27,7 @@ def keep_freed_memory() -> bool:
     repeated calls have no effect.
 
     TensorFlow allocates the tensors of a CPU afresh in every step. glibc asks the system for each
-    large one and gives it back, so that every page of it is cleared and mapped anew, step after
+    large one and gives it back, so that every page of it is cleared and mapped again, step after
     step: about a fifth of a training step of BERT. The process then stays as large as it was at its
     largest.
 

@@ -1,7 +1,7 @@
 """Element-wise kernels compiled by XLA.
 
 Rounding to a codebook takes a dozen plain operations, each a pass over memory; compiled they are
-one. Only the rounding is compiled, never the network around it. XLA compiles for each shape anew,
+one. Only the rounding is compiled, never the network around it. XLA compiles for each shape again,
 which takes longer than many calls, so tensors whose size is open are padded to one of few sizes:
 those with at most four significant binary digits, 8 for each power of two. Small tensors run as
 plain operations.

@@ -169,7 +169,7 @@ class Observation:
         group = group or Single()
         ranks = group.size if self.shared else 1
         total, hidden = _length(batches), not progress or group.rank > 0
-        # What was made beforehand can be dealt out by size: batches of long texts take several
+        # What was made beforehand can be distributed by size: batches of long texts take several
         # times as long as those of short.
         ready = isinstance(batches, (list, tuple)) and ranks > 1
         owners = shard_by_cost([_elements(batch) for batch in batches], ranks) if ready else None

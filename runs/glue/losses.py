@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from runs.batches import only
-from runs.distillation_options import taught_by
+from runs.distillation_options import distillation_of
 from runs.glue.data import INPUTS
 from runs.glue.settings import Settings
 from runs.glue.teachers import load_teacher, teacher_of
@@ -46,7 +46,7 @@ def distillation(
         source: folder of the model that is quantized, which teaches if no other is given.
     """
     teacher = load_teacher(task, teacher_of(task, source, settings), settings, seed)
-    return taught_by(
+    return distillation_of(
         student,
         teacher,
         hard_loss(task),

@@ -63,14 +63,14 @@ def check(directory: str, sources: dict[str, str]) -> None:
         )
 
 
-def start_anew(directory: str, settings: Settings, ranks: int) -> None:
+def start_over(directory: str, settings: Settings, ranks: int) -> None:
     """Remove an earlier run, unless it is this one, interrupted before its end, which resumes."""
     saved = resume.last_checkpoint(directory)
     finished = os.path.exists(os.path.join(directory, FINISHED))
     if saved and not finished and resume.is_same_run(saved, settings, ranks):
         log(
             f"--overwrite-output: {directory} holds a run of the same options that was cut off;"
-            " training goes on"
+            " training resumes"
         )
         return
     exported = [os.path.join(directory, OUT, *parts) for parts in _EXPORTED_FOLDERS]

@@ -73,7 +73,7 @@ def run_task(
     """Run one task with one seed; return its final score, None where nothing is scored."""
     keras.utils.set_random_seed(seed)
     if settings.trains and group.rank == 0 and settings.overwrite_output:
-        overwriting.start_anew(checked(directory), settings, group.size)
+        overwriting.start_over(checked(directory), settings, group.size)
     group.gather(
         b""
     )  # no rank looks for checkpoints before rank 0 has removed those of an earlier run

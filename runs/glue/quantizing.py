@@ -222,7 +222,7 @@ def quantized(
     origin = (
         f"from {len(batches)} batches of {len(batches[0]['input_ids'])} rows"
         if batches
-        else "in each batch anew"
+        else "in each batch again"
     )
     log(f"ranges of {weights} weights, and of {activations} activations {origin}")
     return network, {

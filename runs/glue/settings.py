@@ -120,7 +120,7 @@ class Settings:
     )
     output_dir: str | None = _any(None, "Where everything is written; training wants it.")
     overwrite_output: bool = _of(
-        TRAINING, False, "Train anew where the folder holds an earlier run, which is gone then."
+        TRAINING, False, "Train again where the folder holds an earlier run, which is gone then."
     )
     cuda: bool = _any(True, "Use GPUs, if there are any.")
 
@@ -494,7 +494,7 @@ class Settings:
     adaround_act_quant: str = _of(
         PTQ,
         "post_adaround",
-        "Activations: quantized, with ranges estimated anew afterwards, or left in float.",
+        "Activations: quantized, with ranges estimated again afterwards, or left in float.",
         choices=("post_adaround", "no_act_quant"),
     )
 

@@ -351,7 +351,7 @@ class Settings:
     )
     sparsity_end_step: int | None = flag(
         None,
-        "Until this step they are chosen anew every --sparsity_frequency steps; -1 to the end. Once"
+        "Until this step they are chosen every --sparsity_frequency steps; -1 to the end. Once"
         " if not given.",
         needs={"sparsity": True},
     )

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import modeling
 from runs.batches import only
-from runs.distillation_options import taught_by
+from runs.distillation_options import distillation_of
 from runs.networks import float_teacher
 from runs.squad.data import INPUTS, Batch
 from runs.squad.flags import Settings
@@ -45,7 +45,7 @@ def real_logits(outputs: Batch, end: str, batch: Batch) -> tf.Tensor:
 
 def distillation(student: Any, config: modeling.BertConfig, settings: Settings) -> Distillation:
     """Return `hard_loss` with the distillation terms that the flags ask for."""
-    return taught_by(
+    return distillation_of(
         student,
         load_teacher(config, settings),
         hard_loss,

@@ -55,7 +55,7 @@ class RawScores:
         rows = np.asarray(unique_ids, np.int64) - FIRST_UNIQUE_ID
         if ((rows < 0) | (rows >= len(self.features))).any():
             raise ValueError(
-                f"unique ids outside these {len(self.features)} windows; were they converted anew?"
+                f"unique ids outside these {len(self.features)} windows; were they converted again?"
             )
         for number, row in enumerate(rows):
             window = self.features.window(int(row))

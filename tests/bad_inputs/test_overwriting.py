@@ -91,8 +91,8 @@ def record(place, **changes):
     return settings
 
 
-def anew(place):
-    overwriting.start_anew(
+def start_over(place):
+    overwriting.start_over(
         str(place), Settings(mode="train-baseline", output_dir=str(place), overwrite_output=True), 1
     )
 
@@ -102,7 +102,7 @@ def there(place, names):
 
 
 def test_files_of_the_run_go_and_all_others_stay(folder):
-    anew(folder)
+    start_over(folder)
     assert there(folder, LEFT) == [] and there(folder, KEPT) == list(KEPT)
 
 
@@ -119,7 +119,7 @@ def test_folders_that_become_empty_go_too(tmp_path):
         (place / "out" / name).write_text("x")
     (place / "out" / "saved_model" / "assets").mkdir()
     record(place, save_model=True)
-    anew(place)
+    start_over(place)
     assert os.listdir(place) == []
 
 
@@ -130,7 +130,7 @@ def test_folders_that_become_empty_go_too(tmp_path):
 )
 def test_without_the_record_of_a_run_nothing_goes(folder, text):
     (folder / "config.out").unlink() if text is None else (folder / "config.out").write_text(text)
-    anew(folder)
+    start_over(folder)
     names = [name for name in (*LEFT, *KEPT) if name != "config.out"]
     assert there(folder, names) == names
 
@@ -143,7 +143,7 @@ def test_checkpoints_that_no_run_of_ours_left_are_refused(folder):
 
 def test_a_model_that_the_run_did_not_save_stays(folder):
     record(folder, save_model=False)
-    anew(folder)
+    start_over(folder)
     assert there(folder, ["out/config.json", "out/vocab.txt"]) == [
         "out/config.json",
         "out/vocab.txt",
@@ -159,7 +159,7 @@ def test_nothing_is_removed_behind_links(folder, linked, tmp_path):
     (folder / linked).rename(target)
     (folder / linked).symlink_to(target)
     before = sorted(target.rglob("*"))
-    anew(folder)
+    start_over(folder)
     assert sorted(target.rglob("*")) == before and (folder / linked).is_symlink()
 
 
@@ -194,7 +194,7 @@ def test_files_of_a_model_that_link_into_the_run_are_never_removed(folder, tmp_p
 
 def test_a_model_beside_the_run_may_be_started_from(folder):
     overwriting.check(str(folder), {"--model-path": str(folder)})
-    anew(folder)
+    start_over(folder)
     assert there(folder, ["config.json", "vocab.txt", "model.safetensors"]) == [
         "config.json",
         "vocab.txt",
@@ -210,16 +210,16 @@ def test_great_folders_lose_nothing(place, monkeypatch, tmp_path):
         "remove",
         lambda files, folders=(): pytest.fail(str(files)) if list(files) else None,
     )
-    anew(pathlib.Path(os.path.expanduser(place)))
+    start_over(pathlib.Path(os.path.expanduser(place)))
 
 
 def test_a_run_that_was_cut_off_goes_on_with_the_same_command(folder, monkeypatch):
     (folder / "results.json").unlink()
     monkeypatch.setattr(overwriting.resume, "is_same_run", lambda *_: True)
-    anew(folder)
+    start_over(folder)
     assert [step for step, _ in checkpoint.steps(folder)] == [12]
     monkeypatch.setattr(overwriting.resume, "is_same_run", lambda *_: False)
-    anew(folder)
+    start_over(folder)
     assert checkpoint.steps(folder) == []
 
 
@@ -249,7 +249,7 @@ def test_the_example_of_run_squad_removes_its_own_files_alone(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_no_problem(tmp_path):
-    anew(tmp_path / "none")
+    start_over(tmp_path / "none")
     overwriting.check(str(tmp_path / "none"), {})
     shutil.rmtree(tmp_path / "none", ignore_errors=True)
     assert os.listdir(tmp_path) == []

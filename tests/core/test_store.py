@@ -31,7 +31,7 @@ BOTH = Recipe(
 )
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Runs in a process of its own; builds each model anew, with other weights, and loads the checkpoint
+# Runs in a process of its own; builds each model with other weights, and loads the checkpoint
 # into it.
 RELOAD = """
     import sys

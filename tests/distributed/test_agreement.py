@@ -1,4 +1,4 @@
-"""Work dealt out to ranks, and errors that all ranks raise."""
+"""Work distributed to ranks, and errors that all ranks raise."""
 
 import numpy as np
 import pytest

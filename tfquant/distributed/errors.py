@@ -1,7 +1,4 @@
-"""Work in several processes that meet again.
-
-An error on one rank is raised on all, so that none waits for another in vain.
-"""
+"""Propagation of an exception on one rank to all ranks, so that no collective deadlocks."""
 
 from __future__ import annotations
 

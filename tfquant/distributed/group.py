@@ -183,7 +183,7 @@ class Horovod(Group):
         )
         return (
             f"rank {self.rank} of {self.size} has waited for the others for {seconds:g} s at"
-            f" {where}: {found}. Start all of them again; training goes on from its last"
+            f" {where}: {found}. Start all of them again; training resumes from its last"
             " checkpoint. The time-out is --rank_timeout"
         )
 

@@ -95,7 +95,7 @@ def where(
     batch: Any,
     path: str | os.PathLike | None = None,
     *,
-    anew: bool = False,
+    existing: bool = False,
 ) -> str:
     """Return the first site that receives other values, for an error message; empty where none is
     known.
@@ -103,7 +103,7 @@ def where(
     Args:
       request, runtime, batch: as for `differences`.
       path: of the file in question, of which is taken over whether its attentions are fused.
-      anew: the file was not written just now, and may be that of another network.
+      existing: the file was not written just now, and may be that of another network.
     """
     if request.mode != "quantized" or runtime not in ONNX_READERS:
         return ""
@@ -122,9 +122,9 @@ def where(
     )
     if first:
         return f"; they part at site {first}"
-    if anew:
+    if existing:
         end = "this one is of other weights, or they part behind the last one"
-        return f"; in a file written anew what reaches the sites is the same: {end}"
+        return f"; in a newly written file what reaches the sites is the same: {end}"
     return "; what reaches the sites is the same, they part behind the last one"
 
 

@@ -285,7 +285,7 @@ def compare(
     request, runtime = ExportRequest(engine, mode), runtime or runtime_of(path)
     check_weights(request)
     found = agreement(request, open_file(path, runtime), batches, score, check)
-    check_agreement(request, found, tolerance, runtime, batches[0], path, f"{path}", anew=True)
+    check_agreement(request, found, tolerance, runtime, batches[0], path, f"{path}", existing=True)
     return found
 
 
@@ -298,11 +298,11 @@ def check_agreement(
     path: str | os.PathLike,
     subject: str,
     *,
-    anew: bool = False,
+    existing: bool = False,
 ) -> None:
     """Raise MismatchError if of some output more rows differ than are allowed to."""
     if differing := found.disagreeing(tolerance):
-        where = divergence.where(request, runtime, batch, path, anew=anew)
+        where = divergence.where(request, runtime, batch, path, existing=existing)
         note = x86_saturation.note(request, runtime) or _fault_of_openvino(
             request, runtime, batch, path, tolerance
         )

@@ -59,7 +59,7 @@ def mixed_precision(
     loss stays within a limit.
 
     Sites are ordered by the loss that each has alone, bisection finds how many change in this
-    order, and then single ones are tried. Only ranges of what changes are estimated anew, from the
+    order, and then single ones are tried. Only ranges of what changes are estimated again, from the
     statistics of the calibration. The recipe that is found is measured once more on the network
     that it makes. The model stays as it is.
 

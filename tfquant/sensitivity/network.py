@@ -237,7 +237,7 @@ class SwitchedNetwork:
         return self._weight_functions[key](value)
 
     def _first_positions(self, placements: Sequence[tuple[Site, Edge]]) -> dict[str, int]:
-        """Address -> index of the first operation that has to run anew if the site is switched."""
+        """Address -> index of the first operation that has to run again if the site is switched."""
         found: dict[str, int] = {}
         for site, edge in placements:
             position = self._flow.index[

@@ -37,7 +37,7 @@ class Evaluation(Hook):
     """Evaluate the model every few steps of training and after the last; a hook of `Trainer`.
 
     Everything that decides which weights are best lies in the checkpoints, the weights included, so
-    that a run that was cut off goes on with them. A step is scored behind its checkpoint: one that
+    that a run that was cut off resumes with them. A step is scored behind its checkpoint: one that
     was cut off in between is scored when the run goes on.
 
     Args:

@@ -29,7 +29,7 @@ _MEASURED, _MEASURED_AT_ONCE = 16384, 2048
 class Reconstruction:
     """Compiled training steps for all layers of one form.
 
-    One rounding variable and its optimizer, set anew for each layer.
+    One rounding variable and its optimizer, set again for each layer.
     """
 
     def __init__(self, forms: Sequence[Form], weight: Weight, options: Options):
