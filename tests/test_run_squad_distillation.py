@@ -216,8 +216,8 @@ def test_a_checkpoint_that_does_not_fit_the_teachers_configuration_is_named_with
 
 def test_a_quantized_teacher_answers_in_float_and_says_so(files, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(losses, "log", said.append)
-    monkeypatch.setattr(losses, "holds_ranges", lambda path: True)
+    monkeypatch.setattr("runs.networks.log", said.append)
+    monkeypatch.setattr("runs.networks.holds_ranges", lambda path: True)
     settings = Settings(**files | {"output_dir": str(tmp_path / "out")})
     losses.load_teacher(modeling.BertConfig.from_json_file(files["bert_config_file"]), settings)
     assert said == ["teacher: its ranges are not used, it answers in float"]

@@ -16,6 +16,7 @@ import run_squad
 from runs.networks import inference_graph
 from runs.squad import prediction, training, two_ranks
 from runs.squad.flags import Settings, arguments
+from runs.training import closing_line
 from tasks import squad
 from tests.distributed.ranks import MPIRUN, ONE_THREAD, ROOT, needs_ranks, on_ranks
 from tests.test_run_squad import make_files
@@ -116,7 +117,7 @@ def test_logits_of_other_windows_are_refused(files):
 
 def test_the_closing_line_of_training_tells_the_speed_of_all_and_the_share_of_all_reduce():
     one = TrainSummary(0, 5, 1.0, 2.0, 3.0, 4.0, "")
-    assert training.closing_line(one) == "trained 5 steps in 2 s, 4.0 examples/s after the first"
+    assert closing_line(one) == "trained 5 steps in 2 s, 4.0 examples/s after the first"
     two = dataclasses.replace(
         one, ranks=2, total_steady_examples_per_second=8.04, allreduce_share=0.1234
     )
@@ -124,7 +125,7 @@ def test_the_closing_line_of_training_tells_the_speed_of_all_and_the_share_of_al
         "trained 5 steps in 2 s, 4.0 examples/s after the first (8.0 in all 2 processes), 12.3 % of"
         " that time in all-reduce"
     )
-    assert training.closing_line(two) == line
+    assert closing_line(two) == line
 
 
 # Real processes

@@ -547,9 +547,7 @@ def test_a_model_with_ranges_is_refused_and_one_without_is_taken():
     assert len(equalize(quantized, [x], **QUIET).pairs) == 2
     assert difference([exact], [model(x).numpy()]) <= 1e-5
     tfquant.calibrate(quantized, [x], **QUIET)
-    with pytest.raises(
-        ValueError, match="the model has ranges, .* equalize before it is calibrated"
-    ):
+    with pytest.raises(ValueError, match="the model has ranges, .* equalize before calibration"):
         equalize(quantized, [x], **QUIET)
 
 
