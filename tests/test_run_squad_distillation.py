@@ -220,7 +220,7 @@ def test_a_quantized_teacher_answers_in_float_and_says_so(files, tmp_path, monke
     monkeypatch.setattr("runs.networks.holds_ranges", lambda path: True)
     settings = Settings(**files | {"output_dir": str(tmp_path / "out")})
     losses.load_teacher(modeling.BertConfig.from_json_file(files["bert_config_file"]), settings)
-    assert said == ["teacher: its ranges are not used, it answers in float"]
+    assert said[-1] == "teacher: its ranges are not used, it answers in float"
 
 
 def test_a_student_deeper_than_its_teacher_needs_a_mapping(files, tmp_path):

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 import run_squad
 from runs.networks import inference_graph
-from runs.squad import prediction, training, two_ranks
+from runs.squad import prediction, two_ranks
 from runs.squad.flags import Settings, arguments
 from runs.training import closing_line
 from tasks import squad
