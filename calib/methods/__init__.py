@@ -36,6 +36,10 @@ _MODULES = {
     "current_minmax": current_minmax,
     "cross_entropy": cross_entropy,
 }
+if different := set(_MODULES) ^ set(NAMES):
+    raise ImportError(
+        f"range method {min(different)!r}: add it to both _MODULES and calib/names.py"
+    )
 
 
 def get(name: str) -> Estimate:
