@@ -20,10 +20,10 @@ def script() -> list[str]:
 
     By path in the repository, as a module where it is installed.
     """
-    package = (__package__ or "").rpartition(".")[0]
+    package = (__package__ or "").removesuffix("runs.squad")  # ends with a dot where installed
     if package:
-        return ["-m", f"{package}.run_squad"]
-    return [str(pathlib.Path(__file__).resolve().parents[1] / "run_squad.py")]
+        return ["-m", f"{package}run_squad"]
+    return [str(pathlib.Path(__file__).resolve().parents[2] / "run_squad.py")]
 
 
 def mpirun_command(size: int) -> list[str] | None:

@@ -6,6 +6,7 @@ Prediction shared out to threads, and both ways to start real processes.
 import dataclasses
 import json
 import os
+import pathlib
 import subprocess
 
 import numpy as np
@@ -209,6 +210,13 @@ def test_the_example_trains_in_two_processes_what_it_trains_in_one(files, tmp_pa
         and two["training"]["last_step"] == one["training"]["last_step"]
     )
     assert two["prediction"]["questions"] == one["prediction"]["questions"]
+
+
+def test_the_script_is_found_in_the_repository_and_in_a_wheel(monkeypatch):
+    (path,) = two_ranks.script()
+    assert path == str(pathlib.Path(__file__).resolve().parents[2] / "run_squad.py")
+    monkeypatch.setattr(two_ranks, "__package__", "tfquant.runs.squad")
+    assert two_ranks.script() == ["-m", "tfquant.run_squad"]
 
 
 def test_two_processes_that_fail_are_an_error(files, tmp_path):
