@@ -92,7 +92,6 @@ class Target:
         from tfquant.export.onnx.qdq import INT4_OPSET
         from tfquant.graph.contractions import CONVOLUTION_OPS
 
-        operations = {op.name: op for op in request.engine.inference.operations}
         kernels = [
             site for site in request.sites() if site.role == "weight" and site.spec.codebook.uniform
         ]
@@ -116,13 +115,15 @@ class Target:
                 f"{said}: weights of 4 bits or fewer are half bytes from opset {INT4_OPSET} on:"
                 " export with opset=17"
             )
-        convolutions = sum(
-            edge.role == "weight" and operations[edge.consumer[0]].type in CONVOLUTION_OPS
-            for _, edge in request.engine.placements()
-            if edge.consumer
-        )
-        if self.float_convolutions and 2 * len(found.integer) >= len(kernels) - convolutions:
-            return f"{said}: it leaves most convolutions in float with every recipe"
+        if self.float_convolutions:
+            types = {op.name: op.type for op in request.engine.inference.operations}
+            convolutions = sum(
+                edge.role == "weight" and types[edge.consumer[0]] in CONVOLUTION_OPS
+                for _, edge in request.engine.placements()
+                if edge.consumer
+            )
+            if 2 * len(found.integer) >= len(kernels) - convolutions:
+                return f"{said}: it leaves most convolutions in float with every recipe"
         if own in self.recipes:  # which leaves in float what the runtime computes faster so
             return ""
         return (
