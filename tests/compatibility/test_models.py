@@ -29,6 +29,8 @@ _NOT_EXPORTED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*quantized products in integers")  # of convolutions
+@pytest.mark.filterwarnings("ignore:padding is counted")  # where DeBERTa joins tokens with others
 @pytest.mark.parametrize(
     "name",
     [

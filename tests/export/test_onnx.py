@@ -63,6 +63,7 @@ def bert():
     return models.own_bert()
 
 
+@pytest.mark.filterwarnings("ignore:.*quantized products in integers")
 @pytest.mark.parametrize(
     "name", few(RECIPES, ("skip operands", "zero points", "4-bit weights", "16 bits"))
 )

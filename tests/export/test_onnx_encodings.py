@@ -264,6 +264,7 @@ TARGETS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*quantized products in integers")
 @pytest.mark.parametrize(
     ("rows", "kind", "target"),
     [

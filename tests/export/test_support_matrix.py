@@ -87,6 +87,7 @@ def test_the_matrix_names_every_target_and_kind():
     assert sorted(columns) == sorted(TARGETS) and sorted(rows) == sorted(KINDS)
 
 
+@pytest.mark.filterwarnings("ignore:.*quantized products in integers")
 @pytest.mark.parametrize(("target", "recipe", "cell"), _cases())
 def test_a_target_takes_or_refuses_what_the_matrix_says(target, recipe, cell, network, tmp_path):
     model, batches = network
