@@ -10,13 +10,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.results import FOLDER
+from calib.figures import new_figure, write_png
 
 Rows = Mapping[str, Mapping[str, Any]]
 SMOOTHED = 10  # logged points that make one of a curve
@@ -46,7 +43,8 @@ def plot(rows: Rows, path: pathlib.Path) -> None:
 
     Distilled rows are left out: their loss has another scale.
     """
-    figure, axes = plt.subplots(figsize=(9, 4))
+    figure = new_figure(9, 4)
+    axes = figure.subplots()
     for name, figures in rows.items():
         if not figures["loss"] or "distilled" in name:
             continue
@@ -58,9 +56,7 @@ def plot(rows: Rows, path: pathlib.Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel(f"training loss, mean of {10 * SMOOTHED} steps")
     axes.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_png(figure, path)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,8 @@ import json
 import pathlib
 from collections.abc import Mapping
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from benchmarks.results import FOLDER
+from calib.figures import new_figure, write_png
 
 Rows = Mapping[str, Mapping[str, float]]
 
@@ -55,7 +51,8 @@ def plot(rows: Rows, path: pathlib.Path) -> None:
     names = [n for n in rows if n.startswith("int8_")]
     placements = list(dict.fromkeys(n.split("|")[0] for n in names))
     methods = list(dict.fromkeys(n.split("|")[1] for n in names))
-    figure, axes = plt.subplots(figsize=(9, 4))
+    figure = new_figure(9, 4)
+    axes = figure.subplots()
     width = 0.8 / len(methods)
     for i, method in enumerate(methods):
         lost = [
@@ -67,9 +64,7 @@ def plot(rows: Rows, path: pathlib.Path) -> None:
     axes.set_ylabel("F1 lost to float")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_png(figure, path)
 
 
 if __name__ == "__main__":

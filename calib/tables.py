@@ -20,7 +20,7 @@ UNLIMITED = 400
 
 
 def build(
-    title: str,
+    title: str | None,
     columns: Sequence[str],
     rows: Iterable[Sequence[str]],
     *,
@@ -29,12 +29,15 @@ def build(
     """Return a table whose columns hold numbers, right-justified, except those named in `left`.
 
     Args:
-        title: line above the table.
+        title: line above the table; None for one without title and borders.
         columns: headings.
         rows: one text for each column.
         left: headings of the columns of text.
     """
-    table = Table(title=escape(title))
+    if title is None:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    else:
+        table = Table(title=escape(title))
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right", overflow="fold")
     for row in rows:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from calib import tables
+
 
 @dataclasses.dataclass(frozen=True)
 class VariableSize:
@@ -52,29 +54,30 @@ class SizeReport:
         return sum(variable.packed_bytes for variable in self.variables)
 
     def __str__(self) -> str:
-        rows = [("variable", "shape", "bits", "float", "packed", "")]
-        for v in self.variables:
-            shape = "x".join(map(str, v.shape)) or "scalar"
-            rows.append(
-                (v.path, shape, str(v.bits), f"{v.float_bytes:,}", f"{v.packed_bytes:,}", v.note)
+        columns = ("variable", "shape", "bits", "float", "packed", "")
+        rows = [
+            (
+                v.path,
+                "x".join(map(str, v.shape)) or "scalar",
+                str(v.bits),
+                f"{v.float_bytes:,}",
+                f"{v.packed_bytes:,}",
+                v.note,
             )
-        rows.append(("total", "", "", f"{self.float_bytes:,}", f"{self.packed_bytes:,}", ""))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                f"{cell:{'<' if column in (0, 1, 5) else '>'}{widths[column]}}"
-                for column, cell in enumerate(row)
-            ).rstrip()
-            for row in rows
+            for v in self.variables
         ]
+        rows.append(("total", "", "", f"{self.float_bytes:,}", f"{self.packed_bytes:,}", ""))
+        table = tables.build(None, columns, rows, left=("variable", "shape", ""))
         file = "" if self.file_bytes is None else f", file {self.file_bytes:,}"
         smaller = (
             f" ({self.float_bytes / self.packed_bytes:.2f} times smaller)"
             if self.packed_bytes
             else ""
         )
-        lines.append(
-            f"bytes: float {self.float_bytes:,}, packed {self.packed_bytes:,}{smaller}, ranges"
-            f" {self.range_bytes:,}{file}"
+        return (
+            f"{tables.render(table)}\nbytes: float {self.float_bytes:,}, packed"
+            f" {self.packed_bytes:,}{smaller}, ranges {self.range_bytes:,}{file}"
         )
-        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return tables.as_html(str(self))

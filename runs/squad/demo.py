@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from calib import tables
 from runs import folders
 from runs.squad import two_ranks
 from runs.squad.flags import Settings
@@ -189,18 +190,20 @@ def tuned(run: Run, settings: Settings) -> Figures:
 
 
 def print_table(runs: Mapping[str, Figures]) -> None:
-    lines = [
-        "",
-        (
-            f"{'network':<28}{'quantized':>10}{'exact match':>14}"
-            f"{'F1':>9}{'loss of F1':>13}{'examples/s':>13}"
-        ),
-    ]
     reference = runs["float"]["prediction"]["f1"]
+    columns = ("network", "quantized", "exact match", "F1", "loss of F1", "examples/s")
+    rows = []
     for name, figures in runs.items():
         scores, edges = figures["prediction"], figures.get("calibration", {}).get("edges", 0)
-        lines.append(
-            f"{NAMES[name]:<28}{edges:>10}{scores['exact_match']:>14.2f}{scores['f1']:>9.2f}"
-            f"{reference - scores['f1']:>13.2f}{scores['examples_per_second']:>13.1f}"
+        rows.append(
+            (
+                NAMES[name],
+                str(edges),
+                f"{scores['exact_match']:.2f}",
+                f"{scores['f1']:.2f}",
+                f"{reference - scores['f1']:.2f}",
+                f"{scores['examples_per_second']:.1f}",
+            )
         )
-    print("\n".join(lines), end="\n\n", file=sys.stderr)
+    table = tables.build(None, columns, rows, left=("network",))
+    print(f"\n{tables.render(table)}\n", file=sys.stderr)

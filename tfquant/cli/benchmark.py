@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from calib import tables
 from tfquant.error_messages import one_line
 from tfquant.runtimes import RUNTIMES, Session, open_file, runtime_of
 
-if TYPE_CHECKING:
-    from tfquant.latency import Measured
-
+_COLUMNS = ("file", "batch", "length", "p50 ms", "p95 ms", "p99 ms", "rows/s", "speed")
 _LONGEST = 86400  # seconds for a file, batch and length
 _THREADS_PER_CORE = 16
 
@@ -71,7 +70,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints a line for each file, batch and length."""
+    """Print a table with a row for each file, batch and length."""
     from tfquant.cli import arrays
     from tfquant.latency import Workload, measure
 
@@ -92,11 +91,7 @@ def run(options: argparse.Namespace) -> None:
         )
     batches = [_positive("--batch", size) for size in options.batch.split(",")]
     sessions = {path: _opened(path, options) for path in options.files}
-    if not options.json:
-        print(
-            f"{'file':<40}{'batch':>6}{'length':>8}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}"
-            f"{'rows/s':>9}{'speed':>8}"
-        )
+    table_rows: list[tuple[str, ...]] = []
     for batch in batches:
         for length in lengths:
             try:
@@ -109,14 +104,25 @@ def run(options: argparse.Namespace) -> None:
                 ) from error
             first = next(iter(found.values()))
             for path, measured in found.items():
-                _show(
-                    path,
-                    batch,
-                    length,
-                    measured,
-                    measured.rows_per_second / first.rows_per_second,
-                    options.json,
-                )
+                speed = measured.rows_per_second / first.rows_per_second
+                if options.json:
+                    figures = {"file": path, "batch": batch, "length": length}
+                    figures |= measured.figures() | {"speed": round(speed, 3)}
+                    print(json.dumps(figures), flush=True)
+                else:
+                    numbers = (measured.p50, measured.p95, measured.p99)
+                    table_rows.append(
+                        (
+                            path,
+                            str(batch),
+                            str(length),
+                            *(f"{value:.2f}" for value in numbers),
+                            f"{measured.rows_per_second:.1f}",
+                            f"{speed:.2f}",
+                        )
+                    )
+    if not options.json:
+        print(tables.render(tables.build(None, _COLUMNS, table_rows, left=("file",))))
 
 
 def _opened(path: str, options: argparse.Namespace) -> Session:
@@ -129,27 +135,6 @@ def _opened(path: str, options: argparse.Namespace) -> Session:
         options.threads
     )  # of the process: TensorFlow has none for a file
     return open_file(path, runtime)
-
-
-def _show(
-    path: str, batch: int, length: int | str, measured: Measured, speed: float, as_json: bool
-) -> None:
-    if as_json:
-        figures = {
-            "file": path,
-            "batch": batch,
-            "length": length,
-            **measured.figures(),
-            "speed": round(speed, 3),
-        }
-        print(json.dumps(figures), flush=True)
-        return
-    times = "".join(f"{value:>9.2f}" for value in (measured.p50, measured.p95, measured.p99))
-    name = path if len(path) < 40 else "..." + path[-36:]
-    print(
-        f"{name:<40}{batch:>6}{length:>8}{times}{measured.rows_per_second:>9.1f}{speed:>8.2f}",
-        flush=True,
-    )
 
 
 def _positive(flag: str, text: str) -> int:

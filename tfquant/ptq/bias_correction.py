@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
+from calib import tables
 from tfquant.calibration import check_batches, engine_of
 from tfquant.engine import Engine
 from tfquant.model import QuantizedFunction, QuantizedModel
@@ -55,14 +56,14 @@ class BiasReport:
     skipped: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
-        width = max((len(shift.path) for shift in self.shifts), default=0)
-        lines = [
-            f"{shift.path:<{width}}  shifted by {shift.mean:.4g}, at most {shift.largest:.4g}"
-            for shift in self.shifts
-        ]
-        return "\n".join(
-            [*lines, *(f"unchanged: {path}: {reason}" for path, reason in self.skipped)]
-        )
+        rows = [(shift.path, f"{shift.mean:.4g}", f"{shift.largest:.4g}") for shift in self.shifts]
+        columns = ("layer", "mean shift", "largest shift")
+        table = tables.build(None, columns, rows, left=("layer",))
+        unchanged = (f"unchanged: {path}: {reason}" for path, reason in self.skipped)
+        return "\n".join([tables.render(table), *unchanged])
+
+    def _repr_html_(self) -> str:
+        return tables.as_html(str(self))
 
 
 def correct_bias(
