@@ -31,7 +31,8 @@ def test_the_mean_of_each_output_is_that_of_the_float_network_afterwards():
     assert [s.path for s in report.shifts] == ["first", "second"] and report.skipped == (
         ("bare", "it has no bias"),
     )
-    lines = str(report).splitlines()
+    heading, *lines = str(report).splitlines()
+    assert heading.split()[0] == "layer"
     assert [line.split()[0] for line in lines[:2]] == ["first", "second"] and lines[2:] == [
         "unchanged: bare: it has no bias"
     ]
