@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from calib.codebook import Codebook, UniformCodebook
 from tfquant.error_messages import shown
-from tfquant.formats import floating, integer
+from tfquant.formats import floating, integer, normal_float, posit, powers_of_two
 from tfquant.formats.contract import Format
 from tfquant.formats.floating import FloatFormat
 from tfquant.formats.integer import IntegerFormat
 
 __all__ = ["FloatFormat", "Format", "IntegerFormat", "get", "of"]
 
-_FAMILIES = (integer, floating)
+_FAMILIES = (integer, floating, posit, normal_float, powers_of_two)
 
 
 def get(name: str) -> Format:

@@ -1,8 +1,10 @@
-"""Floating-point formats of up to 8 bits, saturating: `e4m3`, `e5m2`, `e3m2`.
+"""Floating-point formats of up to 8 bits, saturating: `eXmY`, such as `e4m3`, `e5m2`, `e2m1`.
 
 `eXmY` has a sign, X bits of exponent with the bias 2**(X-1) - 1, and Y bits of mantissa; numbers
-below the smallest normal one are subnormal. Values round half to even and saturate at the largest
-finite one. Codes beyond it stand for infinities and NaN, which are never written.
+below the smallest normal one are subnormal. Formats of up to 4 bits of exponent are those of the
+Open Compute Project: the largest exponent holds numbers like the others, in `e4m3` all but one,
+which is NaN. `eXmY_ieee` keeps it for infinities and NaN, as formats of 5 bits always do. Values
+round half to even and saturate at the largest finite one; infinities and NaN are never written.
 
     y = round_to_nearest(x / scale) * scale,  scale = amax * (1 / limit)
 
@@ -14,15 +16,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 
 import numpy as np
 import tensorflow as tf
 
 from calib.codebook import ScaledCodebook
 from tfquant.formats.contract import Kind
+from tfquant.formats.fixed_levels import check_signed
 from tfquant.kernels import CompiledKernel
 from tfquant.scale import SMALLEST_AMAX, Scale, scale_of
 
+_EXPONENT_BITS = range(1, 6)
+_FULL_EXPONENT_BITS = 4  # up to here the largest exponent holds numbers
 _MANTISSA, _BIAS, _EXPONENT_MASK = 23, 127, 0x7F800000  # of float32
 
 
@@ -32,16 +38,25 @@ class FloatFormat:
 
     Attributes:
       exponent_bits, mantissa_bits: X and Y of the name.
-      limit: largest finite value.
+      ieee: whether the largest exponent is kept for infinities and NaN.
     """
 
     exponent_bits: int
     mantissa_bits: int
-    limit: float
+    ieee: bool = False
 
     @property
     def name(self) -> str:
-        return f"e{self.exponent_bits}m{self.mantissa_bits}"
+        return f"e{self.exponent_bits}m{self.mantissa_bits}" + ("_ieee" if self.ieee else "")
+
+    @property
+    def limit(self) -> float:
+        """Largest finite value."""
+        exponent = 2 ** (self.exponent_bits - 1)
+        if self.ieee or self.exponent_bits > _FULL_EXPONENT_BITS:
+            exponent -= 1
+        last = 1 + (self.name == "e4m3")  # the last code of e4m3 is NaN
+        return 2.0**exponent * (2.0 - last * 2.0**-self.mantissa_bits)
 
     @property
     def kind(self) -> Kind:
@@ -68,13 +83,7 @@ class FloatFormat:
         return values[values <= self.limit]
 
     def codebook(self, scale: Scale) -> ScaledCodebook:
-        for field, wanted in (("symmetric", True), ("narrow_range", True)):
-            if getattr(scale, field) is not wanted:
-                raise ValueError(
-                    f"number format {self.name!r} is for {field}: true, it mirrors itself at zero"
-                )
-        if scale.unsigned is True:
-            raise ValueError(f"number format {self.name!r} has a sign: set unsigned: false")
+        check_signed(self.name, scale)
         return _codebook(self)
 
     def has_gradient(self, amax: tf.Tensor) -> bool:
@@ -115,20 +124,30 @@ class FloatFormat:
         return np.concatenate([magnitudes, -magnitudes])[codes]
 
 
-FORMATS = {
-    format.name: format
-    for format in (
-        FloatFormat(4, 3, 448.0),  # no infinities
-        FloatFormat(5, 2, 57344.0),
-        FloatFormat(3, 2, 28.0),  # neither infinities nor NaN
-    )
-}
-KNOWN = ", ".join(FORMATS)
+KNOWN = "e1m1 ... e5m2 of up to 8 bits, e4m3_ieee"
 
 
 def parse(name: str) -> FloatFormat | None:
-    """Return the format called `name`; None if it is of another family."""
-    return FORMATS.get(name)
+    """Return the format called `name`; None if it is of another family.
+
+    Raises:
+      ValueError: there are no formats of so many bits.
+    """
+    match = re.fullmatch(r"e([0-9])m([0-9])(_ieee)?", name)
+    if match is None:
+        return None
+    exponent_bits, mantissa_bits, ieee = int(match[1]), int(match[2]), match[3] is not None
+    if exponent_bits not in _EXPONENT_BITS or not 3 <= 1 + exponent_bits + mantissa_bits <= 8:
+        raise ValueError(
+            f"number format {name!r}: floating-point formats have {_EXPONENT_BITS[0]} to"
+            f" {_EXPONENT_BITS[-1]} bits of exponent, and 3 to 8 bits with sign and mantissa"
+        )
+    if ieee and not 1 < exponent_bits <= _FULL_EXPONENT_BITS:
+        raise ValueError(
+            f"number format {name!r}: _ieee is for 2 to {_FULL_EXPONENT_BITS} bits of exponent;"
+            " with 5 bits the plain name means the same"
+        )
+    return FloatFormat(exponent_bits, mantissa_bits, ieee)
 
 
 @functools.cache
