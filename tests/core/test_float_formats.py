@@ -20,6 +20,10 @@ ORACLES = {
     "e4m3": ml_dtypes.float8_e4m3fn,
     "e5m2": ml_dtypes.float8_e5m2,
     "e3m2": ml_dtypes.float6_e3m2fn,
+    "e2m3": ml_dtypes.float6_e2m3fn,
+    "e2m1": ml_dtypes.float4_e2m1fn,
+    "e4m3_ieee": ml_dtypes.float8_e4m3,
+    "e3m4_ieee": ml_dtypes.float8_e3m4,
 }
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 
