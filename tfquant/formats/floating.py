@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from calib.codebook import ScaledCodebook
 from tfquant.formats.contract import Kind
-from tfquant.formats.fixed_levels import check_signed
+from tfquant.formats.fixed_levels import check_signed, mirrored
 from tfquant.kernels import CompiledKernel
 from tfquant.scale import SMALLEST_AMAX, Scale, scale_of
 
@@ -152,8 +152,11 @@ def parse(name: str) -> FloatFormat | None:
 
 @functools.cache
 def _codebook(format: FloatFormat) -> ScaledCodebook:
-    levels = np.concatenate([-format.magnitudes[:0:-1], format.magnitudes])
-    return ScaledCodebook.nearest(tuple(levels.tolist()), name=format.name)
+    positive = format.magnitudes[1:].astype(np.float64)
+    middles = (np.append(0.0, positive[:-1]) + positive) / 2
+    # Half to even of the significand; without mantissa bits, 1.5 times a power is next to 2.
+    away = [place % 2 == 1 if format.mantissa_bits else place > 0 for place in range(positive.size)]
+    return mirrored(positive.tolist(), middles.tolist(), away, format.limit, format.name)
 
 
 @functools.cache
