@@ -33,7 +33,7 @@ KINDS = {
     "int2": _bits("int2", "int3", "int4"),
     "int9": _bits("int9", "int12", "int16"),
     "e4m3": _bits("e5m2", "e4m3"),
-    "e3m2": _bits("e3m2"),
+    "e3m2": _bits("e3m2", "e2m1", "nf4", "p2_5", "posit8_1"),
     "symmetric: false": [_inputs(symmetric=False)],
     "per_embedding_group": [
         _inputs(granularity="per_embedding"),
@@ -88,7 +88,7 @@ def test_the_matrix_names_every_target_and_kind():
 
 
 @pytest.mark.filterwarnings("ignore:.*quantized products in integers")
-@pytest.mark.parametrize(("target", "recipe", "cell"), _cases())
+@pytest.mark.parametrize(("target", "recipe", "cell"), list(_cases()))
 def test_a_target_takes_or_refuses_what_the_matrix_says(target, recipe, cell, network, tmp_path):
     model, batches = network
     quantized = tfquant.quantize(model, recipe, calibration=batches, progress=False)
