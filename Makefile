@@ -85,6 +85,8 @@ tables: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 
 clean:
 	rm -rf output .pytest_cache .ruff_cache

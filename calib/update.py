@@ -87,7 +87,7 @@ def updated(
     autograph=False,
     input_signature=[tf.TensorSpec([4]), tf.TensorSpec([None, 2]), tf.TensorSpec([])],
 )
-def replayed(ranges: tf.Tensor, extremes: tf.Tensor, decay: tf.Tensor) -> tf.Tensor:
+def replayed(ranges: tf.Tensor, extremes: np.ndarray, decay: tf.Tensor) -> tf.Tensor:
     """Ranges after batches of which only the extremes are known.
 
     The operations of `updated` on the same scalars, one batch after the other, not their like in

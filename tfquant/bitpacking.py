@@ -121,7 +121,7 @@ def pack_array(array: QuantizedArray) -> tuple[dict[str, np.ndarray], dict[str, 
     params, bits = array.params, array.params.format.bits
     attributes: dict[str, Any] = {"bits": bits}
     if params.codebook.uniform:
-        attributes["qmin"] = params.codebook.qmin
+        attributes["qmin"] = params.integers.qmin
     else:
         attributes["format"] = params.format.name
     tensors = {"codes": pack(array.codes - attributes.get("qmin", 0), bits), "scale": params.scale}

@@ -19,6 +19,7 @@ from tfquant.choices import ORDERS
 from tfquant.distributed.errors import agree, shard_by_cost, together
 from tfquant.distributed.group import Group, Single, structure_of
 from tfquant.engine import Engine
+from tfquant.layout import static_shape
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.observer_runner import Observation
 from tfquant.older_files import lacking, with_partners
@@ -108,7 +109,7 @@ def calibrate(
         entries = _weight_entries(
             engine, Single() if sequential else group, progress and group.rank == 0
         )
-        if sequential:
+        if isinstance(collector, SequentialObservation):
             collector.set_weights(entries)
     with together(group, lambda: (collector.number, f"calibration batch {collector.number}")):
         collector.run(batches, progress, group)
@@ -301,9 +302,10 @@ def dimension_entry(site: Site, seen: Mapping[str, calib.Statistics]) -> calib.S
     """
     statistics, grouping = seen[site.address], None
     if site.spec.layout.groups is not None:
+        (size,) = static_shape(site.shape[-1:])
         grouping = calib.Grouping.of(
             site.spec.layout.groups,
-            site.shape[-1],
+            size,
             site.order,
             seen[site.order] if site.order else None,
         )

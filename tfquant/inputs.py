@@ -5,7 +5,7 @@ Inputs are cast and reshaped as Keras does, and flattened to the tensors that th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -213,6 +213,11 @@ def _with_rank(value: Any, spec: tf.TensorSpec) -> Any:
     if given == spec.shape.rank - 1 and spec.shape[-1] == 1:
         return value[..., None]
     return value
+
+
+def num_examples(flat: Sequence[tf.Tensor]) -> int:
+    """Return the number of examples in flat inputs; 1 where the first has no axes."""
+    return len(flat[0]) if flat and flat[0].shape.rank else 1
 
 
 def _is_number(dtype: tf.DType) -> bool:

@@ -108,8 +108,10 @@ class Workload:
         feeds = []
         for start in range(0, count - batch + 1, batch):
             chosen = slice(start, start + batch)
-            real = length == "real" and mask is not None
-            size = max(1, int(mask[chosen].sum(-1).max())) if real else int(length)
+            if length == "real" and mask is not None:
+                size = max(1, int(mask[chosen].sum(-1).max()))
+            else:
+                size = int(length)
             feeds.append(
                 {entry.name: _sized(rows[entry.name][chosen], entry, size) for entry in inputs}
             )

@@ -10,7 +10,7 @@ group is stored and `spread` repeats it for the dimensions of the group.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -98,6 +98,19 @@ class Layout:
         groups = "" if self.groups is None else f" {self.groups}"
         order = "" if self.permute == "none" else f" ({self.permute} order)"
         return f"{self.granularity}{groups}{order}"
+
+
+def static_shape(shape: Iterable[int | None]) -> tuple[int, ...]:
+    """Return the sizes of a shape that must be static, such as that of a parameter.
+
+    Raises:
+      ValueError: a size, or the rank, is not known.
+    """
+    sizes = tuple(shape)
+    known = tuple(size for size in sizes if size is not None)
+    if len(known) < len(sizes):
+        raise ValueError(f"shape {list(sizes)} is not static: give the model inputs of fixed size")
+    return known
 
 
 def aligned_shape(shape: Sequence[Any], channel_axes: tuple[int, ...]) -> list[Any]:

@@ -387,7 +387,10 @@ class QuantizedFunction(_State):
     @tf.autograph.experimental.do_not_convert
     def __call__(self, *args, **kwargs):
         self._engine.check_ready()
-        return self._engine(self._engine.source.arguments.bind(args, kwargs))
+        arguments = self._engine.source.arguments
+        if arguments is None:
+            raise TypeError(f"{self.__name__} is a model: it takes one batch, not arguments")
+        return self._engine(arguments.bind(args, kwargs))
 
 
 def wrap(model: Any, engine: Engine) -> QuantizedModel | QuantizedFunction:
@@ -416,7 +419,7 @@ def adopt(
       trainable: None for what `variable` says.
     """
     adopted = keras.Variable(
-        lambda shape, dtype=None: tf.zeros(shape, dtype),
+        lambda shape, dtype: tf.zeros(shape, dtype),
         shape=tuple(variable.shape),
         dtype=variable.dtype.name,
         trainable=variable.trainable if trainable is None else trainable,

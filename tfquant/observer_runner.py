@@ -23,6 +23,8 @@ from tfquant.engine import Engine
 from tfquant.error_messages import one_line
 from tfquant.graph.padding import Padding
 from tfquant.graph.roles import Edge
+from tfquant.inputs import num_examples
+from tfquant.layout import static_shape
 from tfquant.site import Site
 
 
@@ -57,7 +59,8 @@ class Observation:
         ]
         self._along = self._dimension_edges(found, dimensions)
         self.dimensions = {
-            a: calib.DimensionObserver(a, edge.shape[-1]) for a, edge in self._along.items()
+            a: calib.DimensionObserver(a, *static_shape(edge.tensor.shape[-1:]))
+            for a, edge in self._along.items()
         }
         self.observers = [
             (
@@ -194,7 +197,7 @@ class Observation:
         except (ValueError, TypeError) as error:
             raise ValueError(f"calibration batch {self.number}: {one_line(error)}") from error
         extremes, rows = self.function(tf.constant(self.number, tf.int64), *flat)
-        self.samples += int(flat[0].shape[0]) if flat and flat[0].shape.rank else 1
+        self.samples += num_examples(flat)
         for observer in self.all_observers():
             observer.check()
         for sample, found in zip(self.rows.values(), rows, strict=True):

@@ -13,7 +13,7 @@ import dataclasses
 
 import numpy as np
 
-from calib.codebook import Codebook
+from calib.codebook import Codebook, UniformCodebook
 from tfquant import formats
 from tfquant.layout import aligned
 from tfquant.quantizer import Quantizer
@@ -47,6 +47,17 @@ class QuantParams:
     def format(self) -> formats.Format:
         """Number format of the codes."""
         return formats.of(self.codebook)
+
+    @property
+    def integers(self) -> UniformCodebook:
+        """Codebook of an integer format.
+
+        Raises:
+          TypeError: the codes are not integers.
+        """
+        if not isinstance(self.codebook, UniformCodebook):
+            raise TypeError(f"codes of {self.format.name} are not integers")
+        return self.codebook
 
     def quantize(self, values: np.ndarray) -> QuantizedArray:
         """Round float values of any shape to the nearest codes, half to even for integers."""

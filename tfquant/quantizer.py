@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfquant import qdq
 from tfquant.distributed.group import Group, Single
-from tfquant.layout import spread
+from tfquant.layout import spread, static_shape
 from tfquant.learned import PARAMETRIZATIONS, LearnedRange, parameter_path
 from tfquant.scale import LARGEST_AMAX
 from tfquant.site import Site
@@ -65,7 +65,7 @@ class Quantizer:
         self.state = range_state(site, rate)
         self.group_of: tf.Variable | None = None
         if site.spec.layout.groups is not None:
-            ungrouped = np.full(site.shape[-1:], -1, np.int32)
+            ungrouped = np.full(static_shape(site.shape[-1:]), -1, np.int32)
             self.group_of = state_variable(ungrouped, parameter_path(site.address, GROUP_OF))
         self._calibrated = False
 
@@ -148,10 +148,11 @@ class Quantizer:
                 ("no groups", "them") if group_of is None else ("groups of dimensions", "none")
             )
             raise ValueError(f"{where}: range has {found}, the site needs {wanted}")
-        if group_of is None or self.group_of is None:
+        groups = self.site.spec.layout.groups
+        if group_of is None or self.group_of is None or groups is None:
             return
-        group_of, groups = np.asarray(group_of, np.int32), self.site.spec.layout.groups
-        size = self.site.shape[-1]
+        group_of = np.asarray(group_of, np.int32)
+        (size,) = static_shape(self.site.shape[-1:])
         equal = np.arange(size) * groups // size
         if group_of.shape != (size,) or not np.array_equal(np.sort(group_of), equal):
             raise ValueError(

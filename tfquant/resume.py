@@ -55,11 +55,8 @@ def digest(parts: Iterable[Any]) -> str:
     for part in parts:
         if isinstance(part, np.ndarray):
             result.update(f"{part.dtype}{part.shape}".encode())
-            part = (
-                part.view(np.uint8)
-                if part.dtype.kind not in "OUS" and part.ndim
-                else part.tobytes()
-            )
+            plain = part.dtype.kind not in "OUS" and part.ndim
+            part = part.view(np.uint8).data if plain else part.tobytes()
         result.update(part)
     return result.hexdigest()[:32]
 

@@ -152,8 +152,8 @@ class Rule:
 
     def to_dict(self) -> dict[str, Any]:
         data = validation.public_fields(self)
-        data["role"] = list(self.roles) if len(self.roles) > 1 else self.roles[0]
-        data["part"] = list(self.parts) if len(self.parts) > 1 else self.parts[0]
+        data["role"] = self.role if isinstance(self.role, str) else list(self.role)
+        data["part"] = self.part if isinstance(self.part, str) else list(self.part)
         data["shape"] = None if self.shape is None else list(self.shape)
         data["spec"] = None if self.spec is None else self.spec.to_dict()
         defaults = {
@@ -237,7 +237,7 @@ class Recipe:
                 self.disable, (str,), f"{where}: disable must be a list of patterns", single=False
             ),
         }
-        listed["fuse"] = tuple(Fuse(f) if isinstance(f, str) else f for f in listed["fuse"])
+        listed["fuse"] = tuple(f if isinstance(f, Fuse) else Fuse(f) for f in listed["fuse"])
         for field, values in listed.items():
             object.__setattr__(self, field, values)
         for pattern in self.disable:

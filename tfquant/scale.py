@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from calib.codebook import Codebook
+from calib.codebook import Codebook, UniformCodebook
 from tfquant.error_messages import shown
 
 # A range of zero (a dead channel) is quantized as if it were this wide: the result is zero for all
@@ -160,5 +160,7 @@ def scale_and_zero(
       (scale, zero point), see `scale_and_zero_of`.
     """
     scale = np.asarray(scale_of(width, codebook), np.float32)
-    zero = np.zeros_like(scale) if codebook.symmetric else codebook.zero_point(lower, scale)
+    zero = np.zeros_like(scale)
+    if lower is not None and isinstance(codebook, UniformCodebook) and not codebook.symmetric:
+        zero = codebook.zero_point(lower, scale)
     return scale, zero.astype(np.int32)

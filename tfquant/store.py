@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -157,7 +157,16 @@ def load(
     return quantized
 
 
-def record(saved: Mapping[str, Any], name: str, source: str, kind: type) -> Any:
+class SavedTensors(Protocol):
+    """Tensors of a file by name, with their shapes."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def __getitem__(self, name: str) -> np.ndarray | str: ...
+
+
+def record(saved: SavedTensors, name: str, source: str, kind: type) -> Any:
     """Parse a JSON entry of a checkpoint.
 
     Args:
@@ -176,7 +185,7 @@ def record(saved: Mapping[str, Any], name: str, source: str, kind: type) -> Any:
     return value
 
 
-def _fingerprints(saved: Mapping[str, Any], source: str) -> list[list]:
+def _fingerprints(saved: SavedTensors, source: str) -> list[list]:
     """Fingerprints of the sites in a checkpoint.
 
     Raises:
@@ -265,7 +274,7 @@ def fingerprint(site: Site) -> list:
 
 def stored_names(
     model: QuantizedModel | QuantizedFunction,
-    saved: Mapping[str, Any],
+    saved: SavedTensors,
     sites: list[list],
     prefix: str,
 ) -> tuple[dict[str, str], dict[str, str]]:
@@ -318,7 +327,7 @@ def stored_names(
 def matching_weights(
     weights: dict[str, tf.Variable],
     paths: dict[str, str],
-    saved: checkpoint.Checkpoint,
+    saved: SavedTensors,
     prefix: str,
 ) -> dict[str, np.ndarray | str]:
     """Value of every variable by its name in the model; `paths` maps to names in the file."""

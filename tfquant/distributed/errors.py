@@ -124,7 +124,7 @@ def together(group: Group, place: Callable[[], tuple[int, str]]) -> Iterator[Non
     if not failed:
         return
     first = min(failed, key=lambda rank: gathered[rank]["number"])
-    if first == group.rank:
+    if failure is not None and first == group.rank:
         raise failure
     kind, text = gathered[first]["kind"], gathered[first]["text"]
     known = {c.__name__: c for c in _KNOWN}

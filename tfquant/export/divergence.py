@@ -110,7 +110,7 @@ def where(
     fused = (
         path is not None
         and os.path.splitext(path)[1] == ".onnx"
-        and writer.has_fused_attention(path)
+        and writer.has_fused_attention(os.fspath(path))
     )
     first = next(
         (
@@ -148,6 +148,6 @@ def _difference(site: str, simulated: np.ndarray, found: np.ndarray) -> Differen
     spread = float(np.abs(simulated - simulated.mean()).mean())
     return Difference(
         site,
-        float(np.abs(simulated - found).mean()) / max(spread, np.finfo(np.float32).tiny),
+        float(np.abs(simulated - found).mean()) / max(spread, float(np.finfo(np.float32).tiny)),
         spread,
     )

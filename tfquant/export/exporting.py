@@ -6,13 +6,13 @@ Write a quantized model as a file, and compare a file with it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from fileio.staging import staging
@@ -28,6 +28,7 @@ from tfquant.export.output_parity import OutputAgreement
 from tfquant.export.parity import ParityReport, Score, agreement, check_tolerance, check_weights
 from tfquant.export.request import ExportRequest
 from tfquant.export.targets import TARGETS, publish, size_of
+from tfquant.layout import static_shape
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.runtimes import Contractions, open_file, openvino, runtime_of
 
@@ -184,7 +185,7 @@ def export(
         publish(written, path)
     sites = request.sites()
     stored = sum(1 for site in sites if site.is_weight)
-    floats = sum(int(np.prod(v.shape)) * 4 for v in engine.inference.variables.values())
+    floats = 4 * sum(math.prod(static_shape(v.shape)) for v in engine.inference.variables.values())
     notes = (
         [x86_saturation.note(request, form.readers[0])]
         if form.readers and not form.as_written

@@ -19,6 +19,7 @@ from tfquant import checkpoint
 from tfquant.engine import Engine
 from tfquant.export.errors import ExportError
 from tfquant.export.request import ExportRequest
+from tfquant.layout import static_shape
 from tfquant.quantized_array import QuantParams
 from tfquant.quantizer import Quantizer
 from tfquant.scale import SMALLEST_AMAX
@@ -211,7 +212,7 @@ class _Layer:
     def _kernel_amaxes(self, dense: str) -> np.ndarray:
         """Return the amax of each output of a kernel."""
         quantizer = self._site(f"{dense}:weight:kernel")
-        amaxes, outputs = _amaxes(quantizer), quantizer.site.shape[-1]
+        amaxes, (outputs,) = _amaxes(quantizer), static_shape(quantizer.site.shape[-1:])
         if amaxes.size not in (1, outputs):
             raise ExportError(
                 f"site {quantizer.site.address}: has {amaxes.size} ranges for {outputs} outputs;"
@@ -309,7 +310,7 @@ def in_float_buffer(codes: np.ndarray, tiles: Tiles) -> np.ndarray:
     """Codes int8 [inputs, outputs], multiples of `TILE`, in an engine's order at the front of a
     float32 array of that shape.
     """
-    rows, columns = np.indices(codes.shape)
+    rows, columns = np.arange(codes.shape[0])[:, np.newaxis], np.arange(codes.shape[1])
     buffer = np.zeros(codes.size * 4, np.int8)
     buffer[rows // TILE * TILE * codes.shape[1] + tiles(rows, columns)] = codes
     return buffer.view(np.float32).reshape(codes.shape)

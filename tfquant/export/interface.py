@@ -16,11 +16,13 @@ class Interface:
     """Signature of a network as a function of flat inputs.
 
     Attributes:
-      inputs: signature, named, in the order of `tf.nest.flatten`.
+      input_names: in the order of `tf.nest.flatten`.
+      inputs: signature, likewise, with these names.
       outputs: names, in that order too; none is that of an input, as formats such as ONNX have one
         name for one tensor.
     """
 
+    input_names: tuple[str, ...]
     inputs: tuple[tf.TensorSpec, ...]
     outputs: tuple[str, ...]
 
@@ -28,10 +30,11 @@ class Interface:
     def of(cls, trace: Trace) -> Interface:
         specs = zip(trace.input_specs, trace.input_names, strict=True)
         inputs = tuple(tf.TensorSpec(spec.shape, spec.dtype, name=name) for spec, name in specs)
-        return cls(inputs, tuple(_unlike(trace.input_names, _names(trace.output_structure))))
+        outputs = tuple(_unlike(trace.input_names, _names(trace.output_structure)))
+        return cls(trace.input_names, inputs, outputs)
 
     def named_inputs(self, flat: Sequence[Any]) -> dict[str, Any]:
-        return {spec.name: value for spec, value in zip(self.inputs, flat, strict=True)}
+        return dict(zip(self.input_names, flat, strict=True))
 
     def named_outputs(self, flat: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(self.outputs, flat, strict=True))

@@ -136,7 +136,8 @@ class OutputParity:
     def _matrix(self, values: np.ndarray) -> np.ndarray:
         """[rows, last axis]; complex numbers as two, numbers without columns one a row."""
         if np.iscomplexobj(values):
-            values = np.stack([values.real, values.imag], -1).reshape(*values.shape[:-1], -1)
+            parts = np.stack([np.real(values), np.imag(values)], -1)
+            values = parts.reshape(*values.shape[:-1], -1)
         single = values.ndim < 2 or (self.kind == "number" and not self._by_column)
         return values.reshape(-1, 1 if single else values.shape[-1])
 
@@ -167,7 +168,7 @@ class OutputParity:
             return
         count = np.maximum(answers.sum(-1), 1)
         self._rows.append(np.sqrt((difference**2).sum(-1) / count))
-        self._flaws.append(flaws.any(-1))
+        self._flaws.append(np.asarray(flaws.any(-1)))
         if self.kind == "classes":
             first, other = x.argmax(-1)[:, None], found.argmax(-1)[:, None]
             self._margins.append(

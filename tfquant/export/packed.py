@@ -158,7 +158,7 @@ def load(
         raise CheckpointError(
             f"{path} is damaged: {type(error).__name__} {one_line(error, 200)}"
         ) from error
-    found = [(name, values[name], variable) for name, variable in variables.items()]
+    found = [(name, np.asarray(values[name]), variable) for name, variable in variables.items()]
     types = [(name, value.dtype.name, variable.dtype.name) for name, value, variable in found]
     wrong = [
         f"{name}: {saved} in the file, {own} in the model"
@@ -192,12 +192,13 @@ def _restore_ranges(engine: Engine, file: _File, renamed: dict[str, str]) -> Non
         if address not in renamed:
             continue
         saved = {
-            name: file.tensors.get(range_name(renamed[address], name))
+            name: file.tensors[key]
             for name in quantizer.variables
+            if (key := range_name(renamed[address], name)) in file.tensors
         }
         if quantizer.learned is None:
-            lower = -saved["upper"] if saved["lower"] is None else saved["lower"]
-            quantizer.set_range(lower, saved["upper"], saved.get(GROUP_OF))
+            upper = saved["upper"]
+            quantizer.set_range(saved.get("lower", -upper), upper, saved.get(GROUP_OF))
         else:
             for name, variable in quantizer.variables.items():
                 variable.assign(saved[name])
@@ -291,9 +292,11 @@ def _readers(engine: Engine, flow: Dataflow) -> dict[int, tuple[list[str], str]]
     edges: dict[tuple[str, int], list[str]] = {}
     tensors: dict[str, list[str]] = {}
     for site, edge in engine.placements():
-        if site.enabled and edge.consumer is None:
+        if not site.enabled:
+            continue
+        if edge.consumer is None:
             tensors.setdefault(edge.tensor.name, []).append(site.address)
-        elif site.enabled:
+        else:
             edges.setdefault(edge.consumer, []).append(site.address)
     found: dict[int, tuple[list[str], str]] = {}
     for handle, variable in engine.inference.variables.items():
@@ -388,8 +391,10 @@ class _File:
         """The values of a variable in its own type."""
         if name == WEIGHTS:
             return json.dumps(list(self._entries))
-        entry, value = self._entries[name], self.tensors.get(name)
-        if "bits" in entry:
+        entry = self._entries[name]
+        if "bits" not in entry:
+            value = self.tensors[name]
+        else:
             parts = {part: f"{name}/{part}" for part in ("codes", "scale", "zero")}
             tensors = {
                 part: self.tensors[key] for part, key in parts.items() if key in self.tensors

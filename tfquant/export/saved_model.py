@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfquant import qdq
 from tfquant.export.captures import as_constants
 from tfquant.export.request import ExportRequest
-from tfquant.quantizer import Quantizer
 from tfquant.runtimes.saved_model import SIGNATURE
 from tfquant.site import Site
 
@@ -24,8 +23,8 @@ def write(request: ExportRequest, path: str) -> None:
     # otherwise than the simulation.
     ends = {
         address: [
-            tf.Variable(np.asarray(end), trainable=False, name=f"range_{index}/{name}")
-            for name, end in _ends(quantizer)
+            tf.Variable(end, trainable=False, name=f"range_{index}/{name}")
+            for name, end in zip(("lower", "upper"), quantizer.range(), strict=True)
         ]
         for index, (address, quantizer) in enumerate(quantizers.items())
     }
@@ -33,29 +32,26 @@ def write(request: ExportRequest, path: str) -> None:
     def quantized(site: Site, tensor: tf.Tensor) -> tf.Tensor:
         if site.address not in ends:
             return tensor
-        codebook, axes = site.spec.codebook, site.channel_axes
-        return qdq.quantize_dequantize(tensor, *ends[site.address], codebook, axes, compiled=False)
+        lower, upper = ends[site.address]
+        return qdq.quantize_dequantize(
+            tensor, lower, upper, site.spec.codebook, site.channel_axes, compiled=False
+        )
 
-    @tf.function(autograph=False, input_signature=[{spec.name: spec for spec in interface.inputs}])
+    @tf.function(autograph=False, input_signature=[interface.named_inputs(interface.inputs)])
     def serve(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        flat = [inputs[spec.name] for spec in interface.inputs]
+        flat = [inputs[name] for name in interface.input_names]
         return interface.named_outputs(
             engine.inference.emit(
                 flat, engine.edits(quantized), given=as_constants(engine.inference)
             )
         )
 
-    module = tf.Module()
-    module.weights = list(
-        engine.inference.variables.values()
-    )  # what the function reads has to be owned by what is saved
+    module: Any = tf.Module()
+    # What the function reads has to be owned by what is saved.
+    module.weights = list(engine.inference.variables.values())
     module.ranges = list(ends.values())
     module.serve = serve
     tf.saved_model.save(module, path, signatures={SIGNATURE: serve})
-
-
-def _ends(quantizer: Quantizer) -> tuple[tuple[str, tf.Variable | tf.Tensor], ...]:
-    return tuple(zip(("lower", "upper"), quantizer.range(), strict=True))
 
 
 def may_be_replaced(path: pathlib.Path) -> bool:

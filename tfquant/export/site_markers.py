@@ -180,7 +180,7 @@ def _with_shape(tensor: tf.Tensor) -> tf.Tensor:
 
 def _names(wanted: Iterable[str], interface: Interface) -> list[str]:
     """Names of further inputs: those that are wanted, as far as TensorFlow takes them."""
-    taken, names = {spec.name for spec in interface.inputs} | set(interface.outputs), []
+    taken, names = {*interface.input_names, *interface.outputs}, []
     for path in wanted:
         name = re.sub(r"[^A-Za-z0-9_./-]", "_", path).lstrip("_/-") or "parameter"
         while name in taken:

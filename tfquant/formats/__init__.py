@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calib.codebook import Codebook, UniformCodebook
+from calib.codebook import Codebook, ScaledCodebook
 from tfquant.error_messages import shown
 from tfquant.formats import floating, integer, normal_float, posit, powers_of_two
 from tfquant.formats.contract import Format
@@ -30,6 +30,6 @@ def get(name: str) -> Format:
 
 def of(codebook: Codebook) -> Format:
     """Return the format of a codebook."""
-    if isinstance(codebook, UniformCodebook):
-        return IntegerFormat((codebook.num_codes - 1).bit_length())
-    return get(codebook.name)
+    if isinstance(codebook, ScaledCodebook):
+        return get(codebook.name)
+    return IntegerFormat((codebook.num_codes - 1).bit_length())

@@ -19,7 +19,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from calib.codebook import UniformCodebook
+from calib.codebook import Codebook, UniformCodebook
 from tfquant.formats.contract import Kind
 from tfquant.scale import SMALLEST_AMAX, Scale
 
@@ -52,17 +52,17 @@ class IntegerFormat:
         return amax.shape.rank == 0
 
     def round(
-        self, x: tf.Tensor, amax: tf.Tensor, codebook: UniformCodebook, *, compiled: bool = True
+        self, x: tf.Tensor, amax: tf.Tensor, codebook: Codebook, *, compiled: bool = True
     ) -> tf.Tensor:
         if amax.shape.rank == 0:
             return _native(x, amax, codebook)
         largest, amax = float(codebook.quant_max), tf.maximum(amax, SMALLEST_AMAX)
         return _native(x * (largest / amax), tf.constant(largest), codebook) * (amax / largest)
 
-    def encode(self, units: np.ndarray, codebook: UniformCodebook) -> np.ndarray:
-        return np.clip(np.rint(units), codebook.qmin, codebook.qmax).astype(np.int32)
+    def encode(self, units: np.ndarray, codebook: Codebook) -> np.ndarray:
+        return np.clip(np.rint(units), *codebook.extremes).astype(np.int32)
 
-    def decode(self, codes: np.ndarray, codebook: UniformCodebook) -> np.ndarray:
+    def decode(self, codes: np.ndarray, codebook: Codebook) -> np.ndarray:
         return codes.astype(np.float32)
 
 
@@ -81,16 +81,17 @@ def parse(name: str) -> IntegerFormat | None:
     return IntegerFormat(bits)
 
 
-def _native(x: tf.Tensor, amax: tf.Tensor, codebook: UniformCodebook) -> tf.Tensor:
+def _native(x: tf.Tensor, amax: tf.Tensor, codebook: Codebook) -> tf.Tensor:
     amax = tf.maximum(amax, SMALLEST_AMAX)
-    signed = codebook.qmin < 0
+    smallest, largest = codebook.extremes
+    signed = smallest < 0
     return tf.raw_ops.QuantizeAndDequantizeV4(
         input=x,
         input_min=-amax if signed else tf.zeros_like(amax),
         input_max=amax,
         signed_input=signed,
-        num_bits=(codebook.qmax - codebook.qmin).bit_length(),
+        num_bits=(codebook.num_codes - 1).bit_length(),
         range_given=True,
         round_mode="HALF_TO_EVEN",
-        narrow_range=codebook.qmin == -codebook.qmax,
+        narrow_range=smallest == -largest,
     )

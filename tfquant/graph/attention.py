@@ -52,8 +52,8 @@ def find_attention(flow: Dataflow, contractions: list[Contraction]) -> list[Atte
         if scores.kind != "matmul":
             continue
         softmax = _softmax_after(flow, scores.op.outputs[0])
-        match = softmax is not None and _context_after(flow, softmax, by_name)
-        if not match:
+        match = None if softmax is None else _context_after(flow, softmax, by_name)
+        if softmax is None or match is None:
             continue
         context, probabilities_index = match
         query_index = _query_index(scores.op)

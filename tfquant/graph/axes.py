@@ -82,7 +82,7 @@ class Axes:
             self.follow(self._tensors)
 
     @property
-    def input_shapes(self) -> list[list[int | None] | None]:
+    def input_shapes(self) -> list[tf.TensorShape]:
         """Shape of each input, with sizes that the graph accepts together."""
         return self._sizes.shapes()
 
@@ -98,19 +98,11 @@ class Axes:
     def unexplained(self, names: Iterable[str]) -> set[str]:
         """Tensors with an unlabeled axis whose size is unknown or varies with the inputs."""
         names = [name for name in names if self._has_open_axis(name)]
-        if not names or self._second is None:
+        second = self._second if names else None
+        if second is None:
             return set(names)
         return {
-            name
-            for name in names
-            if self._second[name] is None
-            or self._shapes[name] is None
-            or any(
-                not labels and (size is None or size != before)
-                for labels, before, size in zip(
-                    self.labels[name], self._shapes[name], self._second[name], strict=True
-                )
-            )
+            name for name in names if _varies(self.labels[name], self._shapes[name], second[name])
         }
 
     def _has_open_axis(self, name: str) -> bool:
@@ -251,6 +243,16 @@ def _shapes(tensors: Mapping[str, tf.Tensor]) -> dict[str, Shape]:
 
 def _open(shapes: Mapping[str, Shape]) -> list[str]:
     return [name for name, shape in shapes.items() if shape is None or None in shape]
+
+
+def _varies(labels: Labels, before: Shape, after: Shape) -> bool:
+    """Whether an unlabeled axis has an unknown size, or another one with other inputs."""
+    if before is None or after is None:
+        return True
+    return any(
+        not own and (size is None or size != first)
+        for own, first, size in zip(labels, before, after, strict=True)
+    )
 
 
 def _labels(axis: Iterable[tuple[int | None, int]]) -> tuple[int, ...]:

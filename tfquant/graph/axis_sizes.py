@@ -82,16 +82,18 @@ class AxisSizes:
         """Whether there are labels besides the batch that could be confused with each other."""
         return sum(not label.pinned for label in self._roots() if label is not self._all[BATCH]) > 1
 
-    def shapes(self) -> list[list[int | None] | None]:
+    def shapes(self) -> list[tf.TensorShape]:
         """Shape of each input."""
         return [
             (
-                None
+                tensor.shape
                 if tensor.shape.rank is None
-                else [
-                    size if label is None else self._all[self.root(label)].size
-                    for label, size in zip(labels, tensor.shape, strict=True)
-                ]
+                else tf.TensorShape(
+                    [
+                        size if label is None else self._all[self.root(label)].size
+                        for label, size in zip(labels, tensor.shape, strict=True)
+                    ]
+                )
             )
             for tensor, labels in zip(self._inputs, self.labels, strict=True)
         ]

@@ -48,8 +48,19 @@ class Contraction:
     channel_axes: tuple[int, ...] = ()
 
     @property
+    def operands(self) -> tuple[int, int]:
+        """Index of the activation and of the parameter of a linear.
+
+        Raises:
+          ValueError: it is a matmul.
+        """
+        if self.weight_index is None:
+            raise ValueError(f"{self.op.name} multiplies two activations")
+        return 1 - self.weight_index, self.weight_index
+
+    @property
     def input_index(self) -> int:
-        return 1 - self.weight_index
+        return self.operands[0]
 
 
 @dataclasses.dataclass(frozen=True)

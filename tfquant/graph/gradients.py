@@ -68,10 +68,9 @@ class CustomGradient:
         with self.operation.graph.as_default():
             graph = tf_func_graph.FuncGraph(f"{self.operation.name}_gradient")
 
-        def inside(value):
-            return graph.capture(
-                tf.convert_to_tensor(value)
-            )  # a function may return a tensor of the forward pass as it is
+        def inside(value: tf.Tensor) -> Any:
+            # A function may return a tensor of the forward pass as it is.
+            return graph.capture(tf.convert_to_tensor(value))
 
         with graph.as_default():
             placeholders = [_placeholder(output) for output in self.operation.outputs]

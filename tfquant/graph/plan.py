@@ -119,7 +119,7 @@ def make_plan(trace: Trace, recipe: Recipe) -> Plan:
         (edge, rule) for edge in roles.edges if (rule := deciding_rule(recipe, edge)) is not None
     ]
     matches = _count_matches(recipe, roles.edges, roles.skipped)
-    chosen = [(edge, rule) for edge, rule in decided if rule.spec is not None]
+    chosen = [(edge, rule, rule.spec) for edge, rule in decided if rule.spec is not None]
     values = _Values(analysis)
     sites = _sites(values, recipe, chosen, analysis.embedding)
     _check_groups(recipe, sites)
@@ -133,6 +133,12 @@ def deciding_rule(recipe: Recipe, edge: Edge) -> Rule | None:
         if _matches(rule, edge):
             return rule
     return None
+
+
+def deciding_spec(recipe: Recipe, edge: Edge) -> QuantSpec | None:
+    """Return the spec of the last rule that matches an edge; None leaves the edge in float."""
+    rule = deciding_rule(recipe, edge)
+    return None if rule is None else rule.spec
 
 
 def _matches(rule: Rule, edge: Edge) -> bool:
@@ -192,19 +198,21 @@ class _Values:
 
 
 def _sites(
-    values: _Values, recipe: Recipe, chosen: list[tuple[Edge, Rule]], embedding: Embedding
+    values: _Values,
+    recipe: Recipe,
+    chosen: list[tuple[Edge, Rule, QuantSpec]],
+    embedding: Embedding,
 ) -> list[Site]:
-    groups: dict[tuple, list[tuple[Edge, Rule]]] = {}
-    for edge, rule in chosen:
-        spec = _resolved(rule, rule.spec, edge, embedding)
+    groups: dict[tuple, list[tuple[Edge, Rule, QuantSpec]]] = {}
+    for edge, rule, unresolved in chosen:
+        spec = _resolved(rule, unresolved, edge, embedding)
         # Views of one tensor share an embedding axis only where they have it at the same place.
         axes = (_channels(spec, edge), edge.shape if spec.layout.along_last_axis else ())
         key = (values.key(edge, bool(axes[0])), spec, axes) if recipe.share else (edge.address,)
-        groups.setdefault(key, []).append((edge, rule))
+        groups.setdefault(key, []).append((edge, rule, spec))
     sites = []
     for members in groups.values():
-        edge, rule = min(members, key=_rank)
-        spec = _resolved(rule, rule.spec, edge, embedding)
+        edge, rule, spec = min(members, key=_rank)
         sites.append(
             Site(
                 role=edge.role,
@@ -214,8 +222,8 @@ def _sites(
                 rule=rule.name,
                 shape=edge.shape,
                 channel_axes=_channels(spec, edge),
-                members=tuple(sorted(e.address for e, _ in members)),
-                enabled=not _is_disabled(recipe, [e for e, _ in members]),
+                members=tuple(sorted(e.address for e, *_ in members)),
+                enabled=not _is_disabled(recipe, [e for e, *_ in members]),
                 group=_group(recipe, edge),
                 order=_order(spec, edge, embedding),
             )
@@ -223,13 +231,13 @@ def _sites(
     return sites
 
 
-def _rank(member: tuple[Edge, Rule]) -> tuple:
+def _rank(member: tuple[Edge, Rule, QuantSpec]) -> tuple:
     """Sort key of edges that share a site, of which the first determines its address.
 
     That must not depend on the order of operations, which differs between traces. Numbered edges
     come last, as files of versions that did not tell them from the first one know that one alone.
     """
-    edge, _ = member
+    edge, *_ = member
     return edge.repeated, ROLES.index(edge.role), edge.path, edge.port
 
 
@@ -283,7 +291,8 @@ def _order(spec: QuantSpec, edge: Edge, embedding: Embedding) -> str:
     """Address of the edge whose ranges a site's dimensions are sorted by."""
     if spec.layout.permute == "none":
         return ""
-    return edge.address if spec.layout.permute == "own" else embedding.layer_order(edge).address
+    source = embedding.layer_order(edge) if spec.layout.permute == "shared" else None
+    return edge.address if source is None else source.address
 
 
 def _channels(spec: QuantSpec, edge: Edge) -> tuple[int, ...]:

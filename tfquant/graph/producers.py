@@ -76,15 +76,19 @@ def embedding_sums(
     return found
 
 
-def sliced_table(flow: Dataflow, tensor: tf.Tensor) -> tuple[tf.Operation, int] | None:
-    """(slicing operation, 0) where `tensor` is a slice of a variable, as learned positions are."""
+def sliced_table(flow: Dataflow, tensor: tf.Tensor) -> tuple[tf.Operation, str] | None:
+    """(slicing operation, handle) where `tensor` is a slice of a variable, as learned positions
+    are.
+    """
     while tensor.op.type in _SPREADING_OPS:
         tensor = tensor.op.inputs[0]
     op = tensor.op
     if op.type not in _SLICING_OPS or not flow.is_parameter(tensor):
         return None
     handle = flow.variable_behind(op.inputs[0])
-    return (op, 0) if handle is not None and flow.trace.variables[handle].shape.rank == 2 else None
+    if handle is None or flow.trace.variables[handle].shape.rank != 2:
+        return None
+    return op, handle
 
 
 def tables_of(
@@ -99,7 +103,8 @@ def tables_of(
             found = sliced_table(flow, tensor)
             if found is None:
                 continue
-            if found[0].name not in seen:
-                seen.add(found[0].name)
-                path = flow.trace.paths[flow.variable_behind(found[0].inputs[0])]
-                yield parent(path), path.rpartition("/")[2], *found
+            slicing, handle = found
+            if slicing.name not in seen:
+                seen.add(slicing.name)
+                path = flow.trace.paths[handle]
+                yield parent(path), path.rpartition("/")[2], slicing, 0

@@ -77,7 +77,7 @@ NO_EDITS = Edits()
 
 def replay(
     operations: Iterable[tf.Operation],
-    known: dict[str, tf.Tensor],
+    known: MutableMapping[str, tf.Tensor],
     outputs: Sequence[tf.Tensor],
     *,
     edits: Edits = NO_EDITS,
@@ -158,10 +158,8 @@ class _State:
           GradientError: none of them holds it.
         """
         name = self._name_of(old)
-        if name in self.tensors:
-            return self.tensors[name]
         if name is not None:
-            return self._computed(old)
+            return self.tensors[name] if name in self.tensors else self._computed(old)
         if self.outer is not None:
             return self.outer.lookup(old)
         if isinstance(old, ops.EagerTensor):
@@ -207,7 +205,7 @@ class _State:
         return replay(operations, tensors, [old], edits=self.edits)[0]
 
 
-def _captures(graph: tf.Graph | None) -> Sequence[tuple[tf.Tensor, tf.Tensor]]:
+def _captures(graph: Any) -> Sequence[tuple[tf.Tensor, tf.Tensor]]:
     return getattr(graph, "captures", ())
 
 

@@ -304,19 +304,11 @@ class Structure:
         if contraction.kind == "linear":
             zone = self.zones.get(op.name)
             fusable = self._fusable(contraction.path, "weight")
+            source, index = contraction.operands
             weight = self._on_parameter(
-                zone or "weight",
-                path,
-                "kernel",
-                op,
-                contraction.weight_index,
-                contraction.channel_axes,
-                fusable,
+                zone or "weight", path, "kernel", op, index, contraction.channel_axes, fusable
             )
-            return [
-                self._on_edge(zone or "linear_input", path, "input", op, contraction.input_index),
-                weight,
-            ]
+            return [self._on_edge(zone or "linear_input", path, "input", op, source), weight]
         ports = self._matmul_ports(op)
         return [
             self._on_edge(
@@ -478,7 +470,11 @@ class Structure:
 
     def lookup_edges(self) -> list[tuple[str, Edge]]:
         """(operation name, edge of the table) of every product with one-hot rows."""
-        return [(c.op.name, self._table_edge(c.handle, c.op, c.weight_index)) for c in self.lookups]
+        return [
+            (c.op.name, self._table_edge(c.handle, c.op, c.operands[1]))
+            for c in self.lookups
+            if c.handle is not None
+        ]
 
     def _table_handle(self, op: tf.Operation) -> str | None:
         table = op.inputs[0]

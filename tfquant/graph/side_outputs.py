@@ -61,10 +61,12 @@ def take_losses(model: Any) -> list[tf.Tensor]:
     Regularizers of weights are not among those of a Keras 3 model: whoever tracks its variables has
     them. tf-keras keeps them with the model, so that they are among its own.
     """
+    losses: list[tf.Tensor] = []
     if hasattr(model, "_get_own_losses"):
-        losses = [loss for layer in model._flatten_layers() for loss in layer._get_own_losses()]
+        for layer in model._flatten_layers():
+            losses += layer._get_own_losses()
     else:
-        losses = list(getattr(model, "losses", ()))
+        losses += getattr(model, "losses", ())
     if hasattr(model, "_clear_losses"):
         model._clear_losses()  # they belong to a graph that is finished
     return losses

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import calib
 from tfquant.calibration import weight_entry
 from tfquant.engine import Engine, fused_ranges
-from tfquant.graph.plan import deciding_rule
+from tfquant.graph.plan import deciding_spec
 from tfquant.quantizer import Quantizer
 from tfquant.recipes.exact import with_specs
 from tfquant.rules import Recipe
@@ -63,11 +63,12 @@ class Alternatives:
     def recipe(self, chosen: Mapping[str, str], name: str) -> Recipe:
         """The recipe of the model with other formats for some sites: address -> format."""
         recipe = self._engine.plan.recipe
-        specs = {}
-        for address, format in chosen.items():
-            for member in self._engine.plan.site(address).members:
-                edge = self._edges[member]
-                specs[member] = self._spec(deciding_rule(recipe, edge).spec, format)
+        specs = {
+            member: self._spec(spec, format)
+            for address, format in chosen.items()
+            for member in self._engine.plan.site(address).members
+            if (spec := deciding_spec(recipe, self._edges[member])) is not None
+        }
         return (
             with_specs(recipe, specs, self._edges, "mixed precision", name=name)
             if specs
@@ -114,7 +115,10 @@ class Alternatives:
     def _add_quantizers(self, sites: list[Site], format: str) -> None:
         entries = {site.address: self._entries[site.address, format] for site in sites}
         ranges = {
-            site.address: tuple(end.reshape(site.range_shape) for end in (entry.lower, entry.upper))
+            site.address: (
+                entry.lower.reshape(site.range_shape),
+                entry.upper.reshape(site.range_shape),
+            )
             for site, entry in zip(sites, entries.values(), strict=True)
         }
         ranges = fused_ranges(sites, ranges)

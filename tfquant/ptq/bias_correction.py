@@ -146,9 +146,10 @@ def _biases(
     for layer in layers:
         path = layer.site.path
         edge = edges.get(address("bias", path, "bias"))
-        if len(layer.uses) > 1:
+        use, *others = layer.uses
+        if others:
             skipped.append((path, "its weight is used in several places"))
-        elif layer.uses[0].lookup or edge is None:
+        elif use.lookup or edge is None:
             skipped.append((path, "it has no bias"))
         else:
             try:
@@ -184,7 +185,8 @@ def _mean_errors(
     outputs = Outputs(engine)
     forms = [Form(finder.flow, layer, layer.uses[0], include_activation=False) for layer in group]
     quantized = [tf.constant(Weight.of(engine, layer).nearest) for layer in group]
-    sums, counts = [np.float64(0.0)] * len(group), [0] * len(group)
+    sums: list[np.ndarray] = [np.zeros(())] * len(group)
+    counts = [0] * len(group)
     for seen in walk.visit(number, substitutes):
         for index, (layer, form, what) in enumerate(zip(group, forms, seen, strict=True)):
             exact = outputs(layer, form, form.rows(what.exact, what.valid))

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from calib.codebook import Codebook
+from calib.codebook import Codebook, ScaledCodebook
 from tfquant.engine import Engine
-from tfquant.layout import aligned_shape
+from tfquant.layout import aligned_shape, static_shape
 from tfquant.ptq.layers import Layer
 from tfquant.ptq.operand_view import OperandView, called
 from tfquant.quantized_array import QuantParams
@@ -48,7 +48,7 @@ class Weight:
         shape = aligned_shape(sizes, site.channel_axes)
         if site.channel_axes:
             full = [
-                np.broadcast_to(a.reshape(shape).astype(np.float32), sizes)
+                np.broadcast_to(a.reshape(shape).astype(np.float32), static_shape(sizes))
                 for a in (params.scale, params.zero)
             ]
             scale, zero = (_compressed(layout.to_variable(a)) for a in full)
@@ -88,6 +88,8 @@ class Weight:
 
     @property
     def _levels(self) -> np.ndarray:
+        if not isinstance(self.codebook, ScaledCodebook):
+            raise TypeError(f"codebook {self.codebook} has no fixed levels")
         return np.asarray(self.codebook.levels, np.float32)
 
     def _index(self, units: np.ndarray) -> np.ndarray:

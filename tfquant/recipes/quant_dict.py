@@ -14,7 +14,7 @@ from typing import Any
 import calib
 from tfquant.graph.letters import OF_BLOCK, OF_MODEL
 from tfquant.graph.model_adapter import source_of
-from tfquant.graph.plan import RecipeError, deciding_rule
+from tfquant.graph.plan import RecipeError, deciding_spec
 from tfquant.graph.roles import Edge
 from tfquant.graph.trace import trace
 from tfquant.recipes.exact import with_specs
@@ -105,7 +105,7 @@ def with_quant_dict(
     edges = {edge.address: edge for edge in analysis.roles.edges}
     embedding = analysis.embedding
     letters = analysis.letters | {HIDDEN: tuple(_hidden(edges.values()))}
-    base = {address: _base(recipe, edge) for address, edge in edges.items()}
+    base = {address: deciding_spec(recipe, edge) for address, edge in edges.items()}
     specs: dict[str, QuantSpec | None] = {}
     problems = []
     for letter in sorted(choices, key=_specificity):
@@ -163,11 +163,6 @@ def _named(letters: Mapping[str, tuple[str, ...]], letter: str) -> list[str]:
             f" {', '.join(there)}"
         )
     return list(dict.fromkeys(found))
-
-
-def _base(recipe: Recipe, edge: Edge) -> QuantSpec | None:
-    rule = deciding_rule(recipe, edge)
-    return None if rule is None else rule.spec
 
 
 def _changed(letter: str, value: Any, edge: Edge, shared_order: bool, along: bool) -> Change:

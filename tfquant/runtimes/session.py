@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tfquant.error_messages import one_line
 
@@ -54,7 +54,7 @@ class Contractions:
 class Session(Protocol):
     """An opened file."""
 
-    inputs: Sequence[Input]
+    inputs: tuple[Input, ...]
 
     def __call__(self, feed: Mapping[str, np.ndarray]) -> Outputs:
         """Answers one batch; entries that are no input are passed over.
@@ -62,9 +62,11 @@ class Session(Protocol):
         Raises:
           KeyError: an input is missing.
         """
+        ...
 
     def contractions(self) -> Contractions:
         """How the products are computed on this machine."""
+        ...
 
 
 def fed(inputs: Sequence[Input], feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -84,7 +86,7 @@ def fed(inputs: Sequence[Input], feed: Mapping[str, np.ndarray]) -> dict[str, np
     return {entry.name: np.asarray(feed[entry.name], entry.dtype) for entry in inputs}
 
 
-def read(path: str, runtime: str, load: Callable[[], object]) -> object:
+def read(path: str, runtime: str, load: Callable[[], Any]) -> Any:
     """`load()`, whose errors, of many kinds, become one of ours.
 
     Raises:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from tfquant import formats
+from tfquant.layout import static_shape
 from tfquant.site import Site
 from tfquant.site_selection import matches
 
@@ -79,7 +79,7 @@ def parameter_bits(site: Site, format: str | None = None) -> int:
     """
     if not site.is_weight:
         return 0
-    return int(np.prod(site.shape, dtype=np.int64)) * formats.get(format or site.spec.format).bits
+    return math.prod(static_shape(site.shape)) * formats.get(format or site.spec.format).bits
 
 
 def _meant(there: Sequence[Site], pattern: str, where: str) -> list[Site]:

@@ -110,14 +110,15 @@ class Measure:
         for number, (found, wanted) in enumerate(zip(outputs, exact, strict=True)):
             for name, index in self._outputs.items():
                 valid = self._valid[name][number] if name in self._valid else np.ones(1, bool)
-                pair = [np.asarray(flat[index], np.float64) for flat in (wanted, found)]
-                valid = np.broadcast_to(valid, pair[0].shape)
-                if not all(np.isfinite(values[valid]).all() for values in pair):
+                first, second = (np.asarray(f[index], np.float64) for f in (wanted, found))
+                valid = np.broadcast_to(valid, first.shape)
+                if not all(np.isfinite(values[valid]).all() for values in (first, second)):
                     raise ValueError(
                         f"batch {number}: output {name} holds NaN or infinity; check the batch and"
                         " the model"
                     )
-                totals[name] += (_kl_terms if self.name == "kl" else _power_terms)(*pair, valid)
+                terms = _kl_terms if self.name == "kl" else _power_terms
+                totals[name] += terms(first, second, valid)
         values = {name: self._of_terms(*terms) for name, terms in totals.items()}
         return Reading(float(np.mean(list(values.values()))), values)
 
@@ -178,9 +179,10 @@ def _validity(
     batches = [padding.values(flat) for flat in flats]
     found = {}
     for name, tensor in outputs.items():
-        valid = [validity.of(tensor) for validity in batches]
-        if valid[0] is not None:
-            found[name] = [v.numpy() > 0 for v in valid]
+        masks = [validity.of(tensor) for validity in batches]
+        valid = [mask.numpy() > 0 for mask in masks if mask is not None]
+        if valid:
+            found[name] = valid
     return found
 
 
@@ -190,7 +192,7 @@ def _called(metric: Metric) -> str:
 
 def _named_outputs(engine: Engine) -> dict[str, int]:
     """Name of an output of floating point -> which of the flat ones it is."""
-    leaves = nest.flatten_with_joined_string_paths(engine.inference.output_structure)
+    leaves: Any = nest.flatten_with_joined_string_paths(engine.inference.output_structure)
     named = [path or "output" for path, leaf in leaves if isinstance(leaf, tf.TensorSpec)]
     return {
         name: i

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfquant.engine import Engine
 from tfquant.graph.cuts import frontier_at, narrow
-from tfquant.graph.replay import Edits
+from tfquant.graph.replay import Edit, Edits
 from tfquant.graph.roles import Edge
 from tfquant.ptq.buffers import Space
 from tfquant.quantizer import Quantizer
@@ -107,7 +108,7 @@ class SwitchedNetwork:
         self._starts, self._frontiers = self._places()
         self._functions: dict[tuple[int, int | None], tf.types.experimental.ConcreteFunction] = {}
         self._weight_functions: dict[
-            tuple[str, int, tuple[int, ...]], tf.types.experimental.ConcreteFunction
+            tuple[str, int, tuple[int | None, ...]], tf.types.experimental.ConcreteFunction
         ] = {}
 
     def base(self, number: int) -> dict[str, int]:
@@ -170,7 +171,7 @@ class SwitchedNetwork:
         edits = self._engine.edits(lambda site, tensor: self._switched(choice, site, tensor))
         edges, tensors = dict(edits.edges), dict(edits.tensors)
         for key, slot in self._slots.items():
-            where = tensors if isinstance(key, str) else edges
+            where: dict[Any, Edit] = tensors if isinstance(key, str) else edges
             where[key] = lambda _, slot=slot: slot.variable.read_value()
         return dataclasses.replace(edits, edges=edges, tensors=tensors)
 

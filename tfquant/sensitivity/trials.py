@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from tfquant import resume
 from tfquant.engine import Engine
+from tfquant.inputs import num_examples
 from tfquant.ptq.buffers import Space
 from tfquant.quantizer import Quantizer
 from tfquant.sensitivity.measures import Measure, Metric, Reading
@@ -57,7 +58,7 @@ class Trials:
         *,
         measure: str | Metric,
         better: str,
-        mask: str | None,
+        mask: str | Sequence[str] | None,
         folder: str | os.PathLike[str] | None,
         options: Mapping[str, Any],
         what: str,
@@ -70,9 +71,7 @@ class Trials:
             own |= resume.fingerprint(engine, flats)
         self._results = resume.Results(folder, _FILE, own, what)
         self.network = SwitchedNetwork(engine, flats, space, alternatives)
-        self.samples = sum(
-            int(flat[0].shape[0]) if flat and flat[0].shape.rank else 1 for flat in flats
-        )
+        self.samples = sum(map(num_examples, flats))
 
     def one(self, trial: Trial) -> Reading:
         """The reading of a trial, run from the start of the network unless it is known."""
@@ -95,9 +94,10 @@ class Trials:
 
     def each(self, base: State, trials: Sequence[Trial], label: str) -> list[Reading]:
         """The readings of trials that differ in few sites from `base`."""
-        found = {trial.key: self._known(trial.key) for trial in trials}
-        left = list({trial.key: trial for trial in trials if found[trial.key] is None}.values())
-        total = len(found) * len(self._flats)
+        different = {trial.key: trial for trial in trials}
+        found = {key: known for key in different if (known := self._known(key)) is not None}
+        left = [trial for key, trial in different.items() if key not in found]
+        total = len(different) * len(self._flats)
         with tqdm(total=total, desc=label, unit="batch", disable=not self._progress) as bar:
             bar.update(total - len(left) * len(self._flats))
             for trial, outputs in self.network.each(base, left):

@@ -275,7 +275,7 @@ class _Side:
         validity = self._tapped.validity(addresses[0], mask)
 
         def found(inputs: Any) -> tf.Tensor | None:
-            valid = validity(inputs)
+            valid: Any = validity(inputs)
             if valid is None:
                 return None
             return (

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tfquant import checkpoint
 from tfquant.distributed.errors import agree
-from tfquant.distributed.group import Group, Single, structure_of, timed_average
+from tfquant.distributed.group import Gradient, Group, Single, structure_of, timed_average
 from tfquant.training.hooks import Hook
 from tfquant.training.interrupt import Terminate, TrainingInterrupted
 from tfquant.training.loss_scale import DynamicLossScale
@@ -34,7 +34,6 @@ _MADE, _SKIPPED, _FAILED = 0, 1, 2  # what became of a step
 _REMEDY = "Lower the learning rate or warm up for longer"
 
 Batch = Mapping[str, np.ndarray]
-Gradients = list[tf.Tensor]
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -132,7 +131,7 @@ class Trainer:
     @property
     def step(self) -> int:
         """Number of completed optimizer steps."""
-        return int(self.optimizer.iterations.numpy())
+        return int(resource(self.optimizer.iterations).numpy())
 
     def state(self) -> dict[str, Any]:
         """Map checkpoint name -> variable, for everything that training changes."""
@@ -339,7 +338,7 @@ class Trainer:
                     f"the training data ended before step {step} of {self.options.total_steps}"
                 )
             batch = {name: tf.convert_to_tensor(value) for name, value in batch.items()}
-            examples += int(next(iter(batch.values())).shape[0])
+            examples += len(next(iter(batch.values())))
             self._steps = self._steps or self._compiled(batch)
             if index + 1 < self.options.accumulation:
                 earlier += self._steps[0](batch)
@@ -359,7 +358,7 @@ class Trainer:
                 f"training stopped at step {step}: its {what} is NaN or Inf. {_REMEDY}; "
                 "the last checkpoint is from before that step"
             )
-        if self._group.rank == 0:
+        if self._group.rank == 0 and self._scale is not None:
             factor = float(self._scale.factor)
             text = (
                 f"step {step} skipped: its {what} is NaN or Inf; loss scale halved to {factor:g},"
@@ -387,7 +386,7 @@ class Trainer:
         @tf.function(input_signature=[signature], autograph=False, jit_compile=False)
         def accumulate(batch):
             loss, gradients = self._gradients(batch)
-            for index, gradient in zip(self._reached, gradients, strict=True):
+            for index, gradient in zip(self._reached, _dense(gradients), strict=True):
                 self._sums[index].assign_add(gradient)
             return loss
 
@@ -400,7 +399,7 @@ class Trainer:
                 sums = [self._sums[index] for index in self._reached]
                 gradients = [
                     (s + g) / self.options.accumulation
-                    for s, g in zip(sums, gradients, strict=True)
+                    for s, g in zip(sums, _dense(gradients), strict=True)
                 ]
                 for total in sums:
                     total.assign(tf.zeros_like(total))
@@ -408,7 +407,12 @@ class Trainer:
 
         return accumulate, finish
 
-    def _gradients(self, batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, Gradients]:
+    def _gradients(self, batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, list[Gradient]]:
+        """Loss and gradients of the reached variables.
+
+        Those of embeddings stay sparse as long as they may: several ranks send each other only the
+        rows that occur.
+        """
         with tf.GradientTape() as tape:
             loss = _with_added(tf.cast(self._loss(self.model, batch), tf.float32), self.model)
             target = self._scale.scale(loss) if self._scale else loss
@@ -416,13 +420,10 @@ class Trainer:
         self._reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
         if not self._reached:
             raise ValueError("the loss depends on no trainable variable: there is nothing to train")
-        reached = [gradients[i] for i in self._reached]
-        # Those of embeddings stay sparse as long as they may: several ranks send each other only
-        # the rows that occur.
-        return loss, _dense(reached) if self._sums or self._group.size == 1 else reached
+        return loss, [gradients[i] for i in self._reached]
 
     def _apply(
-        self, gradients: Gradients, loss: tf.Tensor, stop: tf.Tensor
+        self, gradients: Sequence[Gradient], loss: tf.Tensor, stop: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
         """Average and clip gradients and update the weights.
 
@@ -438,15 +439,16 @@ class Trainer:
             # Compressed to float16 a large loss would look infinite.
             sent = tf.where(tf.math.is_finite(loss), tf.clip_by_value(loss, -6e4, 6e4), np.nan)
             sent = tf.stack([sent, tf.cast(stop, tf.float32)])
-            (*gradients, scalars), reducing = timed_average(self._group, [*gradients, sent])
-            gradients = _dense(gradients)
+            means, reducing = timed_average(self._group, [*gradients, sent])
+            gradients, scalars = means[:-1], tf.convert_to_tensor(means[-1])
             loss, stop = scalars[0], scalars[1] > 0
+        dense = _dense(gradients)
         if self._scale:
-            gradients = self._scale.unscale(gradients)
-        norm = tf.linalg.global_norm(gradients)
+            dense = self._scale.unscale(dense)
+        norm = tf.linalg.global_norm(dense)
         limit = self.options.clip_norm
         factor = tf.constant(1.0) if limit is None else limit / tf.maximum(norm, limit)
-        clipped = [gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
+        clipped = [gradient * tf.cast(factor, gradient.dtype) for gradient in dense]
 
         def make() -> tuple[tf.Tensor, tf.Tensor]:
             self.optimizer.apply(clipped, [self._variables[i] for i in self._reached])
@@ -457,9 +459,7 @@ class Trainer:
             return tf.constant(_MADE), tf.constant(-1)
 
         def refuse() -> tuple[tf.Tensor, tf.Tensor]:
-            finite = tf.stack(
-                [tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients]
-            )
+            finite = tf.stack([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in dense])
             bad = tf.where(
                 tf.reduce_all(finite),
                 -1,
@@ -486,7 +486,7 @@ class Trainer:
             tf.summary.scalar("train/loss_scale", float(self._scale.factor), step)
 
 
-def _dense(gradients: Sequence[tf.Tensor | tf.IndexedSlices]) -> Gradients:
+def _dense(gradients: Sequence[Gradient]) -> list[tf.Tensor]:
     """Convert gradients to dense tensors, so that a word that occurs twice counts as the sum of its
     gradients in the norm.
     """

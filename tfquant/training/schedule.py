@@ -118,10 +118,7 @@ class QuantizationCallback(keras.callbacks.Callback):
             model.train_function = None
 
     def on_train_end(self, logs: Any = None) -> None:
-        start, made = (
-            self._arguments.get("quant_start_step", 0),
-            int(self.model.optimizer.iterations.numpy()),
-        )
+        start, made = self._arguments.get("quant_start_step", 0), self._steps()
         if made <= start and start:
             warnings.warn(
                 f"quant_start_step={start} was not reached: all {made} steps were made in float",
@@ -129,7 +126,13 @@ class QuantizationCallback(keras.callbacks.Callback):
             )
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self._schedule.before_step(int(self.model.optimizer.iterations.numpy()))
+        if self._schedule is not None:
+            self._schedule.before_step(self._steps())
+
+    def _steps(self) -> int:
+        """Number of completed optimizer steps."""
+        model: Any = self.model
+        return int(model.optimizer.iterations.numpy())
 
 
 def _check(quant_start: int, range_start: int, range_freeze: int | None, rate: float) -> None:

@@ -19,7 +19,7 @@ def repaired(content: bytes) -> bytes:
     """The same file with such operations between DEQUANTIZE and QUANTIZE."""
     from tensorflow.lite.tools import flatbuffer_utils
 
-    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    model: Any = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
     if not any([_Graph(model, graph).repair() for graph in model.subgraphs]):
         return content
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))

@@ -20,6 +20,7 @@ from tfquant.export.onnx.fused_region import Region
 from tfquant.export.onnx.fusion import find_regions
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.replay import NO_EDITS, Edit, Edits
+from tfquant.layout import static_shape
 
 _ARITHMETIC = frozenset("Add AddV2 BiasAdd Sub Mul RealDiv SquaredDifference".split())
 _SELECTION = frozenset(
@@ -139,9 +140,14 @@ def _values(engine: Engine, tensors: list[tf.Tensor]):
 
 
 def _then(first: Edit | None, second: Edit | None) -> Edit:
-    if first is None or second is None:
-        return first or second
-    return lambda tensor: second(first(tensor))
+    """Compose the edits that are not None."""
+
+    def edit(tensor: tf.Tensor) -> tf.Tensor:
+        for part in (first, second):
+            tensor = tensor if part is None else part(tensor)
+        return tensor
+
+    return edit
 
 
 # Linear layers.
@@ -188,14 +194,14 @@ class _Linear:
     def _product(self, matrices: Mapping[int, tf.Tensor]) -> tf.Tensor:
         source, kernel, shapes = self._seen["source"], self._seen["kernel"], self._region.parameters
         kept = (len(shapes["source"]) if "source" in shapes else source.shape.rank) - 1
-        made = self._region.target.shape.as_list()[kept:]
+        made = static_shape(self._region.target.shape[kept:])
         kernel = matrices.get(id(kernel), kernel)
         if kernel.shape.rank != 2:
             kernel = tf.reshape(kernel, [-1, math.prod(made)])
         product = tf.matmul(tf.reshape(source, [-1, kernel.shape[0]]), kernel)
         if self._bias is not None:
             product = product + self._bias.reshape(-1)
-        return tf.reshape(product, tf.concat([tf.shape(source)[:kept], made], 0))
+        return tf.reshape(product, tf.concat([tf.shape(source)[:kept], tf.constant(made)], 0))
 
 
 def _addition(flow: Dataflow, sites: Edits, region: Region) -> tuple[tf.Operation, int] | None:

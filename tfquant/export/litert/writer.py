@@ -22,6 +22,7 @@ from tfquant.export.litert.rewriting import Rewriting, hiding_one
 from tfquant.export.request import ExportRequest
 from tfquant.graph.dataflow import VIEW_OPS
 from tfquant.graph.replay import NO_EDITS
+from tfquant.layout import static_shape
 from tfquant.quantized_array import QuantParams
 from tfquant.site import Site
 
@@ -52,12 +53,12 @@ def write(request: ExportRequest, path: str) -> None:
     check(request)
     sites = request.sites()
     quantizers, rewriting = _Quantizers(engine, sites), Rewriting(engine, request.mode)
-    module = tf.Module()
+    module: Any = tf.Module()
     module.weights = list(engine.inference.variables.values())  # a function holds them weakly
 
-    @tf.function(autograph=False, input_signature=[{spec.name: spec for spec in interface.inputs}])
+    @tf.function(autograph=False, input_signature=[interface.named_inputs(interface.inputs)])
     def network(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        flat = [inputs[spec.name] for spec in interface.inputs]
+        flat = [inputs[name] for name in interface.input_names]
         quantizers.one = one = hiding_one(flat)
         edits = rewriting(engine.edits(quantizers) if sites else NO_EDITS, one, quantizers.matrices)
         return interface.named_outputs(
@@ -135,7 +136,7 @@ class _Quantizers:
         All axes of channels are made that one.
         """
         others = tuple(axis for axis in range(kernel.shape.rank) if axis not in params.axes)
-        order, shape = (*others, *params.axes), kernel.shape.as_list()
+        order, shape = (*others, *params.axes), static_shape(kernel.shape)
         matrix = tf.reshape(
             tf.transpose(kernel, order), [-1, math.prod(shape[axis] for axis in params.axes)]
         )
@@ -161,7 +162,7 @@ def _params(site: Site, engine: Engine) -> QuantParams:
         raise ExportError(
             f"site {site.address}: codes {codebook} have no kernels in LiteRT: use at most 8 bits"
         )
-    if site.is_weight and (not codebook.symmetric or codebook.qmin >= 0):
+    if site.is_weight and (not codebook.symmetric or params.integers.qmin >= 0):
         raise ExportError(
             f"site {site.address}: LiteRT's parameters are signed and have no zero point: make the"
             " spec symmetric"
@@ -182,11 +183,12 @@ def _rounded(params: QuantParams, tensor: tf.Tensor, constant: bool) -> tf.Tenso
 
     One code more than a narrow grid has is let pass, as in ONNX files.
     """
-    codebook, scale, zero = params.codebook, params.scale.reshape(-1), params.zero.reshape(-1)
+    codebook, scale, zero = params.integers, params.scale.reshape(-1), params.zero.reshape(-1)
     few = codebook.num_codes < _STEPS
     if few:
         ends = [scale * (code - zero).astype(np.float32) for code in codebook.extremes]
-        tensor = tf.clip_by_value(tensor, *(end if params.axes else end[0] for end in ends))
+        lowest, highest = ends if params.axes else [end[0] for end in ends]
+        tensor = tf.clip_by_value(tensor, lowest, highest)
     if not constant:
         first = 0 if codebook.qmin >= 0 else -128
         low, high = (scale[0] * np.float32(code - zero[0]) for code in (first, first + _STEPS))

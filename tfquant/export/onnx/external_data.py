@@ -83,7 +83,7 @@ def save(model: Any, path: str) -> None:
     """Write a model; of more than `LIMIT` large parameters go to a file beside it, whose name has
     `.data` behind.
     """
-    import onnx
+    import onnx.external_data_helper
 
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LIMIT:
         location = f"{os.path.basename(path)}.data"

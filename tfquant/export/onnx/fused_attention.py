@@ -20,6 +20,7 @@ from tfquant.export.onnx.fused_region import EdgeKey, Region, Sites, answers_of_
 from tfquant.graph.attention import Attention
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.replay import Edits
+from tfquant.layout import static_shape
 
 _MOVES = ("Reshape", "Transpose", "Identity")
 
@@ -115,7 +116,7 @@ def _candidate(flow: Dataflow, sites: Sites, attention: Attention) -> _Candidate
         or sites.per_channel.intersection(moved)
     ):
         return None
-    size = _width(_tensor(flow, operands[0])) // heads
+    size = math.prod(static_shape(_tensor(flow, operands[0]).shape[2:])) // heads
     inside = frozenset(op.name for op in operations)
     return _Candidate(
         edges, target, heads, inside, _scales(operations, size), moved[0] if moved else None
@@ -129,8 +130,7 @@ def _tensor(flow: Dataflow, edge: EdgeKey) -> tf.Tensor:
 
 def _width(tensor: tf.Tensor) -> int | None:
     """Return the width of all heads together."""
-    sizes = tensor.shape.as_list()[2:]
-    return None if None in sizes else math.prod(sizes)
+    return tensor.shape[2:].num_elements()
 
 
 def _has_heads(tensor: tf.Tensor, heads: int) -> bool:

@@ -19,6 +19,7 @@ from tfquant.export.onnx.fused_region import EdgeKey, Region, Sites, answers_of_
 from tfquant.graph.contractions import equation
 from tfquant.graph.dataflow import ELEMENTWISE_OPS, Dataflow
 from tfquant.graph.subgraph import Part
+from tfquant.layout import static_shape
 
 _PARTS_OF_ACTIVATIONS = ELEMENTWISE_OPS | {
     "Const",
@@ -302,25 +303,17 @@ def _einsums(flow: Dataflow) -> Iterator[Region]:
             op.type != "Einsum"
             or contraction.weight_index != 1
             or op.outputs[0].dtype != tf.float32
+            or not op.inputs[1].shape.is_fully_defined()
         ):
             continue
         (taken, kernel), result = equation(op)
-        sizes = dict(zip(kernel, op.inputs[1].shape, strict=True))
+        sizes = dict(zip(kernel, static_shape(op.inputs[1].shape), strict=True))
         summed = "".join(label for label in kernel if label not in result)
         kept, made = taken.removesuffix(summed), kernel.removeprefix(summed)
-        if (
-            not summed
-            or taken != kept + summed
-            or kernel != summed + made
-            or result != kept + made
-            or None in sizes.values()
-        ):
+        if not summed or taken != kept + summed or kernel != summed + made or result != kept + made:
             continue
-        inner, outer, open_sizes = (
-            math.prod(map(sizes.get, summed)),
-            math.prod(map(sizes.get, made)),
-            [0] * len(kept),
-        )
+        inner, outer = (math.prod(sizes[c] for c in labels) for labels in (summed, made))
+        open_sizes = [0] * len(kept)
         shapes = {"kernel": [inner, outer]} if len(kernel) > 2 else {}
         shapes |= {"source": [*open_sizes, inner]} if len(summed) > 1 else {}
         shapes |= {"target": [*open_sizes, *(sizes[c] for c in made)]} if len(made) != 1 else {}

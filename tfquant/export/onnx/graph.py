@@ -218,9 +218,8 @@ def carried_to(
     for node in graph.readers[name]:
         if node.op_type in _MOVES:
             feed = {name: numbers, **{other: graph.value(other) for other in node.input[1:]}}
-            yield from carried_to(
-                graph, node.output[0], ReferenceEvaluator(node).run(None, feed)[0]
-            )
+            moved: Any = ReferenceEvaluator(node).run(None, feed)
+            yield from carried_to(graph, node.output[0], moved[0])
         else:
             yield from (
                 (node, index, numbers) for index, taken in enumerate(node.input) if taken == name

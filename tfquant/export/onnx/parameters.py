@@ -21,10 +21,9 @@ def unsigned(params: QuantParams) -> QuantParams:
 
     Signed ones are shifted by half of their type's range.
     """
-    half = params.codebook.qmax + 1
-    codebook = UniformCodebook(
-        params.codebook.qmin + half, params.codebook.qmax + half, symmetric=False
-    )
+    signed = params.integers
+    half = signed.qmax + 1
+    codebook = UniformCodebook(signed.qmin + half, signed.qmax + half, symmetric=False)
     return dataclasses.replace(params, zero=params.zero + half, codebook=codebook)
 
 

@@ -146,7 +146,7 @@ class _Writer:
         if params.axes:
             self._rounded_along(name, source, target, scale, zero, ends)
             return
-        if params.codebook.uniform and not _fills(params.codebook, kind):
+        if params.codebook.uniform and not _fills(params.integers, kind):
             limits = [
                 self._initializer(f"{name}/{end}", value)
                 for end, value in zip(("lower", "upper"), ends, strict=True)
@@ -204,13 +204,12 @@ class _Writer:
         kind, name = self._type(address, params), self._unique(address)
         result, target = target, f"{name}/kept" if kept else target
         codes, axis = params.quantize(values).codes, params.axes[0] if params.axes else None
-        several = len(params.axes) > 1
-        moved = Joined(params.axes, values.shape) if several else None
-        if several:
-            codes, axis = moved.join(codes), moved.axis
+        joined = Joined(params.axes, values.shape) if len(params.axes) > 1 else None
+        if joined is not None:
+            codes, axis = joined.join(codes), joined.axis
         scale, zero = self._scale(address, params, kind)
         integers = self._initializer(f"{address}/codes", codes, kind)
-        dequantized = f"{name}/flat" if several else target
+        dequantized = target if joined is None else f"{name}/flat"
         attributes = {} if axis is None else {"axis": axis}
         self._node(
             "DequantizeLinear",
@@ -219,12 +218,12 @@ class _Writer:
             name=f"{name}/dequantized",
             **attributes,
         )
-        if several:
-            shape = self._initializer(f"{address}/shape", np.array(moved.apart, np.int64))
-            split = target if moved.back is None else f"{name}/apart"
+        if joined is not None:
+            shape = self._initializer(f"{address}/shape", np.array(joined.apart, np.int64))
+            split = target if joined.back is None else f"{name}/apart"
             self._node("Reshape", [dequantized, shape], split)
-            if moved.back is not None:
-                self._node("Transpose", [split], target, perm=moved.back)
+            if joined.back is not None:
+                self._node("Transpose", [split], target, perm=joined.back)
         if kept:
             self._node("Max", [target, self._lowest()], result, name=f"{name}/float")
 
@@ -261,20 +260,17 @@ class _Writer:
 
     def _in_bytes(self, params: QuantParams) -> QuantParams:
         """Signed bytes as unsigned ones, unless they are to stay."""
-        codebook = params.codebook
-        if not codebook.uniform:
+        if not params.codebook.uniform or self._signed:
             return params
-        return (
-            unsigned(params)
-            if codebook.qmin < 0 and codebook.qmax <= 127 and not self._signed
-            else params
-        )
+        codes = params.integers
+        return unsigned(params) if codes.qmin < 0 and codes.qmax <= 127 else params
 
     def _type(self, address: str, params: QuantParams, fewest_bits: int = 4) -> int:
         """The smallest ONNX type of at least `fewest_bits` that holds the codes."""
-        tensor, codebook = self._onnx.TensorProto, params.codebook
-        if not codebook.uniform:
+        tensor = self._onnx.TensorProto
+        if not params.codebook.uniform:
             return getattr(tensor, FLOAT8_TYPES[params.format.name])
+        codebook = params.integers
         kinds = [tensor.INT8, tensor.UINT8, tensor.INT16, tensor.UINT16]
         if self.opset >= INT4_OPSET and fewest_bits <= 4:
             kinds = [tensor.INT4, tensor.UINT4, *kinds]
@@ -350,17 +346,12 @@ def _limits(kind: int) -> tuple[int, int]:
     import onnx
 
     tensor = onnx.TensorProto
-    bits = {
-        tensor.INT4: 4,
-        tensor.UINT4: 4,
-        tensor.INT8: 8,
-        tensor.UINT8: 8,
-        tensor.INT16: 16,
-        tensor.UINT16: 16,
-    }[kind]
-    if kind in (tensor.UINT4, tensor.UINT8, tensor.UINT16):
-        return 0, 2**bits - 1
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    signed_bits: dict[int, int] = {tensor.INT4: 4, tensor.INT8: 8, tensor.INT16: 16}
+    unsigned_bits: dict[int, int] = {tensor.UINT4: 4, tensor.UINT8: 8, tensor.UINT16: 16}
+    if kind in unsigned_bits:
+        return 0, 2 ** unsigned_bits[kind] - 1
+    half = 2 ** (signed_bits[kind] - 1)
+    return -half, half - 1
 
 
 def prune(model: Any) -> None:
@@ -410,9 +401,8 @@ def site_inputs(model: Any) -> dict[str, str]:
     for node in model.graph.node:
         address = node.output[0].removesuffix("/codes")
         if node.op_type == "QuantizeLinear" and address != node.output[0]:
-            source = makers.get(node.input[0])
-            clipped = source is not None and source.output[0] == f"{address}/clipped"
-            found.setdefault(
-                address.partition("#")[0], source.input[0] if clipped else node.input[0]
-            )
+            source, maker = node.input[0], makers.get(node.input[0])
+            if maker is not None and source == f"{address}/clipped":
+                source = maker.input[0]
+            found.setdefault(address.partition("#")[0], source)
     return found

@@ -11,6 +11,7 @@ import numpy as np
 
 from tfquant.export.onnx.conversion import address_of, is_site
 from tfquant.export.site_markers import MarkedRegion
+from tfquant.layout import static_shape
 
 GELU_OPSET = 20  # the first that has the operation
 # Attribute of a marker on a parameter: the shape in which it is wanted.
@@ -178,7 +179,7 @@ class _Substitution:
             domain=RUNTIMES_DOMAIN,
             **entry.region.attributes,
         )
-        self._declare(result, [None, None, math.prod(entry.region.target.shape[2:])])
+        self._declare(result, [None, None, math.prod(static_shape(entry.region.target.shape[2:]))])
         return [
             *nodes,
             node,
@@ -204,7 +205,7 @@ class _Substitution:
         if all(entry.domain != RUNTIMES_DOMAIN for entry in self._model.opset_import):
             self._model.opset_import.append(self._onnx.helper.make_opsetid(RUNTIMES_DOMAIN, 1))
 
-    def _reshaped(self, source: str, shape: Sequence[int], output: str) -> Any:
+    def _reshaped(self, source: str, shape: np.ndarray, output: str) -> Any:
         name = self._initializer("shape/" + "_".join(map(str, shape)), np.asarray(shape, np.int64))
         return self._node("Reshape", [source, name], output)
 
@@ -220,7 +221,7 @@ class _Substitution:
         name = entry.region.target.op.name if entry else output
         return self._onnx.helper.make_node(kind, inputs, [output], name=name, **attributes)
 
-    def _initializer(self, name: str, values: np.ndarray) -> str:
+    def _initializer(self, name: str, values: np.ndarray | np.float32) -> str:
         if name not in self._initializers:
             self._initializers.add(name)
             self._graph.initializer.append(

@@ -43,17 +43,16 @@ class TensorLists:
         """
         op = self._of_name[name]
         if op.type == "TensorListReserve":
-            return self._standing_for([None] * _constant(op.inputs[1]))
+            return self._standing_for([None] * _index(op.inputs[1]))
         if op.type == "TensorListFromTensor":
             return self._standing_for(tf.unstack(inputs[0], op.inputs[0].shape[0]))
         items = self._items[id(inputs[0])][1]
         if op.type == _WRITTEN_BY:
-            index = _constant(op.inputs[1])
+            index = _index(op.inputs[1])
             return self._standing_for([*items[:index], inputs[2], *items[index + 1 :]])
         items = _filled(items)
-        if op.type == "TensorListGetItem" and (index := _constant(op.inputs[1])) in range(
-            len(items)
-        ):
+        index = _constant(op.inputs[1]) if op.type == "TensorListGetItem" else None
+        if index is not None and 0 <= index < len(items):
             return items[index]
         stacked = tf.stack(items)
         return stacked if op.type == "TensorListStack" else tf.gather(stacked, inputs[1])
@@ -104,6 +103,14 @@ def _constant(tensor: tf.Tensor) -> int | None:
     """The value of a scalar, None if it is not known."""
     value = tf.get_static_value(tensor)
     return None if value is None or np.ndim(value) else int(value)
+
+
+def _index(tensor: tf.Tensor) -> int:
+    """The value of a scalar that `_is_replaceable` or `_users` found to be known."""
+    value = _constant(tensor)
+    if value is None:
+        raise ValueError(f"{tensor.name} is not constant")
+    return value
 
 
 def _filled(items: list[tf.Tensor | None]) -> list[tf.Tensor]:

@@ -206,7 +206,13 @@ class _Run:
         nearest = learning.error(weight.nearest, samples)
         if all(use.lookup for use in layer.uses):
             return weight.nearest, self._result(
-                layer, weight, samples, began, (nearest,) * 3, weight.nearest, "best for rows"
+                layer,
+                weight,
+                samples,
+                began,
+                (nearest, nearest, nearest),
+                weight.nearest,
+                "best for rows",
             )
 
         def report(steps: int, loss: float) -> None:
@@ -228,7 +234,14 @@ class _Run:
         return kept, self._result(layer, weight, samples, began, errors, kept, reason)
 
     def _result(
-        self, layer, weight: Weight, samples, began: float, errors, kept: np.ndarray, reason: str
+        self,
+        layer: Layer,
+        weight: Weight,
+        samples: list[Samples],
+        began: float,
+        errors: tuple[float, float, float],
+        kept: np.ndarray,
+        reason: str,
     ) -> LayerResult:
         forms = self._forms[layer.address]
         compared = (

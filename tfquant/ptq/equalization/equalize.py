@@ -99,7 +99,7 @@ def equalize(
     found = _chosen(found, skipped, pairs)
     values = rescaling.values_of(engine, found)
     _check_finite(engine, values)
-    if method == "smoothquant":
+    if batches is not None and method == "smoothquant":
         seen = extremes.of_activations(engine, found, batches, mask, progress)
         chosen = {
             pair.name: _smooth(pair, values, seen[pair.name], alpha, max_factor, powers_of_two)

@@ -10,6 +10,7 @@ linear      linear                          | the linears that take its output, 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from tfquant.graph.dataflow import VIEW_OPS, Dataflow
 from tfquant.graph.layernorm import LayerNorm
 from tfquant.graph.roles import Structure
 from tfquant.graph.trace import Trace
+from tfquant.layout import static_shape
 from tfquant.ptq.equalization.channels import Channels, Place
 from tfquant.ptq.equalization.paths import ScalePath, ScalePathFinder
 from tfquant.ptq.layers import Unsuitable, variable_read
@@ -199,7 +201,7 @@ class _Resolver:
         size = int(_numbers(draft.producer, draft.way.source)[0].max()) + 1
         divided = self._made_by(draft.producer, draft.way)
         if draft.key is not None:
-            return self._query_key(draft, size, divided)
+            return self._query_key(draft, draft.key, size, divided)
         ends = [(contraction, _linear_place(contraction)) for contraction in draft.way.linears]
         activations = [Activation(place, self._channels.at(place)) for _, place in ends]
         for (contraction, _), activation in zip(ends, activations, strict=True):
@@ -214,12 +216,18 @@ class _Resolver:
         ]
         return Pair(draft.name, size, tuple(divided), tuple(multiplied), tuple(activations))
 
-    def _query_key(self, draft: _Draft, size: int, divided: list[Parameter]) -> Pair:
-        contraction, way = draft.key
+    def _query_key(
+        self,
+        draft: _Draft,
+        key: tuple[Contraction, ScalePath],
+        size: int,
+        divided: list[Parameter],
+    ) -> Pair:
+        contraction, way = key
         places = [_scores_place(*way.scores[0]) for way in (draft.way, way)]
         activations = [Activation(place, self._channels.at(place)) for place in places]
-        query, key = _side_by_side(draft.way.scores[0], activations)
-        met = np.unique(np.stack([query.ravel(), key.ravel()]), axis=1)
+        met = np.stack([side.ravel() for side in _side_by_side(draft.way.scores[0], activations)])
+        met = np.unique(met, axis=1)
         if not all(np.array_equal(np.sort(side), np.arange(size)) for side in met):
             raise Unsuitable(
                 f"its {size} channels of query and those of key do not meet one by one"
@@ -238,12 +246,12 @@ class _Resolver:
         if isinstance(producer, LayerNorm):
             found = self._of_norm(producer)
         else:
-            tensor = producer.op.inputs[producer.weight_index]
+            tensor = producer.op.inputs[producer.operands[1]]
             channels = _numbers(producer, way.source)[1]
             found = [Parameter(self._own(tensor, {producer.op.name}), tensor, channels, True)]
         for op, index in way.shifts:
             tensor = op.inputs[index]
-            numbers = self._channels.at(_shift_place(op, index)).reshape(tensor.shape)
+            numbers = self._channels.at(_shift_place(op, index)).reshape(static_shape(tensor.shape))
             found.append(Parameter(self._own(tensor, {op.name}), tensor, numbers, False))
         return found
 
@@ -269,19 +277,18 @@ class _Resolver:
                     or tensor.shape.num_elements() != size
                 ):
                     raise Unsuitable(f"{tensor.op.name} has no number for each of its channels")
-                handle = self._own(tensor, inside)
-                found[handle] = Parameter(
-                    handle, tensor, np.arange(size).reshape(tensor.shape), op.type == "Mul"
-                )
+                handle, shape = self._own(tensor, inside), static_shape(tensor.shape)
+                numbers = np.arange(math.prod(shape)).reshape(shape)
+                found[handle] = Parameter(handle, tensor, numbers, op.type == "Mul")
         if not any(parameter.weight for parameter in found.values()):
             raise Unsuitable("it has no learned scale")
         return list(found.values())
 
     def _taken_by(self, contraction: Contraction, activation: Activation) -> Parameter:
         """Weight that consumes the channels."""
-        tensor = contraction.op.inputs[contraction.weight_index]
-        terms, _ = product_equation(contraction.op)
-        own, other = terms[contraction.weight_index], terms[contraction.input_index]
+        source, weight = contraction.operands
+        tensor, (terms, _) = contraction.op.inputs[weight], _equation(contraction)
+        own, other = terms[weight], terms[source]
         letters = [other[axis] for axis in activation.place.axes]
         shared = [letter for letter in own if letter in letters]
         channels = np.transpose(activation.channels, [letters.index(letter) for letter in shared])
@@ -318,24 +325,27 @@ class _Resolver:
 def _numbers(producer: LayerNorm | Contraction, source: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Channel indices of a producer, broadcast to its output; and, of a linear, to its weight."""
     if isinstance(producer, LayerNorm):
-        if source.shape.rank is None or source.shape[-1] is None:
+        size = None if source.shape.rank is None else source.shape[-1]
+        if size is None:
             raise Unsuitable("the size of its last axis is not known")
-        numbers = np.arange(source.shape[-1]).reshape([1] * (source.shape.rank - 1) + [-1])
+        numbers = np.arange(size).reshape([1] * (source.shape.rank - 1) + [-1])
         return numbers, numbers
     terms, result = _equation(producer)
-    own = terms[producer.weight_index]
-    shape = dict(zip(own, producer.op.inputs[producer.weight_index].shape, strict=True))
+    _, index = producer.operands
+    own, weight = terms[index], producer.op.inputs[index]
     letters = [letter for letter in own if letter in result and letter != "?"]
-    if None in (sizes := [shape[letter] for letter in letters]):
+    sizes = {
+        letter: size
+        for letter, size in zip(own, weight.shape, strict=True)
+        if letter in letters and size is not None
+    }
+    if len(sizes) < len(letters):
         raise Unsuitable("the size of its weight is not known")
-    numbers = np.arange(int(np.prod(sizes))).reshape(sizes)
-    in_weight = numbers.reshape([shape[letter] if letter in letters else 1 for letter in own])
-    order = [letter for letter in result if letter in letters]
-    in_output = np.transpose(numbers, [letters.index(letter) for letter in order])
-    return (
-        in_output.reshape([shape[letter] if letter in letters else 1 for letter in result]),
-        in_weight,
-    )
+    numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    in_weight = numbers.reshape([sizes.get(letter, 1) for letter in own])
+    order = [letters.index(letter) for letter in result if letter in letters]
+    in_output = np.transpose(numbers, order).reshape([sizes.get(letter, 1) for letter in result])
+    return in_output, in_weight
 
 
 def _equation(contraction: Contraction) -> tuple[list[str], str]:
@@ -356,9 +366,10 @@ def _places(way: ScalePath) -> list[Place]:
 def _linear_place(contraction: Contraction) -> Place:
     """Input of a linear, with the axes contracted with the weight."""
     terms, _ = _equation(contraction)
-    own, other = terms[contraction.input_index], terms[contraction.weight_index]
+    source, weight = contraction.operands
+    own, other = terms[source], terms[weight]
     axes = tuple(axis for axis, letter in enumerate(own) if letter in other and letter != "?")
-    return Place(contraction.op.inputs[contraction.input_index], axes)
+    return Place(contraction.op.inputs[source], axes)
 
 
 def _scores_place(attention: Attention, port: str) -> Place:

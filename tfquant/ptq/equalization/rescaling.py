@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from tfquant.engine import Engine
 from tfquant.graph.dataflow import Dataflow
+from tfquant.layout import static_shape
 from tfquant.ptq.equalization import extremes
 from tfquant.ptq.equalization.pairs import Pair, Parameter
 from tfquant.ptq.equalization.report import EqualizationReport, PairResult
@@ -92,10 +93,8 @@ def rescaled(
     flow = engine.inference.analysis.flow
     try:
         for pair in tqdm(pairs, "rescaling", unit="pair", disable=not progress):
-            weights = [
-                extremes.of_parameters(side, values, pair.size)
-                for side in (pair.divided, pair.multiplied)
-            ]
+            divided = extremes.of_parameters(pair.divided, values, pair.size)
+            multiplied = extremes.of_parameters(pair.multiplied, values, pair.size)
             chosen = np.asarray(factors[pair.name], np.float32)
             for parameter in pair.divided:
                 variables[parameter.handle].assign(
@@ -115,7 +114,9 @@ def rescaled(
                     " out with pairs=, raise tolerance, or set powers_of_two=True"
                 )
             results.append(
-                PairResult(pair.name, chosen, activations.get(pair.name), *weights, difference)
+                PairResult(
+                    pair.name, chosen, activations.get(pair.name), divided, multiplied, difference
+                )
             )
             last = found
     except BaseException:
@@ -131,7 +132,7 @@ def _placed(flow: Dataflow, parameter: Parameter, factors: np.ndarray) -> tf.Ten
     placed = factors[parameter.channels]
     variable = flow.trace.variables[parameter.handle]
     if read.name != tensor.name:
-        full = np.broadcast_to(placed, tensor.shape.as_list())
+        full = np.broadcast_to(placed, static_shape(tensor.shape))
         placed = OperandView(flow.trace, [read], tensor).to_variable(full)
     return tf.cast(placed, variable.dtype)
 
