@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -260,8 +261,9 @@ class ExactParity:
     """Collects an output whose answers are equal or not: integers, booleans, texts."""
 
     def __init__(self, name: str):
-        self.name, self._counts, self._same, self._usual = name, {}, 0, 0
-        self._rows = 0
+        self.name = name
+        self._counts: dict[Any, int] = {}
+        self._same = self._rows = 0
 
     def add(self, simulated: np.ndarray, found: np.ndarray, unrounded: np.ndarray) -> None:
         """Takes the answers to one batch; those of the float network say nothing here."""

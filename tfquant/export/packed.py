@@ -159,22 +159,14 @@ def load(
             f"{path} is damaged: {type(error).__name__} {one_line(error, 200)}"
         ) from error
     found = [(name, np.asarray(values[name]), variable) for name, variable in variables.items()]
-    types = [(name, value.dtype.name, variable.dtype.name) for name, value, variable in found]
-    wrong = [
-        f"{name}: {saved} in the file, {own} in the model"
-        for name, saved, own in types
-        if saved != own
-    ]
-    if wrong:
-        raise ValueError(f"{path}: types differ from the model's: {'; '.join(wrong)}")
-    shapes = [(name, list(value.shape), list(variable.shape)) for name, value, variable in found]
-    wrong = [
-        f"{name}: {saved} in the file, {own} in the model"
-        for name, saved, own in shapes
-        if saved != own
-    ]
-    if wrong:
-        raise ValueError(f"{path}: shapes differ from the model's: {'; '.join(wrong)}")
+    for what, of in (("types", lambda a: a.dtype.name), ("shapes", lambda a: list(a.shape))):
+        wrong = [
+            f"{name}: {of(value)} in the file, {of(variable)} in the model"
+            for name, value, variable in found
+            if of(value) != of(variable)
+        ]
+        if wrong:
+            raise ValueError(f"{path}: {what} differ from the model's: {'; '.join(wrong)}")
     broken = [name for name, value, _ in found if not is_finite(value)]
     if broken:
         raise ValueError(

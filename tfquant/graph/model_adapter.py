@@ -205,7 +205,7 @@ def _build(call: Callable, signature, fallbacks: tuple[Any, ...]) -> None:
 def _functional_signature(model):
     def spec(tensor):
         return tf.TensorSpec(
-            [d for d in tensor.shape], tf.as_dtype(keras.backend.standardize_dtype(tensor.dtype))
+            list(tensor.shape), tf.as_dtype(keras.backend.standardize_dtype(tensor.dtype))
         )
 
     structure = getattr(model, "_inputs_struct", None)  # Keras 3 keeps dict and list inputs here

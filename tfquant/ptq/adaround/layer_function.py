@@ -107,7 +107,7 @@ class Form:
             return ("lookup", use.input.dtype.name)
         numbers = {
             use.input.name: -1,
-            **{name: -2 for name in self._reads},
+            **dict.fromkeys(self._reads, -2),
             **{n: -3 - i for i, n in enumerate(self.parameters)},
         }
         parts = []

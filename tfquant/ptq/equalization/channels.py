@@ -53,7 +53,7 @@ class Channels:
     ):
         distinct = {place.key: place for place in places}
         edges = {(op.name, index): tf.zeros_like for op, index in shifts}
-        uniform = {name: tf.ones_like for name in probabilities}
+        uniform = dict.fromkeys(probabilities, tf.ones_like)
 
         def run(*inputs):
             def sent(values: Mapping[str, np.ndarray]) -> list[tf.Tensor]:

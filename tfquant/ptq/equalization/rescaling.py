@@ -82,7 +82,7 @@ def rescaled(
       ValueError: outputs differ. All variables are as they were then, as after any other error.
     """
     network = engine.function("float")
-    first = last = _outputs(engine, network, flat)
+    first = last = _outputs(network, flat)
     variables = {
         p.handle: engine.inference.variables[p.handle]
         for pair in pairs
@@ -105,7 +105,7 @@ def rescaled(
                     variables[parameter.handle] * _placed(flow, parameter, chosen)
                 )
             rescale_values(pair, values, chosen)
-            found = _outputs(engine, network, flat)
+            found = _outputs(network, flat)
             difference = max(_difference(last, found), _difference(first, found))
             if not difference <= tolerance:
                 raise ValueError(
@@ -137,7 +137,7 @@ def _placed(flow: Dataflow, parameter: Parameter, factors: np.ndarray) -> tf.Ten
     return tf.cast(placed, variable.dtype)
 
 
-def _outputs(engine: Engine, network, flat: Sequence[tf.Tensor]) -> dict[str, np.ndarray]:
+def _outputs(network, flat: Sequence[tf.Tensor]) -> dict[str, np.ndarray]:
     """Map index of each float output -> its values."""
     found = network(*flat)
     found = list(found) if isinstance(found, (list, tuple)) else [found]
