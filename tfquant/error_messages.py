@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from fileio.messages import printable
 
@@ -19,6 +20,12 @@ def shown(value: object, limit: int = 200) -> str:
     except (RecursionError, ValueError):  # nested without end; integers of thousands of digits
         text = f"a {type(value).__name__}"
     return printable(text if len(text) <= limit else text[: limit - 4] + " ...")
+
+
+def some_of(names: Iterable[str], limit: int = 4) -> str:
+    """The first names, with dots where there are more; empty where there is none."""
+    listed = list(names)
+    return ", ".join(listed[:limit]) + (", ..." if len(listed) > limit else "")
 
 
 def reason_of(error: Exception | None) -> str:

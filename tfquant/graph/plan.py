@@ -11,6 +11,7 @@ from rich.table import Table
 
 from calib import tables
 from tfquant import formats
+from tfquant.error_messages import some_of
 from tfquant.graph.analysis import Analysis
 from tfquant.graph.contractions import UNUSED, Skipped
 from tfquant.graph.embedding import Embedding
@@ -177,7 +178,7 @@ def _paths_of(rule: Rule, edges: Iterable[Edge]) -> str:
     if rule.path == "*":
         return ""
     paths = sorted({e.path for e in edges if "*" in rule.roles or e.role in rule.roles})
-    return f". Paths: {', '.join(paths[:6])}{', ...' if len(paths) > 6 else ''}" if paths else ""
+    return f". Paths: {some_of(paths, 6)}" if paths else ""
 
 
 class _Values:

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfquant.engine import Engine
+from tfquant.error_messages import some_of
 from tfquant.graph.contractions import CONVOLUTION_OPS, MATMUL_OPS, equation, matmul_equation
 from tfquant.graph.dataflow import VIEW_OPS, Dataflow
 from tfquant.graph.roles import Edge
@@ -97,14 +98,8 @@ def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], lis
     for pattern in patterns:
         found = [site for site in there if _matches(pattern, site)]
         if not found and not (pattern in _WORDS and len(patterns) > 1):
-            near = (
-                ", ".join(site.address for site in there[:4])
-                or "none: the recipe quantizes no weight"
-            )
-            raise ChoiceError(
-                f"{pattern!r} matches no quantized weight; there are"
-                f" {near}{', ...' if len(there) > 4 else ''}"
-            )
+            near = some_of(site.address for site in there) or "none: the recipe quantizes no weight"
+            raise ChoiceError(f"{pattern!r} matches no quantized weight; there are {near}")
         for site in found:
             named[site.address] = named.get(site.address, False) or (
                 pattern not in _WORDS and pattern not in ROLES

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from tfquant import formats
+from tfquant.error_messages import some_of
 from tfquant.layout import static_shape
 from tfquant.site import Site
 from tfquant.site_selection import matches
@@ -86,9 +87,6 @@ def _meant(there: Sequence[Site], pattern: str, where: str) -> list[Site]:
     word = _WORDS.get(pattern)
     found = [site for site in there if (word(site) if word else matches(pattern, site))]
     if not found:
-        near = ", ".join(site.address for site in there[:4]) or "none"
-        raise ValueError(
-            f"{where} matches no quantized site; there are"
-            f" {near}{', ...' if len(there) > 4 else ''}"
-        )
+        near = some_of(site.address for site in there) or "none"
+        raise ValueError(f"{where} matches no quantized site; there are {near}")
     return found

@@ -23,7 +23,7 @@ import tensorflow as tf
 from calib import patterns
 from tfquant.calibration import check_batches
 from tfquant.engine import Engine
-from tfquant.error_messages import one_line
+from tfquant.error_messages import one_line, some_of
 from tfquant.graph.model_adapter import is_keras_model, source_of
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.ptq.equalization import extremes, factors, rescaling
@@ -199,11 +199,7 @@ def _chosen(
         patterns.check(glob, "pairs")
         if pattern != "all" and not any(patterns.matches(glob, pair.name) for pair in found):
             reasons = [f"{name}: {why}" for name, why in skipped if patterns.matches(glob, name)]
-            there = (
-                "there are"
-                f" {', '.join(pair.name for pair in found[:4]) or 'none'}"
-                f"{', ...' if len(found) > 4 else ''}"
-            )
+            there = f"there are {some_of(pair.name for pair in found) or 'none'}"
             raise ValueError(
                 f"pairs={pattern!r} matches no pair that can be rescaled;"
                 f" {reasons[0] if reasons else there}"
