@@ -386,7 +386,7 @@ class Trainer:
         @tf.function(input_signature=[signature], autograph=False, jit_compile=False)
         def accumulate(batch):
             loss, gradients = self._gradients(batch)
-            for index, gradient in zip(self._reached, _dense(gradients), strict=True):
+            for index, gradient in zip(self._reached, gradients, strict=True):
                 self._sums[index].assign_add(gradient)
             return loss
 
@@ -398,8 +398,8 @@ class Trainer:
             if self._sums:
                 sums = [self._sums[index] for index in self._reached]
                 gradients = [
-                    (s + g) / self.options.accumulation
-                    for s, g in zip(sums, _dense(gradients), strict=True)
+                    (s + tf.convert_to_tensor(g)) / self.options.accumulation
+                    for s, g in zip(sums, gradients, strict=True)
                 ]
                 for total in sums:
                     total.assign(tf.zeros_like(total))
@@ -407,12 +407,7 @@ class Trainer:
 
         return accumulate, finish
 
-    def _gradients(self, batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, list[Gradient]]:
-        """Loss and gradients of the reached variables.
-
-        Those of embeddings stay sparse as long as they may: several ranks send each other only the
-        rows that occur.
-        """
+    def _gradients(self, batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, Sequence[Gradient]]:
         with tf.GradientTape() as tape:
             loss = _with_added(tf.cast(self._loss(self.model, batch), tf.float32), self.model)
             target = self._scale.scale(loss) if self._scale else loss
@@ -420,7 +415,10 @@ class Trainer:
         self._reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
         if not self._reached:
             raise ValueError("the loss depends on no trainable variable: there is nothing to train")
-        return loss, [gradients[i] for i in self._reached]
+        reached = [gradients[i] for i in self._reached]
+        # Those of embeddings stay sparse as long as they may: several ranks send each other only
+        # the rows that occur.
+        return loss, _dense(reached) if self._sums or self._group.size == 1 else reached
 
     def _apply(
         self, gradients: Sequence[Gradient], loss: tf.Tensor, stop: tf.Tensor
