@@ -162,8 +162,9 @@ def table_of(codebook: ScaledCodebook) -> Table | None:
     if (high - low > 1).any():
         return None
     between = np.append(thresholds, np.inf).astype(np.float32)[low]
-    values = [np.where(nan, np.float32(np.nan), levels[place]) for place in (low, high)]
-    return Table(*values, None if (low == high).all() else np.where(low < high, between, np.inf))
+    smallest, largest = (np.where(nan, np.float32(np.nan), levels[place]) for place in (low, high))
+    threshold = None if (low == high).all() else np.where(low < high, between, np.inf)
+    return Table(smallest, largest, threshold)
 
 
 def looked_up(x: tf.Tensor, scale: tf.Tensor, table: Table) -> tf.Tensor:
@@ -171,12 +172,11 @@ def looked_up(x: tf.Tensor, scale: tf.Tensor, table: Table) -> tf.Tensor:
     units = x / scale
     bits = tf.bitcast(units, tf.uint32)
     odd = tf.cast(tf.bitwise.bitwise_and(bits, 0xFFFF) != 0, tf.uint32)
-    index = tf.bitwise.bitwise_or(tf.bitwise.right_shift(bits, 16), odd)
-    low, high, threshold = (
-        values if values is None else tf.gather(tf.constant(values), tf.cast(index, tf.int32))
-        for values in table
-    )
-    return (low if threshold is None else tf.where(units >= threshold, high, low)) * scale
+    index = tf.cast(tf.bitwise.bitwise_or(tf.bitwise.right_shift(bits, 16), odd), tf.int32)
+    low, high = (tf.gather(tf.constant(values), index) for values in (table.low, table.high))
+    if table.threshold is None:
+        return low * scale
+    return tf.where(units >= tf.gather(tf.constant(table.threshold), index), high, low) * scale
 
 
 def compared(x: tf.Tensor, scale: tf.Tensor, codebook: ScaledCodebook) -> tf.Tensor:
