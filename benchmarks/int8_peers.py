@@ -170,7 +170,7 @@ def next_embeddings(_: Any, source: Source) -> None:
 
 def next_ranges(simulation: Any, _: Source) -> None:
     """As if what reaches every quantizer of an activation were the next float32."""
-    for quantizer in simulation._engine.quantizers.values():
+    for quantizer in simulation.quantizers.values():
         if not quantizer.site.is_weight:
             ends = (np.asarray(end, np.float32) for end in (quantizer.lower, quantizer.upper))
             quantizer.set_range(*(np.nextafter(end, np.float32(0.0)) for end in ends))

@@ -115,7 +115,7 @@ class Observation:
             }
         for site, _ in found.values():
             if site.order:
-                edges.setdefault(site.order, self.engine.edges()[site.order])
+                edges.setdefault(site.order, self.engine.placements().edges[site.order])
         return edges
 
     @functools.cached_property
@@ -190,7 +190,7 @@ class Observation:
     def _observe(self, batch: Any) -> tf.Tensor:
         """Observe the current batch; return its extremes, float32 [sites, 2]."""
         try:
-            flat = self.engine.flatten_inputs(self.engine.inputs_of(batch))
+            flat = self.engine.inputs.flatten_batch(batch)
         except (ValueError, TypeError) as error:
             raise ValueError(f"calibration batch {self.number}: {one_line(error)}") from error
         extremes, rows = self.function(tf.constant(self.number, tf.int64), *flat)

@@ -19,7 +19,6 @@ from runs.logging import log
 from runs.settings import FlagError, checked
 from tasks import glue
 from tfquant import ptq
-from tfquant.calibration import engine_of
 from tfquant.distributed.group import Group
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.plan import RecipeError
@@ -289,11 +288,7 @@ def _estimate_activations_again(
     network: Any, features: glue.Features, settings: Settings, group: Group, seed: int
 ) -> None:
     """Calibrate activations again; weights keep the ranges that they were rounded for."""
-    weights = [
-        quantizer
-        for quantizer in engine_of(network).quantizers.values()
-        if quantizer.site.is_weight
-    ]
+    weights = [quantizer for quantizer in network.quantizers.values() if quantizer.site.is_weight]
     ends = [(np.asarray(quantizer.lower), np.asarray(quantizer.upper)) for quantizer in weights]
     _calibrate(network, estimation_batches(features, settings, seed), settings, group)
     for quantizer, (lower, upper) in zip(weights, ends, strict=True):

@@ -8,10 +8,11 @@ import tensorflow as tf
 from runs.logging import log
 from runs.squad.flags import Settings
 from tfquant import checkpoint
-from tfquant.calibration import engine_of
+from tfquant.model import engine_of
 from tfquant.training import Hook, StructuredSparsity, encoder_kernels
 from tfquant.training.sparsity import check
 from tfquant.variables import path_of
+from tfquant.weights import parameter_values
 
 USUAL = "2x4"  # what sparse tensor cores run
 
@@ -81,7 +82,7 @@ def verify(network: Any, model: keras.Model, prefix: str, settings: Settings) ->
             for a, q in engine.quantizers.items()
             if q.site.is_weight and q.site.enabled and q.site.path in wanted
         }
-        values = engine.parameter_values()
+        values = parameter_values(engine)
         check(
             {a: quantizer(tf.constant(values[a])).numpy() for a, quantizer in sites.items()},
             settings.sparsity,

@@ -115,7 +115,7 @@ def marked(
             name = layouts.names[edge.address]
             return mark(name, tensor) if name in sites else tensor
 
-        edits = engine.edits_at_edges(mark_site)
+        edits = engine.placements().edits(mark_site)
         edits = dataclasses.replace(
             _with_regions(edits, named, mark),
             operations=_reads(trace, read) | replaced,
