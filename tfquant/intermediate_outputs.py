@@ -22,6 +22,7 @@ from tfquant.graph.padding import Padding
 from tfquant.graph.roles import Block
 from tfquant.graph.side_outputs import replace_losses
 from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
+from tfquant.recipes.qualcomm import find_letters
 from tfquant.rules import Recipe, Rule
 
 _FLOAT = Recipe((Rule(None, optional=True),), "float")
@@ -47,8 +48,8 @@ class Tapped:
 
     @functools.cached_property
     def letters(self) -> dict[str, tuple[str, ...]]:
-        """Addresses of the tensors of `tfquant.graph.letters` by letter, such as `y3`."""
-        return self._engine.inference.analysis.letters
+        """Addresses of the tensors of `tfquant.recipes.qualcomm` by letter, such as `y3`."""
+        return find_letters(self._engine.inference.analysis.roles.edges)
 
     @property
     def graph(self) -> tf.Graph:

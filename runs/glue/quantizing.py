@@ -24,6 +24,7 @@ from tfquant.graph.model_adapter import source_of
 from tfquant.graph.plan import RecipeError
 from tfquant.graph.trace import trace
 from tfquant.ptq.layers import ChoiceError
+from tfquant.recipes.qualcomm import find_letters
 from tfquant.recipes.quant_dict import HIDDEN, parse_quant_dict, with_quant_dict
 from tfquant.site import PARAMETER_ROLES, ROLES, address
 
@@ -71,7 +72,7 @@ def recipe_of(model: keras.Model, settings: Settings) -> tfquant.Recipe:
         recipe = _with_method(
             model,
             recipe,
-            trace(source_of(model)).analysis.letters["C"],
+            find_letters(trace(source_of(model)).analysis.roles.edges)["C"],
             _searching("mse", "golden_section", None),
         )
     if settings.cross_entropy_layer:

@@ -53,6 +53,7 @@ class Edge:
       fusable: `<attention path>:<role>` where the edge is one of query, key and value; empty
         elsewhere.
       part: where in an encoder the edge lies, one of `tfquant.site.PARTS`; None elsewhere.
+      block: number of the encoder block that the edge lies in, from 0; None outside of blocks.
       direction: `forward`.
     """
 
@@ -69,6 +70,7 @@ class Edge:
     fusable: str = ""
     repeated: bool = False
     part: str | None = None
+    block: int | None = None
     direction: str = "forward"
 
     @property
