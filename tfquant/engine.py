@@ -16,10 +16,10 @@ import tensorflow as tf
 from tfquant.choices import MODES
 from tfquant.distributed.group import Group
 from tfquant.dynamic_range import DynamicRanges
+from tfquant.graph.edge import Edge
 from tfquant.graph.model_adapter import ModelAdapter
 from tfquant.graph.plan import make_plan
 from tfquant.graph.replay import Edits
-from tfquant.graph.roles import Edge
 from tfquant.graph.side_outputs import set_keras_mask
 from tfquant.graph.trace import Trace, trace
 from tfquant.inputs import Inputs

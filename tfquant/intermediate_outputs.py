@@ -19,8 +19,8 @@ from tensorflow.python.eager import record
 from tfquant.engine import Engine
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.padding import Padding
-from tfquant.graph.roles import Block
 from tfquant.graph.side_outputs import replace_losses
+from tfquant.graph.structure import Block
 from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
 from tfquant.recipes.qualcomm import find_letters
 from tfquant.rules import Recipe, Rule

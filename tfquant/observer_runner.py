@@ -21,8 +21,8 @@ from tfquant.distributed.errors import shard_by_cost
 from tfquant.distributed.group import Group, Single
 from tfquant.engine import Engine
 from tfquant.error_messages import one_line
+from tfquant.graph.edge import Edge
 from tfquant.graph.padding import Padding
-from tfquant.graph.roles import Edge
 from tfquant.site import Site
 
 

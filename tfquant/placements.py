@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from tfquant.graph.alignment import aligned_edges
+from tfquant.graph.edge import Edge
 from tfquant.graph.plan import Plan
 from tfquant.graph.replay import Edits
-from tfquant.graph.roles import Edge
 from tfquant.graph.trace import Trace
 from tfquant.site import Site
 

@@ -27,7 +27,7 @@ import tensorflow as tf
 import calib
 from tfquant import qdq
 from tfquant.distributed.group import Group
-from tfquant.graph.roles import Edge
+from tfquant.graph.edge import Edge
 from tfquant.observer_runner import Observation
 from tfquant.scale import LARGEST_AMAX
 from tfquant.site import Site

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import calib
 from tfquant.engine import Engine
-from tfquant.graph.roles import Edge
+from tfquant.graph.edge import Edge
 from tfquant.graph.trace import free_path
 
 

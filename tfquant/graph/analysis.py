@@ -9,7 +9,8 @@ from tfquant.graph.contractions import Contraction, Skipped, find_contractions
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.embedding import Embedding
 from tfquant.graph.expression import Expressions
-from tfquant.graph.roles import Block, Layer, Roles, Structure, find_roles
+from tfquant.graph.roles import Roles, find_roles
+from tfquant.graph.structure import Block, Layer, Structure
 
 if TYPE_CHECKING:
     from tfquant.graph.trace import Trace

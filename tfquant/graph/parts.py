@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from tfquant.site import PARAMETER_ROLES
 
 if TYPE_CHECKING:
+    from tfquant.graph.edge import Edge
     from tfquant.graph.residual import Residual
-    from tfquant.graph.roles import Edge, Structure
+    from tfquant.graph.structure import Structure
 
 _PROJECTIONS = {"q": "query", "k": "key", "v": "value"}
 _HEADS = {"pooler": "pooler", "logits": "head"}

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfquant.engine import Engine
 from tfquant.graph.contractions import CONVOLUTION_OPS, MATMUL_OPS, equation, matmul_equation
 from tfquant.graph.dataflow import VIEW_OPS, Dataflow
-from tfquant.graph.roles import Edge
+from tfquant.graph.edge import Edge
 from tfquant.site import ROLES, Site
 from tfquant.site_selection import matches
 

@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 from tfquant.engine import Engine
 from tfquant.error_messages import one_line
 from tfquant.graph.cuts import frontier_at, narrow
+from tfquant.graph.edge import Edge
 from tfquant.graph.padding import Padding
 from tfquant.graph.replay import Edits
-from tfquant.graph.roles import Edge
 from tfquant.ptq.buffers import Space
 from tfquant.ptq.layers import Use
 from tfquant.site import Site

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tfquant.graph.roles import Edge
+from tfquant.graph.edge import Edge
 
 _ATTENTION = {"attention_scores": "s", "softmax_output": "p", "attention_output": "c"}
-_AROUND_LAYERS = {
+_AROUND_LAYERS: dict[tuple[str, str | None], str] = {
     ("layer_output", "attention_output"): "g",
     ("residual_sum", "attention_output"): "u",
     ("layernorm_output", "attention_output"): "x",

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import calib
+from tfquant.graph.edge import Edge
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.plan import RecipeError, deciding_rule
-from tfquant.graph.roles import Edge
 from tfquant.graph.trace import trace
 from tfquant.recipes.exact import with_specs
 from tfquant.recipes.qualcomm import OF_BLOCK, OF_MODEL, find_letters
