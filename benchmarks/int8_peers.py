@@ -221,7 +221,7 @@ def _memory(what: str) -> int:
 
 
 def main() -> None:
-    parser = shared_parser(__doc__)
+    parser = shared_parser(__doc__, fresh=True)
     parser.add_argument(
         "--output", type=pathlib.Path, default=ROOT / "output" / "int8_peers", help="where files go"
     )
@@ -232,7 +232,6 @@ def main() -> None:
         "--seconds", type=float, default=5.0, help="of timing for each pipeline and shape"
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     options = parser.parse_args()
     squad, results = (
         Squad(options.shared.resolve()),
