@@ -183,9 +183,15 @@ class Engine:
         key = (mode, bool(training), latent, taps, side_outputs)
         if key not in self._functions:
             graph = self.trace_of(training)
-            emit = functools.partial(self._emit_either if latent else self._emit, graph, mode)
+            emit = functools.partial(
+                self._emit,
+                graph,
+                training=bool(training),
+                taps=[self.placements(training).edges[address].tensor for address in taps]
+                + (graph.side_outputs if side_outputs else []),
+            )
             function = tf.function(
-                lambda *flat: emit(flat, bool(training), taps, side_outputs),
+                lambda *flat: self._either(emit, flat) if latent else emit(mode, flat),
                 autograph=False,
                 jit_compile=False,
                 input_signature=graph.input_specs,
@@ -198,42 +204,31 @@ class Engine:
         self,
         graph: Trace,
         mode: str,
-        flat,
+        flat: Sequence[tf.Tensor],
         training: bool,
-        taps: tuple[str, ...],
-        side_outputs: bool,
-    ):
-        edits = (
-            self.placements(training).edits(self.site_quantizer(flat, training))
-            if mode == "quantized"
-            else Edits()
-        )
-        tapped = [self.placements(training).edges[address].tensor for address in taps]
-        return graph.emit(
-            list(flat), edits, taps=[*tapped, *(graph.side_outputs if side_outputs else ())]
-        )
+        taps: list[tf.Tensor],
+    ) -> list[tf.Tensor]:
+        """Replay a trace in a mode, with the inputs `flat`; return its outputs and `taps`."""
+        edits = Edits()
+        if mode == "quantized":
+            edits = self.placements(training).edits(self.site_quantizer(flat, training))
+        return graph.emit(list(flat), edits, taps=taps)
 
-    def _emit_either(
+    def _either(
         self,
-        graph: Trace,
-        mode: str,
-        flat,
-        training: bool,
-        taps: tuple[str, ...],
-        side_outputs: bool,
-    ):
+        emit: Callable[[str, list[tf.Tensor]], list[tf.Tensor]],
+        flat: Sequence[tf.Tensor],
+    ) -> Any:
         """Emit a conditional that runs the quantized network or, while `quantizing` is false, the
         float one.
         """
 
-        def branch(mode: str):
+        def branch(mode: str) -> list[tf.Tensor]:
             # Copied into the branch: gradients of our own keep hold of their inputs, which have to
             # be of the same graph.
-            return self._emit(
-                graph, mode, [tf.identity(t) for t in flat], training, taps, side_outputs
-            )
+            return emit(mode, [tf.identity(t) for t in flat])
 
-        return tf.cond(self.quantizing, lambda: branch(mode), lambda: branch("float"))
+        return tf.cond(self.quantizing, lambda: branch("quantized"), lambda: branch("float"))
 
     def site_quantizer(self, flat: Sequence[tf.Tensor], training: bool = False) -> EdgeEdit:
         """Return the quantizer of site tensors for a graph that is emitted with the inputs `flat`;
