@@ -183,7 +183,7 @@ def _verified(
 ) -> Try:
     """The recipe measured on the network that it makes."""
     made = Engine(engine.source, recipe)
-    made.apply(calibration)
+    made.quantizers.apply(calibration)
     return search.entry(
         formats, trials.of_network("recipe", f"recipe: {sorted(formats.items())}", made)
     )
