@@ -19,10 +19,11 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "10")  # seconds; a bar in a file is a line at each
 
-from runs.squad import flags
+from runs.squad.command_line import parse
+from runs.squad.flags import Settings
 
 
-def run(settings: flags.Settings) -> dict[str, Any]:
+def run(settings: Settings) -> dict[str, Any]:
     """Run with the settings; return the figures that results.json holds."""
     from runs.squad import pipeline
 
@@ -31,7 +32,7 @@ def run(settings: flags.Settings) -> dict[str, Any]:
 
 def command() -> None:
     """Run the script, as `python run_squad.py` and `tfquant-squad` do."""
-    settings = flags.parse(sys.argv[1:], __doc__) if sys.argv[1:] else None
+    settings = parse(sys.argv[1:], __doc__) if sys.argv[1:] else None
     # Imported once the flags are known to be good: TensorFlow takes seconds.
     from runs.script import execute
     from runs.squad import pipeline

@@ -23,6 +23,7 @@ from benchmarks import timing
 from benchmarks.command_line import shared_parser
 from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, Squad
+from tfquant.model import engine_of
 from tfquant.observer_runner import Observation
 
 WINDOWS = 256
@@ -40,7 +41,7 @@ def measure_time(squad: Squad, rounds: int) -> dict:
     predict = predictor(model)
     quantized = tfquant.quantize(model, RECIPE)
     start = time.perf_counter()
-    observation = Observation(quantized._engine)
+    observation = Observation(engine_of(quantized))
     observation.run(batches[:1], progress=False)
     build = time.perf_counter() - start
     seconds = timing.interleaved(

@@ -274,7 +274,7 @@ def in_short(words: Sequence[str], runs: Runs) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = shared_parser(__doc__, "data/glue/")
+    parser = shared_parser(__doc__, "data/glue/", fresh=True)
     parser.add_argument(
         "--output", type=pathlib.Path, default=ROOT / "output" / "glue", help="where the runs go"
     )
@@ -285,7 +285,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         action="store_true",
         help="start nothing: take the runs in --output that have ended",
     )
-    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     options = parser.parse_args(arguments)
     wanted = options.rows.split(";") if options.rows else list(ROWS)
     unknown = [name for name in wanted if name not in ROWS]

@@ -170,7 +170,7 @@ def next_embeddings(_: Any, source: Source) -> None:
 
 def next_ranges(simulation: Any, _: Source) -> None:
     """As if what reaches every quantizer of an activation were the next float32."""
-    for quantizer in simulation._engine.quantizers.values():
+    for quantizer in simulation.quantizers.values():
         if not quantizer.site.is_weight:
             ends = (np.asarray(end, np.float32) for end in (quantizer.lower, quantizer.upper))
             quantizer.set_range(*(np.nextafter(end, np.float32(0.0)) for end in ends))
@@ -221,7 +221,7 @@ def _memory(what: str) -> int:
 
 
 def main() -> None:
-    parser = shared_parser(__doc__)
+    parser = shared_parser(__doc__, fresh=True)
     parser.add_argument(
         "--output", type=pathlib.Path, default=ROOT / "output" / "int8_peers", help="where files go"
     )
@@ -232,7 +232,6 @@ def main() -> None:
         "--seconds", type=float, default=5.0, help="of timing for each pipeline and shape"
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     options = parser.parse_args()
     squad, results = (
         Squad(options.shared.resolve()),

@@ -139,11 +139,10 @@ def measure(results: Results, scorer: Scorer) -> None:
 
 
 def main() -> None:
-    parser = shared_parser(__doc__)
+    parser = shared_parser(__doc__, fresh=True)
     parser.add_argument(
         "--questions", type=int, default=100, help="this many of the dev file, evenly spread"
     )
-    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     arguments = parser.parse_args()
     results = Results("outliers", seed=SEED, fresh=arguments.fresh)
     asked = results.rows.get("float", {}).get("questions", arguments.questions)

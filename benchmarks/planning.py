@@ -10,6 +10,7 @@ import time
 import modeling
 import tfquant
 from benchmarks.results import Results
+from tfquant.model import engine_of
 
 
 def measure() -> dict:
@@ -25,7 +26,7 @@ def measure() -> dict:
     plan = tfquant.plan(model, "int8_residual_both")
     planned = time.perf_counter()
     quantized = tfquant.quantize(model, "int8_residual_both")
-    quantized._engine.function("quantized")
+    engine_of(quantized).function("quantized")
     inserted = time.perf_counter()
     return {
         "plan seconds": round(planned - start, 2),

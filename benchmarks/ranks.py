@@ -228,7 +228,7 @@ def calibration_flags(squad: Squad, windows: int) -> list[str]:
 
 
 def main() -> None:
-    parser = shared_parser(__doc__)
+    parser = shared_parser(__doc__, fresh=True)
     parser.add_argument("--rounds", type=int, default=3, help="of each number of processes")
     parser.add_argument(
         "--steps", type=int, default=12, help="of training in each round; the first does not count"
@@ -236,7 +236,6 @@ def main() -> None:
     parser.add_argument(
         "--windows", default="2048,256", help="sizes of calibration, separated by commas"
     )
-    parser.add_argument("--fresh", action="store_true", help="forget earlier figures")
     parser.add_argument("--worker", action="store_true", help="be one of the processes that train")
     arguments = parser.parse_args()
     squad = Squad(arguments.shared.resolve())

@@ -101,7 +101,7 @@ def measure(squad: Squad, prefix: str, number: int) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = shared_parser(__doc__)
+    parser = shared_parser(__doc__, fresh=True)
     parser.add_argument(
         "--output",
         type=pathlib.Path,
@@ -112,7 +112,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--row", choices=ROWS, default="int8_residual_asymmetric, TQT", help="whose checkpoints"
     )
     parser.add_argument("--windows", type=int, default=384)
-    parser.add_argument("--fresh", action="store_true", help="forget earlier figures")
     options = parser.parse_args(arguments)
     folder, squad = folder_of(options.row, options.output), Squad(options.shared.resolve())
     stages = {

@@ -71,13 +71,12 @@ class Scorer:
 
 
 def main() -> None:
-    parser = shared_parser(__doc__)
+    parser = shared_parser(__doc__, fresh=True)
     parser.add_argument(
         "--questions",
         type=int,
         help="only this many questions, evenly spread (into a result file of its own)",
     )
-    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     parser.add_argument(
         "--methods", action="store_true", help="every method at every placement as well"
     )

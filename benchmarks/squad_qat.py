@@ -205,7 +205,7 @@ def learning_curve(directory: pathlib.Path) -> list[tuple[int, float]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = shared_parser(__doc__)
+    parser = shared_parser(__doc__, fresh=True)
     parser.add_argument(
         "--output", type=pathlib.Path, help="where the runs go; output/FILE if not given"
     )
@@ -214,7 +214,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--rows", help="only these, by name, separated by ;")
     parser.add_argument("--jobs", type=int, default=2, help="rows at a time")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
     options = parser.parse_args(arguments)
     wanted = options.rows.split(";") if options.rows else list(ROWS)
     unknown = [name for name in wanted if name not in ROWS]

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from calib import sampling
-from calib.errors import nonfinite_batch
+from calib.errors import check_finite
 from calib.statistics import Statistics
-from calib.update import BATCHES, COUNT, NONFINITE, UPDATES
+from calib.update import BATCHES, COUNT, NONFINITE, UPDATES, joined_counters
 
 State = tuple[tf.Tensor, tf.Tensor]
 
@@ -65,17 +65,13 @@ class DimensionObserver:
             TypeError: ``x`` is not floating.
             ValueError: ``x`` has another last axis, or ``valid`` does not fit it.
         """
-        x = tf.convert_to_tensor(x)
-        if not x.dtype.is_floating:
-            raise TypeError(
-                f"{self.name}: only floating tensors can be observed, got {x.dtype.name}"
-            )
+        x, valid = sampling.checked(x, valid, self.name)
         if x.shape.rank is None or x.shape[-1:] != [self.dimensions]:
             raise ValueError(
                 f"{self.name}: the last axis must have size {self.dimensions}, the tensor is"
                 f" {x.shape}"
             )
-        rows = None if valid is None else self._valid_rows(x, tf.convert_to_tensor(valid))
+        rows = None if valid is None else self._valid_rows(x, valid)
         extremes, counters = (variable.read_value() for variable in self.variables)
         number = counters[UPDATES] if batch is None else tf.cast(batch, tf.int64)
         state = _updated(tf.reshape(x, [-1, self.dimensions]), rows, extremes, counters, number)
@@ -84,12 +80,10 @@ class DimensionObserver:
 
     def _valid_rows(self, x: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
         """Flattened mask of valid rows, bool [rows]."""
-        sampling.check_mask(x, valid, self.name)
         if valid.shape[-1:] != [1]:
             raise ValueError(
                 f"{self.name}: a mask of rows has a last axis of size 1, got {valid.shape}"
             )
-        valid = valid if valid.dtype == tf.bool else tf.not_equal(valid, tf.zeros([], valid.dtype))
         return tf.reshape(tf.broadcast_to(valid, tf.concat([tf.shape(x)[:-1], [1]], 0)), [-1])
 
     def tallies(self) -> tuple[np.ndarray, np.ndarray]:
@@ -108,18 +102,12 @@ class DimensionObserver:
         """
         counters = np.stack([counters for counters, _ in tallies])
         extremes = np.stack([extremes for _, extremes in tallies])
-        broken = counters[counters[:, NONFINITE] >= 0, NONFINITE]
-        joined = counters.sum(0)
-        joined[UPDATES] = counters[:, UPDATES].max()
-        joined[NONFINITE] = broken.min() if broken.size else -1
-        self._counters.assign(joined)
+        self._counters.assign(joined_counters(counters))
         self._extremes.assign(np.stack([extremes[:, 0].min(0), extremes[:, 1].max(0)]))
 
     def check(self) -> None:
         """Raise NonFiniteError, naming site and batch, if a batch so far contained NaN or Inf."""
-        batch = int(self._counters.numpy()[NONFINITE])
-        if batch >= 0:
-            raise nonfinite_batch(self.name, batch)
+        check_finite(self.name, int(self._counters.numpy()[NONFINITE]))
 
     def statistics(self) -> Statistics:
         """Statistics of the batches so far, [dimensions]; raise NonFiniteError if a batch contained

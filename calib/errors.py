@@ -9,12 +9,18 @@ class NonFiniteError(CalibrationError):
     """NaN or Inf in calibration data or in a weight."""
 
 
-def nonfinite_batch(name: str, batch: int) -> NonFiniteError:
-    """Error for NaN or Inf in a calibration batch."""
-    return NonFiniteError(
-        f"{name}: NaN or Inf in calibration batch {batch}; check this batch's inputs and the"
-        " model's weights, or leave the batch out"
-    )
+def check_finite(name: str, batch: int) -> None:
+    """Raise NonFiniteError if a calibration batch had NaN or Inf.
+
+    Args:
+        name: address of the site.
+        batch: number of the first such batch; negative where there is none.
+    """
+    if batch >= 0:
+        raise NonFiniteError(
+            f"{name}: NaN or Inf in calibration batch {batch}; check this batch's inputs and the"
+            " model's weights, or leave the batch out"
+        )
 
 
 class EmptyStatisticsError(CalibrationError):

@@ -7,9 +7,18 @@ import numpy as np
 import tensorflow as tf
 
 from calib import binning, sampling
-from calib.errors import nonfinite_batch
+from calib.errors import check_finite
 from calib.statistics import DECAY, Histogram, Statistics
-from calib.update import BATCHES, COUNT, EXPONENT, NONFINITE, UPDATES, replayed, updated
+from calib.update import (
+    BATCHES,
+    COUNT,
+    EXPONENT,
+    NONFINITE,
+    UPDATES,
+    joined_counters,
+    replayed,
+    updated,
+)
 
 
 class Observer:
@@ -122,17 +131,7 @@ class Observer:
             TypeError: ``x`` is not floating.
             ValueError: ``valid`` does not fit ``x``.
         """
-        x = tf.convert_to_tensor(x)
-        if not x.dtype.is_floating:
-            raise TypeError(
-                f"{self.name}: only floating tensors can be observed, got {x.dtype.name}"
-            )
-        if valid is not None:
-            valid = tf.convert_to_tensor(valid)
-            sampling.check_mask(x, valid, self.name)
-            valid = (
-                valid if valid.dtype == tf.bool else tf.not_equal(valid, tf.zeros([], valid.dtype))
-            )
+        x, valid = sampling.checked(x, valid, self.name)
         ranges, counters, counts = (variable.read_value() for variable in self.variables)
         number = counters[UPDATES] if batch is None else tf.cast(batch, tf.int64)
         state, extremes = updated(
@@ -181,12 +180,8 @@ class Observer:
             )
         if any(counts.shape != (self.bins,) for _, counts in tallies):
             raise ValueError(f"{self.name}: cannot join observers of other than {self.bins} bins")
-        broken = counters[counters[:, NONFINITE] >= 0, NONFINITE]
-        exponent = counters[:, EXPONENT].max()
-        joined = self._initial_counters()
-        joined[[COUNT, BATCHES]] = counters[:, [COUNT, BATCHES]].sum(0)
-        joined[UPDATES], joined[EXPONENT] = counters[:, UPDATES].max(), exponent
-        joined[NONFINITE] = broken.min() if broken.size else -1
+        joined = joined_counters(counters)
+        exponent = joined[EXPONENT]
         decay: Any = np.float32(self.decay)
         self._ranges.assign(replayed(self._initial_ranges(), extremes, decay))
         self._counters.assign(joined)
@@ -196,9 +191,7 @@ class Observer:
 
     def check(self) -> None:
         """Raise NonFiniteError, naming site and batch, if a batch so far contained NaN or Inf."""
-        batch = int(self._counters.numpy()[NONFINITE])
-        if batch >= 0:
-            raise nonfinite_batch(self.name, batch)
+        check_finite(self.name, int(self._counters.numpy()[NONFINITE]))
 
     def statistics(self) -> Statistics:
         """Statistics of the batches so far; raise NonFiniteError if a batch had NaN or Inf."""

@@ -65,6 +65,23 @@ class Cells:
         return values, tf.gather(self.valid, cell)
 
 
+def checked(x: tf.Tensor, valid: tf.Tensor | None, name: str) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Return ``x`` as a tensor and its mask ``valid`` as bool, None where there is none.
+
+    Raises:
+        TypeError: ``x`` is not floating; the message names the site.
+        ValueError: the mask does not broadcast to ``x``.
+    """
+    x = tf.convert_to_tensor(x)
+    if not x.dtype.is_floating:
+        raise TypeError(f"{name}: only floating tensors can be observed, got {x.dtype.name}")
+    if valid is None:
+        return x, None
+    valid = tf.convert_to_tensor(valid)
+    check_mask(x, valid, name)
+    return x, (valid if valid.dtype == tf.bool else tf.not_equal(valid, tf.zeros([], valid.dtype)))
+
+
 def check_mask(x: tf.Tensor, valid: tf.Tensor, name: str) -> None:
     """Raise ValueError, naming the site, if the mask ``valid`` does not broadcast to ``x`` as far
     as shapes are known.

@@ -17,6 +17,15 @@ COUNT, BATCHES, UPDATES, NONFINITE, EXPONENT = range(5)
 State = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
+def joined_counters(counters: np.ndarray) -> np.ndarray:
+    """Merge the integer states of observers that saw disjoint batches, int64 [observers, ...]."""
+    broken = counters[counters[:, NONFINITE] >= 0, NONFINITE]
+    joined = counters.max(0)
+    joined[[COUNT, BATCHES]] = counters[:, [COUNT, BATCHES]].sum(0)
+    joined[NONFINITE] = broken.min() if broken.size else -1
+    return joined
+
+
 # Not inlined: the graph of all observers is then one small piece a site, and this body is optimized
 # once for all of them.
 @tf.function(autograph=False, experimental_attributes={"_noinline": True})

@@ -20,7 +20,7 @@ from runs.logging import log
 from runs.settings import CONTENT, FREE, SAME, FlagError, StepNames
 from tasks.files import parse_json
 from tfquant import checkpoint
-from tfquant.training.loop import STATE
+from tfquant.training.state import STATE
 
 RUN = STATE + "run"  # name in a checkpoint
 

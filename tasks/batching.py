@@ -5,7 +5,9 @@ Which go into which (seeded shuffling and bucketing by length, computable for an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -122,6 +124,63 @@ def _bucket(
     for run in _cut(rows, batch_size * BATCHES_PER_RUN):
         plan += _cut(run[np.argsort(lengths[run], kind="stable")], batch_size)
     return [plan[index] for index in rng.permutation(len(plan))]
+
+
+def padded_batches(
+    features: Any,
+    batch_size: int,
+    *,
+    training: bool,
+    drop_remainder: bool | None,
+    multiple: int | None,
+    unique_ids: np.ndarray,
+    second_offset: np.ndarray,
+    labels: Mapping[str, np.ndarray | None],
+    **order: Any,
+) -> Batches:
+    """Plan one pass over the rows of `features` and pad each batch.
+
+    Args:
+        features: columns `input_ids`, `bounds` and `lengths`, with `max_seq_length` and `pad_id`.
+        batch_size: rows a batch.
+        training: shuffle.
+        drop_remainder: leave out rows that do not fill a batch; None: in training only.
+        multiple: pad to a multiple of this, at most to `max_seq_length`; None: to that.
+        unique_ids: int32 [rows].
+        second_offset: int [rows], where in a sequence the second segment begins.
+        labels: name -> values [rows], None to leave them out.
+        **order: `seed`, `epoch`, `bucket_by_length` and `start` of `plan_batches`.
+    """
+    plan = plan_batches(
+        features.lengths,
+        batch_size,
+        shuffle=training,
+        drop_remainder=training if drop_remainder is None else drop_remainder,
+        **order,
+    )
+    return Batches(
+        plan, functools.partial(_padded, features, multiple, unique_ids, second_offset, labels)
+    )
+
+
+def _padded(
+    features: Any,
+    multiple: int | None,
+    unique_ids: np.ndarray,
+    second_offset: np.ndarray,
+    labels: Mapping[str, np.ndarray | None],
+    rows: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Return the arrays of a batch: int32 inputs [B, S], ids and labels [B]."""
+    width = features.max_seq_length
+    if multiple is not None:
+        width = padded_length(int(features.lengths[rows].max()), width, multiple)
+    bounds = np.stack([features.bounds[rows], features.bounds[rows + 1]], axis=1)
+    inputs = model_inputs(
+        features.input_ids, bounds, second_offset[rows], width=width, pad_id=features.pad_id
+    )
+    chosen = {name: values[rows] for name, values in labels.items() if values is not None}
+    return {"unique_ids": unique_ids[rows], **inputs, **chosen}
 
 
 def model_inputs(

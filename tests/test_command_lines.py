@@ -15,7 +15,7 @@ from runs.glue import command_line
 from runs.glue.settings import MODES
 from runs.logging import log_on_chief_only
 from runs.settings import FlagError
-from runs.squad import flags
+from runs.squad.command_line import parse as parse_squad
 from runs.squad.flags import Settings
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -141,11 +141,11 @@ def test_hyphens_underscores_and_values_of_truth_are_the_same_in_run_squad(words
         use_bf16=True,
         export_target="openvino",
     )
-    assert flags.parse(words.split(), "") == expected
+    assert parse_squad(words.split(), "") == expected
 
 
 def test_the_last_of_a_repeated_flag_counts_and_values_may_hold_any_character():
-    found = flags.parse(
+    found = parse_squad(
         ["--output_dir=a", "--output-dir", "b=c d", "--quant_recipe=", "--seed", "-3"], ""
     )
     assert found == Settings(output_dir="b=c d", quant_recipe="", seed=-3)
@@ -179,8 +179,8 @@ def test_a_file_of_options_is_read_and_the_command_line_wins(tmp_path):
         "output_dir": "out 1",
         "use_bf16": True,
     }
-    assert flags.parse([f"--config={path}"], "") == Settings(**expected)
-    changed = flags.parse(["--train-batch-size=4", "--noif_quant", "--config", str(path)], "")
+    assert parse_squad([f"--config={path}"], "") == Settings(**expected)
+    changed = parse_squad(["--train-batch-size=4", "--noif_quant", "--config", str(path)], "")
     assert changed == Settings(**expected | {"train_batch_size": 4, "if_quant": False})
 
 
@@ -225,7 +225,7 @@ def test_a_bad_file_of_options_is_refused_in_one_line_with_status_2(text, tmp_pa
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(SystemExit) as ended:
-        flags.parse([f"--config={path}"], "")
+        parse_squad([f"--config={path}"], "")
     said = capsys.readouterr()
     assert ended.value.code == 2 and not said.out
     assert said.err.startswith("run_squad.py: --config") and str(path) in said.err

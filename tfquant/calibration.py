@@ -20,12 +20,13 @@ from tfquant.distributed.errors import agree, shard_by_cost, together
 from tfquant.distributed.group import Group, Single, structure_of
 from tfquant.engine import Engine
 from tfquant.layout import static_shape
-from tfquant.model import QuantizedFunction, QuantizedModel
+from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
 from tfquant.observer_runner import Observation
 from tfquant.older_files import lacking, with_partners
 from tfquant.resume import digest
 from tfquant.sequential_calibration import SequentialObservation
 from tfquant.site import Site
+from tfquant.weights import parameter_values
 
 
 def calibrate(
@@ -155,7 +156,7 @@ def calibrate(
         samples=collector.samples,
         dimensions=beside,
     )
-    engine.apply(calibration)
+    engine.quantizers.apply(calibration)
     model.set_mode("quantized")
     return calibration
 
@@ -198,7 +199,7 @@ def apply(
                 f"site {site.address}: the calibration is for {found}, the recipe wants {wanted}:"
                 " calibrate with this recipe"
             )
-    engine.apply(_with_parted_weights(engine, calibration))
+    engine.quantizers.apply(_with_parted_weights(engine, calibration))
     model.set_mode("quantized")
 
 
@@ -209,7 +210,7 @@ def _with_parted_weights(engine: Engine, calibration: calib.Calibration) -> cali
     missing = [site.address for site in lacking(engine.plan.sites, calibration) if site.is_weight]
     if not missing:
         return calibration
-    values = engine.parameter_values()
+    values = parameter_values(engine)
     parted = with_partners(engine.plan.sites, missing)
     own = {
         address: weight_entry(engine.quantizers[address].site, values[address])
@@ -231,24 +232,11 @@ def set_ranges_of_weights(engine: Engine, addresses: Iterable[str]) -> None:
       calib.NonFiniteError: a weight is NaN or infinite.
     """
     addresses = list(addresses)
-    values = engine.parameter_values() if addresses else {}
+    values = parameter_values(engine) if addresses else {}
     for address in addresses:
         quantizer = engine.quantizers[address]
         entry, shape = weight_entry(quantizer.site, values[address]), quantizer.site.range_shape
         quantizer.set_range(entry.lower.reshape(shape), entry.upper.reshape(shape))
-
-
-def engine_of(model: QuantizedModel | QuantizedFunction) -> Engine:
-    """Return the engine of a quantized model.
-
-    Raises:
-      TypeError: the model is not quantized.
-    """
-    if not isinstance(model, (QuantizedModel, QuantizedFunction)):
-        raise TypeError(
-            f"expected a model from tfquant.quantize or tfquant.load, got {type(model).__name__}"
-        )
-    return model._engine
 
 
 def check_batches(batches: Any, what: str = "calibration") -> None:
@@ -263,7 +251,7 @@ def _weight_entries(
     engine: Engine, group: Group, progress: bool
 ) -> dict[str, calib.SiteCalibration]:
     """Estimate the ranges of this rank's share of the parameter sites, partitioned by size."""
-    values = engine.parameter_values()
+    values = parameter_values(engine)
     sites = [site for site in engine.plan.sites if site.address in values]
     owners = shard_by_cost([values[site.address].size for site in sites], group.size)
     own = [site for site, owner in zip(sites, owners, strict=True) if owner == group.rank]

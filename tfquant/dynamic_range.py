@@ -25,8 +25,8 @@ import tensorflow as tf
 
 from tfquant import qdq
 from tfquant.gradients import identity
+from tfquant.graph.edge import Edge
 from tfquant.graph.padding import Padding
-from tfquant.graph.roles import Edge
 from tfquant.graph.trace import Trace
 from tfquant.layout import shared_axes
 from tfquant.site import Site

@@ -62,6 +62,10 @@ class Inputs:
             for value, spec, name in zip(flat, self._specs, self._names, strict=True)
         ]
 
+    def flatten_batch(self, batch: Any) -> list[tf.Tensor]:
+        """Flatten the inputs of a batch, see `of_batch` and `flatten`."""
+        return self.flatten(self.of_batch(batch))
+
     def of_batch(self, batch: Any) -> Any:
         """Return the inputs of a batch that may be (inputs, targets) or (inputs, targets, weights),
         or a function's single argument.

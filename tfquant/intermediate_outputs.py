@@ -19,8 +19,10 @@ from tensorflow.python.eager import record
 from tfquant.engine import Engine
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.padding import Padding
-from tfquant.graph.roles import Block
 from tfquant.graph.side_outputs import replace_losses
+from tfquant.graph.structure import Block
+from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
+from tfquant.recipes.qualcomm import find_letters
 from tfquant.rules import Recipe, Rule
 
 _FLOAT = Recipe((Rule(None, optional=True),), "float")
@@ -46,8 +48,8 @@ class Tapped:
 
     @functools.cached_property
     def letters(self) -> dict[str, tuple[str, ...]]:
-        """Addresses of the tensors of `tfquant.graph.letters` by letter, such as `y3`."""
-        return self._engine.inference.analysis.letters
+        """Addresses of the tensors of `tfquant.recipes.qualcomm` by letter, such as `y3`."""
+        return find_letters(self._engine.inference.analysis.roles.edges)
 
     @property
     def graph(self) -> tf.Graph:
@@ -75,7 +77,7 @@ class Tapped:
         """
         engine, tensor = self._engine, self._edge(address).tensor
         padding = Padding(engine.inference, [(address, tensor)], mask, "tensors")
-        return lambda inputs: padding.values(engine.flatten_inputs(inputs)).of(tensor)
+        return lambda inputs: padding.values(engine.inputs.flatten(inputs)).of(tensor)
 
     def __call__(
         self, inputs: Any, addresses: Sequence[str] = (), training: bool = False
@@ -111,7 +113,7 @@ class Tapped:
         return outputs, dict(zip(taps, found, strict=True))
 
     def _edge(self, address: str):
-        edges = self._engine.edges()
+        edges = self._engine.placements().edges
         if address not in edges:
             near = difflib.get_close_matches(address, edges, n=3, cutoff=0.0)
             raise ValueError(
@@ -138,8 +140,9 @@ def tap(
     Raises:
       TraceError: the model could not be traced or its inputs are not known.
     """
-    engine = getattr(model, "_engine", None)
-    if not isinstance(engine, Engine):
+    if isinstance(model, (QuantizedModel, QuantizedFunction)):
+        engine = engine_of(model)
+    else:
         engine = Engine(source_of(model, inputs, signature), _FLOAT)
     # Who trains it counts the losses that its layers add.
     return Tapped(

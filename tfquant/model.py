@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.saving import saving_lib
 
+import calib
 from tfquant.distributed.group import Group
 from tfquant.engine import Engine
 from tfquant.graph.model_adapter import is_keras_model
@@ -23,6 +24,7 @@ from tfquant.graph.plan import Plan
 from tfquant.graph.side_outputs import get_keras_mask
 from tfquant.learned import parameter_path
 from tfquant.overrides import class_for
+from tfquant.quantizer import Quantizer
 from tfquant.rules import Recipe
 
 _NOT_SAVED = (
@@ -71,9 +73,19 @@ class _State:
         self._engine.share_ranges(group)
 
     @property
+    def quantizers(self) -> Mapping[str, Quantizer]:
+        """Map site address -> quantizer; dynamic sites have none."""
+        return self._engine.quantizers
+
+    @property
+    def calibration(self) -> calib.Calibration | None:
+        """Calibration that the ranges were set from; None if they were loaded or never set."""
+        return self._engine.quantizers.calibration
+
+    @property
     def calibrated(self) -> bool:
         """Whether every site has a range."""
-        return all(q.calibrated for q in self._engine.quantizers.values())
+        return not self._engine.quantizers.uncalibrated
 
     def ranges(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Map site address -> (lower, upper), float32 of the site's range shape; dynamic sites are
@@ -164,11 +176,7 @@ class QuantizedModel(_State, keras.Model):
             return
         self._track_state()
         self.train_function = self.test_function = self.predict_function = None
-        missing = [
-            address
-            for address, quantizer in self._engine.quantizers.items()
-            if not quantizer.calibrated
-        ]
+        missing = self._engine.quantizers.uncalibrated
         if missing and len(missing) < len(self._engine.quantizers):
             warnings.warn(
                 f"site {missing[0]} is new since the model was quantized and has no range"
@@ -209,7 +217,7 @@ class QuantizedModel(_State, keras.Model):
             )
         if not any(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
             inputs = tf.nest.pack_sequence_as(
-                self._engine.inference.input_structure, self._engine.flatten_inputs(inputs)
+                self._engine.inference.input_structure, self._engine.inputs.flatten(inputs)
             )
         return keras.Model.__call__(
             self, inputs, **({} if training is None else {"training": training})
@@ -376,13 +384,11 @@ class QuantizedFunction(_State):
 
     @property
     def trainable_variables(self) -> list[tf.Variable]:
-        ranges = [v for q in self._engine.quantizers.values() for v in q.variables.values()]
-        return [v for v in [*self._engine.inference.variables.values(), *ranges] if v.trainable]
+        return [variable for variable in self.variables if variable.trainable]
 
     @property
     def variables(self) -> list[tf.Variable]:
-        ranges = [v for q in self._engine.quantizers.values() for v in q.variables.values()]
-        return list(self._engine.inference.variables.values()) + ranges
+        return [*self._engine.inference.variables.values(), *self._engine.quantizers.variables]
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, *args, **kwargs):
@@ -401,6 +407,19 @@ def wrap(model: Any, engine: Engine) -> QuantizedModel | QuantizedFunction:
     if is_keras_model(model) or hasattr(model, "signatures"):
         return class_for(QuantizedModel, model)(model, engine)
     return QuantizedFunction(model, engine)
+
+
+def engine_of(model: QuantizedModel | QuantizedFunction) -> Engine:
+    """Return the engine of a quantized model, which the stages of the pipeline work on.
+
+    Raises:
+      TypeError: the model is not quantized.
+    """
+    if not isinstance(model, _State):
+        raise TypeError(
+            f"expected a model from tfquant.quantize or tfquant.load, got {type(model).__name__}"
+        )
+    return model._engine
 
 
 def adopt(

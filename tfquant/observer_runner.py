@@ -21,8 +21,8 @@ from tfquant.distributed.errors import shard_by_cost
 from tfquant.distributed.group import Group, Single
 from tfquant.engine import Engine
 from tfquant.error_messages import one_line
+from tfquant.graph.edge import Edge
 from tfquant.graph.padding import Padding
-from tfquant.graph.roles import Edge
 from tfquant.inputs import num_examples
 from tfquant.layout import static_shape
 from tfquant.site import Site
@@ -118,7 +118,7 @@ class Observation:
             }
         for site, _ in found.values():
             if site.order:
-                edges.setdefault(site.order, self.engine.edges()[site.order])
+                edges.setdefault(site.order, self.engine.placements().edges[site.order])
         return edges
 
     @functools.cached_property
@@ -193,7 +193,7 @@ class Observation:
     def _observe(self, batch: Any) -> tf.Tensor:
         """Observe the current batch; return its extremes, float32 [sites, 2]."""
         try:
-            flat = self.engine.flatten_inputs(self.engine.inputs_of(batch))
+            flat = self.engine.inputs.flatten_batch(batch)
         except (ValueError, TypeError) as error:
             raise ValueError(f"calibration batch {self.number}: {one_line(error)}") from error
         extremes, rows = self.function(tf.constant(self.number, tf.int64), *flat)

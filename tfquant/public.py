@@ -4,12 +4,12 @@ from calib import Calibration
 from calib.outliers import OutlierReport, Outliers, outlier_report
 from tfquant.api import plan, quantize
 from tfquant.calibration import apply, calibrate
-from tfquant.engine import UncalibratedError
 from tfquant.export import compare, export
 from tfquant.export.packed import load as load_packed
 from tfquant.export.packed import size_report
 from tfquant.mixed_precision import SearchReport, TargetError, mixed_precision
 from tfquant.model import QuantizedFunction, QuantizedModel
+from tfquant.quantizer import UncalibratedError
 from tfquant.recipes import recipe
 from tfquant.rules import Fuse, Recipe, Rule
 from tfquant.sensitivity import SensitivityReport, sensitivity

@@ -27,11 +27,11 @@ import tensorflow as tf
 import calib
 from tfquant import qdq
 from tfquant.distributed.group import Group
-from tfquant.engine import fused_ranges
-from tfquant.graph.roles import Edge
+from tfquant.graph.edge import Edge
 from tfquant.observer_runner import Observation
 from tfquant.scale import LARGEST_AMAX
 from tfquant.site import Site
+from tfquant.site_quantizers import fused_ranges
 
 
 class SequentialObservation(Observation):
@@ -60,7 +60,7 @@ class SequentialObservation(Observation):
         Raises:
           ValueError: the ranges of a site lie along the embedding axis.
         """
-        order = {address: index for index, address in enumerate(self.engine.edges())}
+        order = {address: index for index, address in enumerate(self.engine.placements().edges)}
         found: dict[str, tuple[Site, Edge]] = {}
         for address, (site, _) in super().find_targets().items():
             if site.spec.layout.per_embedding:
@@ -69,7 +69,7 @@ class SequentialObservation(Observation):
                     " sequential order: calibrate with order='parallel'"
                 )
             first = min(site.members, key=order.__getitem__)
-            found[address] = (site, self.engine.edges()[first])
+            found[address] = (site, self.engine.placements().edges[first])
         return found
 
     def join(self, group: Group) -> None:
@@ -121,7 +121,7 @@ class SequentialObservation(Observation):
             # What reads an edge has to be emitted for the edge to be met.
             trace.emit(
                 list(flat),
-                self.engine.edits_at_edges(edit),
+                self.engine.placements().edits(edit),
                 targets=[self._reader(edge) for _, edge in self.targets],
             )
             found = [extremes[site.address][tf.newaxis] for site, _ in self.targets]

@@ -16,16 +16,17 @@ import tensorflow as tf
 from fileio.messages import printable
 from fileio.reading import parse_json
 from tfquant import checkpoint
-from tfquant.calibration import engine_of, set_ranges_of_weights
+from tfquant.calibration import set_ranges_of_weights
 from tfquant.engine import Engine
 from tfquant.graph.model_adapter import ModelAdapter, source_of
 from tfquant.layer_renaming import AmbiguousNamesError, given_names, pair_sites, pair_weights
-from tfquant.model import QuantizedFunction, QuantizedModel, wrap
+from tfquant.model import QuantizedFunction, QuantizedModel, engine_of, wrap
 from tfquant.older_files import lacking, recipe_of_file, with_partners
 from tfquant.quantizer import GROUP_OF, Quantizer
 from tfquant.rules import Recipe
 from tfquant.site import Site
 from tfquant.variables import is_finite
+from tfquant.weights import named_weights
 
 # Everything that is not a weight of the model lies below this prefix.
 PREFIX = "tfquant/"
@@ -74,7 +75,7 @@ def non_finite(engine: Engine) -> str | None:
 
     A file with such a variable could be written, but not be loaded.
     """
-    for name, variable in engine.weights().items():
+    for name, variable in named_weights(engine).items():
         if not is_finite(variable.numpy()):
             return name
     for address, quantizer in engine.quantizers.items():
@@ -89,7 +90,7 @@ def non_finite(engine: Engine) -> str | None:
 def named_tensors(model: QuantizedModel | QuantizedFunction) -> dict[str, Any]:
     """All tensors that `save` writes, by name."""
     engine = engine_of(model)
-    weights = engine.weights()
+    weights = named_weights(engine)
     tensors: dict[str, Any] = {**weights, WEIGHTS: json.dumps(list(weights))}
     for address, quantizer in engine.quantizers.items():
         tensors[range_name(address, "lower")] = quantizer.lower
@@ -138,7 +139,7 @@ def load(
     sites = _fingerprints(saved, prefix)
     quantized = wrap(model, engine_as_saved(source_of(model, inputs, signature), recipe, sites))
     paths, renamed = stored_names(quantized, saved, sites, prefix)
-    weights = quantized._engine.weights()
+    weights = named_weights(engine_of(quantized))
     values = matching_weights(weights, paths, saved, prefix)
     broken = [name for name, value in values.items() if not is_finite(value)]
     if broken:
@@ -148,12 +149,12 @@ def load(
     for (
         address,
         quantizer,
-    ) in quantized._engine.quantizers.items():  # new ones: the model is as before if one fails
+    ) in quantized.quantizers.items():  # new ones: the model is as before if one fails
         if address in renamed:
             _restore_range(quantizer, saved, renamed[address], prefix)
     for name, variable in weights.items():
         variable.assign(values[name])
-    estimate_parted(quantized._engine, renamed)
+    estimate_parted(engine_of(quantized), renamed)
     return quantized
 
 
@@ -293,10 +294,10 @@ def stored_names(
     Raises:
       ValueError: they differ, or it cannot be told which is which; all differences are listed.
     """
-    engine, given = model._engine, given_names(model.original)
+    engine, given = engine_of(model), given_names(model.original)
     weights = [str(name) for name in record(saved, WEIGHTS, prefix, list)]
     try:
-        paths = pair_weights(list(engine.weights()), weights, given)
+        paths = pair_weights(list(named_weights(engine)), weights, given)
     except AmbiguousNamesError as error:
         raise ValueError(f"{prefix}: {error}") from error
     stored = [address for address, _ in sites]
@@ -315,7 +316,7 @@ def stored_names(
             f" Left over: {left or 'none'}"
         )
     if paths is None:
-        own = set(engine.weights())
+        own = set(named_weights(engine))
         missing, left = sorted(own - set(weights)), sorted(set(weights) - own)
         raise ValueError(
             f"{prefix}: variables differ from the model's. Missing: {missing or 'none'}. Left over:"

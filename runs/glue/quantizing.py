@@ -19,12 +19,12 @@ from runs.logging import log
 from runs.settings import FlagError, checked
 from tasks import glue
 from tfquant import ptq
-from tfquant.calibration import engine_of
 from tfquant.distributed.group import Group
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.plan import RecipeError
 from tfquant.graph.trace import trace
 from tfquant.ptq.layers import ChoiceError
+from tfquant.recipes.qualcomm import find_letters
 from tfquant.recipes.quant_dict import HIDDEN, parse_quant_dict, with_quant_dict
 from tfquant.site import PARAMETER_ROLES, ROLES, address
 
@@ -72,7 +72,7 @@ def recipe_of(model: keras.Model, settings: Settings) -> tfquant.Recipe:
         recipe = _with_method(
             model,
             recipe,
-            trace(source_of(model)).analysis.letters["C"],
+            find_letters(trace(source_of(model)).analysis.roles.edges)["C"],
             _searching("mse", "golden_section", None),
         )
     if settings.cross_entropy_layer:
@@ -289,11 +289,7 @@ def _estimate_activations_again(
     network: Any, features: glue.Features, settings: Settings, group: Group, seed: int
 ) -> None:
     """Calibrate activations again; weights keep the ranges that they were rounded for."""
-    weights = [
-        quantizer
-        for quantizer in engine_of(network).quantizers.values()
-        if quantizer.site.is_weight
-    ]
+    weights = [quantizer for quantizer in network.quantizers.values() if quantizer.site.is_weight]
     ends = [(np.asarray(quantizer.lower), np.asarray(quantizer.upper)) for quantizer in weights]
     _calibrate(network, estimation_batches(features, settings, seed), settings, group)
     for quantizer, (lower, upper) in zip(weights, ends, strict=True):

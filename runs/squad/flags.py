@@ -1,16 +1,15 @@
-"""Settings of run_squad.py: one frozen object, and a command line made from it.
+"""Settings of run_squad.py: one frozen object.
 
-The names are those of NVIDIA's run_squad.py. `runs.squad/flag_checks.py` refuses what cannot work.
+The names are those of NVIDIA's run_squad.py. `runs/squad/flag_checks.py` refuses what cannot work.
 TensorFlow is not imported here.
 """
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from calib.names import GENERAL, NAMES
-from runs.command_line import CommandLine
 from runs.settings import (
     AT_LEAST_1,
     BELOW_1,
@@ -59,9 +58,6 @@ TARGET_OF = {
 }
 RUNTIMES = ("tensorflow", *TARGET_OF)
 TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
-ALIASES = {"use_fp16": "use_bf16", "target": "export_target"}
-
-
 QUANTIZED_TRAINING = {"do_train": True, "if_quant": True}
 PERCENTILE = Bound(lambda percent: 0.0 < percent <= 100.0, "must be above 0 and at most 100")
 
@@ -507,42 +503,3 @@ class Settings:
             or self.quantize_residual is not None
             or self.quant_another_add_input
         )
-
-
-def parse(words: Sequence[str], description: str | None) -> Settings:
-    """Return the settings that a command line asks for.
-
-    Args:
-        words: the command line, without the name of the program.
-        description: what `--help` shows above the flags.
-
-    Raises:
-        SystemExit: 0 after help and version; 2, after a line on stderr, where a flag is wrong.
-    """
-    usage = (
-        "run_squad.py [--FLAG=VALUE ...]; a flag that is true or false is set by --FLAG and"
-        " --noFLAG as well"
-    )
-    fields = dataclasses.fields(Settings)
-    line = CommandLine(
-        "run_squad.py",
-        fields,
-        mark="_",
-        usage=usage,
-        description=description or "",
-        aliases=ALIASES,
-    )
-    return Settings(**line.parse(words))
-
-
-def arguments(settings: Settings) -> list[str]:
-    """Return the command line that asks for these settings."""
-    given = {
-        f.name: getattr(settings, f.name)
-        for f in dataclasses.fields(Settings)
-        if getattr(settings, f.name) != f.default
-    }
-    return [
-        f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name, value in given.items()
-    ]

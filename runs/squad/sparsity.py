@@ -3,14 +3,12 @@
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from runs.logging import log
 from runs.squad.flags import Settings
 from tfquant import checkpoint
-from tfquant.calibration import engine_of
 from tfquant.training import Hook, StructuredSparsity, encoder_kernels
-from tfquant.training.sparsity import check
+from tfquant.training.sparsity import check, is_sparse, quantized_kernels
 from tfquant.variables import path_of
 
 USUAL = "2x4"  # what sparse tensor cores run
@@ -24,7 +22,7 @@ def hooks(model: keras.Model, settings: Settings, total_steps: int) -> list[Hook
     """
     if not settings.sparsity:
         kernels = encoder_kernels(model.trainable_variables)
-        if _sparse(kernels, USUAL):
+        if is_sparse(kernels, USUAL):
             log(
                 f"the encoder's kernels are {USUAL} sparse; this training fills their zeros. To"
                 f" keep them: --sparsity={USUAL}"
@@ -38,7 +36,7 @@ def hooks(model: keras.Model, settings: Settings, total_steps: int) -> list[Hook
         )
     kernels = encoder_kernels(model.trainable_variables)
     log(f"keeping {len(kernels)} encoder kernels {settings.sparsity} sparse from step {begin} on")
-    if settings.if_quant and not _sparse(kernels, settings.sparsity):
+    if settings.if_quant and not is_sparse(kernels, settings.sparsity):
         log(
             f"they are not {settings.sparsity} sparse yet, and their ranges were calibrated so:"
             " better train with --sparsity in float first, calibrate that, then train it quantized"
@@ -54,14 +52,6 @@ def hooks(model: keras.Model, settings: Settings, total_steps: int) -> list[Hook
     ]
 
 
-def _sparse(kernels: list[Any], pattern: str) -> bool:
-    try:
-        check({path_of(kernel): kernel.numpy() for kernel in kernels}, pattern)
-    except ValueError:
-        return False
-    return True
-
-
 def verify(network: Any, model: keras.Model, prefix: str, settings: Settings) -> dict[str, Any]:
     """Verify the sparsity of the kernels in a checkpoint and, of a quantized network, of the
     quantized kernels.
@@ -74,19 +64,9 @@ def verify(network: Any, model: keras.Model, prefix: str, settings: Settings) ->
     check({name: saved[name] for name in names}, settings.sparsity)
     figures = {"pattern": settings.sparsity, "kernels": len(names), "quantized_kernels": 0}
     if network is not model:
-        engine = engine_of(network)
-        wanted = {name.removesuffix("/kernel") for name in names}
-        sites = {
-            a: q
-            for a, q in engine.quantizers.items()
-            if q.site.is_weight and q.site.enabled and q.site.path in wanted
-        }
-        values = engine.parameter_values()
-        check(
-            {a: quantizer(tf.constant(values[a])).numpy() for a, quantizer in sites.items()},
-            settings.sparsity,
-        )
-        figures["quantized_kernels"] = len(sites)
+        quantized = quantized_kernels(network, names)
+        check(quantized, settings.sparsity)
+        figures["quantized_kernels"] = len(quantized)
     log(
         f"{settings.sparsity} sparsity verified on {len(names)} kernels of {prefix}"
         + (

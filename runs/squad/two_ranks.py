@@ -10,7 +10,8 @@ import subprocess
 import sys
 from typing import Any
 
-from runs.squad.flags import Settings, arguments
+from runs.squad.command_line import arguments
+from runs.squad.flags import Settings
 
 RANKS = 2
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
-from tasks.batching import Batches, model_inputs, padded_length, plan_batches
+from tasks.batching import Batches, padded_batches
 from tasks.glue.features import Features
 
 
@@ -55,41 +53,17 @@ def batches(
         raise ValueError("these rows have no labels to train on: read the train split")
     if length_multiple < 1:
         raise ValueError(f"length_multiple is {length_multiple}; it must be at least 1")
-    plan = plan_batches(
-        features.lengths,
+    return padded_batches(
+        features,
         batch_size,
-        shuffle=training,
+        training=training,
+        drop_remainder=drop_remainder,
+        multiple=None if pad_to_max_length else length_multiple,
+        unique_ids=np.arange(len(features), dtype=np.int32),
+        second_offset=features.second_offset,
+        labels={"labels": features.labels},
         seed=seed,
         epoch=epoch,
         bucket_by_length=bucket_by_length,
-        drop_remainder=training if drop_remainder is None else drop_remainder,
         start=start,
     )
-    return Batches(
-        plan,
-        functools.partial(
-            _batch, features, multiple=None if pad_to_max_length else length_multiple
-        ),
-    )
-
-
-def _batch(features: Features, rows: np.ndarray, *, multiple: int | None) -> dict[str, np.ndarray]:
-    """Return these rows, padded to a multiple or (None) to max_seq_length."""
-    limit = features.max_seq_length
-    width = (
-        limit
-        if multiple is None
-        else padded_length(int(features.lengths[rows].max()), limit, multiple)
-    )
-    bounds = np.stack([features.bounds[rows], features.bounds[rows + 1]], axis=1)
-    batch = {"unique_ids": rows.astype(np.int32)}
-    batch |= model_inputs(
-        features.input_ids,
-        bounds,
-        features.second_offset[rows],
-        width=width,
-        pad_id=features.pad_id,
-    )
-    if features.labels is not None:
-        batch["labels"] = features.labels[rows]
-    return batch

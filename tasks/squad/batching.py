@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-
-import numpy as np
-
-from tasks.batching import Batches, model_inputs, padded_length, plan_batches
+from tasks.batching import Batches, padded_batches
 from tasks.squad.features import Features
 
 LENGTH_MULTIPLE = 32
@@ -52,41 +48,20 @@ def batches(
     """
     if training and features.start_positions is None:
         raise ValueError("these windows have no labels: convert the questions with training=True")
-    plan = plan_batches(
-        features.lengths,
+    return padded_batches(
+        features,
         batch_size,
-        shuffle=training,
+        training=training,
+        drop_remainder=drop_remainder,
+        multiple=LENGTH_MULTIPLE if bucket_by_length else None,
+        unique_ids=features.unique_ids,
+        second_offset=features.context_offset,
+        labels={
+            "start_positions": features.start_positions if training else None,
+            "end_positions": features.end_positions if training else None,
+        },
         seed=seed,
         epoch=epoch,
         bucket_by_length=bucket_by_length,
-        drop_remainder=training if drop_remainder is None else drop_remainder,
         start=start,
     )
-    return Batches(
-        plan, functools.partial(_batch, features, labels=training, bucketed=bucket_by_length)
-    )
-
-
-def _batch(
-    features: Features, rows: np.ndarray, *, labels: bool, bucketed: bool
-) -> dict[str, np.ndarray]:
-    """Return these windows: int32 arrays, [B, S] inputs and [B] ids and labels."""
-    limit = features.max_seq_length
-    width = (
-        padded_length(int(features.lengths[rows].max()), limit, LENGTH_MULTIPLE)
-        if bucketed
-        else limit
-    )
-    bounds = np.stack([features.bounds[rows], features.bounds[rows + 1]], axis=1)
-    batch = {"unique_ids": features.unique_ids[rows]}
-    batch |= model_inputs(
-        features.input_ids,
-        bounds,
-        features.context_offset[rows],
-        width=width,
-        pad_id=features.pad_id,
-    )
-    if labels:
-        batch["start_positions"] = features.start_positions[rows]
-        batch["end_positions"] = features.end_positions[rows]
-    return batch

@@ -316,7 +316,7 @@ def test_signature_taken_from_the_first_batch_of_a_generator_does_not_lose_it(as
     )
     ((lower, upper),) = quantized.ranges().values()
     assert upper == 7.0
-    assert quantized._engine.calibration.samples == 3
+    assert quantized.calibration.samples == 3
 
 
 def test_functions_take_tuples_of_arguments_or_single_tensors():
@@ -464,7 +464,7 @@ def test_nan_in_data_names_site_and_batch_and_leaves_the_model_as_it_was(
     monkeypatch.chdir(tmp_path)
     tfquant.calibrate(quantized, [RNG_ROWS], progress=False)
     quantized.set_mode("float")
-    before, calibration = copy_of(quantized.ranges()), quantized._engine.calibration
+    before, calibration = copy_of(quantized.ranges()), quantized.calibration
     bad = RNG_ROWS.copy()
     bad[3, 2] = value
     with pytest.raises(
@@ -473,7 +473,7 @@ def test_nan_in_data_names_site_and_batch_and_leaves_the_model_as_it_was(
         tfquant.calibrate(quantized, [RNG_ROWS * 9, RNG_ROWS, bad, RNG_ROWS], progress=False)
     one_line(error)
     assert_same_ranges(quantized.ranges(), before)
-    assert quantized.mode == "float" and quantized._engine.calibration is calibration
+    assert quantized.mode == "float" and quantized.calibration is calibration
     assert not list(tmp_path.iterdir())
 
 

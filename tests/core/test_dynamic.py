@@ -13,6 +13,7 @@ from tfquant import ptq, qdq
 from tfquant.dynamic_range import extremes
 from tfquant.export.errors import ExportError
 from tfquant.graph.plan import RecipeError
+from tfquant.model import engine_of
 from tfquant.rules import Fuse, Recipe, Rule
 from tfquant.spec import QuantSpec
 
@@ -250,8 +251,8 @@ def test_the_range_of_real_tokens_is_the_one_numpy_finds(bert):
     address = model.plan.sites[0].address
     batch = {name: value.copy() for name, value in bert.batches[0].items()}
     batch["input_mask"][:, 4:] = 0
-    engine = model._engine
-    flat = engine.flatten_inputs(batch)
+    engine = engine_of(model)
+    flat = engine.inputs.flatten(batch)
     exact = engine.function("float", taps=(address,))(*flat)[-1].numpy()
     found = engine.function("quantized", taps=(address,))(*flat)[-1].numpy()
     np.testing.assert_allclose(

@@ -13,6 +13,7 @@ import tf_keras
 from keras import layers
 
 import tfquant
+from tfquant.model import engine_of
 from tfquant.training import BertAdamW, Trainer, TrainOptions
 
 RNG = np.random.default_rng(0)
@@ -441,10 +442,10 @@ def test_compile_takes_a_dropout_rate_and_traces_once():
     dropout.rate = 0.0
     quantized.compile("sgd", "mse")
     np.testing.assert_allclose(quantized(X, training=True), quantized(X), atol=1e-6)
-    trace = quantized._engine.inference
+    trace = engine_of(quantized).inference
     quantized.fit(X, Y, verbose=0)
     quantized.compile("sgd", "mse")
-    assert quantized._engine.inference is trace
+    assert engine_of(quantized).inference is trace
 
 
 def test_compile_takes_lora_and_keeps_the_ranges():

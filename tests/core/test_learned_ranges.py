@@ -231,9 +231,7 @@ def test_a_saved_learned_range_comes_back_to_the_last_bit(tmp_path):
     model.fit(*DATA, verbose=0)
     tfquant.save(model, tmp_path / "model")
     again = tfquant.load(tmp_path / "model", small_model())
-    for one, other in zip(
-        model._engine.quantizers.values(), again._engine.quantizers.values(), strict=True
-    ):
+    for one, other in zip(model.quantizers.values(), again.quantizers.values(), strict=True):
         for name, variable in one.variables.items():
             np.testing.assert_array_equal(variable, other.variables[name])
     np.testing.assert_array_equal(model(DATA[0]), again(DATA[0]))
@@ -280,7 +278,7 @@ def test_the_scale_of_a_steps_gradient_counts_a_whole_weight_but_one_example_of_
 ):
     model = quantized("lsq")
     address = "first:weight:kernel" if weight else "first:linear_input:input"
-    quantizer = model._engine.quantizers[address]
+    quantizer = model.quantizers[address]
     grid, amax = quantizer.site.spec.grid, np.float32(1.3)
     quantizer.set_range(-amax, amax)
     with tf.GradientTape() as tape:

@@ -51,7 +51,7 @@ def test_ranges_of_kernels_that_shared_one_are_found_anew(tmp_path):
 def test_a_calibration_with_one_range_for_all_kernels_is_applied():
     network, x = split_kernel()
     model = tfquant.quantize(network, calibration=[(x,)], progress=False)
-    expected, found = model.ranges(), model._engine.calibration
+    expected, found = model.ranges(), model.calibration
     older = calib.Calibration(
         {address: entry for address, entry in found.items() if "#2:weight" not in address}
     )

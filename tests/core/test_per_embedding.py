@@ -16,6 +16,7 @@ from tests.core.test_qdq import formula
 from tests.few import few
 from tests.graph import models
 from tfquant.graph.plan import RecipeError
+from tfquant.model import engine_of
 from tfquant.quantized_array import QuantParams
 from tfquant.rules import Fuse, Recipe, Rule
 from tfquant.spec import QuantSpec
@@ -71,9 +72,9 @@ def shared(bert):
 
 def at_edges(model, batches, addresses) -> dict[str, np.ndarray]:
     """Float values [tokens, dimensions] of real tokens at edges."""
-    engine, found = model._engine, {address: [] for address in addresses}
+    engine, found = engine_of(model), {address: [] for address in addresses}
     for batch in batches:
-        flat = engine.flatten_inputs(batch)
+        flat = engine.inputs.flatten(batch)
         answers = engine.function("float", taps=tuple(addresses))(*flat)[-len(addresses) :]
         for address, values in zip(addresses, answers, strict=True):
             found[address].append(values.numpy()[batch["input_mask"] > 0])
@@ -264,7 +265,7 @@ GOLDEN = {
 def test_scales_and_zero_points_are_those_of_the_papers_code(permute):
     scales, zeros, group_of = GOLDEN[permute]
     model, address = dense_on(X, grouped(3, permute=permute, symmetric=False))
-    quantizer = model._engine.quantizers[address]
+    quantizer = model.quantizers[address]
     params = QuantParams.of(quantizer.site, quantizer)
     np.testing.assert_array_equal(quantizer.group_of, group_of)
     np.testing.assert_allclose(params.scale, np.float32(scales)[group_of], rtol=1e-6)
@@ -304,7 +305,7 @@ def test_shared_groups_follow_the_ranges_of_the_feed_forward_output_without_padd
     seen = at_edges(shared, bert.batches, sorted({*addresses, FFN.format(0), FFN.format(1)}))
     for site in shared.plan.sites:
         quantizer, source, own = (
-            shared._engine.quantizers[site.address],
+            shared.quantizers[site.address],
             seen[site.order],
             seen[site.address],
         )
@@ -398,7 +399,7 @@ def test_packed_files_hold_groups(shared, bert, tmp_path):
 
 
 def test_a_calibration_with_other_groups_is_refused_and_changes_nothing(shared, bert):
-    calibration, before = shared._engine.calibration, shared.ranges()
+    calibration, before = shared.calibration, shared.ranges()
     with pytest.raises(
         ValueError,
         match=(
@@ -445,7 +446,7 @@ def test_training_moves_the_one_learned_range_of_each_group(update, symmetric):
 def test_the_gradient_of_a_groups_range_is_the_sum_over_its_dimensions():
     model, address = dense_on(X, grouped(3, permute="own", update="tqt"))
     each, other = dense_on(X, QuantSpec(granularity="per_embedding", update="tqt"))
-    quantizer, single = model._engine.quantizers[address], each._engine.quantizers[other]
+    quantizer, single = model.quantizers[address], each.quantizers[other]
     single.set_range(*(end.numpy() for end in quantizer.range()))
     gradients = []
     for one in (quantizer, single):
@@ -461,7 +462,7 @@ def test_moving_ranges_of_groups_follow_the_extremes_of_each_batch():
     model, address = dense_on(
         X, grouped(3, permute="own", update="moving_average", decay=0.5, symmetric=False)
     )
-    quantizer = model._engine.quantizers[address]
+    quantizer = model.quantizers[address]
     before = quantizer.upper.numpy()
     quantizer(tf.constant(3 * X), training=True)
     np.testing.assert_allclose(quantizer.upper, 2 * before, rtol=1e-6)  # half way from 1 to 3
@@ -472,11 +473,11 @@ def test_gradients_pass_inside_each_dimensions_range_alone():
     amax, x = np.abs(X).max(0), tf.constant(1.5 * X)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = model._engine.quantizers[address](x)
+        y = model.quantizers[address](x)
     np.testing.assert_array_equal(tape.gradient(y, x), np.abs(x) <= amax)
 
 
 def test_calibration_statistics_are_of_the_float_network(shared, bert):
-    assert isinstance(shared._engine.calibration, calib.Calibration)
+    assert isinstance(shared.calibration, calib.Calibration)
     again = tfquant.calibrate(shared, bert.batches, progress=False)  # its sites quantize now
-    assert again.equals(shared._engine.calibration) and shared.calibrated
+    assert again.equals(shared.calibration) and shared.calibrated

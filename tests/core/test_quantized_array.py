@@ -6,8 +6,8 @@ import tensorflow as tf
 
 import tfquant
 from tfquant.bitpacking import pack_array, unpack_array
-from tfquant.calibration import engine_of
 from tfquant.export.onnx.parameters import unsigned
+from tfquant.model import engine_of
 from tfquant.quantized_array import QuantParams
 from tfquant.scale import SMALLEST_AMAX
 

@@ -253,7 +253,7 @@ def test_uncalibrated_model_stays_uncalibrated(make_two_dense, tmp_path):
 
 
 def test_sites_without_a_range_stay_without_among_others(two, make_two_dense, tmp_path):
-    quantizer = two._engine.quantizers["second:weight:kernel"]
+    quantizer = two.quantizers["second:weight:kernel"]
     quantizer.lower.assign(np.full(3, np.nan))
     tfquant.save(two, tmp_path / "model")
     loaded = tfquant.load(tmp_path / "model", make_two_dense())

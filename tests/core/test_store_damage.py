@@ -9,7 +9,7 @@ import pytest
 import calib
 import tfquant
 from tfquant import checkpoint
-from tfquant.calibration import engine_of
+from tfquant.model import engine_of
 
 ROWS = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
 KERNEL, RANGES = "scores/kernel", "tfquant/ranges/scores:linear_input:input/"
@@ -116,7 +116,7 @@ def test_a_variable_that_is_not_finite_is_not_saved(tmp_path, place, broken):
         variable = model.original.get_layer("scores").kernel
         variable.assign(spoiled(variable.numpy(), broken))
     else:
-        engine_of(model).check_calibrated()
+        engine_of(model).quantizers.check_calibrated()
         quantizer = next(iter(engine_of(model).quantizers.values()))
         variable = quantizer.variables["upper"]
         variable.assign(np.full(variable.shape, broken))

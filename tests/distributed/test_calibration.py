@@ -17,6 +17,7 @@ import tfquant.observer_runner
 from tests.distributed.ranks import needs_ranks, on_ranks, two_ranks
 from tfquant.distributed.errors import OtherRankError
 from tfquant.distributed.group import Horovod
+from tfquant.model import engine_of
 from tfquant.rules import Recipe, Rule
 from tfquant.spec import QuantSpec
 
@@ -285,7 +286,7 @@ def test_batches_made_beforehand_are_dealt_out_by_size(models):
 
 
 def rows_observed(quantized, batches, group) -> int:
-    observation = tfquant.observer_runner.Observation(quantized._engine)
+    observation = tfquant.observer_runner.Observation(engine_of(quantized))
     observation.run(batches, False, group)
     return observation.samples
 

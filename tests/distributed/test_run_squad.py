@@ -16,7 +16,8 @@ import tensorflow as tf
 import run_squad
 from runs.networks import inference_graph
 from runs.squad import prediction, two_ranks
-from runs.squad.flags import Settings, arguments
+from runs.squad.command_line import arguments
+from runs.squad.flags import Settings
 from runs.training import closing_line
 from tasks import squad
 from tests.distributed.ranks import MPIRUN, ONE_THREAD, ROOT, needs_ranks, on_ranks

@@ -1,8 +1,8 @@
 """How far an opened file is from the simulation, found out as `export` does."""
 
-from tfquant.calibration import engine_of
 from tfquant.export.parity import ParityReport, agreement
 from tfquant.export.request import ExportRequest
+from tfquant.model import engine_of
 
 
 def agreement_with(model, session, batches, mode: str = "quantized") -> ParityReport:

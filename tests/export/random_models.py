@@ -14,7 +14,7 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 import tfquant
-from tfquant.calibration import engine_of
+from tfquant.model import engine_of
 
 layers = keras.layers
 ROWS = 16
@@ -241,7 +241,7 @@ def largest_effect_of_one_step(model: Any, batch: np.ndarray, draws: int = 4) ->
       One number for each output.
     """
     engine = engine_of(model)
-    flat = engine.flatten_inputs(engine.inputs_of(batch))
+    flat = engine.inputs.flatten_batch(batch)
     clean = [out.numpy() for out in tf.nest.flatten(engine.function("quantized")(*flat))]
     quantize, generator = engine.site_quantizer(flat), np.random.default_rng(0)
     steps = {
@@ -260,7 +260,7 @@ def largest_effect_of_one_step(model: Any, batch: np.ndarray, draws: int = 4) ->
             signs = tf.random.stateless_uniform(tf.shape(tensor), key, -1, 2, tf.int32)
             return rounded + steps[site.address] * tf.cast(signs, tensor.dtype)
 
-        return engine.inference.emit(flat, engine.edits_at_edges(move))
+        return engine.inference.emit(flat, engine.placements().edits(move))
 
     found = [moved(tf.constant(generator.integers(1 << 30), tf.int32)) for _ in range(draws)]
     return [

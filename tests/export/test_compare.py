@@ -6,9 +6,9 @@ import pytest
 
 import tfquant
 from tests.graph import models
-from tfquant.calibration import engine_of
 from tfquant.export import MismatchError, divergence
 from tfquant.export.request import ExportRequest
+from tfquant.model import engine_of
 
 
 @pytest.fixture(scope="module")

@@ -412,7 +412,7 @@ def test_what_the_engine_cannot_compute_is_refused_by_the_name_of_the_site(
 def test_ranges_that_have_to_be_one_and_differ_are_named(tmp_path, batches):
     model = tfquant.quantize(bert(), "ft1", calibration=batches, progress=False)
     address = "bert/encoder/layer_1/attention/self/key:linear_input:input"
-    model._engine.quantizers[address].set_range(np.float32(-1), np.float32(1))
+    model.quantizers[address].set_range(np.float32(-1), np.float32(1))
     refused(
         model,
         tmp_path / "ft",

@@ -14,11 +14,11 @@ from tests.export.agreement import agreement_with
 from tests.few import few
 from tests.graph import models
 from tfquant import export
-from tfquant.calibration import engine_of
 from tfquant.export import MismatchError, divergence
 from tfquant.export.onnx import writer
 from tfquant.export.onnx.fusion import find_regions
 from tfquant.export.request import ExportRequest
+from tfquant.model import engine_of
 from tfquant.runtimes import onnxruntime, open_file
 
 FLOAT = tfquant.recipe("int8_residual_float")

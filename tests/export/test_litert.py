@@ -13,10 +13,10 @@ import tfquant
 from tests.export.agreement import agreement_with
 from tests.few import few
 from tests.graph import models
-from tfquant.calibration import engine_of
 from tfquant.export import ExportError
 from tfquant.export.litert import writer
 from tfquant.export.request import ExportRequest
+from tfquant.model import engine_of
 from tfquant.runtimes import RuntimeFileError
 from tfquant.runtimes.litert import open_file
 

@@ -14,6 +14,7 @@ from tests.graph import models
 from tfquant import export
 from tfquant.export import ExportError, MismatchError, site_markers
 from tfquant.export.onnx import external_data
+from tfquant.model import engine_of
 from tfquant.runtimes import RuntimeFileError, onnxruntime
 
 NAMES = ("input_ids", "input_mask", "segment_ids")
@@ -338,7 +339,7 @@ def test_models_of_every_kind_answer_alike_with_parameters_kept_out_of_the_conve
         )
         assert found.mean < 2e-3 * found.spread, mode
     stored = {tensor.name for tensor in onnx.load(path).graph.initializer}
-    kept_out = site_markers.marked(model._engine, mode="float").parameters
+    kept_out = site_markers.marked(engine_of(model), mode="float").parameters
     matrices = {
         path for path, variable in kept_out.items() if len(variable.shape) > 1
     }  # vectors may be part of a normalisation

@@ -9,9 +9,9 @@ import tensorflow as tf
 from keras import layers
 
 import tfquant
-from tfquant.calibration import engine_of
 from tfquant.export import ExportError
 from tfquant.export.interface import Interface
+from tfquant.model import engine_of
 from tfquant.runtimes import onnxruntime
 
 SIZE = 3

@@ -12,9 +12,9 @@ import pytest
 import tensorflow as tf
 
 import tfquant
-from tfquant.calibration import engine_of
 from tfquant.export import ExportError
 from tfquant.export.interface import Interface
+from tfquant.model import engine_of
 from tfquant.runtimes import onnxruntime
 
 layers = keras.layers

@@ -16,10 +16,10 @@ import tfquant
 from tests.few import few
 from tests.graph import models
 from tfquant import bitpacking
-from tfquant.calibration import engine_of
 from tfquant.checkpoint import CheckpointError
 from tfquant.export import ExportError, packed
 from tfquant.export.request import ExportRequest
+from tfquant.model import engine_of
 from tfquant.rules import Recipe, Rule
 from tfquant.spec import QuantSpec
 

@@ -10,10 +10,11 @@ import pytest
 import tensorflow as tf
 
 import tfquant
-from tfquant.calibration import engine_of
 from tfquant.export import TARGETS, ExportError, MismatchError, parity
 from tfquant.export.request import ExportRequest
+from tfquant.model import engine_of
 from tfquant.runtimes import open_file
+from tfquant.weights import named_weights
 
 L = keras.layers
 ROWS = np.random.default_rng(7).normal(size=(48, 8)).astype(np.float32)
@@ -312,7 +313,7 @@ def test_nan_in_check_data_or_weights_is_refused(tmp_path):
     rows[4, 2] = np.nan
     with pytest.raises(ValueError, match="check_data, batch 1: input 'x' holds NaN"):
         tfquant.export(model, tmp_path / "m.onnx", check_data=[ROWS, rows])
-    bias = next(v for v in engine_of(model).weights().values() if len(v.shape) == 1)
+    bias = next(v for v in named_weights(engine_of(model)).values() if len(v.shape) == 1)
     bias.assign(tf.fill(bias.shape, np.nan))
     with pytest.raises(ExportError, match="holds NaN"):
         tfquant.export(model, tmp_path / "m.onnx")
@@ -329,7 +330,9 @@ def test_a_variable_that_is_not_finite_is_refused_for_every_target(
     # Whether the recipe suits the target is not the question here.
     for name in ("check_formats", "missing_packages"):
         monkeypatch.setattr(type(TARGETS[target]), name, lambda *arguments: [])
-    name, kernel = next((n, v) for n, v in engine_of(model).weights().items() if len(v.shape) == 2)
+    name, kernel = next(
+        (n, v) for n, v in named_weights(engine_of(model)).items() if len(v.shape) == 2
+    )
     kernel.assign(np.where(np.arange(kernel.shape[1]) == 1, broken, kernel.numpy()))
     with pytest.raises(ExportError, match=f"variable {name} holds NaN or Inf: load or train"):
         tfquant.export(model, tmp_path / TARGETS[target].file, target=target)

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 
 import tfquant
 from tests.export.random_models import Drawn, drawn, largest_effect_of_one_step
-from tfquant.calibration import engine_of
 from tfquant.export.interface import Interface
 from tfquant.graph.plan import RecipeError
+from tfquant.model import engine_of
 from tfquant.runtimes import onnxruntime
 
 CLOSE = 1e-4  # of the largest value of an output

@@ -14,9 +14,9 @@ import tfquant
 from tests.few import few
 from tests.graph import models
 from tfquant import export
-from tfquant.calibration import engine_of
 from tfquant.export.errors import ExportError
 from tfquant.export.onnx.fusion import find_regions
+from tfquant.model import engine_of
 
 FLOAT = tfquant.recipe("int8_residual_float")
 

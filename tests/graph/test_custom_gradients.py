@@ -15,6 +15,7 @@ import tfquant
 from tfquant.graph.gradients import GradientError
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.trace import trace
+from tfquant.model import engine_of
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 W = tf.Variable(np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32))
@@ -327,7 +328,7 @@ def test_models_with_custom_gradients_train_in_both_modes(dtype, latent):
         keras.config.set_dtype_policy(policy)
     x = X.astype("float64") if dtype == "float64" else X
     quantized = tfquant.quantize(model, calibration=[x], progress=False)
-    quantized._engine.latent = latent
+    engine_of(quantized).latent = latent
     start = model.get_weights()
     steps = {}
     for mode, trained in {

@@ -14,6 +14,7 @@ from tests.graph import models
 from tests.graph.models import floats
 from tfquant.graph.arguments import ArgumentError
 from tfquant.graph.model_adapter import TraceError
+from tfquant.model import engine_of
 
 LENGTH = models.LENGTH
 
@@ -92,7 +93,7 @@ def test_arguments_that_go_by_name_only_are_given_as_mappings(keyword_function):
 def test_a_mask_among_the_arguments_is_found_by_its_name(keyword_function):
     (batch,) = models.tokens(("input_ids", "input_mask"), (2, 5))
     quantized = tfquant.quantize(keyword_function, inputs=batch)
-    assert quantized._engine.inference.input_names == ("input_ids", "input_mask")
+    assert engine_of(quantized).inference.input_names == ("input_ids", "input_mask")
 
 
 def test_a_signature_may_be_given_instead_of_data(keyword_function):
@@ -110,7 +111,7 @@ def test_one_argument_that_is_itself_a_mapping_stays_one():
         return (features["left"] - 2.0 * features["right"]) @ kernel
 
     quantized = tfquant.quantize(network, calibration=[batch], progress=False)
-    assert quantized._engine.inference.input_names == ("features/left", "features/right")
+    assert engine_of(quantized).inference.input_names == ("features/left", "features/right")
     np.testing.assert_allclose(quantized(batch), network(batch), atol=0.1)
 
 
@@ -203,7 +204,7 @@ def bfloat16():
 
 def test_quantization_computes_in_float32_around_a_bfloat16_network(bfloat16):
     case, quantized = bfloat16
-    graph = quantized._engine.function("quantized").graph
+    graph = engine_of(quantized).function("quantized").graph
     operations = graph.get_operations()
     rounding = [
         op for op in operations if op.type.startswith("QuantizeAndDequantize") or op.type == "Round"
@@ -216,7 +217,7 @@ def test_quantization_computes_in_float32_around_a_bfloat16_network(bfloat16):
 
 def test_weights_of_a_bfloat16_network_are_rounded_before_they_are_cast(bfloat16):
     case, quantized = bfloat16
-    dtypes = {e.tensor.dtype for s, e in quantized._engine.placements() if s.role == "weight"}
+    dtypes = {e.tensor.dtype for s, e in engine_of(quantized).placements() if s.role == "weight"}
     assert dtypes == {tf.float32}
 
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import tfquant
 from tfquant import QuantSpec, Recipe, Rule
+from tfquant.model import engine_of
 
 WEIGHTS = Recipe((Rule(QuantSpec(granularity="per_channel"), role="weight"),))
 TABLES = Recipe(
@@ -184,7 +185,7 @@ def test_addresses_do_not_depend_on_the_mode():
     batch = numbers(8, 5, 4)
     made = tfquant.quantize(model, WEIGHTS, calibration=[batch], progress=False)
     for training in (False, True):
-        for site, edge in made._engine.placements(training):
+        for site, edge in engine_of(made).placements(training):
             assert edge.address in site.members and edge.tensor.shape == site.shape
 
 

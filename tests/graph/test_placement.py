@@ -14,6 +14,7 @@ from tests.graph import models
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.plan import make_plan
 from tfquant.graph.trace import trace
+from tfquant.model import engine_of
 
 LAYERS = 12
 
@@ -165,7 +166,7 @@ def test_disabled_sites_are_calibrated_but_their_range_has_no_effect(ft2):
     case, model = ft2
     batch = case.batches[0]
     before = model(batch)["start_logits"].numpy()
-    quantizers = model._engine.quantizers
+    quantizers = model.quantizers
     disabled = [s.address for s in model.plan.sites if not s.enabled]
     enabled = [s.address for s in model.plan.sites if s.enabled and s.role == "linear_output"]
     for address in disabled:
@@ -412,7 +413,7 @@ def test_probabilities_are_quantized_before_dropout_scales_them_up(mask):
     trained = quantized(batch, training=True).numpy()
     kept = trained[:, np.arange(4), np.arange(4)]
     np.testing.assert_allclose(np.unique(kept.round(2)), [0.0, 2.0])
-    edges = {site.address: edge for site, edge in quantized._engine.placements(True)}
+    edges = {site.address: edge for site, edge in engine_of(quantized).placements(True)}
     (probabilities,) = [
         edge for address, edge in edges.items() if address.endswith(":probabilities")
     ]

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import tfquant
 from tests.graph import models
+from tfquant.model import engine_of
 
 ROLES_OF_PRODUCTS = ("weight", "linear_input", "matmul_input", "pooler", "logits", "embedding")
 PRODUCTS = {
@@ -200,7 +201,7 @@ def test_one_training_step_changes_the_weights_of_the_original(pool):
 
 
 def test_addresses_are_the_same_in_training_and_inference(pool):
-    engine = pool.model._engine
+    engine = engine_of(pool.model)
     inference, training = (
         {e.address for e in t.analysis.roles.edges} for t in (engine.inference, engine.training)
     )

@@ -15,6 +15,7 @@ from tests.graph import models
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.replay import NO_EDITS, Edits
 from tfquant.graph.trace import trace
+from tfquant.model import engine_of
 
 
 def replayed(function, *specs, edits=NO_EDITS):
@@ -90,7 +91,7 @@ def test_fit_with_dropout_and_batch_norm_learns(convolutional):
 
 
 def test_training_graph_has_the_dropout_that_the_inference_graph_lacks(convolutional):
-    engine = convolutional[1]._engine
+    engine = engine_of(convolutional[1])
     random = [
         any("Random" in op.type for op in g.operations) for g in (engine.inference, engine.training)
     ]

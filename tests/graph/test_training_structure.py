@@ -11,6 +11,7 @@ import pytest
 from keras import ops
 
 import tfquant
+from tfquant.model import engine_of
 
 X = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
 
@@ -124,7 +125,7 @@ def readers(quantized, training):
     names unique.
     """
     found = {}
-    for site, edge in quantized._engine.placements(training):
+    for site, edge in engine_of(quantized).placements(training):
         found.setdefault(site.address.split("/")[-1], []).append(edge.consumer[0].split("/")[-1])
     return found
 
@@ -156,11 +157,11 @@ def test_a_layer_called_once_more_in_training_has_quantized_weights_in_both_call
     for layer in (CalledOnceMoreBefore, CalledOnceMoreBehind):
         _, quantized = quantized_with(layer())
         placed = [
-            (site.address, edge.tensor.name) for site, edge in quantized._engine.placements(True)
+            (site.address, edge.tensor.name) for site, edge in engine_of(quantized).placements(True)
         ]
         assert sum("first:weight:kernel" in address for address, _ in placed) == 2
         inputs = [tensor for address, tensor in placed if "first:linear_input:input" in address]
-        assert inputs == [quantized._engine.training.inputs[0].name]
+        assert inputs == [engine_of(quantized).training.inputs[0].name]
 
 
 def test_what_training_alone_computes_stays_in_float():
@@ -172,7 +173,7 @@ def test_what_training_alone_computes_stays_in_float():
 def test_a_weight_with_dropout_keeps_its_quantizer_before_the_dropout(layer):
     layer = layer()
     _, quantized = quantized_with(layer, granularity="per_tensor")
-    edges = {site.address: edge for site, edge in quantized._engine.placements(True)}
+    edges = {site.address: edge for site, edge in engine_of(quantized).placements(True)}
     assert len(edges) == len(quantized.plan.sites)
     weight = next(
         edge for address, edge in edges.items() if "first" in address and ":weight:" in address
@@ -190,7 +191,7 @@ def test_a_table_that_dropout_makes_an_activation_keeps_the_quantizers_of_infere
         (tfquant.Rule(weight, role="weight"), tfquant.Rule(activation, role="linear_input"))
     )
     quantized = tfquant.quantize(model, recipe, calibration=[X], progress=False)
-    placed = {site.address: edge for site, edge in quantized._engine.placements(True)}
+    placed = {site.address: edge for site, edge in engine_of(quantized).placements(True)}
     assert placed.keys() == {site.address for site in quantized.plan.sites}
     for site in quantized.plan.sites:
         assert tuple(placed[site.address].tensor.shape) == site.shape

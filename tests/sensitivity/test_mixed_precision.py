@@ -278,6 +278,6 @@ def test_a_model_whose_statistics_are_gone_takes_them_from_a_calibration(outlier
     with pytest.raises(ValueError, match=re.escape("pass calibration=")):
         tfquant.mixed_precision(loaded, batches, max_loss=-35.0, **RAISE)
     recipe, _ = tfquant.mixed_precision(
-        loaded, batches, max_loss=-35.0, calibration=quantized._engine.calibration, **RAISE
+        loaded, batches, max_loss=-35.0, calibration=quantized.calibration, **RAISE
     )
     assert formats(model, recipe)[problems.address("branch_1")] == "int16"

@@ -87,7 +87,7 @@ def by_hand(bert, members, switch):
     these = f"^({'|'.join(map(re.escape, members))})$"
     pattern = these if switch == "off" else f"^(?!({these[2:-2]})$)"
     made = tfquant.quantize(model, dataclasses.replace(recipe, disable=(pattern,)))
-    tfquant.apply(made, quantized._engine.calibration)
+    tfquant.apply(made, quantized.calibration)
     return made
 
 

@@ -61,7 +61,7 @@ def differences(
     import onnx
 
     engine = request.engine
-    flat = engine.flatten_inputs(engine.inputs_of(batch))
+    flat = engine.inputs.flatten_batch(batch)
     model = writer.build(request, fused_attention=fused_attention)
     sources = site_inputs(model)
     sites = [site for site in request.sites() if site.address in sources]

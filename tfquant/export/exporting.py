@@ -16,10 +16,10 @@ from typing import Any
 import tensorflow as tf
 
 from fileio.staging import staging
-from tfquant.calibration import check_batches, engine_of
+from tfquant.calibration import check_batches
 from tfquant.choices import MODES
 from tfquant.dynamic_range import refuse as refuse_dynamic
-from tfquant.engine import Engine, UncalibratedError
+from tfquant.engine import Engine
 from tfquant.export import divergence, x86_saturation
 from tfquant.export.errors import ExportError, MismatchError
 from tfquant.export.fastertransformer import SMALLEST_SM
@@ -29,7 +29,8 @@ from tfquant.export.parity import ParityReport, Score, agreement, check_toleranc
 from tfquant.export.request import ExportRequest
 from tfquant.export.targets import TARGETS, publish, size_of
 from tfquant.layout import static_shape
-from tfquant.model import QuantizedFunction, QuantizedModel
+from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
+from tfquant.quantizer import UncalibratedError
 from tfquant.runtimes import Contractions, open_file, openvino, runtime_of
 
 __all__ = [
@@ -220,7 +221,7 @@ def checked_batches(engine: Engine, batches: Iterable[Any]) -> list[Any]:
         raise ValueError("check_data: no batch was given to compare on, pass at least one")
     for number, batch in enumerate(batches):
         try:
-            flat = engine.flatten_inputs(engine.inputs_of(batch))
+            flat = engine.inputs.flatten_batch(batch)
         except (ValueError, TypeError) as error:
             raise ValueError(f"check_data, batch {number}: {error}") from error
         if any(tensor.shape.rank and tensor.shape[0] == 0 for tensor in flat):
@@ -238,7 +239,7 @@ def check_calibrated(engine: Engine) -> None:
     except ValueError as error:
         raise ExportError(str(error)) from None
     try:
-        engine.check_calibrated()
+        engine.quantizers.check_calibrated()
     except UncalibratedError as error:
         mend = "export the float network with mode='float'"
         raise UncalibratedError(str(error).replace("model.set_mode('float')", mend)) from None

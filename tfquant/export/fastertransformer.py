@@ -23,6 +23,7 @@ from tfquant.layout import static_shape
 from tfquant.quantized_array import QuantParams
 from tfquant.quantizer import Quantizer
 from tfquant.scale import SMALLEST_AMAX
+from tfquant.weights import named_weights
 
 NAME = "model.ckpt"  # of the checkpoint in the folder
 SMALLEST_SM, AMPERE = 75, 80
@@ -111,7 +112,8 @@ def write(request: ExportRequest, path: str) -> None:
             " recipe 'ft1', 'ft2' or 'ft3'"
         )
     tensors = {
-        name: np.asarray(variable.numpy()) for name, variable in request.engine.weights().items()
+        name: np.asarray(variable.numpy())
+        for name, variable in named_weights(request.engine).items()
     }
     tiles = ampere_tiles if request.sm >= AMPERE else turing_tiles
     for number, layer in enumerate(layers):

@@ -12,8 +12,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from tfquant.engine import Engine
+from tfquant.graph.edge import Edge
 from tfquant.graph.expression import Expressions
-from tfquant.graph.roles import Edge
 from tfquant.site import Site
 
 

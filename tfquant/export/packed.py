@@ -48,7 +48,6 @@ import tensorflow as tf
 
 from fileio.messages import printable
 from tfquant.bitpacking import pack_array, read_file, unpack_array, write_file
-from tfquant.calibration import engine_of
 from tfquant.checkpoint import CheckpointError
 from tfquant.engine import Engine
 from tfquant.error_messages import one_line
@@ -56,7 +55,7 @@ from tfquant.export.errors import ExportError
 from tfquant.export.request import ExportRequest
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.model_adapter import source_of
-from tfquant.model import QuantizedFunction, QuantizedModel, wrap
+from tfquant.model import QuantizedFunction, QuantizedModel, engine_of, wrap
 from tfquant.quantized_array import QuantizedArray, QuantParams
 from tfquant.quantizer import GROUP_OF, Quantizer
 from tfquant.rules import Recipe
@@ -72,6 +71,7 @@ from tfquant.store import (
     stored_names,
 )
 from tfquant.variables import is_finite
+from tfquant.weights import named_weights
 
 MARKS = {"format": "tfquant.packed", "version": "1"}
 _COPIES = ("ReadVariableOp", "Identity", "StopGradient")
@@ -98,7 +98,7 @@ def write(request: ExportRequest, path: str) -> None:
     """
     engine = request.engine
     check(request)
-    engine.check_calibrated()
+    engine.quantizers.check_calibrated()
     stored = _stored(engine)
     pairs = [pair for variable in stored for pair in variable.tensors.items()] + list(
         _ranges(engine).items()
@@ -147,7 +147,7 @@ def load(
     engine = engine_as_saved(source_of(model, inputs, signature), file.recipe, file.sites)
     quantized = wrap(model, engine)
     paths, renamed = stored_names(quantized, file, file.sites, str(path))
-    variables = engine.weights()
+    variables = named_weights(engine)
     try:
         values = matching_weights(variables, paths, file, str(path))
         _restore_ranges(engine, file, renamed)  # whose variables are not yet the user's
@@ -209,7 +209,7 @@ def size_report(
       UncalibratedError: a site has no range.
     """
     engine = engine_of(model)
-    engine.check_calibrated()
+    engine.quantizers.check_calibrated()
     sizes = []
     for variable in _stored(engine):
         value, used = variable.value, sum(tensor.nbytes for tensor in variable.tensors.values())
@@ -258,7 +258,7 @@ def _stored(engine: Engine) -> list[_Stored]:
         id(variable) for handle, variable in engine.inference.variables.items() if handle in behind
     }
     found = []
-    for path, variable in engine.weights().items():
+    for path, variable in named_weights(engine).items():
         value, packed, note = np.asarray(variable.numpy()), None, ""
         sites, other = readers.get(id(variable), ([], ""))
         if sites and not other:

@@ -118,7 +118,7 @@ def agreement(
     parity = _Parity(request, dict(kinds or {}))
     answers: tuple[list[Outputs], list[Outputs]] = ([], [])
     for number, batch in enumerate(batches):
-        flat, where = engine.flatten_inputs(engine.inputs_of(batch)), f"check_data, batch {number}"
+        flat, where = engine.inputs.flatten_batch(batch), f"check_data, batch {number}"
         expected = _answer(simulated, flat, f"{where}: the network cannot answer it")
         found = _answer(exported, flat, f"{where}: the exported file cannot answer it")
         parity.add(where, expected, found, expected if unrounded is None else unrounded(flat))

@@ -21,8 +21,8 @@ from tfquant.export.interface import Interface
 from tfquant.export.layouts import find_layouts
 from tfquant.export.onnx.fused_region import Region
 from tfquant.export.onnx.rewrites import rewrites
+from tfquant.graph.edge import Edge
 from tfquant.graph.replay import Edit, Edits
-from tfquant.graph.roles import Edge
 from tfquant.graph.trace import Trace
 from tfquant.site import Site
 
@@ -115,7 +115,7 @@ def marked(
             name = layouts.names[edge.address]
             return mark(name, tensor) if name in sites else tensor
 
-        edits = engine.edits_at_edges(mark_site)
+        edits = engine.placements().edits(mark_site)
         edits = dataclasses.replace(
             _with_regions(edits, named, mark),
             operations=_reads(trace, read) | replaced,

@@ -14,7 +14,7 @@ import re
 
 import tensorflow as tf
 
-from tfquant.graph.roles import Edge
+from tfquant.graph.edge import Edge
 from tfquant.graph.trace import Trace
 
 

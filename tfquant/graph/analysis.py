@@ -9,8 +9,8 @@ from tfquant.graph.contractions import Contraction, Skipped, find_contractions
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.embedding import Embedding
 from tfquant.graph.expression import Expressions
-from tfquant.graph.letters import find_letters
-from tfquant.graph.roles import Block, Layer, Roles, Structure, find_roles
+from tfquant.graph.roles import Roles, find_roles
+from tfquant.graph.structure import Block, Layer, Structure
 
 if TYPE_CHECKING:
     from tfquant.graph.trace import Trace
@@ -64,11 +64,6 @@ class Analysis:
     def layers(self) -> tuple[Layer, ...]:
         """Operations of each block, in the order of `blocks`."""
         return tuple(self.structure.layers())
-
-    @functools.cached_property
-    def letters(self) -> dict[str, tuple[str, ...]]:
-        """Addresses of edges by the letters of `--quant-dict`."""
-        return find_letters(self.structure)
 
     @functools.cached_property
     def embedding(self) -> Embedding:

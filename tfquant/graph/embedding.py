@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from tfquant.error_messages import one_line
 from tfquant.graph.axes import Axes, Labels
 from tfquant.graph.dataflow import Dataflow
-from tfquant.graph.roles import Edge, Layer
+from tfquant.graph.edge import Edge
+from tfquant.graph.structure import Layer
 
 if TYPE_CHECKING:
     from tfquant.graph.trace import Trace

@@ -1,22 +1,25 @@
-"""Parts of an encoder (query, feed-forward output, head, ...) and the edges that belong to them.
+"""Parts of an encoder (query, feed-forward output, head, ...), its blocks, and the edges of each.
 
 Found from attention, residual additions and heads, never from names.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from tfquant.site import PARAMETER_ROLES
 
 if TYPE_CHECKING:
+    from tfquant.graph.edge import Edge
     from tfquant.graph.residual import Residual
-    from tfquant.graph.roles import Edge, Structure
+    from tfquant.graph.structure import Structure
 
 _PROJECTIONS = {"q": "query", "k": "key", "v": "value"}
 _HEADS = {"pooler": "pooler", "logits": "head"}
+_OUTSIDE_BLOCKS = ("embedding", "pooler", "head")
 _EMBEDDING_ROLES = ("embedding", "position_embedding", "embedding_sum")
 _LINEAR_ROLES = (
     *PARAMETER_ROLES,
@@ -30,7 +33,7 @@ _LINEAR_ROLES = (
 
 
 def with_parts(structure: Structure, edges: Iterable[Edge]) -> Iterator[Edge]:
-    """Yield edges annotated with their part of the encoder.
+    """Yield edges annotated with their part of the encoder and the number of their block.
 
     The edges of a residual addition and of the layer norm behind it belong to the part whose output
     is added; query, key and value as operands of the attention belong to their projections.
@@ -42,8 +45,9 @@ def with_parts(structure: Structure, edges: Iterable[Edge]) -> Iterator[Edge]:
     additions = _additions(structure)
     linears = _linears(structure, additions)
     sums = {residual.path: additions.get(residual.op.name) for residual in structure.residuals}
-    norms = _layernorms(structure, additions)
+    normed = _normed_residuals(structure, additions)
     attention = {found.path for found in structure.attention}
+    block_of = _block_finder(structure, normed)
     for edge in edges:
         if edge.role in _EMBEDDING_ROLES:
             part = "embedding"
@@ -52,10 +56,39 @@ def with_parts(structure: Structure, edges: Iterable[Edge]) -> Iterator[Edge]:
         elif edge.role.startswith("residual"):
             part = sums.get(edge.path)
         elif edge.role.startswith("layernorm"):
-            part = norms.get(edge.path)
+            part = additions[normed[edge.path].op.name] if edge.path in normed else None
         else:
             part = linears.get(edge.path) if edge.role in _LINEAR_ROLES else None
-        yield dataclasses.replace(edge, part=part) if part else edge
+        block = None if part in _OUTSIDE_BLOCKS else block_of(edge)
+        known = part is not None or block is not None
+        yield edge if not known else dataclasses.replace(edge, part=part, block=block)
+
+
+def _block_finder(
+    structure: Structure, normed: dict[str, Residual]
+) -> Callable[[Edge], int | None]:
+    """Return a function from an edge to the number of its block, None before the first block.
+
+    Blocks begin at the attention whose result a residual addition takes. Its projections, its
+    scores, that addition and the layer norm behind it belong to the block; other edges belong to
+    the last attention before them.
+    """
+    position, entries = structure.flow.index, structure.entry_residuals
+    begins = [position[attention.context.op.name] for attention, _ in entries]
+    by_path: dict[str, int] = {}
+    for number, (attention, residual) in enumerate(entries):
+        for path in (attention.path, *attention.projections.values(), residual.path):
+            by_path.setdefault(path, number)
+
+    def block_of(edge: Edge) -> int | None:
+        operation = edge.consumer[0] if edge.consumer else edge.tensor.op.name
+        path = edge.path
+        if edge.role.startswith("layernorm") and path in normed:
+            path, operation = normed[path].path, normed[path].op.name
+        number = by_path.get(path, bisect.bisect(begins, position[operation]) - 1)
+        return None if number < 0 else number
+
+    return block_of
 
 
 def _additions(structure: Structure) -> dict[str, str]:
@@ -101,14 +134,13 @@ def _linears_between(structure: Structure, residual: Residual) -> list[str]:
     return [path for path in paths if path != residual.layer]
 
 
-def _layernorms(structure: Structure, additions: dict[str, str]) -> dict[str, str]:
-    """Map path of a layer norm -> part of the residual addition that it normalizes."""
+def _normed_residuals(structure: Structure, additions: dict[str, str]) -> dict[str, Residual]:
+    """Map path of a layer norm -> residual addition that it normalizes."""
+    root = structure.flow.root
     sums = {
-        structure.flow.root(residual.op.outputs[0]).name: additions[residual.op.name]
+        root(residual.op.outputs[0]).name: residual
         for residual in structure.residuals
         if residual.op.name in additions
     }
-    named = (
-        (norm.path, sums.get(structure.flow.root(norm.input).name)) for norm in structure.layernorms
-    )
-    return {path: part for path, part in named if part is not None}
+    named = ((norm.path, sums.get(root(norm.input).name)) for norm in structure.layernorms)
+    return {path: residual for path, residual in named if residual is not None}

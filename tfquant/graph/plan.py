@@ -14,8 +14,9 @@ from tfquant import formats
 from tfquant.error_messages import some_of
 from tfquant.graph.analysis import Analysis
 from tfquant.graph.contractions import UNUSED, Skipped
+from tfquant.graph.edge import Edge
 from tfquant.graph.embedding import Embedding
-from tfquant.graph.roles import Edge, Roles
+from tfquant.graph.roles import Roles
 from tfquant.graph.trace import Trace
 from tfquant.rules import Recipe, Rule
 from tfquant.site import ROLES, Address, Site

@@ -72,6 +72,14 @@ class Trace:
         """Existing masks, followed by the losses."""
         return [*(mask for mask in self.masks if mask is not None), *self.losses]
 
+    def pack_outputs(self, flat: Sequence[Any]) -> Any:
+        """Pack values in the order of `outputs` into the structure of the user's outputs."""
+        leaves = iter(flat)
+        return tf.nest.map_structure(
+            lambda leaf: next(leaves) if isinstance(leaf, tf.TensorSpec) else leaf,
+            self.output_structure,
+        )
+
     def emit(
         self,
         inputs: list[tf.Tensor],

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Mapping
 
 import calib
 from tfquant.calibration import weight_entry
-from tfquant.engine import Engine, fused_ranges
+from tfquant.engine import Engine
 from tfquant.graph.plan import deciding_spec
 from tfquant.quantizer import Quantizer
 from tfquant.recipes.exact import with_specs
 from tfquant.rules import Recipe
 from tfquant.site import Site
+from tfquant.site_quantizers import fused_ranges
 from tfquant.spec import QuantSpec
+from tfquant.weights import parameter_values
 
 
 class Alternatives:
@@ -47,8 +49,8 @@ class Alternatives:
     ):
         self._engine, self._calibration, self._method = engine, calibration, method
         self._sites = list(sites)
-        self._edges = engine.edges()
-        values = engine.parameter_values() if any(site.is_weight for site in self._sites) else {}
+        self._edges = engine.placements().edges
+        values = parameter_values(engine) if any(site.is_weight for site in self._sites) else {}
         self._entries: dict[tuple[str, str], calib.SiteCalibration] = {}
         self.quantizers: dict[str, list[Quantizer]] = {site.address: [] for site in self._sites}
         for format in formats:

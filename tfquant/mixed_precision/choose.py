@@ -15,13 +15,13 @@ from typing import Any
 import calib
 from tfquant import formats as number_formats
 from tfquant import resume
-from tfquant.calibration import check_batches, engine_of
+from tfquant.calibration import check_batches
 from tfquant.dynamic_range import refuse as refuse_dynamic
 from tfquant.engine import Engine
 from tfquant.mixed_precision.alternatives import Alternatives
 from tfquant.mixed_precision.report import SearchReport, TargetError, Try
 from tfquant.mixed_precision.search import Search, Unit, Unreachable
-from tfquant.model import QuantizedFunction, QuantizedModel
+from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
 from tfquant.ptq.buffers import Space
 from tfquant.ptq.paired_forward import flattened
 from tfquant.rules import Recipe
@@ -98,7 +98,7 @@ def mixed_precision(
     engine = engine_of(model)
     check_batches(batches, "the search for mixed precision")
     refuse_dynamic(engine.plan.sites, "the search for mixed precision")
-    engine.check_calibrated()
+    engine.quantizers.check_calibrated()
     chosen_formats = _checked_formats(formats, target)
     if (
         isinstance(max_loss, bool)
@@ -111,7 +111,7 @@ def mixed_precision(
             f"max_loss={max_loss!r}: for sqnr minus the ratio that is wanted, in dB, such as"
             f" -{max_loss:g}"
         )
-    statistics = engine.calibration if calibration is None else calibration
+    statistics = engine.quantizers.calibration if calibration is None else calibration
     if statistics is None:
         raise ValueError(
             "the model's ranges were loaded and its statistics are not there: pass calibration=, or"
@@ -183,7 +183,7 @@ def _verified(
 ) -> Try:
     """The recipe measured on the network that it makes."""
     made = Engine(engine.source, recipe)
-    made.apply(calibration)
+    made.quantizers.apply(calibration)
     return search.entry(
         formats, trials.of_network("recipe", f"recipe: {sorted(formats.items())}", made)
     )

@@ -16,9 +16,9 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from calib import tables
-from tfquant.calibration import check_batches, engine_of
+from tfquant.calibration import check_batches
 from tfquant.engine import Engine
-from tfquant.model import QuantizedFunction, QuantizedModel
+from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
 from tfquant.ptq.adaround.layer_function import Form
 from tfquant.ptq.buffers import Space
 from tfquant.ptq.layer_samples import Outputs
@@ -95,7 +95,7 @@ def correct_bias(
     """
     engine = engine_of(model)
     check_batches(batches, "bias correction")
-    engine.check_calibrated()
+    engine.quantizers.check_calibrated()
     layers, left_out = choose(engine, sites)
     finder = LayerFinder(engine)
     biases, skipped = _biases(finder, engine, layers)
@@ -140,7 +140,7 @@ def _biases(
     finder: LayerFinder, engine: Engine, layers: Sequence[Layer]
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Map address of a layer -> handle of its own bias; list (path, reason) of other layers."""
-    edges, flow = engine.edges(), finder.flow
+    edges, flow = engine.placements().edges, finder.flow
     found: dict[str, str] = {}
     skipped: list[tuple[str, str]] = []
     for layer in layers:

@@ -12,7 +12,7 @@ from tfquant.engine import Engine
 from tfquant.error_messages import some_of
 from tfquant.graph.contractions import CONVOLUTION_OPS, MATMUL_OPS, equation, matmul_equation
 from tfquant.graph.dataflow import VIEW_OPS, Dataflow
-from tfquant.graph.roles import Edge
+from tfquant.graph.edge import Edge
 from tfquant.site import ROLES, Site
 from tfquant.site_selection import matches
 

@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 from tfquant.engine import Engine
 from tfquant.error_messages import one_line
 from tfquant.graph.cuts import frontier_at, narrow
+from tfquant.graph.edge import Edge
 from tfquant.graph.padding import Padding
 from tfquant.graph.replay import Edits
-from tfquant.graph.roles import Edge
 from tfquant.ptq.buffers import Space
 from tfquant.ptq.layers import Use
 from tfquant.site import Site
@@ -185,7 +185,7 @@ class PairedForward:
         def edit(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
             return quantize(site, edge, tensor) if site.is_weight or self._activations else tensor
 
-        return self._engine.edits_at_edges(edit)
+        return self._engine.placements().edits(edit)
 
     def _stops(self) -> list[list[tf.Tensor]]:
         """Cut tensors of each group, which determine it and all later ones, computed before its
@@ -214,7 +214,7 @@ def flattened(engine: Engine, batches: Iterable[Any]) -> list[list[tf.Tensor]]:
     flats = []
     for number, batch in enumerate(batches):
         try:
-            flats.append(engine.flatten_inputs(engine.inputs_of(batch)))
+            flats.append(engine.inputs.flatten_batch(batch))
         except (ValueError, TypeError) as error:
             raise ValueError(f"batch {number}: {one_line(error)}") from error
     if not flats:

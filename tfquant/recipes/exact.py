@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from tfquant.graph.roles import Edge
+from tfquant.graph.edge import Edge
 from tfquant.rules import Recipe, Rule
 from tfquant.spec import QuantSpec
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import calib
-from tfquant.graph.letters import OF_BLOCK, OF_MODEL
+from tfquant.graph.edge import Edge
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.plan import RecipeError, deciding_spec
-from tfquant.graph.roles import Edge
 from tfquant.graph.trace import trace
 from tfquant.recipes.exact import with_specs
+from tfquant.recipes.qualcomm import OF_BLOCK, OF_MODEL, find_letters
 from tfquant.rules import Recipe
 from tfquant.site import PARAMETER_ROLES
 from tfquant.spec import QuantSpec
@@ -83,7 +83,7 @@ def with_quant_dict(
     signature: Any = None,
 ) -> Recipe:
     """The recipe with other specs for tensors that are named by letters (see
-    `tfquant.graph.letters`).
+    `tfquant.recipes.qualcomm`).
 
     Where several letters name one tensor all of them take effect, the more general first: all
     blocks (`L`), a letter in all of them (`x`), one block (`L3`), a letter in one (`x3`).
@@ -104,7 +104,7 @@ def with_quant_dict(
     analysis = trace(source_of(model, inputs, signature)).analysis
     edges = {edge.address: edge for edge in analysis.roles.edges}
     embedding = analysis.embedding
-    letters = analysis.letters | {HIDDEN: tuple(_hidden(edges.values()))}
+    letters = find_letters(analysis.roles.edges) | {HIDDEN: tuple(_hidden(edges.values()))}
     base = {address: deciding_spec(recipe, edge) for address, edge in edges.items()}
     specs: dict[str, QuantSpec | None] = {}
     problems = []

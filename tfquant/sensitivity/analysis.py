@@ -9,9 +9,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tfquant.calibration import check_batches, engine_of
+from tfquant.calibration import check_batches
 from tfquant.dynamic_range import refuse as refuse_dynamic
-from tfquant.model import QuantizedFunction, QuantizedModel
+from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
 from tfquant.ptq.buffers import Space
 from tfquant.ptq.paired_forward import flattened
 from tfquant.sensitivity.groups import chosen_sites, make_groups, parameter_bits
@@ -80,7 +80,7 @@ def sensitivity(
     engine = engine_of(model)
     check_batches(batches, "sensitivity analysis")
     refuse_dynamic(engine.plan.sites, "sensitivity analysis")
-    engine.check_calibrated()
+    engine.quantizers.check_calibrated()
     if switch not in SWITCHES:
         raise ValueError(f"unknown switch {switch!r}; known: {', '.join(SWITCHES)}")
     there = [site for site in engine.plan.sites if site.enabled]

@@ -153,7 +153,7 @@ class Measure:
         return found
 
     def _packed(self, flat: Sequence[np.ndarray]) -> Any:
-        return self._engine.pack_outputs(flat, False)
+        return self._engine.inference.pack_outputs(flat)
 
     def _check_outputs(self) -> None:
         if not self._outputs:

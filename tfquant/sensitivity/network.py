@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from tfquant.engine import Engine
 from tfquant.graph.cuts import frontier_at, narrow
+from tfquant.graph.edge import Edge
 from tfquant.graph.replay import Edit, Edits
-from tfquant.graph.roles import Edge
 from tfquant.ptq.buffers import Space
 from tfquant.quantizer import Quantizer
 from tfquant.site import Site

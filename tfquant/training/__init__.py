@@ -8,12 +8,13 @@ from tfquant.training.distillation_losses import divergence
 from tfquant.training.evaluation import Best, Evaluation
 from tfquant.training.hooks import Hook
 from tfquant.training.interrupt import TrainingInterrupted
-from tfquant.training.loop import NonFiniteLossError, Trainer, seed_variables
+from tfquant.training.loop import Trainer
 from tfquant.training.meter import TrainSummary
 from tfquant.training.optimizer import BertAdamW, WarmupLinearDecay
 from tfquant.training.options import TrainOptions
 from tfquant.training.schedule import QuantizationCallback, QuantizationSchedule
 from tfquant.training.sparsity import StructuredSparsity, encoder_kernels
+from tfquant.training.state import NonFiniteLossError, seed_variables
 
 __all__ = [
     "BertAdamW",

@@ -19,38 +19,25 @@ from tqdm import tqdm
 
 from tfquant import checkpoint
 from tfquant.distributed.errors import agree
-from tfquant.distributed.group import Gradient, Group, Single, structure_of, timed_average
+from tfquant.distributed.group import Gradient, Group, Single, timed_average
 from tfquant.training.hooks import Hook
 from tfquant.training.interrupt import Terminate, TrainingInterrupted
 from tfquant.training.loss_scale import DynamicLossScale
 from tfquant.training.meter import Meter, TrainSummary
 from tfquant.training.optimizer import BertAdamW
 from tfquant.training.options import TrainOptions
-from tfquant.variables import is_finite, names_of, path_of, resource
+from tfquant.training.state import (
+    REMEDY,
+    STATE,
+    NonFiniteLossError,
+    TrainingState,
+    seed_variables,
+)
+from tfquant.variables import path_of, resource
 
-GLOBAL_STEP = "global_step"
-STATE = "tfquant/state/"
 _MADE, _SKIPPED, _FAILED = 0, 1, 2  # what became of a step
-_REMEDY = "Lower the learning rate or warm up for longer"
 
 Batch = Mapping[str, np.ndarray]
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The loss or its gradient became NaN or Inf; the weights are those before that step."""
-
-
-def seed_variables(*models: Any) -> list[Any]:
-    """States of all random number generators (dropout) of some models, without duplicates, in the
-    models' order.
-    """
-    found = {
-        id(v): v
-        for model in models
-        for v in model.variables
-        if v.name.split("/")[-1] == "seed_generator_state"
-    }
-    return list(found.values())
 
 
 class Trainer:
@@ -101,32 +88,26 @@ class Trainer:
             raise ValueError("the model has no trainable variables: there is nothing to train")
         self._variables += loss_variables
         optimizer.build(self._variables)
-        self._weights = [*(model.weights if weights is None else weights), *loss_variables]
-        self._names = names_of([*self._weights, *self._variables, *model.variables])
-        self._seeds = list(seed_variables(model) if seeds is None else seeds)
-        self._reached: list[
-            int
-        ] = []  # which variables the loss depends on; known once the step is traced
+        self._state = TrainingState(
+            model,
+            self._variables,
+            [*(model.weights if weights is None else weights), *loss_variables],
+            list(seed_variables(model) if seeds is None else seeds),
+            optimizer,
+            self._group,
+        )
+        # Which variables the loss depends on; known once the step is traced.
+        self._reached: list[int] = []
         self._sums = (
             [tf.Variable(tf.zeros_like(v)) for v in self._variables]
             if options.accumulation > 1
             else []
         )
         self._steps: tuple[Callable, ...] = ()
-        self._own_seeds()
-        self._further: dict[str, Any] = {}
         if self._scale:
-            self._further = {
-                STATE + name: variable for name, variable in self._scale.state().items()
-            }
+            self._state.add({STATE + name: v for name, v in self._scale.state().items()})
         for hook in self._hooks:
-            taken = [name for name in hook.state() if name in self.state()]
-            if taken:
-                raise ValueError(
-                    f"a hook's state names what the checkpoint already has: {', '.join(taken)};"
-                    " choose other names"
-                )
-            self._further |= hook.state()
+            self._state.add(hook.state())
 
     @property
     def step(self) -> int:
@@ -135,26 +116,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Map checkpoint name -> variable, for everything that training changes."""
-        named = {self._name(v): v for v in self._weights}
-        for variable, (m, v) in zip(self._variables, self.optimizer.slots(), strict=True):
-            named[self._name(variable) + "/adam_m"], named[self._name(variable) + "/adam_v"] = m, v
-        # Numbered, not named: Keras counts the names of seed generators per process.
-        named |= {f"{STATE}seed_{i}": variable for i, variable in enumerate(self._seeds)}
-        return named | self._further | {GLOBAL_STEP: self.optimizer.iterations}
-
-    def _name(self, variable: Any) -> str:
-        """Return the name of a variable in the checkpoint."""
-        return self._names.get(id(resource(variable))) or path_of(variable)
-
-    def _alike(self) -> dict[str, Any]:
-        """Values that must be equal on all ranks.
-
-        What is saved and what else the model has, but for the random states.
-        """
-        own = {id(resource(v)) for v in self._seeds}
-        state = self.state()
-        state |= {self._name(v): v for v in self.model.variables if self._name(v) not in state}
-        return {name: v for name, v in state.items() if id(resource(v)) not in own}
+        return self._state.named()
 
     def save(self) -> str:
         """Write `model.ckpt-<step>`, remove older checkpoints beyond those to keep, and return its
@@ -165,20 +127,10 @@ class Trainer:
             NonFiniteLossError: a weight is NaN or Inf; older ones stay.
         """
         step = self.step
-        self._group.check_equal(self._alike(), f"at step {step}")
-        for variable in self._variables:
-            if not np.isfinite(variable.numpy()).all():
-                raise NonFiniteLossError(
-                    f"step {step} made {path_of(variable)} NaN or Inf. {_REMEDY}; it was not saved,"
-                    " the checkpoint before is kept"
-                )
         prefix = str(pathlib.Path(self.options.directory) / f"model.ckpt-{step}")
-        if self._group.rank:
-            return prefix
-        self._write(
-            prefix, self.state() | {GLOBAL_STEP: np.int64(step)}
-        )  # int64 as TensorFlow has it
-        checkpoint.prune(self.options.directory, self.options.keep_checkpoints)
+        self._state.save(prefix, step, self._write)
+        if not self._group.rank:
+            checkpoint.prune(self.options.directory, self.options.keep_checkpoints)
         return prefix
 
     def restore(self, prefix: str | os.PathLike | None = None) -> int:
@@ -192,42 +144,10 @@ class Trainer:
             ValueError: the checkpoint is not one of this model's training; all differences are
               listed.
         """
-        if prefix is None:
-            numbered = checkpoint.steps(self.options.directory)
-            if not numbered:
-                return self.step
-            prefix = numbered[-1][1]
-        stored, wanted = checkpoint.read(prefix), self.state()
-        wrong = [f"{name} is missing" for name in wanted if name not in stored]
-        wrong += [
-            f"{name} has shape {stored.shapes[name]} instead of {tuple(variable.shape)}"
-            for name, variable in wanted.items()
-            if name in stored and stored.shapes[name] != tuple(variable.shape)
-        ]
-        if wrong:
-            raise ValueError(
-                f"cannot resume training from {prefix}: {'; '.join(wrong)}. "
-                "Use a folder without checkpoints, or the settings that this one was trained with"
-            )
-        values = {
-            name: stored[name] for name in wanted
-        }  # all of them, before the first is assigned
-        broken = [name for name, value in values.items() if not is_finite(value)]
-        if broken:
-            raise ValueError(
-                f"cannot resume training from {prefix}: {broken[0]} is NaN or Inf; use an earlier"
-                " checkpoint"
-            )
-        for name, variable in wanted.items():
-            variable.assign(values[name])
-        self._own_seeds()
+        prefix = self._last_checkpoint() if prefix is None else prefix
+        if prefix:
+            self._state.restore(prefix)
         return self.step
-
-    def _own_seeds(self) -> None:
-        """Give every rank its own random numbers; a checkpoint holds those of rank 0."""
-        for variable in self._seeds:
-            seed = tf.convert_to_tensor(variable)
-            variable.assign(seed + tf.cast([self._group.rank, 0], seed.dtype))
 
     def fit(self, batches: Callable[[int], Iterable[Batch]]) -> TrainSummary:
         """Train up to `total_steps`, from the current step.
@@ -301,8 +221,7 @@ class Trainer:
         """Settings that must be equal on every rank, or collectives would deadlock."""
         options = dataclasses.asdict(self.options)
         shared = ("total_steps", "accumulation", "clip_norm", "checkpoint_every", "loss_scale")
-        variables = structure_of([*self._weights, *self._variables, *self._further.values()])
-        return {"first step": first, "variables": variables} | {
+        return {"first step": first, "variables": self._state.structure()} | {
             name: options[name] for name in shared
         }
 
@@ -355,16 +274,14 @@ class Trainer:
         """Log why a step was skipped, or raise."""
         if outcome == _FAILED:
             raise NonFiniteLossError(
-                f"training stopped at step {step}: its {what} is NaN or Inf. {_REMEDY}; "
+                f"training stopped at step {step}: its {what} is NaN or Inf. {REMEDY}; "
                 "the last checkpoint is from before that step"
             )
-        if self._group.rank == 0 and self._scale is not None:
-            factor = float(self._scale.factor)
-            text = (
-                f"step {step} skipped: its {what} is NaN or Inf; loss scale halved to {factor:g},"
-                " weights unchanged"
+        if self._scale is not None:
+            self._say(
+                f"step {step} skipped: its {what} is NaN or Inf; loss scale halved to"
+                f" {float(self._scale.factor):g}, weights unchanged"
             )
-            tqdm.write(text, file=sys.stderr)
 
     def _gradient_name(self, index: int) -> str:
         return (

@@ -9,8 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfquant.calibration import engine_of
-from tfquant.model import QuantizedModel
+from tfquant.model import QuantizedModel, engine_of
 from tfquant.training.hooks import Hook
 from tfquant.variables import resource
 
@@ -81,13 +80,13 @@ class QuantizationSchedule(Hook):
             self._engine.latent = True
             model.train_function = None  # Keras may hold a step without the switch
         if learned and (moved or range_rate != 1.0):
-            _scale_updates(optimizer, learned, self._engine.range_rate)
+            _scale_updates(optimizer, learned, self._engine.quantizers.rate)
 
     def before_step(self, step: int) -> None:
         moving = self._range_start <= step and (
             self._range_freeze is None or step < self._range_freeze
         )
-        self._engine.range_rate.assign(self._rate if moving else 0.0)
+        self._engine.quantizers.rate.assign(self._rate if moving else 0.0)
         self._engine.quantizing.assign(step >= self._quant_start)
 
 

@@ -12,8 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from calib import patterns
+from tfquant.model import engine_of
 from tfquant.training.hooks import Hook
 from tfquant.variables import names_of, path_of, resource
+from tfquant.weights import parameter_values
 
 ENCODER_KERNELS = (
     r"(^|/)(attention/self/(query|key|value)|attention/output/dense|intermediate/dense|output/dense)"
@@ -140,6 +142,34 @@ def check(kernels: Mapping[str, np.ndarray], pattern: str = "2x4") -> None:
                 f" zeros instead of {zeros} ({len(wrong)} of {groups.size} groups are wrong); train"
                 " it with StructuredSparsity, past its begin_step"
             )
+
+
+def is_sparse(kernels: Iterable[Any], pattern: str = "2x4") -> bool:
+    """Return whether all kernels, variables [in, out], have the zeros of a pattern."""
+    try:
+        check({path_of(kernel): kernel.numpy() for kernel in kernels}, pattern)
+    except ValueError:
+        return False
+    return True
+
+
+def quantized_kernels(model: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Quantize kernels with the ranges of their sites.
+
+    Args:
+        model: a quantized model.
+        names: paths of kernels.
+
+    Returns:
+        Address of the site of each kernel that is quantized -> values [in, out].
+    """
+    layers = {name.removesuffix("/kernel") for name in names}
+    values = parameter_values(engine_of(model))
+    return {
+        address: quantizer(tf.constant(values[address])).numpy()
+        for address, quantizer in model.quantizers.items()
+        if quantizer.site.is_weight and quantizer.site.enabled and quantizer.site.path in layers
+    }
 
 
 def parse_pattern(pattern: str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from tfquant.export.onnx.substitution import GELU_OPSET, RUNTIMES_DOMAIN, substi
 from tfquant.export.request import ExportRequest
 from tfquant.export.site_markers import marked
 from tfquant.quantized_array import QuantParams
+from tfquant.weights import parameter_values
 
 
 def write(request: ExportRequest, path: str, *, fused_attention: bool = False) -> None:
@@ -66,7 +67,7 @@ def build(request: ExportRequest, *, signed: bool = False, fused_attention: bool
         name: QuantParams.of(site, engine.quantizers[site.address])
         for name, site in network.sites.items()
     }
-    values = engine.parameter_values(network.edges)
+    values = parameter_values(engine, network.edges)
     tables = {name for name, edge in network.edges.items() if edge.table is not None}
     insert(
         model,

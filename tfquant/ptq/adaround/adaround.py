@@ -25,9 +25,9 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from tfquant import resume
-from tfquant.calibration import check_batches, engine_of
+from tfquant.calibration import check_batches
 from tfquant.engine import Engine
-from tfquant.model import QuantizedFunction, QuantizedModel
+from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
 from tfquant.ptq.adaround.layer_function import Form
 from tfquant.ptq.adaround.options import Options
 from tfquant.ptq.adaround.reconstruction import Reconstruction
@@ -91,7 +91,7 @@ def adaround(
     began, engine = time.monotonic(), engine_of(model)
     chosen = build(Options, options, "AdaRound call")
     check_batches(batches, "AdaRound")
-    engine.check_calibrated()
+    engine.quantizers.check_calibrated()
     layers, skipped = choose(engine, sites)
     with Space(memory_limit) as space:
         run = _Run(engine, layers, list(batches), space, mask, chosen, progress)

@@ -25,7 +25,7 @@ from tfquant.calibration import check_batches
 from tfquant.engine import Engine
 from tfquant.error_messages import one_line, some_of
 from tfquant.graph.model_adapter import is_keras_model, source_of
-from tfquant.model import QuantizedFunction, QuantizedModel
+from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
 from tfquant.ptq.equalization import extremes, factors, rescaling
 from tfquant.ptq.equalization.pairs import KINDS, Pair, find_pairs
 from tfquant.ptq.equalization.rescaling import EqualizationReport
@@ -170,7 +170,7 @@ def _prepared(
         if not batches:
             raise ValueError("no batch was given: pass at least one")
     if isinstance(model, (QuantizedModel, QuantizedFunction)):
-        engine = model._engine
+        engine = engine_of(model)
         if any(quantizer.calibrated for quantizer in engine.quantizers.values()):
             raise ValueError(
                 "the model has ranges, which rescaling invalidates: equalize before calibration"
@@ -184,7 +184,7 @@ def _prepared(
     if batches is None:
         return engine, rescaling.random_inputs(engine), None
     try:
-        return engine, engine.flatten_inputs(engine.inputs_of(batches[0])), batches
+        return engine, engine.inputs.flatten_batch(batches[0]), batches
     except (ValueError, TypeError) as error:
         raise ValueError(f"batch 0: {one_line(error)}") from error
 

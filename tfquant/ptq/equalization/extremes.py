@@ -63,7 +63,7 @@ def of_activations(
         tqdm(batches, "ranges of channels", unit="batch", disable=not progress), start=1
     ):
         try:
-            flat = engine.flatten_inputs(engine.inputs_of(batch))
+            flat = engine.inputs.flatten_batch(batch)
         except (ValueError, TypeError) as error:
             raise ValueError(f"batch {number - 1}: {one_line(error)}") from error
         if function is None:

@@ -20,7 +20,7 @@ from tfquant.graph.attention import Attention
 from tfquant.graph.contractions import Contraction, product_equation
 from tfquant.graph.dataflow import VIEW_OPS, Dataflow
 from tfquant.graph.layernorm import LayerNorm
-from tfquant.graph.roles import Structure
+from tfquant.graph.structure import Structure
 from tfquant.graph.trace import Trace
 from tfquant.layout import static_shape
 from tfquant.ptq.equalization.channels import Channels, Place

@@ -17,7 +17,7 @@ from tfquant.graph.attention import Attention
 from tfquant.graph.contractions import Contraction
 from tfquant.graph.dataflow import VIEW_OPS
 from tfquant.graph.replay import descendants
-from tfquant.graph.roles import Structure
+from tfquant.graph.structure import Structure
 
 # Of their first input.
 _HOMOGENEOUS_OPS = VIEW_OPS | frozenset(

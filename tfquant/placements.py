@@ -1,0 +1,89 @@
+"""Placements: the edges of one trace that the sites of a plan quantize."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+
+import tensorflow as tf
+
+from tfquant.graph.alignment import aligned_edges
+from tfquant.graph.edge import Edge
+from tfquant.graph.plan import Plan
+from tfquant.graph.replay import Edits
+from tfquant.graph.trace import Trace
+from tfquant.site import Site
+
+EdgeEdit = Callable[[Site, Edge, tf.Tensor], tf.Tensor]
+
+
+class Placements:
+    """Iterable of (site, edge) for every edge of a trace that a site quantizes.
+
+    Attributes:
+      edges: address -> edge, of all edges of the trace. Edges of a training trace are listed under
+        their address in the inference trace.
+    """
+
+    def __init__(self, plan: Plan, edges: dict[str, list[Edge]]):
+        self._plan, self._aligned = plan, edges
+        self.edges = {address: places[0] for address, places in edges.items()}
+
+    @classmethod
+    def of_inference(cls, plan: Plan, trace: Trace) -> Placements:
+        """Placements in the trace that the plan was made on."""
+        return cls(plan, {edge.address: [edge] for edge in trace.analysis.roles.edges})
+
+    @classmethod
+    def of_training(cls, plan: Plan, inference: Trace, training: Trace) -> Placements:
+        """Placements in another trace of the same model; warns of planned edges that it lacks."""
+        edges = aligned_edges(inference, training)
+        missing = [m for site in plan.sites for m in site.members if m not in edges]
+        if missing:
+            warnings.warn(
+                f"training computes {len(missing)} of the quantized edges in no place:"
+                f" {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; they are"
+                " quantized in inference alone",
+                stacklevel=4,
+            )
+        return cls(plan, edges)
+
+    def __iter__(self) -> Iterator[tuple[Site, Edge]]:
+        for site in self._plan.sites:
+            for member in site.members:
+                for edge in self._aligned.get(member, ()):
+                    yield site, edge
+
+    def edits(self, edit: EdgeEdit) -> Edits:
+        """Return edits that pass the tensor of every site through `edit`, once per tensor, however
+        many consumers share it; `edit` also takes the first edge where replay meets the tensor.
+        """
+        done: dict[tuple[str, int], tf.Tensor] = {}
+        kept: list[tf.Tensor] = []  # ids must not be used again while the graph is built
+
+        def apply(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
+            key = (site.address, id(tensor))
+            if key not in done:
+                done[key] = result = edit(site, edge, tensor)
+                done[(site.address, id(result))] = result
+                kept.extend((tensor, result))
+            return done[key]
+
+        edges: dict[tuple[str, int], list[tuple[Site, Edge]]] = {}
+        tensors: dict[str, list[tuple[Site, Edge]]] = {}
+        for site, edge in self:
+            if edge.consumer is None:
+                tensors.setdefault(edge.tensor.name, []).append((site, edge))
+            else:
+                edges.setdefault(edge.consumer, []).append((site, edge))
+        return Edits(
+            {key: functools.partial(_apply_all, places, apply) for key, places in edges.items()},
+            {key: functools.partial(_apply_all, places, apply) for key, places in tensors.items()},
+        )
+
+
+def _apply_all(places: list[tuple[Site, Edge]], apply: EdgeEdit, tensor: tf.Tensor) -> tf.Tensor:
+    for site, edge in places:
+        tensor = apply(site, edge, tensor)
+    return tensor
