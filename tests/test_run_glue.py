@@ -210,6 +210,8 @@ def test_a_run_that_is_done_has_its_best_weights_still(call, untrained, scored, 
         np.testing.assert_array_equal(once[name], twice[name])
 
 
+# test_training_is_scored_and_ends_with_the_weights_that_scored_best stands for it.
+@pytest.mark.long
 def test_quantized_training_keeps_the_best_ranges_with_the_weights_and_is_scored_by_epochs(
     call, baselines, tmp_path
 ):
@@ -307,6 +309,8 @@ def test_what_a_later_task_lacks_is_said_before_the_first_starts(data, untrained
     assert not (tmp_path / "out").exists()
 
 
+# Two tasks in one run (`baselines`) stand for nine; tests/glue reads the files of all nine.
+@pytest.mark.long
 def test_all_nine_tasks_run_with_one_option(call, untrained, tmp_path):
     found = call(
         "train-baseline --task all --max-steps 1 --batch-size 2 --num-train-samples 8"
@@ -439,6 +443,9 @@ POST_TRAINING_OPTIONS = [
 ]
 
 
+@pytest.mark.representatives(
+    "--quant-setup FP_logits*", "--per-groups 6-*", "--export onnx*", "--double --per-token*"
+)
 @pytest.mark.parametrize(
     ("options", "sites"),
     [
@@ -478,6 +485,8 @@ def test_dynamic_ranges_are_in_the_recipe_and_come_back_with_the_model(call, bas
         call("validate-quantized --task rte --per-token", model_path=tmp_path / "out")
 
 
+# tests/core/test_dynamic.py stands for it.
+@pytest.mark.long
 def test_padding_changes_nothing_where_ranges_are_dynamic(call, baselines, tmp_path):
     """The logits, and with them the score of a regression, which every logit moves."""
     words = (
@@ -543,6 +552,8 @@ def first_loss(call, baselines, tmp_path):
     return loss
 
 
+# One of several tasks taught, below, stands for it; the scales are those of tests/training.
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["stsb", pytest.param("rte", marks=pytest.mark.long)])
 def test_the_float_model_teaches_beside_the_labels(first_loss, task):
     alone, once, thrice = (
@@ -682,6 +693,9 @@ def test_each_of_several_tasks_is_quantized_and_taught_from_a_folder_of_runs(
         )
 
 
+# test_run_squad.py has ranges that move only when told; setting_checks and the recipes are the
+# same.
+@pytest.mark.long
 def test_ranges_that_are_not_fixed_follow_and_fixed_ones_stay(call, baselines, tmp_path):
     ends = {}
     for name, options in (("fixed", "--fix-act-ranges --fix-weight-ranges"), ("following", "")):

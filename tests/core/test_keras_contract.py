@@ -117,6 +117,7 @@ def attending():
     return model
 
 
+@pytest.mark.representatives("functional", "subclassed")
 @pytest.mark.parametrize(
     ("build", "x", "y", "loss"),
     [
@@ -193,6 +194,7 @@ def with_loss_alone():
     return model
 
 
+@pytest.mark.representatives("False")
 @pytest.mark.parametrize("eager", [False, True])
 def test_losses_that_layers_add_count_once(eager):
     assert_alike(
@@ -341,6 +343,7 @@ def test_steps_that_cannot_be_kept_are_refused_by_quantize():
         tfquant.quantize(model)
 
 
+@pytest.mark.representatives("sample_weight", "accumulation")
 @pytest.mark.parametrize("how", ["class_weight", "sample_weight", "validation", "accumulation"])
 def test_weights_validation_averages_and_accumulation(how):
     def build():
@@ -535,6 +538,7 @@ def test_arguments_that_were_not_traced_are_refused():
     )
 
 
+@pytest.mark.representatives("int64", "float16")
 @pytest.mark.parametrize("dtype", ["float64", "int64", "uint8", "float16"])
 def test_numbers_are_cast_as_keras_casts_them(dtype):
     x = keras.Input((6,), dtype="int32")
@@ -575,6 +579,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.representatives("two_outputs-m.keras-*", "stepping-m-*", "two_outputs-m.h5-save")
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("name", ["m.keras", "m.h5", "m"])
 @pytest.mark.parametrize("make", [two_outputs, stepping])

@@ -139,6 +139,7 @@ def test_tables_tell_groups_and_their_order():
 # Plans
 
 
+@pytest.mark.representatives("None-*")
 @pytest.mark.parametrize(
     "role, path, message",
     [
@@ -433,6 +434,7 @@ def trained(update: str, steps: int = 30, **changes) -> tuple[dict, dict, list[f
     return before, quantized.ranges(), losses
 
 
+@pytest.mark.representatives("tqt-True")
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("update", few(["lsq", "tqt"], ("tqt",)))
 def test_training_moves_the_one_learned_range_of_each_group(update, symmetric):

@@ -146,6 +146,7 @@ def test_a_range_searched_in_a_histogram_is_used_at_once(two_dense, method):
         np.testing.assert_allclose(found, expected, rtol=0, atol=width, err_msg=address)
 
 
+@pytest.mark.representatives("mse")
 @pytest.mark.parametrize("method", ["max", "mse", "entropy"])
 def test_any_method_runs_over_several_batches(bert, make_bert_batch, method):
     recipe = tfquant.recipe("int8_residual_both_asymmetric").with_method(method)
@@ -158,6 +159,7 @@ def test_any_method_runs_over_several_batches(bert, make_bert_batch, method):
     )
 
 
+@pytest.mark.representatives("False")
 @pytest.mark.parametrize("share", [True, False])
 def test_ranges_of_one_batch_are_the_extremes_in_the_network_that_comes_out(
     bert, make_bert_batch, share
@@ -230,6 +232,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.representatives("iter-other values", "list-more")
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("made", [iter, list])
 def test_other_batches_on_one_rank_are_refused_on_all(two_dense, name, made):

@@ -112,8 +112,8 @@ def test_four_bits_take_half_a_byte_from_opset_21_on(tmp_path, bert):
     assert len(codes) == 6 and all(t.data_type == onnx.TensorProto.INT4 for t in codes)
 
 
-def test_sizes_of_batch_and_length_stay_open(tmp_path, bert):
-    model, path = quantized(bert, "int8_residual_float"), tmp_path / "model.onnx"
+def test_sizes_of_batch_and_length_stay_open(tmp_path, bert, model):
+    path = tmp_path / "model.onnx"
     export(model, path, check_data=bert.batches, tolerance=1.0)  # of two sizes
     shape = onnx.load(path).graph.input[0].type.tensor_type.shape
     assert [size.dim_param for size in shape.dim] == ["batch", "input_ids_1"]
@@ -174,7 +174,7 @@ def test_disabled_sites_are_left_in_float(tmp_path, bert):
 # What a user may do wrong.
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(bert):
     return quantized(bert, "int8_residual_float")
 

@@ -104,6 +104,7 @@ FLOAT = {
 }
 
 
+@pytest.mark.representatives("subclassed", "function_with_signature")
 @pytest.mark.parametrize("name", few([*models.KERAS, *models.FUNCTIONS, *models.SAVED]))
 def test_every_kind_of_model_answers_as_before_bit_for_bit(name, tmp_path):
     case, other = (models.build(name, str(tmp_path / folder)) for folder in ("one", "other"))
@@ -269,6 +270,7 @@ def test_variables_that_prediction_does_not_read_are_stored_as_well(tmp_path):
     assert not any("seed" in name for name in sizes(saved))
 
 
+@pytest.mark.representatives("1")
 @pytest.mark.parametrize("made_before", [1, 3])
 def test_layers_numbered_otherwise_are_matched_by_their_order(tmp_path, made_before):
     def build():
@@ -406,6 +408,7 @@ def test_a_table_is_packed_if_every_lookup_is_quantized(tmp_path):
         np.testing.assert_array_equal(loaded(ids), before)
 
 
+@pytest.mark.representatives("first-nan", "second-inf")
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("layer", ["first", "second"])
 def test_weights_that_are_not_finite_are_refused_when_loaded(tmp_path, layer, broken):
@@ -674,6 +677,7 @@ def _with_text(name, text):
     return change
 
 
+@pytest.mark.representatives("_transposed", "change0", "change3", "change6")
 @pytest.mark.parametrize(
     "change",
     [

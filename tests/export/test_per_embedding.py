@@ -53,6 +53,7 @@ def quantized(case, made: tfquant.Recipe):
     return tfquant.quantize(case.model, made, case.batches, progress=False)
 
 
+@pytest.mark.representatives("zero points")
 @pytest.mark.parametrize("name", few(RECIPES, ("zero points", "16 bits")))
 def test_the_file_answers_as_the_simulation_node_by_node_and_fused(tmp_path, bert, name):
     made, opset = RECIPES[name]
@@ -101,6 +102,7 @@ def test_a_saved_model_answers_to_the_last_bit(tmp_path, bert):
     assert found.agreement.largest == 0
 
 
+@pytest.mark.representatives("litert*", "openvino*")
 @pytest.mark.parametrize(
     "target, suffix, message",
     [

@@ -150,6 +150,7 @@ def test_model_optimization_638_layers_nested_in_layers_are_quantized():
     )
 
 
+@pytest.mark.representatives("keras")
 @pytest.mark.parametrize("kind", [keras, tf_keras])
 def test_model_optimization_1139_outputs_that_are_slices_do_not_hinder(kind):
     """There, a segmentation model whose output is sliced into several failed on the slicing.

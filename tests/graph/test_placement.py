@@ -184,6 +184,9 @@ def addresses(case: models.Case, role: str) -> set[str]:
     return {f"{e.path}:{e.port}" for e in edges if e.role == role}
 
 
+@pytest.mark.representatives(
+    "hub_bert*", "tf_keras*", "encoder_decoder*", "written*", "convolutional*", "subclassed*"
+)
 @pytest.mark.parametrize(
     ("name", "additions"),
     [

@@ -64,6 +64,7 @@ def test_outputs_of_a_linear_are_much_closer_than_with_rounding_to_nearest():
     assert report.layers[0].changed > 0.05
 
 
+@pytest.mark.representatives("e4m3-per_channel", "e5m2-per_tensor")
 @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
 @pytest.mark.parametrize("format", ["e4m3", "e5m2"])
 def test_weights_of_floating_point_formats_end_on_one_of_the_two_values_around_them(
@@ -383,6 +384,8 @@ def test_inputs_of_a_later_layer_come_from_the_network_as_it_is_rounded():
         )
 
 
+# A matter of time alone.
+@pytest.mark.long
 def test_layers_of_one_form_share_compiled_steps(bert, monkeypatch):
     case, _ = bert
     from tfquant.ptq.adaround import reconstruction
