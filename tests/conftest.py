@@ -4,6 +4,7 @@ Quiet TensorFlow, one seed, and the skip for tests that need the real data.
 """
 
 import fnmatch
+import gc
 import os
 import pathlib
 
@@ -71,6 +72,13 @@ def pytest_collection_modifyitems(config, items):
             )
         elif not asked:
             item.add_marker(pytest.mark.skip(reason="needs the real data: run `make test-shared`"))
+
+
+def pytest_collection_finish(session):
+    """Take what imports made out of garbage collection: a tenth of the time of tests that trace."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture(scope="session")

@@ -236,6 +236,8 @@ def test_quantized_training_keeps_the_best_ranges_with_the_weights_and_is_scored
     assert call("validate-quantized --task stsb --max-seq-length 48", model_path=tmp_path) == found
 
 
+# A run with --double above stands for it.
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["validate-baseline", "validate-quantized"])
 def test_scores_in_float64_are_those_of_float32(call, baselines, monkeypatch, mode):
     """A regression's score moves with every logit."""
@@ -443,9 +445,7 @@ POST_TRAINING_OPTIONS = [
 ]
 
 
-@pytest.mark.representatives(
-    "--quant-setup FP_logits*", "--per-groups 6-*", "--export onnx*", "--double --per-token*"
-)
+@pytest.mark.representatives("--per-groups 6-*", "--export onnx*", "--double --per-token*")
 @pytest.mark.parametrize(
     ("options", "sites"),
     [

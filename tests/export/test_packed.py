@@ -209,6 +209,8 @@ def test_every_width_kind_and_way_to_learn_gives_the_same_bits(update, tmp_path)
         np.testing.assert_array_equal(first, second, err_msg=name)
 
 
+# test_every_kind_of_model_answers_as_before_bit_for_bit stands for it.
+@pytest.mark.long
 def test_predict_and_further_training_go_on_from_the_same_place(tmp_path):
     recipe = tfquant.recipe("w4a8_residual")
     case, other = models.own_bert(), models.own_bert()

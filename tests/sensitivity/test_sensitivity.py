@@ -116,6 +116,8 @@ def test_one_site_switched_is_what_a_recipe_made_by_hand_gives(bert, switch):
     )
 
 
+# test_one_site_switched_is_what_a_recipe_made_by_hand_gives stands for it.
+@pytest.mark.long
 def test_sites_at_the_source_of_tensors_are_what_recipes_made_by_hand_give():
     model = models.own_bert(1).model
     batches = models.tokens(("input_ids", "input_mask"), (8, 12), (5, 9), segments="segment_ids")

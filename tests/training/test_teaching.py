@@ -165,7 +165,7 @@ def test_padding_has_no_share_in_what_is_learned_from_inside(teacher):
     assert float(unmasked["hidden"]) != pytest.approx(float(parts["hidden"]), rel=1e-2)
 
 
-@pytest.mark.representatives("options1")
+@pytest.mark.representatives("options0")
 @pytest.mark.parametrize("options", [{}, {"hidden_scale": 0.0}])
 def test_padding_is_found_in_the_student_unless_a_mask_is_given(teacher, options):
     student, data = network(), tensors()
