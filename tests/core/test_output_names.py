@@ -91,7 +91,7 @@ def by_path(model):
 
 
 @pytest.mark.representatives(
-    "layer of two, mapping", "two layers, list by layer", "subclassed tuple", "layer of two, nested"
+    "layer of two, mapping", "two layers, list by layer", "subclassed tuple"
 )
 @pytest.mark.parametrize(
     ("build", "pack", "losses"),

@@ -65,6 +65,8 @@ def test_both_are_scored_where_the_caller_can(tmp_path, case, model):
     assert again.scores == found.scores
 
 
+# test_parity.py has another network for every runtime.
+@pytest.mark.long
 def test_a_file_with_another_weight_is_refused(tmp_path, case, model):
     path = tmp_path / "model.onnx"
     tfquant.export(model, path)

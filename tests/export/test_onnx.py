@@ -279,6 +279,8 @@ def test_formats_that_the_opset_lacks_are_named_with_their_site(tmp_path, bert):
     assert not list(tmp_path.iterdir())
 
 
+# test_fused_attention.py has two layers.
+@pytest.mark.long
 def test_a_deeper_model_keeps_its_answers_when_the_runtime_fuses(tmp_path):
     case = models.own_bert(layers=2)
     model = quantized(case, "int8_residual_asymmetric")
@@ -320,6 +322,7 @@ def test_beyond_two_gigabytes_parameters_are_in_a_file_beside_it(
         tfquant.compare(model, tmp_path / "model.onnx", case.batches, mode=mode)
 
 
+@pytest.mark.representatives("subclassed", "function_with_signature")
 @pytest.mark.parametrize(
     "name", few(sorted({*models.KERAS, *models.FUNCTIONS, *models.SAVED} - {"mixed_bfloat16"}))
 )

@@ -96,6 +96,8 @@ def test_every_site_is_a_pair_along_the_last_axis_with_a_scale_for_each_dimensio
             }
 
 
+# The SavedModel of test_targets.py stands for it.
+@pytest.mark.long
 def test_a_saved_model_answers_to_the_last_bit(tmp_path, bert):
     model = quantized(bert, recipe(symmetric=False))
     found = tfquant.export(model, tmp_path / "saved", target="saved_model", check_data=bert.batches)

@@ -95,7 +95,11 @@ def test_the_matrix_names_every_target_and_kind():
     assert sorted(columns) == sorted(TARGETS) and sorted(rows) == sorted(KINDS)
 
 
+# int4 stands for 5 to 7 bits, e4m3 for other floating-point formats.
 @pytest.mark.filterwarnings("ignore:.*quantized products in integers")
+@pytest.mark.representatives(
+    "* int8 *", "* int4 *", "* int16 *", "* e4m3 *", "saved_model e3m2 *"
+)
 @pytest.mark.parametrize(("target", "recipe", "cell"), list(_cases()))
 def test_a_target_takes_or_refuses_what_the_matrix_says(target, recipe, cell, networks, tmp_path):
     quantized, batches = networks[0](recipe), networks[1]

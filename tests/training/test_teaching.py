@@ -184,7 +184,7 @@ def test_padding_is_found_in_the_student_unless_a_mask_is_given(teacher, options
     assert float(none["attention"]) != pytest.approx(float(given["attention"]), rel=1e-2)
 
 
-@pytest.mark.representatives("options0", "options3")
+@pytest.mark.representatives("options3")
 @pytest.mark.parametrize(
     "options",
     [
