@@ -372,7 +372,6 @@ PTQ = (
 )
 
 
-# Every third of these in `make test`, all in `make test-long`: they are many and alike.
 POST_TRAINING_OPTIONS = [
     # Weights and activations of a network of one layer: 4 + 8 + 2, and 3 + 13 + 2.
     (
@@ -448,10 +447,7 @@ POST_TRAINING_OPTIONS = [
 @pytest.mark.representatives("--per-groups 6-*", "--export onnx*", "--double --per-token*")
 @pytest.mark.parametrize(
     ("options", "sites"),
-    [
-        pytest.param(*one, marks=pytest.mark.long if number % 3 else ())
-        for number, one in enumerate(POST_TRAINING_OPTIONS)
-    ],
+    POST_TRAINING_OPTIONS,
 )
 def test_post_training_options_run_and_quantize_what_they_say(
     call, baselines, tmp_path, options, sites
