@@ -95,10 +95,10 @@ def test_the_matrix_names_every_target_and_kind():
     assert sorted(columns) == sorted(TARGETS) and sorted(rows) == sorted(KINDS)
 
 
-# int4 stands for 5 to 7 bits, e4m3 for other floating-point formats.
+# int4 stands for 5 to 7 bits, e4m3 for formats that are stored as codes.
 @pytest.mark.filterwarnings("ignore:.*quantized products in integers")
 @pytest.mark.representatives(
-    "* int8 *", "* int4 *", "* int16 *", "* e4m3 *", "saved_model e3m2 *"
+    "* int8 *", "* int4 *", "* int16 *", "* e4m3 *", "saved_model posit8_1 *", "onnx posit8_1 *"
 )
 @pytest.mark.parametrize(("target", "recipe", "cell"), list(_cases()))
 def test_a_target_takes_or_refuses_what_the_matrix_says(target, recipe, cell, networks, tmp_path):
