@@ -496,25 +496,17 @@ def test_padding_changes_nothing_where_ranges_are_dynamic(call, baselines, tmp_p
     assert padded["stsb"] == pytest.approx(bare["stsb"], abs=0.02)
 
 
+# test_run_squad.py trains learned ranges.
+@pytest.mark.representatives("--n-bits 6 *")
 @pytest.mark.parametrize(
     "options",
     [
-        (
-            "--learn-ranges --weight-quant-method MSE --weight-opt-method golden_section"
-            " --act-quant-method current_minmax --n-bits 4 --n-bits-act 8 --attn-dropout 0.0"
-            " --hidden-dropout 0.0 --warmup-steps 1 --weight-decay 0.0 --logging-first-step"
-        ),
-        *(
-            pytest.param(options, marks=pytest.mark.long)
-            for options in (
-                (
-                    "--learn-ranges --range-update lsq --range-learning-rate 1e-3"
-                    " --lr-scheduler-type cosine"
-                ),
-                "--n-bits 6 --act-momentum 0.8",
-                "--fix-act-ranges --fix-weight-ranges --quant-dict {'Et':2}",
-            )
-        ),
+        "--learn-ranges --weight-quant-method MSE --weight-opt-method golden_section"
+        " --act-quant-method current_minmax --n-bits 4 --n-bits-act 8 --attn-dropout 0.0"
+        " --hidden-dropout 0.0 --warmup-steps 1 --weight-decay 0.0 --logging-first-step",
+        "--learn-ranges --range-update lsq --range-learning-rate 1e-3 --lr-scheduler-type cosine",
+        "--n-bits 6 --act-momentum 0.8",
+        "--fix-act-ranges --fix-weight-ranges --quant-dict {'Et':2}",
     ],
 )
 def test_quantized_training_starts_from_the_float_model_and_its_result_is_scored_again_alike(
