@@ -15,7 +15,6 @@ _IN_EVERY_RUN = (
     "Gemma3Backbone",
     "LlamaBackbone",
     "MixtralBackbone",
-    "T5Backbone",
     "WhisperBackbone",
     "SwinTransformerBackbone",
     "ViTBackbone",
