@@ -11,7 +11,6 @@ from benchmarks.compatibility.process import run_checks_apart
 _IN_EVERY_RUN = (
     "BertBackbone",
     "DebertaV3Backbone",
-    "GPTNeoXBackbone",
     "Gemma3Backbone",
     "LlamaBackbone",
     "MixtralBackbone",
