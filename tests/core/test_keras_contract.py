@@ -117,7 +117,7 @@ def attending():
     return model
 
 
-@pytest.mark.representatives("functional", "subclassed")
+@pytest.mark.representatives("subclassed")
 @pytest.mark.parametrize(
     ("build", "x", "y", "loss"),
     [
@@ -143,6 +143,7 @@ def test_masks_reach_losses_and_metrics(build, x, y, loss):
     assert_alike(build, x, y, {"optimizer": "sgd", "loss": loss, "metrics": metrics})
 
 
+@pytest.mark.representatives("False-quantized", "True-float")
 @pytest.mark.parametrize("mode", ["float", "quantized"])
 @pytest.mark.parametrize("training", [False, True])
 def test_outputs_have_masks_in_every_mode(mode, training):
@@ -511,6 +512,7 @@ class Optional(Both):
         return self.first(x) + (0 if memory is None else self.second(memory))
 
 
+@pytest.mark.representatives("batch0", "batch3")
 @pytest.mark.parametrize(
     "batch", [(X, X[::-1]), [X, X[::-1]], ((X, X[::-1]), Y), {"x": X, "memory": X[::-1]}]
 )
@@ -538,7 +540,7 @@ def test_arguments_that_were_not_traced_are_refused():
     )
 
 
-@pytest.mark.representatives("int64", "float16")
+@pytest.mark.representatives("float16")
 @pytest.mark.parametrize("dtype", ["float64", "int64", "uint8", "float16"])
 def test_numbers_are_cast_as_keras_casts_them(dtype):
     x = keras.Input((6,), dtype="int32")

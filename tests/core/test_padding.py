@@ -307,6 +307,8 @@ def test_backbones_count_real_tokens_alone(name):
     assert_as_cut(model, batch, cut_rows(batch, LENGTHS), EVERYTHING, exempt=("pooled",))
 
 
+# test_every_input_has_a_mask_of_its_own stands for it.
+@pytest.mark.long
 @pytest.mark.parametrize("name", few(SEQUENCE_TO_SEQUENCE, ("t5",)))
 def test_tensors_belong_to_the_mask_of_the_encoder_or_of_the_decoder(name):
     model = unlike_any_other(SEQUENCE_TO_SEQUENCE[name]())
@@ -353,7 +355,7 @@ def test_what_has_no_mask_is_counted_as_it_is():
     )
 
 
-@pytest.mark.representatives("attention_mask-float32", "encoder_mask-bool", "input_mask-int32")
+@pytest.mark.representatives("attention_mask-float32", "encoder_mask-bool")
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [

@@ -383,6 +383,8 @@ def test_a_checkpoint_gives_groups_and_answers_back_to_the_last_bit(shared, bert
         np.testing.assert_array_equal(loaded(bert.batches[0])[name], logits)
 
 
+# test_training_moves_the_one_learned_range_of_each_group stands for it.
+@pytest.mark.long
 def test_a_checkpoint_of_frozen_groups_can_be_loaded_to_learn_them(shared, bert, tmp_path):
     tfquant.save(shared, tmp_path / "model")
     change = lambda recipe: recipe.with_spec(roles=["*"], update="lsq")  # noqa: E731

@@ -114,6 +114,7 @@ def calibrated(
     )
 
 
+@pytest.mark.representatives("current_minmax", "moving_average")
 @pytest.mark.parametrize("name", RANGES)
 def test_ranges_equal_those_of_a_network_computed_by_hand(two_dense, name):
     method, range_of, tolerance = RANGES[name]

@@ -318,6 +318,7 @@ def tiny(name: str, **changes):
     )
 
 
+@pytest.mark.representatives("mobilebert-*")
 @pytest.mark.parametrize(
     ("name", "places"),
     [
@@ -431,7 +432,7 @@ def test_bfloat16_policy_keeps_variables_and_logits_in_float32(name):
     np.testing.assert_allclose(got, single(batch, training=False)["logits"], atol=5e-3)
 
 
-@pytest.mark.representatives("bert", "mobilebert")
+@pytest.mark.representatives("mobilebert")
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "bert"])
 def test_float64_policy_computes_everything_in_float64_and_answers_as_float32_does(name):
     config = (

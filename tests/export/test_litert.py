@@ -237,6 +237,8 @@ def test_batch_and_length_stay_open_and_names_are_kept(tmp_path, bert, model):
         assert shapes == dict.fromkeys(("start_logits", "end_logits"), (rows, length))
 
 
+# tests/graph/test_fixed_shapes.py stands for it.
+@pytest.mark.long
 def test_sizes_that_are_fixed_stay_fixed(tmp_path):
     case = with_biases(models.own_bert(sequence_length=9))
     model = tfquant.quantize(case.model, "litert", calibration=case.batches[1:], progress=False)

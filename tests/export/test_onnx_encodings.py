@@ -268,6 +268,9 @@ TARGETS = {
 }
 
 
+@pytest.mark.representatives(
+    "2-float32-onnx", "9-int64-onnx", "5000-float16-onnx", "9-float32-openvino", "9-float32-litert"
+)
 @pytest.mark.filterwarnings("ignore:.*quantized products in integers")
 @pytest.mark.parametrize(
     ("rows", "kind", "target"),

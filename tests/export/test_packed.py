@@ -329,6 +329,7 @@ def networks() -> dict:
     }
 
 
+@pytest.mark.representatives("scaled", "read beside", "read in a loop")
 @pytest.mark.parametrize("name", networks())
 def test_what_is_read_otherwise_than_by_sites_alone_stays_in_float(name, tmp_path):
     model = of_function(networks()[name])

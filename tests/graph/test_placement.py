@@ -219,6 +219,7 @@ def test_residual_additions_are_found_and_masks_and_biases_are_none(name, additi
     assert addresses(case, "residual_sum") == {f"{path}:output" for path in additions}
 
 
+@pytest.mark.representatives("hub_roberta*", "tf_keras*", "subclassed*", "convolutional*")
 @pytest.mark.parametrize(
     ("name", "norms"),
     [

@@ -150,6 +150,7 @@ def test_models_train_that_compute_something_else_in_training(layer):
         assert any((old != new).any() for old, new in zip(before, model.get_weights(), strict=True))
 
 
+@pytest.mark.representatives("CalledOnceMoreBefore", "AuxiliaryHead")
 @pytest.mark.parametrize(
     "layer", [CalledOnceMoreBefore, CalledOnceMoreBehind, AuxiliaryHead, LayerOfInferenceAlone]
 )

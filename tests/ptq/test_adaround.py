@@ -90,6 +90,7 @@ def test_weights_of_floating_point_formats_end_on_one_of_the_two_values_around_t
     )  # quantized once
 
 
+@pytest.mark.representatives("spec0", "spec2", "spec4")
 @pytest.mark.parametrize(
     "spec",
     [

@@ -348,6 +348,16 @@ BAD = {
 }
 
 
+@pytest.mark.representatives(
+    "1:2 names layer 2 of the teacher",
+    "layers have no effect*",
+    "temperature is 0",
+    "direction is*",
+    "hidden_scale is*",
+    "logits_scale is*",
+    "are 0:*",
+    "made for another student",
+)
 @pytest.mark.parametrize("message", BAD)
 def test_what_does_not_fit_is_refused(message):
     with pytest.raises(ValueError, match=message):
