@@ -134,7 +134,7 @@ def test_the_literal_of_a_command_line_is_read_and_nothing_else_is_run():
             parse_quant_dict(text)
 
 
-# test_the_placement_has_the_counts_of_the_paper stands for it.
+# tests/compatibility compares networks at 16 bits.
 @pytest.mark.long
 def test_16_bits_everywhere_answer_as_float_does(bert, base):
     wide = base.with_spec(roles=["*"], format="int16").with_method("max", roles=["*"])
