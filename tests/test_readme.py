@@ -61,7 +61,7 @@ def test_every_table_is_in_the_document():
     assert sorted(names) == sorted(tables.TABLES)
 
 
-# Before a release and after a change of docs/, README stands for its pages in every other run.
+# README stands for the pages of docs/, which `make test-long` runs.
 @pytest.mark.parametrize(
     "documents",
     [DOCUMENTS[:1], pytest.param(DOCUMENTS, marks=pytest.mark.long)],

@@ -547,7 +547,7 @@ def first_loss(call, baselines, tmp_path):
     return loss
 
 
-# One of several tasks taught, below, stands for it; the scales are those of tests/training.
+# Distillation of two tasks, below, stands for it; tests/training has the scale of the loss.
 @pytest.mark.long
 @pytest.mark.parametrize("task", ["stsb", pytest.param("rte", marks=pytest.mark.long)])
 def test_the_float_model_teaches_beside_the_labels(first_loss, task):
