@@ -173,6 +173,8 @@ def test_training_is_scored_and_ends_with_the_weights_that_scored_best(call, sco
             np.testing.assert_array_equal(kept[name], saved[name])
 
 
+# test_training_goes_on_where_it_stopped_and_ends_with_the_same_weights stands for it.
+@pytest.mark.long
 def test_a_run_that_was_cut_off_ends_with_the_same_best_weights(call, untrained, scored, tmp_path):
     shutil.copytree(scored, tmp_path / "cut")
     for number, prefix in checkpoint.steps(tmp_path / "cut"):
@@ -444,7 +446,7 @@ POST_TRAINING_OPTIONS = [
 ]
 
 
-@pytest.mark.representatives("--per-groups 6-*", "--export onnx*", "--double --per-token*")
+@pytest.mark.representatives("--export onnx*", "--double --per-token*")
 @pytest.mark.parametrize(
     ("options", "sites"),
     POST_TRAINING_OPTIONS,

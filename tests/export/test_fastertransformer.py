@@ -374,7 +374,7 @@ def without(role):
     )
 
 
-@pytest.mark.representatives("asymmetric", "no operands")
+@pytest.mark.representatives("no operands")
 @pytest.mark.parametrize(
     ("recipe", "match"),
     [

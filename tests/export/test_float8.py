@@ -76,7 +76,8 @@ def test_onnx_runtime_answers_as_the_simulation_from_stored_float8(quantized, tm
     assert len(dequantized) >= len(quantized.plan.sites)
 
 
-@pytest.mark.representatives("e4m3")
+# Packed e4m3 of test_support_matrix.py stands for it.
+@pytest.mark.long
 def test_a_packed_file_holds_the_codes_and_loads_to_the_same_answers(quantized, tmp_path):
     path = tmp_path / "model.safetensors"
     tfquant.export(quantized, path, target="packed")

@@ -250,7 +250,8 @@ def test_sizes_that_are_fixed_stay_fixed(tmp_path):
 # What a user may do wrong.
 
 
-@pytest.mark.representatives("changes0-*")
+# test_support_matrix.py stands for it.
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

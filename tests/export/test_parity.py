@@ -342,6 +342,7 @@ def test_a_variable_that_is_not_finite_is_refused_for_every_target(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.representatives("onnxruntime", "openvino", "litert", "saved_model", "packed")
 @pytest.mark.parametrize(
     "target", ["onnx", "onnxruntime", "openvino", "litert", "saved_model", "packed"]
 )

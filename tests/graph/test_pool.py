@@ -29,8 +29,8 @@ PRODUCTS = {
 
 ALL = [*models.KERAS, *models.FUNCTIONS, *models.SAVED]
 # hub_bert stands for the backbones of KerasHub, subclassed for models of the same layers.
-KEPT = [name for name in ALL if name not in ("hub_roberta", "hub_distilbert")]
-TRAINED = [name for name in KEPT if name not in ("own_bert", "functional", "encoder_decoder")]
+KEPT = [name for name in ALL if name not in ("hub_roberta", "hub_distilbert", "functional")]
+TRAINED = [name for name in KEPT if name not in ("own_bert", "encoder_decoder")]
 
 
 @dataclasses.dataclass
