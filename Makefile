@@ -35,7 +35,7 @@ test: env
 test-shared: env
 	TFQUANT_SHARED=$(SHARED) $(BIN)/python -m pytest -q -m needs_shared
 
-# What stands for more of its kind in `make test`, all of it.
+# Tests that others stand for in `make test` (docs/decisions.md).
 test-long: env
 	$(BIN)/python -m pytest -q -m long -n $(TEST_PROCESSES) --dist=loadfile
 

@@ -230,6 +230,8 @@ def test_killed_before_any_single_step_of_an_overwrite_one_whole_checkpoint_load
         assert checkpoint.latest(folder) == str(folder / "model.ckpt-1")
 
 
+# test_killed_before_any_single_step_of_an_overwrite_one_whole_checkpoint_loads stands for it.
+@pytest.mark.long
 def test_killed_at_a_random_moment_one_whole_checkpoint_loads_and_progress_is_not_lost(tmp_path):
     result = run_child(
         """
@@ -304,6 +306,8 @@ def test_folders_that_look_like_patterns_are_folders(folder, tmp_path):
     assert [step for step, _ in checkpoint.steps(tmp_path / folder)] == [2]
 
 
+# test_a_reader_waits_for_a_live_writer_instead_of_tidying_its_files_away stands for it.
+@pytest.mark.long
 def test_a_reader_beside_a_writer_always_gets_one_whole_checkpoint(tmp_path):
     result = run_child(
         """

@@ -347,6 +347,7 @@ def test_length_above_the_positions_is_refused_when_running():
         traced(model)(as_tensors(random_batch(1, 21)))
 
 
+@pytest.mark.representatives("build_squad_model")
 @pytest.mark.parametrize(
     "build", [modeling.build_encoder, modeling.build_squad_model, modeling.build_classifier]
 )

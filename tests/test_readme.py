@@ -61,11 +61,17 @@ def test_every_table_is_in_the_document():
     assert sorted(names) == sorted(tables.TABLES)
 
 
-def test_blocks_run_from_top_to_bottom_and_print_what_is_shown(tmp_path, monkeypatch):
+# README stands for the pages of docs/, which `make test-long` runs.
+@pytest.mark.parametrize(
+    "documents",
+    [DOCUMENTS[:1], pytest.param(DOCUMENTS, marks=pytest.mark.long)],
+    ids=["README", "README and docs"],
+)
+def test_blocks_run_from_top_to_bottom_and_print_what_is_shown(tmp_path, monkeypatch, documents):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     session = {"__name__": "readme"}
-    for document in DOCUMENTS:
+    for document in documents:
         for block in blocks_of((ROOT / document).read_text()):
             if any(block.code.startswith(beginning) for beginning in NOT_RUN):
                 continue

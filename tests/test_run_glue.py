@@ -173,6 +173,8 @@ def test_training_is_scored_and_ends_with_the_weights_that_scored_best(call, sco
             np.testing.assert_array_equal(kept[name], saved[name])
 
 
+# test_training_goes_on_where_it_stopped_and_ends_with_the_same_weights stands for it.
+@pytest.mark.long
 def test_a_run_that_was_cut_off_ends_with_the_same_best_weights(call, untrained, scored, tmp_path):
     shutil.copytree(scored, tmp_path / "cut")
     for number, prefix in checkpoint.steps(tmp_path / "cut"):
@@ -210,6 +212,8 @@ def test_a_run_that_is_done_has_its_best_weights_still(call, untrained, scored, 
         np.testing.assert_array_equal(once[name], twice[name])
 
 
+# test_training_is_scored_and_ends_with_the_weights_that_scored_best stands for it.
+@pytest.mark.long
 def test_quantized_training_keeps_the_best_ranges_with_the_weights_and_is_scored_by_epochs(
     call, baselines, tmp_path
 ):
@@ -234,6 +238,8 @@ def test_quantized_training_keeps_the_best_ranges_with_the_weights_and_is_scored
     assert call("validate-quantized --task stsb --max-seq-length 48", model_path=tmp_path) == found
 
 
+# A run with --double above stands for it.
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["validate-baseline", "validate-quantized"])
 def test_scores_in_float64_are_those_of_float32(call, baselines, monkeypatch, mode):
     """A regression's score moves with every logit."""
@@ -307,6 +313,8 @@ def test_what_a_later_task_lacks_is_said_before_the_first_starts(data, untrained
     assert not (tmp_path / "out").exists()
 
 
+# Two tasks in one run (`baselines`) stand for nine; tests/glue reads the files of all nine.
+@pytest.mark.long
 def test_all_nine_tasks_run_with_one_option(call, untrained, tmp_path):
     found = call(
         "train-baseline --task all --max-steps 1 --batch-size 2 --num-train-samples 8"
@@ -366,7 +374,6 @@ PTQ = (
 )
 
 
-# Every third of these in `make test`, all in `make test-long`: they are many and alike.
 POST_TRAINING_OPTIONS = [
     # Weights and activations of a network of one layer: 4 + 8 + 2, and 3 + 13 + 2.
     (
@@ -439,12 +446,10 @@ POST_TRAINING_OPTIONS = [
 ]
 
 
+@pytest.mark.representatives("--export onnx*", "--double --per-token*")
 @pytest.mark.parametrize(
     ("options", "sites"),
-    [
-        pytest.param(*one, marks=pytest.mark.long if number % 3 else ())
-        for number, one in enumerate(POST_TRAINING_OPTIONS)
-    ],
+    POST_TRAINING_OPTIONS,
 )
 def test_post_training_options_run_and_quantize_what_they_say(
     call, baselines, tmp_path, options, sites
@@ -478,6 +483,8 @@ def test_dynamic_ranges_are_in_the_recipe_and_come_back_with_the_model(call, bas
         call("validate-quantized --task rte --per-token", model_path=tmp_path / "out")
 
 
+# tests/core/test_dynamic.py stands for it.
+@pytest.mark.long
 def test_padding_changes_nothing_where_ranges_are_dynamic(call, baselines, tmp_path):
     """The logits, and with them the score of a regression, which every logit moves."""
     words = (
@@ -491,25 +498,17 @@ def test_padding_changes_nothing_where_ranges_are_dynamic(call, baselines, tmp_p
     assert padded["stsb"] == pytest.approx(bare["stsb"], abs=0.02)
 
 
+# test_run_squad.py trains learned ranges.
+@pytest.mark.representatives("--n-bits 6 *")
 @pytest.mark.parametrize(
     "options",
     [
-        (
-            "--learn-ranges --weight-quant-method MSE --weight-opt-method golden_section"
-            " --act-quant-method current_minmax --n-bits 4 --n-bits-act 8 --attn-dropout 0.0"
-            " --hidden-dropout 0.0 --warmup-steps 1 --weight-decay 0.0 --logging-first-step"
-        ),
-        *(
-            pytest.param(options, marks=pytest.mark.long)
-            for options in (
-                (
-                    "--learn-ranges --range-update lsq --range-learning-rate 1e-3"
-                    " --lr-scheduler-type cosine"
-                ),
-                "--n-bits 6 --act-momentum 0.8",
-                "--fix-act-ranges --fix-weight-ranges --quant-dict {'Et':2}",
-            )
-        ),
+        "--learn-ranges --weight-quant-method MSE --weight-opt-method golden_section"
+        " --act-quant-method current_minmax --n-bits 4 --n-bits-act 8 --attn-dropout 0.0"
+        " --hidden-dropout 0.0 --warmup-steps 1 --weight-decay 0.0 --logging-first-step",
+        "--learn-ranges --range-update lsq --range-learning-rate 1e-3 --lr-scheduler-type cosine",
+        "--n-bits 6 --act-momentum 0.8",
+        "--fix-act-ranges --fix-weight-ranges --quant-dict {'Et':2}",
     ],
 )
 def test_quantized_training_starts_from_the_float_model_and_its_result_is_scored_again_alike(
@@ -524,6 +523,13 @@ def test_quantized_training_starts_from_the_float_model_and_its_result_is_scored
     assert again == found
     with pytest.raises(FlagError, match="--n-bits: the model in .* was saved with its ranges"):
         call("validate-quantized --task rte --n-bits 7", model_path=tmp_path / "out")
+    with pytest.raises(FlagError, match="was saved with its ranges"):
+        call(
+            f"train-quantized --task rte {QUANTIZED} --max-steps 1",
+            model_path=tmp_path / "out",
+            output_dir=tmp_path / "two",
+        )
+    assert not (tmp_path / "two").exists()
 
 
 @pytest.fixture
@@ -543,6 +549,8 @@ def first_loss(call, baselines, tmp_path):
     return loss
 
 
+# Distillation of two tasks, below, stands for it; tests/training has the scale of the loss.
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["stsb", pytest.param("rte", marks=pytest.mark.long)])
 def test_the_float_model_teaches_beside_the_labels(first_loss, task):
     alone, once, thrice = (
@@ -682,6 +690,9 @@ def test_each_of_several_tasks_is_quantized_and_taught_from_a_folder_of_runs(
         )
 
 
+# test_run_squad.py has ranges that move only when told; setting_checks and the recipes are the
+# same.
+@pytest.mark.long
 def test_ranges_that_are_not_fixed_follow_and_fixed_ones_stay(call, baselines, tmp_path):
     ends = {}
     for name, options in (("fixed", "--fix-act-ranges --fix-weight-ranges"), ("following", "")):
@@ -873,17 +884,7 @@ def test_packages_that_an_export_needs_are_looked_for_before_any_work(monkeypatc
         setting_checks.check(Settings(mode="validate-quantized", export="openvino", output_dir="x"))
 
 
-def test_what_is_refused_leaves_nothing(call, untrained, baselines, tmp_path):
-    call(
-        f"train-quantized --task rte {QUANTIZED} --max-steps 1 --batch-size 4 --save-model"
-        " --num-val-samples 8",
-        model_path=baselines / "rte" / "out",
-        output_dir=tmp_path / "one",
-    )
-    words = f"train-quantized --task rte {QUANTIZED} --max-steps 1"
-    with pytest.raises(FlagError, match="was saved with its ranges"):
-        call(words, model_path=tmp_path / "one" / "out", output_dir=tmp_path / "two")
-    assert not (tmp_path / "two").exists()
+def test_a_model_without_weights_is_refused(call, untrained):
     with pytest.raises(
         FlagError,
         match="--model-path=.*: no weights in it, neither model.safetensors nor model.ckpt.index",

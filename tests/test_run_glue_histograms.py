@@ -81,6 +81,7 @@ def test_histograms_are_those_of_the_layers_tensors_without_padding(tmp_path):
     assert [event.step for event in shown(tmp_path).Tensors("layer_01/res_output_x")] == [7]
 
 
+@pytest.mark.representatives("config0-*", "config2-*")
 @pytest.mark.parametrize(
     ("config", "names"),
     [

@@ -943,8 +943,21 @@ def test_the_command_line_tells_errors_in_lines_not_traces(files, tmp_path):
     flags = command(*given, "--calib_method=median", f"--predict_file={broken}")
     (line,) = flags.stderr.splitlines()
     assert flags.returncode == 2 and "--calib_method: invalid choice: 'median'" in line
+
+
+# Invalid choices, above, end the process alike.
+@pytest.mark.long
+def test_the_command_line_tells_contradictions_in_a_line(files, tmp_path):
+    broken = tmp_path / "dev.json"
+    broken.write_text('{"data": [{"paragraphs": [{"qas": []}]}]}')
     contradiction = command(
-        *given, "--percentile=99.9", "--calib_method=mse", f"--predict_file={broken}"
+        f"--bert_config_file={files['bert_config_file']}",
+        f"--vocab_file={files['vocab_file']}",
+        f"--output_dir={tmp_path}",
+        "--do_predict",
+        "--percentile=99.9",
+        "--calib_method=mse",
+        f"--predict_file={broken}",
     )
     assert (
         contradiction.returncode == 2

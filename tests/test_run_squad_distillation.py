@@ -65,6 +65,9 @@ INSIDE = {
 }
 
 
+# tests/training/test_teaching.py has projections and their start, test_run_squad.py distillation in
+# a run.
+@pytest.mark.long
 def test_a_larger_teacher_teaches_from_inside_resumes_exactly_and_leaves_prediction_alone(
     files, tmp_path, capsys
 ):

@@ -32,6 +32,8 @@ def settings_for(files, trained, folder, **changes):
     )
 
 
+# The quantized network below stands for it.
+@pytest.mark.long
 def test_the_exported_float_network_gives_the_answers_of_the_checkpoint(files, trained, tmp_path):
     figures = run_squad.run(settings_for(files, trained, tmp_path))
     written = figures["export"]
@@ -93,6 +95,7 @@ def test_a_quantized_network_is_calibrated_exported_and_scored_in_one_run(files,
     assert run_squad.run(again)["prediction"]["f1"] == figures["prediction"]["f1"]
 
 
+@pytest.mark.representatives("changes0-*")
 @pytest.mark.parametrize(
     ("changes", "name"),
     [

@@ -108,6 +108,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_by_name_with_nothing_written(
     assert not checkpoint.steps(tmp_path / "out")
 
 
+@pytest.mark.representatives("3e+38*")
 @pytest.mark.parametrize(
     ("rate", "message"),
     [(1e30, "stopped at step 3"), (3e38, "step 2 made .* NaN or Inf.*not saved")],
@@ -259,6 +260,8 @@ def test_masks_are_held_from_float_training_through_calibration_and_quantized_tr
     )
 
 
+# tests/test_checkpoint.py stands for it.
+@pytest.mark.long
 def test_only_the_newest_quantized_checkpoints_are_kept_each_of_them_whole(
     files, calibrated, tmp_path
 ):

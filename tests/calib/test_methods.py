@@ -195,6 +195,7 @@ def last_smallest(scores):
     return np.flatnonzero(scores <= scores.min() + 1e-12)[-1]
 
 
+@pytest.mark.representatives("values0-grid0", "values1-grid1", "values2-grid2")
 @pytest.mark.parametrize("grid", [NARROW, Grid(-7, 7), UNSIGNED])
 @pytest.mark.parametrize(
     "values", [heavy(4000), np.round(heavy(300) * 3) / 3, np.geomspace(0.001, 50, 40)]

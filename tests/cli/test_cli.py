@@ -41,6 +41,9 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.representatives(
+    "onnx-model.onnx-factory*", "openvino-model.xml-model.keras", "saved_model-*"
+)
 @pytest.mark.parametrize("model", ["factory_of_this_test:build", "model.keras"])
 @pytest.mark.parametrize(
     ("target", "name"),

@@ -7,20 +7,19 @@ from benchmarks.compatibility.checks import run_checks
 from benchmarks.compatibility.models import all_models
 from benchmarks.compatibility.process import run_checks_apart
 
-# One for each kind of architecture; the others are alike.
-_IN_EVERY_RUN = {
+# Checked in part by every run: one for each kind of architecture.
+_IN_EVERY_RUN = (
     "BertBackbone",
     "DebertaV3Backbone",
-    "EfficientNetBackbone",
-    "GPTNeoXBackbone",
     "Gemma3Backbone",
     "LlamaBackbone",
     "MixtralBackbone",
-    "SwinTransformerBackbone",
-    "T5Backbone",
-    "ViTBackbone",
     "WhisperBackbone",
-}
+    "SwinTransformerBackbone",
+    "ViTBackbone",
+)
+# Checked whole by every run: convolutions, as most other tests are about encoders.
+_WHOLE_IN_EVERY_RUN = ("EfficientNetBackbone",)
 # Exports that end in a refusal, and a part of it that names the reason.
 _NOT_EXPORTED = {
     "FNetBackbone": "FFT",
@@ -31,15 +30,10 @@ _NOT_EXPORTED = {
 
 @pytest.mark.filterwarnings("ignore:.*quantized products in integers")  # of convolutions
 @pytest.mark.filterwarnings("ignore:padding is counted")  # where DeBERTa joins tokens with others
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in _IN_EVERY_RUN else [pytest.mark.long])
-        for name in all_models()
-    ],
-)
+@pytest.mark.representatives(*_WHOLE_IN_EVERY_RUN)
+@pytest.mark.parametrize("name", all_models())
 def test_model_passes_every_check(name):
-    if name in _IN_EVERY_RUN:
+    if name in _WHOLE_IN_EVERY_RUN:
         found = run_checks(all_models()[name])
     else:
         found = run_checks_apart(name)
@@ -48,3 +42,11 @@ def test_model_passes_every_check(name):
         assert _NOT_EXPORTED[name] in failures.pop("onnx")
     assert not failures
     assert set(found) == set(CHECKS)
+
+
+@pytest.mark.filterwarnings("ignore:padding is counted")  # where DeBERTa joins tokens with others
+@pytest.mark.parametrize("name", _IN_EVERY_RUN)
+def test_model_has_sites_its_own_numbers_in_float_mode_and_an_error_at_eight_bits(name):
+    found = run_checks(all_models()[name], ("sites", "float", "8 bits"))
+    assert found["sites"] > 0 and found["float"] is True
+    assert 0.0 < found["8 bits"] < 1.0

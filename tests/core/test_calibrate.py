@@ -290,6 +290,14 @@ def batches_in_forms():
     }
 
 
+@pytest.mark.representatives(
+    "generator",
+    "triples",
+    "lists of one",
+    "float64",
+    "dataset of pairs",
+    "dataset of unknown length",
+)
 @pytest.mark.parametrize("form", batches_in_forms())
 def test_batches_come_in_many_forms(quantized, form):
     calibration = tfquant.calibrate(quantized, batches_in_forms()[form](), progress=False)

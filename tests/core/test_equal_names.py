@@ -46,6 +46,7 @@ def stack(used):
     return model
 
 
+@pytest.mark.representatives("(True, False)", "(False, True, False)")
 @pytest.mark.parametrize(
     "used",
     [(True, False), (False, True), (False, False), (False, True, False), (True, True)],

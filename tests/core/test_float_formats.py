@@ -232,6 +232,7 @@ def layers_by_hand(model: keras.Model, x: np.ndarray, ranges: dict, name: str) -
     return x
 
 
+@pytest.mark.representatives("e4m3-mse", "e5m2-percentile", "e3m2-max")
 @pytest.mark.parametrize("method", ["max", "mse", "percentile"])
 def test_a_calibrated_model_computes_with_the_oracles_weights_and_activations(
     make_two_dense, name, method
@@ -255,6 +256,7 @@ def test_dynamic_ranges_follow_the_tensor_at_hand(make_two_dense, name):
     np.testing.assert_allclose(quantized(x), np.concatenate(rows), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.representatives("e4m3-lsq", "e5m2-moving_average")
 @pytest.mark.parametrize("update", ["lsq", "pact", "moving_average"])
 def test_training_moves_ranges_and_a_checkpoint_brings_them_back(
     make_two_dense, tmp_path, name, update
@@ -274,6 +276,7 @@ def test_training_moves_ranges_and_a_checkpoint_brings_them_back(
     assert again.recipe == quantized.recipe
 
 
+@pytest.mark.representatives("e4m3")
 def test_a_calibration_file_keeps_the_format_and_fits_no_other(make_two_dense, tmp_path, name):
     model, x = make_two_dense(), values((50, 6))
     quantized = tfquant.quantize(model, recipe_of(name), [x], progress=False)

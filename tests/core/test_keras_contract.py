@@ -117,6 +117,7 @@ def attending():
     return model
 
 
+@pytest.mark.representatives("subclassed")
 @pytest.mark.parametrize(
     ("build", "x", "y", "loss"),
     [
@@ -142,6 +143,7 @@ def test_masks_reach_losses_and_metrics(build, x, y, loss):
     assert_alike(build, x, y, {"optimizer": "sgd", "loss": loss, "metrics": metrics})
 
 
+@pytest.mark.representatives("False-quantized", "True-float")
 @pytest.mark.parametrize("mode", ["float", "quantized"])
 @pytest.mark.parametrize("training", [False, True])
 def test_outputs_have_masks_in_every_mode(mode, training):
@@ -193,6 +195,7 @@ def with_loss_alone():
     return model
 
 
+@pytest.mark.representatives("False")
 @pytest.mark.parametrize("eager", [False, True])
 def test_losses_that_layers_add_count_once(eager):
     assert_alike(
@@ -341,6 +344,7 @@ def test_steps_that_cannot_be_kept_are_refused_by_quantize():
         tfquant.quantize(model)
 
 
+@pytest.mark.representatives("sample_weight", "accumulation")
 @pytest.mark.parametrize("how", ["class_weight", "sample_weight", "validation", "accumulation"])
 def test_weights_validation_averages_and_accumulation(how):
     def build():
@@ -508,6 +512,7 @@ class Optional(Both):
         return self.first(x) + (0 if memory is None else self.second(memory))
 
 
+@pytest.mark.representatives("batch0", "batch3")
 @pytest.mark.parametrize(
     "batch", [(X, X[::-1]), [X, X[::-1]], ((X, X[::-1]), Y), {"x": X, "memory": X[::-1]}]
 )
@@ -535,6 +540,7 @@ def test_arguments_that_were_not_traced_are_refused():
     )
 
 
+@pytest.mark.representatives("float16")
 @pytest.mark.parametrize("dtype", ["float64", "int64", "uint8", "float16"])
 def test_numbers_are_cast_as_keras_casts_them(dtype):
     x = keras.Input((6,), dtype="int32")
@@ -575,6 +581,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.representatives("two_outputs-m.keras-*", "stepping-m-*", "two_outputs-m.h5-save")
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("name", ["m.keras", "m.h5", "m"])
 @pytest.mark.parametrize("make", [two_outputs, stepping])

@@ -90,6 +90,9 @@ def by_path(model):
     return {"loss": {"outer": {"z": "mse", "a": "mae"}}}
 
 
+@pytest.mark.representatives(
+    "layer of two, mapping", "two layers, list by layer", "subclassed tuple"
+)
 @pytest.mark.parametrize(
     ("build", "pack", "losses"),
     [

@@ -182,6 +182,9 @@ MASKED = {
 FIRST_STEPS = ("_cell",)
 
 
+@pytest.mark.representatives(
+    "attention", "recurrent", "pooled", "subclassed", "keras 2", "heads in the batch"
+)
 @pytest.mark.parametrize("name", MASKED)
 def test_masks_that_keras_attaches_are_used(name):
     ids, _ = ids_of()
@@ -190,6 +193,7 @@ def test_masks_that_keras_attaches_are_used(name):
     assert_as_cut(unlike_any_other(model), ids, cut_rows(ids, LENGTHS), exempt=FIRST_STEPS)
 
 
+@pytest.mark.representatives("True")
 @pytest.mark.parametrize("left", [False, True])
 def test_padding_on_either_side_and_batches_without_any(left):
     model = unlike_any_other(attention())
@@ -199,6 +203,7 @@ def test_padding_on_either_side_and_batches_without_any(left):
     assert_as_cut(model, full, [full])
 
 
+@pytest.mark.representatives("7-recurrent", "8-attention")
 @pytest.mark.parametrize("kind", [attention, recurrent])
 @pytest.mark.parametrize("length", [LENGTH, WIDTH])
 def test_fixed_lengths_that_may_equal_a_number_of_features(kind, length):
@@ -291,6 +296,7 @@ SEQUENCE_TO_SEQUENCE = {
 }
 
 
+@pytest.mark.representatives("gemma 3")
 @pytest.mark.parametrize("name", few(BACKBONES, ("bert", "gemma 3")))
 def test_backbones_count_real_tokens_alone(name):
     model = unlike_any_other(BACKBONES[name]())
@@ -301,6 +307,8 @@ def test_backbones_count_real_tokens_alone(name):
     assert_as_cut(model, batch, cut_rows(batch, LENGTHS), EVERYTHING, exempt=("pooled",))
 
 
+# test_every_input_has_a_mask_of_its_own stands for it.
+@pytest.mark.long
 @pytest.mark.parametrize("name", few(SEQUENCE_TO_SEQUENCE, ("t5",)))
 def test_tensors_belong_to_the_mask_of_the_encoder_or_of_the_decoder(name):
     model = unlike_any_other(SEQUENCE_TO_SEQUENCE[name]())
@@ -347,6 +355,7 @@ def test_what_has_no_mask_is_counted_as_it_is():
     )
 
 
+@pytest.mark.representatives("attention_mask-float32", "encoder_mask-bool")
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -372,6 +381,7 @@ def test_names_and_types_of_masks(name, dtype):
     assert_as_cut(model, batch, cut_rows(batch, LENGTHS))
 
 
+@pytest.mark.representatives("valid")
 @pytest.mark.parametrize("mask", ["valid", ["valid"]])
 def test_masks_of_any_other_name_can_be_given(mask):
     ids, real = ids_of()
@@ -447,6 +457,15 @@ def masked_by_argument(change, name="valid", dtype="bool"):
     return unlike_any_other(keras.Model([ids, valid], keras.layers.Dense(3, name="behind")(x)))
 
 
+@pytest.mark.representatives(
+    "computed from ids",
+    "an input",
+    "joined with a causal one",
+    "pairs",
+    "added",
+    "pooling",
+    "decoder of KerasHub",
+)
 @pytest.mark.parametrize("name", PASSED)
 def test_masks_that_attention_alone_is_given_are_used(name):
     ids, real = ids_of()
@@ -465,6 +484,7 @@ DOUBTFUL = {
 }
 
 
+@pytest.mark.representatives("segments")
 @pytest.mark.parametrize("name", DOUBTFUL)
 def test_a_warning_names_an_attention_mask_that_does_not_tell_padding(name):
     ids, real = ids_of()

@@ -139,6 +139,7 @@ def test_tables_tell_groups_and_their_order():
 # Plans
 
 
+@pytest.mark.representatives("None-*")
 @pytest.mark.parametrize(
     "role, path, message",
     [
@@ -382,6 +383,8 @@ def test_a_checkpoint_gives_groups_and_answers_back_to_the_last_bit(shared, bert
         np.testing.assert_array_equal(loaded(bert.batches[0])[name], logits)
 
 
+# test_training_moves_the_one_learned_range_of_each_group stands for it.
+@pytest.mark.long
 def test_a_checkpoint_of_frozen_groups_can_be_loaded_to_learn_them(shared, bert, tmp_path):
     tfquant.save(shared, tmp_path / "model")
     change = lambda recipe: recipe.with_spec(roles=["*"], update="lsq")  # noqa: E731
@@ -433,6 +436,7 @@ def trained(update: str, steps: int = 30, **changes) -> tuple[dict, dict, list[f
     return before, quantized.ranges(), losses
 
 
+@pytest.mark.representatives("tqt-True")
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("update", few(["lsq", "tqt"], ("tqt",)))
 def test_training_moves_the_one_learned_range_of_each_group(update, symmetric):

@@ -40,6 +40,7 @@ RANGES = [
 ]
 
 
+@pytest.mark.representatives("-1.3-0.7-*", "0.0-5.0-*", "0.0-0.0-True", "1e-30-*")
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("lower", "upper"), RANGES)
 def test_decoded_codes_are_what_the_simulation_rounds_to(lower, upper, symmetric):
@@ -75,6 +76,7 @@ def test_an_empty_range_has_a_scale_above_zero():
 FORMATS = ["int8", "int3", "int12", "e4m3", "e5m2"]
 
 
+@pytest.mark.representatives("-1.3-0.7-*", "0.0-5.0-int8", "-2.9-2.9-e5m2")
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("lower", "upper"), [(-1.3, 0.7), (0.0, 5.0), (-2.9, 2.9)])
 def test_dequantized_arrays_are_what_the_simulation_rounds_to(format, lower, upper):

@@ -89,6 +89,7 @@ def make_others(count):
         layers.TimeDistributed(layers.Dense(1))
 
 
+@pytest.mark.representatives("attention", "across_ten")
 @pytest.mark.parametrize(
     "build",
     [

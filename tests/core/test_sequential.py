@@ -114,6 +114,7 @@ def calibrated(
     )
 
 
+@pytest.mark.representatives("current_minmax", "moving_average")
 @pytest.mark.parametrize("name", RANGES)
 def test_ranges_equal_those_of_a_network_computed_by_hand(two_dense, name):
     method, range_of, tolerance = RANGES[name]
@@ -146,6 +147,7 @@ def test_a_range_searched_in_a_histogram_is_used_at_once(two_dense, method):
         np.testing.assert_allclose(found, expected, rtol=0, atol=width, err_msg=address)
 
 
+@pytest.mark.representatives("mse")
 @pytest.mark.parametrize("method", ["max", "mse", "entropy"])
 def test_any_method_runs_over_several_batches(bert, make_bert_batch, method):
     recipe = tfquant.recipe("int8_residual_both_asymmetric").with_method(method)
@@ -158,6 +160,7 @@ def test_any_method_runs_over_several_batches(bert, make_bert_batch, method):
     )
 
 
+@pytest.mark.representatives("False")
 @pytest.mark.parametrize("share", [True, False])
 def test_ranges_of_one_batch_are_the_extremes_in_the_network_that_comes_out(
     bert, make_bert_batch, share
@@ -230,6 +233,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.representatives("iter-other values", "list-more")
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("made", [iter, list])
 def test_other_batches_on_one_rank_are_refused_on_all(two_dense, name, made):

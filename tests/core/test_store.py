@@ -168,6 +168,8 @@ def test_a_model_for_one_length_reads_the_file_of_a_model_for_any(
         np.testing.assert_allclose(loaded(batch)[name], logits, atol=1e-5)
 
 
+# test_renaming.py stands for it.
+@pytest.mark.long
 @pytest.mark.parametrize("made_before", [1, 3])
 def test_layers_numbered_otherwise_are_matched_by_their_order(tmp_path, made_before):
     keras.backend.clear_session()

@@ -70,6 +70,7 @@ def models():
     return [make_model() for _ in range(7)]
 
 
+@pytest.mark.representatives("3-*")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [2, 3])
 def test_every_rank_ends_with_the_calibration_of_one_process(models, method, size):
@@ -100,6 +101,7 @@ def test_the_sample_is_on_in_these_tests_and_depends_on_the_number_of_the_batch(
     assert not first[address].statistics.histogram.equals(second[address].statistics.histogram)
 
 
+@pytest.mark.representatives("4")
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_ranks_without_a_batch_have_the_result_too(models, count):
     recipe, batches = RECIPE.with_method("moving_average"), make_batches(count)
@@ -317,6 +319,7 @@ def test_only_rank_0_shows_a_bar_and_one_process_keeps_nothing_of_its_batches(mo
 # Observers
 
 
+@pytest.mark.representatives("True")
 @pytest.mark.parametrize("signed", [False, True])
 def test_joined_observers_equal_one_to_the_sign_of_a_zero(signed):
     rng = np.random.default_rng(1)

@@ -111,6 +111,8 @@ def test_a_missing_horovod_says_both_ways_to_install_it(monkeypatch):
         start(horovod=True)
 
 
+# The two processes of test_two_ranks.py and test_calibration.py stand for it.
+@pytest.mark.long
 @needs_ranks
 def test_two_processes_do_what_two_threads_do():
     lines = found_by_two_ranks("groups_worker.py")

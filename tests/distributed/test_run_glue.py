@@ -45,6 +45,8 @@ def words(tmp_path_factory):
     )
 
 
+# test_two_ranks.py and test_run_squad.py stand for it.
+@pytest.mark.long
 @needs_ranks
 def test_two_processes_train_and_score_as_one_with_twice_the_batch_and_rate(words, tmp_path):
     one = f"{words} --batch-size 8 --learning-rate 2e-3 --output-dir {tmp_path / 'one'}"

@@ -106,6 +106,9 @@ def last_step(settings: Settings) -> int:
     return checkpoint.steps(settings.output_dir)[-1][0]
 
 
+# test_resume.py and tests/training/test_schedule.py stand for resuming, the test of horovodrun
+# for killed ranks.
+@pytest.mark.long
 @needs_ranks
 def test_stopped_then_killed_then_resumed_in_one_process_a_run_ends_as_if_it_had_never_stopped(
     settings, start, capsys

@@ -7,6 +7,8 @@ from tests.distributed.ranks import found_by_two_ranks, needs_ranks
 from tfquant.distributed.group import Single
 
 
+# test_two_ranks.py stands for it.
+@pytest.mark.long
 @needs_ranks
 def test_two_ranks_learn_from_a_teacher_what_one_process_learns_on_the_whole_batches(tmp_path):
     first, second = sorted(

@@ -142,6 +142,9 @@ def loaded(build, config, weights, folder, *args, shards=1, **options):
     return model, modeling.load_weights(model, folder, **options)
 
 
+@pytest.mark.representatives(
+    "roberta-changes1-3", "distilbert-changes2-1", "mobilebert-changes5-2", "mobilebert-changes8-1"
+)
 @pytest.mark.parametrize(
     ("name", "changes", "shards"),
     [
@@ -173,6 +176,7 @@ def test_classifier_from_a_directory_has_the_logits_of_the_reference(
     np.testing.assert_allclose(model(batch, training=False)["logits"], wanted, **TOLERANCE)
 
 
+@pytest.mark.representatives("distilbert", "mobilebert")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_squad_model_has_the_scores_of_the_reference_at_every_token(name, tmp_path):
     config = hugging_face.CONFIGS[name]
@@ -192,6 +196,7 @@ def test_squad_model_has_the_scores_of_the_reference_at_every_token(name, tmp_pa
     np.testing.assert_allclose(got["end_logits"].numpy()[tokens], wanted[tokens][:, 1], **TOLERANCE)
 
 
+@pytest.mark.representatives("mobilebert-True")
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_base_model_leaves_the_head_fresh_and_reports_it(name, prefix, tmp_path):
@@ -214,6 +219,7 @@ def test_base_model_leaves_the_head_fresh_and_reports_it(name, prefix, tmp_path)
         assert np.array_equal(ours, initial) == (ours.path in report.missing), ours.path
 
 
+@pytest.mark.representatives("distilbert", "mobilebert")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_each_stored_weight_becomes_one_variable_with_its_values(name, tmp_path):
     config = hugging_face.CONFIGS[name]
@@ -224,6 +230,7 @@ def test_each_stored_weight_becomes_one_variable_with_its_values(name, tmp_path)
     assert all(v.path.startswith((f"{name}/", *modeling.HEAD_NAMES)) for v in model.weights)
 
 
+@pytest.mark.representatives("mobilebert")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_weights_written_by_name_are_read_again_by_name(name, tmp_path):
     config = hugging_face.CONFIGS[name]
@@ -242,6 +249,7 @@ def test_weights_written_by_name_are_read_again_by_name(name, tmp_path):
         np.testing.assert_array_equal(ours, same, err_msg=ours.path)
 
 
+@pytest.mark.representatives("mobilebert")
 @pytest.mark.parametrize("name", ["roberta", "mobilebert"])
 def test_pooled_output_of_a_base_model_is_tanh_of_its_dense_layer(name, tmp_path):
     config = hugging_face.CONFIGS[name] | (
@@ -278,6 +286,7 @@ def test_roberta_counts_positions_past_the_padding_token_wherever_it_stands():
     np.testing.assert_allclose(layer(ids, np.ones_like(ids)), wanted, **TOLERANCE)
 
 
+@pytest.mark.representatives("distilbert")
 @pytest.mark.parametrize("name", ["roberta", "distilbert"])
 def test_segment_ids_change_nothing_where_an_architecture_has_no_segments(name, tmp_path):
     config = hugging_face.CONFIGS[name]
@@ -309,6 +318,7 @@ def tiny(name: str, **changes):
     )
 
 
+@pytest.mark.representatives("mobilebert-*")
 @pytest.mark.parametrize(
     ("name", "places"),
     [
@@ -371,6 +381,7 @@ def test_training_reaches_every_variable_and_dropout_can_be_turned_off(name):
         ), variable.path
 
 
+@pytest.mark.representatives("mobilebert")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_initial_weights_follow_the_seed_and_no_two_are_alike(name):
     first, again, other = (
@@ -386,6 +397,7 @@ def test_initial_weights_follow_the_seed_and_no_two_are_alike(name):
     assert len(set(drawn)) == len(drawn)
 
 
+@pytest.mark.representatives("mobilebert")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_models_survive_a_keras_file(name, tmp_path):
     model = modeling.build_classifier(tiny(name), 3, seed=1)
@@ -407,6 +419,7 @@ def test_models_survive_a_keras_file(name, tmp_path):
     assert [v.path for v in again.weights] == [v.path for v in model.weights]
 
 
+@pytest.mark.representatives("mobilebert")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_bfloat16_policy_keeps_variables_and_logits_in_float32(name):
     single, half = (
@@ -419,6 +432,7 @@ def test_bfloat16_policy_keeps_variables_and_logits_in_float32(name):
     np.testing.assert_allclose(got, single(batch, training=False)["logits"], atol=5e-3)
 
 
+@pytest.mark.representatives("mobilebert")
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "bert"])
 def test_float64_policy_computes_everything_in_float64_and_answers_as_float32_does(name):
     config = (

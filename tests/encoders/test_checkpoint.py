@@ -112,6 +112,7 @@ def test_weights_load_into_a_bfloat16_model_at_full_precision(tmp_path):
     assert_holds(model, values, rtol=0)
 
 
+@pytest.mark.representatives("bert.-float16", "-bfloat16", "-float32")
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("prefix", ["bert.", ""])
 def test_hugging_face_directory_loads_with_and_without_prefix(prefix, dtype, tmp_path):
@@ -352,6 +353,7 @@ def test_object_based_checkpoint_is_told_apart(tmp_path):
         modeling.load_weights(modeling.build_squad_model(TINY), prefix)
 
 
+@pytest.mark.representatives("cut-.data*", "overwritten-.index", "gone-.data*")
 @pytest.mark.parametrize("part", [".index", ".data-00000-of-00001"])
 @pytest.mark.parametrize("fault", ["cut", "overwritten", "gone"])
 def test_damaged_bundle_is_refused(part, fault, tmp_path):

@@ -40,6 +40,8 @@ def test_a_file_is_compared_with_its_model_at_any_time(tmp_path, case, model):
     assert tfquant.compare(model, path, case.batches, mode="float").largest < 1e-5
 
 
+# test_run_squad_export.py scores both.
+@pytest.mark.long
 def test_both_are_scored_where_the_caller_can(tmp_path, case, model):
     path = tmp_path / "model.onnx"
 
@@ -63,6 +65,8 @@ def test_both_are_scored_where_the_caller_can(tmp_path, case, model):
     assert again.scores == found.scores
 
 
+# test_parity.py has another network for every runtime.
+@pytest.mark.long
 def test_a_file_with_another_weight_is_refused(tmp_path, case, model):
     path = tmp_path / "model.onnx"
     tfquant.export(model, path)
@@ -74,6 +78,8 @@ def test_a_file_with_another_weight_is_refused(tmp_path, case, model):
         tfquant.compare(model, path, case.batches, tolerance=0.0)
 
 
+# A fused file in test_fused_attention.py stands for it.
+@pytest.mark.long
 def test_the_first_site_that_is_reached_by_other_values_is_named(case, model, monkeypatch):
     """Written with another scale in the middle of the network, as a fault of the exporter would
     be.

@@ -219,6 +219,7 @@ def scores(model, batch):
     return np.stack([answers["start_logits"], answers["end_logits"]], axis=-1)
 
 
+@pytest.mark.representatives("ft1-86")
 @pytest.mark.parametrize(
     ("recipe", "sm"),
     [
@@ -373,6 +374,7 @@ def without(role):
     )
 
 
+@pytest.mark.representatives("no operands")
 @pytest.mark.parametrize(
     ("recipe", "match"),
     [

@@ -57,6 +57,7 @@ def name_of(model) -> str:
     return model.recipe.name
 
 
+@pytest.mark.representatives("e4m3-onnxruntime")
 @pytest.mark.filterwarnings("error:.*quantized products in integers")  # which float8 is not for
 @pytest.mark.parametrize("target", ["onnx", "onnxruntime"])
 def test_onnx_runtime_answers_as_the_simulation_from_stored_float8(quantized, tmp_path, target):
@@ -75,6 +76,8 @@ def test_onnx_runtime_answers_as_the_simulation_from_stored_float8(quantized, tm
     assert len(dequantized) >= len(quantized.plan.sites)
 
 
+# Packed e4m3 of test_support_matrix.py stands for it.
+@pytest.mark.long
 def test_a_packed_file_holds_the_codes_and_loads_to_the_same_answers(quantized, tmp_path):
     path = tmp_path / "model.safetensors"
     tfquant.export(quantized, path, target="packed")
@@ -90,6 +93,7 @@ def test_a_packed_file_holds_the_codes_and_loads_to_the_same_answers(quantized, 
     assert kernels and set(kernels) == {8}
 
 
+@pytest.mark.representatives("e4m3")
 def test_a_saved_model_answers_as_the_simulation_without_compiled_kernels(quantized, tmp_path):
     tfquant.export(
         quantized, tmp_path / "saved", target="saved_model", check_data=BATCHES, tolerance=0.0
@@ -97,6 +101,7 @@ def test_a_saved_model_answers_as_the_simulation_without_compiled_kernels(quanti
     assert b"_XlaMustCompile" not in (tmp_path / "saved" / "saved_model.pb").read_bytes()
 
 
+@pytest.mark.representatives("e4m3-*")
 @pytest.mark.parametrize(
     ("target", "file"),
     [
@@ -118,6 +123,7 @@ def test_other_targets_refuse_the_format_by_name_and_write_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.representatives("e4m3")
 def test_opsets_without_float8_are_refused(quantized, tmp_path):
     with pytest.raises(
         ExportError, match="exists from ONNX opset 19 on, got 17: export with opset=19"
@@ -125,6 +131,7 @@ def test_opsets_without_float8_are_refused(quantized, tmp_path):
         tfquant.export(quantized, tmp_path / "model.onnx")
 
 
+@pytest.mark.representatives("e4m3-19", "e5m2-21")
 @pytest.mark.parametrize("opset", [19, 21])
 @pytest.mark.parametrize("number_format", TYPES)
 def test_negative_inputs_of_a_relu_are_zero_in_the_file(tmp_path, number_format, opset):

@@ -89,6 +89,8 @@ def test_the_site_of_the_context_stands_behind_the_merged_heads(tmp_path, model)
     assert found.sites[0] == len(rounding) == 8
 
 
+# test_a_site_on_any_operand_keeps_its_attention_written_out stands for it.
+@pytest.mark.long
 def test_an_attention_with_a_site_inside_is_written_out(tmp_path, bert):
     model = quantized(bert, "int8_residual_asymmetric")
     export(model, tmp_path / "model.onnx", target=TARGET, check_data=bert.batches, tolerance=1.0)
@@ -107,6 +109,7 @@ def test_an_attention_with_a_site_inside_is_written_out(tmp_path, bert):
     )
 
 
+@pytest.mark.representatives("q", "probabilities")
 @pytest.mark.parametrize("port", ["q", "k", "v", "probabilities"])
 def test_a_site_on_any_operand_keeps_its_attention_written_out(bert, port):
     rule = tfquant.Rule(
@@ -270,6 +273,7 @@ def test_probabilities_that_are_read_elsewhere_are_computed():
 # Models of others.
 
 
+@pytest.mark.representatives("encoder_decoder-2")
 @pytest.mark.parametrize(
     ("name", "fused"),
     few(

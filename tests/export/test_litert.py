@@ -43,6 +43,11 @@ def quantized(case: models.Case, recipe):
     return tfquant.quantize(case.model, recipe, calibration=case.batches, progress=False)
 
 
+@pytest.fixture(scope="module")
+def model(bert):
+    return quantized(bert, "litert")
+
+
 def written(model, folder, mode: str = "quantized"):
     """The opened file."""
     path = str(folder / "model.tflite")
@@ -91,6 +96,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.representatives("litert", "4-bit weights")
 @pytest.mark.parametrize(
     "name", few(RECIPES, ("litert", "products before the bias", "4-bit weights", "disabled"))
 )
@@ -104,6 +110,9 @@ def test_the_file_answers_as_the_simulation_and_multiplies_integers_where_result
     assert integers(session) == (expected, 9)
 
 
+@pytest.mark.representatives(
+    "sequential-*", "convolutional-*", "tied_embeddings-*", "written_out_attention-*"
+)
 @pytest.mark.parametrize(
     ("name", "recipe", "expected"),
     [
@@ -128,8 +137,7 @@ def test_models_of_many_kinds(tmp_path, name, recipe, expected):
     check(model, session, case.batches)
 
 
-def test_kernels_are_stored_as_bytes_with_the_scales_of_their_sites(tmp_path, bert):
-    model = quantized(bert, "litert")
+def test_kernels_are_stored_as_bytes_with_the_scales_of_their_sites(tmp_path, model):
     session = written(model, tmp_path)
     tensors = session._interpreter.get_tensor_details()
     kernels = [
@@ -211,16 +219,15 @@ def test_a_table_looked_up_is_stored_as_bytes(tmp_path):
     assert tables == [np.int8]
 
 
-def test_the_float_network_has_no_integers(tmp_path, bert):
-    model = quantized(bert, "litert")
+def test_the_float_network_has_no_integers(tmp_path, bert, model):
     session = written(model, tmp_path, "float")
     assert integers(session) == (0, 9)
     assert agreement_with(model, session, bert.batches, "float").largest < 1e-5
     assert all(t["dtype"] != np.int8 for t in session._interpreter.get_tensor_details())
 
 
-def test_batch_and_length_stay_open_and_names_are_kept(tmp_path, bert):
-    session = written(quantized(bert, "litert"), tmp_path)
+def test_batch_and_length_stay_open_and_names_are_kept(tmp_path, bert, model):
+    session = written(model, tmp_path)
     assert {(entry.name, entry.shape) for entry in session.inputs} == {
         (name, (None, None)) for name in bert.batches[0]
     }
@@ -230,6 +237,8 @@ def test_batch_and_length_stay_open_and_names_are_kept(tmp_path, bert):
         assert shapes == dict.fromkeys(("start_logits", "end_logits"), (rows, length))
 
 
+# tests/graph/test_fixed_shapes.py stands for it.
+@pytest.mark.long
 def test_sizes_that_are_fixed_stay_fixed(tmp_path):
     case = with_biases(models.own_bert(sequence_length=9))
     model = tfquant.quantize(case.model, "litert", calibration=case.batches[1:], progress=False)
@@ -241,6 +250,8 @@ def test_sizes_that_are_fixed_stay_fixed(tmp_path):
 # What a user may do wrong.
 
 
+# test_support_matrix.py stands for it.
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -290,10 +301,11 @@ DAMAGES = {
 }
 
 
+@pytest.mark.representatives("empty", "cut off")
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_broken_files_are_named_in_one_line(tmp_path, bert, damage):
+def test_broken_files_are_named_in_one_line(tmp_path, model, damage):
     path = tmp_path / "model.tflite"
-    writer.write(ExportRequest(engine_of(quantized(bert, "litert")), "quantized", 17), str(path))
+    writer.write(ExportRequest(engine_of(model), "quantized", 17), str(path))
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(
         RuntimeFileError, match=r"model.tflite: LiteRT cannot read it: .+"
@@ -302,9 +314,9 @@ def test_broken_files_are_named_in_one_line(tmp_path, bert, damage):
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_input_is_named_and_others_are_passed_over(tmp_path, bert):
+def test_a_missing_input_is_named_and_others_are_passed_over(tmp_path, bert, model):
     path = str(tmp_path / "model.tflite")
-    writer.write(ExportRequest(engine_of(quantized(bert, "litert")), "quantized", 17), path)
+    writer.write(ExportRequest(engine_of(model), "quantized", 17), path)
     session = open_file(path, threads=2)
     session({**bert.batches[0], "labels": np.zeros(3)})
     with pytest.raises(KeyError, match="input 'input_mask' is missing"):

@@ -163,6 +163,7 @@ INNER = {
 }
 
 
+@pytest.mark.representatives("strided convolution", "dense")
 @pytest.mark.parametrize("kind", INNER)
 def test_layers_in_branches_keep_the_shapes_of_their_weights(tmp_path, kind):
     x = keras.Input((None, 4, 4, 2))
@@ -199,6 +200,7 @@ def test_operations_in_branches_without_a_counterpart_are_named(tmp_path):
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.representatives("depthwise convolution")
 @pytest.mark.parametrize("kind", ["convolution", "depthwise convolution", "dense"])
 def test_layers_in_loops_keep_the_shapes_of_their_weights(tmp_path, kind):
     model = keras.Sequential([keras.Input((4, 4, 2)), Repeating(INNER[kind]()), layers.Dense(3)])

@@ -91,6 +91,7 @@ def test_a_site_that_the_converter_drops_is_named(tmp_path, monkeypatch):
 # Few bits.
 
 
+@pytest.mark.representatives("True-2", "False-3")
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_activations_of_few_bits_are_computed_behind_relu_and_other_layers(
@@ -152,6 +153,9 @@ def test_float_weights_beside_integers_keep_their_precision(tmp_path, kind):
     assert share_of_equal_values(model, roles, batch, tmp_path / "m.onnx") > 0.98
 
 
+@pytest.mark.representatives(
+    "8-1000000.0-0.0-dense", "8-1.0-1e-09-convolution", "2-1.0-0.0-depthwise"
+)
 @pytest.mark.parametrize("kind", ["dense", "convolution", "depthwise"])
 @pytest.mark.parametrize(
     ("bits", "bias", "channels"), [(8, 1e6, 0.0), (8, 1.0, 1e-9), (2, 1.0, 0.0)]
@@ -264,6 +268,9 @@ TARGETS = {
 }
 
 
+@pytest.mark.representatives(
+    "2-float32-onnx", "9-int64-onnx", "5000-float16-onnx", "9-float32-openvino", "9-float32-litert"
+)
 @pytest.mark.filterwarnings("ignore:.*quantized products in integers")
 @pytest.mark.parametrize(
     ("rows", "kind", "target"),
@@ -346,6 +353,7 @@ def test_functions_that_look_at_the_sign_bit_are_written_in_operations_of_onnx(t
     np.testing.assert_array_equal(found, tf.cast(function(batch), tf.int32))
 
 
+@pytest.mark.representatives("bilinear-5-9", "bilinear-9-5", "nearest-7-11")
 @pytest.mark.parametrize(("size", "wanted"), [(5, 9), (7, 11), (9, 5), (3, 6)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
 def test_images_are_resized_to_the_wanted_size(tmp_path, size, wanted, interpolation):

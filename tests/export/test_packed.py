@@ -104,6 +104,7 @@ FLOAT = {
 }
 
 
+@pytest.mark.representatives("subclassed", "function_with_signature")
 @pytest.mark.parametrize("name", few([*models.KERAS, *models.FUNCTIONS, *models.SAVED]))
 def test_every_kind_of_model_answers_as_before_bit_for_bit(name, tmp_path):
     case, other = (models.build(name, str(tmp_path / folder)) for folder in ("one", "other"))
@@ -208,6 +209,8 @@ def test_every_width_kind_and_way_to_learn_gives_the_same_bits(update, tmp_path)
         np.testing.assert_array_equal(first, second, err_msg=name)
 
 
+# test_every_kind_of_model_answers_as_before_bit_for_bit stands for it.
+@pytest.mark.long
 def test_predict_and_further_training_go_on_from_the_same_place(tmp_path):
     recipe = tfquant.recipe("w4a8_residual")
     case, other = models.own_bert(), models.own_bert()
@@ -269,6 +272,7 @@ def test_variables_that_prediction_does_not_read_are_stored_as_well(tmp_path):
     assert not any("seed" in name for name in sizes(saved))
 
 
+@pytest.mark.representatives("1")
 @pytest.mark.parametrize("made_before", [1, 3])
 def test_layers_numbered_otherwise_are_matched_by_their_order(tmp_path, made_before):
     def build():
@@ -325,6 +329,7 @@ def networks() -> dict:
     }
 
 
+@pytest.mark.representatives("scaled", "read beside", "read in a loop")
 @pytest.mark.parametrize("name", networks())
 def test_what_is_read_otherwise_than_by_sites_alone_stays_in_float(name, tmp_path):
     model = of_function(networks()[name])
@@ -406,6 +411,7 @@ def test_a_table_is_packed_if_every_lookup_is_quantized(tmp_path):
         np.testing.assert_array_equal(loaded(ids), before)
 
 
+@pytest.mark.representatives("first-nan", "second-inf")
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("layer", ["first", "second"])
 def test_weights_that_are_not_finite_are_refused_when_loaded(tmp_path, layer, broken):
@@ -674,6 +680,7 @@ def _with_text(name, text):
     return change
 
 
+@pytest.mark.representatives("_transposed", "change0", "change3", "change6")
 @pytest.mark.parametrize(
     "change",
     [

@@ -63,6 +63,7 @@ def largest_error(network, batch, recipe, path, target) -> float:
     return tfquant.compare(model, path, [batch]).largest / largest
 
 
+@pytest.mark.representatives("transposed", "slices", "channels apart", "experts")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_files_answer_as_the_simulation(name, tmp_path):
     network, value, shape = NETWORKS[name]

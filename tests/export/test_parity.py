@@ -143,6 +143,7 @@ def test_columns_in_another_order_are_refused(model):
     }
 
 
+@pytest.mark.representatives("tiny", "best")
 @pytest.mark.parametrize("name", ["tiny", "sigmoid", "axis", "best"])
 def test_a_small_output_beside_large_ones_is_judged_by_itself(model, name):
     other = answers(quantized(2))[name]
@@ -218,6 +219,7 @@ def test_a_near_tie_is_the_same_class(model):
     assert judged(model, session)["logits"].same == 1.0
 
 
+@pytest.mark.representatives("1")
 @pytest.mark.parametrize("rows", [1, 2])
 def test_few_rows_are_enough_to_refuse_another_network(model, rows):
     other = quantized(2)
@@ -321,6 +323,7 @@ def test_nan_in_check_data_or_weights_is_refused(tmp_path):
 
 
 # All targets but that which takes nothing but BERT.
+@pytest.mark.representatives("nan-*")
 @pytest.mark.parametrize("target", sorted(TARGETS.keys() - {"fastertransformer"}))
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 def test_a_variable_that_is_not_finite_is_refused_for_every_target(
@@ -339,6 +342,7 @@ def test_a_variable_that_is_not_finite_is_refused_for_every_target(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.representatives("onnxruntime", "openvino", "litert", "saved_model", "packed")
 @pytest.mark.parametrize(
     "target", ["onnx", "onnxruntime", "openvino", "litert", "saved_model", "packed"]
 )

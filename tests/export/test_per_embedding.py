@@ -53,6 +53,7 @@ def quantized(case, made: tfquant.Recipe):
     return tfquant.quantize(case.model, made, case.batches, progress=False)
 
 
+@pytest.mark.representatives("zero points")
 @pytest.mark.parametrize("name", few(RECIPES, ("zero points", "16 bits")))
 def test_the_file_answers_as_the_simulation_node_by_node_and_fused(tmp_path, bert, name):
     made, opset = RECIPES[name]
@@ -95,12 +96,15 @@ def test_every_site_is_a_pair_along_the_last_axis_with_a_scale_for_each_dimensio
             }
 
 
+# The SavedModel of test_targets.py stands for it.
+@pytest.mark.long
 def test_a_saved_model_answers_to_the_last_bit(tmp_path, bert):
     model = quantized(bert, recipe(symmetric=False))
     found = tfquant.export(model, tmp_path / "saved", target="saved_model", check_data=bert.batches)
     assert found.agreement.largest == 0
 
 
+@pytest.mark.representatives("litert*", "openvino*")
 @pytest.mark.parametrize(
     "target, suffix, message",
     [

@@ -80,7 +80,7 @@ def check_file(drawn: Drawn, quantized, batch, expected, folder) -> None:
             )
 
 
-@settings(options, max_examples=12, phases=[Phase.generate])
+@settings(options, max_examples=4, phases=[Phase.generate])
 @given(drawn())
 def test_random_models_keep_their_answers(tmp_path_factory, drawn):
     check(drawn, tmp_path_factory.mktemp("drawn"))

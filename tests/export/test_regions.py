@@ -151,6 +151,7 @@ def test_a_reshape_that_mixes_open_sizes_is_left_alone():
     assert not [r for r in of_function(mixing, (None, None, 8)) if r.target.shape.rank == 4]
 
 
+@pytest.mark.representatives("per_channel")
 @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
 def test_products_over_several_axes_become_products_of_matrices(tmp_path, granularity):
     case = models.functional()  # heads are axes of the kernels: abc,cde->abde and abcd,cde->abe
@@ -172,6 +173,7 @@ def test_products_over_several_axes_become_products_of_matrices(tmp_path, granul
     )
 
 
+@pytest.mark.representatives("20-1")
 @pytest.mark.parametrize(("opset", "gelus"), [(17, 0), (20, 1)])
 def test_single_operations_in_the_file(tmp_path, bert, opset, gelus):
     model, path = (
@@ -191,6 +193,8 @@ def test_single_operations_in_the_file(tmp_path, bert, opset, gelus):
     )
 
 
+# tests/export/test_onnx.py and its neighbours have networks in float.
+@pytest.mark.long
 def test_the_float_network_is_written_too(tmp_path, bert):
     model, path = tfquant.quantize(bert.model, FLOAT), tmp_path / "float.onnx"  # no range is needed
     found = export(model, path, mode="float", check_data=bert.batches)
@@ -204,6 +208,7 @@ OF_THE_POOL = (
 )
 
 
+@pytest.mark.representatives("subclassed")
 @pytest.mark.parametrize("name", few(OF_THE_POOL.split()))
 def test_models_of_every_kind(tmp_path, name):
     case = models.build(name, str(tmp_path))

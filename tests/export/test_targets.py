@@ -32,6 +32,7 @@ def model(bert):
     return quantized(bert, "cpu_openvino")
 
 
+@pytest.mark.representatives("quantized-*")
 @pytest.mark.parametrize(
     "recipe",
     few(["cpu_openvino", "int8_residual_both_asymmetric", "w4a8_residual"], "w4a8_residual"),
@@ -95,6 +96,8 @@ def test_openvino_answers_like_the_simulation(tmp_path, bert, recipe):
     assert found.agreement.mean < 0.02 * found.agreement.spread
 
 
+# test_where_sums_overflow_the_result_says_so stands for it.
+@pytest.mark.long
 @pytest.mark.parametrize("flags", ["fpu avx2 fma", "fpu avx2 avx512_vnni"])
 def test_where_openvino_overflows_the_error_says_what_to_do(
     tmp_path, bert, model, monkeypatch, flags

@@ -102,6 +102,7 @@ BREAKING = {
 }
 
 
+@pytest.mark.representatives("a range for each consumer", "4-bit weights in bytes")
 @pytest.mark.parametrize(
     "name", few(KEEPING, ("int8_residual", "a range for each consumer", "4-bit weights in bytes"))
 )
@@ -130,6 +131,7 @@ def test_placements_that_tensorrt_uses_are_written_with_signed_bytes_and_answer_
     assert result.contractions.floating == (head,) and len(result.contractions.integer) == 8
 
 
+@pytest.mark.representatives("w4a8_residual", "unsigned")
 @pytest.mark.parametrize(
     "name", few(BREAKING, ("w4a8_residual", "cpu_onnxruntime", "unsigned", "a weight alone"))
 )
@@ -196,6 +198,7 @@ POOL = {
 }
 
 
+@pytest.mark.representatives("subclassed", "function_with_signature")
 @pytest.mark.parametrize("name", few(POOL))
 def test_models_of_every_kind(tmp_path, name):
     case = models.build(name, str(tmp_path))

@@ -94,6 +94,7 @@ def expected_sites(name: str) -> dict[str, int]:
     }
 
 
+@pytest.mark.representatives("roberta-*", "distilbert-*", "mobilebert-*")
 @pytest.mark.parametrize("recipe", ["int8_residual", "trt"])
 def test_sites_are_as_many_as_the_architecture_has_linears_products_and_additions(traced, recipe):
     name, inference, training = traced
@@ -156,6 +157,7 @@ def test_a_block_leaves_the_hidden_state_that_the_next_one_takes(traced):
         assert [(b.path, b.output) for b in graph.analysis.blocks] == expected
 
 
+@pytest.mark.representatives("mobilebert-int8_residual")
 @pytest.mark.parametrize("recipe", ["int8_residual", "trt"])
 @pytest.mark.parametrize("name", few(["roberta", "distilbert", "mobilebert"], ("mobilebert",)))
 def test_calibrated_model_stays_near_the_float_one_in_inference_and_trains(name, recipe):

@@ -65,6 +65,8 @@ def test_model_optimization_661_dense_layers_are_quantized_in_a_model_that_holds
     assert trains(quantized, data, [model.get_layer("dense").kernel])
 
 
+# test_pool.py trains models with such layers.
+@pytest.mark.long
 def test_model_optimization_718_multi_head_attention_is_trained_quantized():
     """There, the layer had no configuration.
 
@@ -150,6 +152,7 @@ def test_model_optimization_638_layers_nested_in_layers_are_quantized():
     )
 
 
+@pytest.mark.representatives("keras")
 @pytest.mark.parametrize("kind", [keras, tf_keras])
 def test_model_optimization_1139_outputs_that_are_slices_do_not_hinder(kind):
     """There, a segmentation model whose output is sliced into several failed on the slicing.
@@ -186,6 +189,8 @@ def test_model_optimization_1139_class_maps_beside_the_scores_are_returned():
     assert np.mean(np.asarray(quantized(data)[1]) == np.asarray(model(data)[1])) > 0.95
 
 
+# test_pool.py has such layers.
+@pytest.mark.long
 def test_model_optimization_367_layers_without_a_quantization_configuration_are_quantized_or_left_alone_but_never_refused():  # noqa: E501
     """The text of that issue could not be looked up; here is what such a tool's list of supported
     layers leaves out.

@@ -308,6 +308,7 @@ def test_the_backward_pass_sees_quantized_operands_and_passes_through_their_quan
     assert_same([2 * dy @ w.T * inside, 3 * x.T @ dy * kept], found, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.representatives("float32-False", "mixed_bfloat16-False")
 @pytest.mark.parametrize(
     "dtype, latent",
     [("float32", False), ("float32", True), ("float64", False), ("mixed_bfloat16", False)],

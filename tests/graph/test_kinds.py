@@ -221,6 +221,8 @@ def test_weights_of_a_bfloat16_network_are_rounded_before_they_are_cast(bfloat16
     assert dtypes == {tf.float32}
 
 
+# mixed_bfloat16 of test_pool.py stands for it.
+@pytest.mark.long
 def test_fit_under_mixed_bfloat16_lowers_the_loss(bfloat16):
     case, quantized = bfloat16
     quantized.compile(keras.optimizers.Adam(0.01), "mse")

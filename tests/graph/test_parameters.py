@@ -189,6 +189,7 @@ def test_addresses_do_not_depend_on_the_mode():
             assert edge.address in site.members and edge.tensor.shape == site.shape
 
 
+@pytest.mark.representatives("Bidirectional", "LSTM")
 @pytest.mark.parametrize("layer", ["GRU", "LSTM", "Bidirectional"])
 def test_unrolled_recurrent_layers_are_close_to_float(layer):
     inner = (

@@ -184,6 +184,9 @@ def addresses(case: models.Case, role: str) -> set[str]:
     return {f"{e.path}:{e.port}" for e in edges if e.role == role}
 
 
+@pytest.mark.representatives(
+    "hub_bert*", "tf_keras*", "encoder_decoder*", "written*", "convolutional*", "subclassed*"
+)
 @pytest.mark.parametrize(
     ("name", "additions"),
     [
@@ -216,6 +219,7 @@ def test_residual_additions_are_found_and_masks_and_biases_are_none(name, additi
     assert addresses(case, "residual_sum") == {f"{path}:output" for path in additions}
 
 
+@pytest.mark.representatives("hub_roberta*", "tf_keras*", "subclassed*", "convolutional*")
 @pytest.mark.parametrize(
     ("name", "norms"),
     [

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tfquant
+from tests.few import few
 from tests.graph import models
 from tfquant.model import engine_of
 
@@ -26,6 +27,12 @@ PRODUCTS = {
 }
 
 
+ALL = [*models.KERAS, *models.FUNCTIONS, *models.SAVED]
+# hub_bert stands for the backbones of KerasHub, subclassed for models of the same layers.
+KEPT = [name for name in ALL if name not in ("hub_roberta", "hub_distilbert", "functional")]
+TRAINED = [name for name in KEPT if name not in ("own_bert", "encoder_decoder")]
+
+
 @dataclasses.dataclass
 class Quantized:
     name: str
@@ -36,7 +43,7 @@ class Quantized:
     ]  # of the original, for each batch, before anything was done to it
 
 
-@pytest.fixture(scope="module", params=[*models.KERAS, *models.FUNCTIONS, *models.SAVED])
+@pytest.fixture(scope="module", params=few(ALL, KEPT))
 def pool(request, tmp_path_factory) -> Quantized:
     case = models.build(request.param, str(tmp_path_factory.mktemp("saved")))
     outputs = [[as_float(t) for t in case.run(case.model, batch)] for batch in case.batches]
@@ -141,6 +148,7 @@ def test_calling_the_quantized_model_leaves_the_original_as_it_was(pool):
             np.testing.assert_array_equal(as_float(got), want)
 
 
+@pytest.mark.representatives(*TRAINED)
 def test_gradients_are_those_of_the_original_in_float_mode_and_near_when_quantized(pool):
     variables, batch = pool.case.trainable(), pool.case.batches[0]
     want = gradients(pool.case, pool.case.model, variables, batch)
@@ -173,6 +181,7 @@ def gradients(case: models.Case, model, variables: list[tf.Variable], batch) -> 
     return [as_float(g) for g in found]
 
 
+@pytest.mark.representatives(*[name for name in TRAINED if name != "hub_bert"])
 def test_one_training_step_changes_the_weights_of_the_original(pool):
     pool.model.set_mode("quantized")
     batch, variables = pool.case.batches[0], pool.case.trainable()

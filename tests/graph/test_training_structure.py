@@ -130,6 +130,13 @@ def readers(quantized, training):
     return found
 
 
+@pytest.mark.representatives(
+    "StochasticDepth",
+    "CalledOnceMoreBehind",
+    "AuxiliaryHead",
+    "DroppedWeights",
+    "RelativePositions",
+)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_models_train_that_compute_something_else_in_training(layer):
     model, quantized = quantized_with(layer())
@@ -143,6 +150,7 @@ def test_models_train_that_compute_something_else_in_training(layer):
         assert any((old != new).any() for old, new in zip(before, model.get_weights(), strict=True))
 
 
+@pytest.mark.representatives("CalledOnceMoreBefore", "AuxiliaryHead")
 @pytest.mark.parametrize(
     "layer", [CalledOnceMoreBefore, CalledOnceMoreBehind, AuxiliaryHead, LayerOfInferenceAlone]
 )
@@ -181,6 +189,7 @@ def test_a_weight_with_dropout_keeps_its_quantizer_before_the_dropout(layer):
     assert weight.tensor.op.type == "ReadVariableOp"
 
 
+@pytest.mark.representatives("per_channel")
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
 def test_a_table_that_dropout_makes_an_activation_keeps_the_quantizers_of_inference(granularity):
     keras.utils.set_random_seed(0)

@@ -93,6 +93,9 @@ PAIRS = {
 }
 
 
+@pytest.mark.representatives(
+    "hub_bert", "subclassed", "tf_keras_functional", "written_out_attention", "sequential"
+)
 @pytest.mark.parametrize("name", PAIRS)
 def test_outputs_stay_what_they_were_whatever_the_model_is_made_of(name):
     case = getattr(models, name)()
@@ -109,6 +112,7 @@ def test_outputs_stay_what_they_were_whatever_the_model_is_made_of(name):
     assert all(np.ptp(pair.factors) > 0.1 for pair in report.pairs)
 
 
+@pytest.mark.representatives("subclassed")
 @pytest.mark.parametrize("name", ["own_bert", "subclassed"])
 def test_with_powers_of_two_no_bit_of_an_output_changes(name):
     case = getattr(models, name)()

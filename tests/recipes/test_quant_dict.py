@@ -104,6 +104,7 @@ def test_effects_of_several_letters_add_up(bert, base):
     assert after["bert/encoder/layer_0/attention/self:attention_scores:output"].format == "int6"
 
 
+@pytest.mark.representatives("choices0-*", "choices2-*", "choices4-*", "choices6-*")
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
@@ -133,6 +134,8 @@ def test_the_literal_of_a_command_line_is_read_and_nothing_else_is_run():
             parse_quant_dict(text)
 
 
+# tests/compatibility compares networks at 16 bits.
+@pytest.mark.long
 def test_16_bits_everywhere_answer_as_float_does(bert, base):
     wide = base.with_spec(roles=["*"], format="int16").with_method("max", roles=["*"])
     batch = models.own_bert(2).batches[0]

@@ -91,6 +91,7 @@ def by_hand(bert, members, switch):
     return made
 
 
+@pytest.mark.representatives("on")
 @pytest.mark.parametrize("switch", ["on", "off"])
 def test_one_site_switched_is_what_a_recipe_made_by_hand_gives(bert, switch):
     model, batches, _, quantized = bert
@@ -115,6 +116,8 @@ def test_one_site_switched_is_what_a_recipe_made_by_hand_gives(bert, switch):
     )
 
 
+# test_one_site_switched_is_what_a_recipe_made_by_hand_gives stands for it.
+@pytest.mark.long
 def test_sites_at_the_source_of_tensors_are_what_recipes_made_by_hand_give():
     model = models.own_bert(1).model
     batches = models.tokens(("input_ids", "input_mask"), (8, 12), (5, 9), segments="segment_ids")
@@ -293,6 +296,7 @@ def test_a_disabled_site_is_never_quantized():
     )
 
 
+@pytest.mark.representatives("convolutional", "function_with_signature")
 @pytest.mark.parametrize("name", ["convolutional", "mixed_bfloat16", "function_with_signature"])
 def test_models_of_every_kind_are_analysed(name, tmp_path):
     case = models.build(name, str(tmp_path))
@@ -330,6 +334,7 @@ def test_the_report_is_written_as_table_json_and_picture(chain, tmp_path):
         tfquant.SensitivityReport.from_json('{"groups": []}')
 
 
+@pytest.mark.representatives("options0-*", "options2-*", "options5-*", "options7-*", "options10-*")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

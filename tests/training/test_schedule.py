@@ -133,6 +133,7 @@ def test_prediction_is_quantized_before_the_start_step_too():
     assert np.abs(before - model(X)).max() > 0.01
 
 
+@pytest.mark.representatives("moving_average")
 @pytest.mark.parametrize(
     "update", few(["lsq", "tqt", "pact", "moving_average"], ("tqt", "moving_average"))
 )
@@ -204,6 +205,7 @@ def test_with_adam_a_range_rate_is_a_learning_rate_of_its_own():
         np.testing.assert_allclose(found, expected[name], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.representatives("<lambda>1")
 @pytest.mark.parametrize(
     "make",
     [

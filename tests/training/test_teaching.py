@@ -165,6 +165,7 @@ def test_padding_has_no_share_in_what_is_learned_from_inside(teacher):
     assert float(unmasked["hidden"]) != pytest.approx(float(parts["hidden"]), rel=1e-2)
 
 
+@pytest.mark.representatives("options0")
 @pytest.mark.parametrize("options", [{}, {"hidden_scale": 0.0}])
 def test_padding_is_found_in_the_student_unless_a_mask_is_given(teacher, options):
     student, data = network(), tensors()
@@ -183,6 +184,7 @@ def test_padding_is_found_in_the_student_unless_a_mask_is_given(teacher, options
     assert float(none["attention"]) != pytest.approx(float(given["attention"]), rel=1e-2)
 
 
+@pytest.mark.representatives("options3")
 @pytest.mark.parametrize(
     "options",
     [
@@ -346,12 +348,24 @@ BAD = {
 }
 
 
+@pytest.mark.representatives(
+    "1:2 names layer 2 of the teacher",
+    "layers have no effect*",
+    "temperature is 0",
+    "direction is*",
+    "hidden_scale is*",
+    "logits_scale is*",
+    "are 0:*",
+    "made for another student",
+)
 @pytest.mark.parametrize("message", BAD)
 def test_what_does_not_fit_is_refused(message):
     with pytest.raises(ValueError, match=message):
         BAD[message]()
 
 
+# test_layers_may_be_mapped_by_hand_and_a_layer_may_teach_several stands for it.
+@pytest.mark.long
 def test_a_student_deeper_than_its_teacher_learns_in_the_layers_that_are_mapped():
     loss = distil(network(layers=2), network(), layers={1: 0})
     assert np.isfinite(float(loss.parts(tensors())["attention"])) and loss.pairs == [(1, 0)]

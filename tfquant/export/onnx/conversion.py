@@ -43,7 +43,6 @@ def converted(network: MarkedNetwork, opset: int) -> Any:
     """
     import onnx
     import tf2onnx
-    from tf2onnx import convert
 
     if opset > onnx.defs.onnx_opset_version():
         raise ExportError(
@@ -71,9 +70,8 @@ def converted(network: MarkedNetwork, opset: int) -> Any:
         logging.CRITICAL
     )  # what it cannot convert is said below, in one line
     try:
-        model, _ = convert.from_function(
+        model = _from_function(
             network.function,
-            input_signature=network.function.input_signature,
             opset=min(opset, _CONVERTERS_LAST),
             custom_op_handlers={MARKER: (carry, []), "Erfc": (_written_with_erf, [])},
             extra_opset=[tf2onnx.utils.make_opsetid(DOMAIN, 1)],
@@ -96,6 +94,49 @@ def converted(network: MarkedNetwork, opset: int) -> Any:
         named = ", ".join(f"{kind} in layer {layer}" for kind, layer in sorted(left.items()))
         raise ExportError(f"operations without a counterpart in ONNX: {named}")
     return model
+
+
+def _from_function(function: Any, **options: Any) -> Any:
+    """Convert as `tf2onnx.convert.from_function`, without a copy of the graph for each pass.
+
+    The copies, for going back where a pass fails, take up to a third of an export. Here a failure
+    converts once more, with them.
+
+    Args:
+      function: the network.
+      options: of `tf2onnx.tfonnx.process_tf_graph`: `opset`, converters, further domains.
+
+    Returns:
+      An ONNX model.
+    """
+    import tensorflow as tf
+    from tf2onnx import convert, optimizer, tf_loader, tfonnx
+
+    concrete = function.get_concrete_function(*function.input_signature)
+    inputs, outputs = (
+        [tensor.name for tensor in tensors if tensor.dtype != tf.resource]
+        for tensors in (concrete.inputs, concrete.outputs)
+    )
+    options |= {
+        "input_names": inputs,
+        "output_names": outputs,
+        "tensors_to_rename": convert.tensor_names_from_structed(concrete, inputs, outputs),
+        "continue_on_error": True,
+    }
+    with tf.device("/cpu:0"):
+        frozen = tf_loader.from_function(concrete, inputs, outputs)
+
+        def optimized(catch_errors: bool) -> Any:
+            with tf.Graph().as_default() as graph:
+                tf.import_graph_def(frozen, name="")
+                converted_graph = tfonnx.process_tf_graph(graph, **options)
+                return optimizer.optimize_graph(converted_graph, catch_errors)
+
+        try:
+            result = optimized(catch_errors=False)
+        except Exception:  # of any pass; what is wrong with the network itself is raised again
+            result = optimized(catch_errors=True)
+        return result.make_model(f"converted from {concrete.name}")
 
 
 def _round_scales_up(model: Any) -> None:
