@@ -32,14 +32,14 @@ def errors(
     quantized, batches: list[dict[str, np.ndarray]], exact: list[dict[str, np.ndarray]]
 ) -> float:
     """Mean squared error of the answers at real tokens."""
-    found = []
+    result = []
     for batch, answers in zip(batches, exact, strict=True):
         own, real = quantized(batch), batch["input_mask"] > 0
-        found += [
+        result += [
             float(np.mean(np.square(np.asarray(own[name]) - value)[real]))
             for name, value in answers.items()
         ]
-    return statistics.mean(found)
+    return statistics.mean(result)
 
 
 def measure(squad: Squad, windows: int, length: int, iterations: int) -> dict:

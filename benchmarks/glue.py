@@ -194,7 +194,7 @@ def run_one(row: str, task: str, seed: int, runs: Runs) -> dict[str, Any]:
     start from.
     """
     with runs.locks[row, task, seed]:
-        if (found := runs.figures(row, task, seed)) is None:
+        if (result := runs.figures(row, task, seed)) is None:
             start = start_of(row, task)
             if start is not None:
                 run_one("float", start, seed, runs)
@@ -208,8 +208,8 @@ def run_one(row: str, task: str, seed: int, runs: Runs) -> dict[str, Any]:
                 folder / "run.log",
                 runs.threads,
             )
-            found = runs.figures(row, task, seed)
-    return found
+            result = runs.figures(row, task, seed)
+    return result
 
 
 def compute(
@@ -233,12 +233,12 @@ def compute(
         else [runs.figures(row, *one) for one in missing]
     )
     sizes = [earlier["times_smaller"]] if "times_smaller" in earlier else []
-    for (task, seed), found in zip(missing, started, strict=True):
-        if found is not None:
-            scores.setdefault(task, {})[str(seed)] = round(100.0 * found["final_score"], 2)
+    for (task, seed), result in zip(missing, started, strict=True):
+        if result is not None:
+            scores.setdefault(task, {})[str(seed)] = round(100.0 * result["final_score"], 2)
             if row != "float" and (base := runs.figures("float", task, seed)) is not None:
                 floats.setdefault(task, {})[str(seed)] = round(100.0 * base["final_score"], 2)
-            if (size := found.get("size")) is not None:
+            if (size := result.get("size")) is not None:
                 sizes.append(round(size["float_bytes"] / size["packed_bytes"], 2))
     own = averages(
         floats

@@ -63,7 +63,7 @@ def work(kind: str, shared: pathlib.Path) -> None:
 
 
 def measure(shared: pathlib.Path, rounds: int) -> dict:
-    found: dict[str, list[dict]] = {kind: [] for kind in KINDS}
+    result: dict[str, list[dict]] = {kind: [] for kind in KINDS}
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -85,15 +85,15 @@ def measure(shared: pathlib.Path, rounds: int) -> dict:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            found[kind].append(json.loads(done.stdout.splitlines()[-1]))
+            result[kind].append(json.loads(done.stdout.splitlines()[-1]))
     figures = {
         name: {
-            kind: round(statistics.median(one[name] for one in found[kind]), 3) for kind in KINDS
+            kind: round(statistics.median(one[name] for one in result[kind]), 3) for kind in KINDS
         }
         for name in ("seconds", "page faults", "peak MiB")
     }
     ratio = statistics.median(
-        a["seconds"] / b["seconds"] for a, b in zip(*found.values(), strict=True)
+        a["seconds"] / b["seconds"] for a, b in zip(*result.values(), strict=True)
     )
     return {**figures, "speed-up": round(ratio, 3), "rounds": rounds}
 

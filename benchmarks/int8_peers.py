@@ -75,16 +75,16 @@ def _source(
 @functools.cache
 def usable(source: Source) -> tuple[str, ...]:
     """Pipelines that are installed and do not fail on this model; the others are named."""
-    found = []
+    result = []
     for name, pipeline in PIPELINES.items():
         try:
             if pipeline.missing:
                 raise ModuleNotFoundError(f"needs {', '.join(pipeline.missing)}")
             pipeline.write(source)
-            found.append(name)
+            result.append(name)
         except Exception as error:  # of many kinds, each tool's own
             print(json.dumps({"not measured": name, "error": one_line(error, 300)}), flush=True)
-    return tuple(found)
+    return tuple(result)
 
 
 def timed(source: Source, batch: int, length: int, threads: int, seconds: float) -> dict:
@@ -94,11 +94,11 @@ def timed(source: Source, batch: int, length: int, threads: int, seconds: float)
         for name in usable(source)
     }
     workload = Workload.of(next(iter(sessions.values())).inputs, batch, length)
-    found = measure(sessions, workload, seconds)
-    first = next(iter(found.values())).p50
+    result = measure(sessions, workload, seconds)
+    first = next(iter(result.values())).p50
     return {
-        "p50": {name: round(one.p50, 2) for name, one in found.items()},
-        "speed": {name: round(first / one.p50, 3) for name, one in found.items()},
+        "p50": {name: round(one.p50, 2) for name, one in result.items()},
+        "speed": {name: round(first / one.p50, 3) for name, one in result.items()},
         "threads": threads,
     }
 
@@ -138,10 +138,10 @@ def parity(
     """Answers of one of our files beside those of the simulation it was made from."""
     session = pipeline.open(str(pipeline.write(source)), threads)
     simulation = tfquant.quantize(source.model, recipe, calibration=source.calibration)
-    found = dev.answers(
+    result = dev.answers(
         lambda batch: session({key: np.asarray(batch[key], np.int32) for key in INPUTS}), "the file"
     )
-    return compared(found, dev.answers(simulation, "simulation"), dev)
+    return compared(result, dev.answers(simulation, "simulation"), dev)
 
 
 def parity_with_itself(

@@ -60,18 +60,18 @@ def accuracy_table(rows: Rows, model: str) -> str:
 def parity_table(rows: Rows) -> str:
     """Markdown: answers of our files beside those of the simulation."""
     start = "MiniLM, parity of "
-    found = {
+    result = {
         name.removeprefix(start): figures
         for name, figures in rows.items()
         if name.startswith(start)
     }
-    if not found:
+    if not result:
         return "Not measured yet."
     lines = [
         "| file | questions | same answers | F1 of the file | of the simulation |",
         "|---|---|---|---|---|",
     ]
-    for name, figures in found.items():
+    for name, figures in result.items():
         lines.append(
             f"| {name} | {figures['questions']} | {figures['same answers']:.1f} % |"
             f" {figures['f1 of the file']:.2f} | {figures['f1 of the simulation']:.2f} |"
@@ -81,7 +81,7 @@ def parity_table(rows: Rows) -> str:
 
 def export_cost(rows: Rows) -> str:
     """One sentence a model: what exporting it takes."""
-    found = {
+    result = {
         name.removesuffix(", export"): figures
         for name, figures in rows.items()
         if name.endswith(", export")
@@ -90,7 +90,7 @@ def export_cost(rows: Rows) -> str:
         "\n".join(
             f"Exporting the {model} took {figures['seconds']:.0f} s and {figures['memory']:.1f}"
             f" times the memory of its {figures['parameters'] / 2**20:.0f} MiB of float parameters."
-            for model, figures in found.items()
+            for model, figures in result.items()
         )
         or "Not measured yet."
     )

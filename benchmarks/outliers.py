@@ -80,8 +80,8 @@ class Scorer:
         if picture:
             site = next(site for site in report.sites if site.address == PLOTTED)
             outliers.plot(site, str(self.folder / f"outliers_{picture}.png"))
-        found = sum(len(site.dimensions) for site in report.sites)
-        return {**self._score(quantized, recipe.name), "outliers": found}
+        result = sum(len(site.dimensions) for site in report.sites)
+        return {**self._score(quantized, recipe.name), "outliers": result}
 
     def widened(self):
         """(model with widened channels, largest change of its float outputs)."""

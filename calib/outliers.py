@@ -39,8 +39,8 @@ class Outliers:
     @property
     def dimensions(self) -> np.ndarray:
         """Indices of the outliers, int64, the widest first."""
-        found = np.flatnonzero(self.ranges > self.factor * self.median)
-        return found[np.argsort(-self.ranges[found], kind="stable")]
+        result = np.flatnonzero(self.ranges > self.factor * self.median)
+        return result[np.argsort(-self.ranges[result], kind="stable")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +65,9 @@ class OutlierReport:
         columns = ("tensor", "dimensions", "median range", "widest range", "outliers", "which")
         rows = []
         for site in self.sites:
-            found = site.dimensions
-            shown = ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")
-            numbers = (f"{site.median:.5g}", f"{site.ranges.max():.5g}", str(len(found)))
+            result = site.dimensions
+            shown = ", ".join(map(str, result[:8])) + (", ..." if len(result) > 8 else "")
+            numbers = (f"{site.median:.5g}", f"{site.ranges.max():.5g}", str(len(result)))
             rows.append((site.address, str(site.ranges.size), *numbers, shown))
         return tables.render(tables.build(title, columns, rows, left=("tensor", "which")))
 
@@ -159,18 +159,18 @@ def plot(site: Outliers, path: str) -> None:
     axes.stairs(
         site.maximum, borders, baseline=site.minimum, fill=True, alpha=0.6, label="extremes"
     )
-    found = site.dimensions
-    if found.size:
+    result = site.dimensions
+    if result.size:
         label = f"range above {site.factor:g} x median"
         axes.vlines(
-            found,
-            site.minimum[found],
-            site.maximum[found],
+            result,
+            site.minimum[result],
+            site.maximum[result],
             color="tab:red",
             linewidth=1.5,
             label=label,
         )
-    for dimension in found[:8]:
+    for dimension in result[:8]:
         axes.annotate(
             str(dimension),
             (dimension, site.maximum[dimension]),

@@ -132,5 +132,5 @@ def _two_ends(
 
 def _bounded(function, lower: float, upper: float) -> tuple[float, float]:
     """Minimize a function between bounds; return (argument, value)."""
-    found = optimize.minimize_scalar(function, bounds=(lower, upper), method="bounded")
-    return float(found.x), float(found.fun)
+    result = optimize.minimize_scalar(function, bounds=(lower, upper), method="bounded")
+    return float(result.x), float(result.fun)

@@ -121,11 +121,11 @@ def read_grouping(entry: Mapping, arrays: Mapping[str, np.ndarray], index: int) 
 
 def read_dimensions(header: Mapping, arrays: Mapping[str, np.ndarray]) -> dict[str, Statistics]:
     """Read the statistics of dimensions that are stored beside the sites, by address."""
-    found = {}
+    result = {}
     for index, entry in enumerate(header.get("dimensions", [])):
         minimum, maximum = (arrays[f"dimensions/{index}/{name}"] for name in _EXTREMES)
-        found[entry["address"]] = Statistics(minimum, maximum, entry["count"], entry["batches"])
-    return found
+        result[entry["address"]] = Statistics(minimum, maximum, entry["count"], entry["batches"])
+    return result
 
 
 @contextlib.contextmanager

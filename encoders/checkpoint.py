@@ -149,15 +149,15 @@ def load_weights(
         and not (new_head and not name.startswith(encoder))
     ]
     for name in matched:
-        wanted, found = tuple(variables[name].shape), stored[name]
-        if wanted != found.shape:
+        wanted, result = tuple(variables[name].shape), stored[name]
+        if wanted != result.shape:
             problems.append(
-                f"wrong shape: {printable(found.name)} is {list(found.shape)}, the model wants"
+                f"wrong shape: {printable(result.name)} is {list(result.shape)}, the model wants"
                 f" {list(wanted)}"
             )
-        if found.dtype not in ("float16", "bfloat16", "float32", "float64"):
+        if result.dtype not in ("float16", "bfloat16", "float32", "float64"):
             problems.append(
-                f"wrong dtype: {printable(found.name)} is {found.dtype}, the model wants floating"
+                f"wrong dtype: {printable(result.name)} is {result.dtype}, the model wants floating"
                 " point numbers"
             )
     if not matched:
@@ -269,11 +269,11 @@ def _hint(prefix: str) -> str:
 def _candidates(folder: str) -> str:
     """The checkpoints in a folder, for an error message."""
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    found = [
+    result = [
         name.removesuffix(".index") for name in names if name.endswith((".index", ".safetensors"))
     ]
-    if found:
-        return ", ".join(map(printable, found[:10]))
+    if result:
+        return ", ".join(map(printable, result[:10]))
     if any(name.endswith(_OTHER_FORMATS) for name in names):
         return "only weights in another format (convert them to model.safetensors)"
     return "no checkpoint" if os.path.isdir(folder) else "no such folder"
@@ -283,7 +283,7 @@ def _open_safetensors(path: str, architecture: str) -> dict[str, _Stored]:
     """The tensors of a safetensors file, or of a directory's, under the model's names, less what is
     ignored.
     """
-    found: dict[str, _Stored] = {}
+    result: dict[str, _Stored] = {}
     for file in _safetensors_files(path):
         try:
             with safe_open(file, framework="np") as content:
@@ -300,15 +300,15 @@ def _open_safetensors(path: str, architecture: str) -> dict[str, _Stored]:
             if _IGNORED.search(name):
                 continue
             target, transposed = variable_name(name, architecture)
-            if target in found:
-                names = [printable(text) for text in (path, target, found[target].name, name)]
+            if target in result:
+                names = [printable(text) for text in (path, target, result[target].name, name)]
                 raise ValueError("{} holds {} twice, as {} and as {}".format(*names))
             dtype = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}.get(
                 dtype, dtype
             )
             read = _safetensors_reader(file, name, transposed)
-            found[target] = _Stored(name, shape[::-1] if transposed else shape, dtype, read)
-    return found
+            result[target] = _Stored(name, shape[::-1] if transposed else shape, dtype, read)
+    return result
 
 
 def _safetensors_reader(file: str, name: str, transposed: bool) -> Callable[[], np.ndarray]:

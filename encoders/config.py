@@ -302,9 +302,9 @@ class MobileBertConfig(TransformerConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.normalization_type not in ("no_norm", "layer_norm"):
-            found = _shown(self.normalization_type)
+            result = _shown(self.normalization_type)
             raise ValueError(
-                f"MobileBERT configuration: unknown normalization_type {found}; known: no_norm,"
+                f"MobileBERT configuration: unknown normalization_type {result}; known: no_norm,"
                 " layer_norm"
             )
         if self.use_bottleneck and not (

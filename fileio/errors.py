@@ -32,6 +32,6 @@ def write_error(path: str | os.PathLike[str], error: OSError) -> WriteError:
         else ""
     )
     reason = printable(error.strerror or error)
-    found = WriteError(f"cannot write {printable(os.fspath(path))}: {reason}{full}")
-    found.errno, found.reason = error.errno, reason
-    return found
+    result = WriteError(f"cannot write {printable(os.fspath(path))}: {reason}{full}")
+    result.errno, result.reason = error.errno, reason
+    return result

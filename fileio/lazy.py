@@ -21,8 +21,8 @@ def lazy_names(namespace: dict[str, Any]) -> Callable[[str], Any]:
         if importlib.util.find_spec(f"{package}.{name}"):
             return importlib.import_module(f"{package}.{name}")
         public = importlib.import_module(f"{package}.public")
-        found = getattr(public, name)
+        result = getattr(public, name)
         namespace.update({one: getattr(public, one) for one in public.__all__})
-        return found
+        return result
 
     return find

@@ -103,13 +103,13 @@ def parse_json(text: str, source: str, *, unique_keys: bool = False) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    result = dict(pairs)
+    if len(result) != len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(
             f"key {next(name for name in names if names.count(name) > 1)!r} is there twice"
         )
-    return found
+    return result
 
 
 def _check_depth(value: Any) -> None:

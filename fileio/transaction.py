@@ -152,7 +152,7 @@ def _settled(files: Iterable[pathlib.Path]) -> list[tuple] | None:
         if (folder / COMMIT).is_dir():
             recover(folder)
     state = _state(files)
-    return None if any(name == COMMIT and found for name, *found in state) else state
+    return None if any(name == COMMIT and result for name, *result in state) else state
 
 
 @contextlib.contextmanager
@@ -265,12 +265,12 @@ def _sync_all(folder: pathlib.Path) -> None:
 
 def _state(files: Iterable[pathlib.Path]) -> list[tuple]:
     """Return file attributes that change when one of the files is replaced, or is about to be."""
-    found = []
+    result = []
     for path in files:
         for one in (path, path.parent / COMMIT):
             try:
                 status = os.stat(one)
-                found.append((one.name, status.st_ino, status.st_mtime_ns, status.st_size))
+                result.append((one.name, status.st_ino, status.st_mtime_ns, status.st_size))
             except OSError:
-                found.append((one.name,))
-    return found
+                result.append((one.name,))
+    return result

@@ -83,12 +83,12 @@ class CommandLine:
         Raises:
           SystemExit: 0 after help and version; 2, after a line on stderr, where an option is wrong.
         """
-        given = self._parse(words)
-        path = given.pop("config", None)
+        specified = self._parse(words)
+        path = specified.pop("config", None)
         if path is None:
-            return given
+            return specified
         self._parser.source = f"--config={path}"
-        return self._parse(self._words_of(self.read(path))) | given
+        return self._parse(self._words_of(self.read(path))) | specified
 
     def read(self, path: str) -> dict[str, str | list[str]]:
         """Return the names and texts of a --config file; end the process where it is none."""
@@ -129,10 +129,10 @@ class CommandLine:
             self._parser.error(self._unknown(options))
         if unknown:
             self._parser.error(f"unexpected argument {unknown[0]!r}")
-        found = {name: value for name, value in vars(read).items() if value is not None}
+        result = {name: value for name, value in vars(read).items() if value is not None}
         return {
             name: tuple(value) if isinstance(value, list) else value
-            for name, value in found.items()
+            for name, value in result.items()
         }
 
     def _canonical(self, words: Sequence[str]) -> Iterator[str]:
@@ -195,7 +195,7 @@ def read_config(path: str) -> dict[str, str | list[str]]:
     content = read_yaml(path, resolve=False)
     if content is not None and not isinstance(content, dict):
         raise ValueError(f"{path}: must hold NAME: VALUE, one option a line")
-    found: dict[str, str | list[str]] = {}
+    result: dict[str, str | list[str]] = {}
     for key, value in (content or {}).items():
         texts = value if isinstance(value, list) else [value]
         if not isinstance(key, str) or not all(isinstance(text, str) for text in texts):
@@ -203,11 +203,11 @@ def read_config(path: str) -> dict[str, str | list[str]]:
                 f"{path}: {printable(str(key), 100)} must have a value or a list of values"
             )
         name = key.replace("-", "_")
-        if name in found:
+        if name in result:
             raise ValueError(f"{path}: {key} is there twice")
         if value not in _NOTHING:
-            found[name] = value
-    return found
+            result[name] = value
+    return result
 
 
 def _kind(annotation: Any) -> tuple[type, bool]:

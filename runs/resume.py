@@ -78,14 +78,14 @@ def training_schedule(prefix: str | None, settings: Any, ranks: int) -> Training
     now = record_of(settings, ranks)
     if prefix is None:
         return _schedule(now, settings, ranks)
-    found = checkpoint.read(prefix)
-    if RUN not in found:
+    result = checkpoint.read(prefix)
+    if RUN not in result:
         log(
             f"{prefix} records no flags (an earlier version wrote it):"
             " resuming with the present ones"
         )
         return _schedule(now, settings, ranks)
-    before = _read_record(found, settings, prefix)
+    before = _read_record(result, settings, prefix)
     problems = _differences(before, now, settings, prefix)
     if problems:
         raise FlagError(
@@ -113,10 +113,10 @@ def training_schedule(prefix: str | None, settings: Any, ranks: int) -> Training
 def is_same_run(prefix: str, settings: Any, ranks: int) -> bool:
     """Whether a checkpoint is of a run with these flags, so that the run can resume from it."""
     try:
-        found = checkpoint.read(prefix)
-        if RUN not in found:
+        result = checkpoint.read(prefix)
+        if RUN not in result:
             return False
-        before = _read_record(found, settings, prefix)
+        before = _read_record(result, settings, prefix)
     except (OSError, ValueError):  # damaged
         return False
     return not _differences(before, record_of(settings, ranks), settings, prefix)
@@ -181,8 +181,8 @@ def content(path: str) -> str:
     if os.path.isfile(path + checkpoint.INDEX):  # holds a checksum of every tensor
         files = [pathlib.Path(path + checkpoint.INDEX)]
     else:
-        found = [*place.glob("*.safetensors"), *place.glob(f"*.ckpt{checkpoint.INDEX}")]
-        files = sorted(found) if place.is_dir() else [place] if place.is_file() else []
+        result = [*place.glob("*.safetensors"), *place.glob(f"*.ckpt{checkpoint.INDEX}")]
+        files = sorted(result) if place.is_dir() else [place] if place.is_file() else []
     total = hashlib.sha256()
     for file in files:
         with open(file, "rb") as stream:

@@ -91,6 +91,6 @@ def encode_sequences(
     finally:
         tokenizer.no_truncation()  # texts encoded by themselves keep their length
     return [
-        Encoded(np.asarray(found.ids, np.int32), len(found.ids) - sum(found.type_ids))
-        for found in encodings
+        Encoded(np.asarray(result.ids, np.int32), len(result.ids) - sum(result.type_ids))
+        for result in encodings
     ]

@@ -33,12 +33,12 @@ def load_tokenizer(
     """
     path = os.fspath(path)
     if os.path.isdir(path):
-        found = [name for name in VOCABULARIES if os.path.isfile(os.path.join(path, name))]
-        if not found:
+        result = [name for name in VOCABULARIES if os.path.isfile(os.path.join(path, name))]
+        if not result:
             raise FileNotFoundError(
                 f"no vocabulary in folder {path}: looked for {', '.join(VOCABULARIES)}"
             )
-        path = os.path.join(path, found[0])
+        path = os.path.join(path, result[0])
     if not path.endswith(".json"):
         return Tokenizer(
             path, lower_case=_lower_case(path, {}) if lower_case is None else lower_case

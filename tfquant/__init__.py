@@ -65,9 +65,9 @@ class _Package(types.ModuleType):
                 return importlib.import_module(f"{self.__name__}.{name}")
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         public = importlib.import_module(f"{self.__name__}.public")
-        found = {one: getattr(public, one) for one in public.__all__}
-        self.__dict__.update(found)
-        return found[name]
+        result = {one: getattr(public, one) for one in public.__all__}
+        self.__dict__.update(result)
+        return result[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Python binds a submodule to its parent's attribute. `tfquant.export` and others are

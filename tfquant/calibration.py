@@ -191,12 +191,12 @@ def apply(
             continue
         codebooks = calibration[site.address].codebook, site.spec.codebook
         if codebooks[0] != codebooks[1]:
-            found, wanted = (
+            result, wanted = (
                 f"codes {codebook}{'' if codebook.symmetric else ' asymmetric'}"
                 for codebook in codebooks
             )
             raise ValueError(
-                f"site {site.address}: the calibration is for {found}, the recipe wants {wanted}:"
+                f"site {site.address}: the calibration is for {result}, the recipe wants {wanted}:"
                 " calibrate with this recipe"
             )
     engine.quantizers.apply(_with_parted_weights(engine, calibration))

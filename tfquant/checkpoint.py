@@ -171,8 +171,8 @@ def steps(directory: str | os.PathLike, base: str = "model.ckpt") -> list[tuple[
     directory = pathlib.Path(directory)
     recover(directory / base)
     pattern = re.compile(re.escape(base) + r"-([0-9]{1,18})")
-    found = [(pattern.fullmatch(name), name) for name in _names(directory)]
-    return sorted((int(match[1]), str(directory / name)) for match, name in found if match)
+    result = [(pattern.fullmatch(name), name) for name in _names(directory)]
+    return sorted((int(match[1]), str(directory / name)) for match, name in result if match)
 
 
 def prune(directory: str | os.PathLike, keep: int, base: str = "model.ckpt") -> None:

@@ -71,10 +71,10 @@ def refuse(sites: Iterable[Site], what: str) -> None:
     """Raise ValueError if one of the sites has a dynamic range, for operations (`what`) that need
     stored ranges.
     """
-    found = [site.address for site in sites if site.spec.scale.dynamic and site.enabled]
-    if found:
+    result = [site.address for site in sites if site.spec.scale.dynamic and site.enabled]
+    if result:
         raise ValueError(
-            f"site {found[0]} has a dynamic range ({len(found)} sites have): {what} needs ranges"
+            f"site {result[0]} has a dynamic range ({len(result)} sites have): {what} needs ranges"
             " that stay: leave dynamic out of the recipe and calibrate"
         )
 

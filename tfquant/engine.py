@@ -96,10 +96,10 @@ class Engine:
         if not self.source.modes:
             return self.inference
         unchanged = self._python_state() == self._state
-        found = trace(self.source, training=True)
+        result = trace(self.source, training=True)
         if unchanged:  # what the trace itself leaves on the model is no change
             self._state = self._python_state()
-        return found
+        return result
 
     @property
     def mode(self) -> str:
@@ -146,11 +146,11 @@ class Engine:
         trace = self.trace_of(training)
         flat = self.inputs.flatten(inputs)
         self.runs += 1
-        found = self.function(self._mode, training, taps, side_outputs=bool(trace.side_outputs))(
+        result = self.function(self._mode, training, taps, side_outputs=bool(trace.side_outputs))(
             *flat
         )
-        found = list(found) if isinstance(found, (list, tuple)) else [found]
-        outputs, rest = found[: len(trace.outputs)], found[len(trace.outputs) :]
+        result = list(result) if isinstance(result, (list, tuple)) else [result]
+        outputs, rest = result[: len(trace.outputs)], result[len(trace.outputs) :]
         tapped, side = rest[: len(taps)], iter(rest[len(taps) :])
         for output, mask in zip(outputs, trace.masks, strict=False):
             if mask is not None:

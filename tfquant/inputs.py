@@ -211,10 +211,10 @@ def _with_rank(value: Any, spec: tf.TensorSpec) -> Any:
     """Add or remove a last axis of size one, as functional models of Keras do."""
     if spec.shape.rank is None or value.shape is None:
         return value
-    given = len(value.shape)
-    if given == spec.shape.rank + 1 and value.shape[-1] == 1:
+    specified = len(value.shape)
+    if specified == spec.shape.rank + 1 and value.shape[-1] == 1:
         return value[..., 0]
-    if given == spec.shape.rank - 1 and spec.shape[-1] == 1:
+    if specified == spec.shape.rank - 1 and spec.shape[-1] == 1:
         return value[..., None]
     return value
 

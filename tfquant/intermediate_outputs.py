@@ -103,14 +103,14 @@ class Tapped:
             self._edge(address)
         engine.check_ready()
         if self.differentiable:
-            outputs, found, losses = engine.run(inputs, training, taps)
+            outputs, result, losses = engine.run(inputs, training, taps)
         else:
             # else a tape around would have the intermediate values kept and a backward pass built
             with record.stop_recording():
-                outputs, found, losses = engine.run(inputs, training, taps)
+                outputs, result, losses = engine.run(inputs, training, taps)
         if self._model is not None:
             replace_losses(self._model, losses)
-        return outputs, dict(zip(taps, found, strict=True))
+        return outputs, dict(zip(taps, result, strict=True))
 
     def _edge(self, address: str):
         edges = self._engine.placements().edges

@@ -103,15 +103,15 @@ def pair_sites(
     renamed = [_renamed(address, layers) for address in addresses]
     if set(renamed) == set(stored):
         return dict(zip(addresses, renamed, strict=True))
-    found = {}
+    result = {}
     for site, address, other in zip(own, renamed, stored, strict=True):
         # Of several edges with one range the first by name has given it its address; numbers may
         # make it another one.
         edges = [address, *(_renamed(member, layers) for member in site.members)]
         if not any(_correspond([edge], [other], given) for edge in edges):
             return None
-        found[site.address] = other
-    return found
+        result[site.address] = other
+    return result
 
 
 def _renamed(address: str, layers: Mapping[str, str]) -> str:

@@ -53,11 +53,11 @@ class Observation:
         dimensions: bool = False,
     ):
         self.engine = engine
-        found = self.find_targets()
+        result = self.find_targets()
         self.targets = [
-            (site, edge) for site, edge in found.values() if not site.spec.layout.per_embedding
+            (site, edge) for site, edge in result.values() if not site.spec.layout.per_embedding
         ]
-        self._along = self._dimension_edges(found, dimensions)
+        self._along = self._dimension_edges(result, dimensions)
         self.dimensions = {
             a: calib.DimensionObserver(a, *static_shape(edge.tensor.shape[-1:]))
             for a, edge in self._along.items()
@@ -94,12 +94,12 @@ class Observation:
 
     def find_targets(self) -> dict[str, tuple[Site, Edge]]:
         """Map address of every activation site to calibrate -> site and observed edge."""
-        found: dict[str, tuple[Site, Edge]] = {}
+        result: dict[str, tuple[Site, Edge]] = {}
         for site, edge in self.engine.placements():
             if not edge.parameter and not site.spec.scale.dynamic:
                 _check_method(site)
-                found.setdefault(site.address, (site, edge))
-        return found
+                result.setdefault(site.address, (site, edge))
+        return result
 
     def _dimension_edges(
         self, found: dict[str, tuple[Site, Edge]], everywhere: bool
@@ -129,10 +129,10 @@ class Observation:
         trace, count = self.engine.inference, len(self._edges)
 
         def observe(number, *flat):
-            found = trace.emit(
+            result = trace.emit(
                 list(flat), targets=[*(edge.tensor for edge in self._edges), *self.padding.masks]
             )
-            tensors, validity = found[:count], self.padding.of_masks(found[count:])
+            tensors, validity = result[:count], self.padding.of_masks(result[count:])
             extremes, rows = [tf.zeros([0, 2])], []
             for observer, edge, tensor in zip(
                 self.all_observers(), self._edges, tensors, strict=True
@@ -157,11 +157,11 @@ class Observation:
 
     def statistics(self, site: Site, observer: calib.Observer) -> calib.Statistics:
         """Statistics collected at a site; raise NonFiniteError if a batch contained NaN or Inf."""
-        found = observer.statistics()
+        result = observer.statistics()
         return (
-            dataclasses.replace(found, rows=self.rows[site.address].values)
+            dataclasses.replace(result, rows=self.rows[site.address].values)
             if site.address in self.rows
-            else found
+            else result
         )
 
     def all_observers(self) -> list[calib.Observer | calib.DimensionObserver]:
@@ -200,8 +200,8 @@ class Observation:
         self.samples += num_examples(flat)
         for observer in self.all_observers():
             observer.check()
-        for sample, found in zip(self.rows.values(), rows, strict=True):
-            sample.add(self.number, found.numpy())
+        for sample, result in zip(self.rows.values(), rows, strict=True):
+            sample.add(self.number, result.numpy())
         return extremes
 
     def join(self, group: Group) -> None:
@@ -239,12 +239,12 @@ class Observation:
         Raises:
           ValueError: their number or their content differs.
         """
-        found = [
+        result = [
             np.frombuffer(data, np.int64)
             for data in group.gather(np.array([self.number, self._content]).tobytes())
         ]
-        _check_counts("batches", [int(number) for number, _ in found])
-        _check_contents([int(content) for _, content in found])
+        _check_counts("batches", [int(number) for number, _ in result])
+        _check_contents([int(content) for _, content in result])
 
     def _packed(self) -> bytes:
         tallies = [observer.tallies() for _, observer in self.observers]

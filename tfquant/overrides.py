@@ -46,7 +46,7 @@ def overridden(model: Any) -> list[str]:
     """
     if not hasattr(model, "train_step"):
         return []
-    found = [name for name in _CONTRACT if not _is_of_keras(type(model), name)]
+    result = [name for name in _CONTRACT if not _is_of_keras(type(model), name)]
     patched = [
         name
         for name in _CONTRACT
@@ -57,13 +57,13 @@ def overridden(model: Any) -> list[str]:
             f"{patched[0]} is set on the model itself and would not be used: define it in a class"
             " derived from keras.Model"
         )
-    if found and not isinstance(model, keras.Model):
+    if result and not isinstance(model, keras.Model):
         raise TraceError(
-            f"{type(model).__name__} replaces {', '.join(found)} of tf-keras, which a quantized"
+            f"{type(model).__name__} replaces {', '.join(result)} of tf-keras, which a quantized"
             " model, one of Keras 3, would not use: quantize the network alone, and train it in a"
             " loop of your own"
         )
-    return found
+    return result
 
 
 def class_for(base: type, model: Any) -> type:
@@ -76,11 +76,11 @@ def class_for(base: type, model: Any) -> type:
     Raises:
       TraceError: see `overridden`.
     """
-    found = overridden(model)
-    if not found:
+    result = overridden(model)
+    if not result:
         return base
     kind = type(model)
-    steps = {name: _calling_the_network(name) for name in STEPS if name in found}
+    steps = {name: _calling_the_network(name) for name in STEPS if name in result}
     return type(
         f"Quantized{kind.__name__}",
         (base, kind),

@@ -144,10 +144,10 @@ class Quantizer:
     def _set_groups(self, group_of) -> None:
         where = f"site {self.site.address}"
         if (group_of is None) != (self.group_of is None):
-            found, wanted = (
+            result, wanted = (
                 ("no groups", "them") if group_of is None else ("groups of dimensions", "none")
             )
-            raise ValueError(f"{where}: range has {found}, the site needs {wanted}")
+            raise ValueError(f"{where}: range has {result}, the site needs {wanted}")
         groups = self.site.spec.layout.groups
         if group_of is None or self.group_of is None or groups is None:
             return

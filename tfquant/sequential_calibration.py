@@ -61,7 +61,7 @@ class SequentialObservation(Observation):
           ValueError: the ranges of a site lie along the embedding axis.
         """
         order = {address: index for index, address in enumerate(self.engine.placements().edges)}
-        found: dict[str, tuple[Site, Edge]] = {}
+        result: dict[str, tuple[Site, Edge]] = {}
         for address, (site, _) in super().find_targets().items():
             if site.spec.layout.per_embedding:
                 raise ValueError(
@@ -69,8 +69,8 @@ class SequentialObservation(Observation):
                     " sequential order: calibrate with order='parallel'"
                 )
             first = min(site.members, key=order.__getitem__)
-            found[address] = (site, self.engine.placements().edges[first])
-        return found
+            result[address] = (site, self.engine.placements().edges[first])
+        return result
 
     def join(self, group: Group) -> None:
         """Nothing to merge: every rank has seen all batches, if all have the same ones.
@@ -124,8 +124,8 @@ class SequentialObservation(Observation):
                 self.engine.placements().edits(edit),
                 targets=[self._reader(edge) for _, edge in self.targets],
             )
-            found = [extremes[site.address][tf.newaxis] for site, _ in self.targets]
-            return tf.concat([tf.zeros([0, 2]), *found], 0), [
+            result = [extremes[site.address][tf.newaxis] for site, _ in self.targets]
+            return tf.concat([tf.zeros([0, 2]), *result], 0), [
                 rows[address] for address in self.rows
             ]
 

@@ -192,13 +192,13 @@ def _fingerprints(saved: SavedTensors, source: str) -> list[list]:
     Raises:
       ValueError: it holds something else in their place.
     """
-    found = record(saved, SITES, source, list)
+    result = record(saved, SITES, source, list)
     if not all(
         isinstance(e, list) and len(e) == 2 and isinstance(e[0], str) and e[0].count(":") >= 2
-        for e in found
+        for e in result
     ):
         raise ValueError(f"{source}: {SITES} is damaged; restore the file or write it again")
-    return found
+    return result
 
 
 def _restore_range(
@@ -294,10 +294,10 @@ def stored_names(
     Raises:
       ValueError: they differ, or it cannot be told which is which; all differences are listed.
     """
-    engine, given = engine_of(model), given_names(model.original)
+    engine, specified = engine_of(model), given_names(model.original)
     weights = [str(name) for name in record(saved, WEIGHTS, prefix, list)]
     try:
-        paths = pair_weights(list(named_weights(engine)), weights, given)
+        paths = pair_weights(list(named_weights(engine)), weights, specified)
     except AmbiguousNamesError as error:
         raise ValueError(f"{prefix}: {error}") from error
     stored = [address for address, _ in sites]
@@ -306,7 +306,7 @@ def stored_names(
         [site for site in engine.plan.sites if site.address not in parted],
         stored,
         paths or {},
-        given,
+        specified,
     )
     if addresses is None:
         own = {site.address for site in engine.plan.sites}
@@ -345,12 +345,12 @@ def matching_weights(
         raise ValueError(f"{prefix}: shapes differ from the model's: {'; '.join(wrong)}")
     values = {name: saved[other] for name, other in paths.items()}
     for name, other in paths.items():
-        given = tf.as_dtype(np.asarray(values[name]).dtype)
-        if given != weights[name].dtype and not (
-            given.is_floating and weights[name].dtype.is_floating
+        specified = tf.as_dtype(np.asarray(values[name]).dtype)
+        if specified != weights[name].dtype and not (
+            specified.is_floating and weights[name].dtype.is_floating
         ):
             raise ValueError(
-                f"{prefix}: {other} is of type {given.name}, the model has"
+                f"{prefix}: {other} is of type {specified.name}, the model has"
                 f" {weights[name].dtype.name}"
             )
     return values

@@ -38,8 +38,8 @@ def names_of(variables: Iterable[Any]) -> dict[int, str]:
       `id` of the TensorFlow variable -> its path; the second variable of a path becomes `path#2`,
       and so on.
     """
-    found = {id(resource(variable)): variable for variable in variables}
-    return dict(zip(found, distinct(map(path_of, found.values())), strict=True))
+    result = {id(resource(variable)): variable for variable in variables}
+    return dict(zip(result, distinct(map(path_of, result.values())), strict=True))
 
 
 def is_finite(value: Any) -> bool:

@@ -62,16 +62,16 @@ class Subject:
 def run_checks(build: Callable[[], Any], checks: tuple[str, ...] = CHECKS) -> dict[str, Any]:
     """Return check -> figure or True, or the first line of the error as `{"error": ...}`."""
     subject = Subject(build)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name in checks:
         try:
-            found[name] = _CHECKS[name](subject)
+            result[name] = _CHECKS[name](subject)
         except Exception as error:  # every failure is a cell of the table
             # Folders of temporary files differ from run to run.
             message = re.sub(rf"{tempfile.gettempdir()}/tmp\w+/", "", one_line(error, 400))
-            found[name] = {"error": f"{type(error).__name__}: {message[:300]}"}
+            result[name] = {"error": f"{type(error).__name__}: {message[:300]}"}
         keras.utils.set_random_seed(0)
-    return found
+    return result
 
 
 def relative_error(expected: Any, found: Any) -> float:
@@ -131,11 +131,11 @@ def _gradients(subject: Subject) -> bool:
     batch = subject.batches[0]
     subject.quantized.set_mode("float")
     variables = [variable.value for variable in subject.model.trainable_variables]
-    expected, found = (
+    expected, result = (
         _gradients_of(network, batch, variables)
         for network in (subject.expected, lambda batch: subject._quantized(batch, training=False))
     )
-    error = relative_error(expected, found)
+    error = relative_error(expected, result)
     assert error < LARGEST_GRADIENT_ERROR, f"relative error {error:.2g}"
     return True
 

@@ -67,9 +67,9 @@ def rounding_batches(
     features: glue.Features, settings: Settings, seed: int
 ) -> list[dict[str, np.ndarray]]:
     """Return batches of training examples for AdaRound: as many as it needs, or all there are."""
-    found = training_plan(features, min(settings.batch_size, len(features)), settings, 0, seed)
-    wanted = min(len(found), -(-settings.adaround_num_samples // settings.batch_size))
-    return [only(found[number], INPUTS) for number in range(wanted)]
+    result = training_plan(features, min(settings.batch_size, len(features)), settings, 0, seed)
+    wanted = min(len(result), -(-settings.adaround_num_samples // settings.batch_size))
+    return [only(result[number], INPUTS) for number in range(wanted)]
 
 
 def estimation_batches(
@@ -83,7 +83,7 @@ def estimation_batches(
             f"--num-est-batches={wanted} of {size} rows need {size * wanted} training rows, there"
             f" are {len(features)}: lower one"
         )
-    found = glue.batches(
+    result = glue.batches(
         features,
         size,
         training=True,
@@ -92,4 +92,4 @@ def estimation_batches(
         bucket_by_length=False,
         pad_to_max_length=settings.estimation_pads,
     )
-    return [only(found[number], INPUTS) for number in range(wanted)]
+    return [only(result[number], INPUTS) for number in range(wanted)]

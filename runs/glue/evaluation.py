@@ -52,22 +52,22 @@ class Validation:
     def scores(self) -> Scores:
         """Return split -> metric -> score, a fraction."""
         scores = {split: self._scored(split, logits) for split, logits in self._logits().items()}
-        for split, found in scores.items():
+        for split, result in scores.items():
             log(
                 f"{self._task.name}, {split}: "
-                + ", ".join(f"{name} {100 * value:.2f}" for name, value in found.items())
+                + ", ".join(f"{name} {100 * value:.2f}" for name, value in result.items())
             )
         return scores
 
     def summary(self) -> dict[str, float]:
         """Return the scores of a network in training."""
         logits = self._logits()
-        scores = {split: self._scored(split, found) for split, found in logits.items()}
+        scores = {split: self._scored(split, result) for split, result in logits.items()}
         losses = [
-            loss_of(self._task, found, self._labels(split)) for split, found in logits.items()
+            loss_of(self._task, result, self._labels(split)) for split, result in logits.items()
         ]
         means = {
-            name: float(np.mean([found[name] for found in scores.values()]))
+            name: float(np.mean([result[name] for result in scores.values()]))
             for name in next(iter(scores.values()))
         }
         return {SCORE: glue.final_score(self._task, scores), LOSS: float(np.mean(losses))} | means
@@ -119,11 +119,11 @@ def logits_of(
     """Compute logits [examples, outputs] in the order of the examples; every rank computes its
     share of the batches and gets all.
     """
-    own, ids, found = batches_of(features, settings).shard_by_cost(group.rank, group.size), [], []
+    own, ids, result = batches_of(features, settings).shard_by_cost(group.rank, group.size), [], []
     for batch in tqdm(own, "validate", unit="batch", disable=group.rank > 0 or not settings.tqdm):
         ids.append(batch["unique_ids"])
-        found.append(forward(batch)["logits"].numpy())
-    return _in_order(ids, found, group)
+        result.append(forward(batch)["logits"].numpy())
+    return _in_order(ids, result, group)
 
 
 def batches_of(features: glue.Features, settings: Settings) -> glue.Batches:

@@ -42,14 +42,14 @@ def write_histograms(
             " are no histograms"
         )
         return
-    _, found = tapped(only(batch, INPUTS), list(dict.fromkeys(tags.values())))
+    _, result = tapped(only(batch, INPUTS), list(dict.fromkeys(tags.values())))
     real = batch["input_mask"] > 0
     with tf.summary.create_file_writer(folder).as_default():
         for tag, address in tqdm(
             tags.items(), "histograms", unit="tensor", delay=2, leave=False, disable=not progress
         ):
             tf.summary.histogram(
-                tag, tf.boolean_mask(tf.cast(found[address], tf.float32), real), step
+                tag, tf.boolean_mask(tf.cast(result[address], tf.float32), real), step
             )
     log(f"{len(tags)} histograms of {int(real.sum())} tokens in {folder}")
 

@@ -53,10 +53,10 @@ def _folder(task: glue.Task, settings: Settings) -> str:
                 " --model-name"
             )
         return from_hub(settings)
-    found = place_of(path, "--model-path", task, settings)
-    if found == path:
+    result = place_of(path, "--model-path", task, settings)
+    if result == path:
         _check_architecture(path, settings)
-    return found
+    return result
 
 
 def place_of(path: str, named: str, task: glue.Task, settings: Settings) -> str:
@@ -80,20 +80,20 @@ def place_of(path: str, named: str, task: glue.Task, settings: Settings) -> str:
         *pathlib.Path(path, task.name).glob(f"**/{OUT}"),
         *pathlib.Path(path).glob(f"seed_*/{OUT}"),
     ]
-    found = sorted(str(place) for place in below if (place / CONFIG).is_file())
-    of_seed = [place for place in found if f"seed_{settings.seed[0]}" in place.split(os.sep)]
-    own = of_seed if len(found) > 1 else found
+    result = sorted(str(place) for place in below if (place / CONFIG).is_file())
+    of_seed = [place for place in result if f"seed_{settings.seed[0]}" in place.split(os.sep)]
+    own = of_seed if len(result) > 1 else result
     if (
         settings.mode == "train-baseline" or len(own) != 1
     ):  # which may start from the model of any task
-        one_of = "one of " if len(found) > 1 else ""
+        one_of = "one of " if len(result) > 1 else ""
         hint = (
-            f"name {one_of}{', '.join(found)}"
-            if found
+            f"name {one_of}{', '.join(result)}"
+            if result
             else f"nor {OUT} or {task.name}/**/{OUT} with it: name a model's folder"
         )
         raise ValueError(
-            f"{named}={path}: there is no {CONFIG} in it{'; ' if found else ', '}{hint}"
+            f"{named}={path}: there is no {CONFIG} in it{'; ' if result else ', '}{hint}"
         )
     return own[0]
 
@@ -139,9 +139,11 @@ def _check_architecture(folder: str, settings: Settings) -> None:
     if settings.model_name is None:
         return
     named = ARCHITECTURES[settings.model_name]
-    found = read_json(os.path.join(folder, CONFIG), "model configuration").get("model_type", "bert")
-    if found != named:
-        other = f"--model-path {folder} holds a {printable(found)}"
+    result = read_json(os.path.join(folder, CONFIG), "model configuration").get(
+        "model_type", "bert"
+    )
+    if result != named:
+        other = f"--model-path {folder} holds a {printable(result)}"
         raise ValueError(f"--model-name {settings.model_name} is a {named}, {other}: leave one out")
 
 

@@ -35,11 +35,11 @@ def write_scores(
     """Write eval_results_<task>.txt of each split, `key = value`, and final_score.txt, a
     fraction.
     """
-    for split, found in scores.items():
+    for split, result in scores.items():
         name = f"{task.name}-mm" if split.endswith("_mismatched") else task.name
         write_text(
             os.path.join(directory, f"eval_results_{name}.txt"),
-            "".join(f"{k} = {v}\n" for k, v in found.items()),
+            "".join(f"{k} = {v}\n" for k, v in result.items()),
         )
     write_text(os.path.join(directory, "final_score.txt"), f"{final}\n")
 
@@ -66,16 +66,16 @@ def summary_of(finals: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
     several tasks were run.
     """
     medians = {task: statistics.median(of_seeds.values()) for task, of_seeds in finals.items()}
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for task, of_seeds in finals.items():
-        found[task] = round(100.0 * medians[task], 2)
+        result[task] = round(100.0 * medians[task], 2)
         if len(of_seeds) > 1:
-            found[f"{task}_spread"] = round(
+            result[f"{task}_spread"] = round(
                 100.0 * (max(of_seeds.values()) - min(of_seeds.values())), 2
             )
     if len(medians) > 1:
-        found |= {name: round(100.0 * value, 2) for name, value in glue.averages(medians).items()}
-    return found
+        result |= {name: round(100.0 * value, 2) for name, value in glue.averages(medians).items()}
+    return result
 
 
 def tell(found: Mapping[str, Any], directory: str | None) -> None:

@@ -111,12 +111,12 @@ def _logs(directory: str) -> list[str]:
 def _record(directory: str) -> dict[str, Any] | None:
     """Return the settings of the run that left its files in a folder; None where there is none."""
     try:
-        found = ast.literal_eval(read_text(os.path.join(directory, RECORD), limit=1 << 20))
+        result = ast.literal_eval(read_text(os.path.join(directory, RECORD), limit=1 << 20))
     except (OSError, ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
     return (
-        found
-        if isinstance(found, dict)
-        and {"mode", "task", "output_dir", "overwrite_output"} <= set(found)
+        result
+        if isinstance(result, dict)
+        and {"mode", "task", "output_dir", "overwrite_output"} <= set(result)
         else None
     )

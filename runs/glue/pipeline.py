@@ -43,10 +43,10 @@ def run(settings: Settings) -> dict[str, Any]:
             final = run_task(glue.TASKS[name], own, group, directory=own.output_dir, seed=seed)
         if final is not None:
             finals.setdefault(name, {})[seed] = final
-    found = summary_of(finals)
+    result = summary_of(finals)
     if group.rank == 0:
-        tell(found, settings.output_dir if len(runs) > 1 else None)
-    return found
+        tell(result, settings.output_dir if len(runs) > 1 else None)
+    return result
 
 
 def runs_of(settings: Settings) -> dict[tuple[str, int], Settings]:
@@ -86,10 +86,10 @@ def run_task(
     )  # what wants them shares them
     network = model
     if settings.quantizes:
-        network, found = quantized_network(
+        network, result = quantized_network(
             model, source, training_rows, settings, group, directory, seed
         )
-        figures |= found
+        figures |= result
     elif not (settings.trains and last_checkpoint(checked(directory))):
         networks.load_float(model, source, new_head=settings.trains)
     validation = Validation(network, task, tokenizer, settings, group, clamp=settings.quantizes)

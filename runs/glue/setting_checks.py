@@ -220,9 +220,11 @@ def _groups(s: Settings) -> list[str]:
         s.per_groups_permute
         or (s.per_groups_permute_shared_h and "ngp" not in (s.quant_dict or ""))
     ):
-        given = "--per-groups-permute" if s.per_groups_permute else "--per-groups-permute-shared-h"
+        specified = (
+            "--per-groups-permute" if s.per_groups_permute else "--per-groups-permute-shared-h"
+        )
         problems.append(
-            f"{given}: give --per-groups K, or 'ngp<K>' in --quant-dict with"
+            f"{specified}: give --per-groups K, or 'ngp<K>' in --quant-dict with"
             " --per-groups-permute-shared-h"
         )
     if s.per_groups is not None and s.per_embd:
@@ -270,16 +272,16 @@ def refuse_quantization_options(settings: Settings, source: str) -> None:
     Raises:
         FlagError: names every such option.
     """
-    given = [
+    specified = [
         field.name
         for field in dataclasses.fields(Settings)
         if field.metadata["modes"] in (QUANTIZING, QAT, PTQ)
         and not field.name.startswith(("export", "distillation", "teacher"))
         and getattr(settings, field.name) != field.default
     ]
-    if given:
+    if specified:
         raise FlagError(
-            f"  {', '.join(map(option, given))}: the model in {source} was saved with its ranges"
-            f" and is taken as it is; leave {'it' if len(given) == 1 else 'them'} out, or start"
+            f"  {', '.join(map(option, specified))}: the model in {source} was saved with its"
+            f" ranges and is taken as it is; leave {'it' if len(specified) == 1 else 'them'} out, or start"
             " from the float model"
         )

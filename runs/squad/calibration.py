@@ -81,5 +81,5 @@ def calibration_batches(
         )
     drawn = np.random.default_rng(settings.seed).permutation(len(examples))[:wanted]
     features = to_features([examples[i] for i in drawn], tokenizer, settings, training=True)
-    found = squad.batches(features, settings.train_batch_size, training=True, seed=settings.seed)
-    return [only(batch, INPUTS) for batch in itertools.islice(found, settings.calib_batch)]
+    result = squad.batches(features, settings.train_batch_size, training=True, seed=settings.seed)
+    return [only(batch, INPUTS) for batch in itertools.islice(result, settings.calib_batch)]

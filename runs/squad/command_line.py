@@ -37,12 +37,12 @@ def parse(words: Sequence[str], description: str | None) -> Settings:
 
 def arguments(settings: Settings) -> list[str]:
     """Return the command line that asks for these settings."""
-    given = {
+    specified = {
         f.name: getattr(settings, f.name)
         for f in dataclasses.fields(Settings)
         if getattr(settings, f.name) != f.default
     }
     return [
         f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name, value in given.items()
+        for name, value in specified.items()
     ]

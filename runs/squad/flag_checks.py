@@ -252,11 +252,11 @@ def _model(s: Settings) -> list[str]:
             problems += teacher_problems(config, teacher, s, f"--teacher_config_file={file}")
         for name in ("vocab_file", "init_checkpoint", "teacher"):
             path = getattr(s, name)
-            found = modeling.detect_lower_case(path) if path else None
-            if found not in (None, s.do_lower_case):
+            result = modeling.detect_lower_case(path) if path else None
+            if result not in (None, s.do_lower_case):
                 problems.append(
                     f"--do_lower_case={s.do_lower_case}, but --{name}={path} is"
-                    f" {'uncased' if found else 'cased'}: set --do_lower_case={found}"
+                    f" {'uncased' if result else 'cased'}: set --do_lower_case={result}"
                 )
     except (ValueError, OSError) as error:
         problems.append(str(error))

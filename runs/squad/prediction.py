@@ -52,12 +52,12 @@ def answer(
     examples: list[squad.SquadExample], scores: squad.RawScores, settings: Settings
 ) -> dict[str, Any]:
     """Write the answers; return their scores if the truth is known."""
-    found = decoded(examples, scores, settings)
-    found.write(settings.output_dir)
+    result = decoded(examples, scores, settings)
+    result.write(settings.output_dir)
     with_truth = sum(bool(example.answers) for example in examples)
     if not with_truth:
         return {}
-    figures = scored(examples, found, settings)
+    figures = scored(examples, result, settings)
     if with_truth < len(examples) and not settings.version_2_with_negative:
         figures["scored_questions"] = with_truth
     return figures

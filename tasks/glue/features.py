@@ -85,7 +85,7 @@ def convert(
     Raises:
         ValueError: max_seq_length leaves no room for the texts.
     """
-    found: list[Encoded] = []
+    result: list[Encoded] = []
     with tqdm(
         total=len(examples),
         desc=f"{examples.task.name} features",
@@ -95,12 +95,12 @@ def convert(
         for begin in range(0, len(examples), ROWS_PER_CALL):
             part = slice(begin, begin + ROWS_PER_CALL)
             seconds = None if examples.seconds is None else examples.seconds[part]
-            found += tokenizer.encode_sequences(examples.firsts[part], seconds, max_seq_length)
-            bar.update(len(found) - begin)
+            result += tokenizer.encode_sequences(examples.firsts[part], seconds, max_seq_length)
+            bar.update(len(result) - begin)
     return Features(
-        bounds=np.cumsum([0, *(len(sequence.ids) for sequence in found)], dtype=np.int64),
-        input_ids=np.concatenate([sequence.ids for sequence in found]),
-        second_offset=np.asarray([sequence.second_offset for sequence in found], np.int32),
+        bounds=np.cumsum([0, *(len(sequence.ids) for sequence in result)], dtype=np.int64),
+        input_ids=np.concatenate([sequence.ids for sequence in result]),
+        second_offset=np.asarray([sequence.second_offset for sequence in result], np.int32),
         labels=examples.labels,
         max_seq_length=max_seq_length,
         pad_id=tokenizer.pad_id,

@@ -83,12 +83,12 @@ def _find(task: Task, data_dir: str, split: str) -> str:
     if split.startswith(_DEV[0]):
         names.insert(0, f"{split.replace(*_DEV)}.tsv")
     try:
-        found = sorted(os.listdir(data_dir))
+        result = sorted(os.listdir(data_dir))
     except OSError as error:
         raise FileNotFoundError(
             f"GLUE data folder {data_dir} cannot be read: {error.strerror}"
         ) from error
-    folders = [os.path.join(data_dir, name) for name in found if plain_name(name) == task.name]
+    folders = [os.path.join(data_dir, name) for name in result if plain_name(name) == task.name]
     # The folder spelled as GLUE spells it comes first. The given one may be that of the task, but
     # not that of another: files of RTE would pass for those of WNLI.
     folders.sort(key=lambda folder: os.path.basename(folder) != task.directory)

@@ -96,14 +96,14 @@ def run(options: argparse.Namespace) -> None:
         for length in lengths:
             try:
                 workload = Workload.of(next(iter(sessions.values())).inputs, batch, length, rows)
-                found = measure(sessions, workload, options.seconds)
+                result = measure(sessions, workload, options.seconds)
             except Exception as error:  # of many kinds, each runtime's own
                 reason = one_line(error, 300)
                 raise ValueError(
                     f"--batch={batch} --length={length}: a file cannot take such inputs: {reason}"
                 ) from error
-            first = next(iter(found.values()))
-            for path, measured in found.items():
+            first = next(iter(result.values()))
+            for path, measured in result.items():
                 speed = measured.rows_per_second / first.rows_per_second
                 if options.json:
                     figures = {"file": path, "batch": batch, "length": length}

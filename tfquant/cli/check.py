@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     kinds = check_flags.parse_check(options)
     rows = arrays.read(options.check_data)
     batches = list(arrays.batches(rows, options.batch_size))
-    found = tfquant.compare(
+    result = tfquant.compare(
         models.load(options, rows),
         options.path,
         batches,
@@ -54,5 +54,5 @@ def run(options: argparse.Namespace) -> None:
         tolerance=options.tolerance,
         check=kinds,
     )
-    print(found.table())
-    print(f"{options.path}: {found}")
+    print(result.table())
+    print(f"{options.path}: {result}")

@@ -68,8 +68,8 @@ def parse_check(options: argparse.Namespace) -> dict[str, str]:
     check_tolerance(options.tolerance, "--tolerance")
     if not options.check:
         return {}
-    found = dict(entry.rpartition("=")[::2] for entry in options.check.split(","))
-    if any(not name or kind not in OUTPUT_KINDS for name, kind in found.items()):
+    result = dict(entry.rpartition("=")[::2] for entry in options.check.split(","))
+    if any(not name or kind not in OUTPUT_KINDS for name, kind in result.items()):
         known = ", ".join(OUTPUT_KINDS)
         raise ValueError(f"--check={options.check}: wants OUTPUT=KIND, with a KIND of {known}")
-    return found
+    return result

@@ -98,7 +98,7 @@ def _called(source: str, build: Callable[[], Any]) -> Any:
 def _imported(module: str, function: str) -> Any:
     sys.path.insert(0, os.getcwd())  # as `python script.py` would find it
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        result = getattr(importlib.import_module(module), function, None)
     except ModuleNotFoundError as error:
         raise FileNotFoundError(
             f"--model={module}:{function}: cannot import {error.name}"
@@ -110,6 +110,6 @@ def _imported(module: str, function: str) -> Any:
         ) from error
     finally:
         sys.path.pop(0)
-    if not callable(found):
+    if not callable(result):
         raise ValueError(f"--model={module}:{function}: {module} has no function {function}")
-    return found
+    return result

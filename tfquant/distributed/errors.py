@@ -43,7 +43,7 @@ def agree(group: Group, values: Mapping[str, Any], what: str) -> None:
     """
     if group.size == 1:
         return
-    found = []
+    result = []
     for rank, data in enumerate(
         group.gather(json.dumps({"agree": what, "values": dict(values)}, default=str).encode())
     ):
@@ -51,25 +51,25 @@ def agree(group: Group, values: Mapping[str, Any], what: str) -> None:
             entry = json.loads(data)
             if entry["agree"] != what:
                 raise ValueError(f"compares {shown(entry['agree'])}")
-            found.append(entry["values"])
+            result.append(entry["values"])
         except (ValueError, TypeError, KeyError) as error:
             raise DivergedError(
                 f"rank {rank} is not where rank {group.rank} is, at the comparison of {what}: start"
                 f" all of them with the same command ({one_line(error, 100)})"
             ) from None
-    names = dict.fromkeys(name for entry in found for name in entry)
+    names = dict.fromkeys(name for entry in result for name in entry)
     differing = [
-        name for name in names if any(entry.get(name) != found[0].get(name) for entry in found)
+        name for name in names if any(entry.get(name) != result[0].get(name) for entry in result)
     ]
     if differing:
         listed = []
         for name in differing[:5]:
             other = next(
-                rank for rank, entry in enumerate(found) if entry.get(name) != found[0].get(name)
+                rank for rank, entry in enumerate(result) if entry.get(name) != result[0].get(name)
             )
             listed.append(
-                f"{name} is {shown(found[0].get(name), 60)} on rank 0 and"
-                f" {shown(found[other].get(name), 60)} on {other}"
+                f"{name} is {shown(result[0].get(name), 60)} on rank 0 and"
+                f" {shown(result[other].get(name), 60)} on {other}"
             )
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise DivergedError(

@@ -177,13 +177,13 @@ class Horovod(Group):
         return self._watchdog.waiting(where)
 
     def _overdue(self, where: str, seconds: float) -> str:
-        found = (
+        result = (
             watchdog.silent(self._identities, self.rank)
             or "one of them is frozen, or was started for something else"
         )
         return (
             f"rank {self.rank} of {self.size} has waited for the others for {seconds:g} s at"
-            f" {where}: {found}. Start all of them again; training resumes from its last"
+            f" {where}: {result}. Start all of them again; training resumes from its last"
             " checkpoint. The time-out is --rank_timeout"
         )
 
@@ -356,14 +356,14 @@ def _check_alike(group: Group, variables: Sequence[Any]) -> None:
     """
     if group.size == 1:
         return
-    found = [
+    result = [
         text.decode(errors="replace") for text in group.gather(structure_of(variables).encode())
     ]
-    if len(set(found)) > 1:
-        other = next(rank for rank, text in enumerate(found) if text != found[0])
+    if len(set(result)) > 1:
+        other = next(rank for rank, text in enumerate(result) if text != result[0])
         raise DivergedError(
-            f"the ranks have different networks: rank 0 has {one_line(found[0], 100)}, rank {other}"
-            f" {one_line(found[other], 100)}; start all of them with the same flags and files"
+            f"the ranks have different networks: rank 0 has {one_line(result[0], 100)}, rank"
+            f" {other} {one_line(result[other], 100)}; start all of them with the same flags and files"
         )
 
 

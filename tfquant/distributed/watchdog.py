@@ -87,7 +87,7 @@ def silent(identities: Sequence[str], own: int) -> str:
 
     `rank 1 (process 4711) is stopped`; empty for none.
     """
-    found = []
+    result = []
     for rank, text in enumerate(identities):
         machine, _, process = text.rpartition(" ")
         if rank == own or machine != platform.node() or not os.path.isdir("/proc/self"):
@@ -95,8 +95,8 @@ def silent(identities: Sequence[str], own: int) -> str:
         state = _state(process)
         if state in "TtZX":
             what = "is stopped" if state in "Tt" else "is dead"
-            found.append(f"rank {rank} (process {process}) {what}")
-    return ", ".join(found)
+            result.append(f"rank {rank} (process {process}) {what}")
+    return ", ".join(result)
 
 
 def _state(process: str) -> str:

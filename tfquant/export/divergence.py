@@ -73,11 +73,11 @@ def differences(
     with staging(tempfile.gettempdir()) as folder:
         path = str(folder / "model.onnx")
         external_data.save(model, path)
-        found = open_file(path, runtime)(
+        result = open_file(path, runtime)(
             request.interface.named_inputs([value.numpy() for value in flat])
         )
     simulated = _simulated(request, flat, [site.members[0] for site in sites])
-    reached = [found[sources[site.address]] for site in sites]
+    reached = [result[sources[site.address]] for site in sites]
     pairs = [
         (site, _arranged(one, other.shape), other)
         for site, one, other in zip(sites, simulated, reached, strict=True)

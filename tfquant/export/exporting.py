@@ -170,18 +170,18 @@ def export(
     form.check_formats(request)
     form.check(request)
     check_weights(request)
-    found = contractions = None
+    result = contractions = None
     with staging(path.parent) as folder:
         written = folder / path.name
         form.write(request, str(written))
         size = sum(map(size_of, folder.iterdir()))
         if check_data is not None and form.readers:
             session = form.open(written)
-            found = agreement(request, session, check_data, score, check)
+            result = agreement(request, session, check_data, score, check)
             contractions = form.contractions_of(written, session)
             subject = f"{path} was not written, as it"
             check_agreement(
-                request, found, tolerance, form.readers[0], check_data[0], written, subject
+                request, result, tolerance, form.readers[0], check_data[0], written, subject
             )
         publish(written, path)
     sites = request.sites()
@@ -202,7 +202,7 @@ def export(
         size,
         floats,
         (len(sites) - stored, stored),
-        found,
+        result,
         contractions,
         form.proven,
         note,
@@ -241,8 +241,8 @@ def check_calibrated(engine: Engine) -> None:
     try:
         engine.quantizers.check_calibrated()
     except UncalibratedError as error:
-        mend = "export the float network with mode='float'"
-        raise UncalibratedError(str(error).replace("model.set_mode('float')", mend)) from None
+        hint = "export the float network with mode='float'"
+        raise UncalibratedError(str(error).replace("model.set_mode('float')", hint)) from None
 
 
 def compare(
@@ -286,9 +286,9 @@ def compare(
     batches = checked_batches(engine, check_data)
     request, runtime = ExportRequest(engine, mode), runtime or runtime_of(path)
     check_weights(request)
-    found = agreement(request, open_file(path, runtime), batches, score, check)
-    check_agreement(request, found, tolerance, runtime, batches[0], path, f"{path}", existing=True)
-    return found
+    result = agreement(request, open_file(path, runtime), batches, score, check)
+    check_agreement(request, result, tolerance, runtime, batches[0], path, f"{path}", existing=True)
+    return result
 
 
 def check_agreement(

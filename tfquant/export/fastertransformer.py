@@ -187,24 +187,24 @@ class _Layer:
         """The `amaxList`; `after` is the larger end of the range of what the layer returns."""
         ends = [self.amax(address) for address in layout.activations] + [after]
         kernels = {dense: self._kernel_amaxes(dense) for dense in _KERNELS}
-        found = [factor for end in ends for factor in (end, end / 127, end / 127 / 127, 127 / end)]
-        found += [0.0] * (layout.kernels - len(found))
-        found += np.concatenate(list(kernels.values())).tolist()
+        result = [factor for end in ends for factor in (end, end / 127, end / 127 / 127, 127 / end)]
+        result += [0.0] * (layout.kernels - len(result))
+        result += np.concatenate(list(kernels.values())).tolist()
         if layout.factors:
             right = {dense: amaxes[0] for dense, amaxes in kernels.items()} | {
                 address: self.amax(address) for address in (_K, _V)
             }
-            found += [
+            result += [
                 self.amax(left) * right[by] / (127 * self.amax(to))
                 for left, by, to in layout.factors
             ]
-            found += [
+            result += [
                 max(self.amax(operand) for operand in (_Q, _K, _V)),
                 self.amax(_PROBABILITIES),
                 self.amax(_PROJECTION),
             ]
-            found += [0.0] * _RESERVED
-        return np.asarray(found, np.float32)
+            result += [0.0] * _RESERVED
+        return np.asarray(result, np.float32)
 
     def codes(self, dense: str, kernel: np.ndarray) -> np.ndarray:
         """int8 [inputs, outputs]."""
@@ -252,16 +252,16 @@ def _after_the_last(engine: Engine, layout: _Layout) -> np.float32:
     """Larger end of the range of the encoder's output; later engines do not use it."""
     if layout is QUANTIZED:
         return np.float32(1.0)
-    found = [
+    result = [
         quantizer
         for quantizer in engine.quantizers.values()
         if quantizer.site.role == "model_output"
     ]
-    if not found:
+    if not result:
         raise ExportError(
             f"FasterTransformer wants a range of the encoder's output, which is no site: {_MEND}"
         )
-    return _amax(found[0])
+    return _amax(result[0])
 
 
 def _amax(quantizer: Quantizer) -> np.float32:

@@ -71,13 +71,13 @@ def kinds_of(
             raise ValueError(f"check: there is no output {name!r}, the network has {known}")
         if kind not in KINDS:
             raise ValueError(f"check: {name!r} is {kind!r}, must be one of {', '.join(KINDS)}")
-    found = {}
+    result = {}
     for name, tensor in zip(names, trace.outputs, strict=True):
-        found[name] = chosen.get(name) or kind_of(values[name], tensor)
-        if found[name] != "exact" and not is_real(values[name]):
-            kind, dtype = found[name], values[name].dtype
+        result[name] = chosen.get(name) or kind_of(values[name], tensor)
+        if result[name] != "exact" and not is_real(values[name]):
+            kind, dtype = result[name], values[name].dtype
             raise ValueError(f"check: {name!r} is {kind!r}, but its type {dtype} is for 'exact'")
-    return found
+    return result
 
 
 def is_real(values: np.ndarray) -> bool:

@@ -158,21 +158,21 @@ def load(
         raise CheckpointError(
             f"{path} is damaged: {type(error).__name__} {one_line(error, 200)}"
         ) from error
-    found = [(name, np.asarray(values[name]), variable) for name, variable in variables.items()]
+    result = [(name, np.asarray(values[name]), variable) for name, variable in variables.items()]
     for what, of in (("types", lambda a: a.dtype.name), ("shapes", lambda a: list(a.shape))):
         wrong = [
             f"{name}: {of(value)} in the file, {of(variable)} in the model"
-            for name, value, variable in found
+            for name, value, variable in result
             if of(value) != of(variable)
         ]
         if wrong:
             raise ValueError(f"{path}: {what} differ from the model's: {'; '.join(wrong)}")
-    broken = [name for name, value, _ in found if not is_finite(value)]
+    broken = [name for name, value, _ in result if not is_finite(value)]
     if broken:
         raise ValueError(
             f"{path}: variable {printable(broken[0])} holds NaN or Inf; load another file"
         )
-    for _, value, variable in found:
+    for _, value, variable in result:
         variable.assign(value)
     estimate_parted(engine, renamed)
     return quantized
@@ -257,7 +257,7 @@ def _stored(engine: Engine) -> list[_Stored]:
     sited = {
         id(variable) for handle, variable in engine.inference.variables.items() if handle in behind
     }
-    found = []
+    result = []
     for path, variable in named_weights(engine).items():
         value, packed, note = np.asarray(variable.numpy()), None, ""
         sites, other = readers.get(id(variable), ([], ""))
@@ -273,8 +273,8 @@ def _stored(engine: Engine) -> list[_Stored]:
         elif sites or id(variable) in sited:
             note = f"{other} reads it in float"
         value = value.astype(np.float32) if variable.dtype == tf.bfloat16 else value
-        found.append(_Stored(path, variable.dtype.name, value, packed, note))
-    return found
+        result.append(_Stored(path, variable.dtype.name, value, packed, note))
+    return result
 
 
 def _readers(engine: Engine, flow: Dataflow) -> dict[int, tuple[list[str], str]]:
@@ -290,9 +290,9 @@ def _readers(engine: Engine, flow: Dataflow) -> dict[int, tuple[list[str], str]]
             tensors.setdefault(edge.tensor.name, []).append(site.address)
         else:
             edges.setdefault(edge.consumer, []).append(site.address)
-    found: dict[int, tuple[list[str], str]] = {}
+    hits: dict[int, tuple[list[str], str]] = {}
     for handle, variable in engine.inference.variables.items():
-        sites, other = found.get(id(variable), ([], ""))
+        sites, other = hits.get(id(variable), ([], ""))
         pending = list(flow.consumers.get(handle, ()))
         while pending:
             op, index = pending.pop()
@@ -305,8 +305,8 @@ def _readers(engine: Engine, flow: Dataflow) -> dict[int, tuple[list[str], str]]
                 pending += flow.value_consumers(op.outputs[0])
             else:
                 other = other or op.name
-        found[id(variable)] = (list(dict.fromkeys(sites)), other)
-    return found
+        hits[id(variable)] = (list(dict.fromkeys(sites)), other)
+    return hits
 
 
 def _quantized(value: np.ndarray, quantizers: list[Quantizer]) -> QuantizedArray | None:
@@ -354,15 +354,15 @@ def _simulation(
 
 def _ranges(engine: Engine) -> dict[str, np.ndarray]:
     """Name -> the state of every site, as in checkpoints."""
-    found = {}
+    result = {}
     for address, quantizer in engine.quantizers.items():
         values = {
             name: np.asarray(variable.numpy()) for name, variable in quantizer.variables.items()
         }
         if quantizer.learned is None and np.array_equal(values["lower"], -values["upper"]):
             del values["lower"]
-        found |= {range_name(address, name): value for name, value in values.items()}
-    return found
+        result |= {range_name(address, name): value for name, value in values.items()}
+    return result
 
 
 class _File:

@@ -120,11 +120,11 @@ def agreement(
     for number, batch in enumerate(batches):
         flat, where = engine.inputs.flatten_batch(batch), f"check_data, batch {number}"
         expected = _answer(simulated, flat, f"{where}: the network cannot answer it")
-        found = _answer(exported, flat, f"{where}: the exported file cannot answer it")
-        parity.add(where, expected, found, expected if unrounded is None else unrounded(flat))
+        result = _answer(exported, flat, f"{where}: the exported file cannot answer it")
+        parity.add(where, expected, result, expected if unrounded is None else unrounded(flat))
         if score is not None:
             answers[0].append(expected)
-            answers[1].append(found)
+            answers[1].append(result)
     if parity.batches == 0:
         raise ValueError("no batch was given to compare on: pass at least one as check_data")
     scores = None if score is None else (float(score(answers[0])), float(score(answers[1])))

@@ -62,9 +62,9 @@ class ExportRequest:
         """Raise ExportError if the network reads a captured tensor without values, such as the
         handle of a hash table.
         """
-        found = uncaptured(self.engine.inference)
-        if found is not None:
-            op, kind = found
+        result = uncaptured(self.engine.inference)
+        if result is not None:
+            op, kind = result
             raise ExportError(
                 f"operation {op.type} in layer {parent(op.name)} reads a captured tensor of type"
                 f" {kind}, for which {target} has no counterpart: move this layer out of the model,"

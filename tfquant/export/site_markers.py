@@ -99,7 +99,7 @@ def marked(
 
     def network(*flat: tf.Tensor) -> dict[str, tf.Tensor]:
         inputs, flat = flat[: len(interface.inputs)], flat[len(interface.inputs) :]
-        read, given = (
+        read, specified = (
             dict(zip(variables, flat, strict=False)),
             dict(zip(large, flat[len(variables) :], strict=False)),
         )
@@ -122,7 +122,7 @@ def marked(
             in_bodies={"ReadVariableOp": _with_shape, "Placeholder": _with_shape},
         )
         return interface.named_outputs(
-            trace.emit(list(inputs), edits, given=as_constants(trace) | given)
+            trace.emit(list(inputs), edits, given=as_constants(trace) | specified)
         )
 
     specs = [
@@ -151,11 +151,11 @@ def _reads(
     trace: Trace, given: Mapping[str, tf.Tensor]
 ) -> dict[str, Callable[[list[tf.Tensor]], tf.Tensor]]:
     """Operations that read a parameter -> what they become where the parameter is an input."""
-    found = {}
+    result = {}
     for handle, value in given.items():
         for op in trace.graph.get_tensor_by_name(handle).consumers():
-            found[op.name] = functools.partial(_read, op, value)
-    return found
+            result[op.name] = functools.partial(_read, op, value)
+    return result
 
 
 def _read(op: tf.Operation, value: tf.Tensor, inputs: list[tf.Tensor]) -> tf.Tensor:

@@ -277,8 +277,8 @@ TARGETS = {
 
 def targets_for(runtime: str) -> tuple[str, ...]:
     """Names of the targets whose files a runtime reads, those that are checked in it first."""
-    found = [name for name, target in TARGETS.items() if runtime in target.readers]
-    return tuple(sorted(found, key=lambda name: TARGETS[name].readers[0] != runtime))
+    result = [name for name, target in TARGETS.items() if runtime in target.readers]
+    return tuple(sorted(result, key=lambda name: TARGETS[name].readers[0] != runtime))
 
 
 def publish(written: pathlib.Path, path: pathlib.Path) -> None:

@@ -48,7 +48,7 @@ class _Alignment:
     def edges(self, known: set[str]) -> dict[str, list[Edge]]:
         """Aligned edges, see `aligned_edges`."""
         renamed, more = self._contractions()
-        found: dict[str, list[Edge]] = {}
+        result: dict[str, list[Edge]] = {}
         for edge in self._roles.edges:
             address = renamed.get(edge.address)
             if address is None and edge.path in self._paths:
@@ -57,13 +57,13 @@ class _Alignment:
             elif address is None:
                 address = edge.address
             if address in known:
-                found.setdefault(address, [self._weights.get(address, edge)])
-        for address, edge in self._by_operation(known - found.keys()):
-            found[address] = [edge]
+                result.setdefault(address, [self._weights.get(address, edge)])
+        for address, edge in self._by_operation(known - result.keys()):
+            result[address] = [edge]
         for address, edge in more:
-            if address in found:
-                found[address].append(edge)
-        return found
+            if address in result:
+                result[address].append(edge)
+        return result
 
     def _contractions(self) -> tuple[dict[str, str], list[tuple[str, Edge]]]:
         """(address in training -> address in inference, parameters that only training uses) of the
@@ -176,29 +176,29 @@ def _aligned_operations(first: Trace, second: Trace) -> dict[str, str]:
     Operations that compute the same from the inputs belong together, in the order in which they
     come; of the others those whose names follow each other in the same order.
     """
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     waiting: dict[int, list[str]] = {}
     for name, signature in _signatures(second).items():
         waiting.setdefault(signature, []).append(name)
     for name, signature in _signatures(first).items():
         if waiting.get(signature):
-            found[name] = waiting[signature].pop(0)
-    taken = set(found.values())
-    left = [op for op in first.operations if op.name not in found]
+            result[name] = waiting[signature].pop(0)
+    taken = set(result.values())
+    left = [op for op in first.operations if op.name not in result]
     right = [op for op in second.operations if op.name not in taken]
     keys = [[_key(op) for op in operations] for operations in (left, right)]
     for start, other, count in difflib.SequenceMatcher(
         None, *keys, autojunk=False
     ).get_matching_blocks():
-        found.update((left[start + i].name, right[other + i].name) for i in range(count))
-    return found
+        result.update((left[start + i].name, right[other + i].name) for i in range(count))
+    return result
 
 
 def _signatures(trace: Trace) -> dict[str, int]:
     """Map name of an operation -> number that is equal for operations of equal computation,
     ignoring dropout.
     """
-    flow, found = trace.analysis.flow, {}
+    flow, result = trace.analysis.flow, {}
     for op in trace.operations:
         parts = [op.type, tuple(t.dtype.as_datatype_enum for t in op.outputs)]
         if op.type == "Placeholder":
@@ -206,9 +206,9 @@ def _signatures(trace: Trace) -> dict[str, int]:
         elif op.type == "Const":
             parts.append(op.node_def.attr["value"].SerializeToString())
         for tensor in map(flow.through_dropout, op.inputs):
-            parts.append((found[tensor.op.name], tensor.value_index))
-        found[op.name] = hash(tuple(parts))
-    return found
+            parts.append((result[tensor.op.name], tensor.value_index))
+        result[op.name] = hash(tuple(parts))
+    return result
 
 
 def _key(op: tf.Operation) -> tuple[str, str]:

@@ -110,13 +110,13 @@ def arguments_of(function: Callable, batch: Any) -> Arguments:
       ArgumentError: the batch does not fit the function's parameters, or holds no tensor.
     """
     name, signature = name_of(function), _signature_of(function)
-    found = Arguments.bound(name, signature, batch)
-    if not found.tensors:
+    result = Arguments.bound(name, signature, batch)
+    if not result.tensors:
         raise ArgumentError(
             f"{name} is called with no tensor: pass arrays or tensors, numbers are constants of the"
             " graph"
         )
-    return found
+    return result
 
 
 def own_arguments(function: Any) -> Arguments | None:

@@ -46,7 +46,7 @@ class Attention:
 
 def find_attention(flow: Dataflow, contractions: list[Contraction]) -> list[Attention]:
     by_name = {c.op.name: c for c in contractions}
-    found: list[Attention] = []
+    result: list[Attention] = []
     used: dict[str, int] = {}
     for scores in contractions:
         if scores.kind != "matmul":
@@ -72,7 +72,7 @@ def find_attention(flow: Dataflow, contractions: list[Contraction]) -> list[Atte
         if count > 1:
             path = f"{path}#{count}"
         between = _between(flow, scores.op, softmax)
-        found.append(
+        result.append(
             Attention(
                 path,
                 scores,
@@ -84,7 +84,7 @@ def find_attention(flow: Dataflow, contractions: list[Contraction]) -> list[Atte
                 between,
             )
         )
-    return found
+    return result
 
 
 def _softmax_after(flow: Dataflow, scores: tf.Tensor) -> tf.Tensor | None:

@@ -77,7 +77,7 @@ def find_token_masks(
       computed from.
     """
     from_inputs, mixed = _origins(trace)
-    found: list[TokenMask] = []
+    result: list[TokenMask] = []
     unexplained: dict[str, list[str]] = {}
     names = {mask.name for mask in known}
     in_vain: set[tuple[str, int]] = (
@@ -96,9 +96,9 @@ def find_token_masks(
             in_vain.add(tried)
             unexplained[operand.op.name] = [inputs[t.name] for t in behind if t.name in inputs]
         else:
-            found.append(mask)
+            result.append(mask)
             names.add(mask.tensor.name)
-    return found, unexplained
+    return result, unexplained
 
 
 def _origins(trace: Trace) -> tuple[set[str], set[str]]:
@@ -149,20 +149,20 @@ def _operands(
 
 def _candidates(tensor: tf.Tensor, from_inputs: Collection[str]) -> list[tf.Tensor]:
     """Tensors of two axes that `tensor` is computed from, nearest first."""
-    found, pending, seen = [], [tensor], {tensor.name}
-    while pending and len(found) < _CANDIDATES:
+    result, pending, seen = [], [tensor], {tensor.name}
+    while pending and len(result) < _CANDIDATES:
         here = pending.pop(0)
         if (
             here.shape.rank == 2
             and here.shape[1] != 1
             and (here.dtype.is_bool or here.dtype.is_integer or here.dtype.is_floating)
         ):
-            found.append(here)
+            result.append(here)
         for behind in here.op.inputs if here.op.type not in SHAPES_ALONE else ():
             if behind.name in from_inputs and behind.name not in seen:
                 seen.add(behind.name)
                 pending.append(behind)
-    return found
+    return result
 
 
 def _tried_out(trace: Trace, operand: _Operand, candidates: list[tf.Tensor]) -> TokenMask | None:
@@ -203,11 +203,11 @@ def _allowed(
         second = tf.equal(tf.range(tf.shape(own)[1]), 1)
         results = []
         for rest, chosen in values:
-            given = tf.broadcast_to(
+            specified = tf.broadcast_to(
                 tf.cast(tf.where(second, chosen, rest), own.dtype), tf.shape(own)
             )
             results += trace.emit(
-                list(flat), targets=[operand.tensor], given={candidate.name: given}
+                list(flat), targets=[operand.tensor], given={candidate.name: specified}
             )
         return [tf.shape(own), *results]
 

@@ -150,8 +150,8 @@ class Axes:
                 tf.compat.v1.placeholder(old.dtype, shape)
                 for old, shape in zip(self._trace.inputs, self._sizes.shapes(), strict=True)
             ]
-            found = self._trace.emit(inputs, targets=list(self._tensors.values()))
-        return _Emission(inputs, dict(zip(self._tensors, found, strict=True)))
+            result = self._trace.emit(inputs, targets=list(self._tensors.values()))
+        return _Emission(inputs, dict(zip(self._tensors, result, strict=True)))
 
     def _executed(self, emitted: Mapping[str, tf.Tensor]) -> dict[str, Shape]:
         """Shapes of tensors; where shape inference fails (loops), those of an execution."""
@@ -177,13 +177,13 @@ class Axes:
                     input_signature=specs,
                 )
                 zeros = [tf.zeros(spec.shape, spec.dtype) for spec in specs]
-                found = [
+                result = [
                     tuple(int(d) for d in size.numpy())
                     for size in function.get_concrete_function()(*zeros)
                 ]
         except Exception:  # zeros of these sizes are no input that it can run on
             return shapes
-        return shapes | dict(zip(open_ones, found, strict=True))
+        return shapes | dict(zip(open_ones, result, strict=True))
 
     @functools.cached_property
     def _flow(self) -> Mapping[str, Factors]:
@@ -198,23 +198,23 @@ class Axes:
         return {name: self._of_sizes(shape, known) for name, shape in shapes.items()}
 
     def _of_sizes(self, shape: Shape, known: dict[Any, tuple[int, ...]]) -> Labels:
-        found = [known.get(size, ()) for size in shape or ()]
+        result = [known.get(size, ()) for size in shape or ()]
         if (
-            1 < len(found) < 4
-            and len(found[-1]) == 1
-            and found[-1] != (BATCH,)
-            and self._sizes.pinned(found[-1][0])
+            1 < len(result) < 4
+            and len(result[-1]) == 1
+            and result[-1] != (BATCH,)
+            and self._sizes.pinned(result[-1][0])
         ):
             # As many features as tokens. Behind an axis of tokens come features, else nothing
             # tells.
-            found[-1] = () if any(found[-1][0] in group for group in found[:-1]) else (PART,)
-        if found.count((BATCH,)) > 1:
-            first = found.index((BATCH,))
-            found = [
+            result[-1] = () if any(result[-1][0] in group for group in result[:-1]) else (PART,)
+        if result.count((BATCH,)) > 1:
+            first = result.index((BATCH,))
+            result = [
                 () if axis > first and labels == (BATCH,) else labels
-                for axis, labels in enumerate(found)
+                for axis, labels in enumerate(result)
             ]
-        return tuple(found)
+        return tuple(result)
 
 
 @contextlib.contextmanager

@@ -33,21 +33,21 @@ def flow(graph: tf.Graph, inputs: Mapping[str, Sequence[int | None]]) -> dict[st
     Returns:
       Name of a tensor -> factors of each axis; without those that cannot be told.
     """
-    found: dict[str, Factors] = {}
+    result: dict[str, Factors] = {}
     for op in graph.get_operations():
         for output in op.outputs:
             if output.shape.rank is None or None in tuple(output.shape):
                 continue
             if output.name in inputs:
                 labels = inputs[output.name]
-                found[output.name] = tuple(
+                result[output.name] = tuple(
                     ((label, size),) for label, size in zip(labels, output.shape, strict=True)
                 )
                 continue
-            factors = _of_output(op, output, found)
+            factors = _of_output(op, output, result)
             if factors is not None:
-                found[output.name] = factors
-    return found
+                result[output.name] = factors
+    return result
 
 
 def _of_output(op: tf.Operation, output: tf.Tensor, found: Mapping[str, Factors]) -> Factors | None:
@@ -108,12 +108,12 @@ def _elementwise(
 
 def _broadcast(operands: Sequence[Factors], shape: Sequence[Any]) -> Factors:
     """Factors of each axis, from the operand that has all of them, one with labels first."""
-    found = []
+    result = []
     for offset in range(len(shape), 0, -1):
         axes = [factors[-offset] for factors in operands if len(factors) >= offset]
         axes = [axis for axis in axes if _size(axis) == shape[-offset]]
-        found.append(max(axes, key=_labels_in, default=((None, shape[-offset]),)))
-    return tuple(found)
+        result.append(max(axes, key=_labels_in, default=((None, shape[-offset]),)))
+    return tuple(result)
 
 
 def _labels_in(axis: Sequence[Factor]) -> int:

@@ -65,10 +65,10 @@ class AxisSizes:
 
     def root(self, label: int) -> int:
         """Representative label of all that were merged with one."""
-        found = self._all[label]
-        while found.root is not None:
-            found = found.root
-        return self._all.index(found)
+        result = self._all[label]
+        while result.root is not None:
+            result = result.root
+        return self._all.index(result)
 
     def pinned(self, label: int) -> bool:
         """Whether a label is fixed to the size of the trace, which features may share."""
@@ -101,14 +101,14 @@ class AxisSizes:
     def products(self) -> dict[int, tuple[int, ...]]:
         """Map size -> labels whose product it is, one to three of them."""
         roots = sorted({self.root(index) for index in range(len(self._all))})
-        found: dict[int, tuple[int, ...]] = {}
+        result: dict[int, tuple[int, ...]] = {}
         for count in (1, 2, 3):
             for labels in itertools.combinations(roots, count):
                 size = 1
                 for label in labels:
                     size *= self._all[label].size
-                found.setdefault(size, labels)
-        return found
+                result.setdefault(size, labels)
+        return result
 
     def renew(self) -> None:
         """Assign new sizes to all labels that are not pinned."""
@@ -184,15 +184,15 @@ class AxisSizes:
 
     def _merge_lengths(self) -> bool:
         """Merge all second axes, as a last resort."""
-        found = {
+        result = {
             self.root(labels[1])
             for labels in self.labels
             if len(labels) > 1 and labels[1] is not None
         } - {BATCH}
-        if self._merged_all or len(found) < 2:
+        if self._merged_all or len(result) < 2:
             return False
         self._merged_all = True
-        first, *others = (self._all[index] for index in sorted(found))
+        first, *others = (self._all[index] for index in sorted(result))
         for other in others:
             _merge(first, other)
         return True
@@ -203,19 +203,19 @@ class AxisSizes:
     def _of_input(self, tensor: tf.Tensor) -> tuple[int | None, ...]:
         if tensor.shape.rank is None:
             return ()
-        found: list[int | None] = []
+        result: list[int | None] = []
         # The last axis of numbers are features, and so are fixed sizes of images; all axes of ids
         # and masks may run over tokens.
         features = tensor.shape.rank - 1 if tensor.dtype.is_floating else tensor.shape.rank
         for axis, size in enumerate(tensor.shape):
             if axis == 0:
-                found.append(BATCH if size == self._all[BATCH].fixed else None)
+                result.append(BATCH if size == self._all[BATCH].fixed else None)
             elif size is None or (axis < features and tensor.shape.rank < 4):
                 self._all.append(_Label(size, image=tensor.shape.rank > 3))
-                found.append(len(self._all) - 1)
+                result.append(len(self._all) - 1)
             else:
-                found.append(None)
-        return tuple(found)
+                result.append(None)
+        return tuple(result)
 
     def _unused(self, label: _Label) -> int:
         small = (

@@ -32,11 +32,11 @@ def inputs_of_pair(model, batch: Any) -> Any:
 def _needed_arguments(model) -> list[str]:
     """Parameters of `call` without a default, `training` and `mask` left out."""
     parameters = inspect.signature(model.call).parameters.values()
-    given = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    specified = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [
         p.name
         for p in parameters
-        if p.default is p.empty and p.kind not in given and p.name not in ("training", "mask")
+        if p.default is p.empty and p.kind not in specified and p.name not in ("training", "mask")
     ]
 
 

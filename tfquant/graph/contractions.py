@@ -74,7 +74,7 @@ class Skipped:
 
 def find_contractions(flow: Dataflow) -> tuple[list[Contraction], list[Skipped]]:
     """Find all contractions in graph order, and with the reason those never quantized."""
-    found: list[Contraction] = []
+    hits: list[Contraction] = []
     skipped: list[Skipped] = []
     uses: dict[str, int] = {}
     for op in flow.operations:
@@ -94,8 +94,8 @@ def find_contractions(flow: Dataflow) -> tuple[list[Contraction], list[Skipped]]
                 count = uses[result.path] = uses.get(result.path, 0) + 1
                 if count > 1:
                     result = dataclasses.replace(result, path=f"{result.path}#{count}")
-            found.append(result)
-    return found, skipped
+            hits.append(result)
+    return hits, skipped
 
 
 def _classify(flow: Dataflow, op: tf.Operation) -> Contraction | Skipped:
@@ -154,14 +154,14 @@ def _products_below(op: tf.Operation) -> list[str]:
     """Names of the products in the functions that `op` calls, directly or indirectly."""
     functions = [v.func.name for v in op.node_def.attr.values() if v.HasField("func")]
     functions += [f.name for v in op.node_def.attr.values() for f in v.list.func]
-    found = []
+    result = []
     for name in functions:
         for inner in find_function(op.graph, name).graph.get_operations():
             if inner.type in CONTRACTION_OPS or inner.type in OTHER_PRODUCT_OPS:
-                found.append(f"{op.name}/{inner.name}")
+                result.append(f"{op.name}/{inner.name}")
             elif inner.type in LOOP_OPS or inner.type in CALL_OPS:
-                found += [f"{op.name}/{below}" for below in _products_below(inner)]
-    return found
+                result += [f"{op.name}/{below}" for below in _products_below(inner)]
+    return result
 
 
 def output_channels(op: tf.Operation, weight_index: int) -> tuple[int, ...]:

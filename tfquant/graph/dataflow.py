@@ -45,11 +45,11 @@ class Dataflow:
     @functools.cached_property
     def consumers(self) -> dict[str, list[tuple[tf.Operation, int]]]:
         """Map tensor name -> (operation, input index) pairs that read its values or its shape."""
-        found: dict[str, list[tuple[tf.Operation, int]]] = {}
+        result: dict[str, list[tuple[tf.Operation, int]]] = {}
         for op in self.operations:
             for i, tensor in enumerate(op.inputs):
-                found.setdefault(tensor.name, []).append((op, i))
-        return found
+                result.setdefault(tensor.name, []).append((op, i))
+        return result
 
     @functools.cached_property
     def output_names(self) -> frozenset[str]:
@@ -110,14 +110,14 @@ class Dataflow:
     @functools.cached_property
     def _from_shapes(self) -> frozenset[str]:
         """Names of tensors computed from shapes of input-dependent tensors."""
-        found: set[str] = set()
+        result: set[str] = set()
         for op in self.operations:
             if any(
-                t.name in found or (op.type in SHAPE_OPS and t.name in self._dynamic)
+                t.name in result or (op.type in SHAPE_OPS and t.name in self._dynamic)
                 for t in op.inputs
             ):
-                found.update(t.name for t in op.outputs)
-        return frozenset(found)
+                result.update(t.name for t in op.outputs)
+        return frozenset(result)
 
     def variable_behind(self, tensor: tf.Tensor) -> str | None:
         """Name of the handle placeholder of the largest variable that a parameter is computed from;
@@ -216,16 +216,16 @@ class Dataflow:
         """
         seen: set[str] = set()
         pending = [start.op]
-        found: list[tf.Operation] = []
+        result: list[tf.Operation] = []
         while pending:
             op = pending.pop()
             if op.name in seen or self.index[op.name] < not_before:
                 continue
             seen.add(op.name)
-            found.append(op)
+            result.append(op)
             if through(op):
                 pending.extend(t.op for t in op.inputs if self.is_dynamic(t))
-        return sorted(found, key=lambda o: -self.index[o.name])
+        return sorted(result, key=lambda o: -self.index[o.name])
 
     def walk_forward(
         self, start: Iterable[tf.Tensor], through: Callable[[tf.Operation], bool]
@@ -235,18 +235,18 @@ class Dataflow:
         """
         seen: set[str] = set()
         pending = [op for t in start for op, _ in self.value_consumers(t)]
-        found: list[tf.Operation] = []
+        result: list[tf.Operation] = []
         while pending:
             op = pending.pop()
             if op.name in seen:
                 continue
             seen.add(op.name)
-            found.append(op)
+            result.append(op)
             if through(op):
                 pending.extend(
                     consumer for t in op.outputs for consumer, _ in self.value_consumers(t)
                 )
-        return sorted(found, key=lambda o: self.index[o.name])
+        return sorted(result, key=lambda o: self.index[o.name])
 
 
 def parent(path: str) -> str:
@@ -272,7 +272,7 @@ def common_parent(paths: Iterable[str]) -> str:
 def distinct(paths: Iterable[str]) -> list[str]:
     """Make `paths` unique, in order: a duplicate becomes `path#2`, or the next free number."""
     paths = list(paths)
-    taken, seen, found = set(paths), set(), []
+    taken, seen, result = set(paths), set(), []
     for path in paths:
         if path in seen:
             path = next(
@@ -282,5 +282,5 @@ def distinct(paths: Iterable[str]) -> list[str]:
             )
             taken.add(path)
         seen.add(path)
-        found.append(path)
-    return found
+        result.append(path)
+    return result

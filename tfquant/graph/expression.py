@@ -111,13 +111,13 @@ class Expressions:
 
     @functools.cached_property
     def _writes(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
+        result: dict[str, list[int]] = {}
         for handle in self._flow.trace.variables:
             writers = [
                 op for op, _ in self._flow.consumers.get(handle, ()) if op.type not in _READING_OPS
             ]
-            found[handle] = [self._flow.index[op.name] for op in writers]
-        return found
+            result[handle] = [self._flow.index[op.name] for op in writers]
+        return result
 
 
 def _digest(*parts: object) -> str:

@@ -137,12 +137,12 @@ def _recomputing_code() -> frozenset[CodeType]:
     """Code objects of all functions that `tf.recompute_grad` defines, including its gradient
     function.
     """
-    found, pending = set(), [tf.recompute_grad.__code__]
+    result, pending = set(), [tf.recompute_grad.__code__]
     while pending:
         inner = [constant for constant in pending.pop().co_consts if isinstance(constant, CodeType)]
-        found.update(inner)
+        result.update(inner)
         pending += inner
-    return frozenset(found)
+    return frozenset(result)
 
 
 def _placeholder(output: tf.Tensor) -> tf.Tensor | None:

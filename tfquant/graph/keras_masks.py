@@ -35,11 +35,11 @@ class AttachedMasks:
         left = [
             (t, getattr(t, "_keras_mask", None)) for op in body.get_operations() for t in op.outputs
         ]
-        found = {}
+        result = {}
         for tensor, mask in [*self._pairs, *left]:
             if all(getattr(t, "graph", None) is body and t.name in known for t in (tensor, mask)):
-                found[known[tensor.name].name] = known[mask.name]
-        return found
+                result[known[tensor.name].name] = known[mask.name]
+        return result
 
 
 @contextlib.contextmanager
@@ -48,15 +48,15 @@ def attached_masks() -> Iterator[AttachedMasks]:
 
     Attention takes them off its inputs again, so they cannot be read afterwards.
     """
-    found, attach = AttachedMasks(), masking.set_tensor_attr
+    result, attach = AttachedMasks(), masking.set_tensor_attr
 
     def recorded(tensor, attribute, value):
         if attribute == "_keras_mask" and value is not None:
-            found.add(tensor, value)
+            result.add(tensor, value)
         attach(tensor, attribute, value)
 
     masking.set_tensor_attr = recorded
     try:
-        yield found
+        yield result
     finally:
         masking.set_tensor_attr = attach

@@ -37,7 +37,7 @@ class LayerNorm:
 
 def find_layernorms(flow: Dataflow) -> list[LayerNorm]:
     """Find all layer normalizations in graph order."""
-    found: list[LayerNorm] = []
+    result: list[LayerNorm] = []
     for op in flow.operations:
         source = (
             _normalised_by_root(flow, op)
@@ -49,12 +49,12 @@ def find_layernorms(flow: Dataflow) -> list[LayerNorm]:
         output = _close(flow, source, op)
         if output is not None:
             layer = _path(flow, source, output, op)
-            found.append(LayerNorm(layer, source, output, layer))
-    closed = {norm.output.name for norm in found}
-    found += [norm for norm in _without_statistics(flow) if norm.output.name not in closed]
-    found.sort(key=lambda norm: flow.index[norm.output.op.name])
-    paths = distinct(norm.path for norm in found)
-    return [dataclasses.replace(norm, path=path) for norm, path in zip(found, paths, strict=True)]
+            result.append(LayerNorm(layer, source, output, layer))
+    closed = {norm.output.name for norm in result}
+    result += [norm for norm in _without_statistics(flow) if norm.output.name not in closed]
+    result.sort(key=lambda norm: flow.index[norm.output.op.name])
+    paths = distinct(norm.path for norm in result)
+    return [dataclasses.replace(norm, path=path) for norm, path in zip(result, paths, strict=True)]
 
 
 def _without_statistics(flow: Dataflow) -> Iterator[LayerNorm]:

@@ -116,9 +116,11 @@ class Padding:
         )  # names of masks that are nonzero for padding
         unexplained: dict[str, list[str]] = {}
         if mask == "auto" and tensors:
-            found, unexplained = find_token_masks(trace, self.masks)
-            self.masks += tuple(own.tensor for own in found)
-            self._marking_padding = frozenset(own.tensor.name for own in found if own.marks_padding)
+            result, unexplained = find_token_masks(trace, self.masks)
+            self.masks += tuple(own.tensor for own in result)
+            self._marking_padding = frozenset(
+                own.tensor.name for own in result if own.marks_padding
+            )
         if self.masks and tensors:
             try:
                 axes = Axes(trace, [*(tensor for _, tensor in tensors), *self.masks])
@@ -241,12 +243,12 @@ class Padding:
             tensor.name: name
             for name, tensor in zip(self._trace.input_names, self._trace.inputs, strict=True)
         }
-        found = {
+        result = {
             i: axes.labels[m.name]
             for i, m in enumerate(self.masks)
             if _is_mask(axes.labels[m.name])
         }
-        for number, labels in found.items():
+        for number, labels in result.items():
             name = names.get(self.masks[number].name)
             if name is not None and len(labels) == 2 and labels[1][0] not in used:
                 alike = {
@@ -256,8 +258,8 @@ class Padding:
                 }
                 lengths = alike if len(alike) == 1 else set(inputs.values())
                 if len(lengths) == 1:
-                    found[number] = (labels[0], tuple(lengths))
-        return found
+                    result[number] = (labels[0], tuple(lengths))
+        return result
 
     def _doubt(
         self, tensors: Sequence[tuple[str, tf.Tensor]], operation: str, inputs: Sequence[str]
@@ -349,13 +351,13 @@ class _Order:
         if len(among) < 2 or masks[among[0]].op.type == "Placeholder":
             return among[0]
         names = {masks[number].name: number for number in among}
-        found, latest = among[0], -1
+        result, latest = among[0], -1
         for op in self._trace.ancestors([tensor]):
             for output in op.outputs:
                 mask = self._trace.tensor_masks.get(output.name)
                 if mask is not None and mask.name in names and self._index[op.name] > latest:
-                    found, latest = names[mask.name], self._index[op.name]
-        return found
+                    result, latest = names[mask.name], self._index[op.name]
+        return result
 
 
 def find_masks(trace: Trace, mask: str | Sequence[str] | None) -> tuple[tf.Tensor, ...]:
@@ -371,7 +373,7 @@ def find_masks(trace: Trace, mask: str | Sequence[str] | None) -> tuple[tf.Tenso
         return tuple(
             _named_mask(trace, name) for name in ([mask] if isinstance(mask, str) else mask)
         )
-    found = []
+    result = []
     for name, tensor in zip(names, trace.inputs, strict=True):
         last = name.rpartition("/")[2]
         if (
@@ -379,10 +381,10 @@ def find_masks(trace: Trace, mask: str | Sequence[str] | None) -> tuple[tf.Tenso
             and not _OTHER_NAME.fullmatch(last)
             and tensor.shape.rank == 2
         ):
-            found.append(
+            result.append(
                 (MASK_NAMES.index(last) if last in MASK_NAMES else len(MASK_NAMES), tensor)
             )
-    inputs = [tensor for _, tensor in sorted(found, key=lambda pair: pair[0])]
+    inputs = [tensor for _, tensor in sorted(result, key=lambda pair: pair[0])]
     computed = {
         mask.name: mask
         for mask in trace.tensor_masks.values()
@@ -417,7 +419,7 @@ def _is_mask(labels: Labels) -> bool:
 def _placements(number: int, mask: Labels, labels: Labels) -> list[Placement]:
     """Placements of a mask in a tensor: one for each axis that runs over its tokens."""
     wanted = [group[0] for group in mask]
-    found = []
+    result = []
     for last in (axis for axis, group in enumerate(labels) if wanted[-1] in group):
         places: dict[int, list[int]] = {}
         for position, label in enumerate(wanted):
@@ -441,5 +443,5 @@ def _placements(number: int, mask: Labels, labels: Labels) -> list[Placement]:
                 )
                 for axis, group in enumerate(labels)
             ]
-            found.append(Placement(number, tuple(groups)))
-    return found
+            result.append(Placement(number, tuple(groups)))
+    return result

@@ -46,7 +46,7 @@ def with_parts(structure: Structure, edges: Iterable[Edge]) -> Iterator[Edge]:
     linears = _linears(structure, additions)
     sums = {residual.path: additions.get(residual.op.name) for residual in structure.residuals}
     normed = _normed_residuals(structure, additions)
-    attention = {found.path for found in structure.attention}
+    attention = {result.path for result in structure.attention}
     block_of = _block_finder(structure, normed)
     for edge in edges:
         if edge.role in _EMBEDDING_ROLES:
@@ -95,31 +95,31 @@ def _additions(structure: Structure) -> dict[str, str]:
     """Map operation name of a residual addition -> `attention_output` or `ffn_out`."""
     after_attention = {residual.op.name for _, residual in structure.entry_residuals}
     begins = [structure.flow.index[a.context.op.name] for a, _ in structure.entry_residuals]
-    found = {}
+    result = {}
     for residual in structure.residuals:
         if residual.op.name in after_attention:
-            found[residual.op.name] = "attention_output"
+            result[residual.op.name] = "attention_output"
         elif begins and structure.flow.index[residual.op.name] > begins[0]:
-            found[residual.op.name] = "ffn_out"
-    return found
+            result[residual.op.name] = "ffn_out"
+    return result
 
 
 def _linears(structure: Structure, additions: dict[str, str]) -> dict[str, str]:
     """Map layer path of a linear -> its part; the first one found where a layer has several."""
     by_path = {structure.paths[c.op.name]: c for c in structure.contractions if c.kind == "linear"}
-    found = {path: _HEADS[zone] for path, zone in structure.head_paths.items()}
+    result = {path: _HEADS[zone] for path, zone in structure.head_paths.items()}
     for attention in structure.attention:
         for port, path in attention.projections.items():
-            found.setdefault(path, _PROJECTIONS[port])
+            result.setdefault(path, _PROJECTIONS[port])
     for residual in structure.residuals:
         part = additions.get(residual.op.name)
         if part is None or residual.layer not in by_path:
             continue
-        found.setdefault(residual.layer, part)
+        result.setdefault(residual.layer, part)
         if part == "ffn_out":
             for path in _linears_between(structure, residual):
-                found.setdefault(path, "ffn_in")
-    return found
+                result.setdefault(path, "ffn_in")
+    return result
 
 
 def _linears_between(structure: Structure, residual: Residual) -> list[str]:

@@ -347,7 +347,7 @@ def _unquantized(
     disabled = {member for site in sites if not site.enabled for member in site.members}
     edges = {edge.address: edge for edge in roles.edges}
     at_source = {values.key(edges[a]) for a in quantized if edges[a].consumer is None}
-    found = []
+    result = []
     for op, (path, addresses) in roles.contraction_edges.items():
         if any(
             a in quantized
@@ -367,5 +367,5 @@ def _unquantized(
             reason = "disabled by the recipe"
         else:
             reason = f"no rule for role {names}"
-        found.append(Skipped(op, path, reason))
-    return found
+        result.append(Skipped(op, path, reason))
+    return result

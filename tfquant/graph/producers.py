@@ -24,7 +24,7 @@ def merged_context(flow: Dataflow, attention: Attention) -> tf.Tensor:
     """Output of an attention with its heads concatenated, [..., heads * size], as the next layer
     consumes it.
     """
-    tensor = found = attention.context.op.outputs[0]
+    tensor = result = attention.context.op.outputs[0]
     while True:
         consumers = flow.value_consumers(tensor)
         if (
@@ -32,10 +32,10 @@ def merged_context(flow: Dataflow, attention: Attention) -> tf.Tensor:
             or consumers[0][0].type not in VIEW_OPS
             or tensor.name in flow.output_names
         ):
-            return found
+            return result
         tensor = consumers[0][0].outputs[0]
         if tensor.shape.rank and tensor.shape[-1] is not None:
-            found = tensor
+            result = tensor
 
 
 def layernorm_scale(flow: Dataflow, norm: LayerNorm) -> tuple[tf.Operation, int] | None:
@@ -61,7 +61,7 @@ def embedding_sums(
     """
     values = {flow.root(tensor).name for tensor in rows}
     other = {op.name for op in biased}
-    found = []
+    result = []
     for op in flow.operations:
         if op.type not in _ADD_OPS or op.name in other or not flow.is_dynamic(op.outputs[0]):
             continue
@@ -72,8 +72,8 @@ def embedding_sums(
         ]
         if all(known) or (any(sliced) and op.outputs[0].shape.rank == 3):
             values.add(op.outputs[0].name)
-            found.append(op)
-    return found
+            result.append(op)
+    return result
 
 
 def sliced_table(flow: Dataflow, tensor: tf.Tensor) -> tuple[tf.Operation, str] | None:
@@ -100,10 +100,10 @@ def tables_of(
     seen = set()
     for op in sums:
         for tensor in op.inputs:
-            found = sliced_table(flow, tensor)
-            if found is None:
+            result = sliced_table(flow, tensor)
+            if result is None:
                 continue
-            slicing, handle = found
+            slicing, handle = result
             if slicing.name not in seen:
                 seen.add(slicing.name)
                 path = flow.trace.paths[handle]

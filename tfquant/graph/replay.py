@@ -105,25 +105,25 @@ def replay(
 
 def ancestors(targets: Iterable[tf.Tensor], known: Container[str] = ()) -> dict[str, tf.Operation]:
     """Operations, by name, that `targets` need where the tensors called `known` are available."""
-    pending, found = [t.op for t in targets if t.name not in known], {}
+    pending, result = [t.op for t in targets if t.name not in known], {}
     while pending:
         op = pending.pop()
-        if op.name in found:
+        if op.name in result:
             continue
-        found[op.name] = op
+        result[op.name] = op
         pending.extend(t.op for t in op.inputs if t.name not in known)
         pending.extend(op.control_inputs)
-    return found
+    return result
 
 
 def descendants(operations: Iterable[tf.Operation], tensors: Iterable[tf.Tensor]) -> frozenset[str]:
     """Names of those of `operations`, in graph order, that depend on one of `tensors`."""
-    reached, found = {t.name for t in tensors}, set()
+    reached, result = {t.name for t in tensors}, set()
     for op in operations:
         if any(t.name in reached for t in op.inputs):
-            found.add(op.name)
+            result.add(op.name)
             reached.update(t.name for t in op.outputs)
-    return frozenset(found)
+    return frozenset(result)
 
 
 @dataclasses.dataclass(eq=False)
@@ -403,10 +403,10 @@ class ReplayedGradient:
             backward.output_gradients, output_gradients, op.outputs, strict=True
         ):
             if placeholder is not None:
-                given = (
+                specified = (
                     tf.zeros_like(output) if gradient is None else tf.convert_to_tensor(gradient)
                 )
-                known[placeholder.name], controls[placeholder.op.name] = given, [given.op]
+                known[placeholder.name], controls[placeholder.op.name] = specified, [specified.op]
         state = _State(
             tf.compat.v1.get_default_graph(), known, controls, NO_EDITS, True, backward.graph, self
         )
@@ -445,7 +445,7 @@ class ReplayedGradient:
         """Map of old tensors inside the differentiated function to edited ones; None without edits,
         or with conflicting ones.
         """
-        state, found = self.states[-1], {}
+        state, result = self.states[-1], {}
         for tensor in tensors if self._region else ():
             if not isinstance(tensor, ops.EagerTensor) and tensor.graph is state.source:
                 for consumer in tensor.consumers():
@@ -454,10 +454,10 @@ class ReplayedGradient:
                     places = [
                         (consumer.name, i) for i, t in enumerate(consumer.inputs) if t is tensor
                     ]
-                    found.update(
+                    result.update(
                         {id(new): new for new in map(state.edited.get, places) if new is not None}
                     )
-        return next(iter(found.values())) if len(found) == 1 else None
+        return next(iter(result.values())) if len(result) == 1 else None
 
     def _edited_reads(self, handle: tf.Tensor, inside: tf.Tensor) -> dict[str, tf.Tensor]:
         """Map names of the tensors that the gradient function reads from a variable -> edited value

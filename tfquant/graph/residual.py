@@ -52,7 +52,7 @@ def find_residuals(
     by_name = {c.op.name: c for c in contractions}
     # The mask added to scores comes before them too, through the attention of earlier layers.
     in_attention = {name for a in attention for name in a.between}
-    found = []
+    result = []
     for op in flow.operations:
         if (
             op.type not in _ADD_OPS
@@ -66,11 +66,11 @@ def find_residuals(
             continue
         residual = _identity(flow, op, by_name, paths) or _projection(flow, op, by_name, paths)
         if residual is not None:
-            found.append(residual)
-    numbered = distinct(residual.path for residual in found)
+            result.append(residual)
+    numbered = distinct(residual.path for residual in result)
     return [
         dataclasses.replace(residual, path=path)
-        for residual, path in zip(found, numbered, strict=True)
+        for residual, path in zip(result, numbered, strict=True)
     ]
 
 

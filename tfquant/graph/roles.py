@@ -41,17 +41,17 @@ class Roles:
 
 def find_roles(structure: Structure) -> Roles:
     """Find every edge of a graph that a recipe can name."""
-    found = _Edges(structure)
-    edges = _numbered(with_parts(structure, found.edges()))
+    result = _Edges(structure)
+    edges = _numbered(with_parts(structure, result.edges()))
     position = structure.flow.index
     ordered = sorted(
         edges, key=lambda e: position[e.consumer[0] if e.consumer else e.tensor.op.name]
     )
     by_contraction = {
-        c.op.name: (structure.paths[c.op.name], tuple(e.address for e in found.inputs_of(c)))
+        c.op.name: (structure.paths[c.op.name], tuple(e.address for e in result.inputs_of(c)))
         for c in structure.contractions
     }
-    by_contraction.update((op, (edge.path, (edge.address,))) for op, edge in found.lookup_edges())
+    by_contraction.update((op, (edge.path, (edge.address,))) for op, edge in result.lookup_edges())
     return Roles(tuple(ordered), tuple(structure.skipped), by_contraction)
 
 
@@ -59,20 +59,20 @@ def _numbered(edges: Iterable[Edge]) -> list[Edge]:
     """Remove repeated edges; of different edges with one address, such as two look-ups in one
     table, the later ones become #2, #3.
     """
-    found: dict[str, Edge] = {}
+    result: dict[str, Edge] = {}
     further = []
     for edge in edges:
-        if found.setdefault(edge.address, edge).place != edge.place:
+        if result.setdefault(edge.address, edge).place != edge.place:
             further.append(edge)
-    known = {edge.place for edge in found.values()}
+    known = {edge.place for edge in result.values()}
     for edge in further:  # behind all others, whose addresses do not depend on what is repeated
         if edge.place not in known:
             known.add(edge.place)
             paths = (f"{edge.path}#{count}" for count in itertools.count(2))
             numbered = (dataclasses.replace(edge, path=path, repeated=True) for path in paths)
-            edge = next(candidate for candidate in numbered if candidate.address not in found)
-            found[edge.address] = edge
-    return list(found.values())
+            edge = next(candidate for candidate in numbered if candidate.address not in result)
+            result[edge.address] = edge
+    return list(result.values())
 
 
 class _Edges:
@@ -93,14 +93,16 @@ class _Edges:
             yield self._on_tensor(
                 "softmax_output", attention.path, "output", attention.softmax, nonnegative=True
             )
-        for found in (*self._structure.residuals, *self._structure.layernorms):
+        for result in (*self._structure.residuals, *self._structure.layernorms):
             for edge in (
-                self._of_residual(found)
-                if isinstance(found, Residual)
-                else self._of_layernorm(found)
+                self._of_residual(result)
+                if isinstance(result, Residual)
+                else self._of_layernorm(result)
             ):
                 yield (
-                    edge if found.path == found.layer else dataclasses.replace(edge, repeated=True)
+                    edge
+                    if result.path == result.layer
+                    else dataclasses.replace(edge, repeated=True)
                 )
         yield from self._produced()
         yield from self.edges_of_embeddings()
@@ -279,8 +281,8 @@ class _Edges:
             )
 
     def _fusable(self, path: str, role: str) -> str:
-        found = self._structure.projections.get(path)
-        return f"{found[0]}:{role}" if found else ""
+        result = self._structure.projections.get(path)
+        return f"{result[0]}:{role}" if result else ""
 
     def _on_edge(
         self, role: str, path: str, port: str, op: tf.Operation, index: int, fusable: str = ""

@@ -34,14 +34,14 @@ def of_batch(
         spec.shape.is_compatible_with(shape) for spec, shape in zip(specs, shapes, strict=True)
     ):
         return ()
-    found: list[list[tf.TensorSpec]] = []
+    result: list[list[tf.TensorSpec]] = []
     for open_axes in (1, 0):
         closed = [
             _closed(spec, shape, open_axes) for spec, shape in zip(specs, shapes, strict=True)
         ]
-        if closed not in (specs, *found):
-            found.append(closed)
-    return tuple(tf.nest.pack_sequence_as(structure, closed) for closed in found)
+        if closed not in (specs, *result):
+            result.append(closed)
+    return tuple(tf.nest.pack_sequence_as(structure, closed) for closed in result)
 
 
 def fixed_axes(names: Sequence[str], wanted: Any, structure: Any) -> str:
@@ -62,10 +62,10 @@ def fixed_axes(names: Sequence[str], wanted: Any, structure: Any) -> str:
 
 
 def _closed(spec: tf.TensorSpec, shape: Sequence[int], open_axes: int) -> tf.TensorSpec:
-    given = spec.shape if spec.shape.rank is not None else [None] * len(shape)
+    specified = spec.shape if spec.shape.rank is not None else [None] * len(shape)
     sizes = [
         size if own is None and axis >= open_axes else own
-        for axis, (own, size) in enumerate(zip(given, shape, strict=True))
+        for axis, (own, size) in enumerate(zip(specified, shape, strict=True))
     ]
     return tf.TensorSpec(sizes, spec.dtype)
 

@@ -112,7 +112,7 @@ class Structure:
     @functools.cached_property
     def entry_residuals(self) -> list[tuple[Attention, Residual]]:
         """Attentions that begin a block, and the addition of their result."""
-        return [(a, found) for a in self.attention if (found := self._entry(a)) is not None]
+        return [(a, result) for a in self.attention if (result := self._entry(a)) is not None]
 
     def layers(self) -> Iterator[Layer]:
         """Operations of each block, between the states at which blocks begin; the last one ends
@@ -232,11 +232,11 @@ class Structure:
 
         Behind bias and activation function, where it has them.
         """
-        found: dict[str, tf.Tensor] = {}
+        result: dict[str, tf.Tensor] = {}
         for contraction in self.contractions:
             if contraction.kind == "linear":
                 bias = self.bias_after(contraction.op.outputs[0])
-                found[self.paths[contraction.op.name]] = (
+                result[self.paths[contraction.op.name]] = (
                     bias[0] if bias else contraction.op
                 ).outputs[0]
         for contraction in self.contractions:
@@ -244,8 +244,8 @@ class Structure:
                 self.activation_before(contraction) if contraction.kind == "linear" else None
             )
             if activation is not None:
-                found[activation[0]] = activation[1]
-        return found
+                result[activation[0]] = activation[1]
+        return result
 
     def _is_one_hot_lookup(self, contraction: Contraction) -> bool:
         """Return whether a product with one-hot rows only selects rows of the parameter."""
@@ -279,8 +279,8 @@ class Structure:
         for contraction in self.contractions:
             if contraction.kind != "matmul" or contraction.op.name in in_attention:
                 continue
-            found = (projection(self.flow, t, by_name) for t in contraction.op.inputs)
-            makers = {p.partition("#")[0] for p in found if p is not None}
+            result = (projection(self.flow, t, by_name) for t in contraction.op.inputs)
+            makers = {p.partition("#")[0] for p in result if p is not None}
             if makers:
                 path = "/".join(
                     filter(

@@ -32,7 +32,7 @@ class Part:
         """Find the subgraph; None where `target` depends on another model input, or not on
         `source`.
         """
-        inputs, found, pending, met = {t.op.name for t in trace.inputs}, set(), [target], False
+        inputs, result, pending, met = {t.op.name for t in trace.inputs}, set(), [target], False
         while pending:
             tensor = pending.pop()
             if tensor.name == source.name:
@@ -40,11 +40,11 @@ class Part:
                 continue
             if tensor.op.name in inputs:
                 return None
-            if tensor.op.name not in found:
-                found.add(tensor.op.name)
+            if tensor.op.name not in result:
+                result.add(tensor.op.name)
                 pending.extend(tensor.op.inputs)
         return (
-            cls(trace, source, target, [op for op in trace.operations if op.name in found])
+            cls(trace, source, target, [op for op in trace.operations if op.name in result])
             if met
             else None
         )

@@ -129,8 +129,8 @@ class Trace:
         """Operations that `targets` need where the tensors called `given` are known, in graph
         order.
         """
-        found = replay.ancestors(targets, frozenset(given))
-        return [op for op in self.operations if op.name in found]
+        result = replay.ancestors(targets, frozenset(given))
+        return [op for op in self.operations if op.name in result]
 
 
 def trace(source: ModelAdapter, training: bool = False) -> Trace:
@@ -243,8 +243,8 @@ def _split_outputs(
     """Split the flat outputs of a trace into (user outputs, mask of each or None, losses)."""
     count = len(flat) - len(losses) - sum(mask is not None for mask in masks)
     rest = iter(flat[count:])
-    found = tuple(None if mask is None else next(rest) for mask in masks)
-    return tuple(flat[:count]), found, tuple(rest)
+    result = tuple(None if mask is None else next(rest) for mask in masks)
+    return tuple(flat[:count]), result, tuple(rest)
 
 
 def _variables_by_placeholder(concrete, captures, source: ModelAdapter) -> dict[str, tf.Variable]:

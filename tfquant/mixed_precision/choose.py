@@ -157,15 +157,15 @@ def mixed_precision(
             )
 
         try:
-            found = search.formats_of(search.fewest() if target == "fewest" else search.smallest())
+            result = search.formats_of(search.fewest() if target == "fewest" else search.smallest())
         except Unreachable as error:
             raise _out_of_reach(
                 report(min(search.tries.values(), key=lambda t: t.loss)), str(error)
             ) from None
         recipe = alternatives.recipe(
-            found, f"{engine.plan.recipe.name} + {target} {' '.join(chosen_formats)}"
+            result, f"{engine.plan.recipe.name} + {target} {' '.join(chosen_formats)}"
         )
-        best = _verified(engine, recipe, alternatives.calibration(found), found, trials, search)
+        best = _verified(engine, recipe, alternatives.calibration(result), result, trials, search)
     if best.loss > max_loss + _TOLERANCE * abs(max_loss):
         raise _out_of_reach(
             report(best), "in the network of the recipe that was found, whose trial was within it"
@@ -202,15 +202,15 @@ def _out_of_reach(report: SearchReport, where: str) -> TargetError:
 def _checked_formats(formats: str | Sequence[str], target: str) -> tuple[str, ...]:
     if target not in TARGETS:
         raise ValueError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
-    found = (formats,) if isinstance(formats, str) else tuple(formats)
-    bits = [number_formats.get(name).bits for name in found]
-    if target == "fewest" and len(found) != 1:
-        raise ValueError(f"target 'fewest' takes one format, got {', '.join(found) or 'none'}")
-    if not found or any(after >= before for before, after in zip(bits, bits[1:], strict=False)):
+    result = (formats,) if isinstance(formats, str) else tuple(formats)
+    bits = [number_formats.get(name).bits for name in result]
+    if target == "fewest" and len(result) != 1:
+        raise ValueError(f"target 'fewest' takes one format, got {', '.join(result) or 'none'}")
+    if not result or any(after >= before for before, after in zip(bits, bits[1:], strict=False)):
         raise ValueError(
-            f"formats must be of fewer and fewer bits, got {', '.join(found) or 'none'}"
+            f"formats must be of fewer and fewer bits, got {', '.join(result) or 'none'}"
         )
-    return found
+    return result
 
 
 def _units(

@@ -141,7 +141,7 @@ def _biases(
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Map address of a layer -> handle of its own bias; list (path, reason) of other layers."""
     edges, flow = engine.placements().edges, finder.flow
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     skipped: list[tuple[str, str]] = []
     for layer in layers:
         path = layer.site.path
@@ -167,8 +167,8 @@ def _biases(
             if len(readers) > 1 or len(following) > 1:
                 skipped.append((path, "its bias is used in several places"))
             else:
-                found[layer.address] = handle
-    return found, skipped
+                result[layer.address] = handle
+    return result, skipped
 
 
 def _mean_errors(
@@ -190,7 +190,7 @@ def _mean_errors(
     for seen in walk.visit(number, substitutes):
         for index, (layer, form, what) in enumerate(zip(group, forms, seen, strict=True)):
             exact = outputs(layer, form, form.rows(what.exact, what.valid))
-            found = outputs(layer, form, form.rows(what.quantized, what.valid), quantized[index])
-            sums[index] = sums[index] + (exact.astype(np.float64) - found).sum(0)
+            result = outputs(layer, form, form.rows(what.quantized, what.valid), quantized[index])
+            sums[index] = sums[index] + (exact.astype(np.float64) - result).sum(0)
             counts[index] += len(exact)
     return [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]

@@ -99,15 +99,15 @@ class Rows:
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Select rows by index, [*numbers.shape, ...]."""
         flat = np.ravel(numbers)
-        found = np.empty((len(flat), *self._chunks[0].shape[1:]), self._chunks[0].dtype)
+        result = np.empty((len(flat), *self._chunks[0].shape[1:]), self._chunks[0].dtype)
         order = np.argsort(flat, kind="stable")
         borders = np.searchsorted(flat[order], [*self._starts, self.count])
         for chunk, start, first, last in zip(
             self._chunks, self._starts, borders[:-1], borders[1:], strict=True
         ):
             places = order[first:last]
-            found[places] = chunk[flat[places] - start]
-        return found.reshape(*np.shape(numbers), *found.shape[1:])
+            result[places] = chunk[flat[places] - start]
+        return result.reshape(*np.shape(numbers), *result.shape[1:])
 
 
 class Draws:

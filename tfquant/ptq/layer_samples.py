@@ -103,14 +103,14 @@ def collect(
                 stored.add(key)
                 inputs.setdefault(key, Rows(space)).append(form.rows(what.quantized, what.valid))
             targets[index].append(outputs(layer, form, form.rows(what.exact, what.valid)))
-    found: dict[str, list[Samples]] = {}
+    result: dict[str, list[Samples]] = {}
     for (layer, form), key, target in zip(uses, keys, targets, strict=True):
         if layer.address in wanted:
             if target.count == 0:
                 raise ValueError(
                     f"no real token goes into {layer.address} in any batch: check the mask input"
                 )
-            found.setdefault(layer.address, []).append(
+            result.setdefault(layer.address, []).append(
                 Samples(form, inputs[key], target, outputs.parameters(form))
             )
-    return found
+    return result

@@ -96,11 +96,11 @@ def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], lis
     ]
     named: dict[str, bool] = {}  # address -> whether it was meant, not only met by a word for many
     for pattern in patterns:
-        found = [site for site in there if _matches(pattern, site)]
-        if not found and not (pattern in _WORDS and len(patterns) > 1):
+        result = [site for site in there if _matches(pattern, site)]
+        if not result and not (pattern in _WORDS and len(patterns) > 1):
             near = some_of(site.address for site in there) or "none: the recipe quantizes no weight"
             raise ChoiceError(f"{pattern!r} matches no quantized weight; there are {near}")
-        for site in found:
+        for site in result:
             named[site.address] = named.get(site.address, False) or (
                 pattern not in _WORDS and pattern not in ROLES
             )

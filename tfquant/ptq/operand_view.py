@@ -25,8 +25,8 @@ class OperandView:
     def forward(self, value: tf.Tensor) -> tf.Tensor:
         if self._tensor is None:
             return value
-        given = {read.name: tf.cast(value, read.dtype) for read in self._reads}
-        return self._trace.emit([], targets=[self._tensor], given=given)[0]
+        specified = {read.name: tf.cast(value, read.dtype) for read in self._reads}
+        return self._trace.emit([], targets=[self._tensor], given=specified)[0]
 
     def back(self, value: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
         """Inverse of `forward`: for a permutation that is its gradient."""

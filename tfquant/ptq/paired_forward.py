@@ -143,21 +143,21 @@ class PairedForward:
         """Advance one batch from the current cut to `uses` and the next cut; list which results
         belong to which use.
         """
-        given, trace = self._given, self._trace
+        specified, trace = self._given, self._trace
         inputs, following = [use.input for use in uses], frontier or []
         places: list[tuple[int, int]] = []
 
         def run(flat, exact_given, quantized_given):
             def emit(known, edits, variables):
-                found = trace.emit(
+                result = trace.emit(
                     list(flat),
                     edits,
                     targets=[*inputs, *following],
-                    given={t.name: new for t, new in zip(given, known, strict=True)},
+                    given={t.name: new for t, new in zip(specified, known, strict=True)},
                     substitutes=variables,
                 )
-                seen = [_through(edits, use, t) for use, t in zip(uses, found, strict=False)]
-                return *_distinct(seen), [tf.identity(t) for t in found[len(uses) :]]
+                seen = [_through(edits, use, t) for use, t in zip(uses, result, strict=False)]
+                return *_distinct(seen), [tf.identity(t) for t in result[len(uses) :]]
 
             exact, first, exact_next = emit(exact_given, Edits(), {})
             if not self._paired:
@@ -169,7 +169,7 @@ class PairedForward:
             places[:] = zip(first, second, strict=True)
             return exact, quantized, exact_next, quantized_next
 
-        known = [tf.TensorSpec(t.shape, t.dtype) for t in given]
+        known = [tf.TensorSpec(t.shape, t.dtype) for t in specified]
         function = tf.function(run, autograph=False)
         return (
             function.get_concrete_function(
@@ -230,9 +230,9 @@ def _through(edits: Edits, use: Use, tensor: tf.Tensor) -> tf.Tensor:
 
 def _distinct(tensors: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[int]]:
     """Unique tensors, and the index of each tensor among them."""
-    found: dict[str, int] = {}
-    places = [found.setdefault(t.name, len(found)) for t in tensors]
-    return [tf.identity(next(t for t in tensors if t.name == name)) for name in found], places
+    result: dict[str, int] = {}
+    places = [result.setdefault(t.name, len(result)) for t in tensors]
+    return [tf.identity(next(t for t in tensors if t.name == name)) for name in result], places
 
 
 def _tensors(arrays: list[np.ndarray]) -> list[tf.Tensor]:

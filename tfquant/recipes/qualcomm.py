@@ -44,26 +44,26 @@ def find_letters(edges: Iterable[Edge]) -> dict[str, tuple[str, ...]]:
       Addresses by letter, without letters that have no edge.
     """
     edges = list(edges)
-    found: dict[str, list[str]] = {}
+    result: dict[str, list[str]] = {}
     heads = [e for e in edges if e.role == "layer_output" and e.part in _HEADS]
     kernels = {e.path: e for e in edges if e.port == "kernel"}
     tables = [e for e in edges if e.role == "embedding"]
     if tables:  # the token table is the largest
-        found["Et"] = [max(tables, key=lambda edge: edge.shape[0] or 0).address]
+        result["Et"] = [max(tables, key=lambda edge: edge.shape[0] or 0).address]
     for head in heads:
         letter = "C" if head is heads[-1] else "P"
-        found.setdefault(letter, []).append(head.address)
-        found.setdefault(f"w{letter}", []).append(kernels[head.path].address)
+        result.setdefault(letter, []).append(head.address)
+        result.setdefault(f"w{letter}", []).append(kernels[head.path].address)
     others = []  # layers inside of a block that have no letter of their own
     for edge in edges:
         letter = _ATTENTION.get(edge.role) or _AROUND_LAYERS.get((edge.role, edge.part))
         if edge.role == "embedding_sum":
-            found.setdefault("e", []).append(edge.address)
+            result.setdefault("e", []).append(edge.address)
         elif edge.block is not None and letter is not None:
-            found.setdefault(f"{letter}{edge.block}", []).append(edge.address)
-            found.setdefault(f"L{edge.block}", []).append(edge.address)
+            result.setdefault(f"{letter}{edge.block}", []).append(edge.address)
+            result.setdefault(f"L{edge.block}", []).append(edge.address)
         elif edge.block is not None and edge.role == "layer_output":
             others.append(edge)
     for edge in others:
-        found.setdefault(f"L{edge.block}", []).append(edge.address)
-    return {letter: tuple(addresses) for letter, addresses in found.items()}
+        result.setdefault(f"L{edge.block}", []).append(edge.address)
+    return {letter: tuple(addresses) for letter, addresses in result.items()}

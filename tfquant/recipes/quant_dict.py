@@ -44,7 +44,7 @@ def parse_quant_dict(text: str) -> dict[str, Any]:
     """
     shown = repr(text if len(text) <= 200 else f"{text[:200]}...")
     try:
-        found = ast.literal_eval(text)
+        result = ast.literal_eval(text)
     except (
         ValueError,
         SyntaxError,
@@ -55,12 +55,12 @@ def parse_quant_dict(text: str) -> dict[str, Any]:
         raise ValueError(
             f"quant dict {shown} is not a Python literal such as {{'x': 16, 'y3': 'fp32'}}"
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(result, dict):
         raise ValueError(
             f"quant dict {shown}: a mapping from letters to values is wanted, got"
-            f" {type(found).__name__}"
+            f" {type(result).__name__}"
         )
-    for letter, value in found.items():
+    for letter, value in result.items():
         if not isinstance(letter, str) or not letter:
             raise ValueError(
                 f"quant dict {shown}: {letter!r} is no letter; keys are strings such as 'x' or 'y3'"
@@ -70,7 +70,7 @@ def parse_quant_dict(text: str) -> dict[str, Any]:
                 f"quant dict {shown}: {letter!r} must be a number of bits or a string, got"
                 f" {type(value).__name__}"
             )
-    return found
+    return result
 
 
 def with_quant_dict(
@@ -152,17 +152,17 @@ def _named(letters: Mapping[str, tuple[str, ...]], letter: str) -> list[str]:
             f"quant dict: unknown letter {letter!r}; known: {', '.join(known)}, x0, x1, ..."
         )
     numbered = [name for name in letters if name.rstrip("0123456789") == letter]
-    found = [address for name in numbered for address in letters[name]]
+    result = [address for name in numbered for address in letters[name]]
     if letter in letters and letter not in numbered:
-        found += letters[letter]
-    if not found:
+        result += letters[letter]
+    if not result:
         there = sorted({name.rstrip("0123456789") for name in letters if letters[name]})
         blocks = len([name for name in letters if re.fullmatch(r"L\d+", name)])
         raise RecipeError(
             f"quant dict: {letter!r} is nothing in this model of {blocks} blocks; there are"
             f" {', '.join(there)}"
         )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(result))
 
 
 def _changed(letter: str, value: Any, edge: Edge, shared_order: bool, along: bool) -> Change:

@@ -49,7 +49,7 @@ class LiteRtSession:
         with ranges of its own.
         """
         names = {entry["index"]: entry["name"] for entry in self._interpreter.get_tensor_details()}
-        found: tuple[list[str], list[str]] = ([], [])
+        result: tuple[list[str], list[str]] = ([], [])
         for (
             op
         ) in self._interpreter._get_ops_details():  # the only way to learn it from an opened file
@@ -58,8 +58,8 @@ class LiteRtSession:
                     np.issubdtype(kind, np.floating)
                     for kind in (*op["operand_types"], *op["result_types"])
                 )
-                found[floating].append(names.get(int(op["outputs"][0]), op["op_name"]))
-        return Contractions(tuple(found[0]), tuple(found[1]))
+                result[floating].append(names.get(int(op["outputs"][0]), op["op_name"]))
+        return Contractions(tuple(result[0]), tuple(result[1]))
 
 
 def open_file(path: str, *, threads: int | None = None) -> LiteRtSession:

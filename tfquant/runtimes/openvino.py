@@ -43,13 +43,13 @@ class OpenVinoSession:
         }  # the request keeps its own buffers
 
     def contractions(self) -> Contractions:
-        found: tuple[list[str], list[str]] = ([], [])
+        result: tuple[list[str], list[str]] = ([], [])
         for node in self._compiled.get_runtime_model().get_ordered_ops():
             entries = node.get_rt_info()
             if str(entries["layerType"].astype(str)) in _PRODUCTS:
                 kind = str(entries["runtimePrecision"].astype(str))
-                found[kind not in _INTEGER_TYPES].append(node.get_friendly_name())
-        return Contractions(tuple(found[0]), tuple(found[1]))
+                result[kind not in _INTEGER_TYPES].append(node.get_friendly_name())
+        return Contractions(tuple(result[0]), tuple(result[1]))
 
 
 def open_file(

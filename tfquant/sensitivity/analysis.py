@@ -119,22 +119,22 @@ def _report(
 ) -> SensitivityReport:
     baseline = "float" if switch == "on" and trials.measure.name != "sqnr" else "quantized"
     to = ends[0] if baseline == "float" else ends[1]
-    found = []
+    result = []
     for (name, sites), reading in zip(groups.items(), readings, strict=True):
         bits = sum(map(parameter_bits, sites))
         addresses = tuple(site.address for site in sites)
         difference = (
             reading.value - to if reading.value != to else 0.0
         )  # also where both are infinite
-        found.append(
+        result.append(
             (
                 trials.loss(reading),
                 GroupSensitivity(name, addresses, reading.value, difference, bits, reading.outputs),
             )
         )
-    found.sort(key=lambda pair: pair[0], reverse=switch == "on")
+    result.sort(key=lambda pair: pair[0], reverse=switch == "on")
     return SensitivityReport(
-        tuple(group for _, group in found),
+        tuple(group for _, group in result),
         trials.measure.name,
         switch,
         baseline,

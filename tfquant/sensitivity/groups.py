@@ -49,7 +49,7 @@ def make_groups(
       ValueError: there is no such grouping, or a group means no site.
     """
     if isinstance(groups, Mapping):
-        found = {}
+        result = {}
         for name, patterns in groups.items():
             patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
             members = {
@@ -57,12 +57,12 @@ def make_groups(
                 for pattern in patterns
                 for s in _meant(there, pattern, f"group {name!r}: {pattern!r}")
             }
-            found[str(name)] = tuple(members.values())
+            result[str(name)] = tuple(members.values())
             if not members:
                 raise ValueError(f"group {name!r} has no pattern: give it one, or leave it out")
-        if not found:
+        if not result:
             raise ValueError("groups is an empty mapping: name at least one group")
-        return found
+        return result
     if groups not in GROUPINGS:
         raise ValueError(
             f"unknown groups {groups!r}; known: {', '.join(GROUPINGS)}, or a mapping from names to"
@@ -85,8 +85,8 @@ def parameter_bits(site: Site, format: str | None = None) -> int:
 
 def _meant(there: Sequence[Site], pattern: str, where: str) -> list[Site]:
     word = _WORDS.get(pattern)
-    found = [site for site in there if (word(site) if word else matches(pattern, site))]
-    if not found:
+    result = [site for site in there if (word(site) if word else matches(pattern, site))]
+    if not result:
         near = some_of(site.address for site in there) or "none"
         raise ValueError(f"{where} matches no quantized site; there are {near}")
-    return found
+    return result

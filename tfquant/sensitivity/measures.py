@@ -107,10 +107,10 @@ class Measure:
         if self._metric is not None:
             return Reading(self._checked(self._metric([self._packed(flat) for flat in outputs])))
         totals = {name: np.zeros(2) for name in self._outputs}
-        for number, (found, wanted) in enumerate(zip(outputs, exact, strict=True)):
+        for number, (result, wanted) in enumerate(zip(outputs, exact, strict=True)):
             for name, index in self._outputs.items():
                 valid = self._valid[name][number] if name in self._valid else np.ones(1, bool)
-                first, second = (np.asarray(f[index], np.float64) for f in (wanted, found))
+                first, second = (np.asarray(f[index], np.float64) for f in (wanted, result))
                 valid = np.broadcast_to(valid, first.shape)
                 if not all(np.isfinite(values[valid]).all() for values in (first, second)):
                     raise ValueError(
@@ -140,17 +140,17 @@ class Measure:
 
     def _checked(self, value: Any) -> float:
         try:
-            found = float(value)
+            result = float(value)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"measure {self.name} returned {one_line(repr(value), 60)}: it must return one"
                 " number"
             ) from error
-        if not math.isfinite(found):
+        if not math.isfinite(result):
             raise ValueError(
-                f"measure {self.name} returned {found}: it must return a finite number"
+                f"measure {self.name} returned {result}: it must return a finite number"
             )
-        return found
+        return result
 
     def _packed(self, flat: Sequence[np.ndarray]) -> Any:
         return self._engine.inference.pack_outputs(flat)
@@ -177,13 +177,13 @@ def _validity(
     of tokens.
     """
     batches = [padding.values(flat) for flat in flats]
-    found = {}
+    result = {}
     for name, tensor in outputs.items():
         masks = [validity.of(tensor) for validity in batches]
         valid = [mask.numpy() > 0 for mask in masks if mask is not None]
         if valid:
-            found[name] = valid
-    return found
+            result[name] = valid
+    return result
 
 
 def _called(metric: Metric) -> str:

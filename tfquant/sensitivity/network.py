@@ -131,8 +131,8 @@ class SwitchedNetwork:
         starts = [(self._start(base, trial.state), trial) for trial in trials]
         for start, trial in sorted(starts, key=lambda pair: pair[0]):
             if start > place:
-                found = self._run(base, place, start, kept)
-                kept = [[self._space.keep(value) for value in values] for values in found]
+                result = self._run(base, place, start, kept)
+                kept = [[self._space.keep(value) for value in values] for values in result]
                 place = start
             yield trial, self._run(trial.state, place, None, kept)
 
@@ -151,19 +151,19 @@ class SwitchedNetwork:
 
     def _function(self, start: int, end: int | None):
         if (start, end) not in self._functions:
-            given, trace = self._frontiers[start], self._trace
+            specified, trace = self._frontiers[start], self._trace
             targets = list(trace.outputs) if end is None else self._frontiers[end]
 
             def run(choice, flat, kept):
-                known = {t.name: new for t, new in zip(given, kept, strict=True)}
-                found = trace.emit(flat, self._edits(choice), targets=targets, given=known)
-                return [tf.identity(t) for t in found]
+                known = {t.name: new for t, new in zip(specified, kept, strict=True)}
+                result = trace.emit(flat, self._edits(choice), targets=targets, given=known)
+                return [tf.identity(t) for t in result]
 
             function = tf.function(run, autograph=False, jit_compile=False)
             self._functions[start, end] = function.get_concrete_function(
                 tf.TensorSpec([len(self._switches)], tf.int32),
                 list(trace.input_specs),
-                [tf.TensorSpec(t.shape, t.dtype) for t in given],
+                [tf.TensorSpec(t.shape, t.dtype) for t in specified],
             )
         return self._functions[start, end]
 
@@ -239,15 +239,15 @@ class SwitchedNetwork:
 
     def _first_positions(self, placements: Sequence[tuple[Site, Edge]]) -> dict[str, int]:
         """Address -> index of the first operation that has to run again if the site is switched."""
-        found: dict[str, int] = {}
+        result: dict[str, int] = {}
         for site, edge in placements:
             position = self._flow.index[
                 edge.tensor.op.name if edge.consumer is None else edge.consumer[0]
             ]
             if edge.consumer is None and self._flow.is_static(edge.tensor):
                 position = self._first_use(edge.tensor)
-            found[site.address] = min(position, found.get(site.address, position))
-        return found
+            result[site.address] = min(position, result.get(site.address, position))
+        return result
 
     def _first_use(self, parameter: tf.Tensor) -> int:
         """Index of the first operation whose result is kept at a frontier, and depends on a

@@ -95,14 +95,14 @@ class Trials:
     def each(self, base: State, trials: Sequence[Trial], label: str) -> list[Reading]:
         """The readings of trials that differ in few sites from `base`."""
         different = {trial.key: trial for trial in trials}
-        found = {key: known for key in different if (known := self._known(key)) is not None}
-        left = [trial for key, trial in different.items() if key not in found]
+        result = {key: known for key in different if (known := self._known(key)) is not None}
+        left = [trial for key, trial in different.items() if key not in result]
         total = len(different) * len(self._flats)
         with tqdm(total=total, desc=label, unit="batch", disable=not self._progress) as bar:
             bar.update(total - len(left) * len(self._flats))
             for trial, outputs in self.network.each(base, left):
-                found[trial.key] = self._measured(trial.name, trial.key, _counted(outputs, bar))
-        return [found[trial.key] for trial in trials]
+                result[trial.key] = self._measured(trial.name, trial.key, _counted(outputs, bar))
+        return [result[trial.key] for trial in trials]
 
     @functools.cached_property
     def float_value(self) -> float:

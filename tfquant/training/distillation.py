@@ -257,13 +257,13 @@ class _Side:
 
     def widths(self) -> list[int]:
         """Widths of the hidden states."""
-        found: list[Any] = [self._tapped.shape(address)[-1] for address in self._hidden]
-        if None in found:
+        result: list[Any] = [self._tapped.shape(address)[-1] for address in self._hidden]
+        if None in result:
             raise ValueError(
-                f"the {self._name}'s {self._hidden[found.index(None)]} has no known width: give the"
-                " model one"
+                f"the {self._name}'s {self._hidden[result.index(None)]} has no known width: give"
+                " the model one"
             )
-        return found
+        return result
 
     def real_tokens(self, mask: str | Sequence[str] | None) -> Callable[[Any], tf.Tensor | None]:
         """Function from inputs to the mask [B, S], 1 for real tokens; None if the model has none,
@@ -287,5 +287,5 @@ class _Side:
     def run(self, inputs: Any, training: bool) -> tuple[Any, list[tf.Tensor], list[tf.Tensor]]:
         """Outputs, hidden states, attention probabilities."""
         addresses = list(dict.fromkeys(self._hidden + self._attention))
-        outputs, found = self._tapped(inputs, addresses, training=training)
-        return outputs, [found[a] for a in self._hidden], [found[a] for a in self._attention]
+        outputs, result = self._tapped(inputs, addresses, training=training)
+        return outputs, [result[a] for a in self._hidden], [result[a] for a in self._attention]

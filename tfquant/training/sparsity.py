@@ -32,14 +32,14 @@ def encoder_kernels(variables: Iterable[Any], expression: str = ENCODER_KERNELS)
         ValueError: there is none.
     """
     variables = list(variables)
-    found = [v for v in variables if patterns.matches(patterns.REGEX + expression, path_of(v))]
-    if not found:
+    result = [v for v in variables if patterns.matches(patterns.REGEX + expression, path_of(v))]
+    if not result:
         some = ", ".join(path_of(v) for v in variables[:3])
         raise ValueError(
             f"no variable's path matches {expression!r}; paths look like {some}: give another"
             " expression"
         )
-    return found
+    return result
 
 
 class StructuredSparsity(Hook):

@@ -25,13 +25,13 @@ def seed_variables(*models: Any) -> list[Any]:
     """States of all random number generators (dropout) of some models, without duplicates, in the
     models' order.
     """
-    found = {
+    result = {
         id(v): v
         for model in models
         for v in model.variables
         if v.name.split("/")[-1] == "seed_generator_state"
     }
-    return list(found.values())
+    return list(result.values())
 
 
 class TrainingState:

@@ -111,17 +111,17 @@ class _Graph:
 
     def _operator(self, name: str, source: int, target: int) -> Any:
         codes, kind = self._model.operatorCodes, getattr(self._schema.BuiltinOperator, name)
-        found = [
+        result = [
             i
             for i, code in enumerate(codes)
             if max(code.builtinCode, code.deprecatedBuiltinCode) == kind
         ]
-        if not found:
+        if not result:
             code = self._schema.OperatorCodeT()
             code.builtinCode = code.deprecatedBuiltinCode = kind
             code.version = 2  # the first one with signed bytes
             codes.append(code)
-            found = [len(codes) - 1]
+            result = [len(codes) - 1]
         operator = self._schema.OperatorT()
-        operator.opcodeIndex, operator.inputs, operator.outputs = found[0], [source], [target]
+        operator.opcodeIndex, operator.inputs, operator.outputs = result[0], [source], [target]
         return operator

@@ -89,7 +89,7 @@ class Rewriting:
 
     def _hidden(self, sites: Edits, one: tf.Tensor) -> dict[tuple[str, int], Edit]:
         """Hides constants that the converter would give a range."""
-        found: dict[tuple[str, int], Edit] = {}
+        result: dict[tuple[str, int], Edit] = {}
         for op in self._flow.operations:
             if op.name in self._folded or op.type not in _ARITHMETIC | _SELECTION:
                 continue
@@ -103,8 +103,10 @@ class Rewriting:
                 or self._reads_quantized(op, sites)
                 or self._scales_depthwise(op)
             ):
-                found.update({(op.name, index): lambda tensor: tensor * one for index in constants})
-        return found
+                result.update(
+                    {(op.name, index): lambda tensor: tensor * one for index in constants}
+                )
+        return result
 
     def _scales_depthwise(self, op: tf.Operation) -> bool:
         """Whether the result of a depthwise convolution is multiplied, such as by a batch

@@ -36,8 +36,8 @@ class FusedAttention:
 def find_fused_attention(flow: Dataflow, sites: Sites) -> list[FusedAttention]:
     candidates = [
         candidate
-        for found in flow.trace.analysis.structure.attention
-        if (candidate := _candidate(flow, sites, found)) is not None
+        for result in flow.trace.analysis.structure.attention
+        if (candidate := _candidate(flow, sites, result)) is not None
     ]
     if not candidates:
         return []
@@ -46,14 +46,14 @@ def find_fused_attention(flow: Dataflow, sites: Sites) -> list[FusedAttention]:
     )
     if answers is None:
         return []
-    found, start = [], 0
+    result, start = [], 0
     for candidate in candidates:
         end = start + len(candidate.edges) + 1
         region = _region(flow, candidate, [one[start:end] for one in answers])
         start = end
         if region is not None:
-            found.append(FusedAttention(region, candidate.inside))
-    return found
+            result.append(FusedAttention(region, candidate.inside))
+    return result
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -219,29 +219,29 @@ def _between(
     others take some of theirs.
     """
     inputs, met = {t.op.name for t in flow.trace.inputs}, set()
-    found: dict[str, tf.Operation] = {}
+    result: dict[str, tf.Operation] = {}
     pending = [target.op]
     while pending:
         op = pending.pop()
-        if op.name in found:
+        if op.name in result:
             continue
         if op.name in inputs:
             return None
-        found[op.name] = op
+        result[op.name] = op
         for index, tensor in enumerate(op.inputs):
             if (op.name, index) in edges:
                 met.add((op.name, index))
             elif flow.is_dynamic(tensor):
                 pending.append(tensor.op)
-    inner = [t for op in found.values() for t in op.outputs if t.name != target.name]
+    inner = [t for op in result.values() for t in op.outputs if t.name != target.name]
     readers = {op.name for t in inner for op, _ in flow.value_consumers(t)} & flow.used
     if (
         met != set(edges)
-        or readers - found.keys()
+        or readers - result.keys()
         or any(t.name in flow.output_names for t in inner)
     ):
         return None
-    return sorted(found.values(), key=lambda op: flow.index[op.name])
+    return sorted(result.values(), key=lambda op: flow.index[op.name])
 
 
 def _scales(operations: Sequence[tf.Operation], size: int) -> tuple[float, ...]:

@@ -92,7 +92,7 @@ def answers_of_two_sizes(
     function = tf.function(
         lambda *flat: emit(list(flat)), autograph=False, input_signature=trace.input_specs
     ).get_concrete_function()
-    found = []
+    result = []
     for batch, length in _SIZES:
         flat = []
         for spec in trace.input_specs:
@@ -102,7 +102,7 @@ def answers_of_two_sizes(
             ]
             flat.append(tf.zeros(sizes, spec.dtype))
         try:
-            found.append([answer.numpy() for answer in function(*flat)])
+            result.append([answer.numpy() for answer in function(*flat)])
         except tf.errors.OpError:
             return None
-    return found
+    return result

@@ -45,9 +45,9 @@ def find_regions(
     flow = engine.inference.analysis.flow
     sites = Sites(engine if mode == "quantized" else None)
     attentions = find_fused_attention(flow, sites) if attention else []
-    within = frozenset(name for found in attentions for name in found.inside)
+    within = frozenset(name for result in attentions for name in result.inside)
     return [
-        *(found.region for found in attentions),
+        *(result.region for result in attentions),
         *_layernorms(flow, sites),
         *_gelus(flow, sites),
         *_linears_and_reshapes(flow, sites, within),
@@ -77,9 +77,9 @@ def _layernorms(flow: Dataflow, sites: Sites) -> Iterator[Region]:
         part = Part.find(flow.trace, norm.input, norm.output)
         if part is None or sites.inside(part.operations, norm.output):
             continue
-        found = _normalisation(part, _sample_shape(norm.input))
-        if found is not None:
-            scale, bias, epsilon = found
+        result = _normalisation(part, _sample_shape(norm.input))
+        if result is not None:
+            scale, bias, epsilon = result
             parameters, attributes = (
                 {"scale": scale, "bias": bias},
                 {"axis": -1, "epsilon": epsilon},
@@ -133,12 +133,12 @@ def _normalisation(
 def _small_constants(part: Part) -> list[float]:
     """Scalars that may be the epsilon of a normalisation."""
     values = [tf.get_static_value(op.outputs[0]) for op in part.operations if op.type == "Const"]
-    found = [
+    result = [
         float(v)
         for v in values
         if v is not None and np.size(v) == 1 and np.asarray(v).dtype.kind == "f" and 0 <= v < 0.1
     ]
-    return found + [
+    return result + [
         op.get_attr("epsilon") for op in part.operations if op.type.startswith("FusedBatchNorm")
     ]
 
@@ -287,8 +287,8 @@ def _linear(
     ):
         return None
     inner, outer = product.inputs[1].shape
-    for taken, given in zip(shapes[source.name], shapes[target.name], strict=True):
-        if taken[-1] != inner or given != (*taken[:-1], outer):
+    for taken, specified in zip(shapes[source.name], shapes[target.name], strict=True):
+        if taken[-1] != inner or specified != (*taken[:-1], outer):
             return None
     return Region("MatMul", ((before.name, 0), (product.name, 1)), target)
 

@@ -381,10 +381,10 @@ def check_sites(model: Any, addresses: Iterable[str]) -> None:
       model: an ONNX model after `insert`.
       addresses: of the sites that the plan quantizes.
     """
-    found = {
+    result = {
         node.input[1].rstrip("#") for node in model.graph.node if node.op_type == "DequantizeLinear"
     }
-    missing = [address for address in addresses if f"{address}/scale" not in found]
+    missing = [address for address in addresses if f"{address}/scale" not in result]
     if missing:
         raise ExportError(
             f"site {missing[0]} is not in the ONNX graph ({len(missing)} sites are missing): the"
@@ -396,7 +396,7 @@ def site_inputs(model: Any) -> dict[str, str]:
     """Address of a site -> name of the tensor that it rounds; the first one where it stands at
     several.
     """
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     makers = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
         address = node.output[0].removesuffix("/codes")
@@ -404,5 +404,5 @@ def site_inputs(model: Any) -> dict[str, str]:
             source, maker = node.input[0], makers.get(node.input[0])
             if maker is not None and source == f"{address}/clipped":
                 source = maker.input[0]
-            found.setdefault(address.partition("#")[0], source)
-    return found
+            result.setdefault(address.partition("#")[0], source)
+    return result

@@ -58,14 +58,14 @@ def rewrites(trace: Trace) -> dict[str, Replacement]:
     Returns:
       Name of an operation -> what makes its output from its inputs, for `Edits.operations`.
     """
-    found: dict[str, Replacement] = {}
+    result: dict[str, Replacement] = {}
     for op in trace.operations:
         if op.type == "Bitcast" and (masks := list(_sign_masks(op))):
-            found[op.name] = _first
-            found |= dict.fromkeys(masks, _sign_bit)
+            result[op.name] = _first
+            result |= dict.fromkeys(masks, _sign_bit)
     lists = TensorLists(trace.operations)
-    found |= {name: functools.partial(lists.emit, name) for name in lists.operations}
-    return found
+    result |= {name: functools.partial(lists.emit, name) for name in lists.operations}
+    return result
 
 
 def _sign_masks(bitcast: tf.Operation) -> Iterator[str]:

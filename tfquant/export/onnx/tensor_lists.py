@@ -71,8 +71,8 @@ def _users(creator: tf.Operation) -> list[tf.Operation] | None:
         size = creator.inputs[0].shape[0] if creator.inputs[0].shape.rank else None
     else:
         size = _constant(creator.inputs[1])
-    found = list(_reached(creator))
-    return found if size and all(_is_replaceable(op, size) for op in found) else None
+    result = list(_reached(creator))
+    return result if size and all(_is_replaceable(op, size) for op in result) else None
 
 
 def _is_replaceable(op: tf.Operation, size: int) -> bool:

@@ -110,10 +110,10 @@ def contractions(path: str) -> Contractions:
     import onnx
 
     graph = Graph(onnx.load(path))
-    found: tuple[list[str], list[str]] = ([], [])
+    result: tuple[list[str], list[str]] = ([], [])
     for node in graph.products:
-        found[not graph.is_quantized(node)].append(node.name or node.output[0])
-    return Contractions(tuple(found[0]), tuple(found[1]))
+        result[not graph.is_quantized(node)].append(node.name or node.output[0])
+    return Contractions(tuple(result[0]), tuple(result[1]))
 
 
 # Rules: each yields what breaks it.
@@ -154,8 +154,8 @@ def _numbers(graph: Graph) -> Iterator[str]:
                 " activations only: export with an opset below 21, which stores 4 bits in bytes"
             )
         elif kind != "int8":
-            mend = "symmetric: true and unsigned: false" if kind == "uint8" else "format: int8"
-            yield f"{said(node)}: holds {kind}, TensorRT takes int8: set {mend} for {role}"
+            hint = "symmetric: true and unsigned: false" if kind == "uint8" else "format: int8"
+            yield f"{said(node)}: holds {kind}, TensorRT takes int8: set {hint} for {role}"
 
 
 def _scales(graph: Graph) -> Iterator[str]:

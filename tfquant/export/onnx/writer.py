@@ -96,15 +96,15 @@ def widened(request: ExportRequest) -> str:
     if there are none.
     """
     tables = {site.address for site, edge in request.engine.placements() if edge.table is not None}
-    found = [
+    result = [
         site.address
         for site in request.sites()
         if site.spec.codebook.num_codes <= 16 and (not site.is_weight or site.address in tables)
     ]
-    if not found or request.opset < INT4_OPSET:
+    if not result or request.opset < INT4_OPSET:
         return ""
     return (
-        f"{len(found)} of the sites, the first {found[0]}, have up to 4 bits and take a byte a"
+        f"{len(result)} of the sites, the first {result[0]}, have up to 4 bits and take a byte a"
         " code: ONNX Runtime does not open 4-bit activations and look-ups everywhere"
     )
 

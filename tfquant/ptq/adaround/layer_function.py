@@ -58,30 +58,30 @@ class Form:
         """Find the computation from input and weight to `target`; return False if it depends on
         anything else.
         """
-        found, skipped, pending = set(), set(), [target]
+        result, skipped, pending = set(), set(), [target]
         while pending:
             tensor = pending.pop()
             op = tensor.op
-            if tensor.name == self._use.input.name or op.name in found:
+            if tensor.name == self._use.input.name or op.name in result:
                 continue
             if op.type == "Placeholder":
                 return False
             if op is self._use.op or op.type in _COMPUTED_OPS or flow.is_static(tensor):
-                found.add(op.name)
+                result.add(op.name)
                 pending.extend(() if op.type == "ReadVariableOp" else op.inputs)
             elif (
                 op.type in _KEEPING_ROWS
                 and op.inputs[0].shape.rank
                 and op.inputs[0].shape[-1] == tensor.shape[-1]
             ):
-                found.add(op.name)
+                result.add(op.name)
                 skipped.add(op.name)
                 pending.append(op.inputs[0])
             else:
                 return False
-        if self._use.op.name not in found:
+        if self._use.op.name not in result:
             return False
-        self._operations = [op for op in flow.operations if op.name in found]
+        self._operations = [op for op in flow.operations if op.name in result]
         self._skipped, self._target = frozenset(skipped), target
         # Without the reshapes between, only what lies along the last axis still meets what it met.
         reshaped = any(

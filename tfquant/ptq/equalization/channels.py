@@ -69,9 +69,9 @@ class Channels:
             ]
 
         function = tf.function(run, autograph=False).get_concrete_function(*trace.input_specs)
-        found = function(*flat) if distinct else []
+        result = function(*flat) if distinct else []
         self._ends = {
-            key: [end.numpy() for end in ends] for key, ends in zip(distinct, found, strict=True)
+            key: [end.numpy() for end in ends] for key, ends in zip(distinct, result, strict=True)
         }
 
     def at(self, place: Place) -> np.ndarray:

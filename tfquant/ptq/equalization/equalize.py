@@ -95,21 +95,21 @@ def equalize(
             "smoothquant takes ranges of activations from data: pass batches, or"
             " method='cross_layer'"
         )
-    found, skipped = find_pairs(engine.inference, flat)
-    found = _chosen(found, skipped, pairs)
-    values = rescaling.values_of(engine, found)
+    result, skipped = find_pairs(engine.inference, flat)
+    result = _chosen(result, skipped, pairs)
+    values = rescaling.values_of(engine, result)
     _check_finite(engine, values)
     if batches is not None and method == "smoothquant":
-        seen = extremes.of_activations(engine, found, batches, mask, progress)
+        seen = extremes.of_activations(engine, result, batches, mask, progress)
         chosen = {
             pair.name: _smooth(pair, values, seen[pair.name], alpha, max_factor, powers_of_two)
-            for pair in found
+            for pair in result
         }
     else:
-        seen, chosen = {}, _cross_layer(found, values, max_factor, powers_of_two)
+        seen, chosen = {}, _cross_layer(result, values, max_factor, powers_of_two)
     before = {name: sides[0] for name, sides in seen.items()}
     return rescaling.rescaled(
-        engine, found, chosen, flat, tolerance, progress, activations=before, skipped=skipped
+        engine, result, chosen, flat, tolerance, progress, activations=before, skipped=skipped
     )
 
 
@@ -139,14 +139,14 @@ def rescale(
     """
     _check_number("tolerance", tolerance, 0.0, math.inf)
     engine, flat, _ = _prepared(model, batches, inputs, signature)
-    found, skipped = find_pairs(engine.inference, flat)
-    by_name, reasons = {pair.name: pair for pair in found}, dict(skipped)
+    result, skipped = find_pairs(engine.inference, flat)
+    by_name, reasons = {pair.name: pair for pair in result}, dict(skipped)
     chosen = {}
-    for name, given in factors.items():
+    for name, specified in factors.items():
         if name not in by_name:
             why = reasons.get(name, f"there are {', '.join(by_name) or 'none'}")
             raise ValueError(f"factors: {name!r} is no pair that can be rescaled: {why}")
-        chosen[name] = np.asarray(given, np.float64)
+        chosen[name] = np.asarray(specified, np.float64)
         if (
             chosen[name].shape != (by_name[name].size,)
             or not ((chosen[name] > 0) & np.isfinite(chosen[name])).all()
@@ -217,9 +217,9 @@ def _smooth(
     weight = (
         extremes.of_parameters(pair.multiplied, values, pair.size) if partner is None else partner
     )
-    found = factors.bounded(factors.smoothquant(activation, weight, alpha), largest, powers_of_two)
-    rescaling.rescale_values(pair, values, found)
-    return found
+    result = factors.bounded(factors.smoothquant(activation, weight, alpha), largest, powers_of_two)
+    rescaling.rescale_values(pair, values, result)
+    return result
 
 
 def _cross_layer(
@@ -244,7 +244,9 @@ def _cross_layer(
             change = max(change, float(np.abs(np.log(step)).max()))
         if change < _SETTLED:
             break
-    return {name: factors.bounded(found, largest, powers_of_two) for name, found in chosen.items()}
+    return {
+        name: factors.bounded(result, largest, powers_of_two) for name, result in chosen.items()
+    }
 
 
 def _check_number(name: str, value: Any, smallest: float, largest: float) -> None:

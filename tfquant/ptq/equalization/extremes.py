@@ -48,8 +48,8 @@ def of_activations(
     observers = [calib.DimensionObserver(name, size) for name, _, _, size in watched]
 
     def observe(*flat):
-        found = trace.emit(list(flat), targets=[*targets, *padding.masks])
-        tensors, validity = found[: len(targets)], padding.of_masks(found[len(targets) :])
+        result = trace.emit(list(flat), targets=[*targets, *padding.masks])
+        tensors, validity = result[: len(targets)], padding.of_masks(result[len(targets) :])
         for observer, (_, place, channels, size), tensor in zip(
             observers, watched, tensors, strict=True
         ):
@@ -79,7 +79,7 @@ def of_activations(
 
 
 def _by_pair(pairs: Iterable[Pair], observers) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    found = {}
+    result = {}
     for pair in pairs:
         sides = []
         for activations in (pair.activations, pair.partners):
@@ -87,8 +87,8 @@ def _by_pair(pairs: Iterable[Pair], observers) -> dict[str, tuple[np.ndarray, np
             for activation, observer in zip(activations, observers, strict=False):
                 np.maximum.at(amax, activation.channels.ravel(), _amax(observer.statistics()))
             sides.append(amax if activations else None)
-        found[pair.name] = tuple(sides)
-    return found
+        result[pair.name] = tuple(sides)
+    return result
 
 
 def _amax(statistics: calib.Statistics) -> np.ndarray:

@@ -103,8 +103,8 @@ def find_pairs(trace: Trace, flat: Sequence[tf.Tensor]) -> tuple[list[Pair], lis
     """
     structure = trace.analysis.structure
     drafts, skipped = [], []
-    for found in _drafts(structure, ScalePathFinder(structure)):
-        (drafts if isinstance(found, _Draft) else skipped).append(found)
+    for result in _drafts(structure, ScalePathFinder(structure)):
+        (drafts if isinstance(result, _Draft) else skipped).append(result)
     resolver = _Resolver(structure.flow, drafts, flat)
     pairs = []
     for draft in drafts:
@@ -176,7 +176,7 @@ class _Resolver:
         sources, shifts, probabilities, places = {}, [], [], []
         for draft in drafts:
             try:
-                found = {
+                result = {
                     way.source.name: _numbers(producer, way.source)[0]
                     for producer, way in draft.producers
                 }
@@ -184,7 +184,7 @@ class _Resolver:
             except Unsuitable as error:
                 self._refused[draft.name] = error
                 continue
-            sources |= found
+            sources |= result
             places += wanted
             shifts += [shift for _, way in draft.producers for shift in way.shifts]
             probabilities += [attention.softmax.name for attention in draft.way.contexts]
@@ -244,16 +244,16 @@ class _Resolver:
     def _made_by(self, producer: LayerNorm | Contraction, way: ScalePath) -> list[Parameter]:
         """Weights and biases of a producer."""
         if isinstance(producer, LayerNorm):
-            found = self._of_norm(producer)
+            result = self._of_norm(producer)
         else:
             tensor = producer.op.inputs[producer.operands[1]]
             channels = _numbers(producer, way.source)[1]
-            found = [Parameter(self._own(tensor, {producer.op.name}), tensor, channels, True)]
+            result = [Parameter(self._own(tensor, {producer.op.name}), tensor, channels, True)]
         for op, index in way.shifts:
             tensor = op.inputs[index]
             numbers = self._channels.at(_shift_place(op, index)).reshape(static_shape(tensor.shape))
-            found.append(Parameter(self._own(tensor, {op.name}), tensor, numbers, False))
-        return found
+            result.append(Parameter(self._own(tensor, {op.name}), tensor, numbers, False))
+        return result
 
     def _of_norm(self, norm: LayerNorm) -> list[Parameter]:
         start = norm.input.op.name
@@ -261,7 +261,7 @@ class _Resolver:
             norm.output, lambda op: op.name != start, not_before=self._flow.index[start]
         )
         inside = {op.name for op in between} - {start}
-        found: dict[str, Parameter] = {}
+        result: dict[str, Parameter] = {}
         for op in between:
             for tensor in op.inputs:
                 if (
@@ -279,10 +279,10 @@ class _Resolver:
                     raise Unsuitable(f"{tensor.op.name} has no number for each of its channels")
                 handle, shape = self._own(tensor, inside), static_shape(tensor.shape)
                 numbers = np.arange(math.prod(shape)).reshape(shape)
-                found[handle] = Parameter(handle, tensor, numbers, op.type == "Mul")
-        if not any(parameter.weight for parameter in found.values()):
+                result[handle] = Parameter(handle, tensor, numbers, op.type == "Mul")
+        if not any(parameter.weight for parameter in result.values()):
             raise Unsuitable("it has no learned scale")
-        return list(found.values())
+        return list(result.values())
 
     def _taken_by(self, contraction: Contraction, activation: Activation) -> Parameter:
         """Weight that consumes the channels."""
@@ -349,13 +349,13 @@ def _numbers(producer: LayerNorm | Contraction, source: tf.Tensor) -> tuple[np.n
 
 
 def _equation(contraction: Contraction) -> tuple[list[str], str]:
-    found = product_equation(contraction.op)
-    if found is None:
+    result = product_equation(contraction.op)
+    if result is None:
         raise Unsuitable(
             f"{contraction.op.type} ({contraction.op.name}) has channels that do not follow from"
             " its axes"
         )
-    return found
+    return result
 
 
 def _places(way: ScalePath) -> list[Place]:
@@ -422,7 +422,7 @@ def _side_by_side(
         [terms[i][axis] for axis in a.place.axes] for i, a in zip(indices, activations, strict=True)
     ]
     order = [[own.index(letter) for letter in letters[0]] for own in letters]
-    found = [np.transpose(a.channels, axes) for a, axes in zip(activations, order, strict=True)]
-    if found[0].shape != found[1].shape:
+    result = [np.transpose(a.channels, axes) for a, axes in zip(activations, order, strict=True)]
+    if result[0].shape != result[1].shape:
         raise Unsuitable("query and key differ in size")
-    return found
+    return result

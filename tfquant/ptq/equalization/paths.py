@@ -62,7 +62,7 @@ class ScalePathFinder:
 
     def way(self, source: tf.Tensor) -> ScalePath:
         """Scale path of a tensor."""
-        found: dict[str, dict] = {
+        result: dict[str, dict] = {
             name: {} for name in ("shifts", "linears", "scores", "contexts", "obstacles")
         }
         pending, seen = [source], {source.name}
@@ -70,9 +70,9 @@ class ScalePathFinder:
         while pending:
             tensor = pending.pop()
             if tensor.name in self._flow.output_names:
-                found["obstacles"]["it is an output of the model"] = None
+                result["obstacles"]["it is an output of the model"] = None
             if tensor.dtype not in (tf.float32, tf.float64):
-                found["obstacles"][
+                result["obstacles"][
                     f"it is computed in {tensor.dtype.name}, where other factors round otherwise"
                 ] = None
             for op, index in self._flow.value_consumers(tensor):
@@ -80,11 +80,11 @@ class ScalePathFinder:
                     continue
                 kind, what = self._step(op, index, depends)
                 if kind != "on":
-                    found[kind][what] = None
+                    result[kind][what] = None
                 if kind in ("on", "shifts", "contexts") and op.outputs[0].name not in seen:
                     seen.add(op.outputs[0].name)
                     pending.append(op.outputs[0])
-        return ScalePath(source, **{name: tuple(of_kind) for name, of_kind in found.items()})
+        return ScalePath(source, **{name: tuple(of_kind) for name, of_kind in result.items()})
 
     def _step(self, op: tf.Operation, index: int, depends) -> tuple[str, object]:
         """Classify a consumer on a path.

@@ -105,8 +105,8 @@ def rescaled(
                     variables[parameter.handle] * _placed(flow, parameter, chosen)
                 )
             rescale_values(pair, values, chosen)
-            found = _outputs(network, flat)
-            difference = max(_difference(last, found), _difference(first, found))
+            result = _outputs(network, flat)
+            difference = max(_difference(last, result), _difference(first, result))
             if not difference <= tolerance:
                 raise ValueError(
                     f"{pair.name}: outputs differ by {difference:.2g} of their spread once it is"
@@ -118,7 +118,7 @@ def rescaled(
                     pair.name, chosen, activations.get(pair.name), divided, multiplied, difference
                 )
             )
-            last = found
+            last = result
     except BaseException:
         for handle, value in originals.items():
             variables[handle].assign(value)
@@ -139,10 +139,10 @@ def _placed(flow: Dataflow, parameter: Parameter, factors: np.ndarray) -> tf.Ten
 
 def _outputs(network, flat: Sequence[tf.Tensor]) -> dict[str, np.ndarray]:
     """Map index of each float output -> its values."""
-    found = network(*flat)
-    found = list(found) if isinstance(found, (list, tuple)) else [found]
+    result = network(*flat)
+    result = list(result) if isinstance(result, (list, tuple)) else [result]
     outputs = {
-        str(i): tf.cast(t, tf.float64).numpy() for i, t in enumerate(found) if t.dtype.is_floating
+        str(i): tf.cast(t, tf.float64).numpy() for i, t in enumerate(result) if t.dtype.is_floating
     }
     if not outputs:
         raise ValueError(
