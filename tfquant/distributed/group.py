@@ -363,7 +363,8 @@ def _check_alike(group: Group, variables: Sequence[Any]) -> None:
         other = next(rank for rank, text in enumerate(result) if text != result[0])
         raise DivergedError(
             f"the ranks have different networks: rank 0 has {one_line(result[0], 100)}, rank"
-            f" {other} {one_line(result[other], 100)}; start all of them with the same flags and files"
+            f" {other} {one_line(result[other], 100)}; start all of them with the same flags and"
+            " files"
         )
 
 
