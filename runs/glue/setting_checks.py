@@ -282,6 +282,6 @@ def refuse_quantization_options(settings: Settings, source: str) -> None:
     if specified:
         raise FlagError(
             f"  {', '.join(map(option, specified))}: the model in {source} was saved with its"
-            f" ranges and is taken as it is; leave {'it' if len(specified) == 1 else 'them'} out, or"
-            " start from the float model"
+            f" ranges and is taken as it is; leave {'it' if len(specified) == 1 else 'them'} out,"
+            " or start from the float model"
         )
