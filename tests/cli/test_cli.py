@@ -129,6 +129,29 @@ def test_the_table_has_a_line_for_each_file_batch_and_length(folder, capsys):
     ]
 
 
+def test_what_was_timed_before_an_error_is_shown(folder, capsys, monkeypatch):
+    from tfquant import latency
+
+    assert main(["export", "model.ckpt", "model.onnx", "--model=model.keras"]) == 0
+    measure = latency.measure
+
+    def small_alone(sessions, workload, seconds):
+        if workload.batch > 2:
+            raise MemoryError("no room")
+        return measure(sessions, workload, seconds)
+
+    monkeypatch.setattr(latency, "measure", small_alone)
+    capsys.readouterr()
+    sizes = ["--batch=2,4", "--length=1", "--seconds=0.01"]
+    assert main(["benchmark", "model.onnx", *sizes]) == 1
+    shown = capsys.readouterr()
+    assert [line.split()[:2] for line in shown.out.splitlines()] == [
+        ["file", "batch"],
+        ["model.onnx", "2"],
+    ]
+    assert "--batch=4 --length=1: a file cannot take such inputs: no room" in shown.err
+
+
 def test_a_file_is_checked_against_its_checkpoint(folder, capsys):
     model = ["model.ckpt", "--model=model.keras", "--check_data=rows.npz"]
     assert main(["export", "model.ckpt", "model.onnx", "--model=model.keras"]) == 0

@@ -6,13 +6,16 @@ Latency and throughput of exported files, in turn on the same inputs.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from calib import tables
 from tfquant.error_messages import one_line
 from tfquant.runtimes import RUNTIMES, Session, open_file, runtime_of
+
+if TYPE_CHECKING:
+    from tfquant.latency import Measured
 
 _COLUMNS = ("file", "batch", "length", "p50 ms", "p95 ms", "p99 ms", "rows/s", "speed")
 _LONGEST = 86400  # seconds for a file, batch and length
@@ -71,6 +74,9 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print a table with a row for each file, batch and length."""
+    from tqdm.auto import tqdm
+
+    from calib import tables
     from tfquant.cli import arrays
     from tfquant.latency import Workload, measure
 
@@ -92,8 +98,9 @@ def run(options: argparse.Namespace) -> None:
     batches = [_positive("--batch", size) for size in options.batch.split(",")]
     sessions = {path: _opened(path, options) for path in options.files}
     table_rows: list[tuple[str, ...]] = []
-    for batch in batches:
-        for length in lengths:
+    workloads = tqdm(list(itertools.product(batches, lengths)), "timing", disable=None, leave=False)
+    try:
+        for batch, length in workloads:
             try:
                 workload = Workload.of(next(iter(sessions.values())).inputs, batch, length, rows)
                 result = measure(sessions, workload, options.seconds)
@@ -110,19 +117,21 @@ def run(options: argparse.Namespace) -> None:
                     figures |= measured.figures() | {"speed": round(speed, 3)}
                     print(json.dumps(figures), flush=True)
                 else:
-                    numbers = (measured.p50, measured.p95, measured.p99)
-                    table_rows.append(
-                        (
-                            path,
-                            str(batch),
-                            str(length),
-                            *(f"{value:.2f}" for value in numbers),
-                            f"{measured.rows_per_second:.1f}",
-                            f"{speed:.2f}",
-                        )
-                    )
-    if not options.json:
-        print(tables.render(tables.build(None, _COLUMNS, table_rows, left=("file",))))
+                    table_rows.append(_row(path, batch, length, measured, speed))
+    finally:  # what was timed before inputs that a file cannot take, or a key, is shown as well
+        workloads.close()
+        if table_rows:
+            print(tables.render(tables.build(None, _COLUMNS, table_rows, left=("file",))))
+
+
+def _row(
+    path: str, batch: int, length: int | str, measured: Measured, speed: float
+) -> tuple[str, ...]:
+    """Cells of a file in the order of `_COLUMNS`."""
+    numbers = (measured.p50, measured.p95, measured.p99)
+    times = (f"{value:.2f}" for value in numbers)
+    rate = f"{measured.rows_per_second:.1f}"
+    return path, str(batch), str(length), *times, rate, f"{speed:.2f}"
 
 
 def _opened(path: str, options: argparse.Namespace) -> Session:
