@@ -173,10 +173,11 @@ def looked_up(x: tf.Tensor, scale: tf.Tensor, table: Table) -> tf.Tensor:
     bits = tf.bitcast(units, tf.uint32)
     odd = tf.cast(tf.bitwise.bitwise_and(bits, 0xFFFF) != 0, tf.uint32)
     index = tf.cast(tf.bitwise.bitwise_or(tf.bitwise.right_shift(bits, 16), odd), tf.int32)
-    low, high = (tf.gather(tf.constant(values), index) for values in (table.low, table.high))
+    low = tf.gather(tf.constant(table.low), index)
     if table.threshold is None:
         return low * scale
-    return tf.where(units >= tf.gather(tf.constant(table.threshold), index), high, low) * scale
+    high, threshold = (tf.gather(tf.constant(t), index) for t in (table.high, table.threshold))
+    return tf.where(units >= threshold, high, low) * scale
 
 
 def compared(x: tf.Tensor, scale: tf.Tensor, codebook: ScaledCodebook) -> tf.Tensor:
