@@ -135,7 +135,7 @@ def calibrate(
         }
         for site in engine.plan.sites:
             if (
-                site.spec.layout.per_embedding and not site.spec.scale.dynamic
+                site.spec.layout.per_embedding and site.spec.scale.calibrated
             ):  # on every rank, as there is nothing to search
                 address = site.address
                 entries[address] = dimension_entry(site, seen)
@@ -152,7 +152,11 @@ def calibrate(
         if address not in entries or not entries[address].statistics.per_channel
     }
     calibration = calib.Calibration(
-        {address: entries[address] for address in engine.quantizers},
+        {
+            address: entries[address]
+            for address, quantizer in engine.quantizers.items()
+            if quantizer.site.spec.scale.calibrated
+        },
         samples=collector.samples,
         dimensions=beside,
     )
@@ -252,7 +256,9 @@ def _weight_entries(
 ) -> dict[str, calib.SiteCalibration]:
     """Estimate the ranges of this rank's share of the parameter sites, partitioned by size."""
     values = parameter_values(engine)
-    sites = [site for site in engine.plan.sites if site.address in values]
+    sites = [
+        site for site in engine.plan.sites if site.address in values and site.spec.scale.calibrated
+    ]
     owners = shard_by_cost([values[site.address].size for site in sites], group.size)
     own = [site for site, owner in zip(sites, owners, strict=True) if owner == group.rank]
     # Most methods take no time worth a bar.

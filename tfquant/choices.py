@@ -8,8 +8,10 @@ MODES = ("float", "quantized")  # engine
 ORDERS = ("parallel", "sequential")  # of calibration: calibration, sequential
 COMPRESSIONS = ("none", "fp16")  # of gradients between ranks: distributed
 
-STES = ("inclusive", "strict")  # straight-through gradient at the ends of a range: gradients
-UPDATES = ("frozen", "lsq", "tqt", "pact", "moving_average")  # of ranges in training: learned
+# Straight-through gradient at and beyond the ends of a range: gradients.
+STES = ("inclusive", "strict", "identity")
+PARAMETRIZED = ("lsq", "tqt", "pact")  # ranges that training learns: learned
+UPDATES = ("frozen", *PARAMETRIZED, "moving_average")  # of ranges in training
 
 # Distillation: training/distillation and training/teaching. The temperature and the scale of the
 # divergence are those of NVIDIA's quantization-aware BERT.

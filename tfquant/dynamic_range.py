@@ -29,6 +29,7 @@ from tfquant.graph.edge import Edge
 from tfquant.graph.padding import Padding
 from tfquant.graph.trace import Trace
 from tfquant.layout import shared_axes
+from tfquant.scale import amax_of, symmetric_range, with_rounded_scale
 from tfquant.site import Site
 
 
@@ -59,12 +60,22 @@ class DynamicRanges:
                 return qdq.quantize_dequantize(
                     tensor, *ends, spec.codebook, site.channel_axes, gradient=spec.gradient
                 )
-            return identity(
-                lambda x: qdq.quantize_dequantize(x, *ends, spec.codebook, site.channel_axes),
-                tensor,
-            )
+            return identity(lambda x: _quantized(x, ends, site), tensor)
 
         return quantize
+
+
+def _quantized(x: tf.Tensor, ends: tuple[tf.Tensor, tf.Tensor], site: Site) -> tf.Tensor:
+    spec = site.spec
+    if spec.scale.rounds_scale:
+        amax = with_rounded_scale(amax_of(*ends), spec.codebook, spec.scale.scale_format)
+        ends = symmetric_range(amax, spec.codebook)
+    return qdq.quantize_dequantize(x, *ends, spec.codebook, site.channel_axes)
+
+
+def quantized(x: tf.Tensor, site: Site) -> tf.Tensor:
+    """Quantize and dequantize a tensor with its own extremes, without a gradient."""
+    return _quantized(x, extremes(x, site), site)
 
 
 def refuse(sites: Iterable[Site], what: str) -> None:

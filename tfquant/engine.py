@@ -15,7 +15,9 @@ import tensorflow as tf
 
 from tfquant.choices import MODES
 from tfquant.distributed.group import Group
+from tfquant.delayed import DelayedRange, update
 from tfquant.dynamic_range import DynamicRanges
+from tfquant.gradient_quantizers import GradientQuantizers
 from tfquant.graph.edge import Edge
 from tfquant.graph.model_adapter import ModelAdapter
 from tfquant.graph.plan import make_plan
@@ -42,6 +44,7 @@ class Engine:
       plan: sites and skipped contractions.
       inputs: validation and flattening of what users pass.
       quantizers: address of a site -> its quantizer, see `SiteQuantizers`.
+      gradients: likewise of the sites of gradients, which training uses.
       latent: whether functions for training hold the float network as well, and run it while
         `quantizing` is false.
       quantizing: boolean variable, see `latent`.
@@ -52,6 +55,7 @@ class Engine:
         self.latent = False
         self.quantizing = state_variable(True, "quantizing")
         self.quantizers = SiteQuantizers(state_variable(1.0, "range_rate"))
+        self.gradients = GradientQuantizers()
         self.runs = 0
         self._mode = "quantized"
         self._trace_inference(source, recipe)
@@ -68,6 +72,7 @@ class Engine:
         self.__dict__.pop("training", None)
         self.inputs = Inputs(self.source, inference)
         self.quantizers.follow(plan.sites)
+        self.gradients.follow(plan.gradients)
         self._placements = {False: Placements.of_inference(plan, inference)}
         self._dynamic: dict[bool, DynamicRanges] = {}
         self._functions: dict[tuple[str, bool, bool, tuple[str, ...], bool], Any] = {}
@@ -111,22 +116,40 @@ class Engine:
             raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
         self._mode = mode
 
+    @property
+    def delayed(self) -> list[DelayedRange]:
+        """States of all delayed scales, of values and of gradients."""
+        quantizers = (*self.quantizers.values(), *self.gradients.values())
+        return [q.state for q in quantizers if isinstance(q.state, DelayedRange)]
+
+    def update_scales(self, group: Group | None = None) -> None:
+        """Set delayed scales for the next step, see `tfquant.delayed`.
+
+        Args:
+          group: the processes that train together; None: those that share ranges.
+        """
+        update(self.delayed, self.quantizers.group if group is None else group)
+
     def share_ranges(self, group: Group) -> None:
-        """Let moving averages follow the batches of all ranks of `group` from now on."""
+        """Let moving averages and delayed scales follow the batches of all ranks of `group` from
+        now on.
+        """
         self.quantizers.share(group)
         self._functions = {key: made for key, made in self._functions.items() if not key[1]}
 
-    def check_ready(self) -> None:
-        """Raise UncalibratedError if the current mode quantizes and a site has no range."""
+    def check_ready(self, training: bool = False) -> None:
+        """Raise UncalibratedError if the current mode quantizes and a site has no range; delayed
+        scales find theirs in training.
+        """
         if self._mode == "quantized":
-            self.quantizers.check_calibrated()
+            self.quantizers.check_calibrated(training)
 
     def __call__(self, inputs: Any, training: bool = False) -> Any:
         """Run the current mode on one structure of inputs, inside or outside of `tf.function`."""
         # Ranges are read when the graph is built outside any function; inside one they were checked
         # by who calls.
         if tf.executing_eagerly():
-            self.check_ready()
+            self.check_ready(training)
         return self.run(inputs, training)[0]
 
     def run(
@@ -211,7 +234,9 @@ class Engine:
         """Replay a trace in a mode, with the inputs `flat`; return its outputs and `taps`."""
         edits = Edits()
         if mode == "quantized":
-            edits = self.placements(training).edits(self.site_quantizer(flat, training))
+            edits = self.placements(training).edits(
+                self.site_quantizer(flat, training), gradients=training
+            )
         return graph.emit(list(flat), edits, taps=taps)
 
     def _either(
@@ -239,6 +264,8 @@ class Engine:
         def quantize(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
             if not site.enabled:
                 return tensor
+            if site.direction == "backward":
+                return self.gradients.quantized(site, tensor)
             return (
                 dynamic(site, edge, tensor)
                 if site.spec.scale.dynamic

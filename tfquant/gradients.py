@@ -29,19 +29,24 @@ class Gradient:
     """Straight-through estimator variant of a quantizer.
 
     Attributes:
-      ste: whether the gradient reaches values exactly on an end of the range: `inclusive` or
-        `strict`.
+      ste: which values the gradient reaches: those in the range with its ends (`inclusive`) or
+        without (`strict`), or all, also those that were clipped (`identity`).
     """
 
-    ste: Literal["inclusive", "strict"] = "inclusive"
+    ste: Literal["inclusive", "strict", "identity"] = "inclusive"
 
     def __post_init__(self):
         if self.ste not in STES:
-            raise ValueError(f"ste must be {' or '.join(map(repr, STES))}, got {shown(self.ste)}")
+            known = ", ".join(map(repr, STES))
+            raise ValueError(f"ste must be one of {known}, got {shown(self.ste)}")
 
     @property
     def strict(self) -> bool:
         return self.ste == "strict"
+
+    @property
+    def identity(self) -> bool:
+        return self.ste == "identity"
 
 
 def clipped_straight_through(

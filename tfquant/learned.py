@@ -27,7 +27,7 @@ from calib.codebook import Codebook
 from tfquant.distributed.group import Group
 from tfquant.gradients import scaled
 from tfquant.scale import SMALLEST_AMAX, symmetric_range, width_of
-from tfquant.variables import state_variable
+from tfquant.variables import are_finite, state_variable
 
 OFFSET, RELATIVE_OFFSET = "offset", "relative_offset"
 
@@ -128,6 +128,10 @@ class LearnedRange:
         return {self.parametrization.name: self.value} | (
             {} if self.offset is None else {self.parametrization.offset: self.offset}
         )
+
+    @property
+    def known(self) -> bool:
+        return are_finite(self.variables)
 
     def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
         """Initialize the variables from a calibrated range."""

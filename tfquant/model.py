@@ -64,13 +64,23 @@ class _State:
         self._engine.mode = mode
 
     def share_ranges(self, group: Group) -> None:
-        """Let moving averages of ranges follow the batches of all ranks of a distributed training.
+        """Let moving averages of ranges and delayed scales follow the batches of all ranks of a distributed training.
 
         What each rank sees of a step counts as one batch: the extremes are taken over all ranks
         before they are averaged in, so that N ranks have the ranges of one process with N times the
         batch. To be called on every rank, before training.
         """
         self._engine.share_ranges(group)
+
+    def update_scales(self, group: Group | None = None) -> None:
+        """Set delayed scales from the magnitudes of this training step, once after each update of
+        the weights. `fit` and `tfquant.training.Trainer` do it; a loop of one's own has to, inside
+        or outside of its `tf.function`, on every rank.
+
+        Args:
+          group: the processes that train together; None: those of `share_ranges`.
+        """
+        self._engine.update_scales(group)
 
     @property
     def quantizers(self) -> Mapping[str, Quantizer]:
@@ -147,7 +157,7 @@ class QuantizedModel(_State, keras.Model):
                     self._untrack_variable(tracked[id(variable)])
                     tracked[id(variable)].trainable = trainable
                     self._track_variable(tracked[id(variable)])
-        for address, quantizer in engine.quantizers.items():
+        for address, quantizer in (*engine.quantizers.items(), *engine.gradients.items()):
             constraints = {} if quantizer.learned is None else quantizer.learned.constraints()
             for name, variable in quantizer.variables.items():
                 if id(variable) in tracked:
@@ -189,6 +199,11 @@ class QuantizedModel(_State, keras.Model):
         self.retrace()
         super().compile(*args, **kwargs)
 
+    def train_step(self, *args, **kwargs):
+        result = super().train_step(*args, **kwargs)
+        self.update_scales()
+        return result
+
     def make_train_function(self, force=False):
         if force or self.train_function is None:
             self.retrace()
@@ -207,7 +222,7 @@ class QuantizedModel(_State, keras.Model):
     @tf.autograph.experimental.do_not_convert
     def __call__(self, *args, training=None, mask=None, **kwargs):
         # Checks come before Keras wraps errors of `call` into many lines about arguments.
-        self._engine.check_ready()
+        self._engine.check_ready(self._trains_by_default if training is None else bool(training))
         inputs = self._single_argument(args, kwargs, mask)
         leaves = tf.nest.flatten(inputs)
         if any(get_keras_mask(leaf) is not None for leaf in leaves):

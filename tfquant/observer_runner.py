@@ -96,7 +96,7 @@ class Observation:
         """Map address of every activation site to calibrate -> site and observed edge."""
         result: dict[str, tuple[Site, Edge]] = {}
         for site, edge in self.engine.placements():
-            if not edge.parameter and not site.spec.scale.dynamic:
+            if not edge.parameter and site.spec.scale.calibrated:
                 _check_method(site)
                 result.setdefault(site.address, (site, edge))
         return result

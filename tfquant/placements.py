@@ -13,7 +13,7 @@ from tfquant.graph.edge import Edge
 from tfquant.graph.plan import Plan
 from tfquant.graph.replay import Edits
 from tfquant.graph.trace import Trace
-from tfquant.site import Site
+from tfquant.site import Address, Site
 
 EdgeEdit = Callable[[Site, Edge, tf.Tensor], tf.Tensor]
 
@@ -55,9 +55,21 @@ class Placements:
                 for edge in self._aligned.get(member, ()):
                     yield site, edge
 
-    def edits(self, edit: EdgeEdit) -> Edits:
+    def gradients(self) -> Iterator[tuple[Site, Edge]]:
+        """Yield (site, edge) for every edge whose gradients a site quantizes."""
+        for site in self._plan.gradients:
+            for member in site.members:
+                forward = str(Address.parse(member)._replace(direction="forward"))
+                for edge in self._aligned.get(forward, ()):
+                    yield site, edge.twin
+
+    def edits(self, edit: EdgeEdit, gradients: bool = False) -> Edits:
         """Return edits that pass the tensor of every site through `edit`, once per tensor, however
         many consumers share it; `edit` also takes the first edge where replay meets the tensor.
+
+        Args:
+          edit: of one site.
+          gradients: whether the sites of gradients are among them.
         """
         done: dict[tuple[str, int], tf.Tensor] = {}
         kept: list[tf.Tensor] = []  # ids must not be used again while the graph is built
@@ -72,7 +84,7 @@ class Placements:
 
         edges: dict[tuple[str, int], list[tuple[Site, Edge]]] = {}
         tensors: dict[str, list[tuple[Site, Edge]]] = {}
-        for site, edge in self:
+        for site, edge in (*self, *(self.gradients() if gradients else ())):
             if edge.consumer is None:
                 tensors.setdefault(edge.tensor.name, []).append((site, edge))
             else:

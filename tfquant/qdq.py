@@ -18,7 +18,13 @@ import tensorflow as tf
 
 from calib.codebook import Codebook
 from tfquant import formats
-from tfquant.gradients import RANGE_GRADIENTS, Gradient, clipped_straight_through, minus
+from tfquant.gradients import (
+    RANGE_GRADIENTS,
+    Gradient,
+    clipped_straight_through,
+    identity,
+    minus,
+)
 from tfquant.layout import aligned_shape
 from tfquant.scale import amax_of, placed
 
@@ -74,7 +80,9 @@ def quantize_dequantize(
         offset, width = placed(lower, upper, codebook)
         x = minus(x, offset)
     rounding = functools.partial(format.round, codebook=codebook, compiled=compiled)
-    if format.has_gradient(width) and not gradient.strict and range_gradient == "none":
+    if gradient.identity:
+        y = identity(lambda x: rounding(x, width), x)
+    elif format.has_gradient(width) and not gradient.strict and range_gradient == "none":
         y = rounding(x, width)
     else:
         y = clipped_straight_through(

@@ -6,12 +6,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfquant import qdq
+from tfquant.delayed import DelayedRange
 from tfquant.distributed.group import Group, Single
 from tfquant.layout import spread, static_shape
 from tfquant.learned import PARAMETRIZATIONS, LearnedRange, parameter_path
 from tfquant.scale import LARGEST_AMAX
 from tfquant.site import Site
-from tfquant.stored_range import MovingRange, RangeState, StoredRange
+from tfquant.stored_range import MovingRange, RangeState, StoredRange, UnscaledRange
 from tfquant.variables import state_variable
 
 GROUP_OF = "group_of"
@@ -31,6 +32,10 @@ def range_state(site: Site, rate: tf.Variable | None = None) -> RangeState:
     Raises:
       ValueError: a range that other sites share is to be learned.
     """
+    if site.spec.scale.source == "delayed":
+        return DelayedRange(site)
+    if site.spec.scale.source == "none":
+        return UnscaledRange(site)
     if site.spec.update not in PARAMETRIZATIONS:
         return (
             MovingRange(site, rate) if site.spec.update == "moving_average" else StoredRange(site)
@@ -105,9 +110,9 @@ class Quantizer:
         """
         if not self._calibrated:
             with tf.init_scope():  # also while a function is traced
-                known = all(np.isfinite(v.numpy()).all() for v in self.variables.values())
                 groups = self.group_of
-                self._calibrated = known and (groups is None or bool((groups.numpy() >= 0).all()))
+                grouped = groups is None or bool((groups.numpy() >= 0).all())
+                self._calibrated = grouped and self.state.known
         return self._calibrated
 
     def set_range(self, lower, upper, group_of=None) -> None:

@@ -102,7 +102,7 @@ class SequentialObservation(Observation):
             dynamic = self.engine.site_quantizer(flat)
 
             def edit(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
-                if site.spec.scale.dynamic:
+                if not site.spec.scale.calibrated:
                     return dynamic(site, edge, tensor)
                 # Edges of one site may carry views of one tensor: it is counted once.
                 if site.address not in ranges:

@@ -25,6 +25,7 @@ ROLES = (
     "residual",
     "residual_other",
     "residual_sum",
+    "matmul_output",
     "layernorm_input",
     "layernorm_output",
     "activation_output",
@@ -51,19 +52,21 @@ PARTS = (
     "head",
 )
 DIRECTIONS = ("forward", "backward")
+_BACKWARD = ":backward"
 PARAMETER_ROLES = ("weight", "embedding", "bias", "layernorm_weight", "position_embedding")
 
 
 class Address(NamedTuple):
     """Address of an edge, equal in training and inference traces and in other processes.
 
-    `str` gives the form of files and messages, `path:role:port`, without the direction.
+    `str` gives the form of files and messages: `path:role:port`, and `path:role:port:backward` for
+    the gradient of what lies there.
 
     Attributes:
       path: layer path.
       role: one of `ROLES`.
       port: which edge of the layer.
-      direction: `forward` for values; `backward` is reserved for gradients.
+      direction: `forward` for values, `backward` for their gradients.
     """
 
     path: str
@@ -72,7 +75,8 @@ class Address(NamedTuple):
     direction: str = "forward"
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.role}:{self.port}"
+        suffix = _BACKWARD if self.direction == "backward" else ""
+        return f"{self.path}:{self.role}:{self.port}{suffix}"
 
     @classmethod
     def parse(cls, text: str) -> Address:
@@ -81,10 +85,10 @@ class Address(NamedTuple):
         Raises:
           ValueError: the string is not of the form `path:role:port`.
         """
-        fields = text.rsplit(":", 2)
+        fields = text.removesuffix(_BACKWARD).rsplit(":", 2)
         if len(fields) != 3:
             raise ValueError(f"{text!r} is not an address: write path:role:port")
-        return cls(*fields)
+        return cls(*fields, "backward" if text.endswith(_BACKWARD) else "forward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +109,7 @@ class Site:
       group: sites of one group get a common range (Fuse); empty for none.
       order: address of the edge by whose ranges the embedding dimensions are sorted into groups;
         empty where they are not sorted.
+      direction: `forward` for values, `backward` for their gradients.
     """
 
     role: str
@@ -118,10 +123,11 @@ class Site:
     enabled: bool = True
     group: str = ""
     order: str = ""
+    direction: str = "forward"
 
     @property
     def address(self) -> str:
-        return address(self.role, self.path, self.port)
+        return str(Address(self.path, self.role, self.port, self.direction))
 
     @property
     def is_weight(self) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 import calib
-from tfquant.distributed.group import Group
+from tfquant.distributed.group import Group, Single
 from tfquant.quantizer import Quantizer, UncalibratedError
 from tfquant.site import Site
 
@@ -21,6 +21,7 @@ class SiteQuantizers(Mapping[str, Quantizer]):
     Attributes:
       calibration: the calibration that the ranges were set from; None if they were loaded, or were
         never set.
+      group: the processes whose batches moving averages and delayed scales follow together.
       rate: speed of moving averages in training as a multiple of the usual; at 0 they stand still.
     """
 
@@ -30,7 +31,7 @@ class SiteQuantizers(Mapping[str, Quantizer]):
         self._sites: list[Site] = []
         self._current: dict[str, Quantizer] = {}
         self._known: dict[str, Quantizer] = {}  # those of sites of earlier plans as well
-        self._group: Group | None = None
+        self.group: Group = Single()
 
     def __getitem__(self, address: str) -> Quantizer:
         return self._current[address]
@@ -62,13 +63,12 @@ class SiteQuantizers(Mapping[str, Quantizer]):
             known.site = site
             return known
         quantizer = Quantizer(site, self.rate)
-        if self._group is not None:
-            quantizer.group = self._group
+        quantizer.group = self.group
         return quantizer
 
     def share(self, group: Group) -> None:
-        """Let moving averages follow the batches of all ranks of `group` from now on."""
-        self._group = group
+        """Let ranges follow the batches of all ranks of `group` from now on."""
+        self.group = group
         for quantizer in self._known.values():
             quantizer.group = group
 
@@ -82,9 +82,16 @@ class SiteQuantizers(Mapping[str, Quantizer]):
         """Addresses of the sites whose range is not known."""
         return [address for address, quantizer in self.items() if not quantizer.calibrated]
 
-    def check_calibrated(self) -> None:
-        """Raise UncalibratedError if a site has no range."""
-        if missing := self.uncalibrated:
+    def check_calibrated(self, training: bool = False) -> None:
+        """Raise UncalibratedError if a site has no range.
+
+        Args:
+          training: whether delayed scales, which training finds, need none.
+        """
+        missing = self.uncalibrated
+        if training:
+            missing = [a for a in missing if self[a].site.spec.scale.source != "delayed"]
+        if missing:
             raise UncalibratedError(
                 f"site {missing[0]} has no range ({len(missing)} of {len(self)} sites have"
                 " none): run tfquant.calibrate(model, batches), load ranges with tfquant.load, or"
@@ -97,7 +104,8 @@ class SiteQuantizers(Mapping[str, Quantizer]):
         Raises:
           ValueError: it lacks a site, or a range does not fit.
         """
-        missing = [a for a in self if a not in calibration]
+        calibrated = {a: q for a, q in self.items() if q.site.spec.scale.calibrated}
+        missing = [a for a in calibrated if a not in calibration]
         if missing:
             raise ValueError(
                 f"the calibration has no range for site {missing[0]} ({len(missing)} of"
@@ -105,7 +113,7 @@ class SiteQuantizers(Mapping[str, Quantizer]):
                 " calibrate again"
             )
         ranges, groups = {}, {}
-        for address, quantizer in self.items():
+        for address, quantizer in calibrated.items():
             entry, shape = calibration[address], quantizer.site.range_shape
             _check_grouping(quantizer.site, entry.grouping)
             groups[address] = None if entry.grouping is None else entry.grouping.group_of
@@ -118,7 +126,7 @@ class SiteQuantizers(Mapping[str, Quantizer]):
         ranges = fused_ranges(self._sites, ranges)
         before = [(variable, variable.numpy()) for variable in self.variables]
         try:
-            for address, quantizer in self.items():
+            for address, quantizer in calibrated.items():
                 quantizer.set_range(*ranges[address], groups[address])
         except ValueError:
             for variable, value in before:

@@ -11,7 +11,7 @@ import numpy as np
 import calib
 from calib.codebook import Codebook
 from tfquant import formats, validation
-from tfquant.choices import UPDATES
+from tfquant.choices import PARAMETRIZED, UPDATES
 from tfquant.error_messages import shown
 from tfquant.gradients import Gradient
 from tfquant.layout import Layout
@@ -27,7 +27,10 @@ _PART_OF = {
 KEYS = (
     *("format", "granularity", "groups", "permute", "symmetric", "narrow_range", "unsigned"),
     *("method", "update", "ste", "decay", "dynamic"),
+    *("source", "history", "quant_max", "scale_format"),
 )
+# Keys that files hold only where they are not the default, which older versions do not know.
+_LATER_KEYS = ("source", "history", "quant_max", "scale_format")
 _LAYOUT, _SCALE, _GRADIENT = Layout(), Scale(), Gradient()
 
 
@@ -42,7 +45,8 @@ class QuantSpec:
     Attributes:
       format: name of a number format, see `tfquant.formats`.
       layout: which elements share a scale (granularity, groups, permute).
-      scale: where the scale comes from (symmetric, narrow_range, unsigned, dynamic).
+      scale: where the scale comes from (symmetric, narrow_range, unsigned, source, history,
+        quant_max, scale_format); `dynamic=True` stands for `source="dynamic"`.
       gradient: what the backward pass does (ste).
       method: how the range is estimated from statistics, see `calib.methods`.
       update: what training does to the range: nothing (`frozen`), learn it (`lsq`, `tqt`, `pact`;
@@ -81,6 +85,8 @@ class QuantSpec:
 
     def __getattr__(self, name: str) -> Any:
         """Fields of the parts, by their names in files."""
+        if name == "dynamic":
+            return object.__getattribute__(self, "scale").dynamic
         if name not in _PART_OF:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(object.__getattribute__(self, _PART_OF[name]), name)
@@ -99,12 +105,41 @@ class QuantSpec:
                 f"{self.layout.granularity} keeps the extremes of each dimension, no histogram: "
                 f"its method must be max, got {self.method}"
             )
+        if self.scale.source in ("delayed", "none"):
+            self._check_not_calibrated()
+        if self.gradient.identity and self.update in PARAMETRIZED:
+            raise ValueError(
+                f"update {self.update!r} learns a range from what it clips: set ste to inclusive or"
+                " strict"
+            )
+        if self.scale.rounds_scale and self.update != "frozen":
+            raise ValueError(
+                f"a scale of format {self.scale.scale_format} does not follow training: leave out"
+                f" update {self.update!r}"
+            )
         if self.scale.dynamic:
             self._check_dynamic()
         elif self.layout.per_token:
             raise ValueError(
                 "per_token ranges exist only while a batch is there: set dynamic: true"
             )
+
+    def _check_not_calibrated(self) -> None:
+        """Raise ValueError for what a delayed scale, or none, cannot have."""
+        source = self.scale.source
+        several = ("per_channel", "per_embedding") if source == "delayed" else ()
+        layouts = ("per_tensor", *several)
+        if self.layout.granularity not in layouts:
+            raise ValueError(
+                f"source: {source} is {' or '.join(layouts)}, got {self.layout.granularity}"
+            )
+        if self.method.name != "max":
+            raise ValueError(
+                f"source: {source} looks at the largest magnitude alone: its method must be max,"
+                f" got {self.method}"
+            )
+        if self.update != "frozen":
+            raise ValueError(f"source: {source} has no range to train: leave out {self.update!r}")
 
     def _check_dynamic(self) -> None:
         """Raise ValueError for a dynamic range that cannot be computed, or learned."""
@@ -128,7 +163,7 @@ class QuantSpec:
     @property
     def codebook(self) -> Codebook:
         """Values of the format; `unsigned="auto"` counts as signed until planning decides."""
-        return formats.get(self.format).codebook(self.scale)
+        return self.scale.fitted(formats.get(self.format).codebook(self.scale), self.format)
 
     @property
     def grid(self) -> Codebook:
@@ -137,7 +172,10 @@ class QuantSpec:
 
     def describe(self) -> str:
         """Short text for tables, such as `int8 per_channel symmetric max`."""
-        method = "dynamic" if self.scale.dynamic else self.method
+        source = self.scale.source
+        method = {"stored": self.method, "none": "unscaled"}.get(source, source)
+        if source == "delayed":
+            method = f"delayed {self.scale.history}"
         return f"{self.format} {self.layout.describe()} {self.scale.describe()} {method}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,9 +185,12 @@ class QuantSpec:
         data["method"] = {k: v.item() if isinstance(v, np.generic) else v for k, v in options}
         if self.layout.groups is None:  # nor has it an order then
             del data["groups"], data["permute"]
-        if not self.scale.dynamic:
+        if self.scale.dynamic:
+            del data["source"]
+        else:
             del data["dynamic"]
-        return data
+        default = {key: getattr(_SCALE, key) for key in _LATER_KEYS}
+        return {k: v for k, v in data.items() if k not in default or v != default[k]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> QuantSpec:
@@ -173,6 +214,17 @@ def with_fields(parts: Mapping[str, Any], part_fields: Mapping[str, Any]) -> dic
       ValueError: a value does not exist.
     """
     changes: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    part_fields = dict(part_fields)
+    if "dynamic" in part_fields:  # the name in files of `source: dynamic`
+        dynamic = part_fields.pop("dynamic")
+        if not isinstance(dynamic, bool):
+            raise ValueError(f"dynamic must be true or false, got {shown(dynamic)}")
+        if dynamic and part_fields.setdefault("source", "dynamic") != "dynamic":
+            raise ValueError(
+                f"dynamic: true and source: {shown(part_fields['source'])} exclude each other"
+            )
+        if not dynamic and parts["scale"].dynamic:
+            part_fields.setdefault("source", "stored")
     for name, value in part_fields.items():
         if name not in _PART_OF:
             raise TypeError(f"a quantization spec has no field {name!r}; known: {', '.join(KEYS)}")

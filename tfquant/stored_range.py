@@ -1,4 +1,4 @@
-"""Stored ranges: calibrated ranges, and moving averages that follow the training batches."""
+"""Stored ranges: calibrated ones, moving averages of training batches, and that of no scale."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import tensorflow as tf
 from tfquant.distributed.group import Group
 from tfquant.layout import shared_axes
 from tfquant.learned import parameter_path
-from tfquant.scale import symmetric_range
+from tfquant.scale import symmetric_range, with_rounded_scale
 from tfquant.site import Site
-from tfquant.variables import state_variable
+from tfquant.variables import are_finite, state_variable
 
 Range = tuple[tf.Tensor | tf.Variable, tf.Tensor | tf.Variable]
 
@@ -28,6 +28,11 @@ class RangeState(Protocol):
     @property
     def variables(self) -> dict[str, tf.Variable]:
         """Variables by the last part of their names in checkpoints; NaN until a range is known."""
+        ...
+
+    @property
+    def known(self) -> bool:
+        """Whether the range is known."""
         ...
 
     def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
@@ -62,6 +67,7 @@ class StoredRange:
     range_gradient = "none"
 
     def __init__(self, site: Site):
+        self._site = site
         unset = np.full(site.range_shape, np.nan, np.float32)
         self.lower, self.upper = (
             state_variable(unset, parameter_path(site.address, end)) for end in ("lower", "upper")
@@ -71,12 +77,52 @@ class StoredRange:
     def variables(self) -> dict[str, tf.Variable]:
         return {"lower": self.lower, "upper": self.upper}
 
+    @property
+    def known(self) -> bool:
+        return are_finite(self.variables)
+
     def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
+        spec = self._site.spec
+        if spec.scale.rounds_scale:
+            amax = np.maximum(np.abs(lower), np.abs(upper))
+            amax = with_rounded_scale(tf.constant(amax), spec.codebook, spec.scale.scale_format)
+            lower, upper = symmetric_range(amax, spec.codebook)
         self.lower.assign(lower)
         self.upper.assign(upper)
 
     def range(self) -> Range:
         return self.lower, self.upper
+
+    def range_for(
+        self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group
+    ) -> Range:
+        return self.range()
+
+
+class UnscaledRange:
+    """Range of a format that is used without a scale: as wide as its `quant_max`, so that the scale
+    is 1.
+
+    Args:
+      site: whose range it is.
+    """
+
+    range_gradient = "none"
+    known = True
+
+    def __init__(self, site: Site):
+        self._amax = np.full(site.range_shape, site.spec.codebook.quant_max, np.float32)
+        self._codebook = site.spec.codebook
+
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        return {}
+
+    def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
+        """Do nothing: a file holds the ends as well, which do not differ."""
+
+    def range(self) -> Range:
+        return symmetric_range(tf.constant(self._amax), self._codebook)
 
     def range_for(
         self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group
@@ -94,7 +140,7 @@ class MovingRange(StoredRange):
 
     def __init__(self, site: Site, rate: tf.Variable | None):
         super().__init__(site)
-        self._site, self._rate = site, rate
+        self._rate = rate
 
     def range_for(
         self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group

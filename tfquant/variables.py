@@ -1,6 +1,6 @@
 """Uniform access to variables of Keras and of TensorFlow."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -40,6 +40,11 @@ def names_of(variables: Iterable[Any]) -> dict[int, str]:
     """
     result = {id(resource(variable)): variable for variable in variables}
     return dict(zip(result, distinct(map(path_of, result.values())), strict=True))
+
+
+def are_finite(variables: Mapping[str, tf.Variable]) -> bool:
+    """Return whether no variable contains NaN or Inf."""
+    return all(is_finite(variable.numpy()) for variable in variables.values())
 
 
 def is_finite(value: Any) -> bool:

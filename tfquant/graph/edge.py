@@ -31,7 +31,7 @@ class Edge:
         elsewhere.
       part: where in an encoder the edge lies, one of `tfquant.site.PARTS`; None elsewhere.
       block: number of the encoder block that the edge lies in, from 0; None outside of blocks.
-      direction: `forward`.
+      direction: `forward` for the values of the tensor, `backward` for their gradients.
     """
 
     role: str
@@ -58,6 +58,11 @@ class Edge:
     def location(self) -> Address:
         """Address as a named tuple."""
         return Address(self.path, self.role, self.port, self.direction)
+
+    @property
+    def twin(self) -> Edge:
+        """Edge of the gradients of the same tensor."""
+        return dataclasses.replace(self, direction="backward", nonnegative=False, fusable="")
 
     @property
     def place(self) -> tuple[str, str, str, tuple[str, int] | None]:

@@ -33,7 +33,8 @@ class Plan:
 
     Attributes:
       recipe: as given.
-      sites: every place with a range, in graph order.
+      sites: every place whose values are quantized, in graph order.
+      gradients: every place whose gradients are, by rules of `direction: backward`.
       skipped: every contraction that stays in float, with the reason.
       matches: name of a rule -> number of edges it matches, also those that a later rule decides.
     """
@@ -42,6 +43,7 @@ class Plan:
     sites: tuple[Site, ...]
     skipped: tuple[Skipped, ...]
     matches: dict[str, int]
+    gradients: tuple[Site, ...] = ()
 
     def site(self, address: str) -> Site:
         """Site that quantizes the edge with this address.
@@ -49,7 +51,7 @@ class Plan:
         Raises:
           KeyError: no site does; the message lists a few that exist.
         """
-        for site in self.sites:
+        for site in (*self.sites, *self.gradients):
             if site.address == address or address in site.members:
                 return site
         raise KeyError(
@@ -65,15 +67,16 @@ class Plan:
         """Rich table of sites, followed by the skipped contractions."""
         table = Table(
             title=(
-                f"recipe {self.recipe.name}: {len(self.sites)} sites, {len(self.skipped)}"
-                " contractions skipped"
+                f"recipe {self.recipe.name}: {len(self.sites)} sites,"
+                + (f" {len(self.gradients)} sites of gradients," if self.gradients else "")
+                + f" {len(self.skipped)} contractions skipped"
             )
         )
         for column in ("role", "layer path", "port", "shape", "spec", "rule"):
             table.add_column(column, overflow="fold")
-        for site in self.sites:
+        for site in (*self.sites, *self.gradients):
             shape = "x".join("?" if d is None else str(d) for d in site.shape)
-            shared = _shared(site)
+            shared = _shared(site) + (", gradient" if site.direction == "backward" else "")
             spec = site.spec.describe() if site.enabled else f"disabled ({site.spec.describe()})"
             spec += ", one range for q, k, v" if site.group else ""
             table.add_row(site.role, site.path, site.port + shared, shape, spec, site.rule)
@@ -117,16 +120,27 @@ def make_plan(trace: Trace, recipe: Recipe) -> Plan:
     """
     analysis = trace.analysis
     roles = analysis.roles
-    decided = [
-        (edge, rule) for edge in roles.edges if (rule := deciding_rule(recipe, edge)) is not None
-    ]
-    matches = _count_matches(recipe, roles.edges, roles.skipped)
+    decided = _decided(recipe, roles.edges)
+    twins = gradient_edges(recipe, roles.edges)
+    matches = _count_matches(recipe, [*roles.edges, *twins], roles.skipped)
     chosen = [(edge, rule, rule.spec) for edge, rule in decided if rule.spec is not None]
     values = _Values(analysis)
     sites = _sites(values, recipe, chosen, analysis.embedding)
     _check_groups(recipe, sites)
     skipped = (*roles.skipped, *_unquantized(values, roles, decided, sites))
-    return Plan(recipe, tuple(sites), skipped, matches)
+    gradients = _gradient_sites(recipe, _decided(recipe, twins))
+    return Plan(recipe, tuple(sites), skipped, matches, gradients)
+
+
+def _decided(recipe: Recipe, edges: Iterable[Edge]) -> list[tuple[Edge, Rule]]:
+    return [(edge, rule) for edge in edges if (rule := deciding_rule(recipe, edge)) is not None]
+
+
+def gradient_edges(recipe: Recipe, edges: Iterable[Edge]) -> list[Edge]:
+    """Edges of the gradients of activations; none where no rule of the recipe asks for any."""
+    if all(rule.direction == "forward" for rule in recipe.rules):
+        return []
+    return [edge.twin for edge in edges if not edge.parameter and edge.table is None]
 
 
 def deciding_rule(recipe: Recipe, edge: Edge) -> Rule | None:
@@ -155,7 +169,7 @@ def _count_matches(
     for rule in recipe.rules:
         count = sum(_matches(rule, e) for e in edges)
         if count == 0 and not rule.optional:
-            there = Counter(e.role for e in edges)
+            there = Counter(e.role for e in edges if e.direction == rule.direction)
             if not there:
                 raise RecipeError(f"there is nothing to quantize: {_why_nothing(skipped)}")
             listing = ", ".join(f"{role} ({there[role]})" for role in ROLES if there[role])
@@ -231,6 +245,53 @@ def _sites(
             )
         )
     return sites
+
+
+def _gradient_sites(recipe: Recipe, decided: Iterable[tuple[Edge, Rule]]) -> tuple[Site, ...]:
+    """Sites of gradients: one for each tensor, or for each consumer of it."""
+    groups: dict[tuple, list[tuple[Edge, Rule, QuantSpec]]] = {}
+    for edge, rule in decided:
+        if rule.spec is not None:
+            key = (edge.tensor.name, edge.consumer, rule.spec)
+            groups.setdefault(key, []).append((edge, rule, rule.spec))
+    sites = []
+    for members in groups.values():
+        edge, rule, spec = min(members, key=_rank)
+        _check_gradient(rule, spec, edge)
+        sites.append(
+            Site(
+                role=edge.role,
+                path=edge.path,
+                port=edge.port,
+                spec=spec,
+                rule=rule.name,
+                shape=edge.shape,
+                channel_axes=_channels(spec, edge),
+                members=(edge.address,),
+                enabled=not recipe.disables(edge.address),
+                direction="backward",
+            )
+        )
+    return tuple(sites)
+
+
+def _check_gradient(rule: Rule, spec: QuantSpec, edge: Edge) -> None:
+    """Raise RecipeError for a spec that gradients cannot have."""
+    where = f"rule {rule.name!r} quantizes the gradients at {edge.address}"
+    if spec.scale.source == "stored":
+        raise RecipeError(
+            f"{where} with source: stored, but calibration sees no gradients: use delayed, dynamic"
+            " or none"
+        )
+    if spec.layout.granularity == "per_channel" or spec.layout.groups is not None:
+        raise RecipeError(
+            f"{where} {spec.layout.granularity}: use per_tensor, per_embedding for a scale for each"
+            " index of the last axis, or per_token"
+        )
+    if spec.layout.per_embedding and (not edge.shape or edge.shape[-1] is None):
+        raise RecipeError(f"{where} per_embedding, whose last axis has no fixed size there")
+    if spec.scale.unsigned is True or not spec.scale.symmetric:
+        raise RecipeError(f"{where}, which have both signs around zero: use a symmetric scale")
 
 
 def _rank(member: tuple[Edge, Rule, QuantSpec]) -> tuple:

@@ -86,6 +86,7 @@ class _Edges:
         for contraction in self._structure.contractions:
             yield from self.inputs_of(contraction)
             yield from self._around(contraction)
+            yield from self._product_of_activations(contraction)
         for attention in self._structure.attention:
             yield self._on_tensor(
                 "attention_scores", attention.path, "output", attention.scores.op.outputs[0]
@@ -175,6 +176,21 @@ class _Edges:
         if activation is not None:
             source, tensor = activation
             yield self._on_tensor("activation_output", source, "output", tensor)
+
+    def _product_of_activations(self, contraction: Contraction) -> Iterator[Edge]:
+        """Edge of the result of a product of two activations, without attention scores, which have
+        a role of their own.
+        """
+        scores = (attention.scores.op for attention in self._structure.attention)
+        if contraction.kind != "linear" and contraction.op not in scores:
+            path = self._structure.paths[contraction.op.name]
+            context = any(a.context.op is contraction.op for a in self._structure.attention)
+            yield self._on_tensor(
+                "matmul_output",
+                path,
+                "context" if context else "output",
+                contraction.op.outputs[0],
+            )
 
     def _model_outputs(self) -> Iterator[Edge]:
         """Hidden state after the last block, behind its layer norm where there is one."""

@@ -388,6 +388,8 @@ class Trainer:
             return tf.where(left, _SKIPPED, _FAILED), bad
 
         outcome, bad = tf.cond(tf.math.is_finite(loss) & tf.math.is_finite(norm), make, refuse)
+        if hasattr(self.model, "update_scales"):  # of a quantized model
+            self.model.update_scales(self._group)
         return loss, norm, stop, outcome, bad, reducing
 
     def _log(self, step: int, loss: float, norm: float, meter: Meter) -> None:

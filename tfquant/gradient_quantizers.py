@@ -1,0 +1,62 @@
+"""Quantizers of gradients: identities whose gradient is rounded on its way back.
+
+On the result of a product such an identity makes both products of the backward pass, of the
+gradients of the operands, read rounded numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tfquant import dynamic_range
+from tfquant.quantizer import Quantizer
+from tfquant.site import Site
+
+
+class GradientQuantizers(Mapping[str, Quantizer]):
+    """Map address -> quantizer of the gradients there; those with a dynamic range have none."""
+
+    def __init__(self) -> None:
+        self._current: dict[str, Quantizer] = {}
+
+    def __getitem__(self, address: str) -> Quantizer:
+        return self._current[address]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._current)
+
+    def __len__(self) -> int:
+        return len(self._current)
+
+    def follow(self, sites: Iterable[Site]) -> None:
+        """Hold the quantizers of `sites` from now on; known ones of the same spec keep their
+        state.
+        """
+        earlier, self._current = self._current, {}
+        for site in sites:
+            if site.spec.scale.dynamic:
+                continue
+            known = earlier.get(site.address)
+            if known is None or (known.site.spec, known.site.range_shape) != (
+                site.spec,
+                site.range_shape,
+            ):
+                known = Quantizer(site)
+            self._current[site.address] = known
+
+    def quantized(self, site: Site, x: tf.Tensor) -> tf.Tensor:
+        """Return `x` with a gradient that is quantized as the site says."""
+
+        @tf.custom_gradient
+        def passed(x: tf.Tensor) -> Any:
+            def gradient(dy: tf.Tensor) -> tf.Tensor:
+                if site.spec.scale.dynamic:
+                    return dynamic_range.quantized(dy, site)
+                return self[site.address](dy, training=True)
+
+            return tf.identity(x), gradient
+
+        return passed(x)
