@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfquant import qdq
+from tfquant import blocks, qdq
 from tfquant.gradients import identity
 from tfquant.graph.edge import Edge
 from tfquant.graph.padding import Padding
@@ -45,7 +45,8 @@ class DynamicRanges:
         over_tokens = [
             (site.address, edge.tensor)
             for site, edge in placements
-            if site.spec.scale.dynamic and not site.spec.layout.per_token
+            if site.spec.scale.dynamic
+            and not (site.spec.layout.per_token or site.spec.layout.per_block)
         ]
         self._padding = Padding(trace, over_tokens, what="dynamic sites") if over_tokens else None
 
@@ -54,6 +55,8 @@ class DynamicRanges:
         validity = None if self._padding is None else self._padding.values(flat)
 
         def quantize(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
+            if site.block_axis is not None:
+                return _in_blocks(tensor, site)
             spec, valid = site.spec, None if validity is None else validity.of(edge.tensor)
             ends = extremes(tensor, site, valid)
             if spec.gradient.strict:
@@ -63,6 +66,12 @@ class DynamicRanges:
             return identity(lambda x: _quantized(x, ends, site), tensor)
 
         return quantize
+
+
+def _in_blocks(x: tf.Tensor, site: Site) -> tf.Tensor:
+    """Quantize blocks with the gradient of the identity."""
+    spec, axis = site.spec, site.block_axis or 0
+    return identity(lambda x: blocks.quantize_dequantize(x, spec, axis), x)
 
 
 def _quantized(x: tf.Tensor, ends: tuple[tf.Tensor, tf.Tensor], site: Site) -> tf.Tensor:
@@ -75,6 +84,8 @@ def _quantized(x: tf.Tensor, ends: tuple[tf.Tensor, tf.Tensor], site: Site) -> t
 
 def quantized(x: tf.Tensor, site: Site) -> tf.Tensor:
     """Quantize and dequantize a tensor with its own extremes, without a gradient."""
+    if site.block_axis is not None:
+        return blocks.quantize_dequantize(x, site.spec, site.block_axis)
     return _quantized(x, extremes(x, site), site)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfquant.choices import MODES
-from tfquant.distributed.group import Group
 from tfquant.delayed import DelayedRange, update
+from tfquant.distributed.group import Group
 from tfquant.dynamic_range import DynamicRanges
 from tfquant.gradient_quantizers import GradientQuantizers
 from tfquant.graph.edge import Edge

@@ -18,7 +18,10 @@ import tensorflow as tf
 
 from tfquant.error_messages import shown
 
-GRANULARITIES = ("per_tensor", "per_channel", "per_embedding", "per_embedding_group", "per_token")
+GRANULARITIES = (
+    *("per_tensor", "per_channel", "per_embedding", "per_embedding_group", "per_token"),
+    "per_block",
+)
 PER_EMBEDDING = ("per_embedding", "per_embedding_group")
 PERMUTES = ("none", "own", "shared")
 
@@ -32,17 +35,28 @@ class Layout:
         activations `per_embedding` (one for each index of the last axis), `per_embedding_group`
         (one for each of `groups` groups of such indices) or `per_token` (one for each position of
         each sample, over the last axis). Bondarenko et al. 2021, arXiv:2109.12948, section 4.
+        `per_block`: one for each `block_size` consecutive elements, see `tfquant.blocks`.
       groups: K of `per_embedding_group`, a divisor of the embedding size; None elsewhere.
       permute: order in which embedding dimensions are cut into groups: `none` as they are; `own`
         sorted by the width of their ranges, so that outliers share a group; `shared` sorted by
         those of the feed-forward output of the encoder layer.
+      block_size: number of elements of a block; None elsewhere.
+      block_axis: axis along which blocks lie, negative ones from the end; None: the axis that a
+        product sums over where the tensor is an operand of one, else the last.
     """
 
     granularity: Literal[
-        "per_tensor", "per_channel", "per_embedding", "per_embedding_group", "per_token"
+        "per_tensor",
+        "per_channel",
+        "per_embedding",
+        "per_embedding_group",
+        "per_token",
+        "per_block",
     ] = "per_tensor"
     groups: int | None = None
     permute: Literal["none", "own", "shared"] = "none"
+    block_size: int | None = None
+    block_axis: int | None = None
 
     def __post_init__(self):
         if self.granularity not in GRANULARITIES:
@@ -61,6 +75,27 @@ class Layout:
                 "groups and permute belong to granularity per_embedding_group, got "
                 f"{self.granularity} with groups {groups!r}, permute {self.permute!r}"
             )
+
+        self._check_blocks()
+
+    def _check_blocks(self) -> None:
+        for field in ("block_size", "block_axis"):
+            value = getattr(self, field)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(f"{field} must be an integer, got {shown(value)}")
+            if value is not None and not self.per_block:
+                raise ValueError(
+                    f"{field} belongs to granularity per_block, got {self.granularity} with"
+                    f" {field} {value}"
+                )
+        if self.per_block and (self.block_size is None or self.block_size < 2):
+            raise ValueError(
+                f"per_block needs block_size, at least 2 elements, got {shown(self.block_size)}"
+            )
+
+    @property
+    def per_block(self) -> bool:
+        return self.granularity == "per_block"
 
     @property
     def per_embedding(self) -> bool:
@@ -96,6 +131,9 @@ class Layout:
     def describe(self) -> str:
         """Text for tables, such as `per_channel` or `per_embedding_group 6 (shared order)`."""
         groups = "" if self.groups is None else f" {self.groups}"
+        if self.per_block:
+            axis = "" if self.block_axis is None else f" along axis {self.block_axis}"
+            return f"blocks of {self.block_size}{axis}"
         order = "" if self.permute == "none" else f" ({self.permute} order)"
         return f"{self.granularity}{groups}{order}"
 

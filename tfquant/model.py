@@ -64,7 +64,8 @@ class _State:
         self._engine.mode = mode
 
     def share_ranges(self, group: Group) -> None:
-        """Let moving averages of ranges and delayed scales follow the batches of all ranks of a distributed training.
+        """Let moving averages and delayed scales follow the batches of all ranks of a distributed
+        training.
 
         What each rank sees of a step counts as one batch: the extremes are taken over all ranks
         before they are averaged in, so that N ranks have the ranges of one process with N times the

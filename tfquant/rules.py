@@ -23,6 +23,7 @@ from fileio.reading import parse_json, read_json
 from fileio.yaml_text import parse_yaml, read_yaml
 from tfquant import validation
 from tfquant.error_messages import one_line, shown
+from tfquant.recipes.spec_strings import parse_spec
 from tfquant.site import DIRECTIONS, PARAMETER_ROLES, PARTS, ROLES
 from tfquant.spec import KEYS, QuantSpec
 
@@ -34,8 +35,8 @@ class Rule:
     """Match condition for edges and the QuantSpec of those that match.
 
     Attributes:
-      spec: how the edges are quantized; None leaves them in float (to except some from an earlier
-        rule).
+      spec: how the edges are quantized, or a short string (`tfquant.recipes.spec_strings`); None
+        leaves them in float (to except some from an earlier rule).
       role: one of `ROLES` or several; `*` for all.
       path: pattern of layer paths, see `calib.patterns`.
       port: which edge of the layer (`kernel`, `input`, `q`, `k`, `v`, `probabilities`, ...), as a
@@ -66,6 +67,8 @@ class Rule:
                 )
         if not isinstance(self.optional, bool):
             raise ValueError(f"{where}: optional must be true or false, got {shown(self.optional)}")
+        if isinstance(self.spec, str):
+            object.__setattr__(self, "spec", parse_spec(self.spec))
         if self.spec is not None and not isinstance(self.spec, QuantSpec):
             raise ValueError(f"{where}: spec must be a QuantSpec or None, got {shown(self.spec)}")
         for field, known in (("role", ROLES), ("part", PARTS)):
@@ -174,7 +177,8 @@ class Rule:
             raise ValueError(f"{where} has no 'spec' (write spec: null to leave edges in float)")
         if data["spec"] is not None:
             try:
-                data["spec"] = QuantSpec.from_dict(data["spec"])
+                text = isinstance(data["spec"], str)
+                data["spec"] = (parse_spec if text else QuantSpec.from_dict)(data["spec"])
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
         return validation.build(cls, data, "rule")

@@ -110,6 +110,7 @@ class Site:
       order: address of the edge by whose ranges the embedding dimensions are sorted into groups;
         empty where they are not sorted.
       direction: `forward` for values, `backward` for their gradients.
+      block_axis: axis along which blocks share a scale; None without blocks.
     """
 
     role: str
@@ -124,6 +125,7 @@ class Site:
     group: str = ""
     order: str = ""
     direction: str = "forward"
+    block_axis: int | None = None
 
     @property
     def address(self) -> str:

@@ -15,6 +15,7 @@ from tfquant.choices import PARAMETRIZED, UPDATES
 from tfquant.error_messages import shown
 from tfquant.gradients import Gradient
 from tfquant.layout import Layout
+from tfquant.recipes import combinations
 from tfquant.scale import Scale
 
 # Field of a part -> name of the part.
@@ -27,11 +28,12 @@ _PART_OF = {
 KEYS = (
     *("format", "granularity", "groups", "permute", "symmetric", "narrow_range", "unsigned"),
     *("method", "update", "ste", "decay", "dynamic"),
-    *("source", "history", "quant_max", "scale_format"),
+    *("source", "history", "quant_max", "scale_format", "block_size", "block_axis"),
 )
 # Keys that files hold only where they are not the default, which older versions do not know.
-_LATER_KEYS = ("source", "history", "quant_max", "scale_format")
+_LATER_KEYS = ("source", "history", "quant_max", "scale_format", "block_size", "block_axis")
 _LAYOUT, _SCALE, _GRADIENT = Layout(), Scale(), Gradient()
+_DEFAULT = {"layout": _LAYOUT, "scale": _SCALE, "gradient": _GRADIENT}
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -43,8 +45,10 @@ class QuantSpec:
     the fields, and a spec reads them like its own: `spec.granularity` is `spec.layout.granularity`.
 
     Attributes:
-      format: name of a number format, see `tfquant.formats`.
-      layout: which elements share a scale (granularity, groups, permute).
+      format: name of a number format, see `tfquant.formats`; a name of
+        `tfquant.recipes.combinations`, such as `mxfp4`, stands for a format with a layout and a
+        scale.
+      layout: which elements share a scale (granularity, groups, permute, block_size, block_axis).
       scale: where the scale comes from (symmetric, narrow_range, unsigned, source, history,
         quant_max, scale_format); `dynamic=True` stands for `source="dynamic"`.
       gradient: what the backward pass does (ste).
@@ -77,6 +81,9 @@ class QuantSpec:
     ):
         if granularity is not None:
             part_fields["granularity"] = granularity
+        if format in combinations.NAMES:
+            format, fields = combinations.NAMES[format]
+            part_fields = fields | part_fields
         parts = with_fields({"layout": layout, "scale": scale, "gradient": gradient}, part_fields)
         plain = {"format": format, "method": _method(method), "update": update, "decay": decay}
         for name, value in {**plain, **parts}.items():
@@ -123,6 +130,11 @@ class QuantSpec:
             raise ValueError(
                 "per_token ranges exist only while a batch is there: set dynamic: true"
             )
+        elif self.layout.per_block:
+            raise ValueError(
+                "blocks have the scale of the numbers in them: set dynamic: true, got source"
+                f" {self.scale.source!r}"
+            )
 
     def _check_not_calibrated(self) -> None:
         """Raise ValueError for what a delayed scale, or none, cannot have."""
@@ -145,7 +157,7 @@ class QuantSpec:
         """Raise ValueError for a dynamic range that cannot be computed, or learned."""
         if self.layout.granularity in ("per_channel", "per_embedding_group"):
             raise ValueError(
-                "a dynamic range is per_tensor, per_token or per_embedding, got "
+                "a dynamic range is per_tensor, per_token, per_embedding or per_block, got "
                 f"{self.layout.granularity}: those of weights stay, and groups are found in "
                 "calibration"
             )
@@ -189,7 +201,7 @@ class QuantSpec:
             del data["source"]
         else:
             del data["dynamic"]
-        default = {key: getattr(_SCALE, key) for key in _LATER_KEYS}
+        default = {key: getattr(_DEFAULT[_PART_OF[key]], key) for key in _LATER_KEYS}
         return {k: v for k, v in data.items() if k not in default or v != default[k]}
 
     @classmethod

@@ -14,9 +14,11 @@ from tfquant import formats
 from tfquant.error_messages import some_of
 from tfquant.graph.analysis import Analysis
 from tfquant.graph.contractions import UNUSED, Skipped
+from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.edge import Edge
 from tfquant.graph.embedding import Embedding
 from tfquant.graph.roles import Roles
+from tfquant.graph.summed_axis import summed_axis
 from tfquant.graph.trace import Trace
 from tfquant.rules import Recipe, Rule
 from tfquant.site import ROLES, Address, Site
@@ -125,10 +127,10 @@ def make_plan(trace: Trace, recipe: Recipe) -> Plan:
     matches = _count_matches(recipe, [*roles.edges, *twins], roles.skipped)
     chosen = [(edge, rule, rule.spec) for edge, rule in decided if rule.spec is not None]
     values = _Values(analysis)
-    sites = _sites(values, recipe, chosen, analysis.embedding)
+    sites = _sites(values, recipe, chosen, analysis)
     _check_groups(recipe, sites)
     skipped = (*roles.skipped, *_unquantized(values, roles, decided, sites))
-    gradients = _gradient_sites(recipe, _decided(recipe, twins))
+    gradients = _gradient_sites(recipe, _decided(recipe, twins), analysis.flow)
     return Plan(recipe, tuple(sites), skipped, matches, gradients)
 
 
@@ -217,14 +219,18 @@ def _sites(
     values: _Values,
     recipe: Recipe,
     chosen: list[tuple[Edge, Rule, QuantSpec]],
-    embedding: Embedding,
+    analysis: Analysis,
 ) -> list[Site]:
+    embedding = analysis.embedding
     groups: dict[tuple, list[tuple[Edge, Rule, QuantSpec]]] = {}
     for edge, rule, unresolved in chosen:
         spec = _resolved(rule, unresolved, edge, embedding)
         # Views of one tensor share an embedding axis only where they have it at the same place.
         axes = (_channels(spec, edge), edge.shape if spec.layout.along_last_axis else ())
-        key = (values.key(edge, bool(axes[0])), spec, axes) if recipe.share else (edge.address,)
+        if spec.layout.per_block:
+            axes = (_block_axis(rule, spec, edge, analysis.flow), edge.shape)
+        in_layout = axes != ((), ())
+        key = (values.key(edge, in_layout), spec, axes) if recipe.share else (edge.address,)
         groups.setdefault(key, []).append((edge, rule, spec))
     sites = []
     for members in groups.values():
@@ -242,12 +248,44 @@ def _sites(
                 enabled=not _is_disabled(recipe, [e for e, *_ in members]),
                 group=_group(recipe, edge),
                 order=_order(spec, edge, embedding),
+                block_axis=_block_axis(rule, spec, edge, analysis.flow),
             )
         )
     return sites
 
 
-def _gradient_sites(recipe: Recipe, decided: Iterable[tuple[Edge, Rule]]) -> tuple[Site, ...]:
+def _block_axis(rule: Rule, spec: QuantSpec, edge: Edge, flow: Dataflow) -> int | None:
+    """Axis along which blocks lie; None without blocks.
+
+    Raises:
+      RecipeError: the tensor has no such axis.
+    """
+    if not spec.layout.per_block:
+        return None
+    axis, rank = spec.layout.block_axis, len(edge.shape)
+    if not rank:
+        raise RecipeError(
+            f"rule {rule.name!r} asks for blocks at {edge.address}, which has no axis: use"
+            " per_tensor there"
+        )
+    if axis is None:
+        return summed_axis(flow, edge)
+    if not -rank <= axis < rank:
+        raise RecipeError(
+            f"rule {rule.name!r} asks for blocks along axis {axis} at {edge.address}, which has"
+            f" shape {list(edge.shape)}: set block_axis to {-rank} ... {rank - 1}, or leave it out"
+        )
+    if edge.table is not None and axis % rank != rank - 1:
+        raise RecipeError(
+            f"rule {rule.name!r} asks for blocks along axis {axis} at {edge.address}, of which rows"
+            " are looked up: leave block_axis out there"
+        )
+    return axis % rank
+
+
+def _gradient_sites(
+    recipe: Recipe, decided: Iterable[tuple[Edge, Rule]], flow: Dataflow
+) -> tuple[Site, ...]:
     """Sites of gradients: one for each tensor, or for each consumer of it."""
     groups: dict[tuple, list[tuple[Edge, Rule, QuantSpec]]] = {}
     for edge, rule in decided:
@@ -270,6 +308,7 @@ def _gradient_sites(recipe: Recipe, decided: Iterable[tuple[Edge, Rule]]) -> tup
                 members=(edge.address,),
                 enabled=not recipe.disables(edge.address),
                 direction="backward",
+                block_axis=_block_axis(rule, spec, edge, flow),
             )
         )
     return tuple(sites)
@@ -316,7 +355,7 @@ def _resolved(rule: Rule, spec: QuantSpec, edge: Edge, embedding: Embedding) -> 
             f"rule {rule.name!r} asks for per_channel at {edge.address}, {reason}: use per_tensor"
             " there"
         )
-    if spec.scale.dynamic and edge.parameter:
+    if spec.scale.dynamic and edge.parameter and not spec.layout.per_block:
         raise RecipeError(
             f"rule {rule.name!r} asks for a dynamic range at {edge.address}, which is a parameter:"
             " its range stays"

@@ -1,0 +1,101 @@
+"""Blocks: consecutive elements along an axis that share a scale computed from them (microscaling).
+
+    scale = rounded(largest magnitude of the block / quant_max)
+    y = round(x / scale) * scale
+
+The scale is rounded to its own number format, see `tfquant.scale.rounded_scale`; for the formats of
+the Open Compute Project (MXFP8, MXFP6, MXFP4, MXINT8) blocks of 32 have a power of two. The last
+block of an axis may be shorter. Padding of a batch lies in blocks of its own where blocks run along
+an embedding; along tokens, as in the values of an attention, it shares one with the last tokens.
+
+Sources: Open Compute Project, Microscaling Formats (MX) Specification 1.0, 2023; Rouhani et al.
+2023, arXiv:2310.10537.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from calib.codebook import Codebook, ScaledCodebook
+from tfquant import formats
+from tfquant.scale import SMALLEST_AMAX, rounded_scale
+
+if TYPE_CHECKING:
+    from tfquant.spec import QuantSpec
+
+
+def quantize_dequantize(
+    x: tf.Tensor, spec: QuantSpec, axis: int, *, compiled: bool = True
+) -> tf.Tensor:
+    """Quantize and dequantize a tensor with a scale for each block, without a gradient.
+
+    Args:
+      x: floating point; the arithmetic is float32, the result has the type of `x`.
+      spec: with a layout of blocks.
+      axis: of `x`, along which blocks lie.
+      compiled: as for `tfquant.qdq.quantize_dequantize`.
+
+    Returns:
+      A tensor like `x`. Infinite values saturate, and NaN stays NaN; neither counts for the scale.
+    """
+    values, scale = scaled_blocks(tf.cast(x, tf.float32), spec, axis)
+    codebook = spec.codebook
+    width, unscaled = scale * float(codebook.quant_max), codebook
+    if isinstance(codebook, ScaledCodebook):
+        width, unscaled = scale, dataclasses.replace(codebook, quant_max=1.0)
+    rounded = formats.of(codebook).round(values, width, unscaled, compiled=compiled)
+    return tf.cast(_joined(rounded, x, axis), x.dtype)
+
+
+def scaled_blocks(x: tf.Tensor, spec: QuantSpec, axis: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Cut a tensor into blocks and compute their scales.
+
+    Args:
+      x: float32 [..., n, ...].
+      spec: with a layout of blocks of b elements.
+      axis: that of size n.
+
+    Returns:
+      Values [..., ceil(n / b), b, ...], padded with zeros, and scales of that shape with 1 in place
+      of b, float32.
+    """
+    size, axis = spec.layout.block_size or 0, axis % x.shape.rank
+    n = x.shape[axis]
+    if n is None:
+        missing = -tf.shape(x)[axis] % size
+    else:
+        missing = -n % size
+    if n is None or missing:
+        x = tf.pad(x, [[0, missing if a == axis else 0] for a in range(x.shape.rank)])
+    shape = tf.shape(x)
+    blocks = None if n is None else (n + missing) // size
+    known = [*x.shape[:axis], blocks, size, *x.shape[axis + 1 :]]
+    target = tf.concat([shape[:axis], [shape[axis] // size, size], shape[axis + 1 :]], 0)
+    values = tf.ensure_shape(tf.reshape(x, target), known)
+    magnitudes = tf.abs(values)
+    magnitudes = tf.where(tf.math.is_finite(magnitudes), magnitudes, 0.0)
+    return values, scales_of(tf.reduce_max(magnitudes, axis + 1, keepdims=True), spec)
+
+
+def scales_of(amax: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
+    """Scales of blocks from their largest magnitudes, float32 of one shape."""
+    codebook: Codebook = spec.codebook
+    # No smaller scale than that of other layouts.
+    amax = tf.maximum(amax, np.float32(SMALLEST_AMAX * codebook.quant_max))
+    return rounded_scale(amax, codebook, spec.scale.scale_format)
+
+
+def _joined(blocks: tf.Tensor, like: tf.Tensor, axis: int) -> tf.Tensor:
+    """Undo the cut into blocks."""
+    axis, rank = axis % like.shape.rank, like.shape.rank
+    shape = tf.shape(blocks)
+    target = tf.concat([shape[:axis], [shape[axis] * shape[axis + 1]], shape[axis + 2 :]], 0)
+    x, wanted = tf.reshape(blocks, target), tf.shape(like)
+    n, size = like.shape[axis], blocks.shape[axis + 1]
+    if n is None or n % size:
+        x = tf.slice(x, [0] * rank, wanted)
+    return tf.ensure_shape(x, like.shape)
