@@ -85,11 +85,14 @@ class DelayedRange:
     def range_for(
         self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group
     ) -> Range:
-        if training:
-            axes = shared_axes(x.shape.rank, self._site.channel_axes)
-            magnitude = tf.reduce_max(tf.abs(tf.cast(tf.stop_gradient(x), tf.float32)), axes)
-            self.seen.assign(tf.maximum(self.seen, magnitude), read_value=False)
-        return self.range()
+        if not training:
+            return self.range()
+        axes = shared_axes(x.shape.rank, self._site.channel_axes)
+        magnitude = tf.reduce_max(tf.abs(tf.cast(tf.stop_gradient(x), tf.float32)), axes)
+        noted = self.seen.assign(tf.maximum(self.seen, magnitude), read_value=False)
+        # In a backward pass only what its result depends on is executed.
+        with tf.control_dependencies([] if noted is None else [noted]):
+            return self.range()
 
     def move(self, magnitude: tf.Tensor) -> None:
         """Move the history by one step.

@@ -99,9 +99,19 @@ def named_tensors(model: QuantizedModel | QuantizedFunction) -> dict[str, Any]:
         tensors |= {
             range_name(address, name): variable for name, variable in quantizer.variables.items()
         }
+    tensors |= _histories(engine)
     tensors[RECIPE] = engine.plan.recipe.to_json()
     tensors[SITES] = json.dumps([fingerprint(site) for site in engine.plan.sites])
     return tensors
+
+
+def _histories(engine: Engine) -> dict[str, tf.Variable]:
+    """State variables of the scales of gradients by their names in a file."""
+    return {
+        range_name(address, name): variable
+        for address, quantizer in engine.gradients.items()
+        for name, variable in quantizer.variables.items()
+    }
 
 
 def load(
@@ -152,6 +162,7 @@ def load(
     ) in quantized.quantizers.items():  # new ones: the model is as before if one fails
         if address in renamed:
             _restore_range(quantizer, saved, renamed[address], prefix)
+    _restore_histories(engine_of(quantized), saved, prefix)
     for name, variable in weights.items():
         variable.assign(values[name])
     estimate_parted(engine_of(quantized), renamed)
@@ -232,6 +243,24 @@ def _restore_range(
     if learned:
         for name, variable in quantizer.variables.items():
             variable.assign(saved[names[name]])
+
+
+def _restore_histories(engine: Engine, saved: SavedTensors, source: str) -> None:
+    """Set the scales of gradients from a checkpoint; those that it lacks start anew.
+
+    Raises:
+      ValueError: one does not fit, or is NaN or infinite.
+    """
+    for name, variable in _histories(engine).items():
+        if name not in saved.shapes:
+            continue
+        value = saved[name]
+        if tuple(saved.shapes[name]) != tuple(variable.shape) or not is_finite(value):
+            raise ValueError(
+                f"{source}: {name} is NaN or infinite, or of another shape than"
+                f" {list(variable.shape)}; load another checkpoint"
+            )
+        variable.assign(value)
 
 
 def estimate_parted(engine: Engine, renamed: Mapping[str, str]) -> None:
