@@ -31,6 +31,7 @@ CHECKSUM = "sha256"
 # Codes that are spread to bits at once: memory stays small, and every chunk but the last ends with
 # a byte.
 _CHUNK = 1 << 20
+_E8M0_BIAS = 127
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -116,7 +117,8 @@ def pack_array(array: QuantizedArray) -> tuple[dict[str, np.ndarray], dict[str, 
       (tensors, attributes): `codes`, bits of code - smallest code; `scale`; and `zero` where the
       codebook is asymmetric, integers like `scale`. And, for JSON, `bits` of one code, `axes` with
       scales of their own, and `qmin`, the smallest code, of integers or else the name of the
-      `format`.
+      `format`; `blocks`, (axis, number of elements), where these share a scale, of which powers of
+      two are stored as uint8 exponents with the bias 127.
     """
     params, bits = array.params, array.params.format.bits
     attributes: dict[str, Any] = {"bits": bits}
@@ -125,6 +127,11 @@ def pack_array(array: QuantizedArray) -> tuple[dict[str, np.ndarray], dict[str, 
     else:
         attributes["format"] = params.format.name
     tensors = {"codes": pack(array.codes - attributes.get("qmin", 0), bits), "scale": params.scale}
+    if params.blocks is not None:
+        attributes["blocks"] = params.blocks
+        exponents = np.log2(params.scale)
+        if (exponents == np.rint(exponents)).all():  # as microscaling formats store them
+            tensors["scale"] = (exponents + _E8M0_BIAS).astype(np.uint8)
     if not params.codebook.symmetric:
         tensors["zero"] = params.zero.astype(np.uint8 if bits <= 8 else np.uint16)
     return tensors, attributes | {"axes": params.axes}
@@ -150,8 +157,12 @@ def unpack_array(
     else:
         codes += attributes["qmin"]
         codebook = _integers(bits, attributes["qmin"], symmetric=zero is None)
-    zeros = np.zeros(tensors["scale"].shape, np.int32) if zero is None else zero.astype(np.int32)
-    return QuantizedArray(codes, QuantParams(tensors["scale"], zeros, codebook, axes))
+    scale, blocks = tensors["scale"], attributes.get("blocks")
+    if scale.dtype == np.uint8:
+        scale = np.ldexp(np.float32(1), scale.astype(np.int32) - _E8M0_BIAS)
+    zeros = np.zeros(scale.shape, np.int32) if zero is None else zero.astype(np.int32)
+    blocks = None if blocks is None else (blocks[0], blocks[1])
+    return QuantizedArray(codes, QuantParams(scale, zeros, codebook, axes, blocks))
 
 
 def _integers(bits: int, qmin: int, symmetric: bool) -> UniformCodebook:

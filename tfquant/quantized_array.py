@@ -29,13 +29,16 @@ class QuantParams:
       scale: float32, above 0; one value, or one for each combination of indices along `axes`.
       zero: int32 zero points like `scale`; all 0 where the codebook is symmetric.
       codebook: the values in use, in units of the scale.
-      axes: channel axes of the tensor, ascending.
+      axes: channel axes of the tensor, ascending; all of them where blocks share a scale.
+      blocks: (axis, number of elements) of blocks that share a scale, of which `scale` then has one
+        in place of each block; None without blocks.
     """
 
     scale: np.ndarray
     zero: np.ndarray
     codebook: Codebook
     axes: tuple[int, ...] = ()
+    blocks: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, site: Site, quantizer: Quantizer) -> QuantParams:
@@ -59,9 +62,16 @@ class QuantParams:
             raise TypeError(f"codes of {self.format.name} are not integers")
         return self.codebook
 
+    def scale_for(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Scale of each element of an array, broadcast along axes that share one."""
+        if self.blocks is None:
+            return aligned(self.scale, shape, self.axes)
+        axis, size = self.blocks
+        return np.repeat(self.scale, size, axis).take(range(shape[axis]), axis)
+
     def quantize(self, values: np.ndarray) -> QuantizedArray:
         """Round float values of any shape to the nearest codes, half to even for integers."""
-        units = np.asarray(values, np.float32) / aligned(self.scale, values.shape, self.axes)
+        units = np.asarray(values, np.float32) / self.scale_for(values.shape)
         return QuantizedArray(self.encode(units), self)
 
     def encode(self, units: np.ndarray) -> np.ndarray:
@@ -90,4 +100,4 @@ class QuantizedArray:
         units = params.format.decode(self.codes, params.codebook)
         if not params.codebook.symmetric:
             units = units - aligned(params.zero, self.codes.shape, params.axes).astype(np.float32)
-        return aligned(params.scale, self.codes.shape, params.axes) * units
+        return params.scale_for(self.codes.shape) * units

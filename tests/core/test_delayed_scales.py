@@ -237,5 +237,3 @@ def test_a_gradient_has_an_address_of_its_own(model):
     for site in plan.gradients:
         assert str(tfquant.site.Address.parse(site.address)) == site.address
     assert "2 sites of gradients" in str(plan)
-
-

@@ -235,7 +235,9 @@ def checked_batches(engine: Engine, batches: Iterable[Any]) -> list[Any]:
 def check_calibrated(engine: Engine) -> None:
     """Raise UncalibratedError if a site has no range, ExportError if it has one of each batch."""
     try:
-        refuse_dynamic(engine.plan.sites, "a file")
+        refuse_dynamic(
+            (site for site in engine.plan.sites if not site.spec.layout.per_block), "a file"
+        )
     except ValueError as error:
         raise ExportError(str(error)) from None
     try:

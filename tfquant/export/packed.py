@@ -21,7 +21,11 @@ it). A packed one is
                   without its other axes
     <path>/zero   integers like scale; missing where it is 0
 
-and holds scale · (code - zero), a product of two float32. In NumPy, with n values of b bits:
+Where "blocks" is there, [axis, b], each b consecutive elements along that axis share a scale: scale
+has one in place of each block, and of type uint8 it stands for 2**(scale - 127).
+
+A packed variable
+holds scale · (code - zero), a product of two float32. In NumPy, with n values of b bits:
 
     bits = np.unpackbits(codes, count=n * b, bitorder="little").reshape(n, b)
     codes = (bits @ (1 << np.arange(b)) + qmin).reshape(shape)
@@ -47,6 +51,7 @@ import numpy as np
 import tensorflow as tf
 
 from fileio.messages import printable
+from tfquant import blocks
 from tfquant.bitpacking import pack_array, read_file, unpack_array, write_file
 from tfquant.checkpoint import CheckpointError
 from tfquant.engine import Engine
@@ -60,6 +65,7 @@ from tfquant.quantized_array import QuantizedArray, QuantParams
 from tfquant.quantizer import GROUP_OF, Quantizer
 from tfquant.rules import Recipe
 from tfquant.scale import placed, scale_and_zero
+from tfquant.site import Site
 from tfquant.sizes import SizeReport, VariableSize
 from tfquant.store import (
     WEIGHTS,
@@ -188,7 +194,7 @@ def _restore_ranges(engine: Engine, file: _File, renamed: dict[str, str]) -> Non
             for name in quantizer.variables
             if (key := range_name(renamed[address], name)) in file.tensors
         }
-        if quantizer.learned is None:
+        if "upper" in quantizer.variables:
             upper = saved["upper"]
             quantizer.set_range(saved.get("lower", -upper), upper, saved.get(GROUP_OF))
         else:
@@ -262,7 +268,7 @@ def _stored(engine: Engine) -> list[_Stored]:
         value, packed, note = np.asarray(variable.numpy()), None, ""
         sites, other = readers.get(id(variable), ([], ""))
         if sites and not other:
-            array = _quantized(value, [engine.quantizers[address] for address in sites])
+            array = _quantized(engine, value, sites)
             packed = None if array is None else pack_array(array)
             reason = (
                 "its sites have different ranges"
@@ -309,10 +315,13 @@ def _readers(engine: Engine, flow: Dataflow) -> dict[int, tuple[list[str], str]]
     return hits
 
 
-def _quantized(value: np.ndarray, quantizers: list[Quantizer]) -> QuantizedArray | None:
-    """`value` as codes; None if one of its quantizers would make something else of them."""
+def _quantized(engine: Engine, value: np.ndarray, addresses: list[str]) -> QuantizedArray | None:
+    """`value` as codes; None if one of the sites would make something else of them."""
     if not np.isfinite(value).all():
         return None
+    if any(address not in engine.quantizers for address in addresses):
+        return _in_blocks(value, [engine.plan.site(address) for address in addresses])
+    quantizers = [engine.quantizers[address] for address in addresses]
     site, simulations = (
         quantizers[0].site,
         [_simulation(quantizer, value) for quantizer in quantizers],
@@ -329,6 +338,31 @@ def _quantized(value: np.ndarray, quantizers: list[Quantizer]) -> QuantizedArray
         if all(np.array_equal(old[0], new[0]) for old, new in zip(before, after, strict=True))
         else None
     )
+
+
+def _in_blocks(value: np.ndarray, sites: list[Site]) -> QuantizedArray | None:
+    """`value` as codes of blocks; None if one of the sites would make something else of them."""
+    spec, axis = sites[0].spec, sites[0].block_axis
+    if axis is None or any((site.spec, site.block_axis) != (spec, axis) for site in sites):
+        return None
+
+    def simulated(x: np.ndarray) -> np.ndarray:
+        x = tf.constant(x.astype(value.dtype))
+        return tf.cast(blocks.quantize_dequantize(x, spec, axis), tf.float32).numpy()
+
+    size = spec.layout.block_size or 0
+    _, scale = blocks.scaled_blocks(tf.constant(value.astype(np.float32)), spec, axis)
+    scale = np.squeeze(scale.numpy(), axis + 1)
+    params = QuantParams(
+        scale,
+        np.zeros(scale.shape, np.int32),
+        spec.codebook,
+        tuple(range(value.ndim)),
+        (axis, size),
+    )
+    rounded = simulated(value)
+    array = params.quantize(rounded)
+    return array if np.array_equal(rounded, simulated(array.values())) else None
 
 
 def _simulation(
@@ -359,7 +393,7 @@ def _ranges(engine: Engine) -> dict[str, np.ndarray]:
         values = {
             name: np.asarray(variable.numpy()) for name, variable in quantizer.variables.items()
         }
-        if quantizer.learned is None and np.array_equal(values["lower"], -values["upper"]):
+        if "lower" in values and np.array_equal(values["lower"], -values["upper"]):
             del values["lower"]
         result |= {range_name(address, name): value for name, value in values.items()}
     return result

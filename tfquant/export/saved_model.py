@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfquant import qdq
+from tfquant import blocks, qdq
 from tfquant.export.captures import as_constants
 from tfquant.export.request import ExportRequest
 from tfquant.runtimes.saved_model import SIGNATURE
@@ -18,7 +18,8 @@ def write(request: ExportRequest, path: str) -> None:
     """Write a folder with one signature, `serving_default`: named inputs to named outputs."""
     engine, interface = request.engine, request.interface
     request.check_captures("a SavedModel")
-    quantizers = {site.address: engine.quantizers[site.address] for site in request.sites()}
+    enabled = {site.address for site in request.sites()}
+    quantizers = {a: quantizer for a, quantizer in engine.quantizers.items() if a in enabled}
     # Copies, as a SavedModel cannot hold names with colons. No constants: folding them rounds
     # otherwise than the simulation.
     ends = {
@@ -30,8 +31,10 @@ def write(request: ExportRequest, path: str) -> None:
     }
 
     def quantized(site: Site, tensor: tf.Tensor) -> tf.Tensor:
-        if site.address not in ends:
+        if site.address not in enabled:
             return tensor
+        if site.block_axis is not None:
+            return blocks.quantize_dequantize(tensor, site.spec, site.block_axis, compiled=False)
         lower, upper = ends[site.address]
         return qdq.quantize_dequantize(
             tensor, lower, upper, site.spec.codebook, site.channel_axes, compiled=False

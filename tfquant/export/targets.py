@@ -40,6 +40,7 @@ class Target:
       recipes: made for what reads it, the recommended one first; none where any suits.
       formats: number formats beside integers that it takes, and the first ONNX opset that has them
         (0 where that does not matter); None where it takes all.
+      blocks: whether it takes blocks whose scale is that of the numbers in them.
       float_convolutions: whether the first reader computes most convolutions in float, although
         their operands are quantized.
     """
@@ -56,6 +57,7 @@ class Target:
     check: Callable[[ExportRequest], None] = lambda request: None
     recipes: tuple[str, ...] = ()
     formats: Mapping[str, int] | None = dataclasses.field(default_factory=dict)
+    blocks: bool = False
     float_convolutions: bool = False
 
     @property
@@ -141,6 +143,13 @@ class Target:
         from tfquant.export.errors import ExportError
 
         for site in request.sites():
+            if site.spec.layout.per_block and not self.blocks:
+                takers = " or ".join(key for key, target in TARGETS.items() if target.blocks)
+                raise ExportError(
+                    f"site {site.address}: {site.spec.layout.describe()} share scales that are"
+                    f" computed in every call, which this target has no operation for: export to"
+                    f" {takers}, or set granularity: per_tensor"
+                )
             name = site.spec.format
             if formats.get(name).kind == "uniform" or self.formats is None:
                 continue
@@ -254,6 +263,7 @@ TARGETS = {
         proven="bit for bit the simulation, tried out for every parameter",
         check=_late("packed.check"),
         formats=None,
+        blocks=True,
     ),
     "saved_model": Target(
         _late("saved_model.write"),
@@ -262,6 +272,7 @@ TARGETS = {
         may_replace=_late("saved_model.may_be_replaced"),
         name="SavedModel",
         formats=None,
+        blocks=True,
     ),
     "fastertransformer": Target(
         _late("fastertransformer.write"),
