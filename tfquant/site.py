@@ -110,7 +110,7 @@ class Site:
       order: address of the edge by whose ranges the embedding dimensions are sorted into groups;
         empty where they are not sorted.
       direction: `forward` for values, `backward` for their gradients.
-      block_axis: axis along which blocks share a scale; None without blocks.
+      block_axis: axis along which blocks share a scale, counted from the end; None without blocks.
     """
 
     role: str

@@ -111,7 +111,7 @@ def test_blocks_lie_along_the_axis_that_a_product_sums_over(bert):
     axes = {}
     for site in plan.sites:
         axes.setdefault(site.role if site.role != "matmul_input" else site.port, set()).add(
-            (len(site.shape), site.block_axis)
+            (len(site.shape), site.block_axis + len(site.shape))
         )
     assert axes["weight"] == {(2, 0)} and axes["embedding"] == {(2, 1)}
     assert axes["linear_input"] <= {(3, 2), (4, 3)}

@@ -345,6 +345,7 @@ def _in_blocks(value: np.ndarray, sites: list[Site]) -> QuantizedArray | None:
     spec, axis = sites[0].spec, sites[0].block_axis
     if axis is None or any((site.spec, site.block_axis) != (spec, axis) for site in sites):
         return None
+    axis %= value.ndim
 
     def simulated(x: np.ndarray) -> np.ndarray:
         x = tf.constant(x.astype(value.dtype))

@@ -255,7 +255,9 @@ def _sites(
 
 
 def _block_axis(rule: Rule, spec: QuantSpec, edge: Edge, flow: Dataflow) -> int | None:
-    """Axis along which blocks lie; None without blocks.
+    """Axis along which blocks lie, counted from the end; None without blocks.
+
+    Rows of a table have the last axis of the table, at another place.
 
     Raises:
       RecipeError: the tensor has no such axis.
@@ -269,7 +271,7 @@ def _block_axis(rule: Rule, spec: QuantSpec, edge: Edge, flow: Dataflow) -> int 
             " per_tensor there"
         )
     if axis is None:
-        return summed_axis(flow, edge)
+        return summed_axis(flow, edge) - rank
     if not -rank <= axis < rank:
         raise RecipeError(
             f"rule {rule.name!r} asks for blocks along axis {axis} at {edge.address}, which has"
@@ -280,7 +282,7 @@ def _block_axis(rule: Rule, spec: QuantSpec, edge: Edge, flow: Dataflow) -> int 
             f"rule {rule.name!r} asks for blocks along axis {axis} at {edge.address}, of which rows"
             " are looked up: leave block_axis out there"
         )
-    return axis % rank
+    return axis % rank - rank
 
 
 def _gradient_sites(
