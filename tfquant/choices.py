@@ -9,6 +9,7 @@ ORDERS = ("parallel", "sequential")  # of calibration: calibration, sequential
 COMPRESSIONS = ("none", "fp16")  # of gradients between ranks: distributed
 
 STES = ("inclusive", "strict")  # straight-through gradient at the ends of a range: gradients
+EXPONENTIALS = ("exact", "posit_exp", "posit_exp_shifted")  # of softmax: rewrites/posit_softmax
 UPDATES = ("frozen", "lsq", "tqt", "pact", "moving_average")  # of ranges in training: learned
 
 # Distillation: training/distillation and training/teaching. The temperature and the scale of the

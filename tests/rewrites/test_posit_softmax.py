@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfquant.choices import EXPONENTIALS
 from tfquant.rewrites import posit_softmax
 
 Fraction = fractions.Fraction
@@ -58,14 +59,37 @@ def test_values_of_the_literature():
     x = tf.constant([0, -0.5, -1, -2, -3, -4, -5, -5.5, -8])
     cut = [0.999878, 0.749878, 0.499878, 0.249878, 0.187378, 0.124878, 0.109253, 0, 0]
     shifted = [0.890628, 0.640628, 0.390628, 0.140628, 0.078128, 0.015628, 0.000003, 0, 0]
-    np.testing.assert_allclose(posit_softmax.exponential_of(x, False), cut, atol=6e-7)
-    np.testing.assert_allclose(posit_softmax.exponential_of(x, True), shifted, atol=6e-7)
+    np.testing.assert_allclose(posit_softmax.posit_exp(x), cut, atol=6e-7)
+    np.testing.assert_allclose(posit_softmax.posit_exp_shifted(x), shifted, atol=6e-7)
     sums = tf.constant([1, 1.25, 1.5, 2, 3, 5, 10, 100.0])
     inverse = [0.999878, 0.874878, 0.749878, 0.499939, 0.374939, 0.218689, 0.109344, 0.011215]
     np.testing.assert_allclose(posit_softmax.reciprocal_of(sums), inverse, atol=6e-7)
 
 
-@pytest.mark.parametrize("exponential", posit_softmax.EXPONENTIALS)
+def test_the_exponential_is_what_the_bit_operations_on_posits_give():
+    """Every posit from 0 to 8, their midpoints, the neighbours of these, and numbers beyond."""
+    values = [float(value_of(code, 0)) for code in range(1, 2**14 + 2**13 + 2**12 + 2**11 + 1)]
+    middle = np.array([float(value_of(2 * code + 1, 0, 17)) for code in range(1, len(values))])
+    middle = middle.astype(np.float32)
+    beyond = np.nextafter(middle, np.float32(np.inf)), np.nextafter(middle, np.float32(0))
+    far = np.array([0.0, 1e-30, 8.5, 100.0, 1e9, np.inf])
+    x = -np.concatenate([np.array(values), middle, *beyond, far]).astype(np.float32)
+    code = posit_softmax.to_posit(tf.constant(-x), 0).numpy()
+    inverted = ((code + 2**15) >> 2) ^ 0x7FFF  # sigmoid, then reciprocal
+    wanted = posit_softmax.from_posit(tf.constant(inverted), 0).numpy() - 1.0
+    shifted = np.maximum(wanted - np.float32(0.10925), 0)
+    cut = np.where(x < -5, 0, wanted).astype(np.float32)
+    np.testing.assert_array_equal(posit_softmax.posit_exp_shifted(x), shifted)
+    np.testing.assert_array_equal(posit_softmax.posit_exp(x), cut)
+    one = tf.constant(1.0)
+    for name, values in (("posit_exp", cut), ("posit_exp_shifted", shifted)):
+        compiled = posit_softmax._COMPILED[name]
+        np.testing.assert_array_equal(compiled(tf.constant(x), one), values)
+    again = posit_softmax.from_posit(posit_softmax.to_posit(tf.constant(cut), 1), 1)
+    np.testing.assert_array_equal(again, cut)
+
+
+@pytest.mark.parametrize("exponential", EXPONENTIALS)
 @pytest.mark.parametrize("reciprocal", [False, True])
 def test_softmax_and_its_gradient_are_their_formulas(exponential, reciprocal):
     rng = np.random.default_rng(0)
@@ -79,8 +103,8 @@ def test_softmax_and_its_gradient_are_their_formulas(exponential, reciprocal):
     z = tf.constant(x - x.max(-1, keepdims=True))
     e = {
         "exact": lambda: np.exp(z),
-        "cut": lambda: posit_softmax.exponential_of(z, False),
-        "shifted": lambda: posit_softmax.exponential_of(z, True),
+        "posit_exp": lambda: posit_softmax.posit_exp(z),
+        "posit_exp_shifted": lambda: posit_softmax.posit_exp_shifted(z),
     }[exponential]()
     e = np.asarray(e)
     total = e.sum(-1, keepdims=True)
@@ -99,6 +123,27 @@ def test_softmax_and_its_gradient_are_their_formulas(exponential, reciprocal):
 
 
 def test_unknown_exponentials_are_refused_and_other_types_cast():
-    with pytest.raises(ValueError, match="unknown exponential 'fast'; known: exact, cut, shifted"):
+    with pytest.raises(ValueError, match="unknown exponential 'fast'; known: exact, posit_exp"):
         posit_softmax.softmax(tf.zeros([1, 2]), "fast")
     assert posit_softmax.softmax(tf.zeros([1, 2], tf.bfloat16)).dtype == tf.bfloat16
+
+
+@pytest.mark.parametrize("columns", [7, 5000])  # plain operations and compiled
+@pytest.mark.parametrize("exponential", EXPONENTIALS)
+@pytest.mark.parametrize("reciprocal", [False, True])
+def test_rows_of_open_size_are_computed_alike_and_nan_stays_nan(exponential, reciprocal, columns):
+    x = np.random.default_rng(0).normal(0, 3, (5, columns)).astype(np.float32)
+    x[1, 3], x[2] = np.nan, -np.inf
+    x[3, :3] = -np.inf
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None])])
+    def network(x):
+        return posit_softmax.softmax(x, exponential, reciprocal)
+
+    found = network(x).numpy()
+    for row in (1, 2):
+        assert np.isnan(found[row]).all()
+    np.testing.assert_array_equal(found[3, :3], 0)
+    for row in (0, 3, 4):
+        wanted = posit_softmax.softmax(tf.constant(x[row : row + 1]), exponential, reciprocal)
+        np.testing.assert_allclose(found[row], wanted[0], rtol=1e-6)

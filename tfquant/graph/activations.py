@@ -22,6 +22,9 @@ NONLINEAR_OPS = frozenset(
 _DIVISION_OPS = ("RealDiv", "Div")
 # Operations between a nonlinearity and the product that ends the function, at most.
 _LONGEST = 6
+# Arguments of a tensor that are kept, the nearest ones: a network without linears, or a loop that
+# is unrolled, may have any number.
+_NEAREST = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,7 +159,8 @@ class _Finder:
             if not missing:
                 pending.pop()
                 if last.name not in known:
-                    known[last.name] = (last, *_common([known[t.name] for t in sources]))
+                    common = _common([known[t.name] for t in sources])
+                    known[last.name] = (last, *common)[:_NEAREST]
         return known[tensor.name]
 
     def _operands(self, op: tf.Operation) -> list[tf.Tensor]:

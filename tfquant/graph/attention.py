@@ -6,6 +6,7 @@ Product -> (scale, mask) -> Softmax -> (dropout) -> product, however the model i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import tensorflow as tf
 
@@ -90,6 +91,26 @@ def find_attention(flow: Dataflow, contractions: list[Contraction]) -> list[Atte
                 _scalings(flow, between, operands, by_name),
             )
         )
+    return result
+
+
+def fused_softmax(attention: Iterable[Attention]) -> list[tf.Operation]:
+    """Softmax operation of each attention.
+
+    Raises:
+      ValueError: there is no attention, or a softmax is written out in primitive operations.
+    """
+    result = []
+    for one in attention:
+        if one.softmax.op.type != "Softmax":
+            raise ValueError(
+                f"softmax of attention {one.path!r} is written out as exponential, sum and"
+                " division, which cannot be replaced: call tf.nn.softmax there, or set softmax:"
+                " exact"
+            )
+        result.append(one.softmax.op)
+    if not result:
+        raise ValueError("softmax applies to attention, of which this model has none: remove it")
     return result
 
 

@@ -13,6 +13,7 @@ from calib import tables
 from tfquant import formats
 from tfquant.error_messages import some_of
 from tfquant.graph.analysis import Analysis
+from tfquant.graph.attention import fused_softmax
 from tfquant.graph.contractions import UNUSED, Skipped
 from tfquant.graph.edge import Edge
 from tfquant.graph.embedding import Embedding
@@ -112,10 +113,15 @@ def make_plan(trace: Trace, recipe: Recipe) -> Plan:
       recipe: rules, of which the last match decides.
 
     Raises:
-      RecipeError: a rule that is not optional matches nothing, or sites that shall have one range
-        differ.
+      RecipeError: a rule that is not optional matches nothing, sites that shall have one range
+        differ, or a softmax cannot be approximated.
     """
     analysis = trace.analysis
+    if not recipe.softmax.exact:
+        try:
+            fused_softmax(analysis.structure.attention)
+        except ValueError as error:
+            raise RecipeError(f"recipe {recipe.name!r}: {error}") from error
     roles = analysis.roles
     decided = [
         (edge, rule) for edge in roles.edges if (rule := deciding_rule(recipe, edge)) is not None

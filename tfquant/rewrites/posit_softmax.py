@@ -9,23 +9,27 @@ With z = x - max(x) and E one of the exponentials below:
   between powers.
 - Sigmoid of a posit without exponent bits: the top bit inverted, then a logical shift right by 2.
 - Exponential of x <= 0: 1 + exp(x) = 1 / sigmoid(-x), so exp(x) = Rcp(sigmoid(-x)) - 1, with posits
-  of 16 bits. It stays above 0.03 down to x = -16; hence two variants that end at x = -5: `cut`
-  makes smaller numbers 0, `shifted` subtracts the value at -5 from all, which leaves no step.
+  of 16 bits. It stays above 0.03 down to x = -16; hence two variants that end at x = -5:
+  `posit_exp` makes smaller numbers 0, `posit_exp_shifted` subtracts the value at -5 from all, which
+  leaves no step.
 
-Arguments of the exponential are rounded to posits of 16 bits without exponent bits, sums and the
-results of `cut` to those of 16 bits with one.
+Arguments of the exponential are rounded to posits of 16 bits without exponent bits, sums to those
+of 16 bits with one.
 
 Source: Yu et al. 2024, "8-bit Transformer Inference and Fine-tuning for Edge Accelerators".
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import tensorflow as tf
 
-Exponential = Literal["exact", "cut", "shifted"]
-EXPONENTIALS = ("exact", "cut", "shifted")
+from tfquant.choices import EXPONENTIALS
+from tfquant.graph.attention import Attention, fused_softmax
+from tfquant.kernels import CompiledKernel
+from tfquant.rules import Softmax
 
 _BITS = 16
 _MANTISSA, _BIAS = 23, 127  # of float32
@@ -33,14 +37,37 @@ _SMALLEST = -5.0  # argument of the exponential below which it is 0
 _SHIFT = 0.10925  # of the approximation of 1 + exp(x) at that argument, less 1
 
 
+def replacements(
+    attention: Iterable[Attention], approximation: Softmax
+) -> dict[str, Callable[[list[tf.Tensor]], tf.Tensor]]:
+    """Map operation name of each softmax in attention -> its approximation, a function of a list of
+    its input; empty for `exact`.
+
+    Args:
+      attention: of one graph.
+      approximation: of a recipe.
+
+    Raises:
+      ValueError: there is no attention, or a softmax is written out in primitive operations.
+    """
+    if approximation.exact:
+        return {}
+
+    def replace(inputs: list[tf.Tensor]) -> tf.Tensor:
+        (x,) = inputs
+        return softmax(x, approximation.exponential, approximation.posit_reciprocal)
+
+    return dict.fromkeys((op.name for op in fused_softmax(attention)), replace)
+
+
 def softmax(
-    x: tf.Tensor, exponential: Exponential = "shifted", reciprocal: bool = True
+    x: tf.Tensor, exponential: str = "posit_exp_shifted", reciprocal: bool = True
 ) -> tf.Tensor:
     """Approximated softmax along the last axis.
 
     Args:
       x: floating point [..., n]; the arithmetic is float32.
-      exponential: which approximation; `exact` for none.
+      exponential: one of `EXPONENTIALS`.
       reciprocal: whether the sum is inverted as a posit; otherwise a division.
 
     Returns:
@@ -57,7 +84,7 @@ def softmax(
     @tf.custom_gradient
     def approximated(x: tf.Tensor) -> Any:
         z = x - tf.reduce_max(x, -1, keepdims=True)
-        e = tf.exp(z) if exponential == "exact" else exponential_of(z, exponential == "shifted")
+        e = tf.exp(z) if exponential == "exact" else _COMPILED[exponential](z, tf.constant(1.0))
         total = tf.reduce_sum(e, -1, keepdims=True)
         y = e * reciprocal_of(total) if reciprocal else e / total
 
@@ -72,22 +99,42 @@ def softmax(
     return tf.cast(approximated(tf.cast(x, tf.float32)), dtype)
 
 
-def exponential_of(x: tf.Tensor, shifted: bool) -> tf.Tensor:
-    """Approximated exponential.
+def posit_exp(x: tf.Tensor) -> tf.Tensor:
+    """Approximated exponential of numbers of at most 0, 0 below -5; float32 of any shape.
 
-    Args:
-      x: float32, at most 0, of any shape.
-      shifted: whether the value at -5 is subtracted; otherwise smaller arguments give 0.
-
-    Returns:
-      float32 like `x`.
+    Its values are posits of 16 bits with one exponent bit.
     """
-    codes = to_posit(-x, 0)
-    sigmoid = _right(codes + 2 ** (_BITS - 1), 2)
-    value = from_posit(_inverted(sigmoid), 0) - 1.0
-    if shifted:
-        return tf.maximum(value - _SHIFT, 0.0)
-    return from_posit(to_posit(tf.where(x < _SMALLEST, 0.0, value), 1), 1)
+    return tf.where(x < _SMALLEST, 0.0, _unbounded_exp(x))
+
+
+def posit_exp_shifted(x: tf.Tensor) -> tf.Tensor:
+    """Approximated exponential of numbers of at most 0, less its value at -5, at least 0; float32
+    of any shape.
+    """
+    return tf.maximum(_unbounded_exp(x) - _SHIFT, 0.0)
+
+
+def _unbounded_exp(x: tf.Tensor) -> tf.Tensor:
+    """Approximated exponential of numbers from -8 to 0, with that of -8 below.
+
+    With c, the code of -x as a posit of 16 bits without exponent bits, sigmoid and reciprocal leave
+    3 * 2**13 - 1 - floor(c / 4), a code between those of 1 and 2, which are 2**-13 apart. From 1 on
+    posits are half as dense behind each power of two, and below 1 equally far apart.
+    """
+    y = tf.minimum(-x, 8.0)
+    code = tf.round(y * 2.0**14)  # to even, as the codes of posits
+    for power in range(3):
+        start = 2.0**15 - 2.0 ** (14 - power)
+        behind = start + tf.round((y * 2.0**-power - 1.0) * 2.0 ** (13 - power))
+        code = tf.where(y < 2.0**power, code, behind)
+    # A difference of constants would be combined with the one that follows, and rounded otherwise.
+    return (2.0**13 - 1.0 - tf.floor(code * 0.25)) * 2.0**-13
+
+
+_COMPILED = {
+    "posit_exp": CompiledKernel(lambda x, _: posit_exp(x)),
+    "posit_exp_shifted": CompiledKernel(lambda x, _: posit_exp_shifted(x)),
+}
 
 
 def reciprocal_of(x: tf.Tensor) -> tf.Tensor:
