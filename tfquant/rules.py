@@ -232,6 +232,12 @@ class Softmax:
         """Whether nothing is approximated."""
         return self == Softmax()
 
+    def __str__(self) -> str:
+        """Its options as names of the literature, such as `posit_exp_shifted, posit_reciprocal`."""
+        names = [self.exponential] if self.exponential != "exact" else []
+        names += ["posit_reciprocal"] if self.posit_reciprocal else []
+        return ", ".join(names) or "exact"
+
     def to_dict(self) -> dict[str, Any]:
         return validation.public_fields(self)
 
@@ -241,7 +247,7 @@ class Recipe:
     """Ordered rules and recipe-wide settings. The last rule that matches an edge decides.
 
     Attributes:
-      rules: see `Rule`.
+      rules: see `Rule`; at least one, unless softmax is approximated.
       name: for tables, files and errors.
       share: consumers of one tensor whose specs are equal share one range; otherwise every consumer
         has its own.
@@ -264,9 +270,13 @@ class Recipe:
             raise ValueError(f"{where}: name must be a string")
         if not isinstance(self.share, bool):
             raise ValueError(f"{where}: share must be true or false, got {shown(self.share)}")
+        object.__setattr__(self, "softmax", _softmax(self.softmax, where))
         listed = {
             "rules": validation.sequence(
-                self.rules, (Rule,), f"{where}: rules must be a list of rules"
+                self.rules,
+                (Rule,),
+                f"{where}: rules must be a list of rules",
+                single=self.softmax.exact,  # without, the approximation alone is a recipe
             ),
             "fuse": validation.sequence(
                 self.fuse, (Fuse, str), f"{where}: fuse must be a list of roles", single=False
@@ -280,7 +290,6 @@ class Recipe:
             object.__setattr__(self, field, values)
         for pattern in self.disable:
             patterns.check(patterns.REGEX + pattern, f"{where}, disable")
-        object.__setattr__(self, "softmax", _softmax(self.softmax, where))
         self._check_conflicts()
 
     def _check_conflicts(self) -> None:

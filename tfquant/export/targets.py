@@ -42,6 +42,7 @@ class Target:
         (0 where that does not matter); None where it takes all.
       float_convolutions: whether the first reader computes most convolutions in float, although
         their operands are quantized.
+      softmax: whether it takes approximated softmax, see `tfquant.Softmax`.
     """
 
     write: Callable[[ExportRequest, str], None]
@@ -57,6 +58,7 @@ class Target:
     recipes: tuple[str, ...] = ()
     formats: Mapping[str, int] | None = dataclasses.field(default_factory=dict)
     float_convolutions: bool = False
+    softmax: bool = False
 
     @property
     def suffix(self) -> str:
@@ -161,6 +163,20 @@ class Target:
                     f" opset={self.formats[name]}"
                 )
 
+    def check_softmax(self, request: ExportRequest) -> None:
+        """Raise ExportError for an approximated softmax that the target lacks."""
+        from tfquant.export.errors import ExportError
+
+        softmax = request.engine.plan.recipe.softmax
+        if request.mode == "float" or softmax.exact or self.softmax:
+            return
+        takers = " or ".join(key for key, target in TARGETS.items() if target.softmax)
+        attention = request.engine.inference.analysis.structure.attention[0]
+        raise ExportError(
+            f"attention {attention.path}: approximated softmax ({softmax}) does not exist in this"
+            f" target: export to {takers}, or set softmax: exact in the recipe"
+        )
+
     def check_path(self, path: pathlib.Path) -> None:
         """Raise ValueError if the target cannot be written to `path`."""
         if not path.parent.is_dir():
@@ -262,6 +278,7 @@ TARGETS = {
         may_replace=_late("saved_model.may_be_replaced"),
         name="SavedModel",
         formats=None,
+        softmax=True,
     ),
     "fastertransformer": Target(
         _late("fastertransformer.write"),

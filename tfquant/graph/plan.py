@@ -64,10 +64,11 @@ class Plan:
 
     def table(self) -> Table:
         """Rich table of sites, followed by the skipped contractions."""
+        softmax = self.recipe.softmax
         table = Table(
             title=(
                 f"recipe {self.recipe.name}: {len(self.sites)} sites, {len(self.skipped)}"
-                " contractions skipped"
+                f" contractions skipped{'' if softmax.exact else f', softmax: {softmax}'}"
             )
         )
         for column in ("role", "layer path", "port", "shape", "spec", "rule"):
