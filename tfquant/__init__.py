@@ -34,6 +34,7 @@ __all__ = [
     "SearchReport",
     "SensitivityReport",
     "Site",
+    "Softmax",
     "TargetError",
     "UncalibratedError",
     "apply",

@@ -10,6 +10,7 @@ COMPRESSIONS = ("none", "fp16")  # of gradients between ranks: distributed
 
 # Straight-through gradient at and beyond the ends of a range: gradients.
 STES = ("inclusive", "strict", "identity")
+EXPONENTIALS = ("exact", "posit_exp", "posit_exp_shifted")  # of softmax: rewrites/posit_softmax
 PARAMETRIZED = ("lsq", "tqt", "pact")  # ranges that training learns: learned
 UPDATES = ("frozen", *PARAMETRIZED, "moving_average")  # of ranges in training
 

@@ -13,6 +13,7 @@ from tfquant.graph.edge import Edge
 from tfquant.graph.plan import Plan
 from tfquant.graph.replay import Edits
 from tfquant.graph.trace import Trace
+from tfquant.rewrites.posit_softmax import replacements
 from tfquant.site import Address, Site
 
 EdgeEdit = Callable[[Site, Edge, tf.Tensor], tf.Tensor]
@@ -26,14 +27,14 @@ class Placements:
         their address in the inference trace.
     """
 
-    def __init__(self, plan: Plan, edges: dict[str, list[Edge]]):
-        self._plan, self._aligned = plan, edges
+    def __init__(self, plan: Plan, edges: dict[str, list[Edge]], trace: Trace):
+        self._plan, self._aligned, self._trace = plan, edges, trace
         self.edges = {address: places[0] for address, places in edges.items()}
 
     @classmethod
     def of_inference(cls, plan: Plan, trace: Trace) -> Placements:
         """Placements in the trace that the plan was made on."""
-        return cls(plan, {edge.address: [edge] for edge in trace.analysis.roles.edges})
+        return cls(plan, {edge.address: [edge] for edge in trace.analysis.roles.edges}, trace)
 
     @classmethod
     def of_training(cls, plan: Plan, inference: Trace, training: Trace) -> Placements:
@@ -47,7 +48,7 @@ class Placements:
                 " quantized in inference alone",
                 stacklevel=4,
             )
-        return cls(plan, edges)
+        return cls(plan, edges, training)
 
     def __iter__(self) -> Iterator[tuple[Site, Edge]]:
         for site in self._plan.sites:
@@ -65,7 +66,8 @@ class Placements:
 
     def edits(self, edit: EdgeEdit, gradients: bool = False) -> Edits:
         """Return edits that pass the tensor of every site through `edit`, once per tensor, however
-        many consumers share it; `edit` also takes the first edge where replay meets the tensor.
+        many consumers share it, and replace operations as the recipe says; `edit` also takes the
+        first edge where replay meets the tensor.
 
         Args:
           edit: of one site.
@@ -92,6 +94,7 @@ class Placements:
         return Edits(
             {key: functools.partial(_apply_all, places, apply) for key, places in edges.items()},
             {key: functools.partial(_apply_all, places, apply) for key, places in tensors.items()},
+            replacements(self._trace.analysis.structure.attention, self._plan.recipe.softmax),
         )
 
 

@@ -11,7 +11,7 @@ from tfquant.mixed_precision import SearchReport, TargetError, mixed_precision
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.quantizer import UncalibratedError
 from tfquant.recipes import recipe
-from tfquant.rules import Fuse, Recipe, Rule
+from tfquant.rules import Fuse, Recipe, Rule, Softmax
 from tfquant.sensitivity import SensitivityReport, sensitivity
 from tfquant.site import Site
 from tfquant.spec import QuantSpec
@@ -30,6 +30,7 @@ __all__ = [
     "SearchReport",
     "SensitivityReport",
     "Site",
+    "Softmax",
     "TargetError",
     "UncalibratedError",
     "apply",

@@ -22,6 +22,7 @@ from fileio.messages import printable
 from fileio.reading import parse_json, read_json
 from fileio.yaml_text import parse_yaml, read_yaml
 from tfquant import validation
+from tfquant.choices import EXPONENTIALS
 from tfquant.error_messages import one_line, shown
 from tfquant.recipes.spec_strings import parse_spec
 from tfquant.site import DIRECTIONS, PARAMETER_ROLES, PARTS, ROLES
@@ -205,17 +206,59 @@ class Fuse:
 
 
 @dataclasses.dataclass(frozen=True)
+class Softmax:
+    """Approximations in the softmax of each attention that posit hardware computes by bit
+    operations, see `tfquant.rewrites.posit_softmax`.
+
+    Attributes:
+      exponential: `exact`; `posit_exp`, which is 0 for arguments below -5; or `posit_exp_shifted`,
+        which has no step there.
+      posit_reciprocal: whether the sum is inverted as a posit instead of a division.
+    """
+
+    exponential: str = "exact"
+    posit_reciprocal: bool = False
+
+    def __post_init__(self):
+        if self.exponential not in EXPONENTIALS:
+            raise ValueError(
+                f"unknown exponential {shown(self.exponential)} of softmax; known:"
+                f" {', '.join(EXPONENTIALS)}"
+            )
+        if not isinstance(self.posit_reciprocal, bool):
+            raise ValueError(
+                "posit_reciprocal of softmax must be true or false, got"
+                f" {shown(self.posit_reciprocal)}"
+            )
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is approximated."""
+        return self == Softmax()
+
+    def __str__(self) -> str:
+        """Its options as names of the literature, such as `posit_exp_shifted, posit_reciprocal`."""
+        names = [self.exponential] if self.exponential != "exact" else []
+        names += ["posit_reciprocal"] if self.posit_reciprocal else []
+        return ", ".join(names) or "exact"
+
+    def to_dict(self) -> dict[str, Any]:
+        return validation.public_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """Ordered rules and recipe-wide settings. The last rule that matches an edge decides.
 
     Attributes:
-      rules: see `Rule`.
+      rules: see `Rule`; at least one, unless softmax is approximated.
       name: for tables, files and errors.
       share: consumers of one tensor whose specs are equal share one range; otherwise every consumer
         has its own.
       fuse: common ranges over query, key and value.
       disable: regular expressions searched for in site addresses; such sites keep and calibrate a
         range, but do not quantize.
+      softmax: approximations in attention; the name of an exponential stands for that one alone.
     """
 
     rules: tuple[Rule, ...]
@@ -223,6 +266,7 @@ class Recipe:
     share: bool = True
     fuse: tuple[Fuse, ...] = ()
     disable: tuple[str, ...] = ()
+    softmax: Softmax = Softmax()
 
     def __post_init__(self):
         where = f"recipe {shown(self.name)}"
@@ -230,9 +274,13 @@ class Recipe:
             raise ValueError(f"{where}: name must be a string")
         if not isinstance(self.share, bool):
             raise ValueError(f"{where}: share must be true or false, got {shown(self.share)}")
+        object.__setattr__(self, "softmax", _softmax(self.softmax, where))
         listed = {
             "rules": validation.sequence(
-                self.rules, (Rule,), f"{where}: rules must be a list of rules"
+                self.rules,
+                (Rule,),
+                f"{where}: rules must be a list of rules",
+                single=self.softmax.exact,  # without, the approximation alone is a recipe
             ),
             "fuse": validation.sequence(
                 self.fuse, (Fuse, str), f"{where}: fuse must be a list of roles", single=False
@@ -362,13 +410,15 @@ class Recipe:
         return dataclasses.replace(self, rules=tuple(rules.values()))
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        data = {
             "name": self.name,
             "share": self.share,
             "fuse": [f.role for f in self.fuse],
             "disable": list(self.disable),
-            "rules": [r.to_dict() for r in self.rules],
         }
+        if not self.softmax.exact:
+            data["softmax"] = self.softmax.to_dict()
+        return {**data, "rules": [r.to_dict() for r in self.rules]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
@@ -429,6 +479,18 @@ class Recipe:
             TypeError,
         ) as error:  # TypeError: keys and values of kinds that nothing here expects
             raise ValueError(f"{printable(path)}: {one_line(error, _LONGEST)}") from error
+
+
+def _softmax(value: Any, where: str) -> Softmax:
+    """Convert the value of a recipe's field `softmax`."""
+    if isinstance(value, Softmax):
+        return value
+    try:
+        if isinstance(value, str):
+            return Softmax(value)
+        return validation.build(Softmax, value, "softmax")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _check_suffix(path: pathlib.Path) -> None:

@@ -38,6 +38,10 @@ ROLES = (
     "embedding_sum",
     "layernorm_weight",
     "position_embedding",
+    # Operands of functions (tfquant.graph.activations, tfquant.graph.attention).
+    "activation_input",
+    "softmax_input",
+    "scaling_input",
 )
 # Where in an encoder an edge lies (tfquant.graph.parts).
 PARTS = (

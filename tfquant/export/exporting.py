@@ -168,6 +168,7 @@ def export(
     if mode == "quantized":
         check_calibrated(engine)
     form.check_formats(request)
+    form.check_softmax(request)
     form.check(request)
     check_weights(request)
     result = contractions = None

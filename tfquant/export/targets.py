@@ -43,6 +43,7 @@ class Target:
       blocks: whether it takes blocks whose scale is that of the numbers in them.
       float_convolutions: whether the first reader computes most convolutions in float, although
         their operands are quantized.
+      softmax: whether it takes approximated softmax, see `tfquant.Softmax`.
     """
 
     write: Callable[[ExportRequest, str], None]
@@ -59,6 +60,7 @@ class Target:
     formats: Mapping[str, int] | None = dataclasses.field(default_factory=dict)
     blocks: bool = False
     float_convolutions: bool = False
+    softmax: bool = False
 
     @property
     def suffix(self) -> str:
@@ -170,6 +172,20 @@ class Target:
                     f" opset={self.formats[name]}"
                 )
 
+    def check_softmax(self, request: ExportRequest) -> None:
+        """Raise ExportError for an approximated softmax that the target lacks."""
+        from tfquant.export.errors import ExportError
+
+        softmax = request.engine.plan.recipe.softmax
+        if request.mode == "float" or softmax.exact or self.softmax:
+            return
+        takers = " or ".join(key for key, target in TARGETS.items() if target.softmax)
+        attention = request.engine.inference.analysis.structure.attention[0]
+        raise ExportError(
+            f"attention {attention.path}: approximated softmax ({softmax}) does not exist in this"
+            f" target: export to {takers}, or set softmax: exact in the recipe"
+        )
+
     def check_path(self, path: pathlib.Path) -> None:
         """Raise ValueError if the target cannot be written to `path`."""
         if not path.parent.is_dir():
@@ -273,6 +289,7 @@ TARGETS = {
         name="SavedModel",
         formats=None,
         blocks=True,
+        softmax=True,
     ),
     "fastertransformer": Target(
         _late("fastertransformer.write"),

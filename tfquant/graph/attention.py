@@ -6,6 +6,7 @@ Product -> (scale, mask) -> Softmax -> (dropout) -> product, however the model i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import tensorflow as tf
 
@@ -32,6 +33,8 @@ class Attention:
         the former.
       projections: `q`, `k`, `v` -> path of the linear that makes it, where there is one.
       between: names of the operations from the scores to the softmax: scale, mask, position bias.
+      scalings: (operation, index of the activation) of the product of the scores, or else of one or
+        both of their operands, with a scalar, or of the division.
     """
 
     path: str
@@ -42,6 +45,7 @@ class Attention:
     probabilities_index: int
     projections: dict[str, str]
     between: frozenset[str]
+    scalings: tuple[tuple[tf.Operation, int], ...]
 
 
 def find_attention(flow: Dataflow, contractions: list[Contraction]) -> list[Attention]:
@@ -72,6 +76,8 @@ def find_attention(flow: Dataflow, contractions: list[Contraction]) -> list[Atte
         if count > 1:
             path = f"{path}#{count}"
         between = _between(flow, scores.op, softmax)
+        # What comes before operands that no linear makes may be anything.
+        operands = [t for port, t in sources.items() if port != "v" and port in projections]
         result.append(
             Attention(
                 path,
@@ -82,8 +88,29 @@ def find_attention(flow: Dataflow, contractions: list[Contraction]) -> list[Atte
                 probabilities_index,
                 projections,
                 between,
+                _scalings(flow, between, operands, by_name),
             )
         )
+    return result
+
+
+def fused_softmax(attention: Iterable[Attention]) -> list[tf.Operation]:
+    """Softmax operation of each attention.
+
+    Raises:
+      ValueError: there is no attention, or a softmax is written out in primitive operations.
+    """
+    result = []
+    for one in attention:
+        if one.softmax.op.type != "Softmax":
+            raise ValueError(
+                f"softmax of attention {one.path!r} is written out as exponential, sum and"
+                " division, which cannot be replaced: call tf.nn.softmax there, or set softmax:"
+                " exact"
+            )
+        result.append(one.softmax.op)
+    if not result:
+        raise ValueError("softmax applies to attention, of which this model has none: remove it")
     return result
 
 
@@ -91,7 +118,7 @@ def _softmax_after(flow: Dataflow, scores: tf.Tensor) -> tf.Tensor | None:
     for op in flow.walk_forward([scores], lambda o: o.type in _LOCAL_OPS):
         if op.type == "Softmax":
             return op.outputs[0]
-        if op.type in ("RealDiv", "Div") and _is_written_out_softmax(flow, op):
+        if op.type in ("RealDiv", "Div") and is_written_out_softmax(flow, op):
             return op.outputs[0]
     return None
 
@@ -104,7 +131,57 @@ def _between(flow: Dataflow, scores: tf.Operation, softmax: tf.Tensor) -> frozen
     return frozenset(o.name for o in after) & frozenset(o.name for o in before)
 
 
-def _is_written_out_softmax(flow: Dataflow, division: tf.Operation) -> bool:
+def _scalings(
+    flow: Dataflow,
+    between: frozenset[str],
+    operands: list[tf.Tensor],
+    by_name: dict[str, Contraction],
+) -> tuple[tuple[tf.Operation, int], ...]:
+    """(operation, index of the activation) of the scaling of scores, or else of their operands.
+
+    Args:
+      flow: the graph.
+      between: names of the operations from the scores to the softmax.
+      operands: of the scores, those that a linear makes.
+      by_name: contractions by the name of their operation.
+    """
+    for op in (flow.operations[i] for i in sorted(flow.index[name] for name in between)):
+        index = _scaled_operand(flow, op)
+        if index is not None and not _is_cap(flow, op):
+            return ((op, index),)
+    result = []
+    for tensor in operands:
+        behind = flow.walk_back(
+            tensor, lambda o: o.type in _FROM_PROJECTION_OPS and o.name not in by_name
+        )
+        matches = ((op, _scaled_operand(flow, op)) for op in behind)
+        result += [(op, index) for op, index in matches if index is not None][:1]
+    return tuple(result)
+
+
+def _scaled_operand(flow: Dataflow, op: tf.Operation) -> int | None:
+    """Index of the activation that an operation multiplies with, or divides by, a scalar; None of
+    other operations, and of a change of sign.
+    """
+    if op.type not in ("Mul", "RealDiv", "Div"):
+        return None
+    for index, scalar in enumerate(op.inputs):
+        if scalar.shape.num_elements() != 1 or flow.is_dynamic(scalar):
+            continue
+        value = tf.get_static_value(scalar)
+        if flow.is_dynamic(op.inputs[1 - index]) and (value is None or abs(value.item()) != 1.0):
+            # The activation is never the divisor.
+            return 1 - index if op.type == "Mul" or index == 1 else None
+    return None
+
+
+def _is_cap(flow: Dataflow, op: tf.Operation) -> bool:
+    """Return whether an operation is one of the two scalings of a cap, c * tanh(scores / c)."""
+    after = (consumer.type for consumer, _ in flow.value_consumers(op.outputs[0]))
+    return "Tanh" in after or any(t.op.type == "Tanh" for t in op.inputs)
+
+
+def is_written_out_softmax(flow: Dataflow, division: tf.Operation) -> bool:
     """Return whether an operation is a softmax of primitive operations, exp(x) / sum(exp(x))."""
     numerator, denominator = (flow.root(t) for t in division.inputs)
     return (

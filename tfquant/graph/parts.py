@@ -27,6 +27,7 @@ _LINEAR_ROLES = (
     "linear_output",
     "layer_output",
     "activation_output",
+    "activation_input",
     "pooler",
     "logits",
 )

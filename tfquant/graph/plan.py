@@ -13,6 +13,7 @@ from calib import tables
 from tfquant import formats
 from tfquant.error_messages import some_of
 from tfquant.graph.analysis import Analysis
+from tfquant.graph.attention import fused_softmax
 from tfquant.graph.contractions import UNUSED, Skipped
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.edge import Edge
@@ -67,11 +68,13 @@ class Plan:
 
     def table(self) -> Table:
         """Rich table of sites, followed by the skipped contractions."""
+        softmax = self.recipe.softmax
         table = Table(
             title=(
                 f"recipe {self.recipe.name}: {len(self.sites)} sites,"
                 + (f" {len(self.gradients)} sites of gradients," if self.gradients else "")
                 + f" {len(self.skipped)} contractions skipped"
+                + ("" if softmax.exact else f", softmax: {softmax}")
             )
         )
         for column in ("role", "layer path", "port", "shape", "spec", "rule"):
@@ -117,10 +120,15 @@ def make_plan(trace: Trace, recipe: Recipe) -> Plan:
       recipe: rules, of which the last match decides.
 
     Raises:
-      RecipeError: a rule that is not optional matches nothing, or sites that shall have one range
-        differ.
+      RecipeError: a rule that is not optional matches nothing, sites that shall have one range
+        differ, or a softmax cannot be approximated.
     """
     analysis = trace.analysis
+    if not recipe.softmax.exact:
+        try:
+            fused_softmax(analysis.structure.attention)
+        except ValueError as error:
+            raise RecipeError(f"recipe {recipe.name!r}: {error}") from error
     roles = analysis.roles
     decided = _decided(recipe, roles.edges)
     twins = gradient_edges(recipe, roles.edges)

@@ -94,6 +94,10 @@ class _Edges:
             yield self._on_tensor(
                 "softmax_output", attention.path, "output", attention.softmax, nonnegative=True
             )
+            for number, (op, index) in enumerate(attention.scalings, start=1):
+                port = "input" if number == 1 else f"input#{number}"
+                yield self._on_edge("scaling_input", attention.path, port, op, index)
+        yield from self._of_activations()
         for result in (*self._structure.residuals, *self._structure.layernorms):
             for edge in (
                 self._of_residual(result)
@@ -107,6 +111,15 @@ class _Edges:
                 )
         yield from self._produced()
         yield from self.edges_of_embeddings()
+
+    def _of_activations(self) -> Iterator[Edge]:
+        """Edges into activation functions and softmaxes."""
+        for result in self._structure.activations:
+            if result.op is not None:
+                edge = self._on_edge(result.role, result.path, "input", result.op, 0)
+            else:
+                edge = self._on_tensor(result.role, result.path, "input", result.input)
+            yield dataclasses.replace(edge, repeated=result.path != result.layer)
 
     def _of_residual(self, residual: Residual) -> Iterator[Edge]:
         yield self._on_edge("residual", residual.path, "skip", residual.op, residual.skip_index)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from tfquant.graph.activations import NONLINEAR_OPS, Activation, find_activations
 from tfquant.graph.attention import Attention, find_attention, projection
 from tfquant.graph.contractions import Contraction, Skipped, product_equation
 from tfquant.graph.dataflow import ELEMENTWISE_OPS, VIEW_OPS, Dataflow, common_parent
@@ -21,9 +22,6 @@ from tfquant.graph.replay import descendants
 from tfquant.graph.residual import Residual, before_residual, find_residuals
 from tfquant.site import address
 
-_NONLINEAR_OPS = frozenset(
-    "Relu Relu6 LeakyRelu Elu Selu Erf Erfc Tanh Sigmoid Softplus Softsign".split()
-)
 _SELECTING_OPS = frozenset("StridedSlice Slice Gather GatherV2 GatherNd".split())
 
 
@@ -77,6 +75,7 @@ class Structure:
             flow, self.contractions, self.attention, self.paths
         )
         self.layernorms: list[LayerNorm] = find_layernorms(flow)
+        self.activations: list[Activation] = find_activations(flow, self.attention, self.paths)
         self.zones = self._zones()
         self.head_paths = {self.paths[name]: zone for name, zone in self.zones.items()}
         self.projections = {
@@ -192,7 +191,7 @@ class Structure:
         if not any(o.type in _SELECTING_OPS for o in before):
             return False
         return any(
-            o.type == "Tanh" or (o.type in _NONLINEAR_OPS and self._feeds_linear(o)) for o in after
+            o.type == "Tanh" or (o.type in NONLINEAR_OPS and self._feeds_linear(o)) for o in after
         )
 
     def _feeds_linear(self, op: tf.Operation) -> bool:
@@ -222,7 +221,7 @@ class Structure:
             tensor, lambda o: o.type in ELEMENTWISE_OPS or o.type in VIEW_OPS
         )
         sources = [op for op in behind if op.name in self.paths]
-        if len(sources) != 1 or not any(op.type in _NONLINEAR_OPS for op in behind):
+        if len(sources) != 1 or not any(op.type in NONLINEAR_OPS for op in behind):
             return None
         return self.paths[sources[0].name], tensor
 

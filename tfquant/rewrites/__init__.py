@@ -1,0 +1,1 @@
+"""Replacements of operations of the network, apart from quantizers."""
