@@ -37,6 +37,7 @@ __all__ = [
     "Softmax",
     "TargetError",
     "UncalibratedError",
+    "add_training_args",
     "apply",
     "calibrate",
     "compare",

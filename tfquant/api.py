@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import warnings
 from collections.abc import Iterable
@@ -18,13 +19,18 @@ from tfquant.graph.trace import trace
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.recipes import recipe as named_recipe
 from tfquant.rules import Recipe
+from tfquant.training_args import recipe_of_args
 
 # What lost least F1 after calibration, see docs/recipes.md.
 DEFAULT_RECIPE = "int8_residual_float_asymmetric"
 
 
 def plan(
-    model: Any, recipe: Recipe | str = DEFAULT_RECIPE, *, inputs: Any = None, signature: Any = None
+    model: Any,
+    recipe: Recipe | str | argparse.Namespace = DEFAULT_RECIPE,
+    *,
+    inputs: Any = None,
+    signature: Any = None,
 ) -> Plan:
     """Dry run: list every place that would be quantized with the deciding rule, and every skipped
     contraction with the reason.
@@ -32,7 +38,7 @@ def plan(
     Args:
       model: a Keras 3 or tf-keras model or layer, a loaded SavedModel, a `tf.function` or any
         callable on tensors.
-      recipe: a `Recipe` or the name of one.
+      recipe: a `Recipe`, the name of one, or parsed arguments of `tfquant.add_training_args`.
       inputs: one batch, for models and functions that do not say what they take (a tuple of
         arguments for a function).
       signature: nested structure of `tf.TensorSpec`, instead of `inputs`.
@@ -49,7 +55,7 @@ def plan(
 
 def quantize(
     model: Any,
-    recipe: Recipe | str = DEFAULT_RECIPE,
+    recipe: Recipe | str | argparse.Namespace = DEFAULT_RECIPE,
     calibration: Iterable[Any] | calib.Calibration | None = None,
     *,
     inputs: Any = None,
@@ -116,12 +122,15 @@ def _warn_of_no_site(plan: Plan) -> None:
         )
 
 
-def _recipe(recipe: Recipe | str) -> Recipe:
+def _recipe(recipe: Recipe | str | argparse.Namespace) -> Recipe:
     if isinstance(recipe, str):
         return named_recipe(recipe)
+    if isinstance(recipe, argparse.Namespace):
+        return recipe_of_args(recipe)
     if not isinstance(recipe, Recipe):
         raise TypeError(
-            f"recipe must be a tfquant.Recipe or the name of one, got {type(recipe).__name__}"
+            "recipe must be a tfquant.Recipe, the name of one, or arguments of"
+            f" tfquant.add_training_args, got {type(recipe).__name__}"
         )
     return recipe
 

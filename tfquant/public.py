@@ -16,6 +16,7 @@ from tfquant.sensitivity import SensitivityReport, sensitivity
 from tfquant.site import Site
 from tfquant.spec import QuantSpec
 from tfquant.store import load, save
+from tfquant.training_args import add_training_args
 
 __all__ = [
     "Calibration",
@@ -33,6 +34,7 @@ __all__ = [
     "Softmax",
     "TargetError",
     "UncalibratedError",
+    "add_training_args",
     "apply",
     "calibrate",
     "compare",

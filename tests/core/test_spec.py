@@ -161,7 +161,7 @@ def test_a_hand_written_file_needs_only_rules(tmp_path):
         ("{rules: [{spec: null, name: r, layer: x}]}", "rule 'r': unknown key 'layer'"),
         (
             "{rules: [{spec: {bits: 8}, name: r}]}",
-            "rule 'r': quantization spec: unknown key 'bits'; known: decay, dynamic, format",
+            "rule 'r': quantization spec: unknown key 'bits'; known: block_axis, block_size, decay",
         ),
         ("{rules: [{spec: 8, name: r}]}", "rule 'r': a quantization spec is a mapping, got 8"),
         (
@@ -692,7 +692,8 @@ def test_disabled_sites_have_a_range_but_do_not_quantize(dense):
 
 def test_recipe_must_be_a_recipe_or_a_name(dense):
     with pytest.raises(
-        TypeError, match="recipe must be a tfquant.Recipe or the name of one, got dict"
+        TypeError,
+        match="recipe must be a tfquant.Recipe, the name of one, or arguments of .*, got dict",
     ):
         tfquant.plan(dense, {"rules": []})
 

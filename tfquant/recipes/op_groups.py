@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable
+from typing import Any
 
 from tfquant.rules import Recipe, Rule, Softmax
 from tfquant.spec import QuantSpec
@@ -21,6 +22,19 @@ ROLES_OF_GROUPS: dict[str, tuple[str, ...]] = {
     "act": ("activation_input", "softmax_input"),
     "attn_scaling": ("scaling_input",),
 }
+# Group -> roles whose gradients are quantized. That of a result is quantized before the backward
+# pass of its operation, so that both products behind a contraction read rounded numbers. The result
+# of the attention scaling has no role of its own: its gradient is rounded behind the scaling.
+GRADIENTS_OF_GROUPS: dict[str, tuple[str, ...]] = {
+    "gemm": ("linear_output", "attention_scores", "matmul_output"),
+    "residual": ("residual_sum", "residual", "residual_other"),
+    "norm": ("layernorm_output",),
+    "act": ("activation_output", "softmax_output"),
+    "attn_scaling": ("scaling_input",),
+}
+# Parts of an encoder whose linears share their input with others: the gradients of these inputs are
+# rounded before they are summed, as part of `residual`.
+_FAN_IN = ("query", "key", "value", "ffn_in")
 # Other name of a group -> the group.
 ALIASES = {"activation": "act", "layernorm": "norm", "scaling": "attn_scaling"}
 # Name of a column of the paper's Table 1 -> groups whose inputs are quantized.
@@ -61,19 +75,23 @@ def recipe_of(
     weight: QuantSpec | None,
     groups: str | Iterable[str] = ("gemm",),
     *,
+    error: QuantSpec | None = None,
+    error_groups: str | Iterable[str] = ("gemm",),
     op_fusion: str | Iterable[str] = (),
     softmax: Softmax | str = "exact",
     other_parameters: QuantSpec | None = None,
     name: str = "op groups",
 ) -> Recipe:
-    """Return the recipe that quantizes the inputs of groups of operations.
+    """Return the recipe that quantizes the inputs of groups of operations, and gradients.
 
     Args:
       activation: spec of activations; None leaves them in float.
       weight: spec of the kernels of products; None leaves them in float.
       groups: whose inputs are quantized, see `parse_groups`.
+      error: spec of gradients of activations in training; None leaves them in float.
+      error_groups: groups whose gradients are quantized.
       op_fusion: parts of layer paths; layers whose path contains one get no quantizer of
-        activations. A string holds them with commas between.
+        activations and gradients. A string holds them with commas between.
       softmax: approximations in the softmax of attention.
       other_parameters: spec of embedding tables and scales of normalizations, which stay in float
         with None.
@@ -82,11 +100,12 @@ def recipe_of(
     Raises:
       ValueError: unknown group, or nothing is specified.
     """
-    groups = parse_groups(groups)
+    groups, error_groups = parse_groups(groups), parse_groups(error_groups)
     softmax = Softmax(softmax) if isinstance(softmax, str) else softmax
-    if activation is None and weight is None and other_parameters is None and softmax.exact:
+    specs = (activation, weight, error, other_parameters)
+    if all(spec is None for spec in specs) and softmax.exact:
         raise ValueError(
-            "nothing to quantize: specify activation, weight, other_parameters or softmax"
+            "nothing to quantize: specify activation, weight, error, other_parameters or softmax"
         )
     rules: list[Rule] = []
     if weight is not None:
@@ -97,54 +116,37 @@ def recipe_of(
     if other_parameters is not None:
         rules.append(Rule(other_parameters, role=_OTHER_PARAMETERS, name="other parameters"))
     if activation is not None:
-        rules += input_rules(activation, groups, op_fusion)
+        rules += _rules(activation, groups, op_fusion, "forward")
+    if error is not None:
+        rules += _rules(error, error_groups, op_fusion, "backward")
     return Recipe(tuple(rules), name=name, softmax=softmax)
 
 
-def input_rules(
-    spec: QuantSpec,
-    groups: Iterable[str],
-    op_fusion: str | Iterable[str] = (),
-    direction: str = "forward",
+def _rules(
+    spec: QuantSpec, groups: tuple[str, ...], op_fusion: str | Iterable[str], direction: str
 ) -> list[Rule]:
-    """Return the rules for the inputs of groups and the exceptions from them.
+    """Return the rules for the inputs or gradients of groups and the exceptions from them."""
+    forward = direction == "forward"
+    table = ROLES_OF_GROUPS if forward else GRADIENTS_OF_GROUPS
+    prefix = "" if forward else "gradients of "
 
-    Args:
-      spec: how they are quantized.
-      groups: keys of `ROLES_OF_GROUPS`.
-      op_fusion: see `recipe_of`.
-      direction: `forward` for values, `backward` for gradients.
-    """
-    prefix = "" if direction == "forward" else f"{direction} "
-    rules = []
-    for group in groups:
-        rules.append(
-            Rule(
-                spec,
-                role=ROLES_OF_GROUPS[group],
-                optional=group != "gemm",
-                direction=direction,
-                name=f"{prefix}{group}",
-            )
-        )
+    def rule(name: str, roles: tuple[str, ...], **options: Any) -> Rule:
+        options = {"optional": True, "direction": direction} | options
+        return Rule(spec, role=roles, name=prefix + name, **options)
+
+    rules = [rule(group, table[group], optional=group != "gemm") for group in groups]
     if "gemm" in groups:
-        rules.append(
-            Rule(
-                spec,
-                role=_HEADS,
-                port="input",
-                optional=True,
-                direction=direction,
-                name=f"{prefix}gemm of heads",
-            )
-        )
-    every = tuple(role for roles in ROLES_OF_GROUPS.values() for role in roles)
+        port = "input" if forward else "output"
+        rules.append(rule("gemm of heads", _HEADS, port=port))
+    if "residual" in groups and not forward:
+        rules.append(rule("summed inputs", ("linear_input",), part=_FAN_IN))
+    every = (*(role for roles in table.values() for role in roles), "linear_input", *_HEADS)
     listed = op_fusion.split(",") if isinstance(op_fusion, str) else op_fusion
     for part in dict.fromkeys(filter(None, map(str.strip, listed))):
         rules.append(
             Rule(
                 None,
-                role=(*every, *_HEADS),
+                role=tuple(dict.fromkeys(every)),
                 path=f"*{glob.escape(part)}*",
                 port="re:^(?!kernel$)",
                 direction=direction,
