@@ -33,8 +33,8 @@ from tfquant.training import (
 
 def train(
     model: keras.Model,
-    config: modeling.BertConfig,
-    tokenizer: squad.Tokenizer,
+    config: modeling.Config,
+    tokenizer: squad.LibraryTokenizer,
     settings: Settings,
     group: Group,
 ) -> tuple[Any, int, dict[str, Any]]:
