@@ -205,10 +205,14 @@ def answer_pieces(example: SquadExample, context: Pieces) -> tuple[int, int] | N
     then searches for a shorter run of pieces that spells the answer.
     """
     answer = example.answers[0]
-    if not answer.text:
+    # Pieces of byte-level BPE that are blanks alone stand for no character: without blanks at its
+    # ends an answer begins and ends with another piece.
+    text = answer.text.strip(" ")
+    start = answer.end - len(answer.text.lstrip(" "))
+    if not text:
         return None
-    first = int(np.searchsorted(context.ends, answer.start, side="right"))
-    last = int(np.searchsorted(context.starts, answer.end, side="left")) - 1
+    first = int(np.searchsorted(context.ends, start, side="right"))
+    last = int(np.searchsorted(context.starts, start + len(text), side="left")) - 1
     return (first, last) if first <= last else None
 
 
