@@ -4,7 +4,6 @@ import importlib.util
 import os
 import pathlib
 
-import modeling
 from calib.names import GENERAL, NAMES
 from runs.checks import (
     folder_problems,
@@ -13,12 +12,11 @@ from runs.checks import (
     size_problems,
     value_problems,
 )
-from runs.distillation_options import distillation_problems, teacher_problems
+from runs.distillation_options import distillation_problems
 from runs.folders import same_files
 from runs.squad.flags import MODES, TARGET_OF, TFDS, Settings
-from tasks import squad
-from tasks.byte_level import ByteLevelTokenizer
-from tasks.tokenizer import VOCABULARIES
+from runs.squad.model_checks import model_problems, no_room
+from tasks.wordpiece import Tokenizer
 from tfquant import checkpoint
 from tfquant.export.fastertransformer import SMALLEST_SM
 from tfquant.export.targets import TARGETS
@@ -26,9 +24,6 @@ from tfquant.runtimes import PACKAGES
 from tfquant.training.sparsity import parse_pattern
 
 RESULTS = ("predictions.json", "nbest_predictions.json", "null_odds.json", "results.json")
-WITH_SEGMENTS = ("bert", "mobilebert")  # architectures that read segment ids
-WORDPIECE = "WordPiece (vocab.txt or tokenizer.json)"
-BYTE_LEVEL = "byte-level BPE (vocab.json with merges.txt, or tokenizer.json)"
 PLACEMENT = ("quant_recipe", "quant_mode", "quantize_residual", "quant_another_add_input")
 
 
@@ -52,7 +47,7 @@ def check(settings: Settings) -> None:
     problems = [problem for look in checks for problem in look(settings)]
     problems += size_problems(problems, settings)
     if not problems:  # these read the files
-        problems = _model(settings)
+        problems = model_problems(settings)
     if not problems:
         problems = _output(settings)
     refuse(problems, settings)
@@ -65,24 +60,13 @@ def _work(s: Settings) -> list[str]:
         problems.append(
             "nothing to do: give at least one of --do_train, --do_calib, --do_export, --do_predict"
         )
-    problems += _no_room(s, squad.Tokenizer.separators)
+    problems += no_room(s, Tokenizer.separators)
     if s.range_freeze_step is not None and s.range_freeze_step <= s.range_start_step:
         problems.append(
             f"--range_freeze_step={s.range_freeze_step}: must be above --range_start_step"
             f" ({s.range_start_step})"
         )
     return problems
-
-
-def _no_room(s: Settings, separators: int) -> list[str]:
-    """Return a problem if a question leaves no room for the paragraph."""
-    special = 2 + separators
-    if s.max_seq_length > s.max_query_length + special:
-        return []
-    return [
-        f"--max_seq_length={s.max_seq_length}: must be above --max_query_length"
-        f" ({s.max_query_length}) + {special}, or there is no room for the paragraph"
-    ]
 
 
 def _placement(s: Settings) -> list[str]:
@@ -225,116 +209,6 @@ def _files(s: Settings) -> list[str]:
                 if path.endswith(".index") and os.path.isfile(path)
                 else f"--{name}={path}: there is no {path}.index and no such folder; give the"
                 " prefix of a TensorFlow checkpoint or a Hugging Face folder"
-            )
-    return problems
-
-
-def _model(s: Settings) -> list[str]:
-    """Return contradictions between configuration, vocabulary and checkpoint."""
-    problems = []
-    try:
-        config = modeling.config_from_file(s.bert_config_file)
-        if s.max_seq_length > config.max_sequence_length:
-            problems.append(
-                f"--max_seq_length={s.max_seq_length}: the model of {s.bert_config_file} has only "
-                f"{config.max_sequence_length} positions"
-            )
-        if config.model_type in WITH_SEGMENTS and config.num_segments < 2:
-            problems.append(
-                f"--bert_config_file={s.bert_config_file}: type_vocab_size {config.num_segments}"
-                " has no segment for the paragraph: SQuAD wants a model with at least 2"
-            )
-        modeling.check_memory(config)
-        block = parse_pattern(s.sparsity)[1] if s.sparsity else 1
-        for name in dict.fromkeys(("hidden_size", "intermediate_size", *config.split_by_heads)):
-            if getattr(config, name) % block:
-                problems.append(
-                    f"--sparsity={s.sparsity}: {config.file_keys.get(name, name)}"
-                    f" {getattr(config, name)} is no multiple of {block}"
-                )
-        tokenizer = squad.load_tokenizer(s.vocab_file, lower_case=s.do_lower_case)
-        problems += _tokenizer(config, tokenizer, s)
-        if s.distillation:
-            problems += _teacher(config, tokenizer, s)
-        if not isinstance(tokenizer, ByteLevelTokenizer):
-            problems += _lower_case(s)
-    except (ValueError, OSError) as error:
-        problems.append(str(error))
-    return problems
-
-
-def _tokenizer(
-    config: modeling.Config, tokenizer: squad.LibraryTokenizer, s: Settings
-) -> list[str]:
-    """Return contradictions between vocabulary and configuration."""
-    flag = f"--vocab_file={s.vocab_file}"
-    if kind_of(tokenizer) != kind_read_by(config):
-        return [
-            f"{flag} is {kind_of(tokenizer)}, the {config.title} of {s.bert_config_file} reads"
-            f" {kind_read_by(config)}: give the vocabulary that came with it"
-        ]
-    problems = _no_room(s, tokenizer.separators)
-    if tokenizer.num_ids > config.vocab_size:
-        problems.append(
-            f"{flag} has {tokenizer.num_ids} pieces, the model of"
-            f" {s.bert_config_file} only {config.vocab_size}: give those that belong together"
-        )
-    pad_id = getattr(config, "pad_token_id", tokenizer.pad_id)
-    if pad_id != tokenizer.pad_id:
-        problems.append(
-            f"{flag}: id of <pad> is {tokenizer.pad_id}, pad_token_id of {s.bert_config_file}, from"
-            f" which positions are counted, is {pad_id}: give those that belong together"
-        )
-    return problems
-
-
-def kind_of(tokenizer: squad.LibraryTokenizer) -> str:
-    return BYTE_LEVEL if isinstance(tokenizer, ByteLevelTokenizer) else WORDPIECE
-
-
-def kind_read_by(config: modeling.Config) -> str:
-    """Return the kind of vocabulary that the models of an architecture are published with."""
-    return BYTE_LEVEL if config.model_type == "roberta" else WORDPIECE
-
-
-def _teacher(config: modeling.Config, tokenizer: squad.LibraryTokenizer, s: Settings) -> list[str]:
-    """Return problems of the teacher, which reads the windows of the student."""
-    file = s.teacher_config_file or s.bert_config_file
-    teacher = modeling.config_from_file(file)
-    flag = f"--teacher_config_file={file}"
-    if kind_read_by(teacher) != kind_read_by(config):
-        return [
-            f"{flag}: a {teacher.title} reads {kind_read_by(teacher)}, the student"
-            f" {kind_read_by(config)}: both read the same pieces, so take a teacher with the"
-            " student's vocabulary"
-        ]
-    problems = teacher_problems(config, teacher, s, flag)
-    pads = [getattr(one, "pad_token_id", None) for one in (teacher, config)]
-    if pads[0] != pads[1]:
-        problems.append(
-            f"{flag}: pad_token_id is {pads[0]}, that of the student {pads[1]}: take a teacher with"
-            " the student's vocabulary"
-        )
-    folder = s.teacher if os.path.isdir(s.teacher) else os.path.dirname(s.teacher)
-    own = any(os.path.isfile(os.path.join(folder, name)) for name in VOCABULARIES)
-    if own and squad.load_tokenizer(folder).vocab != tokenizer.vocab:
-        problems.append(
-            f"--teacher={s.teacher}: the vocabulary beside it is not that of --vocab_file: both"
-            " read the same pieces, so take a teacher with the student's vocabulary"
-        )
-    return problems
-
-
-def _lower_case(s: Settings) -> list[str]:
-    """Return a problem for each file of a model whose case is not that of --do_lower_case."""
-    problems = []
-    for name in ("vocab_file", "init_checkpoint", "teacher"):
-        path = getattr(s, name)
-        result = modeling.detect_lower_case(path) if path else None
-        if result not in (None, s.do_lower_case):
-            problems.append(
-                f"--do_lower_case={s.do_lower_case}, but --{name}={path} is"
-                f" {'uncased' if result else 'cased'}: set --do_lower_case={result}"
             )
     return problems
 
