@@ -37,6 +37,7 @@ def make_files(folder: pathlib.Path, family: str, **sizes) -> dict:
         vocab_file = folder / "vocab.json"
         rows = len(byte_level_vocabulary(folder, all_texts()))
     config = hugging_face.CONFIGS[family] | {
+        "n_layers" if family == "distilbert" else "num_hidden_layers": 1,
         "vocab_size": rows,
         "max_position_embeddings": POSITIONS + 2 * (family == "roberta"),
     }
