@@ -147,7 +147,7 @@ class Settings:
         384, "Longest window in pieces: question, paragraph and special tokens."
     )
     doc_stride: int = flag(
-        128, "Word pieces from one window over a long paragraph to the next.", bound=AT_LEAST_1
+        128, "Pieces from one window over a long paragraph to the next.", bound=AT_LEAST_1
     )
     max_query_length: int = flag(64, "Longer questions are cut.", bound=AT_LEAST_1)
     version_2_with_negative: bool = flag(False, "SQuAD 2.0: questions may have no answer.")
@@ -186,7 +186,7 @@ class Settings:
         FREE,
         bound=AT_LEAST_1,
     )
-    max_answer_length: int = flag(30, "Longest answer in word pieces.", FREE, bound=AT_LEAST_1)
+    max_answer_length: int = flag(30, "Longest answer in pieces.", FREE, bound=AT_LEAST_1)
     null_score_diff_threshold: float = flag(
         0.0, "SQuAD 2.0: no answer wins if it is better by more than this.", FREE
     )
