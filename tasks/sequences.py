@@ -128,7 +128,7 @@ class LibraryTokenizer:
 
     def decode_ids(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Return the pieces of `ids` as strings."""
-        return [self._rust.id_to_token(int(index)) for index in ids]
+        return [self._rust.id_to_token(int(index)) or "" for index in ids]
 
 
 def _to_pieces(encoding) -> Pieces:

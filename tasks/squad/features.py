@@ -262,9 +262,11 @@ def _add_windows(
         columns.char_starts.append(np.concatenate([outside, context.starts[here], [-1]]))
         columns.char_ends.append(np.concatenate([outside, context.ends[here], [-1]]))
         columns.max_context.append(np.concatenate([np.zeros(offset, bool), best, [False]]))
-        whole = answer is not None and start <= answer[0] and answer[1] < start + length
-        columns.start_positions.append(answer[0] - start + offset if whole else 0)
-        columns.end_positions.append(answer[1] - start + offset if whole else 0)
+        labels = (0, 0)
+        if answer is not None and start <= answer[0] and answer[1] < start + length:
+            labels = (answer[0] - start + offset, answer[1] - start + offset)
+        columns.start_positions.append(labels[0])
+        columns.end_positions.append(labels[1])
 
 
 def _finish(
