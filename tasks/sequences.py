@@ -5,8 +5,8 @@ two texts with special tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -77,11 +77,12 @@ class LibraryTokenizer:
         return 2 + self.separators
 
     def encode(self, texts: Sequence[str]) -> list[Pieces]:
-        """Tokenize many texts (on all cores), offsets counted in characters of each text."""
-        return [
-            _to_pieces(encoding)
-            for encoding in self._rust.encode_batch(list(texts), add_special_tokens=False)
-        ]
+        """Tokenize many texts (on all cores), offsets counted in characters of each text.
+
+        Raises:
+            ValueError: the vocabulary cannot encode text.
+        """
+        return [_to_pieces(encoding) for encoding in self._encode_batch(texts, special=False)]
 
     def encode_sequences(
         self, firsts: Sequence[str], seconds: Sequence[str] | None, max_length: int
@@ -113,18 +114,22 @@ class LibraryTokenizer:
             )
         self._rust.enable_truncation(max_length, strategy="longest_first")
         try:
-            rows = list(firsts) if seconds is None else list(zip(firsts, seconds, strict=True))
-            encodings = self._rust.encode_batch(rows)
-        except Exception as error:  # The library raises plain Exceptions.
-            raise ValueError(
-                f"the tokenizer cannot encode text: {printable(error, 200)}"
-            ) from error
+            rows = firsts if seconds is None else zip(firsts, seconds, strict=True)
+            encodings = self._encode_batch(rows, special=True)
         finally:
             self._rust.no_truncation()  # texts encoded by themselves keep their length
         return [
             Encoded(np.asarray(result.ids, np.int32), len(result.ids) - sum(result.type_ids))
             for result in encodings
         ]
+
+    def _encode_batch(self, rows: Iterable[Any], *, special: bool) -> list[Any]:
+        try:
+            return self._rust.encode_batch(list(rows), add_special_tokens=special)
+        except Exception as error:  # The library raises plain Exceptions.
+            raise ValueError(
+                f"the tokenizer cannot encode text: {printable(error, 200)}"
+            ) from error
 
     def decode_ids(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Return the pieces of `ids` as strings."""

@@ -46,6 +46,7 @@ def model_problems(s: Settings) -> list[str]:
                     f" {getattr(config, name)} is no multiple of {block}"
                 )
         tokenizer = squad.load_tokenizer(s.vocab_file, lower_case=s.do_lower_case)
+        tokenizer.encode(["a"])
         problems += _tokenizer(config, tokenizer, s)
         if s.distillation:
             problems += _teacher(config, tokenizer, s)
