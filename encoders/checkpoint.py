@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from safetensors import SafetensorError, safe_open
 
-from encoders.names import HEAD_NAMES, architecture_of, variable_name
+from encoders.names import HEAD_NAMES, architecture_of, bundle_name, variable_name
 from encoders.names import google_name as google_name
 from fileio.bundles import open_bundle
 from fileio.messages import printable
@@ -191,7 +191,7 @@ def _open(path: str, architecture: str) -> dict[str, _Stored]:
     """The tensors of a checkpoint of either kind under the model's names."""
     if os.path.isdir(path) or path.endswith(".safetensors"):
         return _open_safetensors(path, architecture)
-    return _open_bundle(path)
+    return _open_bundle(path, architecture)
 
 
 def _beginnings(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -208,8 +208,10 @@ def _refuse(path: str, model: keras.Model, problems: list[str]) -> None:
         )
 
 
-def _open_bundle(prefix: str) -> dict[str, _Stored]:
-    """The tensors of a name-based TensorFlow checkpoint, less what is ignored."""
+def _open_bundle(prefix: str, architecture: str) -> dict[str, _Stored]:
+    """The tensors of a name-based TensorFlow checkpoint under the model's names, less what is
+    ignored.
+    """
     if not os.path.isfile(prefix + ".index"):
         raise FileNotFoundError(f"no checkpoint {printable(repr(prefix))}: {_hint(prefix)}")
     try:
@@ -237,7 +239,9 @@ def _open_bundle(prefix: str) -> dict[str, _Stored]:
             ) from error
 
     return {
-        name: _Stored(name, tuple(shape), dtypes[name].name, lambda name=name: read(name))
+        bundle_name(name, architecture): _Stored(
+            name, tuple(shape), dtypes[name].name, lambda name=name: read(name)
+        )
         for name, shape in shapes.items()
         if not _IGNORED.search(name)
     }

@@ -352,8 +352,8 @@ _BY_MODEL_TYPE = {
 def config_from_file(
     path: str | os.PathLike,
 ) -> BertConfig | RobertaConfig | DistilBertConfig | MobileBertConfig:
-    """Read the configuration of any supported architecture, told by its `model_type` (BERT where
-    there is none).
+    """Read the configuration of any supported architecture, told by its `model_type`; where there
+    is none, as in Google's files, MobileBERT's by its bottleneck, and BERT's.
 
     Args:
         path: the JSON file, or a directory with a `config.json` or `bert_config.json`.
@@ -366,7 +366,9 @@ def config_from_file(
     if os.path.isdir(path):
         candidates = [os.path.join(path, name) for name in ("config.json", "bert_config.json")]
         path = next(filter(os.path.isfile, candidates), candidates[0])
-    model_type = _read(path, "model configuration").get("model_type", "bert")
+    values = _read(path, "model configuration")
+    unnamed = "mobilebert" if "intra_bottleneck_size" in values else "bert"
+    model_type = values.get("model_type", unnamed)
     if not isinstance(model_type, str) or model_type not in _BY_MODEL_TYPE:
         known = ", ".join(_BY_MODEL_TYPE)
         raise ValueError(

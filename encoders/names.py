@@ -63,6 +63,22 @@ def google_name(name: str) -> tuple[str, bool]:
     return variable_name(name, "bert")
 
 
+def bundle_name(name: str, architecture: str) -> str:
+    """Return the name here of a variable of a TensorFlow checkpoint, Google's or our own.
+
+    Google's MobileBERT has its weights below `bert/`, and other names for NoNorm and for the inner
+    feed-forward networks.
+
+    Args:
+        name: as it stands in the file.
+        architecture: one of `ARCHITECTURES`.
+    """
+    if architecture != "mobilebert" or not name.startswith("bert/"):
+        return name
+    name = name.replace("/FakeLayerNorm/", "/LayerNorm/").replace("/ffn_layer_", "/ffn_")
+    return f"mobile{name}"
+
+
 def variable_name(name: str, architecture: str) -> tuple[str, bool]:
     """The name here of a Hugging Face weight, and whether its matrix has to be transposed.
 

@@ -176,6 +176,8 @@ def record_of(settings: Any, ranks: int) -> dict[str, Any]:
 def content(path: str) -> str:
     """Return a hash of the file, checkpoint or Hugging Face folder of that name; for a name that is
     none of these, the name.
+
+    That of a vocab.json includes the merges.txt beside it, which is read with it.
     """
     place = pathlib.Path(path)
     if os.path.isfile(path + checkpoint.INDEX):  # holds a checksum of every tensor
@@ -183,6 +185,9 @@ def content(path: str) -> str:
     else:
         result = [*place.glob("*.safetensors"), *place.glob(f"*.ckpt{checkpoint.INDEX}")]
         files = sorted(result) if place.is_dir() else [place] if place.is_file() else []
+        merges = place.with_name("merges.txt")
+        if files and place.name.endswith("vocab.json") and merges.is_file():
+            files.append(merges)
     total = hashlib.sha256()
     for file in files:
         with open(file, "rb") as stream:

@@ -5,26 +5,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer as _RustTokenizer
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, processors
 
 from fileio.messages import printable
 from tasks.files import read_json
-from tasks.sequences import ROBERTA, Encoded, encode_sequences, use_layout
+from tasks.sequences import LibraryTokenizer
 from tasks.vocabulary import MISSING, VOCABULARY, check_ids
 
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 
 
-class ByteLevelTokenizer:
+class ByteLevelTokenizer(LibraryTokenizer):
     """RoBERTa's tokenizer over a `vocab.json` with the `merges.txt` beside it, or over a
     `tokenizer.json`.
 
     It is cased, and spells every text: what is not in the vocabulary is written in bytes. Words
-    that look like special tokens ("<mask>" written in a text) are split like any other text.
+    that look like special tokens ("<mask>" written in a text) are split like any other text. Pieces
+    as strings are in GPT-2's printable alphabet (a blank is "Ġ"). Offsets are those of RoBERTa's
+    tokenizer in the library: without the blanks of a piece, and the whole character for each of the
+    pieces that its bytes are split into.
 
     Args:
         vocab_file: the one JSON file or the other, told apart by what is in it.
@@ -35,49 +37,35 @@ class ByteLevelTokenizer:
           </s>.
     """
 
+    separators = 2
+    two_segments = False
+
     def __init__(self, vocab_file: str | os.PathLike[str]):
         path = os.fspath(vocab_file)
         content = read_json(path, VOCABULARY, hint=MISSING)
-        self._rust = (
+        rust = (
             _from_tokenizer_json(path, content)
             if "model" in content
             else _from_vocab_and_merges(path)
         )
-        self.vocab: dict[str, int] = self._rust.get_vocab()
-        check_ids(self.vocab, path)
-        missing = [token for token in SPECIAL if token not in self.vocab]
+        vocab: dict[str, int] = rust.get_vocab()
+        check_ids(vocab, path)
+        missing = [token for token in SPECIAL if token not in vocab]
         if missing:
             raise ValueError(
                 f"{path}: no {' '.join(missing)} in it; is this a vocabulary of RoBERTa?"
             )
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id = (
-            self.vocab[token] for token in SPECIAL
+        rust.encode_special_tokens = True  # "encode" as text, that is
+        rust.no_padding()
+        rust.no_truncation()
+        super().__init__(rust, vocab, SPECIAL)
+        # <s> a </s></s> b </s>
+        rust.post_processor = processors.RobertaProcessing(
+            ("</s>", self.sep_id),
+            ("<s>", self.cls_id),
+            trim_offsets=True,
+            add_prefix_space=_adds_prefix_space(content),
         )
-        self._rust.encode_special_tokens = True  # "encode" as text, that is
-        self._rust.no_padding()
-        use_layout(self._rust, ROBERTA)
-
-    def __len__(self) -> int:
-        return len(self.vocab)
-
-    @property
-    def num_ids(self) -> int:
-        """Rows that an embedding table needs: the highest id and 1."""
-        return max(self.vocab.values()) + 1
-
-    def encode_sequences(
-        self, firsts: Sequence[str], seconds: Sequence[str] | None, max_length: int
-    ) -> list[Encoded]:
-        """Encode texts as <s> a </s>, or pairs as <s> a </s></s> b </s>; see
-        `tasks.sequences.encode_sequences`.
-        """
-        return encode_sequences(self._rust, firsts, seconds, max_length)
-
-    def decode_ids(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Return the pieces of `ids` as strings, bytes in GPT-2's printable alphabet (a blank is
-        "Ġ").
-        """
-        return [self._rust.id_to_token(int(index)) for index in ids]
 
 
 def _from_vocab_and_merges(path: str) -> _RustTokenizer:
@@ -98,11 +86,19 @@ def _from_vocab_and_merges(path: str) -> _RustTokenizer:
     return tokenizer
 
 
-def _from_tokenizer_json(path: str, content: dict) -> _RustTokenizer:
+def _from_tokenizer_json(path: str, content: dict[str, Any]) -> _RustTokenizer:
     kind = content["model"].get("type") if isinstance(content["model"], dict) else None
     if kind != "BPE":
-        raise ValueError(f"{path}: its model is {kind or 'of no named type'}, not BPE")
+        named = printable(str(kind), 60) if kind else "of no named type"
+        raise ValueError(f"{path}: its model is {named}, not BPE or WordPiece")
     try:
         return _RustTokenizer.from_file(path)
     except Exception as error:  # The library raises plain Exceptions.
         raise ValueError(f"{path} is no tokenizer.json: {printable(error, 300)}") from error
+
+
+def _adds_prefix_space(content: dict[str, Any]) -> bool:
+    """Return whether a tokenizer.json puts a blank, which is no character of it, before a text."""
+    step = content.get("pre_tokenizer") or {}
+    steps = step.get("pretokenizers", [step])
+    return any(bool(one.get("add_prefix_space")) for one in steps)

@@ -24,8 +24,7 @@ def load_tokenizer(
     Args:
         path: one of these files, or a model's folder that holds one.
         lower_case: of WordPiece (byte-level BPE is cased): lower-case and strip accents. None: what
-          a tokenizer.json or
-            a tokenizer_config.json beside the vocabulary says, else True.
+          a tokenizer.json or a tokenizer_config.json beside the vocabulary says, else True.
 
     Raises:
         FileNotFoundError: no such file, or a folder without one.

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Mapping, Sequence
 
-import numpy as np
 from tokenizers import Tokenizer as _RustTokenizer
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from fileio.messages import printable
-from tasks.sequences import BERT, Encoded, encode_sequences, use_layout
+from tasks.sequences import LibraryTokenizer
 from tasks.vocabulary import read_vocabulary
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -19,22 +16,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 MAX_WORD_CHARACTERS = 200
 
 
-@dataclasses.dataclass(frozen=True)
-class Pieces:
-    """A tokenized text.
-
-    Attributes:
-        ids: int32 [pieces], indices into the vocabulary.
-        starts: int32 [pieces], index of the first character of each piece in the text given.
-        ends: int32 [pieces], index behind its last character.
-    """
-
-    ids: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-
-
-class Tokenizer:
+class Tokenizer(LibraryTokenizer):
     """BERT's tokenizer over a `vocab.txt`.
 
     Words that look like special tokens ("[SEP]" written in a text) are split like any other text,
@@ -51,54 +33,25 @@ class Tokenizer:
         ValueError: the file is not UTF-8, or lacks one of [PAD] [UNK] [CLS] [SEP].
     """
 
+    separators = 1
+    two_segments = True
+
     def __init__(self, vocab_file: str | os.PathLike[str], *, lower_case: bool = True):
-        self.vocab = read_vocab(vocab_file)
+        vocab = read_vocab(vocab_file)
         self.lower_case = lower_case
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id = (
-            self.vocab[token] for token in SPECIAL
+        rust = _RustTokenizer(
+            models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS)
         )
-        model = models.WordPiece(
-            self.vocab, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS
-        )
-        self._rust = _RustTokenizer(model)
         # strip_accents=None: follows lower_case, as in BERT.
-        self._rust.normalizer = normalizers.BertNormalizer(
+        rust.normalizer = normalizers.BertNormalizer(
             clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lower_case
         )
-        self._rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        use_layout(self._rust, BERT)
-
-    def __len__(self) -> int:
-        return len(self.vocab)
-
-    @property
-    def num_ids(self) -> int:
-        """Rows that an embedding table needs: the highest id and 1."""
-        return num_ids(self.vocab)
-
-    def encode(self, texts: Sequence[str]) -> list[Pieces]:
-        """Tokenize many texts (on all cores), offsets counted in characters of each text."""
-        return [
-            _to_pieces(encoding)
-            for encoding in self._rust.encode_batch(list(texts), add_special_tokens=False)
-        ]
-
-    def encode_sequences(
-        self, firsts: Sequence[str], seconds: Sequence[str] | None, max_length: int
-    ) -> list[Encoded]:
-        """Encode texts as [CLS] a [SEP], or pairs as [CLS] a [SEP] b [SEP]; see
-        `tasks.sequences.encode_sequences`.
-        """
-        return encode_sequences(self._rust, firsts, seconds, max_length)
-
-    def decode_ids(self, ids: Sequence[int]) -> list[str]:
-        """Return the pieces of `ids` as strings."""
-        return [self._rust.id_to_token(int(index)) for index in ids]
-
-
-def _to_pieces(encoding) -> Pieces:
-    offsets = np.asarray(encoding.offsets, np.int32).reshape(-1, 2)
-    return Pieces(np.asarray(encoding.ids, np.int32), offsets[:, 0].copy(), offsets[:, 1].copy())
+        rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        super().__init__(rust, vocab, SPECIAL)
+        # [CLS] a [SEP] b [SEP]
+        rust.post_processor = processors.BertProcessing(
+            ("[SEP]", self.sep_id), ("[CLS]", self.cls_id)
+        )
 
 
 def read_vocab(path: str | os.PathLike[str]) -> dict[str, int]:
@@ -114,8 +67,3 @@ def read_vocab(path: str | os.PathLike[str]) -> dict[str, int]:
             " vocabulary?"
         )
     return vocab
-
-
-def num_ids(vocab: Mapping[str, int]) -> int:
-    """Return how many rows an embedding table needs for a vocabulary: the highest id and 1."""
-    return max(vocab.values()) + 1

@@ -20,7 +20,7 @@ from tfquant.distributed.group import Group
 
 
 def calibrate(
-    model: keras.Model, tokenizer: squad.Tokenizer, settings: Settings, group: Group
+    model: keras.Model, tokenizer: squad.LibraryTokenizer, settings: Settings, group: Group
 ) -> tuple[Any, dict[str, Any]]:
     """Calibrate every site of the float network on part of the training data, and save ranges and
     weights.
@@ -66,7 +66,7 @@ def calibrate(
 
 
 def calibration_batches(
-    tokenizer: squad.Tokenizer, settings: Settings
+    tokenizer: squad.LibraryTokenizer, settings: Settings
 ) -> list[dict[str, np.ndarray]]:
     """Return batches of windows of questions drawn at random; only those are turned into
     windows.

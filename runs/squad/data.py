@@ -26,7 +26,7 @@ def read_examples(path: str, settings: Settings, *, training: bool) -> list[squa
 
 def to_features(
     examples: list[squad.SquadExample],
-    tokenizer: squad.Tokenizer,
+    tokenizer: squad.LibraryTokenizer,
     settings: Settings,
     *,
     training: bool,

@@ -24,7 +24,7 @@ CHECKED_QUESTIONS = 64
 
 
 def export(
-    network: Any, tokenizer: squad.Tokenizer, settings: Settings, group: Group
+    network: Any, tokenizer: squad.LibraryTokenizer, settings: Settings, group: Group
 ) -> dict[str, Any]:
     """Write the network, quantized or float, to `settings.exported_file`, on rank 0.
 
@@ -51,7 +51,7 @@ def export(
 
 
 def check_windows(
-    tokenizer: squad.Tokenizer, settings: Settings
+    tokenizer: squad.LibraryTokenizer, settings: Settings
 ) -> tuple[list[dict[str, np.ndarray]], Score | None]:
     """Return windows of the first questions of the predict file or, without one, of the training
     file.

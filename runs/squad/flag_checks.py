@@ -4,7 +4,6 @@ import importlib.util
 import os
 import pathlib
 
-import modeling
 from calib.names import GENERAL, NAMES
 from runs.checks import (
     folder_problems,
@@ -13,10 +12,11 @@ from runs.checks import (
     size_problems,
     value_problems,
 )
-from runs.distillation_options import distillation_problems, teacher_problems
+from runs.distillation_options import distillation_problems
 from runs.folders import same_files
 from runs.squad.flags import MODES, TARGET_OF, TFDS, Settings
-from tasks.wordpiece import num_ids, read_vocab
+from runs.squad.model_checks import model_problems, no_room
+from tasks.wordpiece import Tokenizer
 from tfquant import checkpoint
 from tfquant.export.fastertransformer import SMALLEST_SM
 from tfquant.export.targets import TARGETS
@@ -47,7 +47,7 @@ def check(settings: Settings) -> None:
     problems = [problem for look in checks for problem in look(settings)]
     problems += size_problems(problems, settings)
     if not problems:  # these read the files
-        problems = _model(settings)
+        problems = model_problems(settings)
     if not problems:
         problems = _output(settings)
     refuse(problems, settings)
@@ -60,11 +60,7 @@ def _work(s: Settings) -> list[str]:
         problems.append(
             "nothing to do: give at least one of --do_train, --do_calib, --do_export, --do_predict"
         )
-    if s.max_seq_length <= s.max_query_length + 3:
-        problems.append(
-            f"--max_seq_length={s.max_seq_length}: must be above --max_query_length"
-            f" ({s.max_query_length}) + 3, or there is no room for the paragraph"
-        )
+    problems += no_room(s, Tokenizer.separators)
     if s.range_freeze_step is not None and s.range_freeze_step <= s.range_start_step:
         problems.append(
             f"--range_freeze_step={s.range_freeze_step}: must be above --range_start_step"
@@ -214,52 +210,6 @@ def _files(s: Settings) -> list[str]:
                 else f"--{name}={path}: there is no {path}.index and no such folder; give the"
                 " prefix of a TensorFlow checkpoint or a Hugging Face folder"
             )
-    return problems
-
-
-def _model(s: Settings) -> list[str]:
-    """Return contradictions between configuration, vocabulary and checkpoint."""
-    problems = []
-    try:
-        config = modeling.BertConfig.from_json_file(s.bert_config_file)
-        if s.max_seq_length > config.max_position_embeddings:
-            problems.append(
-                f"--max_seq_length={s.max_seq_length}: the model of {s.bert_config_file} has only "
-                f"{config.max_position_embeddings} positions"
-            )
-        if config.num_segments < 2:
-            problems.append(
-                f"--bert_config_file={s.bert_config_file}: type_vocab_size {config.num_segments}"
-                " has no segment for the paragraph: SQuAD wants a model with at least 2"
-            )
-        modeling.check_memory(config)
-        block = parse_pattern(s.sparsity)[1] if s.sparsity else 1
-        for name in ("hidden_size", "intermediate_size"):
-            if getattr(config, name) % block:
-                problems.append(
-                    f"--sparsity={s.sparsity}: {name} {getattr(config, name)} is no multiple of"
-                    f" {block}"
-                )
-        pieces = num_ids(read_vocab(s.vocab_file))
-        if pieces > config.vocab_size:
-            problems.append(
-                f"--vocab_file={s.vocab_file} has {pieces} pieces, the model of"
-                f" {s.bert_config_file} only {config.vocab_size}: give those that belong together"
-            )
-        if s.distillation:
-            file = s.teacher_config_file or s.bert_config_file
-            teacher = modeling.BertConfig.from_json_file(file)
-            problems += teacher_problems(config, teacher, s, f"--teacher_config_file={file}")
-        for name in ("vocab_file", "init_checkpoint", "teacher"):
-            path = getattr(s, name)
-            result = modeling.detect_lower_case(path) if path else None
-            if result not in (None, s.do_lower_case):
-                problems.append(
-                    f"--do_lower_case={s.do_lower_case}, but --{name}={path} is"
-                    f" {'uncased' if result else 'cased'}: set --do_lower_case={result}"
-                )
-    except (ValueError, OSError) as error:
-        problems.append(str(error))
     return problems
 
 

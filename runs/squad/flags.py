@@ -95,7 +95,12 @@ class Settings:
     bert_config_file: str = flag(
         None, "Google's bert_config.json or Hugging Face's config.json.", CONTENT
     )
-    vocab_file: str = flag(None, "WordPiece vocabulary, one piece a line.", CONTENT)
+    vocab_file: str = flag(
+        None,
+        "Vocabulary of the model: vocab.txt (WordPiece), vocab.json with merges.txt beside it"
+        " (byte-level BPE of RoBERTa), or a tokenizer.json of either kind.",
+        CONTENT,
+    )
     output_dir: str = flag(None, "Where everything is written.", FREE)
     train_file: str = flag(
         None,
@@ -134,13 +139,15 @@ class Settings:
     if_quant: bool = flag(False, "Quantize in the forward pass of training and prediction.")
 
     do_lower_case: bool = flag(
-        True, "Lower-case the text; must be so for uncased and not for cased vocabularies."
+        True,
+        "WordPiece: lower-case the text; must be so for uncased and not for cased vocabularies."
+        " Byte-level BPE is always cased.",
     )
     max_seq_length: int = flag(
-        384, "Longest window in word pieces: question, paragraph and three special ones."
+        384, "Longest window in pieces: question, paragraph and special tokens."
     )
     doc_stride: int = flag(
-        128, "Word pieces from one window over a long paragraph to the next.", bound=AT_LEAST_1
+        128, "Pieces from one window over a long paragraph to the next.", bound=AT_LEAST_1
     )
     max_query_length: int = flag(64, "Longer questions are cut.", bound=AT_LEAST_1)
     version_2_with_negative: bool = flag(False, "SQuAD 2.0: questions may have no answer.")
@@ -179,7 +186,7 @@ class Settings:
         FREE,
         bound=AT_LEAST_1,
     )
-    max_answer_length: int = flag(30, "Longest answer in word pieces.", FREE, bound=AT_LEAST_1)
+    max_answer_length: int = flag(30, "Longest answer in pieces.", FREE, bound=AT_LEAST_1)
     null_score_diff_threshold: float = flag(
         0.0, "SQuAD 2.0: no answer wins if it is better by more than this.", FREE
     )

@@ -43,7 +43,7 @@ def real_logits(outputs: Batch, end: str, batch: Batch) -> tf.Tensor:
     return tf.where(batch["input_mask"] > 0, tf.cast(outputs[f"{end}_logits"], tf.float32), -1e9)
 
 
-def distillation(student: Any, config: modeling.BertConfig, settings: Settings) -> Distillation:
+def distillation(student: Any, config: modeling.Config, settings: Settings) -> Distillation:
     """Return `hard_loss` with the distillation terms that the flags ask for."""
     return distillation_of(
         student,
@@ -58,14 +58,14 @@ def distillation(student: Any, config: modeling.BertConfig, settings: Settings) 
     )
 
 
-def load_teacher(config: modeling.BertConfig, settings: Settings) -> keras.Model:
+def load_teacher(config: modeling.Config, settings: Settings) -> keras.Model:
     """Load the teacher in float: as large as the student unless it has a configuration of its own.
 
     Raises:
         ValueError: its checkpoint does not fit the configuration.
     """
     if settings.teacher_config_file:
-        config = modeling.BertConfig.from_json_file(settings.teacher_config_file)
+        config = modeling.config_from_file(settings.teacher_config_file)
 
     def load(teacher: keras.Model) -> None:
         try:

@@ -13,7 +13,7 @@ from tfquant import checkpoint
 from tfquant.store import holds_ranges
 
 
-def build(config: modeling.BertConfig, settings: Settings, *, dropout: bool = True) -> keras.Model:
+def build(config: modeling.Config, settings: Settings, *, dropout: bool = True) -> keras.Model:
     dtype = "mixed_bfloat16" if settings.use_bf16 else "float32"
     return modeling.build_squad_model(config, dropout=dropout, seed=settings.seed, dtype=dtype)
 

@@ -45,8 +45,8 @@ def _run(settings: Settings, group: Group) -> dict[str, Any]:
             " model.ckpt-calibrated"
         )
     keras.utils.set_random_seed(settings.seed)
-    config = modeling.BertConfig.from_json_file(settings.bert_config_file)
-    tokenizer = squad.Tokenizer(settings.vocab_file, lower_case=settings.do_lower_case)
+    config = modeling.config_from_file(settings.bert_config_file)
+    tokenizer = squad.load_tokenizer(settings.vocab_file, lower_case=settings.do_lower_case)
     model = build(config, settings)
     network, step, figures = None, 0, {}
     if settings.do_calib:

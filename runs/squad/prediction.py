@@ -22,7 +22,7 @@ Forward = Callable[[dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
 
 
 def predict(
-    forward: Forward, step: int, tokenizer: squad.Tokenizer, settings: Settings, group: Group
+    forward: Forward, step: int, tokenizer: squad.LibraryTokenizer, settings: Settings, group: Group
 ) -> dict[str, Any]:
     """Answer the predict file; rank 0 writes the answers and scores them where the truth is known.
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 
 from runs.logging import log
 from runs.squad.flags import Settings
@@ -61,7 +62,7 @@ def verify(network: Any, model: keras.Model, prefix: str, settings: Settings) ->
     """
     saved = checkpoint.read(prefix)
     names = [path_of(kernel) for kernel in encoder_kernels(model.trainable_variables)]
-    check({name: saved[name] for name in names}, settings.sparsity)
+    check({name: np.asarray(saved[name]) for name in names}, settings.sparsity)
     figures = {"pattern": settings.sparsity, "kernels": len(names), "quantized_kernels": 0}
     if network is not model:
         quantized = quantized_kernels(network, names)

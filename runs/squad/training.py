@@ -33,8 +33,8 @@ from tfquant.training import (
 
 def train(
     model: keras.Model,
-    config: modeling.BertConfig,
-    tokenizer: squad.Tokenizer,
+    config: modeling.Config,
+    tokenizer: squad.LibraryTokenizer,
     settings: Settings,
     group: Group,
 ) -> tuple[Any, int, dict[str, Any]]:
@@ -80,7 +80,7 @@ def train(
         accumulation=course.own,
         checkpoint_every=settings.save_checkpoints_steps,
         keep_checkpoints=settings.keep_checkpoint_max,
-        loss_scale=None if settings.loss_scale == "none" else settings.loss_scale,
+        loss_scale="dynamic" if settings.loss_scale == "dynamic" else None,
     )
     summary = fit(
         model,

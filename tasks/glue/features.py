@@ -6,26 +6,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from tasks.glue.examples import Examples
-from tasks.sequences import Encoded
+from tasks.sequences import Encoded, LibraryTokenizer
 
 ROWS_PER_CALL = 1024
-
-
-class SequenceTokenizer(Protocol):
-    """Interface of a tokenizer of texts and pairs of texts."""
-
-    pad_id: int
-
-    def encode_sequences(
-        self, firsts: Sequence[str], seconds: Sequence[str] | None, max_length: int
-    ) -> list[Encoded]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +53,7 @@ class Features:
 
 def convert(
     examples: Examples,
-    tokenizer: SequenceTokenizer,
+    tokenizer: LibraryTokenizer,
     *,
     max_seq_length: int = 128,
     progress: bool = True,

@@ -2,6 +2,7 @@
 form.
 """
 
+from tasks.sequences import LibraryTokenizer
 from tasks.squad.batching import Batches, batches
 from tasks.squad.decode import Predictions, RawScores, decode
 from tasks.squad.examples import (
@@ -14,12 +15,14 @@ from tasks.squad.examples import (
     to_dataset,
 )
 from tasks.squad.features import Features, convert
+from tasks.tokenizer import load_tokenizer
 from tasks.wordpiece import Tokenizer
 
 __all__ = [
     "Answer",
     "Batches",
     "Features",
+    "LibraryTokenizer",
     "Predictions",
     "RawScores",
     "SquadExample",
@@ -30,6 +33,7 @@ __all__ = [
     "convert",
     "decode",
     "from_tfds",
+    "load_tokenizer",
     "read_squad",
     "to_dataset",
 ]

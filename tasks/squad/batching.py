@@ -55,7 +55,7 @@ def batches(
         drop_remainder=drop_remainder,
         multiple=LENGTH_MULTIPLE if bucket_by_length else None,
         unique_ids=features.unique_ids,
-        second_offset=features.context_offset,
+        second_offset=features.second_offset,
         labels={
             "start_positions": features.start_positions if training else None,
             "end_positions": features.end_positions if training else None,

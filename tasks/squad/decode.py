@@ -263,7 +263,8 @@ def _entries(
         if len(entries) == limit:
             break
         text = "" if span is null else _text(example, features, span)
-        if text not in seen:
+        # Byte-level BPE has pieces of white space alone, which are no answer.
+        if text not in seen and (text or span is null):
             seen.add(text)
             entries.append(_entry(text, span))
     if null is not None and "" not in seen:

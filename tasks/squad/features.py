@@ -1,7 +1,8 @@
 """Questions to model inputs: windows over long paragraphs, labels, and the way back to characters.
 
-A window is `[CLS] question [SEP] part of the paragraph [SEP]`. Everything is kept in flat NumPy
-columns without padding, so that a hundred thousand windows cost little and are batched at any
+A window is `[CLS] question [SEP] part of the paragraph [SEP]` of WordPiece and
+`<s> question </s></s> part of the paragraph </s>` of byte-level BPE. Everything is kept in flat
+NumPy columns without padding, so that a hundred thousand windows cost little and are batched at any
 length.
 """
 
@@ -15,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from fileio.messages import printable
+from tasks.sequences import LibraryTokenizer, Pieces
 from tasks.squad.examples import SquadExample
-from tasks.wordpiece import Pieces, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +34,17 @@ class Features:
         example_index: int32 [windows], the question in the list that was converted; ascending.
         bounds: int64 [windows + 1], ascending.
         input_ids: int32 [positions], flat.
-        context_offset: int32 [windows], length of `[CLS] question [SEP]`: where the second segment
-          begins.
+        context_offset: int32 [windows], where the context begins: the length of
+          `[CLS] question [SEP]`.
         char_starts, char_ends: int32 [positions], flat: the characters of the context that a
-          position stands for,
-            -1 where it is not a piece of the context.
+          position stands for, -1 where it is not a piece of the context.
         max_context: bool [positions], flat: no other window shows this piece with more context
           around it.
         start_positions, end_positions: int32 [windows], labels, or None: position of the first and
-          last piece of
-            the answer; both 0 (`[CLS]`) when the window does not hold all of it.
+          last piece of the answer; both 0 (`[CLS]`) when the window does not hold all of it.
         max_seq_length: what no window exceeds.
         pad_id: id that fills up a batch.
+        two_segments: whether the context is in a segment of its own.
     """
 
     unique_ids: np.ndarray
@@ -59,6 +59,7 @@ class Features:
     end_positions: np.ndarray | None
     max_seq_length: int
     pad_id: int
+    two_segments: bool
 
     def __len__(self) -> int:
         return len(self.unique_ids)
@@ -67,6 +68,11 @@ class Features:
     def lengths(self) -> np.ndarray:
         """int64 [windows], positions of each window."""
         return np.diff(self.bounds)
+
+    @property
+    def second_offset(self) -> np.ndarray:
+        """int [windows], where the second segment begins; the length of a window without one."""
+        return self.context_offset if self.two_segments else self.lengths
 
     def window(self, row: int) -> slice:
         """Return the place of window `row` in the flat columns."""
@@ -89,7 +95,7 @@ class _Columns:
 
 def convert(
     examples: Sequence[SquadExample],
-    tokenizer: Tokenizer,
+    tokenizer: LibraryTokenizer,
     *,
     training: bool,
     max_seq_length: int = 384,
@@ -103,11 +109,11 @@ def convert(
         examples: from `read_squad` or `from_tfds`.
         tokenizer: of the model.
         training: make labels from the first answer. A question whose answer holds no piece (only
-          control
-            characters, say) is left out with a warning.
+          control characters, say) is left out with a warning.
         max_seq_length: longest window, in pieces.
         doc_stride: pieces from the start of one window to the start of the next.
-        max_query_length: longer questions are cut.
+        max_query_length: longer questions are cut. White space in front of a question is left out:
+          it would take pieces of byte-level BPE.
         progress: show a bar.
 
     Returns:
@@ -120,21 +126,21 @@ def convert(
         raise ValueError(
             f"max_query_length {max_query_length} and doc_stride {doc_stride} must be at least 1"
         )
-    if max_seq_length <= max_query_length + 3:
+    special = tokenizer.num_special
+    if max_seq_length <= max_query_length + special:
         raise ValueError(
             f"max_seq_length {max_seq_length} must be greater than max_query_length"
-            f" {max_query_length} + 3 ([CLS] and two [SEP]); raise the one or lower the other"
+            f" {max_query_length} + {special} (special tokens); raise the one or lower the other"
         )
     if not examples:
         raise ValueError("no questions to convert")
     columns = _Columns()
-    special = tokenizer.cls_id, tokenizer.sep_id
     documents = _Documents(tokenizer)
     unusable: list[str] = []
     with tqdm(total=len(examples), desc="features", unit=" questions", disable=not progress) as bar:
         for begin in range(0, len(examples), TEXTS_PER_CALL):
             part = examples[begin : begin + TEXTS_PER_CALL]
-            questions = tokenizer.encode([example.question for example in part])
+            questions = tokenizer.encode([example.question.lstrip() for example in part])
             contexts = documents.encode([example.context for example in part])
             for number, (example, question, context) in enumerate(
                 zip(part, questions, contexts, strict=True)
@@ -146,9 +152,9 @@ def convert(
                         unusable.append(example.id)
                         continue
                 query = question.ids[:max_query_length]
-                budget = max_seq_length - len(query) - 3
+                budget = max_seq_length - len(query) - special
                 spans = window_spans(len(context.ids), budget, doc_stride)
-                _add_windows(columns, begin + number, query, context, spans, answer, special)
+                _add_windows(columns, begin + number, query, context, spans, answer, tokenizer)
             bar.update(len(part))
     if unusable:
         logger.warning(
@@ -157,13 +163,13 @@ def convert(
             len(examples),
             printable(unusable[0]),
         )
-    return _finish(columns, training, max_seq_length, tokenizer.pad_id)
+    return _finish(columns, training, max_seq_length, tokenizer)
 
 
 class _Documents:
     """Tokenizes contexts, each run of questions about the same one once."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: LibraryTokenizer):
         self._tokenizer = tokenizer
         self._known: dict[str, Pieces] = {}
 
@@ -199,10 +205,14 @@ def answer_pieces(example: SquadExample, context: Pieces) -> tuple[int, int] | N
     then searches for a shorter run of pieces that spells the answer.
     """
     answer = example.answers[0]
-    if not answer.text:
+    # Pieces of byte-level BPE that are blanks alone stand for no character: without blanks at its
+    # ends an answer begins and ends with another piece.
+    text = answer.text.strip(" ")
+    start = answer.end - len(answer.text.lstrip(" "))
+    if not text:
         return None
-    first = int(np.searchsorted(context.ends, answer.start, side="right"))
-    last = int(np.searchsorted(context.starts, answer.end, side="left")) - 1
+    first = int(np.searchsorted(context.ends, start, side="right"))
+    last = int(np.searchsorted(context.starts, start + len(text), side="left")) - 1
     return (first, last) if first <= last else None
 
 
@@ -237,27 +247,31 @@ def _add_windows(
     context: Pieces,
     spans: Sequence[tuple[int, int]],
     answer: tuple[int, int] | None,
-    special: tuple[int, int],
+    tokenizer: LibraryTokenizer,
 ) -> None:
     """Append the windows of one question."""
-    cls_id, sep_id = special
-    offset = len(query) + 2
-    head = np.concatenate([[cls_id], query, [sep_id]]).astype(np.int32)
+    between = [tokenizer.sep_id] * tokenizer.separators
+    head = np.concatenate([[tokenizer.cls_id], query, between]).astype(np.int32)
+    offset = len(head)
     outside = np.full(offset, -1, np.int32)
     for (start, length), best in zip(spans, max_context(spans) if spans else (), strict=True):
         here = slice(start, start + length)
         columns.example_index.append(index)
         columns.context_offset.append(offset)
-        columns.input_ids.append(np.concatenate([head, context.ids[here], [sep_id]]))
+        columns.input_ids.append(np.concatenate([head, context.ids[here], [tokenizer.sep_id]]))
         columns.char_starts.append(np.concatenate([outside, context.starts[here], [-1]]))
         columns.char_ends.append(np.concatenate([outside, context.ends[here], [-1]]))
         columns.max_context.append(np.concatenate([np.zeros(offset, bool), best, [False]]))
-        whole = answer is not None and start <= answer[0] and answer[1] < start + length
-        columns.start_positions.append(answer[0] - start + offset if whole else 0)
-        columns.end_positions.append(answer[1] - start + offset if whole else 0)
+        labels = (0, 0)
+        if answer is not None and start <= answer[0] and answer[1] < start + length:
+            labels = (answer[0] - start + offset, answer[1] - start + offset)
+        columns.start_positions.append(labels[0])
+        columns.end_positions.append(labels[1])
 
 
-def _finish(columns: _Columns, training: bool, max_seq_length: int, pad_id: int) -> Features:
+def _finish(
+    columns: _Columns, training: bool, max_seq_length: int, tokenizer: LibraryTokenizer
+) -> Features:
     windows = len(columns.input_ids)
     if not windows:
         raise ValueError(
@@ -281,5 +295,6 @@ def _finish(columns: _Columns, training: bool, max_seq_length: int, pad_id: int)
         start_positions=np.asarray(columns.start_positions, np.int32) if training else None,
         end_positions=np.asarray(columns.end_positions, np.int32) if training else None,
         max_seq_length=max_seq_length,
-        pad_id=pad_id,
+        pad_id=tokenizer.pad_id,
+        two_segments=tokenizer.two_segments,
     )

@@ -108,8 +108,11 @@ def _paragraph(rng: random.Random, questions: int, version_2: bool) -> dict[str,
             )
         else:
             answer = {"answer_start": place_of[index], "text": fact.value}
-        question = {"question": _ask(rng, fact, other if is_choice else None), "id": ""}
-        question["answers"] = [] if answer is None else [answer]
+        question: dict[str, Any] = {
+            "question": _ask(rng, fact, other if is_choice else None),
+            "id": "",
+            "answers": [] if answer is None else [answer],
+        }
         qas.append(question | ({"is_impossible": answer is None} if version_2 else {}))
     return {"context": context, "qas": qas}
 

@@ -197,6 +197,8 @@ def vocabulary(folder, rng, tokenizer):
         found = load_tokenizer(folder)
         assert found.num_ids > 0
         found.encode_sequences(["a b ab"], ["b"], 16)
+        (pieces,) = found.encode(["a b ab"])
+        assert pieces.ids.shape == pieces.starts.shape == pieces.ends.shape
         modeling.detect_lower_case(folder)
 
     return read

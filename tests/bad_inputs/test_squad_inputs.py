@@ -82,7 +82,7 @@ CONFIGURATIONS = {
     "vocab_size below the vocabulary": ({"vocab_size": 20}, "pieces, the model of"),
     "positions below the length": ({"max_position_embeddings": 64}, "has only 64 positions"),
     "escapes": ({"hidden_act": "\x1b[31m\ngelu"}, r"unknown hidden_act '\x1b[31m\ngelu'"),
-    "model_type []": ({"model_type": [1]}, "model_type is [1], but only 'bert' is supported"),
+    "model_type []": ({"model_type": [1]}, "model_type [1] is not supported"),
 }
 
 
@@ -163,10 +163,14 @@ VOCABULARIES = {
     "another model": (
         '{"model": {"type": "BPE", "vocab": %s}}',
         {},
-        "its model is 'BPE', not WordPiece",
+        "is no tokenizer.json: Missing vocab/merges",
     ),
-    "type is a list": ('{"model": {"type": ["WordPiece"], "vocab": %s}}', {}, "not WordPiece"),
-    "model is a list": ('{"model": [%s]}', {}, "key 'model' must be an object"),
+    "type is a list": (
+        '{"model": {"type": ["WordPiece"], "vocab": %s}}',
+        {},
+        "not BPE or WordPiece",
+    ),
+    "model is a list": ('{"model": [%s]}', {}, "its model is of no named type, not BPE"),
     "deep": (DEEP + "%s", {}, "nested deeper than"),
 }
 

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 import modeling
 from encoders.checkpoint import google_name
+from tests.encoders import hugging_face
 from tests.encoders.stored_weights import TINY, hugging_face_weights, values_for, write_bundle
 
 
@@ -556,3 +557,49 @@ def test_names_of_tensors_are_shown_escaped(squad_model, tmp_path):
     save_file(stored, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"left over: a\\x1b\[31m\\nb \[1\]"):
         modeling.load_weights(squad_model, tmp_path)
+
+
+def mobilebert_variable(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+    """The variable of Google's MobileBERT code (mobilebert/modeling.py) for a weight of Hugging
+    Face's.
+    """
+    *scope, parameter = name.removeprefix("mobilebert.").split(".")
+    path = "/".join(["bert", *scope]).replace("/layer/", "/layer_").replace("/ffn/", "/ffn_layer_")
+    if scope[-1] == "LayerNorm":
+        own = {"weight": "gamma", "bias": "beta"}[parameter]
+        return f"{path.replace('LayerNorm', 'FakeLayerNorm')}/{own}", value
+    if scope[-1].endswith("embeddings"):
+        return path, value
+    return (f"{path}/kernel", value.T) if parameter == "weight" else (f"{path}/bias", value)
+
+
+def test_googles_mobilebert_checkpoint_loads_as_its_hugging_face_folder(tmp_path):
+    named = hugging_face.MOBILEBERT
+    stored = {
+        name: value
+        for name, value in hugging_face.mobilebert_weights(named).items()
+        if name.startswith("mobilebert.")
+    }
+    folder = hugging_face.write(tmp_path / "folder", named, stored)
+    values = dict(mobilebert_variable(name, value) for name, value in stored.items())
+    assert {
+        "bert/encoder/layer_1/ffn_layer_0/output/FakeLayerNorm/gamma",
+        "bert/encoder/layer_0/bottleneck/attention/dense/kernel",
+        "bert/encoder/layer_0/output/bottleneck/FakeLayerNorm/beta",
+        "bert/embeddings/embedding_transformation/kernel",
+        "bert/embeddings/word_embeddings",
+    } <= values.keys()
+    prefix = write_bundle(tmp_path / "mobilebert_variables.ckpt", values)
+    # Google's configuration names no architecture.
+    (tmp_path / "bert_config.json").write_text(
+        json.dumps({name: value for name, value in named.items() if name != "model_type"})
+    )
+    config = modeling.config_from_file(tmp_path / "bert_config.json")
+    assert config == modeling.config_from_file(folder)
+    one, two = (modeling.build_squad_model(config, seed=seed) for seed in (1, 2))
+    report = modeling.load_weights(one, prefix, new_head=True)
+    assert report.missing == ("cls/squad/output_bias", "cls/squad/output_weights")
+    assert modeling.load_weights(two, folder, new_head=True).loaded == report.loaded
+    for variable, other in zip(one.weights, two.weights, strict=True):
+        if variable.path in report.loaded:
+            np.testing.assert_array_equal(variable.numpy(), other.numpy(), err_msg=variable.path)

@@ -93,7 +93,9 @@ def test_missing_and_malformed_files_are_named(tmp_path, vocab_file, bpe_folder)
     (tmp_path / "tokenizer.json").write_text(
         json.dumps({"model": {"type": "Unigram", "vocab": []}})
     )
-    with pytest.raises(ValueError, match="tokenizer.json: its model is Unigram, not BPE"):
+    with pytest.raises(
+        ValueError, match="tokenizer.json: its model is Unigram, not BPE or WordPiece"
+    ):
         load_tokenizer(tmp_path / "tokenizer.json")
     (tmp_path / "tokenizer.json").write_text(
         json.dumps({"model": {"type": "WordPiece", "vocab": [1]}})
