@@ -118,6 +118,8 @@ class CommandLine:
                 "choices": choices,
                 "metavar": _metavar(field),
             }
+        if field.metadata.get("bare") is not None:
+            how |= {"nargs": "?", "const": field.metadata["bare"]}
         if several:
             how |= {"action": "extend", "nargs": "+"}
         self._parser.add_argument(self.written(field.name), **how)

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from runs.command_line import CommandLine
 from runs.squad.flags import Settings
 
-_ALIASES = {"use_fp16": "use_bf16", "target": "export_target"}
+_ALIASES = {
+    "use_fp16": "use_bf16",
+    "target": "export_target",
+    "quantize_weights": "quantize_weight",
+}
 
 
 def parse(words: Sequence[str], description: str | None) -> Settings:

@@ -13,6 +13,7 @@ from runs.checks import (
     value_problems,
 )
 from runs.distillation_options import distillation_problems
+from runs.eight_bit import asked_for, eight_bit_problems
 from runs.folders import same_files
 from runs.squad.flags import MODES, TARGET_OF, TFDS, Settings
 from runs.squad.model_checks import model_problems, no_room
@@ -37,6 +38,7 @@ def check(settings: Settings) -> None:
         value_problems,
         horovod_problems,
         _recipe,
+        _eight_bit,
         _work,
         _placement,
         _export,
@@ -108,6 +110,18 @@ def _placement(s: Settings) -> list[str]:
     return problems
 
 
+def _eight_bit(s: Settings) -> list[str]:
+    """Return problems of the flags of 8-bit inference and training."""
+    others = [name for name in (*PLACEMENT, "calib_method", "percentile") if getattr(s, name)]
+    problems = eight_bit_problems(s, others, trains=s.do_train)
+    if s.eight_bit and not problems and s.do_calib:
+        specs = [rule.spec for rule in s.recipe.rules if rule.direction == "forward"]
+        if not any(spec is not None and spec.scale.calibrated for spec in specs):
+            flags = ", ".join(asked_for(s))
+            return [f"--do_calib has no effect with {flags}, which need no ranges: leave it out"]
+    return problems
+
+
 def _export(s: Settings) -> list[str]:
     """Return problems of the exported file, and of prediction with it."""
     problems = []
@@ -157,7 +171,7 @@ def _sparsity(s: Settings) -> list[str]:
 
 
 def _recipe(s: Settings) -> list[str]:
-    if s.quant_mode not in ("", *MODES) or s.calib_method not in (None, *NAMES):
+    if s.eight_bit or s.quant_mode not in ("", *MODES) or s.calib_method not in (None, *NAMES):
         return []  # refused by `value_problems`
     try:
         _ = s.recipe

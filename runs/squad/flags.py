@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from calib.names import GENERAL, NAMES
+from runs.eight_bit import EightBitFlags
 from runs.settings import (
     AT_LEAST_1,
     BELOW_1,
@@ -40,6 +41,7 @@ from tfquant.distributed.watchdog import TIMEOUT
 from tfquant.export.targets import TARGETS, targets_for
 from tfquant.runtimes import RUNTIMES as RUNTIMES_OF_FILES
 from tfquant.site import PARAMETER_ROLES, ROLES
+from tfquant.training_args import recipe_of_args
 
 if TYPE_CHECKING:
     import tfquant
@@ -75,7 +77,7 @@ def _one_of(
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(EightBitFlags):
     """Settings of a run. Each field is a flag of the same name, and has its help.
 
     A flag that changes what training computes is `SAME` or `CONTENT` for resuming; see
@@ -300,7 +302,7 @@ class Settings:
         STES,
         None,
         "Whether gradients reach values exactly on an end of a range: inclusive (if not given) or"
-        " strict, as NVIDIA's do.",
+        " strict, as NVIDIA's do; identity: also those beyond it.",
         needs=QUANTIZED_TRAINING,
     )
     range_decay: float | None = flag(
@@ -448,13 +450,16 @@ class Settings:
 
     @property
     def recipe(self) -> "tfquant.Recipe":
-        """Recipe of the placement flags, with the range method of the flags.
+        """Recipe of the placement flags, with the range method of the flags, or of those of 8-bit
+        training.
 
         Raises:
             ValueError: unknown recipe or method, a file that is none, or a percentile out of range.
         """
         import tfquant
 
+        if self.eight_bit:
+            return recipe_of_args(self.eight_bit_arguments)
         if self.quant_recipe:
             recipe = tfquant.recipe(self.quant_recipe)
             if self.calib_method is None and self.percentile is None:
@@ -506,7 +511,8 @@ class Settings:
         checkpoint.
         """
         return (
-            bool(self.quant_recipe or self.quant_mode)
+            self.eight_bit
+            or bool(self.quant_recipe or self.quant_mode)
             or self.quantize_residual is not None
             or self.quant_another_add_input
         )

@@ -37,6 +37,9 @@ def load_quantized(
     model: keras.Model, path: str, settings: Settings, *, training: bool = False
 ) -> Any:
     """Load weights, recipe and ranges, and check their placement against the flags."""
+    if settings.eight_bit and not holds_ranges(path):
+        load_float(model, path, settings, new_head=training)
+        return tfquant.quantize(model, settings.recipe)
     if not holds_ranges(path):
         raise ValueError(
             f"--if_quant: {path} holds no ranges. Calibrate it first: run with --do_calib and start"
@@ -46,6 +49,12 @@ def load_quantized(
     network = tfquant.load(
         path, model, change=settings.for_training if training else lambda recipe: recipe
     )
+    if settings.eight_bit and network.recipe.rules != settings.recipe.rules:
+        raise ValueError(
+            f"{path} holds a network that was quantized as {network.recipe.name}, the flags ask for"
+            f" {settings.recipe.name}: give the flags that it was trained with, or another"
+            " --output_dir"
+        )
     if settings.asks_for_placement and network.recipe.name != settings.recipe.name:
         raise ValueError(
             f"{path} was calibrated for placement {network.recipe.name}, the flags ask for"

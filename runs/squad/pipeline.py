@@ -31,6 +31,8 @@ from tfquant.runtimes import open_file
 def run(settings: Settings) -> dict[str, Any]:
     """Run with the settings; return the figures that results.json holds."""
     flag_checks.check(settings)
+    if settings.eight_bit:
+        settings = dataclasses.replace(settings, if_quant=True)
     group = start_ranks(settings, "run_squad.py")
     check_inputs(settings)
     with output_of(group, settings.output_dir):

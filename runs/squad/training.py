@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 import modeling
+import tfquant
 from runs.logging import log
 from runs.ranks import agree_on_data
 from runs.resume import TrainingSchedule, last_checkpoint, training_schedule
@@ -44,12 +45,16 @@ def train(
     course = training_schedule(saved, settings, group.size)
     network = model
     if settings.if_quant:
-        if not source:
+        if not source and settings.eight_bit:
+            log("no --init_checkpoint: training starts from random weights")
+            network = tfquant.quantize(model, settings.recipe)
+        elif not source:
             raise ValueError(
                 "--do_train with --if_quant starts from a calibrated checkpoint: give"
                 " --init_checkpoint"
             )
-        network = load_quantized(model, source, settings, training=True)
+        else:
+            network = load_quantized(model, source, settings, training=True)
         network.share_ranges(group)
         check_schedule(network, settings)
     elif source and not saved:

@@ -1,0 +1,92 @@
+"""Flags of 8-bit inference and training that both run scripts have, see `tfquant.training_args`."""
+
+import dataclasses
+from typing import Any
+
+from runs.settings import flag
+from tfquant.training_args import ARGUMENTS, requested
+
+
+def _flag(name: str) -> Any:
+    argument = ARGUMENTS[name]
+    return flag(argument.default, argument.help, bare=argument.bare)
+
+
+@dataclasses.dataclass(frozen=True)
+class EightBitFlags:
+    """Number formats of activations, weights and gradients, by op groups, without calibration."""
+
+    activation: str | None = _flag("activation")
+    weight: str | None = _flag("weight")
+    error: str | None = _flag("error")
+    quantize_forward: str = _flag("quantize_forward")
+    quantize_backprop: str = _flag("quantize_backprop")
+    op_fusion: str | None = _flag("op_fusion")
+    force_scale_power_of_two: bool = _flag("force_scale_power_of_two")
+    posit_exp: bool = _flag("posit_exp")
+    posit_exp_shifted: bool = _flag("posit_exp_shifted")
+    posit_reciprocal: bool = _flag("posit_reciprocal")
+    dtype: str = _flag("dtype")
+    quantize_weight: bool = _flag("quantize_weight")
+    quantize_fwd: str | None = _flag("quantize_fwd")
+    quantize_bwd: str | None = _flag("quantize_bwd")
+    scaling_fwd: bool = _flag("scaling_fwd")
+    scaling_bwd: bool = _flag("scaling_bwd")
+    max_fwd: float = _flag("max_fwd")
+    max_bwd: float = _flag("max_bwd")
+    amax_history_len: int = _flag("amax_history_len")
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether these flags ask for anything."""
+        return requested(self.eight_bit_arguments)
+
+    @property
+    def eight_bit_arguments(self) -> dict[str, Any]:
+        """Values of these flags by name."""
+        return {name: getattr(self, name) for name in ARGUMENTS}
+
+
+def eight_bit_problems(settings: Any, others: list[str], *, trains: bool) -> list[str]:
+    """Return contradictions among the flags of a run, one line each.
+
+    Args:
+        settings: with the flags; its `written` is that of `runs.checks`.
+        others: names of flags of this run that describe another quantization.
+        trains: whether the run trains.
+    """
+    from tfquant.training_args import recipe_of_args
+
+    written = settings.written
+    if not settings.eight_bit:
+        changed = [
+            written(name)
+            for name, value in settings.eight_bit_arguments.items()
+            if value != ARGUMENTS[name].default
+        ]
+        specs = " or ".join(map(written, ("activation", "weight", "error")))
+        return [f"{changed[0]} has no effect without {specs}: leave it out"] if changed else []
+    if others:
+        return [
+            f"{written(others[0])} describes another quantization than"
+            f" {', '.join(asked_for(settings))}: leave one out"
+        ]
+    try:
+        recipe = recipe_of_args(settings.eight_bit_arguments)
+    except ValueError as error:
+        return [str(error)]
+    if not trains and any(rule.direction == "backward" for rule in recipe.rules):
+        return [
+            f"{written('error' if settings.error else 'quantize_bwd')} quantizes gradients, which"
+            f" only training has: give {written('do_train')} as well, or leave it out"
+        ]
+    return []
+
+
+def asked_for(settings: Any) -> list[str]:
+    """Names of those of these flags that a run sets, as they are written."""
+    return [
+        settings.written(name)
+        for name, value in settings.eight_bit_arguments.items()
+        if value != ARGUMENTS[name].default
+    ]

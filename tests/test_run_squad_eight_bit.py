@@ -1,0 +1,120 @@
+"""run_squad.py with number formats by op groups: 8-bit inference and training."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import run_squad
+from runs.settings import FlagError
+from runs.squad import pipeline
+from runs.squad.command_line import parse
+from runs.squad.flags import Settings
+from tests.test_run_squad import make_files
+from tfquant import checkpoint
+
+ERROR = "fp8_e5m2,qs=per_tensor_symmetric,qmax=57344,ahl=3"
+FP8 = {
+    "activation": "fp8_e4m3",
+    "weight": "fp8_e4m3",
+    "error": ERROR,
+    "quantize_forward": "gemm,residual",
+    "quantize_backprop": "gemm,residual",
+    "op_fusion": "squad",
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return make_files(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trained(files, tmp_path_factory):
+    """Folder and figures of a whole run of ten steps with a checkpoint after five."""
+    folder = tmp_path_factory.mktemp("trained")
+    settings = Settings(
+        **files,
+        **FP8,
+        output_dir=str(folder),
+        do_train=True,
+        do_predict=True,
+        num_train_epochs=2.0,
+        save_checkpoints_steps=5,
+        keep_checkpoint_max=3,
+    )
+    return folder, run_squad.run(settings)
+
+
+def weights(prefix):
+    found = checkpoint.read(prefix)
+    return {name: found[name] for name in found}
+
+
+def test_training_quantizes_gradients_and_saves_their_histories(trained):
+    folder, figures = trained
+    assert 0 <= figures["prediction"]["f1"] <= 100
+    saved = weights(folder / "model.ckpt-10")
+    histories = {n: v for n, v in saved.items() if n.endswith("backward/history")}
+    assert len(histories) > 10 and all(value.shape == (3,) for value in histories.values())
+    assert all(value.all() for value in histories.values())
+    assert not any("squad" in name for name in histories)
+    recipe = json.loads(str(saved["tfquant/recipe"]))
+    assert {rule.get("direction", "forward") for rule in recipe["rules"]} == {"forward", "backward"}
+
+
+def test_a_resumed_run_ends_with_the_same_weights_and_histories(files, trained, tmp_path):
+    folder, _ = trained
+    for part in folder.glob("model.ckpt-5.*"):
+        shutil.copy(part, tmp_path)
+    settings = Settings(
+        **files,
+        **FP8,
+        output_dir=str(tmp_path),
+        do_train=True,
+        num_train_epochs=2.0,
+        save_checkpoints_steps=5,
+    )
+    run_squad.run(settings)
+    whole, resumed = weights(folder / "model.ckpt-10"), weights(tmp_path / "model.ckpt-10")
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
+def test_prediction_alone_takes_a_float_checkpoint_without_calibration(files, trained, tmp_path):
+    words = [f"--{name}={value}" for name, value in files.items()]
+    words += ["--do_predict", f"--init_checkpoint={trained[0]}/model.ckpt-10"]
+    words += [f"--output_dir={tmp_path}", "--weight", "posit8_1", "--activation=posit8_1"]
+    words += ["--posit-exp-shifted", "--posit_reciprocal"]
+    settings = parse(words, "")
+    with pytest.raises(ValueError, match="quantized as .*, the flags ask for"):
+        pipeline.main(settings)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"activation": "fp9"}, "--activation: .*unknown number format 'fp9'"),
+        ({"activation": "int8", "quant_mode": "ft1"}, "--quant_mode describes another quant"),
+        ({"error": "e5m2"}, "--error quantizes gradients, which only training has"),
+        ({"op_fusion": "x"}, "--op_fusion has no effect without --activation or"),
+        ({"weight": "int8", "quantize_forward": "gem"}, "unknown op group 'gem'; known: gemm"),
+        ({"weight": "e4m3", "do_calib": True}, "--do_calib has no effect with --weight"),
+    ],
+)
+def test_wrong_flags_are_refused_before_any_work(files, tmp_path, changes, said):
+    settings = Settings(
+        **files, output_dir=str(tmp_path / "out"), **({"do_predict": True} | changes)
+    )
+    with pytest.raises(FlagError, match=said):
+        run_squad.run(settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_older_spelling_of_the_source_is_taken(files):
+    words = ["--quantize_weights", "--quantize_fwd", "--dtype=FP8.MIXED", "--do_predict"]
+    settings = parse(words, "")
+    assert (settings.quantize_weight, settings.quantize_fwd) == (True, "gemm")
+    assert settings.recipe.rules[0].spec.format == "e4m3"
