@@ -6,10 +6,12 @@ from typing import Any
 from runs.settings import flag
 from tfquant.training_args import ARGUMENTS, requested
 
+QUANTIZING = ("train-quantized", "validate-quantized")  # modes of run_glue.py that have them
+
 
 def _flag(name: str) -> Any:
     argument = ARGUMENTS[name]
-    return flag(argument.default, argument.help, bare=argument.bare)
+    return flag(argument.default, argument.help, bare=argument.bare, modes=QUANTIZING)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -157,8 +157,14 @@ def quantized_network(
     if holds_ranges(networks.weights_of(source)):
         setting_checks.refuse_quantization_options(settings, source)
         return tfquant.load(networks.weights_of(source), model), {"ranges": {"loaded": source}}
-    networks.load_float(model, source, new_head=False)
+    networks.load_float(model, source, new_head=settings.eight_bit and settings.trains)
     recipe = recipe_of(model, settings)
+    if settings.eight_bit:
+        network = tfquant.quantize(model, recipe)
+        if not settings.trains and network.quantizers and not network.calibrated:
+            network, ranges = quantized(model, recipe, training_rows, settings, group, seed)
+            return network, {"ranges": ranges}
+        return network, {"ranges": {"recipe": recipe.to_dict()}}
     if settings.trains:
         recipe = trained(recipe, settings)
     network, ranges = quantized(model, recipe, training_rows, settings, group, seed)

@@ -27,6 +27,7 @@ from tfquant.ptq.layers import ChoiceError
 from tfquant.recipes.qualcomm import find_letters
 from tfquant.recipes.quant_dict import HIDDEN, parse_quant_dict, with_quant_dict
 from tfquant.site import PARAMETER_ROLES, ROLES, address
+from tfquant.training_args import recipe_of_args
 
 BASE = "int8_outputs"
 WEIGHTS = tuple(
@@ -50,6 +51,8 @@ def recipe_of(model: keras.Model, settings: Settings) -> tfquant.Recipe:
     Raises:
         RecipeError, ValueError: they contradict each other or the model; the message names what.
     """
+    if settings.eight_bit:
+        return recipe_of_args(settings.eight_bit_arguments)
     recipe = tfquant.recipe(BASE).with_spec(
         roles=WEIGHTS,
         format=f"int{settings.n_bits}",

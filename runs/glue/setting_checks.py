@@ -12,6 +12,7 @@ from runs.checks import (
     value_problems,
 )
 from runs.distillation_options import distillation_problems, set_about_answers
+from runs.eight_bit import eight_bit_problems
 from runs.glue.evaluation import scores_of_training
 from runs.glue.outputs import logs_of
 from runs.glue.settings import EXPORTS, PTQ, QAT, QUANTIZING, Settings, option, rounding_options
@@ -22,6 +23,7 @@ from tfquant.export.targets import TARGETS
 from tfquant.formats.integer import MAX_BITS, MIN_BITS
 from tfquant.ptq.adaround.options import Options
 from tfquant.recipes.quant_dict import parse_quant_dict
+from tfquant.training_args import ARGUMENTS
 
 OLDEST_OPSET = 17
 OF_ONNX = ("onnx", "onnxruntime", "tensorrt", "openvino")
@@ -40,6 +42,7 @@ def check(settings: Settings) -> None:
         _export,
         _evaluation,
         _quantization,
+        _eight_bit,
         _training_of_ranges,
         _distillation,
         _groups,
@@ -180,6 +183,13 @@ def _quantization(s: Settings) -> list[str]:
     return problems
 
 
+def _eight_bit(s: Settings) -> list[str]:
+    """Return problems of the options of 8-bit inference and training."""
+    if not s.quantizes:
+        return []
+    return eight_bit_problems(s, _quantization_options(s), trains=s.trains)
+
+
 def _training_of_ranges(s: Settings) -> list[str]:
     if s.mode != "train-quantized":
         return []
@@ -272,16 +282,27 @@ def refuse_quantization_options(settings: Settings, source: str) -> None:
     Raises:
         FlagError: names every such option.
     """
-    specified = [
-        field.name
-        for field in dataclasses.fields(Settings)
-        if field.metadata["modes"] in (QUANTIZING, QAT, PTQ)
-        and not field.name.startswith(("export", "distillation", "teacher"))
-        and getattr(settings, field.name) != field.default
-    ]
+    specified = _quantization_options(settings, eight_bit=True)
     if specified:
         raise FlagError(
             f"  {', '.join(map(option, specified))}: the model in {source} was saved with its"
             f" ranges and is taken as it is; leave {'it' if len(specified) == 1 else 'them'} out,"
             " or start from the float model"
         )
+
+
+def _quantization_options(settings: Settings, eight_bit: bool = False) -> list[str]:
+    """Names of the options of quantization that are set.
+
+    Args:
+        settings: of a run.
+        eight_bit: whether those of 8-bit inference and training count as well.
+    """
+    return [
+        field.name
+        for field in dataclasses.fields(Settings)
+        if field.metadata["modes"] in (QUANTIZING, QAT, PTQ)
+        and not field.name.startswith(("export", "distillation", "teacher"))
+        and (eight_bit or field.name not in ARGUMENTS)
+        and getattr(settings, field.name) != field.default
+    ]

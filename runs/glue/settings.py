@@ -5,6 +5,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
+from runs.eight_bit import QUANTIZING, EightBitFlags
 from runs.settings import (
     AT_LEAST_1,
     BELOW_1,
@@ -24,10 +25,7 @@ from tfquant.distributed.watchdog import TIMEOUT
 from tfquant.export.targets import TARGETS
 
 MODES = ("train-baseline", "validate-baseline", "train-quantized", "validate-quantized")
-TRAINING, QUANTIZING = (
-    ("train-baseline", "train-quantized"),
-    ("train-quantized", "validate-quantized"),
-)
+TRAINING = ("train-baseline", "train-quantized")
 VALIDATING = ("validate-baseline", "validate-quantized")
 QAT, PTQ = ("train-quantized",), ("validate-quantized",)
 ALL = "all"
@@ -88,7 +86,7 @@ def _any(default: Any, help: str, resume: str = FREE, **how: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(EightBitFlags):
     """Settings of a run. Each field is an option of the same name, with hyphens or underscores, and
     has its help.
 

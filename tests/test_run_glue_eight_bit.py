@@ -1,0 +1,98 @@
+"""run_glue.py with number formats by op groups: 8-bit inference and training."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import run_glue
+from runs.glue import command_line
+from runs.settings import FlagError
+from tasks.glue import synthetic
+from tests.test_run_glue import TINY
+from tfquant import checkpoint
+
+FORMATS = (
+    "--activation posit8_1 --weight posit8_1 --error posit8_1,qs=per_tensor_symmetric,qmax=64,ahl=3"
+    " --quantize-forward gemm,norm --quantize_backprop gemm --op-fusion classifier"
+    " --posit-exp-shifted --posit_reciprocal"
+)
+TRAINING = "--num-epochs 1 --batch-size 8 --learning-rate 1e-3 --max-seq-length 48 --save-model"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return synthetic.write_dataset(tmp_path_factory.mktemp("glue"), train_rows=48, dev_rows=24)
+
+
+@pytest.fixture(scope="module")
+def untrained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("untrained")
+    config = json.loads(open(data.config_file).read()) | TINY
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(data.vocab_file, folder / "vocab.txt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def call(data):
+    def run(words, **paths):
+        flags = [f"--{name.replace('_', '-')}={path}" for name, path in paths.items()]
+        return run_glue.run(
+            command_line.parse([*words.split(), f"--data-dir={data.data_dir}", *flags], "")
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(call, untrained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    result = call(
+        f"train-quantized --task rte {TRAINING} {FORMATS}", model_path=untrained, output_dir=folder
+    )
+    return folder, result
+
+
+def test_training_starts_from_a_float_model_without_calibration(trained):
+    folder, result = trained
+    assert 0.0 <= result["rte"] <= 100.0
+    saved = checkpoint.read(folder / "out" / "model.ckpt")
+    histories = [name for name in saved if name.endswith("backward/history")]
+    assert len(histories) > 5 and all(saved[name].any() for name in histories)
+    recipe = json.loads(str(saved["tfquant/recipe"]))
+    assert recipe["softmax"] == {"exponential": "posit_exp_shifted", "posit_reciprocal": True}
+
+
+def test_the_trained_model_is_validated_as_it_was_saved(call, trained):
+    folder, result = trained
+    again = call(
+        "validate-quantized --task rte --max-seq-length 48 --batch-size 8",
+        model_path=folder / "out",
+    )
+    assert again["rte"] == pytest.approx(result["rte"], abs=0.02)
+
+
+def test_validation_of_a_float_model_takes_formats_with_and_without_a_scale(
+    call, untrained, tmp_path
+):
+    call(f"train-baseline --task rte {TRAINING}", model_path=untrained, output_dir=tmp_path)
+    words = "validate-quantized --task rte --max-seq-length 48 --batch-size 8"
+    for spec in ("e4m3", "mxfp8", "int8,qs=per_tensor_symmetric"):
+        result = call(f"{words} --activation {spec} --weight {spec}", model_path=tmp_path / "out")
+        assert np.isfinite(result["rte"])
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("validate-quantized --error e5m2", "--error quantizes gradients, which only training"),
+        ("validate-quantized --weight e4m3 --n-bits 4", "--n-bits describes another quantization"),
+        ("validate-quantized --op-fusion x", "--op-fusion has no effect without --activation"),
+        ("validate-quantized --weight int99", "--weight: .*int99.*bits must lie in"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(call, untrained, words, said):
+    with pytest.raises(FlagError, match=said):
+        call(f"{words} --task rte", model_path=untrained)
