@@ -10,8 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers, processors
 
+from squad_evaluate import evaluate
 from tasks.byte_level import ByteLevelTokenizer
-from tasks.squad import Answer, RawScores, SquadExample, batches, convert, decode
+from tasks.squad import (
+    Answer,
+    RawScores,
+    SquadExample,
+    batches,
+    convert,
+    decode,
+    read_squad,
+    to_dataset,
+)
 from tasks.squad.examples import squeeze
 from tasks.squad.features import answer_pieces
 from tests.squad_families import byte_level_vocabulary
@@ -236,3 +246,36 @@ def test_a_tokenizer_json_is_read_with_its_prefix_space_and_without_its_truncati
         assert pieces.ids.tolist() == expected.ids
         offsets = zip(pieces.starts.tolist(), pieces.ends.tolist(), strict=True)
         assert list(offsets) == expected.offsets
+
+
+@pytest.mark.needs_shared
+def test_labels_of_real_questions_lead_back_to_the_answers(shared_dir, tmp_path):
+    examples = read_squad(shared_dir / "data/squad/dev-v1.1-part.json", training=True)
+    byte_level_vocabulary(tmp_path, [example.context for example in examples], size=8000)
+    tokenizer = ByteLevelTokenizer(tmp_path / "vocab.json")
+    features = convert(examples, tokenizer, training=True, progress=False)
+    scores = RawScores(features)
+    for row in range(len(features)):
+        logits = np.zeros((2, 1, int(features.lengths[row])), np.float32)
+        labels = int(features.start_positions[row]), int(features.end_positions[row])
+        if labels != (0, 0):
+            logits[0, 0, labels[0]] = logits[1, 0, labels[1]] = 9
+        scores.add(features.unique_ids[row : row + 1], *logits)
+    answers = decode(examples, scores, max_answer_length=400).answers
+    result = evaluate(to_dataset(examples), answers)
+    assert result["exact_match"] > 99.0 and result["f1"] > 99.5
+    reference = roberta(tmp_path / "tokenizer.json")
+    reference.enable_truncation(384, stride=200, strategy="only_second")
+    for index in range(0, len(examples), 50):
+        example = examples[index]
+        question = len(reference.encode(example.question, add_special_tokens=False).ids)
+        own = convert(
+            [example],
+            tokenizer,
+            training=False,
+            doc_stride=384 - 4 - question - 200,
+            progress=False,
+        )
+        whole = reference.encode(example.question.lstrip(), example.context)
+        windows = [own.input_ids[own.window(row)].tolist() for row in range(len(own))]
+        assert windows == [one.ids for one in (whole, *whole.overflowing)]
