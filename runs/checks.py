@@ -53,7 +53,9 @@ def value_problems(settings: Any) -> list[str]:
             if one is not None and bound and not bound.holds(one):
                 problems.append(f"{shown}: {bound.rule}")
         # A mode ignores the options that it does not have.
-        in_use = "modes" not in rules or settings.mode in rules["modes"]
+        in_use = getattr(settings, "mode", None) in (None, *rules.get("modes", ())) or (
+            "modes" not in rules
+        )
         if value != field.default and in_use:
             problems += _unmet(name, rules.get("needs", {}), settings)
     return problems

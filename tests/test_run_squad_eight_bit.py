@@ -21,7 +21,7 @@ FP8 = {
     "error": ERROR,
     "quantize_forward": "gemm,residual",
     "quantize_backprop": "gemm,residual",
-    "op_fusion": "squad",
+    "op_fusion": "qa_outputs",
 }
 
 

@@ -50,13 +50,15 @@ def _data(task: glue.Task, split: str, settings: Settings) -> None:
 
 def _model(task: glue.Task, settings: Settings) -> None:
     folder = folder_of(task, settings)
-    if settings.quantizes and settings.qmethod is None and not holds_ranges(weights_of(folder)):
+    described = settings.eight_bit or settings.qmethod is not None
+    if settings.quantizes and not described and not holds_ranges(weights_of(folder)):
         raise ValueError(
-            f"--qmethod is missing: symmetric_uniform or asymmetric_uniform, as {folder} is not"
+            f"--qmethod is missing: symmetric_uniform or asymmetric_uniform, or --activation and"
+            f" --weight with number formats, as {folder} is not"
             " quantized"
         )
     _check_sizes(folder, task, settings)
-    if settings.mode != "train-baseline":  # whose head is new
+    if not settings.trains_new_head:
         check_head(folder, task, f"--model-path={folder}")
     if settings.distillation:
         check_teacher(task, folder, settings)

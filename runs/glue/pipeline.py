@@ -157,7 +157,7 @@ def quantized_network(
     if holds_ranges(networks.weights_of(source)):
         setting_checks.refuse_quantization_options(settings, source)
         return tfquant.load(networks.weights_of(source), model), {"ranges": {"loaded": source}}
-    networks.load_float(model, source, new_head=settings.eight_bit and settings.trains)
+    networks.load_float(model, source, new_head=settings.trains_new_head)
     recipe = recipe_of(model, settings)
     if settings.eight_bit:
         network = tfquant.quantize(model, recipe)

@@ -618,6 +618,13 @@ class Settings(EightBitFlags):
         return self.mode in TRAINING
 
     @property
+    def trains_new_head(self) -> bool:
+        """Whether the head may have random weights at first: 8-bit training needs no calibrated
+        model, so that it can be the first on the task.
+        """
+        return self.trains and (not self.quantizes or self.eight_bit)
+
+    @property
     def quantizes(self) -> bool:
         return self.mode in QUANTIZING
 

@@ -46,6 +46,7 @@ FUSION_LEVELS: dict[str, tuple[str, ...]] = {
     "+ residual fusion": ("gemm",),
 }
 _HEADS = ("pooler", "logits")
+_NAMES_OF_HEAD = ("classifier", "qa_outputs")  # in Hugging Face's models, of which the source is
 _OTHER_PARAMETERS = ("embedding", "position_embedding", "layernorm_weight")
 
 
@@ -91,7 +92,8 @@ def recipe_of(
       error: spec of gradients of activations in training; None leaves them in float.
       error_groups: groups whose gradients are quantized.
       op_fusion: parts of layer paths; layers whose path contains one get no quantizer of
-        activations and gradients. A string holds them with commas between.
+        activations and gradients. `classifier` and `qa_outputs` stand for the last layer, whatever
+        its name. A string holds them with commas between.
       softmax: approximations in the softmax of attention.
       other_parameters: spec of embedding tables and scales of normalizations, which stay in float
         with None.
@@ -143,11 +145,12 @@ def _rules(
     every = (*(role for roles in table.values() for role in roles), "linear_input", *_HEADS)
     listed = op_fusion.split(",") if isinstance(op_fusion, str) else op_fusion
     for part in dict.fromkeys(filter(None, map(str.strip, listed))):
+        head = part in _NAMES_OF_HEAD
         rules.append(
             Rule(
                 None,
-                role=tuple(dict.fromkeys(every)),
-                path=f"*{glob.escape(part)}*",
+                role="logits" if head else tuple(dict.fromkeys(every)),
+                path="*" if head else f"*{glob.escape(part)}*",
                 port="re:^(?!kernel$)",
                 direction=direction,
                 name=f"{prefix}op_fusion {part}",
