@@ -21,10 +21,14 @@ from tasks.wordpiece import Tokenizer
 from tfquant import checkpoint
 from tfquant.export.fastertransformer import SMALLEST_SM
 from tfquant.export.targets import TARGETS
+from tfquant.recipes.spec_strings import parse_spec
 from tfquant.runtimes import PACKAGES
 from tfquant.training.sparsity import parse_pattern
 
-RESULTS = ("predictions.json", "nbest_predictions.json", "null_odds.json", "results.json")
+RESULTS = (
+    *("predictions.json", "nbest_predictions.json", "null_odds.json", "results.json"),
+    *("squad_f1.csv", "squad_f1.png"),
+)
 PLACEMENT = ("quant_recipe", "quant_mode", "quantize_residual", "quant_another_add_input")
 
 
@@ -39,6 +43,7 @@ def check(settings: Settings) -> None:
         horovod_problems,
         _recipe,
         _eight_bit,
+        _sweep,
         _work,
         _placement,
         _export,
@@ -58,9 +63,10 @@ def check(settings: Settings) -> None:
 def _work(s: Settings) -> list[str]:
     """Return problems of what is to be done, and of numbers that depend on each other."""
     problems = []
-    if not (s.do_train or s.do_calib or s.do_predict or s.do_export):
+    if not (s.do_train or s.do_calib or s.do_predict or s.do_export or s.sweep):
         problems.append(
-            "nothing to do: give at least one of --do_train, --do_calib, --do_export, --do_predict"
+            "nothing to do: give at least one of --do_train, --do_calib, --do_export, --do_predict,"
+            " --sweep"
         )
     problems += no_room(s, Tokenizer.separators)
     if s.range_freeze_step is not None and s.range_freeze_step <= s.range_start_step:
@@ -119,6 +125,28 @@ def _eight_bit(s: Settings) -> list[str]:
         if not any(spec is not None and spec.scale.calibrated for spec in specs):
             flags = ", ".join(asked_for(s))
             return [f"--do_calib has no effect with {flags}, which need no ranges: leave it out"]
+    return problems
+
+
+def _sweep(s: Settings) -> list[str]:
+    """Return problems of a sweep over number formats."""
+    if not s.sweep:
+        return []
+    others = ("do_train", "do_calib", "do_predict", "do_export", "if_quant", *PLACEMENT)
+    problems = [f"--sweep is a run of its own: leave out --{o}" for o in others if getattr(s, o)]
+    if s.eight_bit:
+        problems.append(f"--sweep has formats of its own: leave out {', '.join(asked_for(s))}")
+    for name in ("init_checkpoint", "predict_file"):
+        if not getattr(s, name):
+            problems.append(f"--{name} is required for --sweep")
+    specs = []
+    for text in s.sweep_formats:
+        try:
+            specs.append(parse_spec(text))
+        except ValueError as error:
+            problems.append(f"--sweep_formats: {error}")
+    if any(spec.scale.calibrated for spec in specs) and not s.train_file:
+        problems.append("--train_file is required for --sweep of formats that are calibrated on it")
     return problems
 
 
@@ -199,7 +227,8 @@ def _files(s: Settings) -> list[str]:
         )
     used = ["bert_config_file", "vocab_file"]
     used += ["train_file"] if s.do_train or s.do_calib or s.do_export else []
-    used += ["predict_file"] if s.do_predict or s.do_export else []
+    used += ["predict_file"] if s.do_predict or s.do_export or s.sweep else []
+    used += ["train_file"] if s.sweep and s.train_file else []
     used += ["teacher_config_file"] if s.teacher_config_file else []
     for name in used:
         path = getattr(s, name)

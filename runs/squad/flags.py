@@ -60,6 +60,11 @@ TARGET_OF = {
 }
 RUNTIMES = ("tensorflow", *TARGET_OF)
 TFDS = "tfds:"  # what a data file's name begins with when it is a split of squad/plain_text
+# Number formats of --sweep: without a scale, as in the source, but for integers, which need one.
+SWEPT = (
+    *("posit8_1", "e4m3", "e5m2", "int8,qs=per_tensor_symmetric", "e3m2", "e2m1"),
+    *("mxfp8", "mxfp4"),
+)
 QUANTIZED_TRAINING = {"do_train": True, "if_quant": True}
 PERCENTILE = Bound(lambda percent: 0.0 < percent <= 100.0, "must be above 0 and at most 100")
 
@@ -137,6 +142,18 @@ class Settings(EightBitFlags):
         False,
         "Write the network, with --if_quant the quantized one, as a file for another runtime.",
         FREE,
+    )
+    sweep: bool = flag(
+        False,
+        "Score --sweep_formats at every level of op fusion; writes squad_f1.csv and a heat map.",
+        FREE,
+    )
+    sweep_formats: tuple[str, ...] = flag(
+        SWEPT,
+        "Specs of weights and activations in --sweep, one after the other.",
+        FREE,
+        needs={"sweep": True},
+        metavar="SPEC",
     )
     if_quant: bool = flag(False, "Quantize in the forward pass of training and prediction.")
 

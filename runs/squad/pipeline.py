@@ -18,8 +18,9 @@ from runs.squad.calibration import calibrate
 from runs.squad.exporting import export, file_to_predict_with
 from runs.squad.flags import Settings
 from runs.squad.input_checks import check_inputs
-from runs.squad.networks import build, load_for_prediction
+from runs.squad.networks import build, load_float, load_for_prediction
 from runs.squad.prediction import forward_of, predict
+from runs.squad.sweep import sweep
 from runs.squad.training import train
 from runs.versions import versions
 from tasks import squad
@@ -51,7 +52,10 @@ def _run(settings: Settings, group: Group) -> dict[str, Any]:
     tokenizer = squad.load_tokenizer(settings.vocab_file, lower_case=settings.do_lower_case)
     model = build(config, settings)
     network, step, figures = None, 0, {}
-    if settings.do_calib:
+    if settings.sweep:
+        load_float(model, settings.init_checkpoint or "", settings)
+        figures["sweep"] = sweep(model, tokenizer, settings, group)
+    elif settings.do_calib:
         network, figures["calibration"] = calibrate(model, tokenizer, settings, group)
     elif settings.do_train:
         network, step, figures["training"] = train(model, config, tokenizer, settings, group)
@@ -87,6 +91,11 @@ def summary(settings: Settings, figures: Mapping[str, Any]) -> dict[str, Any]:
     """
     prediction = figures.get("prediction", {})
     scores = {name: prediction[name] for name in prediction if name.startswith(("exact", "f1"))}
+    if "sweep" in figures:
+        scores = {
+            format: {level: one["f1"] for level, one in levels.items()}
+            for format, levels in figures["sweep"].items()
+        }
     return scores or {"results": os.path.join(settings.output_dir, "results.json")}
 
 
