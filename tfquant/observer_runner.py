@@ -25,6 +25,7 @@ from tfquant.graph.edge import Edge
 from tfquant.graph.padding import Padding
 from tfquant.inputs import num_examples
 from tfquant.layout import static_shape
+from tfquant.masked_scores import is_masked
 from tfquant.site import Site
 
 
@@ -137,7 +138,7 @@ class Observation:
             for observer, edge, tensor in zip(
                 self.all_observers(), self._edges, tensors, strict=True
             ):
-                valid = validity.of(edge.tensor)
+                valid = _unmasked(edge, tensor, validity.of(edge.tensor))
                 seen = observer.update(tensor, valid, number)
                 if seen is not None:
                     extremes.append(seen[tf.newaxis])
@@ -275,6 +276,14 @@ class Observation:
             **dimensions,
         )
         return file.getvalue()
+
+
+def _unmasked(edge: Edge, tensor: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor | None:
+    """Add masked entries of scores, which are not quantized, to those that do not count."""
+    if edge.role != "softmax_input":
+        return valid
+    scores = ~is_masked(tensor)
+    return scores if valid is None else scores & tf.cast(valid, tf.bool)
 
 
 def _check_counts(what: str, counts: Sequence[int]) -> None:

@@ -13,6 +13,7 @@ from tfquant.graph.edge import Edge
 from tfquant.graph.plan import Plan
 from tfquant.graph.replay import Edits
 from tfquant.graph.trace import Trace
+from tfquant.masked_scores import without_masked
 from tfquant.rewrites.posit_softmax import replacements
 from tfquant.site import Address, Site
 
@@ -79,7 +80,7 @@ class Placements:
         def apply(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
             key = (site.address, id(tensor))
             if key not in done:
-                done[key] = result = edit(site, edge, tensor)
+                done[key] = result = _edited(edit, site, edge, tensor)
                 done[(site.address, id(result))] = result
                 kept.extend((tensor, result))
             return done[key]
@@ -96,6 +97,12 @@ class Placements:
             {key: functools.partial(_apply_all, places, apply) for key, places in tensors.items()},
             replacements(self._trace.analysis.structure.attention, self._plan.recipe.softmax),
         )
+
+
+def _edited(edit: EdgeEdit, site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
+    if edge.role == "softmax_input" and edge.direction == "forward":
+        return without_masked(tensor, lambda scores: edit(site, edge, scores))
+    return edit(site, edge, tensor)
 
 
 def _apply_all(places: list[tuple[Site, Edge]], apply: EdgeEdit, tensor: tf.Tensor) -> tf.Tensor:
