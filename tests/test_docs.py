@@ -89,5 +89,7 @@ def test_defaults_of_flags_are_those_of_the_code():
     for name, shown in rows:
         default = defaults[name]
         none = default is None or default is False or default == ""
-        expected = "" if none else f"`{str(default).lower()}`"
+        several = isinstance(default, tuple)
+        words = " ".join(f"`{str(one).lower()}`" for one in (default if several else (default,)))
+        expected = "" if none else words
         assert shown.strip() == expected, name

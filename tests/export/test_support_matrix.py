@@ -40,6 +40,10 @@ KINDS = {
         _inputs(granularity="per_embedding"),
         _inputs(granularity="per_embedding_group", groups=4),
     ],
+    "mxfp8": [
+        INT8.with_spec(roles=["*"], format=name, granularity="per_block", block_size=4)
+        for name in ("mxfp4", "mxfp8")
+    ],
     "dynamic: true": [_inputs(dynamic=True, granularity="per_token"), _inputs(dynamic=True)],
 }
 # Cell -> opsets that take it, opsets that refuse it.
