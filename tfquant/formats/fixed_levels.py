@@ -59,7 +59,17 @@ class FixedLevels:
         self, x: tf.Tensor, amax: tf.Tensor, codebook: ScaledCodebook, *, compiled: bool = True
     ) -> tf.Tensor:
         scale = scale_of(tf.maximum(amax, SMALLEST_AMAX), codebook)
-        return _kernel(codebook)(x, scale) if compiled else searched(x, scale, codebook)
+        return _kernel(self)(x, scale) if compiled else searched(x, scale, codebook)
+
+    def rounded(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        """Round `x` in units of `scale`, which broadcasts to it, by operations that are fast when
+        XLA compiles them.
+        """
+        table = table_of(self.book)
+        several = table is not None and table.threshold is not None
+        if table is None or (several and self.book.num_codes <= _MOST_COMPARED):
+            return compared(x, scale, self.book)
+        return looked_up(x, scale, table)
 
     def encode(self, units: np.ndarray, codebook: ScaledCodebook) -> np.ndarray:
         places = np.searchsorted(np.asarray(codebook.thresholds, np.float32), units, side="right")
@@ -145,6 +155,7 @@ class Table(NamedTuple):
     threshold: np.ndarray | None
 
 
+@functools.cache
 def table_of(codebook: ScaledCodebook) -> Table | None:
     """Return the table of a codebook; None where the numbers of one pattern have three values."""
     thresholds = np.asarray(codebook.thresholds, np.float32)
@@ -190,15 +201,8 @@ def compared(x: tf.Tensor, scale: tf.Tensor, codebook: ScaledCodebook) -> tf.Ten
 
 
 @functools.cache
-def _kernel(codebook: ScaledCodebook) -> CompiledKernel:
-    table = table_of(codebook)
-    if table is not None and table.threshold is not None and codebook.num_codes <= _MOST_COMPARED:
-        table = None
-
+def _kernel(format: FixedLevels) -> CompiledKernel:
     def plain(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-        return searched(x, scale, codebook)
+        return searched(x, scale, format.book)
 
-    def compiled(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-        return compared(x, scale, codebook) if table is None else looked_up(x, scale, table)
-
-    return CompiledKernel(plain, compiled)
+    return CompiledKernel(plain, format.rounded)

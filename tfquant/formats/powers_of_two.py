@@ -8,8 +8,11 @@ Source: Zhou et al. 2017, "Incremental Network Quantization", arXiv:1702.03044, 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
+
+import tensorflow as tf
 
 from tfquant.formats.fixed_levels import FixedLevels, mirrored
 
@@ -17,7 +20,27 @@ _BITS = range(2, 8)
 KNOWN = "p2_2 ... p2_7"
 
 
-def parse(name: str) -> FixedLevels | None:
+@dataclasses.dataclass(frozen=True)
+class PowersOfTwo(FixedLevels):
+    """Powers of two with a sign, and zero."""
+
+    def rounded(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        """Round `x` in units of `scale`, which broadcasts to it, by operations on bits."""
+        units = x / scale
+        bits = tf.bitcast(units, tf.int32)
+        magnitude = tf.bitwise.bitwise_and(bits, 0x7FFFFFFF)
+        # From one and a half times a power on, the next one is nearer.
+        exponent = tf.bitwise.bitwise_and(magnitude + 0x400000, 0x7F800000)
+        levels, size = self.book.levels, tf.abs(units)
+        smallest = min(level for level in levels if level > 0)
+        value = tf.minimum(tf.bitcast(exponent, tf.float32), levels[-1])
+        value = tf.where(size < smallest / 2, 0.0, tf.maximum(value, smallest))
+        sign = tf.bitwise.bitwise_xor(bits, magnitude)
+        value = tf.bitcast(tf.bitwise.bitwise_or(tf.bitcast(value, tf.int32), sign), tf.float32)
+        return tf.where(tf.math.is_nan(units), units, value) * scale
+
+
+def parse(name: str) -> PowersOfTwo | None:
     """Return the format called `name`; None if it is of another family.
 
     Raises:
@@ -35,11 +58,11 @@ def parse(name: str) -> FixedLevels | None:
 
 
 @functools.cache
-def powers_of_two(bits: int) -> FixedLevels:
+def powers_of_two(bits: int) -> PowersOfTwo:
     """Return the format of 2**bits - 1 values."""
     count = 2 ** (bits - 1) - 1
     magnitudes = [2.0 ** (power + 1 - count) for power in range(count)]
     boundaries = [magnitudes[0] / 2, *(0.75 * magnitude for magnitude in magnitudes[1:])]
     name, half = f"p2_{bits}", 2 ** (bits - 1)
     book = mirrored(magnitudes, boundaries, [True] * count, 1.0, name)
-    return FixedLevels(name, bits, book, (*range(2 * half - 1, half, -1), *range(half)))
+    return PowersOfTwo(name, bits, book, (*range(2 * half - 1, half, -1), *range(half)))
