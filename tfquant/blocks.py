@@ -15,6 +15,8 @@ Sources: Open Compute Project, Microscaling Formats (MX) Specification 1.0, 2023
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +24,7 @@ import tensorflow as tf
 
 from calib.codebook import Codebook, ScaledCodebook
 from tfquant import formats
+from tfquant.kernels import CompiledRows
 from tfquant.scale import SMALLEST_AMAX, rounded_scale
 
 if TYPE_CHECKING:
@@ -42,13 +45,46 @@ def quantize_dequantize(
     Returns:
       A tensor like `x`. Infinite values saturate, and NaN stays NaN; neither counts for the scale.
     """
+    if compiled and spec.scale.narrow_range:
+        return tf.cast(_compiled(tf.cast(x, tf.float32), spec, axis), x.dtype)
     values, scale = scaled_blocks(tf.cast(x, tf.float32), spec, axis)
     codebook = spec.codebook
     width, unscaled = scale * float(codebook.quant_max), codebook
     if isinstance(codebook, ScaledCodebook):
         width, unscaled = scale, dataclasses.replace(codebook, quant_max=1.0)
-    rounded = formats.of(codebook).round(values, width, unscaled, compiled=compiled)
-    return tf.cast(_joined(rounded, x, axis), x.dtype)
+    rounded = formats.of(codebook).round(values, width, unscaled, compiled=False)
+    return tf.cast(_joined(rounded, x, axis, spec.layout.block_size or 0), x.dtype)
+
+
+def _compiled(x: tf.Tensor, spec: QuantSpec, axis: int) -> tf.Tensor:
+    """Quantize and dequantize blocks by one compiled kernel, which has them as rows."""
+    rank, size = x.shape.rank, spec.layout.block_size or 0
+    order = [a for a in range(rank) if a != axis % rank] + [axis % rank]
+    last = order == list(range(rank))
+    moved = x if last else tf.transpose(x, order)
+    blocks = _cut(moved, size, rank - 1)
+    rows = tf.reshape(blocks, [-1, size])
+    if blocks.shape.is_fully_defined():
+        rows = tf.ensure_shape(rows, [blocks.shape.num_elements() // size, size])
+    y = _joined(tf.reshape(_kernel(spec)(rows), tf.shape(blocks)), moved, rank - 1, size)
+    return y if last else tf.transpose(y, np.argsort(order))
+
+
+@functools.cache
+def _kernel(spec: QuantSpec) -> CompiledRows:
+    def rounded(rows: tf.Tensor, by: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        return by(rows, scales_of(_largest(rows, 1), spec))
+
+    format, unscaled = formats.get(spec.format), spec.codebook
+    if isinstance(unscaled, ScaledCodebook):
+        unscaled = dataclasses.replace(unscaled, quant_max=1.0)
+
+    def plainly(rows: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        return format.round(rows, scale * float(unscaled.quant_max), unscaled, compiled=False)
+
+    return CompiledRows(
+        lambda rows: rounded(rows, plainly), lambda rows: rounded(rows, format.rounded)
+    )
 
 
 def scaled_blocks(x: tf.Tensor, spec: QuantSpec, axis: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -63,7 +99,20 @@ def scaled_blocks(x: tf.Tensor, spec: QuantSpec, axis: int) -> tuple[tf.Tensor, 
       Values [..., ceil(n / b), b, ...], padded with zeros, and scales of that shape with 1 in place
       of b, float32.
     """
-    size, axis = spec.layout.block_size or 0, axis % x.shape.rank
+    axis %= x.shape.rank
+    values = _cut(x, spec.layout.block_size or 0, axis)
+    return values, scales_of(_largest(values, axis + 1), spec)
+
+
+def _largest(values: tf.Tensor, axis: int) -> tf.Tensor:
+    """Largest finite magnitudes along an axis, which is kept."""
+    magnitudes = tf.abs(values)
+    magnitudes = tf.where(tf.math.is_finite(magnitudes), magnitudes, 0.0)
+    return tf.reduce_max(magnitudes, axis, keepdims=True)
+
+
+def _cut(x: tf.Tensor, size: int, axis: int) -> tf.Tensor:
+    """Cut an axis into blocks: [..., n, ...] to [..., ceil(n / size), size, ...]."""
     n = x.shape[axis]
     if n is None:
         missing = -tf.shape(x)[axis] % size
@@ -75,10 +124,7 @@ def scaled_blocks(x: tf.Tensor, spec: QuantSpec, axis: int) -> tuple[tf.Tensor, 
     blocks = None if n is None else (n + missing) // size
     known = [*x.shape[:axis], blocks, size, *x.shape[axis + 1 :]]
     target = tf.concat([shape[:axis], [shape[axis] // size, size], shape[axis + 1 :]], 0)
-    values = tf.ensure_shape(tf.reshape(x, target), known)
-    magnitudes = tf.abs(values)
-    magnitudes = tf.where(tf.math.is_finite(magnitudes), magnitudes, 0.0)
-    return values, scales_of(tf.reduce_max(magnitudes, axis + 1, keepdims=True), spec)
+    return tf.ensure_shape(tf.reshape(x, target), known)
 
 
 def scales_of(amax: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
@@ -89,13 +135,13 @@ def scales_of(amax: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
     return rounded_scale(amax, codebook, spec.scale.scale_format)
 
 
-def _joined(blocks: tf.Tensor, like: tf.Tensor, axis: int) -> tf.Tensor:
-    """Undo the cut into blocks."""
+def _joined(blocks: tf.Tensor, like: tf.Tensor, axis: int, size: int) -> tf.Tensor:
+    """Undo the cut into blocks of `size` elements."""
     axis, rank = axis % like.shape.rank, like.shape.rank
     shape = tf.shape(blocks)
     target = tf.concat([shape[:axis], [shape[axis] * shape[axis + 1]], shape[axis + 2 :]], 0)
     x, wanted = tf.reshape(blocks, target), tf.shape(like)
-    n, size = like.shape[axis], blocks.shape[axis + 1]
+    n = like.shape[axis]
     if n is None or n % size:
         x = tf.slice(x, [0] * rank, wanted)
     return tf.ensure_shape(x, like.shape)

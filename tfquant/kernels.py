@@ -56,20 +56,61 @@ class CompiledKernel:
 
     def _padded(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         """Compute the function on a tensor of open size and a scalar scale."""
-        size = tf.size(x)
         y = tf.cond(
-            size < SMALLEST_COMPILED,
+            tf.size(x) < SMALLEST_COMPILED,
             lambda: self._plain(x, scale),
             lambda: tf.reshape(
-                self._compiled(self._to_known_size(x, size), scale)[:size], tf.shape(x)
+                _padded(lambda flat: self._compiled(flat, scale), tf.reshape(x, [-1])), tf.shape(x)
             ),
         )
         return tf.ensure_shape(y, x.shape)
 
-    def _to_known_size(self, x: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-        """Flatten `x` and pad it with zeros to the next size that is compiled."""
-        paddings: Any = [[0, compiled_size(size) - size]]
-        return tf.pad(tf.reshape(x, [-1]), paddings)
+
+class CompiledRows:
+    """Function of the rows of a matrix, each by itself, compiled once for each number of rows.
+
+    Args:
+      plain: the function, float32 [rows, n] to the same shape; rows of zeros must be allowed.
+      compiled: the same function in a form that is faster when compiled.
+    """
+
+    def __init__(
+        self,
+        plain: Callable[[tf.Tensor], tf.Tensor],
+        compiled: Callable[[tf.Tensor], tf.Tensor],
+    ):
+        self._plain = plain
+        open_shape: Any = None
+        signature = [tf.TensorSpec(open_shape, tf.float32)]
+        self._compiled = tf.function(
+            compiled, input_signature=signature, autograph=False, jit_compile=True
+        )
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        """Compute the function of float32 [rows, n]."""
+        if x.shape.is_fully_defined():
+            small = x.shape.num_elements() < SMALLEST_COMPILED
+            return tf.ensure_shape((self._plain if small else self._compiled)(x), x.shape)
+        y = tf.cond(
+            tf.size(x) < SMALLEST_COMPILED,
+            lambda: self._plain(x),
+            lambda: _padded(self._compiled, x),
+        )
+        return tf.ensure_shape(y, x.shape)
+
+
+def _padded(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
+    """Call a compiled function on a tensor whose first axis is padded with zeros to the next size
+    that is compiled, which many sizes of batches and texts are without.
+    """
+    size = tf.shape(x)[0]
+    missing = compiled_size(size) - size
+
+    def with_padding() -> tf.Tensor:
+        paddings: Any = [[0, missing], *([[0, 0]] * (x.shape.rank - 1))]
+        return function(tf.pad(x, paddings))[:size]
+
+    return tf.cond(tf.equal(missing, 0), lambda: function(x), with_padding)
 
 
 def compiled_size(size: tf.Tensor) -> tf.Tensor:

@@ -54,7 +54,7 @@ def reference(x: np.ndarray, amax: np.ndarray | float, name: str) -> np.ndarray:
 
 def rounded(x: np.ndarray, name: str) -> np.ndarray:
     """By plain operations, in units of the scale."""
-    return formats.get(name).scaled(tf.constant(x), tf.constant(1.0)).numpy()
+    return formats.get(name).rounded(tf.constant(x), tf.constant(1.0)).numpy()
 
 
 def assert_same_bits(found: np.ndarray, wanted: np.ndarray) -> None:
@@ -83,7 +83,7 @@ def test_every_bfloat16_is_rounded_as_by_ml_dtypes_and_saturates(name):
     wanted = nearest(x, name)
     assert_same_bits(rounded(x, name), wanted)
     assert_same_bits(
-        kernels.CompiledKernel(formats.get(name).scaled)(tf.constant(x), tf.constant(1.0)).numpy(),
+        kernels.CompiledKernel(formats.get(name).rounded)(tf.constant(x), tf.constant(1.0)).numpy(),
         wanted,
     )
     number, limit = ~np.isnan(wanted), np.float32(book(name).limit)

@@ -66,6 +66,12 @@ class Format(Protocol):
         """
         ...
 
+    def rounded(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        """Round `x` in units of `scale`, which broadcasts to it, by operations that are fast when
+        XLA compiles them together with what surrounds them; symmetric codes without the lowest one.
+        """
+        ...
+
     def encode(self, units: np.ndarray, codebook: Codebook) -> np.ndarray:
         """Encode values in units of the scale as int32 codes of the nearest values."""
         ...

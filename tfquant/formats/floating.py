@@ -93,9 +93,9 @@ class FloatFormat:
         self, x: tf.Tensor, amax: tf.Tensor, codebook: ScaledCodebook, *, compiled: bool = True
     ) -> tf.Tensor:
         scale = scale_of(tf.maximum(amax, SMALLEST_AMAX), codebook)
-        return _kernel(self)(x, scale) if compiled else self.scaled(x, scale)
+        return _kernel(self)(x, scale) if compiled else self.rounded(x, scale)
 
-    def scaled(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    def rounded(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         """Round `x` in units of `scale`, which broadcasts to it, with plain operations."""
         units = x / scale
         # Not clip_by_value, which may turn NaN into a number.
@@ -113,7 +113,7 @@ class FloatFormat:
         )
 
     def encode(self, units: np.ndarray, codebook: ScaledCodebook) -> np.ndarray:
-        rounded = self.scaled(tf.constant(units, tf.float32), tf.constant(1.0)).numpy()
+        rounded = self.rounded(tf.constant(units, tf.float32), tf.constant(1.0)).numpy()
         codes = np.searchsorted(self.magnitudes, np.abs(rounded))
         return (codes + (np.signbit(rounded) << (self.bits - 1))).astype(np.int32)
 
@@ -161,4 +161,4 @@ def _codebook(format: FloatFormat) -> ScaledCodebook:
 
 @functools.cache
 def _kernel(format: FloatFormat) -> CompiledKernel:
-    return CompiledKernel(format.scaled)
+    return CompiledKernel(format.rounded)

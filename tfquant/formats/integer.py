@@ -59,6 +59,12 @@ class IntegerFormat:
         largest, amax = float(codebook.quant_max), tf.maximum(amax, SMALLEST_AMAX)
         return _native(x * (largest / amax), tf.constant(largest), codebook) * (amax / largest)
 
+    def rounded(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+        largest = float(2 ** (self.bits - 1) - 1)
+        units = tf.round(x / scale)
+        # Not clip_by_value, which may turn NaN into a number.
+        return tf.where(tf.abs(units) > largest, tf.sign(units) * largest, units) * scale
+
     def encode(self, units: np.ndarray, codebook: Codebook) -> np.ndarray:
         return np.clip(np.rint(units), *codebook.extremes).astype(np.int32)
 
