@@ -282,7 +282,7 @@ def _unmasked(edge: Edge, tensor: tf.Tensor, valid: tf.Tensor | None) -> tf.Tens
     """Add masked entries of scores, which are not quantized, to those that do not count."""
     if edge.role != "softmax_input":
         return valid
-    scores = ~is_masked(tensor)
+    scores = tf.logical_not(is_masked(tensor))
     return scores if valid is None else scores & tf.cast(valid, tf.bool)
 
 

@@ -83,6 +83,21 @@ def test_sites_before_and_behind_the_softmax_stay():
     np.testing.assert_allclose(model(X), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
+def test_narrow_types_are_kept_and_computed_in_float32(dtype):
+    kernel = tf.Variable(tf.cast(KERNELS["query"], dtype), name="self/query/kernel")
+
+    def network(x, softmax=tf.nn.softmax):
+        scores = tf.matmul(x @ kernel, x, transpose_b=True)
+        return tf.matmul(softmax(scores), x)
+
+    x = tf.cast(X, dtype)
+    signature = tf.TensorSpec([None, LENGTH, WIDTH], dtype)
+    model = quantized(network, Recipe((), softmax=SHIFTED), [x], signature=signature)
+    assert model(x).dtype == dtype
+    np.testing.assert_array_equal(as_float(model(x)), as_float(network(x, posit_softmax.softmax)))
+
+
 @pytest.mark.representatives("mixed_bfloat16*")
 @pytest.mark.parametrize("name", ["own_bert", "mixed_bfloat16", "tf_keras_functional"])
 def test_models_run_and_train_with_it_in_their_own_types(name):

@@ -131,9 +131,10 @@ def _unbounded_exp(x: tf.Tensor) -> tf.Tensor:
     return (2.0**13 - 1.0 - tf.floor(code * 0.25)) * 2.0**-13
 
 
+# TensorFlow names the inputs of a compiled function after its parameters: `_` is no such name.
 _COMPILED = {
-    "posit_exp": CompiledKernel(lambda x, _: posit_exp(x)),
-    "posit_exp_shifted": CompiledKernel(lambda x, _: posit_exp_shifted(x)),
+    "posit_exp": CompiledKernel(lambda x, scale: posit_exp(x)),
+    "posit_exp_shifted": CompiledKernel(lambda x, scale: posit_exp_shifted(x)),
 }
 
 
