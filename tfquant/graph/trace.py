@@ -195,6 +195,7 @@ def _flatten(concrete, source: ModelAdapter, attached: AttachedMasks) -> Trace:
     """Make a trace of a concrete function, with all calls inlined."""
     body = concrete.graph
     if replay.is_flat(body):  # a copy would be equal
+        _release_outputs(body)
         graph, known = body, {t.name: t for op in body.get_operations() for t in op.outputs}
     else:
         graph, known = _inlined(concrete, source)
@@ -227,6 +228,19 @@ def _flatten(concrete, source: ModelAdapter, attached: AttachedMasks) -> Trace:
         losses,
         attached.replayed(body, known),
     )
+
+
+def _release_outputs(graph: Any) -> None:
+    """Let the outputs of a function's graph no longer wait for all of its side effects.
+
+    TensorFlow appends an operation that does so behind the outputs. A replay of all operations has
+    the side effects anyway, and one of an output alone shall have those that it depends on.
+    """
+    for op in {t.op.name: t.op for t in graph.outputs}.values():
+        before = [control for control in op.control_inputs if control._id < op._id]
+        if len(before) < len(op.control_inputs):
+            op._remove_all_control_inputs()
+            op._add_control_inputs(before)
 
 
 def _inlined(concrete, source: ModelAdapter) -> tuple[tf.Graph, dict[str, tf.Tensor]]:
