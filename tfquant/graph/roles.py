@@ -185,7 +185,7 @@ class _Edges:
         bias = self._structure.bias_after(product)
         if bias is not None and self._flow.is_fixed(bias[0].inputs[bias[1]]):
             yield self._on_parameter("bias", path, "bias", *bias, channel_axes=())
-        activation = self._structure.activation_before(contraction)
+        activation = self._structure.activated_inputs.get(contraction.op.name)
         if activation is not None:
             source, tensor = activation
             yield self._on_tensor("activation_output", source, "output", tensor)
@@ -207,7 +207,7 @@ class _Edges:
 
     def _model_outputs(self) -> Iterator[Edge]:
         """Hidden state after the last block, behind its layer norm where there is one."""
-        for tensor, path in self._structure.block_ends():
+        for tensor, path in self._structure.block_ends:
             yield self._on_tensor("model_output", path, "output", tensor)
 
     def edges_of_embeddings(self) -> Iterator[Edge]:
@@ -318,9 +318,9 @@ class _Edges:
     ) -> Edge:
         op, index = self._structure.lifted(op, index)
         tensor = op.inputs[index]
-        nonnegative = self._flow.through_dropout(tensor).op.type in _NONNEGATIVE_OPS or any(
-            self._flow.through_dropout(tensor).name == a.softmax.name
-            for a in self._structure.attention
+        source = self._flow.through_dropout(tensor)
+        nonnegative = source.op.type in _NONNEGATIVE_OPS or any(
+            source.name == a.softmax.name for a in self._structure.attention
         )
         return Edge(
             role,

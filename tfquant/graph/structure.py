@@ -97,7 +97,7 @@ class Structure:
             for n in self.layernorms
         )
         leaving = [self.flow.through_dropout(skip).name for _, skip in entries[1:]]
-        leaving += [self.flow.root(tensor).name for tensor, _ in self.block_ends()[-1:]]
+        leaving += [self.flow.root(tensor).name for tensor, _ in self.block_ends[-1:]]
         return [
             Block(a.path, address("softmax_output", a.path, "output"), states.get(state))
             for (a, _), state in zip(entries, leaving, strict=True)
@@ -119,7 +119,7 @@ class Structure:
         """
         states = [
             *(entry for _, entry in self.entries),
-            *(tensor for tensor, _ in self.block_ends()[-1:]),
+            *(tensor for tensor, _ in self.block_ends[-1:]),
         ]
         behind = [self._makers(state) for state in states]
         for before, after in itertools.pairwise(behind):
@@ -137,24 +137,29 @@ class Structure:
 
     def _entry(self, attention: Attention) -> Residual | None:
         """Residual addition of the result of an attention; None where there is none."""
-        context = attention.context.op
-        after = descendants(self.flow.operations, [context.outputs[0]]) | {context.name}
-        for residual in self.residuals:
-            skip, other = (
-                residual.op.inputs[i] for i in (residual.skip_index, residual.other_index)
-            )
-            if other.op.name in after and skip.op.name not in after:
+        context, by_name = attention.context.op, {r.op.name: r for r in self.residuals}
+        after = {context.name}
+        for op in self.flow.operations[self.flow.index[context.name] + 1 :]:
+            depends = [tensor.op.name in after for tensor in op.inputs]
+            residual = by_name.get(op.name)
+            if residual and depends[residual.other_index] and not depends[residual.skip_index]:
                 return residual
+            if any(depends):
+                after.add(op.name)
         return None
 
+    @functools.cached_property
+    def _body(self) -> frozenset[str]:
+        return before_residual(self.flow, self.residuals)
+
+    @functools.cached_property
     def block_ends(self) -> list[tuple[tf.Tensor, str]]:
         """(hidden state, layer path) behind additions that no later addition depends on."""
         if not self.attention or not self.residuals:
             return []
-        body = before_residual(self.flow, self.residuals)
         ends = []
         for residual in self.residuals:
-            if residual.op.name in body:
+            if residual.op.name in self._body:
                 continue
             total = residual.op.outputs[0]
             norm = next(
@@ -165,15 +170,14 @@ class Structure:
 
     def _zones(self) -> dict[str, str]:
         """Map operation name -> `pooler` or `logits` for the linears after the last block."""
-        ends = [tensor for tensor, _ in self.block_ends()]
+        ends = [tensor for tensor, _ in self.block_ends]
         if not ends:
             return {}
-        body = before_residual(self.flow, self.residuals)
         after = descendants(self.flow.operations, ends)
         heads = [
             c
             for c in self.contractions
-            if c.kind == "linear" and c.op.name in after and c.op.name not in body
+            if c.kind == "linear" and c.op.name in after and c.op.name not in self._body
         ]
         return {c.op.name: "pooler" if self._is_pooler(c) else "logits" for c in heads}
 
@@ -212,18 +216,26 @@ class Structure:
     def _is_small_parameter(self, tensor: tf.Tensor) -> bool:
         return self.flow.is_parameter(tensor) and self.flow.variable_behind(tensor) is not None
 
-    def activation_before(self, contraction: Contraction) -> tuple[str, tf.Tensor] | None:
-        """(path of the linear before, activated tensor) where a nonlinearity lies between two
-        linears.
+    @functools.cached_property
+    def activated_inputs(self) -> dict[str, tuple[str, tf.Tensor]]:
+        """Map operation name of a linear -> (path of the linear before, activated tensor) where a
+        nonlinearity lies between the two.
         """
+        linears = [c for c in self.contractions if c.kind == "linear"]
+        found = ((c.op.name, self._activation_before(c)) for c in linears)
+        return {name: activation for name, activation in found if activation is not None}
+
+    def _activation_before(self, contraction: Contraction) -> tuple[str, tf.Tensor] | None:
         tensor = self.flow.through_dropout(contraction.op.inputs[contraction.input_index])
-        behind = self.flow.walk_back(
+        sources, nonlinear = [], False
+        for op in self.flow.walk_back(
             tensor, lambda o: o.type in ELEMENTWISE_OPS or o.type in VIEW_OPS
-        )
-        sources = [op for op in behind if op.name in self.paths]
-        if len(sources) != 1 or not any(op.type in NONLINEAR_OPS for op in behind):
-            return None
-        return self.paths[sources[0].name], tensor
+        ):
+            nonlinear = nonlinear or op.type in NONLINEAR_OPS
+            sources += [op.name] if op.name in self.paths else []
+            if len(sources) > 1:
+                return None
+        return (self.paths[sources[0]], tensor) if sources and nonlinear else None
 
     @functools.cached_property
     def layer_outputs(self) -> dict[str, tf.Tensor]:
@@ -238,13 +250,7 @@ class Structure:
                 result[self.paths[contraction.op.name]] = (
                     bias[0] if bias else contraction.op
                 ).outputs[0]
-        for contraction in self.contractions:
-            activation = (
-                self.activation_before(contraction) if contraction.kind == "linear" else None
-            )
-            if activation is not None:
-                result[activation[0]] = activation[1]
-        return result
+        return result | dict(self.activated_inputs.values())
 
     def _is_one_hot_lookup(self, contraction: Contraction) -> bool:
         """Return whether a product with one-hot rows only selects rows of the parameter."""

@@ -192,25 +192,18 @@ def _has_open_axes(structure: Any) -> bool:
 
 
 def _flatten(concrete, source: ModelAdapter, attached: AttachedMasks) -> Trace:
-    """Replay a concrete function into a graph of its own, with all calls inlined."""
-    graph: Any = tf_func_graph.FuncGraph("tfquant_flat")
+    """Make a trace of a concrete function, with all calls inlined."""
     body = concrete.graph
-    n_captures = len(concrete.captured_inputs)
-    n_inputs = len(body.inputs) - n_captures
-    captures = []
-    with graph.as_default():
-        known: dict[str, tf.Tensor] = {}
-        for spec, old in zip(
-            tf.nest.flatten(source.structure), body.inputs[:n_inputs], strict=True
-        ):
-            known[old.name] = tf.compat.v1.placeholder(spec.dtype, spec.shape, name=old.op.name)
-        inputs = tuple(known.values())
-        for outside, old in zip(concrete.captured_inputs, body.inputs[n_inputs:], strict=True):
-            known[old.name] = graph.capture(outside, name=old.op.name)
-            captures.append((outside, known[old.name]))
-        outputs = tuple(replay.replay(body.get_operations(), known, body.outputs, inline=True))
+    if replay.is_flat(body):  # a copy would be equal
+        _release_outputs(body)
+        graph, known = body, {t.name: t for op in body.get_operations() for t in op.outputs}
+    else:
+        graph, known = _inlined(concrete, source)
+    parameters = [known[t.name] for t in body.inputs]
+    inputs = tuple(parameters[: len(parameters) - len(concrete.captured_inputs)])
+    captures = tuple(zip(concrete.captured_inputs, parameters[len(inputs) :], strict=True))
     output_structure, masks, losses = concrete.structured_outputs
-    outputs, masks, losses = _split_outputs(outputs, masks, losses)
+    outputs, masks, losses = _split_outputs([known[t.name] for t in body.outputs], masks, losses)
     variables = _variables_by_placeholder(concrete, captures, source)
     structure = tf.nest.map_structure(
         lambda t: (
@@ -228,13 +221,47 @@ def _flatten(concrete, source: ModelAdapter, attached: AttachedMasks) -> Trace:
         source.structure,
         structure,
         source.input_names,
-        tuple(captures),
+        captures,
         variables,
         paths,
         masks,
         losses,
         attached.replayed(body, known),
     )
+
+
+def _release_outputs(graph: Any) -> None:
+    """Let the outputs of a function's graph no longer wait for all of its side effects.
+
+    TensorFlow appends an operation that does so behind the outputs. A replay of all operations has
+    the side effects anyway, and one of an output alone shall have those that it depends on.
+    """
+    for op in {t.op.name: t.op for t in graph.outputs}.values():
+        before = [control for control in op.control_inputs if control._id < op._id]
+        if len(before) < len(op.control_inputs):
+            op._remove_all_control_inputs()
+            op._add_control_inputs(before)
+
+
+def _inlined(concrete, source: ModelAdapter) -> tuple[tf.Graph, dict[str, tf.Tensor]]:
+    """Replay a concrete function into a graph of its own, with all calls inlined.
+
+    Returns:
+      The graph; and name of a tensor of the function -> the new one.
+    """
+    graph: Any = tf_func_graph.FuncGraph("tfquant_flat")
+    body = concrete.graph
+    n_inputs = len(body.inputs) - len(concrete.captured_inputs)
+    known: dict[str, tf.Tensor] = {}
+    with graph.as_default():
+        for spec, old in zip(
+            tf.nest.flatten(source.structure), body.inputs[:n_inputs], strict=True
+        ):
+            known[old.name] = tf.compat.v1.placeholder(spec.dtype, spec.shape, name=old.op.name)
+        for outside, old in zip(concrete.captured_inputs, body.inputs[n_inputs:], strict=True):
+            known[old.name] = graph.capture(outside, name=old.op.name)
+        replay.replay(body.get_operations(), known, body.outputs, inline=True)
+    return graph, known
 
 
 def _split_outputs(
@@ -266,17 +293,19 @@ def _unique_paths(
     Layers that share a name become `layer`, `layer_1`, ... in the order data flows through them.
     """
     known = {id(v.handle): path for v, path in source.named_variables}
-    first_use: dict[str, int] = {}
-    for index, op in enumerate(graph.get_operations()):
-        for tensor in op.inputs:
-            first_use.setdefault(tensor.name, index)
     paths: dict[str, str] = {}
     taken: set[str] = set()
-    for name in sorted(variables, key=lambda n: first_use.get(n, 1 << 60)):
+    for name in sorted(variables, key=lambda name: _first_use(graph, name)):
         wanted = known.get(id(variables[name].handle)) or variables[name].name.split(":")[0]
         paths[name] = path = free_path(wanted, taken)
         taken.add(path)
     return paths
+
+
+def _first_use(graph: tf.Graph, name: str) -> int:
+    """Position of the first operation that reads a tensor; behind all others where none does."""
+    readers = graph.get_tensor_by_name(name).consumers()
+    return min((op._id for op in readers), default=1 << 60)
 
 
 def free_path(wanted: str, taken: Container[str]) -> str:

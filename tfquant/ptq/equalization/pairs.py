@@ -257,8 +257,10 @@ class _Resolver:
 
     def _of_norm(self, norm: LayerNorm) -> list[Parameter]:
         start = norm.input.op.name
-        between = self._flow.walk_back(
-            norm.output, lambda op: op.name != start, not_before=self._flow.index[start]
+        between = list(
+            self._flow.walk_back(
+                norm.output, lambda op: op.name != start, not_before=self._flow.index[start]
+            )
         )
         inside = {op.name for op in between} - {start}
         result: dict[str, Parameter] = {}
