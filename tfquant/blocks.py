@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -114,10 +114,7 @@ def _largest(values: tf.Tensor, axis: int) -> tf.Tensor:
 def _cut(x: tf.Tensor, size: int, axis: int) -> tf.Tensor:
     """Cut an axis into blocks: [..., n, ...] to [..., ceil(n / size), size, ...]."""
     n = x.shape[axis]
-    if n is None:
-        missing = -tf.shape(x)[axis] % size
-    else:
-        missing = -n % size
+    missing: Any = (size - (tf.shape(x)[axis] if n is None else n)) % size
     if n is None or missing:
         x = tf.pad(x, [[0, missing if a == axis else 0] for a in range(x.shape.rank)])
     shape = tf.shape(x)

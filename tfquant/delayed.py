@@ -107,7 +107,7 @@ class DelayedRange:
         self.amax.assign(
             tf.where(used & (largest > 0.0), self._rounded(largest), self.amax), read_value=False
         )
-        self.seen.assign(tf.fill(self.seen.shape, _UNUSED), read_value=False)
+        self.seen.assign(tf.fill(self._site.range_shape, _UNUSED), read_value=False)
 
     def _rounded(self, amax: tf.Tensor) -> tf.Tensor:
         spec = self._site.spec
@@ -125,6 +125,6 @@ def update(states: Sequence[DelayedRange], group: Group) -> None:
         return
     seen = tf.concat([tf.reshape(state.seen, [-1]) for state in states], 0)
     _, seen = group.extremes(-seen, seen)
-    sizes = [int(np.prod(state.seen.shape, dtype=int)) for state in states]
+    sizes = [state.seen.shape.num_elements() for state in states]
     for state, part in zip(states, tf.split(seen, sizes), strict=True):
         state.move(tf.reshape(part, state.seen.shape))

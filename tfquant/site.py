@@ -92,7 +92,8 @@ class Address(NamedTuple):
         fields = text.removesuffix(_BACKWARD).rsplit(":", 2)
         if len(fields) != 3:
             raise ValueError(f"{text!r} is not an address: write path:role:port")
-        return cls(*fields, "backward" if text.endswith(_BACKWARD) else "forward")
+        path, role, port = fields
+        return cls(path, role, port, "backward" if text.endswith(_BACKWARD) else "forward")
 
 
 @dataclasses.dataclass(frozen=True)

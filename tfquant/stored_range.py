@@ -85,8 +85,8 @@ class StoredRange:
         spec = self._site.spec
         if spec.scale.rounds_scale:
             amax = np.maximum(np.abs(lower), np.abs(upper))
-            amax = with_rounded_scale(tf.constant(amax), spec.codebook, spec.scale.scale_format)
-            lower, upper = symmetric_range(amax, spec.codebook)
+            rounded = with_rounded_scale(tf.constant(amax), spec.codebook, spec.scale.scale_format)
+            lower, upper = (np.asarray(end) for end in symmetric_range(rounded, spec.codebook))
         self.lower.assign(lower)
         self.upper.assign(upper)
 

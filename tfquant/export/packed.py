@@ -348,8 +348,8 @@ def _in_blocks(value: np.ndarray, sites: list[Site]) -> QuantizedArray | None:
     axis %= value.ndim
 
     def simulated(x: np.ndarray) -> np.ndarray:
-        x = tf.constant(x.astype(value.dtype))
-        return tf.cast(blocks.quantize_dequantize(x, spec, axis), tf.float32).numpy()
+        tensor = tf.constant(x.astype(value.dtype))
+        return tf.cast(blocks.quantize_dequantize(tensor, spec, axis), tf.float32).numpy()
 
     size = spec.layout.block_size or 0
     _, scale = blocks.scaled_blocks(tf.constant(value.astype(np.float32)), spec, axis)

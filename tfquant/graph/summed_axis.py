@@ -57,4 +57,5 @@ def _before(view: tf.Operation, operand: int, axis: int) -> int | None:
 
 
 def _size(shape: tf.TensorShape) -> int | None:
-    return math.prod(shape.as_list()) if shape.is_fully_defined() else None
+    sizes = [size for size in shape if size is not None]
+    return math.prod(sizes) if len(sizes) == shape.rank else None
