@@ -92,7 +92,7 @@ def test_dynamic_specs_survive_json_and_yaml_and_others_do_not_mention_it(spec):
         ),
         (
             {"dynamic": True, "granularity": "per_channel"},
-            "is per_tensor, per_token or per_embedding, got per_channel",
+            "is per_tensor, per_token, per_embedding or per_block, got per_channel",
         ),
         (
             {"dynamic": True, "granularity": "per_embedding_group", "groups": 2},

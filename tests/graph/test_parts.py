@@ -65,8 +65,13 @@ def test_parts_are_written_read_and_checked():
 
 
 def test_a_rule_for_gradients_matches_no_forward_edge(graph):
-    with pytest.raises(RecipeError, match="matches nothing"):
+    spec = tfquant.QuantSpec("e5m2", source="none")
+    plan = make_plan(graph, Recipe((Rule(spec, role="linear_output", direction="backward"),)))
+    assert not plan.sites and {site.direction for site in plan.gradients} == {"backward"}
+    with pytest.raises(RecipeError, match="source: stored, but calibration sees no gradients"):
         make_plan(graph, Recipe((Rule(INT8, role="linear_output", direction="backward"),)))
+    with pytest.raises(RecipeError, match="matches nothing"):  # parameters have no gradient sites
+        make_plan(graph, Recipe((Rule(spec, role="weight", direction="backward"),)))
 
 
 def test_an_address_is_a_named_tuple_with_a_string_form(graph):
