@@ -37,10 +37,12 @@ def run(settings: Settings) -> dict[str, Any]:
     model = load_model(settings)
     assert settings.text_file is not None
     windows = windows_of(model, settings.text_file, settings)
+    # First, as it may refuse the recipe or its data.
+    quantized = quantized_network(model, settings) if settings.recipe else None
     figures: dict[str, Any] = {"windows": len(windows.token_ids)}
     figures["float"] = score(model, windows, settings, "float")
-    if settings.recipe:
-        network, report = quantized_network(model, settings)
+    if quantized is not None:
+        network, report = quantized
         figures["quantized"] = score(network, windows, settings, "quantized") | report
     write_results(settings, figures)
     log(table(figures))

@@ -71,3 +71,49 @@ def save_text(folder: pathlib.Path, name: str, lines: int, seed: int) -> str:
     path = folder / name
     path.write_text(made_text(lines, seed), encoding="utf-8")
     return str(path)
+
+
+FRAMES, MELS, RATE = 100, 8, 16_000  # of one second of audio
+
+
+def save_whisper(folder: pathlib.Path, *, multilingual: bool = False) -> str:
+    """Save the backbone, tokenizer and converter of a small random Whisper as a preset."""
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|translate|>", "<|transcribe|>"]
+    vocabulary, merges = byte_pairs()
+    size = len(vocabulary)
+    special_ids = {name: size + i for i, name in enumerate([*special, "<|notimestamps|>"])}
+    languages = {"<|en|>": size + 5, "<|de|>": size + 6} if multilingual else None
+    tokenizer = keras_hub.tokenizers.WhisperTokenizer(vocabulary, merges, special_ids, languages)
+    backbone = keras_hub.models.WhisperBackbone(
+        vocabulary_size=size + 12,  # with ids of timestamps
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=16,
+        intermediate_dim=32,
+        num_mels=MELS,
+        max_encoder_sequence_length=FRAMES,
+        max_decoder_sequence_length=32,
+    )
+    converter = keras_hub.layers.WhisperAudioConverter(num_mels=MELS, max_audio_length=1)
+    randomize(backbone)
+    for part in (backbone, tokenizer, converter):
+        part.save_to_preset(str(folder))
+    return str(folder)
+
+
+def save_speech(folder: pathlib.Path, count: int, seed: int, suffix: str = ".flac") -> str:
+    """Save noise of different tones with made transcripts, in the layout of LibriSpeech."""
+    import soundfile
+
+    generator = np.random.default_rng(seed)
+    place = folder / "19" / "198"
+    place.mkdir(parents=True)
+    lines = []
+    for number in range(count):
+        name = f"19-198-{number:04d}"
+        time = np.arange(int(generator.integers(RATE // 2, RATE))) / RATE
+        tone = np.sin(2 * np.pi * generator.uniform(100, 4000) * time)
+        soundfile.write(place / f"{name}{suffix}", 0.3 * tone + 0.1 * generator.normal(), RATE)
+        lines.append(f"{name} {' '.join(generator.choice(WORDS, 4)).upper()}\n")
+    (place / "19-198.trans.txt").write_text("".join(lines))
+    return str(folder)
