@@ -43,7 +43,10 @@ def _records(name: str, tfds_dir: str | None) -> list[str]:
     dataset, split = split_name(name)
     builder = tfds_builder((dataset,), tfds_dir, source=_SOURCE, instead="a text file")
     check_split(builder, split)
-    records = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
+    in_order = tfds.ReadConfig(interleave_cycle_length=1)  # one file after the other
+    records = tfds.as_numpy(
+        builder.as_dataset(split=split, shuffle_files=False, read_config=in_order)
+    )
     result = []
     for record in records:
         if not isinstance(record, dict) or not isinstance(record.get("text"), bytes):
