@@ -60,7 +60,8 @@ def run(settings: Settings) -> dict[str, Any]:
     """
     if settings.compare:
         assert settings.output_dir is not None
-        return compare_runs(*settings.compare, settings.output_dir)
+        first, second = settings.compare
+        return compare_runs(first, second, settings.output_dir)
     whisper = load(settings)
     assert settings.data_dir is not None
     utterances = speech.read(settings.data_dir, settings.tfds_dir)[: settings.max_utterances]

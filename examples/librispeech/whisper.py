@@ -14,7 +14,6 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
 import calib
 import tfquant
@@ -35,7 +34,7 @@ class Decoder:
             backbone.input["encoder_features"], backbone.output["encoder_sequence_output"]
         )
 
-    def start(self, features: tf.Tensor, token_ids: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def start(self, features: Any, token_ids: Any) -> tuple[Any, Any, Any]:
         """Encode audio and decode the first tokens of its transcript.
 
         Args:
@@ -50,9 +49,7 @@ class Decoder:
         own, cross = (self._empty(audio, length) for length in (self.max_length, audio.shape[1]))
         return self._decode(token_ids, audio, own, cross, index=0, cross_index=0)
 
-    def step(
-        self, token_ids: tf.Tensor, own: tf.Tensor, cross: tf.Tensor, index: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def step(self, token_ids: Any, own: Any, cross: Any, index: Any) -> tuple[Any, Any]:
         """Decode one more token.
 
         Args:
@@ -90,11 +87,13 @@ class Decoder:
         head = network.hidden_dim // network.num_heads
         return [network.num_layers, 2, length, network.num_heads, head]
 
-    def _empty(self, audio: tf.Tensor, length: int) -> tf.Tensor:
-        shape = [ops.shape(audio)[0], *self._cache_shape(length)]
-        return ops.zeros(shape, dtype=self.backbone.compute_dtype)
+    def _empty(self, audio: Any, length: int) -> Any:
+        shape = [tf.shape(audio)[0], *self._cache_shape(length)]
+        return tf.zeros(shape, self.backbone.compute_dtype)
 
-    def _decode(self, token_ids, audio, own, cross, index, cross_index):
+    def _decode(
+        self, token_ids: Any, audio: Any, own: Any, cross: Any, index: Any, cross_index: int | None
+    ) -> tuple[Any, Any, Any]:
         """Run the decoder; `cross_index` is 0 to fill the cache of the audio, None to use it."""
         x = self.backbone.decoder_embeddings(token_ids, start_index=index)
         caches = []
@@ -112,8 +111,8 @@ class Decoder:
             caches.append(updated)
         x = self.backbone.decoder_layer_norm(x)
         logits = self.backbone.token_embedding(x, reverse=True)
-        own, cross = (ops.stack(parts, axis=1) for parts in zip(*caches, strict=True))
-        return ops.cast(logits, "float32"), own, cross
+        own, cross = (tf.stack(parts, axis=1) for parts in zip(*caches, strict=True))
+        return tf.cast(logits, tf.float32), own, cross
 
 
 @dataclasses.dataclass(frozen=True)

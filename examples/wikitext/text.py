@@ -70,9 +70,11 @@ def tokenize(tokenizer: Any, text: str, start_token: str) -> np.ndarray:
     """
     ids = np.asarray(tokenizer(text), np.int32).reshape(-1)
     start = getattr(tokenizer, "start_token_id", None)
-    if start_token == "always" and start is None:
-        raise ValueError("--start_token=always: the tokenizer has no start token")
-    separate = start is not None and start != getattr(tokenizer, "end_token_id", None)
+    if start is None:
+        if start_token == "always":
+            raise ValueError("--start_token=always: the tokenizer has no start token")
+        return ids
+    separate = start != getattr(tokenizer, "end_token_id", None)
     if start_token == "always" or (start_token == "auto" and separate):
-        ids = np.concatenate([[start], ids]).astype(np.int32)
+        return np.insert(ids, 0, start)
     return ids

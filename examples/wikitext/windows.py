@@ -90,11 +90,11 @@ def perplexity(losses: np.ndarray, windows: Windows) -> Perplexity:
     """
     mask = windows.mask()
     losses = np.where(mask, losses, 0.0).astype(np.float64)
-    bad = ~np.isfinite(losses).all(axis=1)
-    if bad.any():
+    bad = np.flatnonzero(~np.isfinite(losses.sum(axis=1)))
+    if len(bad):
         raise ValueError(
-            f"window {int(np.argmax(bad))} has a loss that is NaN or infinite"
-            f" ({int(bad.sum())} of {len(bad)} windows do): the network overflows"
+            f"window {bad[0]} has a loss that is NaN or infinite ({len(bad)} of {len(losses)}"
+            " windows do): the network overflows"
         )
     counts = mask.sum(axis=1)
     means = losses.sum(axis=1) / counts
