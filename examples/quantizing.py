@@ -45,7 +45,7 @@ def quantize(
     planned = time.perf_counter()
     batches = list(batches)
     needs_data = any(
-        not site.is_weight and not site.spec.scale.dynamic for site in quantized.plan.sites
+        not site.is_weight and site.spec.scale.calibrated for site in quantized.plan.sites
     )
     if needs_data and not batches:
         raise ValueError(f"recipe {recipe.name} needs ranges of activations: set {source}")

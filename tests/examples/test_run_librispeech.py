@@ -305,6 +305,36 @@ def test_speech_that_cannot_be_read_is_named(tmp_path):
     refused(FileNotFoundError, "no recording .flac or .wav for its transcript")
 
 
+def prepare_speech(folder, rows):
+    """Write prepared records as TFDS does, without its network."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    target = folder / "spoken" / "1.0.0"
+    target.mkdir(parents=True)
+    identity = tfds.core.DatasetIdentity(
+        name="spoken", config_name=None, version="1.0.0", data_dir=str(target), module_name=__name__
+    )
+    features = {"id": np.str_, "speech": tfds.features.Audio(), "text": tfds.features.Text()}
+    info = tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(features))
+    writer = tfds.core.SequentialWriter(ds_info=info, max_examples_per_shard=10)
+    writer.initialize_splits(["test"])
+    writer.add_examples({"test": rows})
+    writer.close_all()
+
+
+def test_records_of_tfds_are_the_utterances_of_a_folder(recordings, tmp_path):
+    expected = speech.read(recordings[0])
+    samples = [one.samples(presets.RATE) for one in expected]
+    rows = [
+        {"id": one.name, "speech": np.round(values * 2**15).astype(np.int64), "text": one.text}
+        for one, values in zip(expected, samples, strict=True)
+    ]
+    prepare_speech(tmp_path, rows[::-1])
+    result = speech.read("tfds:spoken:test", str(tmp_path))
+    assert [(one.name, one.text) for one in result] == [(one.name, one.text) for one in expected]
+    for one, values in zip(result, samples, strict=True):
+        np.testing.assert_array_equal(one.samples(presets.RATE), values)
+
+
 def test_presets_and_lengths_that_do_not_fit_are_refused(gpt2_preset, whisper_preset):
     with pytest.raises(ValueError, match="no WhisperBackbone can be loaded from it"):
         pipeline.load(Settings(preset=gpt2_preset))
