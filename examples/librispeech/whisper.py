@@ -43,7 +43,8 @@ class Decoder:
 
         Returns:
             Logits [utterances, tokens, vocabulary], and the two caches: of the tokens and of the
-            audio.
+            audio. A cache has one tensor for each layer, [utterances, 2 (keys and values),
+            positions, heads, size of a head].
         """
         audio = self._encoder(features, training=False)
         own, cross = (self._empty(audio, length) for length in (self.max_length, audio.shape[1]))
@@ -69,27 +70,24 @@ class Decoder:
         shape = [None, frames, self.backbone.num_mels]
         return tf.TensorSpec(shape, tf.float32), tf.TensorSpec([None, None], tf.int32)
 
-    def step_signature(self, frames: int) -> tuple[tf.TensorSpec, ...]:
+    def step_signature(self, frames: int) -> tuple[Any, ...]:
         """Return the specs of the arguments of `step`, for audio of `frames` frames."""
         dtype = self.backbone.compute_dtype
         positions = (frames + 1) // 2  # the second convolution has stride 2
-        own, cross = ([None, *self._cache_shape(n)] for n in (self.max_length, positions))
-        return (
-            tf.TensorSpec([None, 1], tf.int32),
-            tf.TensorSpec(own, dtype),
-            tf.TensorSpec(cross, dtype),
-            tf.TensorSpec([], tf.int32),
+        own, cross = (
+            (tf.TensorSpec([None, *self._cache_shape(length)], dtype),) * self.backbone.num_layers
+            for length in (self.max_length, positions)
         )
+        return tf.TensorSpec([None, 1], tf.int32), own, cross, tf.TensorSpec([], tf.int32)
 
     def _cache_shape(self, length: int) -> list[int]:
-        """Layers, keys and values, positions, heads, size of a head."""
+        """Keys and values, positions, heads, size of a head."""
         network = self.backbone
-        head = network.hidden_dim // network.num_heads
-        return [network.num_layers, 2, length, network.num_heads, head]
+        return [2, length, network.num_heads, network.hidden_dim // network.num_heads]
 
-    def _empty(self, audio: Any, length: int) -> Any:
+    def _empty(self, audio: Any, length: int) -> list[Any]:
         shape = [tf.shape(audio)[0], *self._cache_shape(length)]
-        return tf.zeros(shape, self.backbone.compute_dtype)
+        return [tf.zeros(shape, self.backbone.compute_dtype)] * self.backbone.num_layers
 
     def _decode(
         self, token_ids: Any, audio: Any, own: Any, cross: Any, index: Any, cross_index: int | None
@@ -102,16 +100,16 @@ class Decoder:
                 x,
                 # The layer must be given some, and takes keys and values from its cache.
                 encoder_sequence=x if audio is None else audio,
-                self_attention_cache=own[:, number],
+                self_attention_cache=own[number],
                 self_attention_cache_update_index=index,
-                cross_attention_cache=cross[:, number],
+                cross_attention_cache=cross[number],
                 cross_attention_cache_update_index=cross_index,
                 training=False,
             )
             caches.append(updated)
         x = self.backbone.decoder_layer_norm(x)
         logits = self.backbone.token_embedding(x, reverse=True)
-        own, cross = (tf.stack(parts, axis=1) for parts in zip(*caches, strict=True))
+        own, cross = zip(*caches, strict=True)
         return tf.cast(logits, tf.float32), own, cross
 
 
