@@ -14,7 +14,7 @@ from examples.librispeech import pipeline, scores, speech  # noqa: E402
 from examples.librispeech.checks import check  # noqa: E402
 from examples.librispeech.decoding import decoding_rules, greedy  # noqa: E402
 from examples.librispeech.settings import Settings  # noqa: E402
-from examples.librispeech.whisper import float_network  # noqa: E402
+from examples.librispeech.whisper import float_network, quantized_network  # noqa: E402
 from runs.settings import FlagError  # noqa: E402
 from tests.examples import presets  # noqa: E402
 
@@ -24,7 +24,7 @@ LENGTH = 14
 
 @pytest.fixture(scope="module")
 def run(whisper_preset, recordings, tmp_path_factory):
-    """Figures of one quantized run, its settings and its output folder."""
+    """Figures of one quantized run, its settings, its output folder and its quantized network."""
     folder = tmp_path_factory.mktemp("run")
     settings = Settings(
         preset=whisper_preset,
@@ -36,7 +36,16 @@ def run(whisper_preset, recordings, tmp_path_factory):
         output_dir=str(folder),
     )
     check(settings)
-    return pipeline.run(settings), settings, folder
+    made = []
+
+    def recorded(*arguments, **named):
+        made.append(quantized_network(*arguments, **named))
+        return made[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "quantized_network", recorded)
+        figures = pipeline.run(settings)
+    return figures, settings, folder, made[0][0]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +70,7 @@ def lines(path: pathlib.Path) -> list[str]:
 
 
 def test_word_error_rates_of_a_run_are_those_of_its_texts(run):
-    figures, settings, folder = run
+    figures, settings, folder, _ = run
     assert figures["utterances"] == 3
     for name in ("float", "quantized"):
         references = lines(folder / name / "references.txt")
@@ -86,7 +95,7 @@ def test_word_error_rates_of_a_run_are_those_of_its_texts(run):
 
 
 def test_references_are_normalised(run):
-    _, settings, folder = run
+    _, settings, folder, _ = run
     spoken = [one.text for one in speech.read(settings.data_dir)]
     assert all(text.isupper() for text in spoken)
     # Numbers are written in digits, all else is in lower case.
@@ -95,7 +104,7 @@ def test_references_are_normalised(run):
 
 
 def test_runs_are_compared(run, tmp_path):
-    figures, _, folder = run
+    figures, _, folder, _ = run
     settings = Settings(
         compare=(str(folder / "float"), str(folder / "quantized")), output_dir=str(tmp_path)
     )
@@ -124,17 +133,11 @@ def test_caches_give_the_logits_of_the_whole_network(whisper):
         np.testing.assert_allclose(np.asarray(logits)[:, 0], expected[:, index], atol=1e-4)
 
 
-def test_quantized_caches_give_the_logits_of_the_quantized_start(whisper):
+def test_quantized_caches_give_the_logits_of_the_quantized_start(run, whisper):
+    network = run[3]
     generator = np.random.default_rng(1)
     features = generator.normal(size=(1, presets.FRAMES, presets.MELS)).astype(np.float32)
     ids = generator.integers(0, 50, (1, 6)).astype(np.int32)
-    network, figures = pipeline.quantized_network(
-        whisper.decoder,
-        presets.FRAMES,
-        pipeline.recipe_of(Settings(recipe=RECIPE)),
-        [(features, ids)],
-        source="",
-    )
     expected = np.asarray(network.start(features, ids)[0])
     exact = float_network(whisper.decoder, presets.FRAMES).start(features, ids)[0]
     assert np.abs(expected - np.asarray(exact)).max() > 1e-3  # it is quantized
