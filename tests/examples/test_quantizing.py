@@ -1,18 +1,21 @@
-"""Recipes of the examples: which ones need calibration data, and the report of a run."""
+"""What the examples share: recipes and their data, the report of a run, options and their errors."""
 
 import dataclasses
 import json
 import pathlib
+import sys
 
 import keras
 import numpy as np
 import pytest
 
 import tfquant
+from examples import run_librispeech, run_wikitext
 from examples.librispeech.settings import Settings as LibrispeechSettings
 from examples.quantizing import quantize, write_results
 from examples.settings import ModelSettings
 from examples.wikitext.settings import Settings as WikitextSettings
+from runs import script
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "examples.md"
 
@@ -53,3 +56,14 @@ def test_results_are_written_only_where_a_folder_is_set(tmp_path):
 def test_the_page_about_the_examples_names_every_option(kind):
     names = [f"`--{field.name}`" for field in dataclasses.fields(kind)]
     assert not [name for name in names if name not in PAGE.read_text()]
+
+
+@pytest.mark.parametrize("program", [run_wikitext, run_librispeech])
+def test_options_that_cannot_work_end_with_status_2(program, monkeypatch, capsys):
+    monkeypatch.setattr(script, "end_on_signals", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["script", "--preset=./nowhere", "--recipe=int8_outputs"])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    shown = capsys.readouterr()
+    assert ended.value.code == 2 and not shown.out
+    assert "  --preset=./nowhere: there is no such folder\n" in shown.err
