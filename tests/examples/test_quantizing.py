@@ -1,4 +1,4 @@
-"""What the examples share: recipes and their data, the report of a run, options and their errors."""
+"""What the examples share: recipes and their data, reports, options and their errors."""
 
 import dataclasses
 import json
