@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 
-from examples.settings import TFDS, ModelSettings, split_name
+from examples.settings import FORMATS, TFDS, ModelSettings, split_name
 from fileio.messages import printable
 from runs.checks import folder_problems
-from tfquant import recipes
+from tfquant.training_args import ARGUMENTS
 
 _PACKAGES = {"keras_hub": "keras-hub"}  # module -> name of its package
 
@@ -27,14 +27,27 @@ def model_problems(settings: ModelSettings) -> list[str]:
             problems.append(f"--preset={preset}: the folder holds no config.json of a preset")
     elif preset.startswith((".", "/", "~")) or os.path.exists(preset):
         problems.append(f"--preset={preset}: there is no such folder")
-    if settings.recipe is not None:
-        try:
-            recipes.recipe(settings.recipe)
-        except (ValueError, OSError) as error:
-            problems.append(f"--recipe={settings.recipe}: {error}")
+    problems += _recipe_problems(settings)
     if settings.output_dir:
         problems += folder_problems(settings.output_dir, f"--output_dir={settings.output_dir}")
     return problems
+
+
+def _recipe_problems(settings: ModelSettings) -> list[str]:
+    changed = [name for name in FORMATS if settings.formats[name] != ARGUMENTS[name].default]
+    if settings.recipe is not None and changed:
+        return [
+            f"--{changed[0]} describes another quantization than --recipe={settings.recipe}: leave"
+            " one out"
+        ]
+    if not settings.quantizes:
+        return [f"--{name} has no effect without --activation or --weight" for name in changed]
+    try:
+        settings.quantization()
+    except (ValueError, OSError) as error:
+        where = f"--recipe={settings.recipe}: " if settings.recipe is not None else ""
+        return [f"{where}{error}"]
+    return []
 
 
 def data_problems(name: str, value: str | None, kind: str, *, needed: bool = True) -> list[str]:

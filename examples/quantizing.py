@@ -14,7 +14,6 @@ from examples.settings import ModelSettings
 from fileio.atomic import write_json
 from runs.logging import log
 from runs.versions import versions
-from tfquant import recipes
 
 
 def quantize(
@@ -61,12 +60,6 @@ def quantize(
         "calibration_seconds": round(seconds, 2),
     }
     return quantized, calibration, figures
-
-
-def recipe_of(settings: ModelSettings) -> tfquant.Recipe:
-    """Return the recipe of `--recipe`, which is set."""
-    assert settings.recipe is not None
-    return recipes.recipe(settings.recipe)
 
 
 def write_results(settings: ModelSettings, figures: Mapping[str, Any]) -> None:

@@ -33,8 +33,11 @@ def check(settings: Settings) -> None:
         problems += data_problems(
             "calibration_dir", settings.calibration_dir, "folder", needed=False
         )
-        if settings.calibration_dir and not settings.recipe:
-            problems.append("--calibration_dir only applies with --recipe: set that as well")
+        if settings.calibration_dir and not settings.quantizes:
+            problems.append(
+                "--calibration_dir only applies with --recipe, --activation or --weight: set"
+                " one of them"
+            )
     refuse(problems + size_problems(problems, settings), settings)
 
 

@@ -25,7 +25,7 @@ from examples.librispeech.settings import Settings
 from examples.librispeech.speech import Utterance
 from examples.librispeech.whisper import Decoder, Network, float_network, quantized_network
 from examples.presets import load_preset
-from examples.quantizing import recipe_of, write_results
+from examples.quantizing import write_results
 from fileio.messages import printable
 from runs.logging import log
 
@@ -49,7 +49,7 @@ class Whisper(NamedTuple):
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Transcribe speech with the float network and, with `--recipe`, with the quantized one; or
+    """Transcribe speech with the float network and, if asked for, with the quantized one; or
     compare two runs.
 
     Args:
@@ -68,7 +68,7 @@ def run(settings: Settings) -> dict[str, Any]:
     log(f"{settings.data_dir}: {len(utterances)} utterances")
     networks = {"float": float_network(whisper.decoder, whisper.frames)}
     figures: dict[str, Any] = {"utterances": len(utterances), "float": {}}
-    if settings.recipe:
+    if settings.quantizes:
         networks["quantized"], figures["quantized"] = quantized(
             whisper, networks["float"], settings
         )
@@ -86,7 +86,7 @@ def run(settings: Settings) -> dict[str, Any]:
         }
         if settings.output_dir:
             write_texts(os.path.join(settings.output_dir, name), references, texts[name])
-    if settings.recipe:
+    if settings.quantizes:
         comparison = Comparison.of(references, texts["float"], texts["quantized"])
         figures["comparison"] = comparison.figures()
         if settings.output_dir:
@@ -149,7 +149,7 @@ def quantized(
     return quantized_network(
         whisper.decoder,
         whisper.frames,
-        recipe_of(settings),
+        settings.quantization(),
         batches,
         source="--calibration_dir=DIR",
     )

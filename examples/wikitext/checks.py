@@ -3,6 +3,7 @@
 from examples.checks import data_problems, model_problems
 from examples.wikitext.settings import Settings
 from runs.checks import refuse, size_problems, value_problems
+from tfquant.training_args import recipe_of_args
 
 
 def check(settings: Settings) -> None:
@@ -19,6 +20,25 @@ def check(settings: Settings) -> None:
             f"--stride={settings.stride}: must be at most --max_length ({settings.max_length}), or"
             " tokens between two windows are never scored"
         )
-    if settings.calibration_file and not settings.recipe:
-        problems.append("--calibration_file only applies with --recipe: set that as well")
+    if settings.calibration_file and not (settings.quantizes or settings.sweep):
+        problems.append(
+            "--calibration_file only applies with --recipe, --activation, --weight or --sweep: set"
+            " one of them"
+        )
+    if settings.sweep:
+        problems += _sweep_problems(settings)
     refuse(problems + size_problems(problems, settings), settings)
+
+
+def _sweep_problems(settings: Settings) -> list[str]:
+    problems = []
+    if settings.quantizes:
+        problems.append("--sweep describes several quantizations: leave other ones out")
+    if not settings.output_dir:
+        problems.append("--sweep: set --output_dir, where the table is written")
+    for spec in settings.sweep_formats:
+        try:
+            recipe_of_args({"activation": spec, "weight": spec})
+        except ValueError as error:
+            problems.append(f"--sweep_formats={spec}: {error}")
+    return problems

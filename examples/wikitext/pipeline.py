@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import keras
 import keras_hub
 import numpy as np
-import tensorflow as tf
-from tqdm import tqdm
 
 from calib.tables import build, render
 from examples.presets import load_preset
-from examples.quantizing import quantize, recipe_of, write_results
+from examples.quantizing import quantize, write_results
 from examples.wikitext import text
+from examples.wikitext.scoring import batches_of, inputs_of, score
 from examples.wikitext.settings import Settings
-from examples.wikitext.windows import Windows, make_windows, perplexity
+from examples.wikitext.sweep import sweep
+from examples.wikitext.windows import Windows, make_windows
 from fileio.messages import printable
 from runs.logging import log
 
@@ -26,7 +24,7 @@ _INPUTS = {"token_ids", "padding_mask"}
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Score the text with the float network and, with `--recipe`, with the quantized one.
+    """Score the text with the float network and, if asked for, with the quantized one.
 
     Args:
         settings: that `check` has passed.
@@ -38,12 +36,15 @@ def run(settings: Settings) -> dict[str, Any]:
     assert settings.text_file is not None
     windows = windows_of(model, settings.text_file, settings)
     # First, as it may refuse the recipe or its data.
-    quantized = quantized_network(model, settings) if settings.recipe else None
+    quantized = quantized_network(model, settings) if settings.quantizes else None
     figures: dict[str, Any] = {"windows": len(windows.token_ids)}
     figures["float"] = score(model, windows, settings, "float")
     if quantized is not None:
         network, report = quantized
         figures["quantized"] = score(network, windows, settings, "quantized") | report
+    if settings.sweep:
+        batches = calibration_batches(model, settings)
+        figures["sweep"] = sweep(model, windows, batches, settings)
     write_results(settings, figures)
     log(table(figures))
     return figures
@@ -99,80 +100,21 @@ def windows_of(model: Any, path: str, settings: Settings) -> Windows:
 
 
 def quantized_network(model: Any, settings: Settings) -> tuple[Any, dict[str, Any]]:
-    """Return the network quantized by `--recipe`, and figures of that."""
-    batches: list[dict[str, np.ndarray]] = []
-    if settings.calibration_file:
-        windows = windows_of(model, settings.calibration_file, settings)
-        batches = [
-            inputs_of(ids)
-            for _, ids in zip(
-                range(settings.calibration_steps),
-                batches_of(windows, settings.batch_size),
-                strict=False,
-            )
-        ]
+    """Return the network quantized as the options say, and figures of that."""
+    batches = calibration_batches(model, settings)
     network, _, report = quantize(
-        model, recipe_of(settings), batches, source="--calibration_file=FILE"
+        model, settings.quantization(), batches, source="--calibration_file=FILE"
     )
     return network, report
 
 
-def batches_of(windows: Windows, size: int) -> Iterator[np.ndarray]:
-    """Yield the token ids of batches of `size` windows; the last may be smaller."""
-    for first in range(0, len(windows.token_ids), size):
-        yield windows.token_ids[first : first + size]
-
-
-def inputs_of(token_ids: Any) -> dict[str, Any]:
-    """Return the inputs of a model for windows, which have no padding."""
-    ones = np.ones_like if isinstance(token_ids, np.ndarray) else tf.ones_like
-    return {"token_ids": token_ids, "padding_mask": ones(token_ids)}
-
-
-def loss_function(network: keras.Model, length: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from token ids to the losses of a network's predictions.
-
-    Args:
-        network: of token ids and padding masks, returns logits.
-        length: tokens in a window.
-
-    Returns:
-        [windows, length] -> negative log likelihoods in nats, float32 [windows, length - 1].
-    """
-
-    @tf.function(
-        input_signature=[tf.TensorSpec([None, length], tf.int32)],
-        autograph=False,
-        jit_compile=False,
-    )
-    def losses(token_ids):
-        logits = network(inputs_of(token_ids), training=False)
-        # Log likelihoods in bfloat16 would have two digits.
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(
-            labels=token_ids[:, 1:], logits=tf.cast(logits[:, :-1], tf.float32)
-        )
-
-    return lambda token_ids: losses(tf.constant(token_ids)).numpy()
-
-
-def score(network: Any, windows: Windows, settings: Settings, name: str) -> dict[str, Any]:
-    """Return the perplexity of a network and the time it took.
-
-    Args:
-        network: float or quantized.
-        windows: over the text.
-        settings: of the run.
-        name: of the network, for the progress bar.
-    """
-    losses = loss_function(network, settings.max_length)
-    started, result = time.perf_counter(), []
-    with tqdm(total=len(windows.token_ids), desc=name, unit="window") as bar:
-        for batch in batches_of(windows, settings.batch_size):
-            result.append(losses(batch))
-            bar.update(len(batch))
-    found = perplexity(np.concatenate(result), windows)
-    seconds = round(time.perf_counter() - started, 2)
-    return found.figures() | {"scored_tokens": found.scored_tokens, "seconds": seconds}
+def calibration_batches(model: Any, settings: Settings) -> list[dict[str, np.ndarray]]:
+    """Return the first batches of `--calibration_file`; none if that is not set."""
+    if not settings.calibration_file:
+        return []
+    windows = windows_of(model, settings.calibration_file, settings)
+    batches = batches_of(windows, settings.batch_size)
+    return [inputs_of(ids) for ids in itertools.islice(batches, settings.calibration_steps)]
 
 
 def summary(settings: Settings, figures: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +128,7 @@ def summary(settings: Settings, figures: dict[str, Any]) -> dict[str, Any]:
             }
     if settings.output_dir:
         result["results"] = os.path.join(settings.output_dir, "results.json")
-    return result
+    return result | {name: figures[name] for name in ("sweep",) if name in figures}
 
 
 def table(figures: dict[str, Any]) -> str:

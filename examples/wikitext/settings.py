@@ -36,3 +36,13 @@ class Settings(ModelSettings):
     max_length: int = flag(1024, "Tokens in a window.", bound=at_least(2))
     stride: int = flag(512, "Tokens from one window to the next.", bound=AT_LEAST_1)
     batch_size: int = flag(1, "Windows in a batch.", bound=AT_LEAST_1)
+    sweep: bool = flag(
+        False,
+        "Score --sweep_formats at every level of op fusion; writes perplexity.csv to --output_dir.",
+    )
+    sweep_formats: tuple[str, ...] = flag(
+        ("posit8_1", "posit8_2", "e4m3"),
+        "Specs of activations and weights that --sweep scores.",
+        metavar="SPEC",
+        needs={"sweep": True},
+    )

@@ -1,12 +1,14 @@
 """run_wikitext.py on small random presets, against NumPy, and its bad inputs."""
 
+import csv
+import dataclasses
 import json
 
 import keras_hub
 import numpy as np
 import pytest
 
-from examples.wikitext import pipeline, text
+from examples.wikitext import pipeline, sweep, text
 from examples.wikitext.checks import check
 from examples.wikitext.settings import Settings
 from runs.settings import FlagError
@@ -82,6 +84,15 @@ def test_float_and_quantized_perplexity_and_the_result_file(gpt2_preset, texts, 
         ({"text_file": "tfds:wikitext"}, "--text_file=tfds:wikitext: must be written tfds:DATASET"),
         ({"recipe": "int9"}, "--recipe=int9: unknown recipe 'int9'"),
         ({"recipe": "nowhere.yaml"}, "--recipe=nowhere.yaml: there is no recipe file"),
+        ({"recipe": RECIPE, "weight": "e4m3"}, "--weight describes another quantization"),
+        ({"activation": "e9m9"}, "--activation: quantization spec 'e9m9'"),
+        ({"weight": "e4m3", "quantize_forward": "gem"}, "gem"),
+        ({"posit_exp": True, "recipe": RECIPE}, "--posit_exp describes another quantization"),
+        ({"op_fusion": "query"}, "--op_fusion has no effect without --activation or --weight"),
+        ({"sweep": True}, "--sweep: set --output_dir"),
+        ({"sweep": True, "weight": "e4m3"}, "--sweep describes several quantizations"),
+        ({"sweep": True, "sweep_formats": ("e9m9",)}, "--sweep_formats=e9m9: "),
+        ({"sweep_formats": ("e4m3",)}, "--sweep_formats only applies with --sweep"),
         ({"stride": 33}, "--stride=33: must be at most --max_length"),
         ({"stride": 0}, "--stride=0: must be at least 1"),
         ({"max_length": 1}, "--max_length=1: must be at least 2"),
@@ -120,6 +131,53 @@ def test_contents_that_do_not_fit_are_refused(gpt2_preset, texts, tmp_path):
         pipeline.windows_of(model, str(short), settings_of(gpt2_preset, texts))
     with pytest.raises(ValueError, match="needs ranges of activations: set --calibration_file"):
         pipeline.quantized_network(model, settings_of(gpt2_preset, texts, recipe=RECIPE))
+
+
+def test_a_sweep_writes_a_table_and_keeps_what_is_done(gpt2_preset, texts, tmp_path, monkeypatch):
+    quantized, folder = [], str(tmp_path)
+    model = object()
+
+    def score(network, windows, settings, cell):
+        if len(quantized) == 7:
+            raise KeyboardInterrupt
+        return {"perplexity": 20.0 + len(quantized)}
+
+    def quantize(network, recipe, batches, source):
+        assert network is model
+        quantized.append(recipe.name)
+        return network, None, None
+
+    monkeypatch.setattr(sweep, "score", score)
+    monkeypatch.setattr(sweep, "quantize", quantize)
+    options = {"sweep": True, "sweep_formats": ("e4m3", "posit8_1"), "output_dir": folder}
+    settings = settings_of(gpt2_preset, texts, **options)
+    check(settings)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep(model, None, [], settings)
+    result = sweep.sweep(model, None, [], settings)
+    assert len(quantized) == 11  # ten cells, one of them twice
+    assert list(result["e4m3"].values()) == [21.0, 22.0, 23.0, 24.0, 25.0]
+    assert list(result["posit8_1"].values()) == [26.0, 28.0, 29.0, 30.0, 31.0]
+    rows = list(csv.reader((tmp_path / "perplexity.csv").read_text().splitlines()))
+    assert rows[0][:3] == ["Data Type", "no fusion", "gemm + attention scaling"]
+    assert rows[0][-1] == "'+ residual fusion"
+    assert rows[2] == ["posit8_1", "26.0000", "28.0000", "29.0000", "30.0000", "31.0000"]
+    sweep.sweep(model, None, [], dataclasses.replace(settings, stride=16))
+    assert len(quantized) == 21  # under other conditions all are computed
+
+
+@pytest.mark.long
+def test_a_sweep_scores_every_level_of_fusion(gpt2_preset, texts, tmp_path):
+    settings = settings_of(
+        gpt2_preset, texts, sweep=True, sweep_formats=("e4m3",), output_dir=str(tmp_path)
+    )
+    check(settings)
+    figures = pipeline.run(settings)
+    assert set(figures["sweep"]) == {"e4m3"}
+    values = list(figures["sweep"]["e4m3"].values())
+    assert len(set(values)) == 5
+    assert values == pytest.approx([figures["float"]["perplexity"]] * 5, rel=0.2)
+    assert pipeline.summary(settings, figures)["sweep"] == figures["sweep"]
 
 
 @pytest.mark.long
