@@ -63,6 +63,7 @@ compatibility: $(READY)
 
 bench: env
 	$(BIN)/python -m benchmarks.planning
+	$(BIN)/python -m benchmarks.decoders
 	$(BIN)/python -m benchmarks.training_step --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.calibration_cost --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.host_memory --shared=$(SHARED)

@@ -117,6 +117,30 @@ LINES = (
         "{:.2f}",
         "at most 10",
     ),
+    (
+        "GPT-2 small, 1,024 tokens: planning, quantizing, one forward pass, seconds",
+        ("decoders", "gpt2-small", "seconds"),
+        "{:.1f}",
+        "at most 60",
+    ),
+    (
+        "the same, peak memory of the process, GiB",
+        ("decoders", "gpt2-small", "peak GiB"),
+        "{:.2f}",
+        "at most 6",
+    ),
+    (
+        "Whisper tiny, 30 s of audio, 448 tokens: the same, seconds",
+        ("decoders", "whisper-tiny", "seconds"),
+        "{:.1f}",
+        "at most 60",
+    ),
+    (
+        "the same, peak memory of the process, GiB",
+        ("decoders", "whisper-tiny", "peak GiB"),
+        "{:.2f}",
+        "at most 6",
+    ),
 )
 
 

@@ -20,6 +20,7 @@ from runs.squad.flags import Settings
 
 ROOT = pathlib.Path(__file__).parents[1]
 SQUAD, GLUE, TFQUANT = "run_squad", "run_glue", "tfquant"
+WIKITEXT, LIBRISPEECH = "examples.run_wikitext", "examples.run_librispeech"
 COMMANDS = ("export", "check", "benchmark")
 # Arguments -> what the help or the version shows.
 ANSWERS = {
@@ -52,6 +53,8 @@ ANSWERS = {
             )
         )
     ),
+    WIKITEXT: {"--help": "--max_length", "--stride 8 -h": "wiki.test.raw", "--version": "tfquant "},
+    LIBRISPEECH: {"--help": "--compare DIR", "--version": "tfquant "},
 }
 # Arguments -> a part of the one line that refuses them.
 REFUSED = {
@@ -85,6 +88,19 @@ REFUSED = {
         "check a b --model=m --check-data=d --no-such": "unrecognized arguments: --no_such",
         "benchmark a --threads=all": "--threads: invalid int value: 'all'",
     },
+    WIKITEXT: {
+        "--model-di=gpt2": "unknown option --model-di",
+        "--max_lenght 8": "unknown option --max_lenght, did you mean --max_length?",
+        "--model-id": "--preset: expected one argument",
+        "--stride half": "--stride: invalid int value: 'half'",
+        "--dtype int8": "--dtype: invalid choice: 'int8'",
+        "--config nowhere.yaml": "--config: there is no file nowhere.yaml",
+    },
+    LIBRISPEECH: {
+        "--batch-size=all": "--batch_size: invalid int value: 'all'",
+        "--compare": "--compare: expected at least one argument",
+        "speech": "unexpected argument 'speech'",
+    },
 }
 CHILD = """
 import contextlib, io, json, runpy, sys
@@ -101,7 +117,7 @@ for words in cases:
 """
 
 
-@pytest.mark.parametrize("program", [SQUAD, GLUE, TFQUANT])
+@pytest.mark.parametrize("program", [SQUAD, GLUE, TFQUANT, WIKITEXT, LIBRISPEECH])
 def test_help_version_and_wrong_arguments_are_answered_without_tensorflow(program):
     cases = [*ANSWERS[program], *REFUSED[program]]
     done = subprocess.run(

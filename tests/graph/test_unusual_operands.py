@@ -81,6 +81,20 @@ def test_only_products_that_pick_rows_are_lookups(network, lookup):
     assert plan.count("embedding") == lookup and plan.count("weight") == (not lookup)
 
 
+def test_an_outer_product_is_skipped():
+    """The angles of rotary embeddings: positions x frequencies."""
+    frequencies = tf.constant([1.0, 0.1, 0.01, 0.001])
+
+    def network(x):
+        positions = tf.cast(tf.range(tf.shape(x)[1]), tf.float32) + tf.reduce_max(x)
+        angles = tf.einsum("bi,j->bij", positions[None], frequencies)
+        return tf.matmul(x, KERNEL) * tf.sin(tf.concat([angles, angles], axis=-1))
+
+    plan = close(network, numbers(4, 5, 8), OPEN)
+    assert {site.path for site in plan.sites} == {"dense"}
+    assert [s.reason for s in plan.skipped] == ["outer product, which sums over no axis"]
+
+
 def test_kernels_whose_shape_is_not_known_are_refused_in_one_line():
     def network(x):
         kept = tf.norm(KERNEL, axis=0) > 1.0

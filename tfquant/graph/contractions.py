@@ -113,6 +113,9 @@ def _classify(flow: Dataflow, op: tf.Operation) -> Contraction | Skipped:
         )
     if all(map(flow.is_parameter, op.inputs)):
         return Skipped(op.name, op.name, "both operands are constant")
+    # Such as positions x frequencies in rotary embeddings, which must stay exact.
+    if op.type == "Einsum" and _is_outer(op):
+        return Skipped(op.name, op.name, "outer product, which sums over no axis")
     fixed = [i for i in (0, 1) if flow.is_fixed(op.inputs[i])]
     if not fixed:
         return Contraction(op, "matmul", op.name)
@@ -124,6 +127,12 @@ def _classify(flow: Dataflow, op: tf.Operation) -> Contraction | Skipped:
     # Channels whose number is not known cannot have ranges of their own.
     known = all(shape[axis] is not None for axis in channels)
     return Contraction(op, "linear", path, index, handle, channels if known else ())
+
+
+def _is_outer(op: tf.Operation) -> bool:
+    """Return whether the operands of an Einsum share no axis, and all axes are in the result."""
+    terms, result = equation(op)
+    return not set(terms[0]) & set(terms[1]) and set("".join(terms)) <= set(result)
 
 
 def _path_or_name(flow: Dataflow, op: tf.Operation) -> str:

@@ -1,0 +1,1 @@
+"""Word error rate of KerasHub's Whisper on LibriSpeech."""

@@ -1,0 +1,1 @@
+"""Perplexity of a causal language model on a long text."""
