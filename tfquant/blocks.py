@@ -114,7 +114,8 @@ def _largest(values: tf.Tensor, axis: int) -> tf.Tensor:
 def _cut(x: tf.Tensor, size: int, axis: int) -> tf.Tensor:
     """Cut an axis into blocks: [..., n, ...] to [..., ceil(n / size), size, ...]."""
     n = x.shape[axis]
-    missing: Any = (size - (tf.shape(x)[axis] if n is None else n)) % size
+    length: Any = tf.shape(x)[axis] if n is None else n
+    missing = -length % size
     if n is None or missing:
         x = tf.pad(x, [[0, missing if a == axis else 0] for a in range(x.shape.rank)])
     shape = tf.shape(x)

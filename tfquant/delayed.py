@@ -51,15 +51,12 @@ class DelayedRange:
     def __init__(self, site: Site):
         self._site, shape = site, site.range_shape
         codebook = site.spec.codebook
-        steps = site.spec.scale.history or 1
-        self.history = state_variable(
-            np.zeros((steps, *shape), np.float32), parameter_path(site.address, "history")
-        )
-        self.amax = state_variable(
-            np.full(shape, codebook.quant_max, np.float32), parameter_path(site.address, "amax")
-        )
-        self.seen = state_variable(
-            np.full(shape, _UNUSED, np.float32), parameter_path(site.address, "seen")
+        history = np.zeros((site.spec.scale.history or 1, *shape), np.float32)
+        amax = np.full(shape, codebook.quant_max, np.float32)
+        seen = np.full(shape, _UNUSED, np.float32)
+        self.history, self.amax, self.seen = (
+            state_variable(value, parameter_path(site.address, name))
+            for name, value in (("history", history), ("amax", amax), ("seen", seen))
         )
 
     @property
@@ -74,7 +71,7 @@ class DelayedRange:
     def set_range(self, lower: np.ndarray, upper: np.ndarray) -> None:
         """Start the history with a calibrated range."""
         amax = np.maximum(np.abs(lower), np.abs(upper)).astype(np.float32)
-        history = np.zeros(self.history.shape, np.float32)
+        history = np.zeros_like(self.history.numpy())
         history[0] = amax
         self.history.assign(history)
         self.amax.assign(self._rounded(tf.where(amax > 0, amax, self.amax)))
