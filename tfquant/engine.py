@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
@@ -32,6 +32,9 @@ from tfquant.site import Site
 from tfquant.site_quantizers import SiteQuantizers
 from tfquant.variables import state_variable
 
+if TYPE_CHECKING:
+    from tfquant.lora import Lora
+
 SiteEdit = Callable[[Site, tf.Tensor], tf.Tensor]
 
 
@@ -45,6 +48,7 @@ class Engine:
       inputs: validation and flattening of what users pass.
       quantizers: address of a site -> its quantizer, see `SiteQuantizers`.
       gradients: likewise of the sites of gradients, which training uses.
+      lora: low-rank updates of kernels, added before they are quantized; None without.
       latent: whether functions for training hold the float network as well, and run it while
         `quantizing` is false.
       quantizing: boolean variable, see `latent`.
@@ -56,6 +60,7 @@ class Engine:
         self.quantizing = state_variable(True, "quantizing")
         self.quantizers = SiteQuantizers(state_variable(1.0, "range_rate"))
         self.gradients = GradientQuantizers()
+        self.lora: Lora | None = None
         self.runs = 0
         self._mode = "quantized"
         self._trace_inference(source, recipe)
@@ -118,9 +123,15 @@ class Engine:
 
     @property
     def delayed(self) -> list[DelayedRange]:
-        """States of all delayed scales, of values and of gradients."""
+        """States of all delayed scales, of values, of gradients and of low-rank updates."""
         quantizers = (*self.quantizers.values(), *self.gradients.values())
-        return [q.state for q in quantizers if isinstance(q.state, DelayedRange)]
+        states = [q.state for q in quantizers if isinstance(q.state, DelayedRange)]
+        return states + ([] if self.lora is None else self.lora.delayed)
+
+    def set_lora(self, lora: Lora | None) -> None:
+        """Add low-rank updates to kernels from now on, or none."""
+        self.lora = lora
+        self._functions.clear()
 
     def update_scales(self, group: Group | None = None) -> None:
         """Set delayed scales for the next step, see `tfquant.delayed`.
@@ -262,6 +273,8 @@ class Engine:
         dynamic = self._dynamic_ranges(training).quantizing(flat)
 
         def quantize(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
+            if self.lora is not None:
+                tensor = self.lora(site, tensor, training)
             if not site.enabled:
                 return tensor
             if site.direction == "backward":

@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -26,6 +26,10 @@ from tfquant.learned import parameter_path
 from tfquant.overrides import class_for
 from tfquant.quantizer import Quantizer
 from tfquant.rules import Recipe
+from tfquant.variables import resource
+
+if TYPE_CHECKING:
+    from tfquant.lora import Lora
 
 _NOT_SAVED = (
     "a quantized model is not rebuilt from a configuration: save it with tfquant.save(model, path)"
@@ -97,6 +101,11 @@ class _State:
     def calibrated(self) -> bool:
         """Whether every site has a range."""
         return not self._engine.quantizers.uncalibrated
+
+    @property
+    def lora(self) -> Lora | None:
+        """Low-rank updates of kernels that are not merged; None without."""
+        return self._engine.lora
 
     def ranges(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Map site address -> (lower, upper), float32 of the site's range shape; dynamic sites are
@@ -171,8 +180,55 @@ class QuantizedModel(_State, keras.Model):
                     else parameter_path(address, name)
                 )
                 self._track_variable(adopt(variable, path, constraints.get(name)))
+        for path, variable in {} if engine.lora is None else engine.lora.state.items():
+            if id(variable) not in tracked:
+                self._track_variable(adopt(variable, path))
         if locked:
             self._tracker.lock()
+
+    def follow_lora(self, removed: Iterable[tf.Variable] = ()) -> None:
+        """Track the variables of low-rank updates that were added, or forget those of removed ones;
+        functions for training are built anew.
+        """
+        removed = {id(variable) for variable in removed}
+        locked = self._tracker.locked
+        self._tracker.unlock()
+        for variable in [v for v in self.variables if id(v.value) in removed]:
+            self._untrack_variable(variable)
+        if locked:
+            self._tracker.lock()
+        self._track_state()
+        self.train_function = self.test_function = self.predict_function = None
+
+    def _split_trained(self, variables: list[Any], trained: list[Any]) -> tuple[list[Any], ...]:
+        """Partition variables into trained and others: where there are low-rank updates, they
+        decide.
+
+        Args:
+          variables: all of them.
+          trained: those of them that Keras trains.
+        """
+        lora = self._engine.lora
+        if lora is not None:
+            trained = [v for v in variables if self.trainable and lora.trains(v)]
+        ids = {id(resource(v)) for v in trained}
+        return trained, [v for v in variables if id(resource(v)) not in ids]
+
+    @property
+    def trainable_variables(self):
+        return self._split_trained(self.variables, super().trainable_variables)[0]
+
+    @property
+    def non_trainable_variables(self):
+        return self._split_trained(self.variables, super().trainable_variables)[1]
+
+    @property
+    def trainable_weights(self):
+        return self._split_trained(self.weights, super().trainable_weights)[0]
+
+    @property
+    def non_trainable_weights(self):
+        return self._split_trained(self.weights, super().trainable_weights)[1]
 
     def retrace(self) -> None:
         """Apply changes of the Python state of the original: flags, rates, regularizers, layers.

@@ -20,11 +20,12 @@ from tfquant.calibration import set_ranges_of_weights
 from tfquant.engine import Engine
 from tfquant.graph.model_adapter import ModelAdapter, source_of
 from tfquant.layer_renaming import AmbiguousNamesError, given_names, pair_sites, pair_weights
+from tfquant.lora import Lora
 from tfquant.model import QuantizedFunction, QuantizedModel, engine_of, wrap
 from tfquant.older_files import lacking, recipe_of_file, with_partners
 from tfquant.quantizer import GROUP_OF, Quantizer
 from tfquant.rules import Recipe
-from tfquant.site import Site
+from tfquant.site import Address, Site
 from tfquant.variables import is_finite
 from tfquant.weights import named_weights
 
@@ -33,6 +34,7 @@ PREFIX = "tfquant/"
 RECIPE = PREFIX + "recipe"
 SITES = PREFIX + "sites"
 WEIGHTS = PREFIX + "weights"  # names in the order of the model
+LORA = PREFIX + "lora"  # rank, alpha and kernels of low-rank updates
 
 
 def holds_ranges(prefix: str | os.PathLike) -> bool:
@@ -100,6 +102,11 @@ def named_tensors(model: QuantizedModel | QuantizedFunction) -> dict[str, Any]:
             range_name(address, name): variable for name, variable in quantizer.variables.items()
         }
     tensors |= _histories(engine)
+    if engine.lora is not None:
+        lora = engine.lora
+        about = {"rank": lora.rank, "alpha": lora.alpha, "kernels": list(lora.updates)}
+        about["trained"] = lora.trained
+        tensors |= {**_low_rank(lora), LORA: json.dumps(about)}
     tensors[RECIPE] = engine.plan.recipe.to_json()
     tensors[SITES] = json.dumps([fingerprint(site) for site in engine.plan.sites])
     return tensors
@@ -112,6 +119,24 @@ def _histories(engine: Engine) -> dict[str, tf.Variable]:
         for address, quantizer in engine.gradients.items()
         for name, variable in quantizer.variables.items()
     }
+
+
+def _low_rank(lora: Lora, renamed: Mapping[str, str] | None = None) -> dict[str, tf.Variable]:
+    """Variables of low-rank updates by their names in a file.
+
+    Args:
+      lora: the updates.
+      renamed: address of a site in the model -> address in the file, where they differ.
+    """
+    result = {}
+    for address, update in lora.updates.items():
+        stored = Address.parse((renamed or {}).get(address, address))
+        for factor in update.factors:
+            port = factor.site.port
+            result[f"{stored.path}/{port}"] = factor.variable
+            for name, variable in factor.scale.items():
+                result[range_name(str(stored._replace(port=port)), name)] = variable
+    return result
 
 
 def load(
@@ -162,7 +187,9 @@ def load(
     ) in quantized.quantizers.items():  # new ones: the model is as before if one fails
         if address in renamed:
             _restore_range(quantizer, saved, renamed[address], prefix)
-    _restore_histories(engine_of(quantized), saved, prefix)
+    _restore_variables(_histories(engine_of(quantized)), saved, prefix, required=False)
+    if LORA in saved:
+        _restore_lora(quantized, saved, renamed, prefix)
     for name, variable in weights.items():
         variable.assign(values[name])
     estimate_parted(engine_of(quantized), renamed)
@@ -245,14 +272,45 @@ def _restore_range(
             variable.assign(saved[names[name]])
 
 
-def _restore_histories(engine: Engine, saved: SavedTensors, source: str) -> None:
-    """Set the scales of gradients from a checkpoint; those that it lacks start anew.
+def _restore_lora(
+    quantized: QuantizedModel | QuantizedFunction,
+    saved: SavedTensors,
+    renamed: Mapping[str, str],
+    source: str,
+) -> None:
+    """Add the low-rank updates of a checkpoint to a model.
 
     Raises:
-      ValueError: one does not fit, or is NaN or infinite.
+      ValueError: they do not fit.
     """
-    for name, variable in _histories(engine).items():
+    about = record(saved, LORA, source, dict)
+    in_model = {stored: address for address, stored in renamed.items()}
+    try:
+        kernels = [in_model[stored] for stored in about["kernels"]]
+        lora = Lora(quantized, about["rank"], about["alpha"], kernels, trained=about["trained"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {LORA} does not fit the model: {error}") from error
+    _restore_variables(_low_rank(lora, renamed), saved, source, required=True)
+
+
+def _restore_variables(
+    named: Mapping[str, tf.Variable], saved: SavedTensors, source: str, *, required: bool
+) -> None:
+    """Set variables from a checkpoint.
+
+    Args:
+      named: by name in the file.
+      saved: the file.
+      source: what it is called in messages.
+      required: whether all must be there; else those that the file lacks start anew.
+
+    Raises:
+      ValueError: one is missing, does not fit, or is NaN or infinite.
+    """
+    for name, variable in named.items():
         if name not in saved.shapes:
+            if required:
+                raise ValueError(f"{source}: is damaged, it holds no {name}")
             continue
         value = saved[name]
         if tuple(saved.shapes[name]) != tuple(variable.shape) or not is_finite(value):

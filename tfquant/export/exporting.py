@@ -152,6 +152,11 @@ def export(
             f" {SMALLEST_SM}"
         )
     check_tolerance(tolerance)
+    if engine.lora is not None and mode == "quantized":
+        raise ExportError(
+            f"{len(engine.lora.updates)} kernels have LoRA updates, which files hold merged alone:"
+            " model.lora.merge() first"
+        )
     path, form, request = (
         pathlib.Path(path),
         TARGETS[target],

@@ -3,6 +3,7 @@
 BERT's optimizer and schedule, distillation, sparsity, and a loop that resumes exactly.
 """
 
+from tfquant.lora import Lora
 from tfquant.training.distillation import Distillation, DistillationOptions
 from tfquant.training.distillation_losses import divergence
 from tfquant.training.evaluation import Best, Evaluation
@@ -23,6 +24,7 @@ __all__ = [
     "DistillationOptions",
     "Evaluation",
     "Hook",
+    "Lora",
     "NonFiniteLossError",
     "QuantizationCallback",
     "QuantizationSchedule",
