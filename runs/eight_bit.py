@@ -3,15 +3,16 @@
 import dataclasses
 from typing import Any
 
-from runs.settings import flag
+from runs.logging import log
+from runs.settings import NOT_NEGATIVE, POSITIVE, flag
 from tfquant.training_args import ARGUMENTS, requested
 
 QUANTIZING = ("train-quantized", "validate-quantized")  # modes of run_glue.py that have them
 
 
-def _flag(name: str) -> Any:
+def _flag(name: str, **rules: Any) -> Any:
     argument = ARGUMENTS[name]
-    return flag(argument.default, argument.help, bare=argument.bare, modes=QUANTIZING)
+    return flag(argument.default, argument.help, bare=argument.bare, modes=QUANTIZING, **rules)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,9 @@ class EightBitFlags:
     quantize_backprop: str = _flag("quantize_backprop")
     op_fusion: str | None = _flag("op_fusion")
     force_scale_power_of_two: bool = _flag("force_scale_power_of_two")
+    lora_rank: int = _flag("lora_rank", bound=NOT_NEGATIVE)
+    lora_alpha: float = _flag("lora_alpha", bound=POSITIVE, needs={"lora_rank": True})
+    target_modules: str = _flag("target_modules", needs={"lora_rank": True})
     posit_exp: bool = _flag("posit_exp")
     posit_exp_shifted: bool = _flag("posit_exp_shifted")
     posit_reciprocal: bool = _flag("posit_reciprocal")
@@ -77,12 +81,43 @@ def eight_bit_problems(settings: Any, others: list[str], *, trains: bool) -> lis
         recipe = recipe_of_args(settings.eight_bit_arguments)
     except ValueError as error:
         return [str(error)]
+    if settings.lora_rank and not trains:
+        return [f"{written('lora_rank')} has no effect without training: leave it out"]
+    if settings.lora_rank and getattr(settings, "sparsity", None):
+        return [
+            f"{written('lora_rank')} adds to kernels what {written('sparsity')} keeps at zero:"
+            " leave one out"
+        ]
     if not trains and any(rule.direction == "backward" for rule in recipe.rules):
         return [
             f"{written('error' if settings.error else 'quantize_bwd')} quantizes gradients, which"
             f" only training has: give {written('do_train')} as well, or leave it out"
         ]
     return []
+
+
+def add_lora(network: Any, settings: Any, seed: int) -> None:
+    """Add the LoRA updates that flags ask for, unless the checkpoint of a run that is resumed had
+    them.
+    """
+    from tfquant.lora import lora_of_args
+
+    lora = lora_of_args(network, settings.eight_bit_arguments, seed)
+    if lora is not None:
+        count = sum(variable.shape.num_elements() for variable in network.trainable_variables)
+        log(
+            f"LoRA: rank {lora.rank} in {len(lora.updates)} kernels,"
+            f" {len(network.trainable_variables)} variables with {count:,} numbers are trained"
+        )
+
+
+def merge_lora(network: Any) -> bool:
+    """Merge the LoRA updates of a network, if it has any; return whether it had."""
+    if network.lora is None:
+        return False
+    log(f"LoRA: updates of {len(network.lora.updates)} kernels are merged")
+    network.lora.merge()
+    return True
 
 
 def asked_for(settings: Any) -> list[str]:

@@ -16,6 +16,7 @@ from tfquant.graph.contractions import UNUSED
 from tfquant.graph.model_adapter import TraceError, is_keras_model, source_of
 from tfquant.graph.plan import Plan, make_plan
 from tfquant.graph.trace import trace
+from tfquant.lora import lora_of_args
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.recipes import recipe as named_recipe
 from tfquant.rules import Recipe
@@ -77,8 +78,10 @@ def quantize(
 
     Raises:
       TraceError, RecipeError: as for `plan`.
-      ValueError: the batches do not fit, hold NaN, or there are none.
+      ValueError: the batches do not fit, hold NaN, or there are none; or arguments ask for LoRA
+        that does not fit the model.
     """
+    args = vars(recipe) if isinstance(recipe, argparse.Namespace) else {}
     recipe = _recipe(recipe)
     if isinstance(model, (QuantizedModel, QuantizedFunction)):
         raise TypeError(
@@ -108,6 +111,7 @@ def quantize(
         apply(quantized, calibration)
     elif batches is not None:
         calibrate(quantized, batches, **options)
+    lora_of_args(quantized, args)
     return quantized
 
 

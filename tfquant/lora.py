@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -149,17 +149,18 @@ class LowRankUpdate:
         return tf.cast(kernel + update, self.kernel.dtype)
 
     def merge(self) -> None:
-        """Add the update to the kernel."""
+        """Add the update to the kernel, and make it zero."""
         self.kernel.assign(self.updated(training=False))
+        self.b.variable.assign(tf.zeros_like(self.b.variable))
 
 
 class Lora:
     """Low-rank adaptation of a quantized model.
 
     From now on `model.trainable_variables` are A and B of every target and the variables of the
-    last layers (pooler and head), whatever the original trains; of layers that are targets, biases. `fit` after a `compile`, the
-    `Trainer` and a loop of one's own train them; `tfquant.save` and `load` keep them. The float
-    mode has the kernels without their updates.
+    last layers (pooler and head; of those that are targets the biases), whatever the original
+    trains. `fit` after a `compile`, the `Trainer` and a loop of one's own train them;
+    `tfquant.save` and `load` keep them. The float mode has the kernels without their updates.
 
         lora = tfquant.training.Lora(quantized, rank=8)
         quantized.compile("adam", loss)
@@ -264,8 +265,8 @@ class Lora:
         """Add the updates to the kernels and remove them from the model, whose trainable variables
         are those of the original again; to be compiled again before further training.
 
-        The kernels hold before the quantizer what they held with the update, so that inference
-        computes the same bits.
+        A kernel then is what its quantizer saw of kernel and update, so that inference computes the
+        same bits. B becomes zero, so that a `tf.function` that was traced before does as well.
 
         Raises:
           ValueError: they are merged already.
@@ -277,6 +278,26 @@ class Lora:
             update.merge()
         engine.set_lora(None)
         self._model.follow_lora(removed=self.state.values())
+
+
+def lora_of_args(
+    model: QuantizedModel | QuantizedFunction, args: Mapping[str, Any], seed: int = 0
+) -> Lora | None:
+    """Add the updates that command-line arguments ask for, unless the model has them already.
+
+    Args:
+      model: quantized.
+      args: values of `tfquant.training_args.ARGUMENTS` by name; missing ones have their defaults.
+      seed: of the random numbers in A.
+
+    Returns:
+      The updates, None where the arguments ask for none.
+    """
+    rank = args.get("lora_rank", 0)
+    if not rank or model.lora is not None:
+        return model.lora
+    alpha, targets = args.get("lora_alpha", 8.0), args.get("target_modules", TARGETS)
+    return Lora(model, rank, alpha, targets, seed=seed)
 
 
 def check(rank: Any, alpha: Any) -> None:
@@ -302,7 +323,7 @@ def _selected(engine: Engine, targets: list[str]) -> list[Site]:
     parts: dict[str, str | None] = {}
     kernels: dict[str, Site] = {}
     for site, edge in engine.placements():
-        if site.role == "weight" and site.address not in kernels:
+        if site.port == "kernel" and site.address not in kernels:
             kernels[site.address], parts[site.address] = site, edge.part
     if not kernels:
         raise ValueError(

@@ -60,6 +60,19 @@ ARGUMENTS: dict[str, Argument] = {
         None, "Parts of layer paths, comma-separated: no quantizer of activations and gradients."
     ),
     "force_scale_power_of_two": Argument(False, "Round scales up to powers of two."),
+    "lora_rank": Argument(
+        0,
+        "Rank of LoRA updates, which are merged into the kernels before these are quantized; 0:"
+        " none.",
+        kind=int,
+    ),
+    "lora_alpha": Argument(
+        8.0, "LoRA updates are multiplied by lora_alpha / lora_rank.", kind=float
+    ),
+    "target_modules": Argument(
+        "query,value",
+        "Kernels with a LoRA update, comma-separated: parts of an encoder or ends of layer paths.",
+    ),
     "posit_exp": Argument(False, "Softmax with the posit exponential that ends at -5."),
     "posit_exp_shifted": Argument(False, "Softmax with the shifted posit exponential."),
     "posit_reciprocal": Argument(False, "Softmax with the posit reciprocal."),
@@ -134,6 +147,11 @@ def recipe_of_args(args: argparse.Namespace | Mapping[str, Any]) -> Recipe:
             " approximate softmax"
         )
     values = _newer(values)
+    if values["lora_rank"] and values["weight"] is None:
+        raise ValueError(
+            "--lora_rank: LoRA updates are merged into quantized kernels, and no kernel is"
+            " quantized: give --weight a spec as well"
+        )
     power_of_two = values["force_scale_power_of_two"]
     specs = {
         name: None if values[name] is None else _spec(name, values[name], power_of_two)

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 import tfquant
+from runs.eight_bit import add_lora, merge_lora
 from runs.glue import networks, overwriting, setting_checks
 from runs.glue.data import features_of
 from runs.glue.evaluation import Validation
@@ -90,6 +91,7 @@ def run_task(
             model, source, training_rows, settings, group, directory, seed
         )
         figures |= result
+        add_lora(network, settings, seed)
     elif not (settings.trains and last_checkpoint(checked(directory))):
         networks.load_float(model, source, new_head=settings.trains)
     validation = Validation(network, task, tokenizer, settings, group, clamp=settings.quantizes)
@@ -106,6 +108,8 @@ def run_task(
             directory=checked(directory),
             seed=seed,
         )
+    if network is not model:
+        merge_lora(network)
     if network is not model and group.rank == 0:
         figures["size"] = size_of(network)
     if settings.tb and group.rank == 0:

@@ -6,6 +6,7 @@ import keras
 
 import modeling
 import tfquant
+from runs.eight_bit import merge_lora
 from runs.logging import log
 from runs.networks import load_weights
 from runs.squad.flags import Settings
@@ -76,7 +77,9 @@ def load_for_prediction(model: keras.Model, settings: Settings) -> tuple[Any, in
             " --init_checkpoint, or --do_train"
         )
     if settings.if_quant:
-        return load_quantized(model, path, settings), step_of(path)
+        network = load_quantized(model, path, settings)
+        merge_lora(network)
+        return network, step_of(path)
     load_float(model, path, settings)
     return model, step_of(path)
 

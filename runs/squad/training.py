@@ -4,6 +4,7 @@ checkpoint.
 
 import collections
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 import modeling
 import tfquant
+from runs.eight_bit import add_lora, merge_lora
 from runs.logging import log
 from runs.ranks import agree_on_data
 from runs.resume import TrainingSchedule, last_checkpoint, training_schedule
@@ -30,6 +32,8 @@ from tfquant.training import (
     TrainOptions,
     WarmupLinearDecay,
 )
+
+MERGED = "model.ckpt-merged"  # weights with their LoRA updates
 
 
 def train(
@@ -55,6 +59,7 @@ def train(
             )
         else:
             network = load_quantized(model, source, settings, training=True)
+        add_lora(network, settings, settings.seed)
         network.share_ranges(group)
         check_schedule(network, settings)
     elif source and not saved:
@@ -102,6 +107,9 @@ def train(
     figures = {"source": source, **dataclasses.asdict(summary)}
     if settings.sparsity and group.rank == 0:
         figures["sparsity"] = sparsity.verify(network, model, summary.checkpoint, settings)
+    if settings.if_quant and merge_lora(network) and group.rank == 0:
+        # Beside the checkpoints of training, which keep the updates apart.
+        tfquant.save(network, os.path.join(settings.output_dir, MERGED))
     return network, summary.last_step, figures
 
 
