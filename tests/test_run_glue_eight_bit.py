@@ -90,9 +90,29 @@ def test_validation_of_a_float_model_takes_formats_with_and_without_a_scale(
         ("validate-quantized --error e5m2", "--error quantizes gradients, which only training"),
         ("validate-quantized --weight e4m3 --n-bits 4", "--n-bits describes another quantization"),
         ("validate-quantized --op-fusion x", "--op-fusion has no effect without --activation"),
+        ("validate-quantized --weight e4m3 --lora-rank 2", "--lora-rank has no effect without tra"),
+        ("train-quantized --weight e4m3 --target-modules key", "--target-modules.*--lora-rank"),
         ("validate-quantized --weight int99", "--weight: .*int99.*bits must lie in"),
     ],
 )
 def test_wrong_options_are_refused_before_any_work(call, untrained, words, said):
     with pytest.raises(FlagError, match=said):
         call(f"{words} --task rte", model_path=untrained)
+
+
+def test_a_model_trained_with_lora_is_saved_merged(call, untrained, tmp_path):
+    formats = "--activation e4m3 --weight e4m3,qs=per_tensor_symmetric,ahl=3"
+    lora = "--lora-rank 2 --lora-alpha 4 --target-modules query,dense --max-steps 4"
+    evaluation = "--eval-strategy steps --eval-steps 2 --load-best-model-at-end"
+    result = call(
+        f"train-quantized --task rte {TRAINING} {formats} {lora} {evaluation}",
+        model_path=untrained,
+        output_dir=tmp_path,
+    )
+    saved = checkpoint.read(tmp_path / "out" / "model.ckpt")
+    assert not any("lora" in name for name in saved)
+    again = call(
+        "validate-quantized --task rte --max-seq-length 48 --batch-size 8",
+        model_path=tmp_path / "out",
+    )
+    assert again["rte"] == result["rte"]

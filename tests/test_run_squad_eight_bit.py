@@ -101,6 +101,11 @@ def test_prediction_alone_takes_a_float_checkpoint_without_calibration(files, tr
         ({"error": "e5m2"}, "--error quantizes gradients, which only training has"),
         ({"op_fusion": "x"}, "--op_fusion has no effect without --activation or"),
         ({"weight": "int8", "quantize_forward": "gem"}, "unknown op group 'gem'; known: gemm"),
+        ({"lora_rank": 2}, "--lora_rank has no effect without --activation or"),
+        ({"weight": "e4m3", "lora_rank": 2}, "--lora_rank has no effect without training"),
+        ({"activation": "e4m3", "lora_rank": 2}, "--lora_rank: .* give --weight a spec as well"),
+        ({"weight": "e4m3", "lora_rank": -1}, "--lora_rank=-1: must not be negative"),
+        ({"weight": "e4m3", "lora_alpha": 4.0}, "--lora_alpha.*--lora_rank"),
         ({"weight": "e4m3", "do_calib": True}, "--do_calib has no effect with --weight"),
     ],
 )
@@ -118,3 +123,64 @@ def test_the_older_spelling_of_the_source_is_taken(files):
     settings = parse(words, "")
     assert (settings.quantize_weight, settings.quantize_fwd) == (True, "gemm")
     assert settings.recipe.rules[0].spec.format == "e4m3"
+
+
+LORA = {
+    "weight": "e4m3",
+    "activation": "e4m3",
+    "lora_rank": 2,
+    "target_modules": "query,value,dense",
+    "do_train": True,
+    "num_train_epochs": 2.0,
+    "save_checkpoints_steps": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def adapted(files, tmp_path_factory):
+    """Folder and figures of a training with LoRA, which predicts and exports at its end."""
+    folder = tmp_path_factory.mktemp("lora")
+    more = {"do_predict": True, "do_export": True, "export_target": "packed", "if_quant": True}
+    settings = Settings(**files, **LORA, **more, output_dir=str(folder), keep_checkpoint_max=3)
+    return folder, run_squad.run(settings)
+
+
+def test_lora_trains_updates_and_the_head_and_merges_them_in_the_end(files, adapted, tmp_path):
+    folder, figures = adapted
+    before, after = weights(folder / "model.ckpt-5"), weights(folder / "model.ckpt-10")
+    merged = weights(folder / "model.ckpt-merged")
+    factors = {name for name in after if name.endswith(("/lora_a", "/lora_b"))}
+    assert len(factors) == 10 and not factors & set(merged)
+    slots = {name.removesuffix("/adam_m") for name in after if name.endswith("/adam_m")}
+    assert slots == factors | {"cls/squad/output_weights", "cls/squad/output_bias"}
+    for name in json.loads(str(merged["tfquant/weights"])):
+        equal = np.array_equal(before[name], after[name])
+        assert equal == (name not in slots), name
+        target = name.endswith(("query/kernel", "value/kernel", "dense/kernel"))
+        assert np.array_equal(after[name], merged[name]) != target, name
+    assert figures["export"]["size"] > 0
+    settings = Settings(
+        **files,
+        weight="e4m3",
+        activation="e4m3",
+        do_predict=True,
+        init_checkpoint=str(folder / "model.ckpt-10"),
+        output_dir=str(tmp_path),
+    )
+    again = run_squad.run(settings)
+    assert again["prediction"]["f1"] == figures["prediction"]["f1"]
+    nbest = [json.load(open(d / "nbest_predictions.json")) for d in (folder, tmp_path)]
+    assert nbest[0] == nbest[1]
+
+
+@pytest.mark.long  # a resumed Trainer, and resumed runs with delayed scales, run in `make test`
+def test_a_resumed_run_with_lora_ends_with_the_same_weights(files, adapted, tmp_path):
+    folder, _ = adapted
+    for part in folder.glob("model.ckpt-5.*"):
+        shutil.copy(part, tmp_path)
+    run_squad.run(Settings(**files, **LORA, output_dir=str(tmp_path)))
+    for name in ("model.ckpt-10", "model.ckpt-merged"):
+        whole, resumed = weights(folder / name), weights(tmp_path / name)
+        assert whole.keys() == resumed.keys()
+        for key, value in whole.items():
+            np.testing.assert_array_equal(resumed[key], value, err_msg=key)
