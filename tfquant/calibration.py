@@ -88,6 +88,7 @@ def calibrate(
       tfquant.distributed.errors.OtherRankError: another rank failed in another way.
     """
     engine = engine_of(model)
+    engine.check_merged("calibration")
     group = group or Single()
     check_batches(batches)
     if order not in ORDERS:

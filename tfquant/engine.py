@@ -133,6 +133,14 @@ class Engine:
         self.lora = lora
         self._functions.clear()
 
+    def check_merged(self, what: str) -> None:
+        """Raise ValueError if kernels have low-rank updates, which `what` would not see."""
+        if self.lora is not None:
+            raise ValueError(
+                f"{len(self.lora.updates)} kernels have LoRA updates, which {what} would leave out:"
+                " merge them first, model.lora.merge()"
+            )
+
     def update_scales(self, group: Group | None = None) -> None:
         """Set delayed scales for the next step, see `tfquant.delayed`.
 

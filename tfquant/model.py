@@ -190,10 +190,10 @@ class QuantizedModel(_State, keras.Model):
         """Track the variables of low-rank updates that were added, or forget those of removed ones;
         functions for training are built anew.
         """
-        removed = {id(variable) for variable in removed}
+        ids = {id(variable) for variable in removed}
         locked = self._tracker.locked
         self._tracker.unlock()
-        for variable in [v for v in self.variables if id(v.value) in removed]:
+        for variable in [v for v in self.variables if id(v.value) in ids]:
             self._untrack_variable(variable)
         if locked:
             self._tracker.lock()

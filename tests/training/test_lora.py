@@ -13,7 +13,6 @@ import tfquant
 from tests.core.conftest import TINY, bert_batch, two_dense_layers
 from tfquant import Recipe, Rule, checkpoint
 from tfquant.distributed.group import fake_groups
-from tfquant.export import ExportError
 from tfquant.recipes.spec_strings import parse_spec
 from tfquant.training import BertAdamW, Lora, Trainer, TrainOptions
 
@@ -315,8 +314,10 @@ def test_a_damaged_file_is_refused(tmp_path, change, said):
 def test_files_hold_merged_kernels_alone(tmp_path):
     quantized, lora = adapted()
     (x, _), path = data(), tmp_path / "model.safetensors"
-    with pytest.raises(ExportError, match="2 kernels have LoRA updates.*merge\\(\\) first"):
+    with pytest.raises(ValueError, match="2 kernels have LoRA updates, which a file would leave"):
         tfquant.export(quantized, path, target="packed")
+    with pytest.raises(ValueError, match="which calibration would leave out: merge them first"):
+        tfquant.calibrate(quantized, [x])
     before = quantized(x).numpy()
     lora.merge()
     tfquant.export(quantized, path, target="packed")

@@ -133,8 +133,8 @@ def export(
         Nothing is written then.
       ExportError: something of the model has no counterpart in the target; the message names it.
       RuntimeFileError: the runtime cannot read what was written.
-      ValueError: unknown target, opset or kind, a path that does not suit the target, or a batch
-        that does not fit or holds NaN.
+      ValueError: unknown target, opset or kind, a path that does not suit the target, a batch that
+        does not fit or holds NaN, or LoRA updates that are not merged.
       TypeError: `model` is not quantized.
       ModuleNotFoundError: a package that export needs is missing; the message says how to install
         it.
@@ -152,11 +152,7 @@ def export(
             f" {SMALLEST_SM}"
         )
     check_tolerance(tolerance)
-    if engine.lora is not None and mode == "quantized":
-        raise ExportError(
-            f"{len(engine.lora.updates)} kernels have LoRA updates, which files hold merged alone:"
-            " model.lora.merge() first"
-        )
+    engine.check_merged("a file")
     path, form, request = (
         pathlib.Path(path),
         TARGETS[target],

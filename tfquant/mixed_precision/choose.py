@@ -96,6 +96,7 @@ def mixed_precision(
       OSError: the folder, or the disk for tensors, is full.
     """
     engine = engine_of(model)
+    engine.check_merged("the search for mixed precision")
     check_batches(batches, "the search for mixed precision")
     refuse_dynamic(engine.plan.sites, "the search for mixed precision")
     engine.quantizers.check_calibrated()

@@ -94,6 +94,7 @@ def correct_bias(
       ValueError, UncalibratedError, TypeError, OSError: as for `adaround`.
     """
     engine = engine_of(model)
+    engine.check_merged("bias correction")
     check_batches(batches, "bias correction")
     engine.quantizers.check_calibrated()
     layers, left_out = choose(engine, sites)

@@ -78,6 +78,7 @@ def sensitivity(
       OSError: the folder, or the disk for tensors, is full.
     """
     engine = engine_of(model)
+    engine.check_merged("sensitivity analysis")
     check_batches(batches, "sensitivity analysis")
     refuse_dynamic(engine.plan.sites, "sensitivity analysis")
     engine.quantizers.check_calibrated()

@@ -90,6 +90,7 @@ def adaround(
     """
     began, engine = time.monotonic(), engine_of(model)
     chosen = build(Options, options, "AdaRound call")
+    engine.check_merged("AdaRound")
     check_batches(batches, "AdaRound")
     engine.quantizers.check_calibrated()
     layers, skipped = choose(engine, sites)

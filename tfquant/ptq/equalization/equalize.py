@@ -171,6 +171,7 @@ def _prepared(
             raise ValueError("no batch was given: pass at least one")
     if isinstance(model, (QuantizedModel, QuantizedFunction)):
         engine = engine_of(model)
+        engine.check_merged("equalization")
         if any(quantizer.calibrated for quantizer in engine.quantizers.values()):
             raise ValueError(
                 "the model has ranges, which rescaling invalidates: equalize before calibration"
