@@ -1,6 +1,7 @@
 """Exponent histograms of a run, for --record_histogram: a file and figures in the output folder."""
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ def record_histograms(
     Returns:
         Figures: shares of values below and above the exponents of `FORMATS`.
     """
+    started = time.perf_counter()
     histograms = tfquant.exponent_histograms(
         network, batches, loss=loss, mask="input_mask", progress=group.rank == 0
     )
@@ -42,5 +44,6 @@ def record_histograms(
     return {
         "sites": len(histograms),
         "batches": len(batches),
+        "seconds": time.perf_counter() - started,
         "outside": {format: histograms.outside(format) for format in FORMATS},
     }

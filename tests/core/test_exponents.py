@@ -168,6 +168,23 @@ def test_padding_is_not_counted():
     assert gradient.counters.sum() == mask.sum() * 4
 
 
+def test_masked_scores_are_not_counted(tiny_bert_config, make_bert_batch):
+    import modeling
+
+    model, lengths, width = modeling.build_squad_model(tiny_bert_config), (5, 3), 6
+    heads = tiny_bert_config.num_attention_heads
+    result = tfquant.exponent_histograms(
+        model, [make_bert_batch(lengths, width)], mask=None, progress=False
+    )
+    (scores,) = (one for one in result.values() if one.role == "softmax_input")
+    assert scores.counters.sum() == heads * width * sum(lengths)
+    (scaled,) = (one for one in result.values() if one.role == "scaling_input")
+    assert scaled.counters.sum() == heads * width**2 * len(lengths)
+    inside, outside = result.blocks[0], result.blocks[None]
+    assert {"ffn_in weight", "value matmul_input", "ffn_out layernorm_input"} <= set(inside)
+    assert {"head logits", "head logits weight"} <= set(outside)
+
+
 def test_dropout_of_training_leaves_the_seed_as_it_is():
     x = keras.Input((6,))
     model = keras.Model(x, keras.layers.Dense(3)(keras.layers.Dropout(0.5, seed=1)(x)))
