@@ -23,6 +23,7 @@ from fileio.arrays import read_arrays
 from fileio.atomic import write_bytes
 from fileio.errors import ContentError
 from fileio.messages import printable
+from tfquant.site import Address
 
 Kind = Literal["activation", "weight", "gradient"]
 KINDS: tuple[Kind, ...] = ("activation", "weight", "gradient")
@@ -91,8 +92,13 @@ class ExponentHistogram:
 
     @property
     def sublayer(self) -> str:
-        """Name of the sub-layer: part and role, equal in all blocks."""
+        """Name of the sub-layer: part and role, equal in all blocks; of the products of an
+        attention, which are no part, role and port.
+        """
+        port = Address.parse(self.address).port
         name = self.role if self.part is None else f"{self.part} {self.role}"
+        if self.part is None and port not in ("input", "output", "kernel"):
+            name += f" {port}"
         if self.kind == "weight" and self.role in ("pooler", "logits"):
             name += " weight"  # their inputs have the same role
         return f"{name}, gradient" if self.kind == "gradient" else name

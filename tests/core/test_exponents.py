@@ -181,7 +181,12 @@ def test_masked_scores_are_not_counted(tiny_bert_config, make_bert_batch):
     (scaled,) = (one for one in result.values() if one.role == "scaling_input")
     assert scaled.counters.sum() == heads * width**2 * len(lengths)
     inside, outside = result.blocks[0], result.blocks[None]
-    assert {"ffn_in weight", "value matmul_input", "ffn_out layernorm_input"} <= set(inside)
+    assert {
+        "ffn_in weight",
+        "value matmul_input",
+        "matmul_input probabilities",
+        "ffn_out layernorm_input",
+    } <= set(inside)
     assert {"head logits", "head logits weight"} <= set(outside)
 
 
