@@ -1,13 +1,17 @@
 """Flags of 8-bit inference and training that both run scripts have, see `tfquant.training_args`."""
 
 import dataclasses
+import importlib.util
 from typing import Any
 
 from runs.logging import log
-from runs.settings import NOT_NEGATIVE, POSITIVE, flag
+from runs.settings import FREE, NOT_NEGATIVE, POSITIVE, flag
 from tfquant.training_args import ARGUMENTS, requested
 
 QUANTIZING = ("train-quantized", "validate-quantized")  # modes of run_glue.py that have them
+_EVERY_MODE = ("train-baseline", "validate-baseline", *QUANTIZING)
+# Files of --record_histogram.
+HISTOGRAMS, RANGES, DENSITIES = "exponents.npz", "layer_distribution.png", "exponent_densities.png"
 
 
 def _flag(name: str, **rules: Any) -> Any:
@@ -32,6 +36,13 @@ class EightBitFlags:
     posit_exp: bool = _flag("posit_exp")
     posit_exp_shifted: bool = _flag("posit_exp_shifted")
     posit_reciprocal: bool = _flag("posit_reciprocal")
+    record_histogram: bool = flag(
+        ARGUMENTS["record_histogram"].default,
+        "Record exponents of the inputs of all quantizers, in training of gradients as well: a file"
+        " and figures in the output folder.",
+        FREE,
+        modes=_EVERY_MODE,
+    )
     dtype: str = _flag("dtype")
     quantize_weight: bool = _flag("quantize_weight")
     quantize_fwd: str | None = _flag("quantize_fwd")
@@ -49,8 +60,8 @@ class EightBitFlags:
 
     @property
     def eight_bit_arguments(self) -> dict[str, Any]:
-        """Values of these flags by name."""
-        return {name: getattr(self, name) for name in ARGUMENTS}
+        """Values of those of these flags that describe quantization, by name."""
+        return {name: getattr(self, name) for name in ARGUMENTS if name != "record_histogram"}
 
 
 def eight_bit_problems(settings: Any, others: list[str], *, trains: bool) -> list[str]:
@@ -118,6 +129,25 @@ def merge_lora(network: Any) -> bool:
     log(f"LoRA: updates of {len(network.lora.updates)} kernels are merged")
     network.lora.merge()
     return True
+
+
+def histogram_problems(settings: Any, needed: tuple[str, ...]) -> list[str]:
+    """Return problems of --record_histogram, one line each.
+
+    Args:
+        settings: of a run.
+        needed: names of flags, of which one has to be set.
+    """
+    if not settings.record_histogram:
+        return []
+    written = settings.written("record_histogram")
+    problems = []
+    if not any(getattr(settings, name) for name in needed):
+        flags = " or ".join(map(settings.written, needed))
+        problems.append(f"{written} needs {flags}: give it as well")
+    if importlib.util.find_spec("matplotlib") is None:
+        problems.append(f"{written}: figures need Matplotlib: pip install 'tfquant[plots]'")
+    return problems
 
 
 def asked_for(settings: Any) -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import run_glue
+import tfquant
 from runs.glue import command_line
 from runs.settings import FlagError
 from tasks.glue import synthetic
@@ -80,8 +81,16 @@ def test_validation_of_a_float_model_takes_formats_with_and_without_a_scale(
     call(f"train-baseline --task rte {TRAINING}", model_path=untrained, output_dir=tmp_path)
     words = "validate-quantized --task rte --max-seq-length 48 --batch-size 8"
     for spec in ("e4m3", "mxfp8", "int8,qs=per_tensor_symmetric"):
-        result = call(f"{words} --activation {spec} --weight {spec}", model_path=tmp_path / "out")
+        recorded = spec == "e4m3"
+        result = call(
+            f"{words} --activation {spec} --weight {spec}{' --record-histogram' * recorded}",
+            model_path=tmp_path / "out",
+            output_dir=tmp_path / spec,
+        )
         assert np.isfinite(result["rte"])
+        assert (tmp_path / spec / "layer_distribution.png").is_file() == recorded
+    histograms = tfquant.ExponentHistograms.load(tmp_path / "e4m3" / "exponents.npz")
+    assert set(histograms.kinds) == {"activation", "weight"}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +98,7 @@ def test_validation_of_a_float_model_takes_formats_with_and_without_a_scale(
     [
         ("validate-quantized --error e5m2", "--error quantizes gradients, which only training"),
         ("validate-quantized --weight e4m3 --n-bits 4", "--n-bits describes another quantization"),
+        ("validate-quantized --record-histogram", "--record-histogram needs --output-dir"),
         ("validate-quantized --op-fusion x", "--op-fusion has no effect without --activation"),
         ("validate-quantized --weight e4m3 --lora-rank 2", "--lora-rank has no effect without tra"),
         ("train-quantized --weight e4m3 --target-modules key", "--target-modules.*--lora-rank"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import run_squad
+import tfquant
 from runs.settings import FlagError
 from runs.squad import pipeline
 from runs.squad.command_line import parse
@@ -43,6 +44,7 @@ def trained(files, tmp_path_factory):
         num_train_epochs=2.0,
         save_checkpoints_steps=5,
         keep_checkpoint_max=3,
+        record_histogram=True,
     )
     return folder, run_squad.run(settings)
 
@@ -62,6 +64,16 @@ def test_training_quantizes_gradients_and_saves_their_histories(trained):
     assert not any("squad" in name for name in histories)
     recipe = json.loads(str(saved["tfquant/recipe"]))
     assert {rule.get("direction", "forward") for rule in recipe["rules"]} == {"forward", "backward"}
+
+
+def test_exponents_of_training_are_recorded_in_the_output_folder(trained):
+    folder, figures = trained
+    histograms = tfquant.ExponentHistograms.load(folder / "exponents.npz")
+    assert set(histograms.kinds) == {"activation", "weight", "gradient"}
+    assert sum(one.counts.any() for one in histograms.values()) == len(histograms)
+    assert set(figures["exponents"]["outside"]) == {"posit8_1", "e4m3"}
+    names = ("block_0_distribution", "layer_distribution", "exponent_densities")
+    assert all((folder / f"{name}.png").stat().st_size > 10_000 for name in names)
 
 
 def test_a_resumed_run_ends_with_the_same_weights_and_histories(files, trained, tmp_path):
@@ -99,6 +111,7 @@ def test_prediction_alone_takes_a_float_checkpoint_without_calibration(files, tr
         ({"activation": "fp9"}, "--activation: .*unknown number format 'fp9'"),
         ({"activation": "int8", "quant_mode": "ft1"}, "--quant_mode describes another quant"),
         ({"error": "e5m2"}, "--error quantizes gradients, which only training has"),
+        ({"record_histogram": True, "do_predict": False, "do_export": True}, "needs --do_train or"),
         ({"op_fusion": "x"}, "--op_fusion has no effect without --activation or"),
         ({"weight": "int8", "quantize_forward": "gem"}, "unknown op group 'gem'; known: gemm"),
         ({"lora_rank": 2}, "--lora_rank has no effect without --activation or"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "Calibration",
+    "ExponentHistograms",
     "Fuse",
     "OutlierReport",
     "Outliers",
@@ -41,6 +42,7 @@ __all__ = [
     "apply",
     "calibrate",
     "compare",
+    "exponent_histograms",
     "export",
     "load",
     "load_packed",

@@ -138,7 +138,7 @@ class Observation:
             for observer, edge, tensor in zip(
                 self.all_observers(), self._edges, tensors, strict=True
             ):
-                valid = _unmasked(edge, tensor, validity.of(edge.tensor))
+                valid = unmasked(edge, tensor, validity.of(edge.tensor))
                 seen = observer.update(tensor, valid, number)
                 if seen is not None:
                     extremes.append(seen[tf.newaxis])
@@ -172,7 +172,7 @@ class Observation:
         """Observe the batches of this rank; with several ranks, `join` must follow."""
         group = group or Single()
         ranks = group.size if self.shared else 1
-        total, hidden = _length(batches), not progress or group.rank > 0
+        total, hidden = batch_length(batches), not progress or group.rank > 0
         # What was made beforehand can be distributed by size: batches of long texts take several
         # times as long as those of short.
         ready = isinstance(batches, (list, tuple)) and ranks > 1
@@ -278,8 +278,15 @@ class Observation:
         return file.getvalue()
 
 
-def _unmasked(edge: Edge, tensor: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor | None:
-    """Add masked entries of scores, which are not quantized, to those that do not count."""
+def unmasked(edge: Edge, tensor: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor | None:
+    """Return which elements count: of scores only entries that are not masked, as those are not
+    quantized.
+
+    Args:
+      edge: whose tensor it is.
+      tensor: of the edge.
+      valid: real elements, broadcast to the tensor; None where all are.
+    """
     if edge.role != "softmax_input":
         return valid
     scores = tf.logical_not(is_masked(tensor))
@@ -325,7 +332,8 @@ def _unpacked(data: bytes) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def _length(batches: Iterable[Any]) -> int | None:
+def batch_length(batches: Iterable[Any]) -> int | None:
+    """Number of batches; None where it is not known beforehand."""
     try:
         return len(batches) if isinstance(batches, Sized) else None
     except TypeError:  # a tf.data.Dataset that does not know

@@ -65,7 +65,7 @@ class Placements:
                 for edge in self._aligned.get(forward, ()):
                     yield site, edge.twin
 
-    def edits(self, edit: EdgeEdit, gradients: bool = False) -> Edits:
+    def edits(self, edit: EdgeEdit, gradients: bool = False, masked: bool = False) -> Edits:
         """Return edits that pass the tensor of every site through `edit`, once per tensor, however
         many consumers share it, and replace operations as the recipe says; `edit` also takes the
         first edge where replay meets the tensor.
@@ -73,14 +73,16 @@ class Placements:
         Args:
           edit: of one site.
           gradients: whether the sites of gradients are among them.
+          masked: whether `edit` gets inputs of softmax with their masked entries.
         """
+        edited = edit if masked else functools.partial(_edited, edit)
         done: dict[tuple[str, int], tf.Tensor] = {}
         kept: list[tf.Tensor] = []  # ids must not be used again while the graph is built
 
         def apply(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
             key = (site.address, id(tensor))
             if key not in done:
-                done[key] = result = _edited(edit, site, edge, tensor)
+                done[key] = result = edited(site, edge, tensor)
                 done[(site.address, id(result))] = result
                 kept.extend((tensor, result))
             return done[key]

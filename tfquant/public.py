@@ -4,6 +4,8 @@ from calib import Calibration
 from calib.outliers import OutlierReport, Outliers, outlier_report
 from tfquant.api import plan, quantize
 from tfquant.calibration import apply, calibrate
+from tfquant.exponent_recorder import exponent_histograms
+from tfquant.exponents import ExponentHistograms
 from tfquant.export import compare, export
 from tfquant.export.packed import load as load_packed
 from tfquant.export.packed import size_report
@@ -20,6 +22,7 @@ from tfquant.training_args import add_training_args
 
 __all__ = [
     "Calibration",
+    "ExponentHistograms",
     "Fuse",
     "OutlierReport",
     "Outliers",
@@ -38,6 +41,7 @@ __all__ = [
     "apply",
     "calibrate",
     "compare",
+    "exponent_histograms",
     "export",
     "load",
     "load_packed",

@@ -76,6 +76,10 @@ ARGUMENTS: dict[str, Argument] = {
     "posit_exp": Argument(False, "Softmax with the posit exponential that ends at -5."),
     "posit_exp_shifted": Argument(False, "Softmax with the shifted posit exponential."),
     "posit_reciprocal": Argument(False, "Softmax with the posit reciprocal."),
+    "record_histogram": Argument(
+        False,
+        "Record exponents of the inputs of all quantizers; see tfquant.exponent_histograms.",
+    ),
     "dtype": Argument(
         "posit8_1",
         "Older form: data type of what quantize_weight, quantize_fwd and quantize_bwd name;"

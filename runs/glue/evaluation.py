@@ -74,7 +74,13 @@ class Validation:
 
     def first_batch(self) -> dict[str, np.ndarray]:
         """Return the batch that is scored first."""
-        return batches_of(self._features(self._task.eval_splits[0]), self._settings)[0]
+        return self.first_batches(1)[0]
+
+    def first_batches(self, number: int) -> list[dict[str, np.ndarray]]:
+        """Return at most `number` of the batches of the first split."""
+        split = validation_splits(self._task, self._settings)[0]
+        batches = batches_of(self._features(split), self._settings)
+        return [batches[i] for i in range(min(number, len(batches)))]
 
     @functools.cached_property
     def _forward(self) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fileio.messages import printable
 from runs import folders, resume
+from runs.eight_bit import DENSITIES, HISTOGRAMS, RANGES
 from runs.glue import networks
 from runs.glue.networks import COMPANIONS, CONFIG, NAME, OUT
 from runs.glue.settings import Settings
@@ -18,8 +19,10 @@ from tasks.files import read_text
 from tfquant.export.targets import TARGETS
 
 RECORD, FINISHED = "config.out", "results.json"  # which a run writes first and last
+_EXPONENTS = "|".join(map(re.escape, (HISTOGRAMS, RANGES, DENSITIES)))
 _OWN = re.compile(
-    rf"config\.out|results\.json|final_score\.txt|eval_results_[a-z0-9-]+\.txt|checkpoint|model\.ckpt-\d+\.{folders.CHECKPOINT}"
+    rf"{_EXPONENTS}|(block_\d+|outside_blocks)_distribution\.png"
+    rf"|config\.out|results\.json|final_score\.txt|eval_results_[a-z0-9-]+\.txt|checkpoint|model\.ckpt-\d+\.{folders.CHECKPOINT}"
 )
 _EXPORTED = {target.file for target in TARGETS.values() if target.suffix} | {
     "model.bin"

@@ -10,17 +10,20 @@ import keras
 import tensorflow as tf
 
 import tfquant
+from runs.batches import only
 from runs.eight_bit import add_lora, merge_lora
 from runs.glue import networks, overwriting, setting_checks
-from runs.glue.data import features_of
+from runs.glue.data import INPUTS, LABELS, features_of, training_plan
 from runs.glue.evaluation import Validation
 from runs.glue.exporting import export
 from runs.glue.histograms import write_graph, write_histograms
 from runs.glue.input_checks import check_inputs
+from runs.glue.losses import loss_of
 from runs.glue.outputs import logs_of, size_of, summary_of, tell, write_results, write_scores
 from runs.glue.quantizing import quantized, recipe_of, round_weights, trained
 from runs.glue.settings import Settings
 from runs.glue.training import train
+from runs.histograms import BATCHES, record_histograms
 from runs.ranks import output_of, start_ranks
 from runs.resume import last_checkpoint
 from runs.settings import checked
@@ -110,6 +113,10 @@ def run_task(
         )
     if network is not model:
         merge_lora(network)
+    if settings.record_histogram:
+        figures["exponents"] = record(
+            network, task, validation, training_rows, settings, group, checked(directory), seed
+        )
     if network is not model and group.rank == 0:
         figures["size"] = size_of(network)
     if settings.tb and group.rank == 0:
@@ -140,6 +147,26 @@ def show(
     write_histograms(tapped, validation.first_batch(), folder, step, progress=settings.tqdm)
     if settings.tb_graph:
         write_graph(tapped, folder)
+
+
+def record(
+    network: Any,
+    task: glue.Task,
+    validation: Validation,
+    training_rows: Callable[[], glue.Features],
+    settings: Settings,
+    group: Group,
+    directory: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Record the exponents of a network: of training with its gradients, or of validation."""
+    if not settings.trains:
+        batches = [only(batch, INPUTS) for batch in validation.first_batches(BATCHES)]
+        return record_histograms(network, batches, None, directory, group)
+    features = training_rows()
+    planned = training_plan(features, min(settings.batch_size, len(features)), settings, 0, seed)
+    batches = [only(planned[n], INPUTS + LABELS) for n in range(min(BATCHES, len(planned)))]
+    return record_histograms(network, batches, loss_of(task), directory, group)
 
 
 def quantized_network(

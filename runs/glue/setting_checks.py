@@ -12,7 +12,7 @@ from runs.checks import (
     value_problems,
 )
 from runs.distillation_options import distillation_problems, set_about_answers
-from runs.eight_bit import eight_bit_problems
+from runs.eight_bit import eight_bit_problems, histogram_problems
 from runs.glue.evaluation import scores_of_training
 from runs.glue.outputs import logs_of
 from runs.glue.settings import EXPORTS, PTQ, QAT, QUANTIZING, Settings, option, rounding_options
@@ -185,9 +185,10 @@ def _quantization(s: Settings) -> list[str]:
 
 def _eight_bit(s: Settings) -> list[str]:
     """Return problems of the options of 8-bit inference and training."""
-    if not s.quantizes:
-        return []
-    return eight_bit_problems(s, _quantization_options(s), trains=s.trains)
+    problems = histogram_problems(s, ("output_dir",))
+    if s.quantizes:
+        problems += eight_bit_problems(s, _quantization_options(s), trains=s.trains)
+    return problems
 
 
 def _training_of_ranges(s: Settings) -> list[str]:

@@ -13,7 +13,14 @@ from runs.checks import (
     value_problems,
 )
 from runs.distillation_options import distillation_problems
-from runs.eight_bit import asked_for, eight_bit_problems
+from runs.eight_bit import (
+    DENSITIES,
+    HISTOGRAMS,
+    RANGES,
+    asked_for,
+    eight_bit_problems,
+    histogram_problems,
+)
 from runs.folders import same_files
 from runs.squad.flags import MODES, TARGET_OF, TFDS, Settings
 from runs.squad.model_checks import model_problems, no_room
@@ -27,7 +34,7 @@ from tfquant.training.sparsity import parse_pattern
 
 RESULTS = (
     *("predictions.json", "nbest_predictions.json", "null_odds.json", "results.json"),
-    *("squad_f1.csv", "squad_f1.png"),
+    *("squad_f1.csv", "squad_f1.png", HISTOGRAMS, RANGES, DENSITIES),
 )
 PLACEMENT = ("quant_recipe", "quant_mode", "quantize_residual", "quant_another_add_input")
 
@@ -120,6 +127,7 @@ def _eight_bit(s: Settings) -> list[str]:
     """Return problems of the flags of 8-bit inference and training."""
     others = [name for name in (*PLACEMENT, "calib_method", "percentile") if getattr(s, name)]
     problems = eight_bit_problems(s, others, trains=s.do_train)
+    problems += histogram_problems(s, ("do_train", "do_calib", "do_predict"))
     if s.eight_bit and not problems and s.do_calib:
         specs = [rule.spec for rule in s.recipe.rules if rule.direction == "forward"]
         if not any(spec is not None and spec.scale.calibrated for spec in specs):

@@ -17,6 +17,7 @@ from runs.squad import demo, flag_checks
 from runs.squad.calibration import calibrate
 from runs.squad.exporting import export, file_to_predict_with
 from runs.squad.flags import Settings
+from runs.squad.histograms import record
 from runs.squad.input_checks import check_inputs
 from runs.squad.networks import build, load_float, load_for_prediction
 from runs.squad.prediction import forward_of, predict
@@ -60,10 +61,13 @@ def _run(settings: Settings, group: Group) -> dict[str, Any]:
     elif settings.do_train:
         network, step, figures["training"] = train(model, config, tokenizer, settings, group)
     in_this_process = settings.do_predict and settings.predict_with == "tensorflow"
-    if network is None and (settings.do_export or in_this_process):
+    needed = settings.do_export or in_this_process or settings.record_histogram
+    if network is None and needed:
         network, step = load_for_prediction(model, settings)
     if not settings.if_quant:
         network = model  # the float network, whatever ranges there are
+    if settings.record_histogram:
+        figures["exponents"] = record(network, tokenizer, settings, group)
     if settings.do_export:
         figures["export"] = export(network, tokenizer, settings, group)
     if settings.do_predict:
