@@ -19,7 +19,8 @@ def option(name: str, value: Any = None) -> str:
     return f"--{name}" if value is None else f"--{name}={value}"
 
 
-# Arguments of 8-bit inference; the others are about gradients, or an older spelling.
+# Arguments of 8-bit inference; the others are about gradients, or of the older spelling, of which
+# the commands of the source have two.
 FORMATS = (
     "activation",
     "weight",
@@ -29,11 +30,14 @@ FORMATS = (
     "posit_exp",
     "posit_exp_shifted",
     "posit_reciprocal",
+    "quantize_weight",
+    "quantize_fwd",
 )
 
 
 def _format_flag(name: str) -> Any:
-    return flag(ARGUMENTS[name].default, ARGUMENTS[name].help)
+    argument = ARGUMENTS[name]
+    return flag(argument.default, argument.help, bare=argument.bare)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,8 @@ class ModelSettings:
     posit_exp: bool = _format_flag("posit_exp")
     posit_exp_shifted: bool = _format_flag("posit_exp_shifted")
     posit_reciprocal: bool = _format_flag("posit_reciprocal")
+    quantize_weight: bool = _format_flag("quantize_weight")
+    quantize_fwd: str | None = _format_flag("quantize_fwd")
     calibration_steps: int = flag(
         8, "Batches of calibration data that set the ranges.", bound=AT_LEAST_1
     )
@@ -114,7 +120,7 @@ def parse(
         mark="_",
         usage=f"{program} [--OPTION=VALUE ...]",
         description=description or "",
-        aliases={"model_id": "preset"},
+        aliases={"model_id": "preset", "quantize_weights": "quantize_weight"},
     )
     return kind(**line.parse(words))
 
