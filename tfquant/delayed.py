@@ -84,12 +84,28 @@ class DelayedRange:
     ) -> Range:
         if not training:
             return self.range()
+        return self.noting(x, self.seen.handle, self.range())
+
+    def noting(self, x: tf.Tensor, handle: tf.Tensor, ends: Range) -> Range:
+        """Raise `seen` to the largest magnitude of a tensor.
+
+        Args:
+          x: what is quantized.
+          handle: of the variable `seen`; in a backward pass captured in the forward one, as the
+            gradient of a branch cannot capture anything else.
+          ends: of the range.
+
+        Returns:
+          `ends`, which depend on the note: in a backward pass only what its result depends on is
+          executed.
+        """
         axes = shared_axes(x.shape.rank, self._site.channel_axes)
         magnitude = tf.reduce_max(tf.abs(tf.cast(tf.stop_gradient(x), tf.float32)), axes)
-        noted = self.seen.assign(tf.maximum(self.seen, magnitude), read_value=False)
-        # In a backward pass only what its result depends on is executed.
+        seen = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)
+        seen = tf.ensure_shape(seen, self._site.range_shape)
+        noted = tf.raw_ops.AssignVariableOp(resource=handle, value=tf.maximum(seen, magnitude))
         with tf.control_dependencies([] if noted is None else [noted]):
-            return self.range()
+            return tf.identity(ends[0]), tf.identity(ends[1])
 
     def move(self, magnitude: tf.Tensor) -> None:
         """Move the history by one step.

@@ -6,14 +6,16 @@ gradients of the operands, read rounded numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from tfquant import dynamic_range
+from tfquant import dynamic_range, qdq
+from tfquant.delayed import DelayedRange
 from tfquant.quantizer import Quantizer
 from tfquant.site import Site
+from tfquant.stored_range import Range
 
 
 class GradientQuantizers(Mapping[str, Quantizer]):
@@ -49,14 +51,27 @@ class GradientQuantizers(Mapping[str, Quantizer]):
 
     def quantized(self, site: Site, x: tf.Tensor) -> tf.Tensor:
         """Return `x` with a gradient that is quantized as the site says."""
+        round_gradient = self._rounding(site)
 
         @tf.custom_gradient
         def passed(x: tf.Tensor) -> Any:
-            def gradient(dy: tf.Tensor) -> tf.Tensor:
-                if site.spec.scale.dynamic:
-                    return dynamic_range.quantized(dy, site)
-                return self[site.address](dy, training=True)
-
-            return tf.identity(x), gradient
+            return tf.identity(x), round_gradient
 
         return passed(x)
+
+    def _rounding(self, site: Site) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Return the rounding of gradients; what it reads is captured here, in the forward pass."""
+        if site.spec.scale.dynamic:
+            return lambda dy: dynamic_range.quantized(dy, site)
+        state, spec = self[site.address].state, site.spec
+        ends: Range = tuple(map(tf.convert_to_tensor, state.range()))
+        graph: Any = tf.compat.v1.get_default_graph()
+        handle = graph.capture(state.seen.handle) if isinstance(state, DelayedRange) else None
+
+        def rounded(dy: tf.Tensor) -> tf.Tensor:
+            own = ends
+            if isinstance(state, DelayedRange):
+                own = state.noting(dy, handle, ends)
+            return qdq.quantize_dequantize(dy, *own, spec.codebook, site.channel_axes)
+
+        return rounded

@@ -44,6 +44,7 @@ class _State:
     """Common methods of quantized models and quantized functions."""
 
     _engine: Engine
+    trainable_variables: Any
 
     @property
     def plan(self) -> Plan:
@@ -85,7 +86,14 @@ class _State:
         Args:
           group: the processes that train together; None: those of `share_ranges`.
         """
-        self._engine.update_scales(group)
+        # In a graph a backward pass is ordered by its results alone: behind the update of the
+        # weights all magnitudes of the step have been noted.
+        with tf.control_dependencies([tf.identity(v) for v in self._updated()]):
+            self._engine.update_scales(group)
+
+    def _updated(self) -> list[tf.Variable]:
+        """Variables that training updates."""
+        return [resource(variable) for variable in self.trainable_variables]
 
     @property
     def quantizers(self) -> Mapping[str, Quantizer]:

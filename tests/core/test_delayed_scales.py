@@ -10,6 +10,7 @@ import tfquant
 from tfquant import QuantSpec, Recipe, Rule
 from tfquant.graph.plan import RecipeError
 from tfquant.quantizer import UncalibratedError
+from tfquant.training import BertAdamW, QuantizationSchedule, Trainer, TrainOptions
 
 CODES = {"e4m3": (ml_dtypes.float8_e4m3fn, 448.0), "e5m2": (ml_dtypes.float8_e5m2, 57344.0)}
 HISTORY = 3
@@ -237,3 +238,35 @@ def test_a_gradient_has_an_address_of_its_own(model):
     for site in plan.gradients:
         assert str(tfquant.site.Address.parse(site.address)) == site.address
     assert "2 sites of gradients" in str(plan)
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_the_trainer_moves_histories_as_a_loop_does_also_after_a_latent_start(
+    make_two_dense, tmp_path, start
+):
+    trained, expected = (tfquant.quantize(make_two_dense(), fp8()) for _ in range(2))
+    data = list(batches())
+    optimizer = BertAdamW(1e-3)
+    schedule = QuantizationSchedule(trained, optimizer, quant_start_step=start)
+    trainer = Trainer(
+        trained,
+        lambda model, batch: tf.reduce_mean((model(batch["x"], training=True) - batch["y"]) ** 2),
+        optimizer,
+        TrainOptions(str(tmp_path), len(data), checkpoint_every=0, progress=False),
+        hooks=[schedule],
+    )
+    trainer.fit(lambda first: ({"x": x, "y": y} for x, y in data[first:]))
+    optimizer, variables = BertAdamW(1e-3), expected.trainable_variables
+    optimizer.build(variables)
+    for step, (x, y) in enumerate(data):
+        expected.set_mode("float" if step < start else "quantized")
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((expected(x, training=True) - y) ** 2)
+        gradients = tape.gradient(loss, [v.value for v in variables])
+        norm = tf.linalg.global_norm(gradients)
+        optimizer.apply([g / tf.maximum(norm, 1.0) for g in gradients], variables)
+        expected.update_scales()
+    wanted = histories(expected)
+    assert all(history[0] > 0 for history in wanted.values())
+    for address, history in histories(trained).items():
+        np.testing.assert_allclose(history, wanted[address], rtol=1e-4, err_msg=address)
