@@ -64,14 +64,14 @@ class GradientQuantizers(Mapping[str, Quantizer]):
         if site.spec.scale.dynamic:
             return lambda dy: dynamic_range.quantized(dy, site)
         state, spec = self[site.address].state, site.spec
-        ends: Range = tuple(map(tf.convert_to_tensor, state.range()))
+        lower, upper = map(tf.convert_to_tensor, state.range())
         graph: Any = tf.compat.v1.get_default_graph()
-        handle = graph.capture(state.seen.handle) if isinstance(state, DelayedRange) else None
+        handle: Any = graph.capture(state.seen.handle) if isinstance(state, DelayedRange) else None
 
         def rounded(dy: tf.Tensor) -> tf.Tensor:
-            own = ends
+            ends: Range = (lower, upper)
             if isinstance(state, DelayedRange):
-                own = state.noting(dy, handle, ends)
-            return qdq.quantize_dequantize(dy, *own, spec.codebook, site.channel_axes)
+                ends = state.noting(dy, handle, ends)
+            return qdq.quantize_dequantize(dy, *ends, spec.codebook, site.channel_axes)
 
         return rounded
