@@ -84,6 +84,7 @@ class QuantSpec:
         if format in combinations.NAMES:
             format, fields = combinations.NAMES[format]
             part_fields = fields | part_fields
+            method = "max"  # of what the scale of a block is computed from
         parts = with_fields({"layout": layout, "scale": scale, "gradient": gradient}, part_fields)
         plain = {"format": format, "method": _method(method), "update": update, "decay": decay}
         for name, value in {**plain, **parts}.items():

@@ -140,15 +140,15 @@ def recipe_of_args(args: argparse.Namespace | Mapping[str, Any]) -> Recipe:
       ValueError: they name an unknown data type, key or op group, contradict each other, or ask for
         nothing.
     """
-    from tfquant.recipes.op_groups import recipe_of
+    from tfquant.recipes.op_groups import parse_groups, recipe_of
     from tfquant.rules import Softmax
 
     values = dict(args) if isinstance(args, Mapping) else vars(args)
     values = {name: values.get(name, one.default) for name, one in ARGUMENTS.items()}
     if not requested(values):
         raise ValueError(
-            "nothing to quantize: give --activation, --weight or --error a spec such as e4m3, or"
-            " approximate softmax"
+            "nothing to quantize: give --activation, --weight or --error a spec such as e4m3 (in the"
+            " older form --quantize_weight, --quantize_fwd, --quantize_bwd), or approximate softmax"
         )
     values = _newer(values)
     if values["lora_rank"] and values["weight"] is None:
@@ -156,6 +156,11 @@ def recipe_of_args(args: argparse.Namespace | Mapping[str, Any]) -> Recipe:
             "--lora_rank: LoRA updates are merged into quantized kernels, and no kernel is"
             " quantized: give --weight a spec as well"
         )
+    for name in ("quantize_forward", "quantize_backprop"):
+        try:
+            parse_groups(values[name])
+        except ValueError as error:
+            raise ValueError(f"--{name}: {error}") from None
     power_of_two = values["force_scale_power_of_two"]
     specs = {
         name: None if values[name] is None else _spec(name, values[name], power_of_two)

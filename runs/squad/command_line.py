@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from runs.command_line import CommandLine
 from runs.squad.flags import Settings
+from tfquant.training_args import ARGUMENTS
 
 _ALIASES = {
     "use_fp16": "use_bf16",
@@ -27,7 +28,8 @@ def parse(words: Sequence[str], description: str | None) -> Settings:
         "run_squad.py [--FLAG=VALUE ...]; a flag that is true or false is set by --FLAG and"
         " --noFLAG as well"
     )
-    fields = dataclasses.fields(Settings)
+    # Those of the script before those that it shares.
+    fields = sorted(dataclasses.fields(Settings), key=lambda field: field.name in ARGUMENTS)
     line = CommandLine(
         "run_squad.py",
         fields,
