@@ -147,8 +147,9 @@ def recipe_of_args(args: argparse.Namespace | Mapping[str, Any]) -> Recipe:
     values = {name: values.get(name, one.default) for name, one in ARGUMENTS.items()}
     if not requested(values):
         raise ValueError(
-            "nothing to quantize: give --activation, --weight or --error a spec such as e4m3 (in the"
-            " older form --quantize_weight, --quantize_fwd, --quantize_bwd), or approximate softmax"
+            "nothing to quantize: give --activation, --weight or --error a spec such as e4m3 (in"
+            " the older form --quantize_weight, --quantize_fwd, --quantize_bwd), or approximate"
+            " softmax"
         )
     values = _newer(values)
     if values["lora_rank"] and values["weight"] is None:
