@@ -10,7 +10,7 @@ import run_squad
 import tfquant
 from runs.settings import FlagError
 from runs.squad import pipeline
-from runs.squad.command_line import parse
+from runs.squad.command_line import arguments, parse
 from runs.squad.flags import Settings
 from tests.test_run_squad import make_files
 from tfquant import checkpoint
@@ -197,3 +197,10 @@ def test_a_resumed_run_with_lora_ends_with_the_same_weights(files, adapted, tmp_
         assert whole.keys() == resumed.keys()
         for key, value in whole.items():
             np.testing.assert_array_equal(resumed[key], value, err_msg=key)
+
+
+def test_a_command_line_made_from_settings_asks_for_them(files):
+    changes = {"sweep_formats": ("mxfp4", "int8,qs=per_tensor_symmetric"), "sweep": True}
+    for more in (changes, {"quantize_fwd": "gemm,act", "posit_exp": True, "max_fwd": 32.0}):
+        settings = Settings(**files, **more)
+        assert parse(arguments(settings), "") == settings

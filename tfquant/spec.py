@@ -81,7 +81,7 @@ class QuantSpec:
     ):
         if granularity is not None:
             part_fields["granularity"] = granularity
-        if format in combinations.NAMES:
+        if isinstance(format, str) and format in combinations.NAMES:
             format, fields = combinations.NAMES[format]
             part_fields = fields | part_fields
             method = "max"  # of what the scale of a block is computed from

@@ -48,7 +48,10 @@ def arguments(settings: Settings) -> list[str]:
         for f in dataclasses.fields(Settings)
         if getattr(settings, f.name) != f.default
     }
-    return [
-        f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name, value in specified.items()
-    ]
+    words: list[str] = []
+    for name, value in specified.items():
+        if isinstance(value, tuple):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+    return words

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 import run_squad
+from runs.squad.command_line import arguments
 from runs.squad.flags import Settings
 from runs.squad.two_ranks import mpirun_command
 from tests.distributed.ranks import MPIRUN, ONE_THREAD, ROOT, found_by_two_ranks, needs_ranks
@@ -60,8 +61,7 @@ class Run:
     """run_squad.py in two processes, started as a user does."""
 
     def __init__(self, launcher: str, settings: Settings):
-        given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(Settings)}
-        given = [f"--{name}={value}" for name, value in given.items() if value is not None]
+        given = arguments(settings)
         environment = os.environ | ONE_THREAD | {"PATH": f"{MPIRUN.parent}:{os.environ['PATH']}"}
         self.output = pathlib.Path(settings.output_dir).with_suffix(f".{time.monotonic_ns()}")
         with self.output.open("w") as file:
