@@ -82,8 +82,10 @@ def sweep(
             for format, levels in result.items()
             if format != FLOAT
         }
-        name = os.path.basename(os.path.dirname(settings.init_checkpoint or "") or "model")
-        write_text(os.path.join(settings.output_dir, TABLE), table({name: scores}))
+        source = os.path.abspath(settings.init_checkpoint or "")
+        folder_of_model = source if os.path.isdir(source) else os.path.dirname(source)
+        rows = {os.path.basename(folder_of_model): scores}
+        write_text(os.path.join(settings.output_dir, TABLE), table(rows))
         write_png(
             heat_map(scores, result[FLOAT][""]["f1"]),
             os.path.join(settings.output_dir, HEAT_MAP),
