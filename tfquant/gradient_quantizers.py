@@ -42,10 +42,7 @@ class GradientQuantizers(Mapping[str, Quantizer]):
             if site.spec.scale.dynamic:
                 continue
             known = earlier.get(site.address)
-            if known is None or (known.site.spec, known.site.range_shape) != (
-                site.spec,
-                site.range_shape,
-            ):
+            if known is None or not known.fits(site):
                 known = Quantizer(site)
             self._current[site.address] = known
 

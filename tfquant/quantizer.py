@@ -74,6 +74,11 @@ class Quantizer:
             self.group_of = state_variable(ungrouped, parameter_path(site.address, GROUP_OF))
         self._calibrated = False
 
+    def fits(self, site: Site) -> bool:
+        """Whether a site of a new plan can take over the state."""
+        own = self.site
+        return (own.spec, own.range_shape) == (site.spec, site.range_shape)
+
     @property
     def learned(self) -> LearnedRange | None:
         """Range state if training learns it, else None."""

@@ -56,10 +56,7 @@ class SiteQuantizers(Mapping[str, Quantizer]):
 
     def _quantizer(self, site: Site) -> Quantizer:
         known = self._known.get(site.address)
-        if known is not None and (known.site.spec, known.site.range_shape) == (
-            site.spec,
-            site.range_shape,
-        ):
+        if known is not None and known.fits(site):
             known.site = site
             return known
         quantizer = Quantizer(site, self.rate)
