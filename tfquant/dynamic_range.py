@@ -58,12 +58,15 @@ class DynamicRanges:
             if site.block_axis is not None:
                 return _in_blocks(tensor, site)
             spec, valid = site.spec, None if validity is None else validity.of(edge.tensor)
-            ends = extremes(tensor, site, valid)
+            ends = _with_rounded_scale(extremes(tensor, site, valid), site)
             if spec.gradient.strict:
                 return qdq.quantize_dequantize(
                     tensor, *ends, spec.codebook, site.channel_axes, gradient=spec.gradient
                 )
-            return identity(lambda x: _quantized(x, ends, site), tensor)
+            return identity(
+                lambda x: qdq.quantize_dequantize(x, *ends, spec.codebook, site.channel_axes),
+                tensor,
+            )
 
         return quantize
 
@@ -74,19 +77,23 @@ def _in_blocks(x: tf.Tensor, site: Site) -> tf.Tensor:
     return identity(lambda x: blocks.quantize_dequantize(x, spec, axis), x)
 
 
-def _quantized(x: tf.Tensor, ends: tuple[tf.Tensor, tf.Tensor], site: Site) -> tf.Tensor:
+def _with_rounded_scale(
+    ends: tuple[tf.Tensor, tf.Tensor], site: Site
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Range of a site with a scale of its number format."""
     spec = site.spec
-    if spec.scale.rounds_scale:
-        amax = with_rounded_scale(amax_of(*ends), spec.codebook, spec.scale.scale_format)
-        ends = symmetric_range(amax, spec.codebook)
-    return qdq.quantize_dequantize(x, *ends, spec.codebook, site.channel_axes)
+    if not spec.scale.rounds_scale:
+        return ends
+    amax = with_rounded_scale(amax_of(*ends), spec.codebook, spec.scale.scale_format)
+    return symmetric_range(amax, spec.codebook)
 
 
 def quantized(x: tf.Tensor, site: Site) -> tf.Tensor:
     """Quantize and dequantize a tensor with its own extremes, without a gradient."""
     if site.block_axis is not None:
         return blocks.quantize_dequantize(x, site.spec, site.block_axis)
-    return _quantized(x, extremes(x, site), site)
+    ends = _with_rounded_scale(extremes(x, site), site)
+    return qdq.quantize_dequantize(x, *ends, site.spec.codebook, site.channel_axes)
 
 
 def refuse(sites: Iterable[Site], what: str) -> None:

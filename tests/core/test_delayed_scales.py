@@ -270,3 +270,14 @@ def test_the_trainer_moves_histories_as_a_loop_does_also_after_a_latent_start(
     assert all(history[0] > 0 for history in wanted.values())
     for address, history in histories(trained).items():
         np.testing.assert_allclose(history, wanted[address], rtol=1e-4, err_msg=address)
+
+
+@pytest.mark.parametrize("ste", ["inclusive", "strict", "identity"])
+def test_a_dynamic_scale_is_rounded_with_every_gradient(model, ste):
+    spec = QuantSpec("e4m3", dynamic=True, scale_format="power_of_two", ste=ste)
+    quantized = tfquant.quantize(model, Recipe((Rule(spec, role="linear_input", path="first"),)))
+    x, _ = next(batches())
+    w1, w2 = kernels(model)
+    scale = np.exp2(np.ceil(np.log2(np.abs(x).max() / 448)))
+    expected = np.maximum(rounded(x, "e4m3", scale) @ w1, 0) @ w2
+    np.testing.assert_allclose(quantized(x).numpy(), expected, rtol=1e-5, atol=1e-6)
