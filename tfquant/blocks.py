@@ -24,6 +24,7 @@ import tensorflow as tf
 
 from calib.codebook import Codebook, ScaledCodebook
 from tfquant import formats
+from tfquant.formats import float32_bits
 from tfquant.kernels import CompiledRows
 from tfquant.scale import SMALLEST_AMAX, rounded_scale
 
@@ -106,9 +107,9 @@ def scaled_blocks(x: tf.Tensor, spec: QuantSpec, axis: int) -> tuple[tf.Tensor, 
 
 def _largest(values: tf.Tensor, axis: int) -> tf.Tensor:
     """Largest finite magnitudes along an axis, which is kept."""
-    magnitudes = tf.abs(values)
-    magnitudes = tf.where(tf.math.is_finite(magnitudes), magnitudes, 0.0)
-    return tf.reduce_max(magnitudes, axis, keepdims=True)
+    magnitudes = float32_bits.magnitudes(values)
+    finite = tf.where(magnitudes < float32_bits.EXPONENT, magnitudes, 0)
+    return tf.bitcast(tf.reduce_max(finite, axis, keepdims=True), tf.float32)
 
 
 def _cut(x: tf.Tensor, size: int, axis: int) -> tf.Tensor:

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from calib.codebook import ScaledCodebook
+from tfquant.formats import float32_bits
 from tfquant.formats.contract import Kind
 from tfquant.formats.fixed_levels import check_signed, mirrored
 from tfquant.kernels import CompiledKernel
@@ -29,7 +30,6 @@ from tfquant.scale import SMALLEST_AMAX, Scale, scale_of
 
 _EXPONENT_BITS = range(1, 6)
 _FULL_EXPONENT_BITS = 4  # up to here the largest exponent holds numbers
-_MANTISSA, _BIAS, _EXPONENT_MASK = 23, 127, 0x7F800000  # of float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,19 +98,17 @@ class FloatFormat:
     def rounded(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         """Round `x` in units of `scale`, which broadcasts to it, with plain operations."""
         units = x / scale
-        # Not clip_by_value, which may turn NaN into a number.
-        units = tf.where(tf.abs(units) > self.limit, tf.sign(units) * self.limit, units)
-        # The spacing of values around a number follows from its exponent; powers of two scale
-        # exactly.
-        exponent = tf.bitwise.bitwise_and(tf.bitcast(units, tf.int32), _EXPONENT_MASK)
-        exponent = tf.maximum(exponent, (self.smallest_exponent + _BIAS) << _MANTISSA)
-        spacing = exponent - (self.mantissa_bits << _MANTISSA)
-        inverse = (2 * _BIAS << _MANTISSA) - spacing
-        return (
-            tf.round(units * tf.bitcast(inverse, tf.float32))
-            * tf.bitcast(spacing, tf.float32)
-            * scale
-        )
+        # Patterns, as clipping numbers may turn NaN into one.
+        saturated = tf.minimum(float32_bits.magnitudes(units), float32_bits.pattern(self.limit))
+        # The spacing of values around a number follows from its exponent. 1.5 * 2**23 spacings are
+        # so large that the sum is rounded to whole spacings, half to even.
+        exponent = tf.bitwise.bitwise_and(saturated, float32_bits.EXPONENT)
+        smallest = (self.smallest_exponent + float32_bits.BIAS) << float32_bits.MANTISSA_BITS
+        power = (float32_bits.MANTISSA_BITS - self.mantissa_bits) << float32_bits.MANTISSA_BITS
+        power += 1 << (float32_bits.MANTISSA_BITS - 1)
+        large = tf.bitcast(tf.maximum(exponent, smallest) + power, tf.float32)
+        rounded = (tf.bitcast(saturated, tf.float32) + large) - large
+        return float32_bits.with_sign_of(units, tf.bitcast(rounded, tf.int32)) * scale
 
     def encode(self, units: np.ndarray, codebook: ScaledCodebook) -> np.ndarray:
         rounded = self.rounded(tf.constant(units, tf.float32), tf.constant(1.0)).numpy()

@@ -28,9 +28,9 @@ import re
 
 import tensorflow as tf
 
+from tfquant.formats import float32_bits
 from tfquant.formats.fixed_levels import FixedLevels, mirrored
 
-_MANTISSA = 23  # of float32
 _BITS, _EXPONENT_BITS = range(3, 9), range(4)
 KNOWN = "posit3_0 ... posit8_3"
 
@@ -47,32 +47,28 @@ class PositFormat(FixedLevels):
 
     def rounded(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         """Round `x` in units of `scale`, which broadcasts to it, by operations on bits."""
-        units = x / scale
-        bits = tf.bitcast(units, tf.int32)
-        magnitude = tf.bitwise.bitwise_and(bits, 0x7FFFFFFF)
+        units, levels = x / scale, self.book.levels
+        magnitude = float32_bits.magnitudes(units)
+        smallest = float32_bits.pattern(min(level for level in levels if level > 0))
+        text = tf.maximum(magnitude, smallest)
+        text = tf.minimum(text, float32_bits.pattern(levels[-1]))
         # With a bias of 128, a multiple of 2**es, the lowest bits of the exponent are those of the
         # posit.
-        text = magnitude + (1 << _MANTISSA)
-        regime = tf.bitwise.right_shift(text, _MANTISSA + self.exponent_bits)
-        regime -= 128 >> self.exponent_bits
-        ones = regime >= 0
-        length = tf.where(ones, regime + 2, 1 - regime)
-        most = _MANTISSA + self.exponent_bits
+        text += 1 << float32_bits.MANTISSA_BITS
+        most = float32_bits.MANTISSA_BITS + self.exponent_bits
+        regime = tf.bitwise.right_shift(text, most) - (128 >> self.exponent_bits)
+        zeros = tf.bitwise.right_shift(regime, 31)  # -1 for a run of zeros, 0 for one of ones
+        length = tf.bitwise.bitwise_xor(regime, zeros) + 2
         dropped = tf.minimum(most + 1 - self.bits + length, most)
-        last = tf.bitwise.bitwise_and(tf.bitwise.right_shift(text, dropped), 1)
+        unit = tf.bitwise.left_shift(1, dropped)
+        last = tf.minimum(tf.bitwise.bitwise_and(text, unit), 1)
         # Nothing but the regime is left: its last bit ends a run of ones, or of zeros.
-        last = tf.where(dropped < most, last, tf.where(ones, 0, 1))
-        text += tf.bitwise.left_shift(1, dropped - 1) - 1 + last
-        text = tf.bitwise.left_shift(tf.bitwise.right_shift(text, dropped), dropped)
-        value = tf.bitcast(text - (1 << _MANTISSA), tf.float32)
-        levels, size = self.book.levels, tf.abs(units)
-        smallest, largest = min(level for level in levels if level > 0), levels[-1]
-        zero_below = self.book.thresholds[levels.index(0.0)]
-        value = tf.where(size >= largest, largest, value)
-        value = tf.where(size < smallest, tf.where(size < zero_below, 0.0, smallest), value)
-        sign = tf.bitwise.bitwise_xor(bits, magnitude)
-        value = tf.bitcast(tf.bitwise.bitwise_or(tf.bitcast(value, tf.int32), sign), tf.float32)
-        return tf.where(tf.math.is_nan(units), units, value) * scale
+        last = tf.where(dropped < most, last, -zeros)
+        text += tf.bitwise.right_shift(unit, 1) - 1 + last
+        text = tf.bitwise.bitwise_and(text, -unit) - (1 << float32_bits.MANTISSA_BITS)
+        zero_below = float32_bits.pattern(self.book.thresholds[levels.index(0.0)])
+        text = tf.where(magnitude < zero_below, 0, text)
+        return float32_bits.with_sign_of(units, text) * scale
 
 
 def parse(name: str) -> PositFormat | None:

@@ -14,6 +14,7 @@ import re
 
 import tensorflow as tf
 
+from tfquant.formats import float32_bits
 from tfquant.formats.fixed_levels import FixedLevels, mirrored
 
 _BITS = range(2, 8)
@@ -26,18 +27,16 @@ class PowersOfTwo(FixedLevels):
 
     def rounded(self, x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
         """Round `x` in units of `scale`, which broadcasts to it, by operations on bits."""
-        units = x / scale
-        bits = tf.bitcast(units, tf.int32)
-        magnitude = tf.bitwise.bitwise_and(bits, 0x7FFFFFFF)
+        units, levels = x / scale, self.book.levels
+        magnitude = float32_bits.magnitudes(units)
         # From one and a half times a power on, the next one is nearer.
-        exponent = tf.bitwise.bitwise_and(magnitude + 0x400000, 0x7F800000)
-        levels, size = self.book.levels, tf.abs(units)
-        smallest = min(level for level in levels if level > 0)
-        value = tf.minimum(tf.bitcast(exponent, tf.float32), levels[-1])
-        value = tf.where(size < smallest / 2, 0.0, tf.maximum(value, smallest))
-        sign = tf.bitwise.bitwise_xor(bits, magnitude)
-        value = tf.bitcast(tf.bitwise.bitwise_or(tf.bitcast(value, tf.int32), sign), tf.float32)
-        return tf.where(tf.math.is_nan(units), units, value) * scale
+        half = 1 << (float32_bits.MANTISSA_BITS - 1)
+        power = tf.bitwise.bitwise_and(magnitude + half, float32_bits.EXPONENT)
+        smallest = float32_bits.pattern(min(level for level in levels if level > 0))
+        power = tf.minimum(tf.maximum(power, smallest), float32_bits.pattern(levels[-1]))
+        zero_below = float32_bits.pattern(self.book.thresholds[levels.index(0.0)])
+        power = tf.where(magnitude < zero_below, 0, power)
+        return float32_bits.with_sign_of(units, power) * scale
 
 
 def parse(name: str) -> PowersOfTwo | None:
