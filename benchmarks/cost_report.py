@@ -46,6 +46,18 @@ LINES = (
         "at most 1.6",
     ),
     (
+        "training step, `e4m3` forward, gradients in `e5m2` with delayed scales / float",
+        (*STEP, "e4m3, gradients e5m2"),
+        "{:.3f}",
+        "at most 1.35",
+    ),
+    (
+        "training step, `posit8_1` forward and backward, delayed scales / float",
+        (*STEP, "posit8_1, gradients posit8_1"),
+        "{:.3f}",
+        "at most 1.5",
+    ),
+    (
         "float training step, freed memory returned to the system / kept (as `run_squad.py` does)",
         ("host_memory", "training step", "speed-up"),
         "{:.2f}",

@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks import (
     cost_report,
+    eight_bit_report,
     glue_report,
     int8_peers_report,
     outliers_report,
@@ -49,6 +50,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "glue": lambda: glue_report.table(rows_of("glue")),
     "glue_paper": glue_report.paper_table,
     "outliers": lambda: outliers_report.table(rows_of("outliers")),
+    "rounding": lambda: eight_bit_report.rounding_table(rows_of("qdq_cost")),
+    "eight_bit_squad": lambda: eight_bit_report.squad_table(rows_of("eight_bit_squad")),
+    "eight_bit_mrpc": lambda: eight_bit_report.mrpc_table(rows_of("eight_bit_mrpc")),
     "cost": lambda: cost_report.table(rows_of),
 }
 
