@@ -41,7 +41,7 @@ def command(shared: pathlib.Path, output: pathlib.Path) -> list[str]:
 
 
 def main() -> None:
-    parser = shared_parser(__doc__, "models/minilm_squad/", "data/squad/", fresh=True)
+    parser = shared_parser(__doc__, "models/minilm_squad/ and data/squad/", fresh=True)
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "output" / NAME)
     options = parser.parse_args()
     results = Results(NAME, seed=SEED, fresh=options.fresh)
