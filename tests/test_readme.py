@@ -24,6 +24,7 @@ DOCUMENTS = (
     "docs/calibration.md",
     "docs/post_training.md",
     "docs/training.md",
+    "docs/low_bit.md",
     "docs/export.md",
     "docs/extending.md",
     "docs/squad.md",
