@@ -54,7 +54,7 @@ def quantize_dequantize(
     if isinstance(codebook, ScaledCodebook):
         width, unscaled = scale, dataclasses.replace(codebook, quant_max=1.0)
     rounded = formats.of(codebook).round(values, width, unscaled, compiled=False)
-    return tf.cast(_joined(rounded, x, axis, spec.layout.block_size or 0), x.dtype)
+    return tf.cast(joined(rounded, x, axis, spec.layout.block_size or 0), x.dtype)
 
 
 def _compiled(x: tf.Tensor, spec: QuantSpec, axis: int) -> tf.Tensor:
@@ -63,11 +63,11 @@ def _compiled(x: tf.Tensor, spec: QuantSpec, axis: int) -> tf.Tensor:
     order = [a for a in range(rank) if a != axis % rank] + [axis % rank]
     last = order == list(range(rank))
     moved = x if last else tf.transpose(x, order)
-    blocks = _cut(moved, size, rank - 1)
+    blocks = cut(moved, size, rank - 1)
     rows = tf.reshape(blocks, [-1, size])
     if blocks.shape.is_fully_defined():
         rows = tf.ensure_shape(rows, [blocks.shape.num_elements() // size, size])
-    y = _joined(tf.reshape(_kernel(spec)(rows), tf.shape(blocks)), moved, rank - 1, size)
+    y = joined(tf.reshape(_kernel(spec)(rows), tf.shape(blocks)), moved, rank - 1, size)
     return y if last else tf.transpose(y, np.argsort(order))
 
 
@@ -76,7 +76,7 @@ def _kernel(spec: QuantSpec) -> CompiledRows:
     def rounded(rows: tf.Tensor, by: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:
         return by(rows, scales_of(_largest(rows, 1), spec))
 
-    format, unscaled = formats.get(spec.format), spec.codebook
+    format, unscaled = formats.of(spec.codebook), spec.codebook
     if isinstance(unscaled, ScaledCodebook):
         unscaled = dataclasses.replace(unscaled, quant_max=1.0)
 
@@ -101,7 +101,7 @@ def scaled_blocks(x: tf.Tensor, spec: QuantSpec, axis: int) -> tuple[tf.Tensor, 
       of b, float32.
     """
     axis %= x.shape.rank
-    values = _cut(x, spec.layout.block_size or 0, axis)
+    values = cut(x, spec.layout.block_size or 0, axis)
     return values, scales_of(_largest(values, axis + 1), spec)
 
 
@@ -112,7 +112,7 @@ def _largest(values: tf.Tensor, axis: int) -> tf.Tensor:
     return tf.bitcast(tf.reduce_max(finite, axis, keepdims=True), tf.float32)
 
 
-def _cut(x: tf.Tensor, size: int, axis: int) -> tf.Tensor:
+def cut(x: tf.Tensor, size: int, axis: int) -> tf.Tensor:
     """Cut an axis into blocks: [..., n, ...] to [..., ceil(n / size), size, ...]."""
     n = x.shape[axis]
     length: Any = tf.shape(x)[axis] if n is None else n
@@ -134,7 +134,7 @@ def scales_of(amax: tf.Tensor, spec: QuantSpec) -> tf.Tensor:
     return rounded_scale(amax, codebook, spec.scale.scale_format)
 
 
-def _joined(blocks: tf.Tensor, like: tf.Tensor, axis: int, size: int) -> tf.Tensor:
+def joined(blocks: tf.Tensor, like: tf.Tensor, axis: int, size: int) -> tf.Tensor:
     """Undo the cut into blocks of `size` elements."""
     axis, rank = axis % like.shape.rank, like.shape.rank
     shape = tf.shape(blocks)

@@ -8,8 +8,9 @@ MODES = ("float", "quantized")  # engine
 ORDERS = ("parallel", "sequential")  # of calibration: calibration, sequential
 COMPRESSIONS = ("none", "fp16")  # of gradients between ranks: distributed
 
-# Straight-through gradient at and beyond the ends of a range: gradients.
-STES = ("inclusive", "strict", "identity")
+# Straight-through gradient at and beyond the ends of a range, and that of IR-Net: gradients.
+STES = ("inclusive", "strict", "identity", "error_decay")
+TRANSFORMS = ("none", "center", "standardize")  # of parameters before rounding: transforms
 EXPONENTIALS = ("exact", "posit_exp", "posit_exp_shifted")  # of softmax: rewrites/posit_softmax
 PARAMETRIZED = ("lsq", "tqt", "pact")  # ranges that training learns: learned
 UPDATES = ("frozen", *PARAMETRIZED, "moving_average")  # of ranges in training

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfquant import blocks, qdq
+from tfquant import blocks, fitted, qdq
 from tfquant.gradients import identity
 from tfquant.graph.edge import Edge
 from tfquant.graph.padding import Padding
@@ -39,15 +39,17 @@ class DynamicRanges:
     Args:
       trace: of inference or training.
       placements: (site, edge) of all sites in it.
+      decay: t of `tfquant.error_decay`.
     """
 
-    def __init__(self, trace: Trace, placements: Iterable[tuple[Site, Edge]]):
+    def __init__(self, trace: Trace, placements: Iterable[tuple[Site, Edge]], decay: tf.Variable):
         over_tokens = [
             (site.address, edge.tensor)
             for site, edge in placements
             if site.spec.scale.dynamic
-            and not (site.spec.layout.per_token or site.spec.layout.per_block)
+            and not (edge.parameter or site.spec.layout.per_token or site.spec.layout.per_block)
         ]
+        self._decay = decay
         self._padding = Padding(trace, over_tokens, what="dynamic sites") if over_tokens else None
 
     def quantizing(self, flat: Sequence[tf.Tensor]) -> Callable[[Site, Edge, tf.Tensor], tf.Tensor]:
@@ -55,9 +57,12 @@ class DynamicRanges:
         validity = None if self._padding is None else self._padding.values(flat)
 
         def quantize(site: Site, edge: Edge, tensor: tf.Tensor) -> tf.Tensor:
+            spec, valid = site.spec, None if validity is None else validity.of(edge.tensor)
+            if spec.fitted:
+                decay = tf.convert_to_tensor(self._decay) if spec.gradient.error_decay else None
+                return fitted.quantize_dequantize(tensor, site, valid, decay)
             if site.block_axis is not None:
                 return _in_blocks(tensor, site)
-            spec, valid = site.spec, None if validity is None else validity.of(edge.tensor)
             ends = _with_rounded_scale(extremes(tensor, site, valid), site)
             if spec.gradient.strict:
                 return qdq.quantize_dequantize(
@@ -89,7 +94,9 @@ def _with_rounded_scale(
 
 
 def quantized(x: tf.Tensor, site: Site) -> tf.Tensor:
-    """Quantize and dequantize a tensor with its own extremes, without a gradient."""
+    """Quantize and dequantize a tensor with its own extremes or levels."""
+    if site.spec.fitted:
+        return fitted.quantize_dequantize(x, site)
     if site.block_axis is not None:
         return blocks.quantize_dequantize(x, site.spec, site.block_axis)
     ends = _with_rounded_scale(extremes(x, site), site)
@@ -100,7 +107,7 @@ def refuse(sites: Iterable[Site], what: str) -> None:
     """Raise ValueError if one of the sites has a dynamic range, for operations (`what`) that need
     stored ranges.
     """
-    result = [site.address for site in sites if site.spec.scale.dynamic and site.enabled]
+    result = [site.address for site in sites if site.spec.stateless and site.enabled]
     if result:
         raise ValueError(
             f"site {result[0]} has a dynamic range ({len(result)} sites have): {what} needs ranges"

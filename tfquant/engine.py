@@ -17,6 +17,7 @@ from tfquant.choices import MODES
 from tfquant.delayed import DelayedRange, update
 from tfquant.distributed.group import Group
 from tfquant.dynamic_range import DynamicRanges
+from tfquant.error_decay import T_MIN
 from tfquant.gradient_quantizers import GradientQuantizers
 from tfquant.graph.edge import Edge
 from tfquant.graph.model_adapter import ModelAdapter
@@ -47,6 +48,7 @@ class Engine:
       plan: sites and skipped contractions.
       inputs: validation and flattening of what users pass.
       quantizers: address of a site -> its quantizer, see `SiteQuantizers`.
+      error_decay: t of `tfquant.error_decay`.
       gradients: likewise of the sites of gradients, which training uses.
       lora: low-rank updates of kernels, added before they are quantized; None without.
       latent: whether functions for training hold the float network as well, and run it while
@@ -59,6 +61,7 @@ class Engine:
         self.latent = False
         self.quantizing = state_variable(True, "quantizing")
         self.quantizers = SiteQuantizers(state_variable(1.0, "range_rate"))
+        self.error_decay = state_variable(T_MIN, "error_decay")
         self.gradients = GradientQuantizers()
         self.lora: Lora | None = None
         self.runs = 0
@@ -289,7 +292,7 @@ class Engine:
                 return self.gradients.quantized(site, tensor)
             return (
                 dynamic(site, edge, tensor)
-                if site.spec.scale.dynamic
+                if site.spec.stateless
                 else self.quantizers[site.address](tensor, training)
             )
 
@@ -299,7 +302,7 @@ class Engine:
         training = training and self.source.modes
         if training not in self._dynamic:
             self._dynamic[training] = DynamicRanges(
-                self.trace_of(training), self.placements(training)
+                self.trace_of(training), self.placements(training), self.error_decay
             )
         return self._dynamic[training]
 

@@ -39,7 +39,7 @@ class GradientQuantizers(Mapping[str, Quantizer]):
         """
         earlier, self._current = self._current, {}
         for site in sites:
-            if site.spec.scale.dynamic:
+            if site.spec.stateless:
                 continue
             known = earlier.get(site.address)
             if known is None or not known.fits(site):
@@ -58,7 +58,7 @@ class GradientQuantizers(Mapping[str, Quantizer]):
 
     def _rounding(self, site: Site) -> Callable[[tf.Tensor], tf.Tensor]:
         """Return the rounding of gradients; what it reads is captured here, in the forward pass."""
-        if site.spec.scale.dynamic:
+        if site.spec.stateless:
             return lambda dy: dynamic_range.quantized(dy, site)
         state, spec = self[site.address].state, site.spec
         lower, upper = map(tf.convert_to_tensor, state.range())

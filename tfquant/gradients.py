@@ -30,10 +30,11 @@ class Gradient:
 
     Attributes:
       ste: which values the gradient reaches: those in the range with its ends (`inclusive`) or
-        without (`strict`), or all, also those that were clipped (`identity`).
+        without (`strict`), or all, also those that were clipped (`identity`). `error_decay` is for
+        binary values, see `tfquant.error_decay`.
     """
 
-    ste: Literal["inclusive", "strict", "identity"] = "inclusive"
+    ste: Literal["inclusive", "strict", "identity", "error_decay"] = "inclusive"
 
     def __post_init__(self):
         if self.ste not in STES:
@@ -47,6 +48,10 @@ class Gradient:
     @property
     def identity(self) -> bool:
         return self.ste == "identity"
+
+    @property
+    def error_decay(self) -> bool:
+        return self.ste == "error_decay"
 
 
 def clipped_straight_through(
@@ -108,6 +113,20 @@ def identity(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Ten
         return function(x), lambda dy: dy
 
     return straight_through(x)
+
+
+def multiplied(
+    function: Callable[[tf.Tensor], tf.Tensor],
+    derivative: Callable[[tf.Tensor], tf.Tensor],
+    x: tf.Tensor,
+) -> tf.Tensor:
+    """Apply `function` with a gradient that is multiplied by `derivative` of `x`."""
+
+    @tf.custom_gradient
+    def approximated(x) -> Any:
+        return function(x), lambda dy: dy * derivative(x)
+
+    return approximated(x)
 
 
 def scaled(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:

@@ -39,7 +39,7 @@ LARGEST_AMAX = 2.0**126
 
 
 SOURCES = ("stored", "dynamic", "delayed", "none")
-SCALE_FORMATS = ("float32", "power_of_two", "e8m0", "e5m3")
+SCALE_FORMATS = ("float32", "power_of_two", "nearest_power_of_two", "e8m0", "e5m3")
 _HISTORY = 50  # steps of a delayed scale
 _E5M3 = (3, -14, 61440.0)  # bits of mantissa, smallest exponent, largest value; without a sign
 
@@ -61,7 +61,7 @@ class Scale:
       quant_max: what the largest magnitude is mapped to, in units of the scale; None for the choice
         of the format. Gradients in posit8_1, for example, keep more bits with 64 than with 4096.
       scale_format: number format of the scale: `float32`; `power_of_two`, rounded up so that
-        nothing is clipped; `e8m0`, rounded down as the Open Compute Project's microscaling formats
+        nothing is clipped; `nearest_power_of_two`, rounded in the logarithm; `e8m0`, rounded down as the Open Compute Project's microscaling formats
         do; `e5m3`, a float of 8 bits without a sign.
     """
 
@@ -71,7 +71,9 @@ class Scale:
     source: Literal["stored", "dynamic", "delayed", "none"] = "stored"
     history: int | None = None
     quant_max: float | None = None
-    scale_format: Literal["float32", "power_of_two", "e8m0", "e5m3"] = "float32"
+    scale_format: Literal["float32", "power_of_two", "nearest_power_of_two", "e8m0", "e5m3"] = (
+        "float32"
+    )
 
     def __post_init__(self):
         for field in ("symmetric", "narrow_range"):
@@ -180,16 +182,24 @@ def rounded_scale(width: tf.Tensor, codebook: Codebook, scale_format: str) -> tf
     Returns:
       float32 like `width`, above 0.
     """
-    scale = scale_of(width, codebook)
-    if scale_format == "float32":
-        return scale
     if scale_format == "e8m0":  # the exponents of the extremes, not that of their ratio
         return _power_of_two_below(width) * 2.0 ** -math.floor(math.log2(codebook.quant_max))
+    return rounded_to(scale_of(width, codebook), scale_format)
+
+
+def rounded_to(scale: tf.Tensor, scale_format: str) -> tf.Tensor:
+    """Round scales, normal float32 numbers above 0, to one of `SCALE_FORMATS`."""
+    if scale_format == "float32":
+        return scale
+    below = _power_of_two_below(scale)
+    if scale_format == "e8m0":
+        return below
     if scale_format == "power_of_two":
-        below = _power_of_two_below(scale)
         return tf.where(below < scale, 2.0 * below, below)
+    if scale_format == "nearest_power_of_two":  # no float32 number is the square root of two
+        return tf.where(scale > below * np.float32(math.sqrt(2.0)), 2.0 * below, below)
     bits, smallest, largest = _E5M3
-    step = tf.maximum(_power_of_two_below(scale), 2.0**smallest) * 2.0**-bits
+    step = tf.maximum(below, 2.0**smallest) * 2.0**-bits
     return tf.clip_by_value(tf.round(scale / step) * step, 2.0 ** (smallest - bits), largest)
 
 

@@ -48,9 +48,7 @@ class SiteQuantizers(Mapping[str, Quantizer]):
         """
         self._sites = list(sites)
         self._current = {
-            site.address: self._quantizer(site)
-            for site in self._sites
-            if not site.spec.scale.dynamic
+            site.address: self._quantizer(site) for site in self._sites if not site.spec.stateless
         }
         self._known |= self._current
 

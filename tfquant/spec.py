@@ -11,7 +11,7 @@ import numpy as np
 import calib
 from calib.codebook import Codebook
 from tfquant import formats, validation
-from tfquant.choices import PARAMETRIZED, UPDATES
+from tfquant.choices import PARAMETRIZED, TRANSFORMS, UPDATES
 from tfquant.error_messages import shown
 from tfquant.gradients import Gradient
 from tfquant.layout import Layout
@@ -28,10 +28,11 @@ _PART_OF = {
 KEYS = (
     *("format", "granularity", "groups", "permute", "symmetric", "narrow_range", "unsigned"),
     *("method", "update", "ste", "decay", "dynamic"),
-    *("source", "history", "quant_max", "scale_format", "block_size", "block_axis"),
+    *("source", "history", "quant_max", "scale_format", "block_size", "block_axis", "transform"),
 )
 # Keys that files hold only where they are not the default, which older versions do not know.
 _LATER_KEYS = ("source", "history", "quant_max", "scale_format", "block_size", "block_axis")
+_NO_TRANSFORM = "none"
 _LAYOUT, _SCALE, _GRADIENT = Layout(), Scale(), Gradient()
 _DEFAULT = {"layout": _LAYOUT, "scale": _SCALE, "gradient": _GRADIENT}
 
@@ -56,6 +57,8 @@ class QuantSpec:
       update: what training does to the range: nothing (`frozen`), learn it (`lsq`, `tqt`, `pact`;
         see `tfquant.learned`), or follow the extremes of each batch (`moving_average`).
       decay: of the moving average, in each training step.
+      transform: of a parameter before it is rounded to fitted values: `center`, `standardize`, see
+        `tfquant.transforms`.
     """
 
     format: str
@@ -65,6 +68,7 @@ class QuantSpec:
     method: calib.Method
     update: Literal["frozen", "lsq", "tqt", "pact", "moving_average"]
     decay: float
+    transform: Literal["none", "center", "standardize"]
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class QuantSpec:
         method: calib.Method | Mapping[str, Any] | str = "max",
         update: str = "frozen",
         decay: float = 0.9999,
+        transform: str = _NO_TRANSFORM,
         **part_fields: Any,
     ):
         if granularity is not None:
@@ -86,7 +91,12 @@ class QuantSpec:
             part_fields = fields | part_fields
             method = "max"  # of what the scale of a block is computed from
         parts = with_fields({"layout": layout, "scale": scale, "gradient": gradient}, part_fields)
+        if formats.fitted_format(format) is not None:
+            method = "max"  # nothing is estimated from statistics
+            if parts["scale"].source == "stored":
+                parts["scale"] = dataclasses.replace(parts["scale"], source="dynamic")
         plain = {"format": format, "method": _method(method), "update": update, "decay": decay}
+        plain["transform"] = transform
         for name, value in {**plain, **parts}.items():
             object.__setattr__(self, name, value)
         self._check()
@@ -103,6 +113,20 @@ class QuantSpec:
         """Raise ValueError for invalid values or combinations."""
         # Refused here rather than in calibration, which may run for hours first.
         self.method.check_codebook(self.codebook)
+        if self.transform not in TRANSFORMS:
+            raise ValueError(
+                f"unknown transform {shown(self.transform)}; known: {', '.join(TRANSFORMS)}"
+            )
+        if not self.fitted and (self.transform != _NO_TRANSFORM or self.gradient.error_decay):
+            option = "ste: error_decay" if self.gradient.error_decay else "transform"
+            raise ValueError(
+                f"{option} is for formats that are fitted to the tensor, such as binary; got"
+                f" {self.format}"
+            )
+        if self.gradient.error_decay and self.codebook.num_codes != 2:
+            raise ValueError(
+                f"ste: error_decay is the gradient of a sign: set format: binary, got {self.format}"
+            )
         if self.update not in UPDATES:
             raise ValueError(f"unknown update {shown(self.update)}; known: {', '.join(UPDATES)}")
         number = isinstance(self.decay, (int, float)) and not isinstance(self.decay, bool)
@@ -125,7 +149,9 @@ class QuantSpec:
                 f"a scale of format {self.scale.scale_format} does not follow training: leave out"
                 f" update {self.update!r}"
             )
-        if self.scale.dynamic:
+        if self.gradient.error_decay and self.scale.unsigned:
+            raise ValueError("ste: error_decay is the gradient of a sign: set unsigned: false")
+        if self.stateless:
             self._check_dynamic()
         elif self.layout.per_token:
             raise ValueError(
@@ -142,7 +168,7 @@ class QuantSpec:
         source = self.scale.source
         several = ("per_channel", "per_embedding") if source == "delayed" else ()
         layouts = ("per_tensor", *several)
-        if self.layout.granularity not in layouts:
+        if self.layout.granularity not in layouts and not self.fitted:
             raise ValueError(
                 f"source: {source} is {' or '.join(layouts)}, got {self.layout.granularity}"
             )
@@ -156,7 +182,10 @@ class QuantSpec:
 
     def _check_dynamic(self) -> None:
         """Raise ValueError for a dynamic range that cannot be computed, or learned."""
-        if self.layout.granularity in ("per_channel", "per_embedding_group"):
+        refused = (
+            ("per_embedding_group",) if self.fitted else ("per_channel", "per_embedding_group")
+        )
+        if self.layout.granularity in refused:
             raise ValueError(
                 "a dynamic range is per_tensor, per_token, per_embedding or per_block, got "
                 f"{self.layout.granularity}: those of weights stay, and groups are found in "
@@ -174,9 +203,20 @@ class QuantSpec:
             )
 
     @property
+    def fitted(self) -> bool:
+        """Whether the values of the format are fitted to the tensor at hand."""
+        return formats.fitted_format(self.format) is not None
+
+    @property
+    def stateless(self) -> bool:
+        """Whether all follows from the tensor at hand, so that nothing is calibrated or stored."""
+        return self.scale.dynamic or self.fitted
+
+    @property
     def codebook(self) -> Codebook:
         """Values of the format; `unsigned="auto"` counts as signed until planning decides."""
-        return self.scale.fitted(formats.get(self.format).codebook(self.scale), self.format)
+        codebook = formats.get(self.format).codebook(self.scale)
+        return codebook if self.fitted else self.scale.fitted(codebook, self.format)
 
     @property
     def grid(self) -> Codebook:
@@ -203,6 +243,7 @@ class QuantSpec:
         else:
             del data["dynamic"]
         default = {key: getattr(_DEFAULT[_PART_OF[key]], key) for key in _LATER_KEYS}
+        default["transform"] = _NO_TRANSFORM
         return {k: v for k, v in data.items() if k not in default or v != default[k]}
 
     @classmethod

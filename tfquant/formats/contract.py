@@ -1,8 +1,11 @@
-"""Interface of a number format: its values in units of the scale, rounding, codes."""
+"""Interfaces of number formats: values in units of the scale, or fitted to a tensor; rounding,
+codes.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -10,8 +13,9 @@ import tensorflow as tf
 from calib.codebook import Codebook
 from tfquant.scale import Scale
 
-# `uniform`: integers, which may have a zero point; `codebook`: fixed values.
-Kind = Literal["uniform", "codebook"]
+# `uniform`: integers, which may have a zero point; `codebook`: fixed values; `fitted`: values that
+# depend on the tensor.
+Kind = Literal["uniform", "codebook", "fitted"]
 
 
 class Format(Protocol):
@@ -78,4 +82,59 @@ class Format(Protocol):
 
     def decode(self, codes: np.ndarray, codebook: Codebook) -> np.ndarray:
         """Decode codes to float32 values in units of the scale."""
+        ...
+
+
+class Levels(NamedTuple):
+    """Values of the groups of a tensor that share them, and their decision boundaries, float32.
+
+    Leading axes are those of the tensor, of size 1 along axes that share levels.
+
+    Attributes:
+      values: [..., L], ascending; NaN where the group holds NaN or infinity.
+      thresholds: [..., L - 1], ascending; a number on a threshold is rounded up.
+    """
+
+    values: tf.Tensor
+    thresholds: tf.Tensor
+
+
+class FittedFormat(Protocol):
+    """Number format of kind `fitted`: its values are computed from the tensor at hand and are not
+    stored. Rounding, codes and decoding follow from them, see `tfquant.formats.fitted`.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in recipes, such as `binary`."""
+        ...
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def bits(self) -> int:
+        """Number of bits of one code, the index of a value."""
+        ...
+
+    def codebook(self, scale: Scale) -> Codebook:
+        """Number of codes and sign, without values, see `tfquant.formats.fitted.FittedCodebook`.
+
+        Raises:
+          ValueError: the format does not support a field of the scale.
+        """
+        ...
+
+    def fit(
+        self, x: tf.Tensor, axes: Sequence[int], scale: Scale, valid: tf.Tensor | None = None
+    ) -> Levels:
+        """Fit the values to a tensor, without a gradient.
+
+        Args:
+          x: float32.
+          axes: axes of `x` along which elements share their values; all for one group.
+          scale: sign, source (`none`: values that do not depend on the tensor) and number format of
+            the scale.
+          valid: broadcasts to `x`, above 0 for elements that count; None counts all.
+        """
         ...

@@ -355,7 +355,7 @@ def _rank(member: tuple[Edge, Rule, QuantSpec]) -> tuple:
 
 def _resolved(rule: Rule, spec: QuantSpec, edge: Edge, embedding: Embedding) -> QuantSpec:
     if spec.scale.unsigned == "auto":
-        can_be = spec.scale.symmetric and formats.get(spec.format).kind == "uniform"
+        can_be = spec.scale.symmetric and formats.get(spec.format).kind != "codebook"
         spec = dataclasses.replace(spec, unsigned=edge.nonnegative and can_be)
     if spec.layout.granularity == "per_channel" and not edge.channel_axes:
         reason = "which has no output channels"
@@ -365,7 +365,9 @@ def _resolved(rule: Rule, spec: QuantSpec, edge: Edge, embedding: Embedding) -> 
             f"rule {rule.name!r} asks for per_channel at {edge.address}, {reason}: use per_tensor"
             " there"
         )
-    if spec.scale.dynamic and edge.parameter and not spec.layout.per_block:
+    if spec.fitted:
+        _check_fitted(rule, spec, edge)
+    elif spec.scale.dynamic and edge.parameter and not spec.layout.per_block:
         raise RecipeError(
             f"rule {rule.name!r} asks for a dynamic range at {edge.address}, which is a parameter:"
             " its range stays"
@@ -375,6 +377,20 @@ def _resolved(rule: Rule, spec: QuantSpec, edge: Edge, embedding: Embedding) -> 
     if spec.layout.permute == "shared" and embedding.layer_order(edge) is None:
         spec = dataclasses.replace(spec, permute="own")
     return spec
+
+
+def _check_fitted(rule: Rule, spec: QuantSpec, edge: Edge) -> None:
+    """Raise RecipeError if values cannot be fitted to the tensor of an edge."""
+    where = f"rule {rule.name!r} fits {spec.format} values at {edge.address}"
+    if edge.table is not None and not spec.layout.per_token and spec.scale.source != "none":
+        raise RecipeError(
+            f"{where}, of which rows are looked up: set granularity: per_token, one fit for each"
+            " row"
+        )
+    if spec.transform != "none" and not (edge.parameter or edge.table is not None):
+        raise RecipeError(
+            f"{where} with transform: {spec.transform}, which is for parameters: leave it out"
+        )
 
 
 def _check_embedding(rule: Rule, spec: QuantSpec, edge: Edge, embedding: Embedding) -> None:
