@@ -61,8 +61,9 @@ class Scale:
       quant_max: what the largest magnitude is mapped to, in units of the scale; None for the choice
         of the format. Gradients in posit8_1, for example, keep more bits with 64 than with 4096.
       scale_format: number format of the scale: `float32`; `power_of_two`, rounded up so that
-        nothing is clipped; `nearest_power_of_two`, rounded in the logarithm; `e8m0`, rounded down as the Open Compute Project's microscaling formats
-        do; `e5m3`, a float of 8 bits without a sign.
+        nothing is clipped; `nearest_power_of_two`, rounded in the logarithm; `e8m0`, rounded down
+        as the Open Compute Project's microscaling formats do; `e5m3`, a float of 8 bits without a
+        sign.
     """
 
     symmetric: bool = True
