@@ -23,7 +23,7 @@ from fileio.reading import check_regular
 from tfquant import formats
 from tfquant.checkpoint import CheckpointError
 from tfquant.error_messages import one_line
-from tfquant.quantized_array import QuantizedArray, QuantParams
+from tfquant.quantized_array import FittedArray, QuantizedArray, QuantParams
 from tfquant.scale import Scale
 
 MAX_BITS = 16
@@ -110,16 +110,22 @@ def _check_bits(bits: int) -> None:
         raise ValueError(f"codes of {bits} bits: must be 1 to {MAX_BITS}")
 
 
-def pack_array(array: QuantizedArray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def pack_array(
+    array: QuantizedArray | FittedArray,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the tensors and attributes that store a quantized array.
 
     Returns:
+      Of a fitted array, (`codes` and `levels`; `bits` and the name of the `format`). Of others,
       (tensors, attributes): `codes`, bits of code - smallest code; `scale`; and `zero` where the
       codebook is asymmetric, integers like `scale`. And, for JSON, `bits` of one code, `axes` with
       scales of their own, and `qmin`, the smallest code, of integers or else the name of the
       `format`; `blocks`, (axis, number of elements), where these share a scale, of which powers of
       two are stored as uint8 exponents with the bias 127.
     """
+    if isinstance(array, FittedArray):
+        tensors = {"codes": pack(array.codes, array.bits), "levels": array.levels}
+        return tensors, {"bits": array.bits, "format": array.format}
     params, bits = array.params, array.params.format.bits
     attributes: dict[str, Any] = {"bits": bits}
     if params.codebook.uniform:
@@ -139,19 +145,22 @@ def pack_array(array: QuantizedArray) -> tuple[dict[str, np.ndarray], dict[str, 
 
 def unpack_array(
     tensors: Mapping[str, np.ndarray], attributes: Mapping[str, Any], shape: tuple[int, ...]
-) -> QuantizedArray:
+) -> QuantizedArray | FittedArray:
     """Rebuild a quantized array from the result of `pack_array`.
 
     Args:
-      tensors: by name; `zero` may be missing.
+      tensors: by name; `zero` may be missing, `levels` are those of a fitted array.
       attributes: of `pack_array`.
       shape: of the array.
 
     Raises:
       ValueError: `tensors` are not of such an array, or there are no such codes.
     """
-    bits, axes, zero = attributes["bits"], tuple(attributes["axes"]), tensors.get("zero")
+    bits, zero = attributes["bits"], tensors.get("zero")
     codes = unpack(tensors["codes"], bits, shape).astype(np.int32)
+    if "levels" in tensors:
+        return _fitted_array(codes, tensors["levels"], attributes["format"], bits)
+    axes = tuple(attributes["axes"])
     if "format" in attributes:
         codebook = formats.get(attributes["format"]).codebook(Scale())
     else:
@@ -163,6 +172,22 @@ def unpack_array(
     zeros = np.zeros(scale.shape, np.int32) if zero is None else zero.astype(np.int32)
     blocks = None if blocks is None else (blocks[0], blocks[1])
     return QuantizedArray(codes, QuantParams(scale, zeros, codebook, axes, blocks))
+
+
+def _fitted_array(codes: np.ndarray, levels: np.ndarray, format: str, bits: int) -> FittedArray:
+    """Fitted array of a file.
+
+    Raises:
+      ValueError: the levels do not fit the codes.
+    """
+    groups = zip(levels.shape, codes.shape, strict=False)
+    fits = levels.ndim == codes.ndim + 1 and all(own in (1, size) for own, size in groups)
+    if not fits or levels.dtype != np.float32 or codes.max(initial=0) >= levels.shape[-1]:
+        raise ValueError(
+            f"levels of {levels.dtype.name} {list(levels.shape)} do not fit codes of shape"
+            f" {list(codes.shape)} up to {codes.max(initial=0)}"
+        )
+    return FittedArray(codes, levels, format, bits)
 
 
 def _integers(bits: int, qmin: int, symmetric: bool) -> UniformCodebook:

@@ -107,7 +107,14 @@ def refuse(sites: Iterable[Site], what: str) -> None:
     """Raise ValueError if one of the sites has a dynamic range, for operations (`what`) that need
     stored ranges.
     """
-    result = [site.address for site in sites if site.spec.stateless and site.enabled]
+    chosen = [site for site in sites if site.spec.stateless and site.enabled]
+    result = [site.address for site in chosen]
+    if chosen and chosen[0].spec.fitted:
+        raise ValueError(
+            f"site {result[0]} is fitted to the tensor at hand ({chosen[0].spec.format}; such and"
+            f" dynamic ranges have {len(result)} sites): {what} needs ranges that stay: set format:"
+            " int8 there, or leave it in float"
+        )
     if result:
         raise ValueError(
             f"site {result[0]} has a dynamic range ({len(result)} sites have): {what} needs ranges"

@@ -131,6 +131,16 @@ class Engine:
         states = [q.state for q in quantizers if isinstance(q.state, DelayedRange)]
         return states + ([] if self.lora is None else self.lora.delayed)
 
+    @property
+    def uses_error_decay(self) -> bool:
+        """Whether a site has the error-decay gradient, so that t matters."""
+        return any(site.spec.gradient.error_decay for site in self.plan.sites)
+
+    @property
+    def schedules(self) -> dict[str, tf.Variable]:
+        """Variables that a schedule of training sets and a checkpoint holds, by name."""
+        return {"error_decay": self.error_decay} if self.uses_error_decay else {}
+
     def set_lora(self, lora: Lora | None) -> None:
         """Add low-rank updates to kernels from now on, or none."""
         self.lora = lora

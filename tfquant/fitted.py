@@ -10,6 +10,8 @@ by differentiation.
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 
 from tfquant import blocks, formats
@@ -32,7 +34,8 @@ def quantize_dequantize(
       site: with a fitted format.
       valid: broadcasts to `x`, above 0 for what is no padding; None counts all. Without effect on
         `per_token` and `per_block`.
-      decay: float32 scalar, t of `ste: error_decay`.
+      decay: float32 scalar, t of `ste: error_decay`; None, where no gradient is taken, stands for
+        the identity.
 
     Returns:
       A tensor like `x`; all values of a group that holds NaN or infinity are NaN.
@@ -80,12 +83,11 @@ def levels_of(x: tf.Tensor, site: Site, axes: list[int], valid: tf.Tensor | None
 def _rounded(x: tf.Tensor, levels: Levels, site: Site, decay: tf.Tensor | None) -> tf.Tensor:
     """Round with the straight-through gradient of the spec."""
     gradient = site.spec.gradient
-    if gradient.identity:
+    if gradient.identity or (gradient.error_decay and decay is None):
         return identity(lambda x: fitted.rounded(x, levels), x)
-    lowest, highest = levels.values[..., 0], levels.values[..., -1]
-    if gradient.error_decay:
-        if decay is None:
-            raise ValueError(f"site {site.address}: ste: error_decay needs its t")
+    values: Any = levels.values
+    lowest, highest = values[..., 0], values[..., -1]
+    if gradient.error_decay and decay is not None:
         return multiplied(
             lambda x: fitted.rounded(x, levels), lambda x: highest * derivative(x, decay), x
         )

@@ -188,7 +188,8 @@ class QuantizedModel(_State, keras.Model):
                     else parameter_path(address, name)
                 )
                 self._track_variable(adopt(variable, path, constraints.get(name)))
-        for path, variable in {} if engine.lora is None else engine.lora.state.items():
+        lora = {} if engine.lora is None else engine.lora.state
+        for path, variable in (engine.schedules | lora).items():
             if id(variable) not in tracked:
                 self._track_variable(adopt(variable, path))
         if locked:

@@ -15,6 +15,7 @@ import numpy as np
 
 from calib.codebook import Codebook, UniformCodebook
 from tfquant import formats
+from tfquant.formats import fitted
 from tfquant.layout import aligned
 from tfquant.quantizer import Quantizer
 from tfquant.scale import scale_and_zero_of
@@ -80,6 +81,28 @@ class QuantParams:
             np.rint(units, out=units)
             units += aligned(self.zero, units.shape, self.axes).astype(np.float32)
         return self.format.encode(units, self.codebook)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FittedArray:
+    """Codes and the values they stand for, of a format that is fitted to the array.
+
+    Attributes:
+      codes: int32, of the shape of the array: index of a value.
+      levels: float32 [..., L], the values of each group; leading axes are those of the array, of
+        size 1 along axes that share values.
+      format: name of the number format.
+      bits: of one code.
+    """
+
+    codes: np.ndarray
+    levels: np.ndarray
+    format: str
+    bits: int
+
+    def values(self) -> np.ndarray:
+        """Dequantized values, float32 of the shape of `codes`."""
+        return fitted.decode(self.codes, self.levels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

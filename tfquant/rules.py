@@ -24,6 +24,7 @@ from fileio.yaml_text import parse_yaml, read_yaml
 from tfquant import validation
 from tfquant.choices import EXPONENTIALS
 from tfquant.error_messages import one_line, shown
+from tfquant.recipes.patterns import PATTERNS
 from tfquant.recipes.spec_strings import parse_spec
 from tfquant.site import DIRECTIONS, PARAMETER_ROLES, PARTS, ROLES
 from tfquant.spec import KEYS, QuantSpec
@@ -45,7 +46,8 @@ class Rule:
       shape: static shape to match; None in it matches any size, None in its place any shape.
       optional: without it a rule that matches no edge is an error.
       name: shown in tables and errors; made from the rest if empty.
-      part: one of `PARTS` or several, where in an encoder the edge lies; `*` for any place.
+      part: one of `PARTS` or several, where in an encoder the edge lies; `*` for any place. A name
+        of `tfquant.recipes.patterns.PATTERNS`, such as `ALL_QK`, stands for its parts.
       direction: `forward` for values, `backward` for gradients.
     """
 
@@ -76,10 +78,15 @@ class Rule:
             names = validation.sequence(
                 getattr(self, field), (str,), f"{where}: {field} must be a name or a list of names"
             )
+            if field == "part":
+                names = tuple(
+                    dict.fromkeys(part for name in names for part in PATTERNS.get(name, (name,)))
+                )
             for name in names:
                 if name != "*" and name not in known:
+                    patterns_too = "" if field == "role" else f"; patterns: {', '.join(PATTERNS)}"
                     raise ValueError(
-                        f"{where}: unknown {field} {name!r}; known: {', '.join(known)}"
+                        f"{where}: unknown {field} {name!r}; known: {', '.join(known)}{patterns_too}"
                     )
             object.__setattr__(self, field, names[0] if len(names) == 1 else names)
         if self.direction not in DIRECTIONS:

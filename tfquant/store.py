@@ -101,7 +101,7 @@ def named_tensors(model: QuantizedModel | QuantizedFunction) -> dict[str, Any]:
         tensors |= {
             range_name(address, name): variable for name, variable in quantizer.variables.items()
         }
-    tensors |= _histories(engine)
+    tensors |= _histories(engine) | _schedules(engine)
     if engine.lora is not None:
         lora = engine.lora
         about = {"rank": lora.rank, "alpha": lora.alpha, "kernels": list(lora.updates)}
@@ -119,6 +119,11 @@ def _histories(engine: Engine) -> dict[str, tf.Variable]:
         for address, quantizer in engine.gradients.items()
         for name, variable in quantizer.variables.items()
     }
+
+
+def _schedules(engine: Engine) -> dict[str, tf.Variable]:
+    """Variables of schedules by their names in a file."""
+    return {PREFIX + name: variable for name, variable in engine.schedules.items()}
 
 
 def _low_rank(lora: Lora, renamed: Mapping[str, str] | None = None) -> dict[str, tf.Variable]:
@@ -187,7 +192,8 @@ def load(
     ) in quantized.quantizers.items():  # new ones: the model is as before if one fails
         if address in renamed:
             _restore_range(quantizer, saved, renamed[address], prefix)
-    _restore_variables(_histories(engine_of(quantized)), saved, prefix, required=False)
+    later = _histories(engine_of(quantized)) | _schedules(engine_of(quantized))
+    _restore_variables(later, saved, prefix, required=False)
     if LORA in saved:
         _restore_lora(quantized, saved, renamed, prefix)
     for name, variable in weights.items():

@@ -32,6 +32,7 @@ from tfquant.layout import static_shape
 from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
 from tfquant.quantizer import UncalibratedError
 from tfquant.runtimes import Contractions, open_file, openvino, runtime_of
+from tfquant.site import Site
 
 __all__ = [
     "KINDS",
@@ -234,12 +235,18 @@ def checked_batches(engine: Engine, batches: Iterable[Any]) -> list[Any]:
     return batches
 
 
+def _follows_in_file(site: Site) -> bool:
+    """Whether the target decides if it takes a site without stored ranges: blocks, parameters with
+    fitted values, and values without a scale.
+    """
+    fitted = site.spec.fitted and (site.is_weight or site.spec.scale.source == "none")
+    return site.spec.layout.per_block or fitted
+
+
 def check_calibrated(engine: Engine) -> None:
     """Raise UncalibratedError if a site has no range, ExportError if it has one of each batch."""
     try:
-        refuse_dynamic(
-            (site for site in engine.plan.sites if not site.spec.layout.per_block), "a file"
-        )
+        refuse_dynamic((site for site in engine.plan.sites if not _follows_in_file(site)), "a file")
     except ValueError as error:
         raise ExportError(str(error)) from None
     try:

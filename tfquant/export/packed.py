@@ -1,4 +1,4 @@
-"""Packed storage: a quantized network in one safetensors file, parameters as codes of 2 to 16 bits.
+"""Packed storage: a quantized network in one safetensors file, parameters as codes of 1 to 16 bits.
 
 What is in the file, for readers without tfquant. Its metadata, all of them texts:
 
@@ -25,7 +25,14 @@ Where "blocks" is there, [axis, b], each b consecutive elements along that axis 
 has one in place of each block, and of type uint8 it stands for 2**(scale - 127).
 
 A packed variable
-holds scale · (code - zero), a product of two float32. In NumPy, with n values of b bits:
+holds scale · (code - zero), a product of two float32. One with a format that is fitted to the
+tensor (`binary`, `ternary`) has in place of scale and zero, and of "axes",
+
+    <path>/levels float32: the values that the codes 0, 1, ... stand for, along the last axis; the
+                  others are those of the variable, of size 1 along axes that share values
+
+Its recipe has no `transform`: the codes are those of transformed values. In NumPy, with n values of
+b bits:
 
     bits = np.unpackbits(codes, count=n * b, bitorder="little").reshape(n, b)
     codes = (bits @ (1 << np.arange(b)) + qmin).reshape(shape)
@@ -51,17 +58,18 @@ import numpy as np
 import tensorflow as tf
 
 from fileio.messages import printable
-from tfquant import blocks
+from tfquant import blocks, fitted, formats
 from tfquant.bitpacking import pack_array, read_file, unpack_array, write_file
 from tfquant.checkpoint import CheckpointError
 from tfquant.engine import Engine
 from tfquant.error_messages import one_line
 from tfquant.export.errors import ExportError
 from tfquant.export.request import ExportRequest
+from tfquant.formats.contract import Levels
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.model_adapter import source_of
 from tfquant.model import QuantizedFunction, QuantizedModel, engine_of, wrap
-from tfquant.quantized_array import QuantizedArray, QuantParams
+from tfquant.quantized_array import FittedArray, QuantizedArray, QuantParams
 from tfquant.quantizer import GROUP_OF, Quantizer
 from tfquant.rules import Recipe
 from tfquant.scale import placed, scale_and_zero
@@ -76,6 +84,7 @@ from tfquant.store import (
     range_name,
     stored_names,
 )
+from tfquant.transforms import transformed
 from tfquant.variables import is_finite
 from tfquant.weights import named_weights
 
@@ -106,6 +115,7 @@ def write(request: ExportRequest, path: str) -> None:
     check(request)
     engine.quantizers.check_calibrated()
     stored = _stored(engine)
+    _check_transforms(engine, stored)
     pairs = [pair for variable in stored for pair in variable.tensors.items()] + list(
         _ranges(engine).items()
     )
@@ -115,7 +125,7 @@ def write(request: ExportRequest, path: str) -> None:
         )
     texts = {
         "variables": [variable.entry for variable in stored],
-        "recipe": engine.plan.recipe.to_dict(),
+        "recipe": _without_transforms(engine.plan.recipe).to_dict(),
         "sites": [fingerprint(site) for site in engine.plan.sites],
     }
     write_file(
@@ -126,6 +136,31 @@ def write(request: ExportRequest, path: str) -> None:
             **{name: json.dumps(value, separators=(",", ":")) for name, value in texts.items()},
         },
     )
+
+
+def _check_transforms(engine: Engine, stored: list[_Stored]) -> None:
+    """Raise ExportError if a parameter that is transformed before rounding is not packed, as the
+    recipe of the file transforms nothing.
+    """
+    packed = {address for variable in stored if variable.packed for address in variable.sites}
+    for site in engine.plan.sites:
+        if site.enabled and site.spec.transform != "none" and site.address not in packed:
+            raise ExportError(
+                f"site {site.address}: its values are transformed ({site.spec.transform}) and"
+                " cannot be stored as codes, as others read them in float or in another layout:"
+                " leave out transform there, or export to saved_model"
+            )
+
+
+def _without_transforms(recipe: Recipe) -> Recipe:
+    """Recipe for parameters that are transformed already."""
+    rules = tuple(
+        rule
+        if rule.spec is None or rule.spec.transform == "none"
+        else dataclasses.replace(rule, spec=dataclasses.replace(rule.spec, transform="none"))
+        for rule in recipe.rules
+    )
+    return dataclasses.replace(recipe, rules=rules)
 
 
 def load(
@@ -238,6 +273,7 @@ class _Stored:
     value: np.ndarray
     packed: tuple[dict[str, np.ndarray], dict[str, Any]] | None
     note: str
+    sites: list[str]
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
@@ -279,7 +315,7 @@ def _stored(engine: Engine) -> list[_Stored]:
         elif sites or id(variable) in sited:
             note = f"{other} reads it in float"
         value = value.astype(np.float32) if variable.dtype == tf.bfloat16 else value
-        result.append(_Stored(path, variable.dtype.name, value, packed, note))
+        result.append(_Stored(path, variable.dtype.name, value, packed, note, sites))
     return result
 
 
@@ -315,12 +351,15 @@ def _readers(engine: Engine, flow: Dataflow) -> dict[int, tuple[list[str], str]]
     return hits
 
 
-def _quantized(engine: Engine, value: np.ndarray, addresses: list[str]) -> QuantizedArray | None:
+def _quantized(
+    engine: Engine, value: np.ndarray, addresses: list[str]
+) -> QuantizedArray | FittedArray | None:
     """`value` as codes; None if one of the sites would make something else of them."""
     if not np.isfinite(value).all():
         return None
     if any(address not in engine.quantizers for address in addresses):
-        return _in_blocks(value, [engine.plan.site(address) for address in addresses])
+        sites = [engine.plan.site(address) for address in addresses]
+        return _fitted(value, sites) if sites[0].spec.fitted else _in_blocks(value, sites)
     quantizers = [engine.quantizers[address] for address in addresses]
     site, simulations = (
         quantizers[0].site,
@@ -338,6 +377,40 @@ def _quantized(engine: Engine, value: np.ndarray, addresses: list[str]) -> Quant
         if all(np.array_equal(old[0], new[0]) for old, new in zip(before, after, strict=True))
         else None
     )
+
+
+def _fitted(value: np.ndarray, sites: list[Site]) -> FittedArray | None:
+    """`value` as codes of fitted levels; None if one of the sites would make something else of
+    them, or fits levels of blocks.
+    """
+    site, format = sites[0], formats.fitted_format(sites[0].spec.format)
+    layout = (site.spec, site.channel_axes)
+    if format is None or site.block_axis is not None:
+        return None
+    if any((other.spec, other.channel_axes) != layout for other in sites):
+        return None
+    axes, plain = fitted.axes_of(site, value.ndim), dataclasses.replace(site.spec, transform="none")
+
+    def levels_of(x: tf.Tensor) -> Levels:
+        x = transformed(tf.cast(x, tf.float32), site.spec.transform, axes)
+        return fitted.levels_of(x, site, axes)
+
+    def run(function: Callable[[tf.Tensor], Any], x: np.ndarray) -> Any:
+        spec = tf.TensorSpec(value.shape, tf.as_dtype(value.dtype))
+        graph = tf.function(function, autograph=False, input_signature=[spec])
+        return tf.nest.map_structure(
+            lambda t: tf.cast(t, tf.float32).numpy(),
+            graph.get_concrete_function()(tf.constant(x.astype(value.dtype))),
+        )
+
+    rounded = run(lambda x: fitted.quantize_dequantize(x, site), value)
+    levels = run(levels_of, value).values.astype(value.dtype).astype(np.float32)
+    codes = (levels[..., :-1] < rounded[..., np.newaxis]).sum(-1, dtype=np.int32)
+    array = FittedArray(codes, levels, format.name, format.bits)
+    loaded = dataclasses.replace(site, spec=plain)
+    again = run(lambda x: fitted.quantize_dequantize(x, loaded), array.values())
+    same = np.array_equal(array.values(), rounded) and np.array_equal(again, rounded)
+    return array if same else None
 
 
 def _in_blocks(value: np.ndarray, sites: list[Site]) -> QuantizedArray | None:

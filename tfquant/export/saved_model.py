@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfquant import blocks, qdq
+from tfquant import blocks, fitted, qdq
 from tfquant.export.captures import as_constants
 from tfquant.export.request import ExportRequest
 from tfquant.runtimes.saved_model import SIGNATURE
@@ -33,6 +33,8 @@ def write(request: ExportRequest, path: str) -> None:
     def quantized(site: Site, tensor: tf.Tensor) -> tf.Tensor:
         if site.address not in enabled:
             return tensor
+        if site.spec.fitted:
+            return fitted.quantize_dequantize(tensor, site)
         if site.block_axis is not None:
             return blocks.quantize_dequantize(tensor, site.spec, site.block_axis, compiled=False)
         lower, upper = ends[site.address]

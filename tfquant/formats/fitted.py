@@ -109,13 +109,14 @@ def scaled_levels(
     rounded_amax = rounded_to(tf.maximum(amax, SMALLEST_AMAX), scale.scale_format)
     amax = tf.where(amax > 0.0, rounded_amax, amax)
     amax = tf.where(tf.math.is_finite(amax), amax, float("nan"))
-    values = amax[..., tf.newaxis] * tf.constant(units, tf.float32)
+    values = tf.expand_dims(amax, -1) * tf.constant(units, tf.float32)
     return Levels(values, tf.stack(list(thresholds), -1))
 
 
 def rounded(x: tf.Tensor, levels: Levels) -> tf.Tensor:
     """Round float32 values to the levels of their group, without a gradient; NaN stays NaN."""
-    values, thresholds = levels
+    values: Any = levels.values
+    thresholds: Any = levels.thresholds
     y = tf.broadcast_to(values[..., 0], tf.shape(x))
     for index in range(thresholds.shape[-1]):
         y = tf.where(x >= thresholds[..., index], values[..., index + 1], y)

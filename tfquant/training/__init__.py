@@ -6,6 +6,7 @@ BERT's optimizer and schedule, distillation, sparsity, and a loop that resumes e
 from tfquant.lora import Lora
 from tfquant.training.distillation import Distillation, DistillationOptions
 from tfquant.training.distillation_losses import divergence
+from tfquant.training.error_decay import ErrorDecayCallback, ErrorDecaySchedule
 from tfquant.training.evaluation import Best, Evaluation
 from tfquant.training.hooks import Hook
 from tfquant.training.interrupt import TrainingInterrupted
@@ -22,6 +23,8 @@ __all__ = [
     "Best",
     "Distillation",
     "DistillationOptions",
+    "ErrorDecayCallback",
+    "ErrorDecaySchedule",
     "Evaluation",
     "Hook",
     "Lora",
