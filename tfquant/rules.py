@@ -84,9 +84,9 @@ class Rule:
                 )
             for name in names:
                 if name != "*" and name not in known:
-                    patterns_too = "" if field == "role" else f"; patterns: {', '.join(PATTERNS)}"
+                    names_of_sets = (*known, *(PATTERNS if field == "part" else ()))
                     raise ValueError(
-                        f"{where}: unknown {field} {name!r}; known: {', '.join(known)}{patterns_too}"
+                        f"{where}: unknown {field} {name!r}; known: {', '.join(names_of_sets)}"
                     )
             object.__setattr__(self, field, names[0] if len(names) == 1 else names)
         if self.direction not in DIRECTIONS:

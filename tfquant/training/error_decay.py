@@ -48,13 +48,14 @@ class ErrorDecaySchedule(Hook):
                 raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")
         if not 0.0 < t_min <= t_max < math.inf:
             raise ValueError(
-                f"t_min is {t_min} and t_max is {t_max}; they must be finite, with 0 < t_min <= t_max"
+                f"t_min is {t_min} and t_max is {t_max}; they must be finite, with"
+                " 0 < t_min <= t_max"
             )
         engine = engine_of(model)
         if not engine.uses_error_decay:
             raise ValueError(
-                "an error-decay schedule has no effect, no site of this model has that gradient: set"
-                " ste: error_decay for binary weights, or leave it out"
+                "an error-decay schedule has no effect, no site of this model has that gradient:"
+                " set ste: error_decay for binary weights, or leave it out"
             )
         self._t, self._steps, self._every = engine.error_decay, steps, every
         self._t_min, self._t_max = t_min, t_max
