@@ -206,8 +206,8 @@ class UniformCodebook:
 
 @dataclass(frozen=True)
 class ScaledCodebook:
-    """Signed values in units of a scale, amax / quant_max; zero is one of them, so that there is no
-    zero point.
+    """Values in units of a scale, amax / quant_max; zero is one of them, or the middle of all, so
+    that there is no zero point.
 
     Attributes:
         levels: the values in units of the scale, ascending, exact in float32.
@@ -239,8 +239,12 @@ class ScaledCodebook:
             )
         if ((self.thresholds <= below) | (self.thresholds > above)).any():
             raise ValueError("codebook: each threshold must lie between its two levels")
-        if 0.0 not in self.levels or self.levels[-1] <= 0:
-            raise ValueError("codebook: 0 and a positive number must be among the levels")
+        mirrored = self.levels == tuple(-level for level in reversed(self.levels))
+        if not (0.0 in self.levels or mirrored) or self.levels[-1] <= 0:
+            raise ValueError(
+                "codebook: 0 and a positive number must be among the levels, or they must mirror"
+                " themselves at 0"
+            )
         if not 0 < self.quant_max <= self.limit:
             raise ValueError(
                 f"codebook: quant_max must lie above 0 and not above {self.limit:g}, "

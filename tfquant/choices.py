@@ -12,7 +12,7 @@ COMPRESSIONS = ("none", "fp16")  # of gradients between ranks: distributed
 STES = ("inclusive", "strict", "identity", "error_decay")
 TRANSFORMS = ("none", "center", "standardize")  # of parameters before rounding: transforms
 EXPONENTIALS = ("exact", "posit_exp", "posit_exp_shifted")  # of softmax: rewrites/posit_softmax
-PARAMETRIZED = ("lsq", "tqt", "pact")  # ranges that training learns: learned
+PARAMETRIZED = ("lsq", "tqt", "pact", "elastic")  # ranges that training learns: learned
 UPDATES = ("frozen", *PARAMETRIZED, "moving_average")  # of ranges in training
 
 # Distillation: training/distillation and training/teaching. The temperature and the scale of the

@@ -11,6 +11,8 @@ the width. Gradients of the width are those of `tfquant.qdq`.
   so that one learning rate suits ranges of any magnitude.
 - `pact`: the width itself, with a gradient from clipped values alone. Choi et al. 2018,
   arXiv:1805.06085.
+- `elastic`: scale and shift of two values, with gradients of their own, see `tfquant.elastic`, and
+  LSQ's scale of these.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ import numpy as np
 import tensorflow as tf
 
 from calib.codebook import Codebook
+from tfquant import elastic
 from tfquant.distributed.group import Group
 from tfquant.gradients import scaled
 from tfquant.scale import SMALLEST_AMAX, symmetric_range, width_of
 from tfquant.variables import are_finite, state_variable
 
-OFFSET, RELATIVE_OFFSET = "offset", "relative_offset"
+OFFSET, RELATIVE_OFFSET, SHIFT = "offset", "relative_offset", "shift"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +41,14 @@ class Parametrization:
 
     Attributes:
       name: of the trained variable; part of its name in checkpoints.
-      gradient: `rounding` or `clipping`, see `tfquant.gradients.clipped_straight_through`.
+      gradient: `rounding` or `clipping`, see `tfquant.gradients.clipped_straight_through`; `none`
+        where the values have gradients of their own.
       of_width, to_width: (value, number of steps in the width) -> value; the second on tensors.
       positive: whether the variable has to be, for the width to be.
       scaled: whether the gradient gets LSQ's scale.
       offset: name of the variable for the lower end: `offset` for itself, `relative_offset` for its
         share of the width.
+      shifted: whether a shift of the values is trained as well.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Parametrization:
     positive: bool = True
     scaled: bool = False
     offset: str = OFFSET
+    shifted: bool = False
 
 
 PARAMETRIZATIONS = {
@@ -72,9 +78,12 @@ PARAMETRIZATIONS = {
         offset=RELATIVE_OFFSET,
     ),
     "pact": Parametrization("clip", "clipping", lambda w, _: w, lambda v, _: v),
+    "elastic": Parametrization(
+        "elastic_scale", "none", lambda w, _: w, lambda v, _: v, scaled=True, shifted=True
+    ),
 }
 # Paths of the variables that hold them; such are no weights, and are not decayed.
-_PARAMETERS = [*(p.name for p in PARAMETRIZATIONS.values()), OFFSET, RELATIVE_OFFSET]
+_PARAMETERS = [*(p.name for p in PARAMETRIZATIONS.values()), OFFSET, RELATIVE_OFFSET, SHIFT]
 PARAMETER_PATH = rf"^ranges/.*/({'|'.join(_PARAMETERS)})$"
 
 
@@ -91,6 +100,7 @@ class LearnedRange:
       value: float32 variable of the range's shape, NaN until set.
       offset: the lower end where the codebook is asymmetric, or its share of the width, from -1 to
         0; else None.
+      shift: of elastic values, 0 after calibration; else None.
 
     Args:
       update: name of the parametrization.
@@ -116,7 +126,9 @@ class LearnedRange:
         self.value = state_variable(
             unset, parameter_path(address, self.parametrization.name), trainable=True
         )
-        self.offset = None
+        self.offset = self.shift = None
+        if self.parametrization.shifted:
+            self.shift = state_variable(unset, parameter_path(address, SHIFT), trainable=True)
         if not codebook.symmetric:
             self.offset = state_variable(
                 unset, parameter_path(address, self.parametrization.offset), trainable=True
@@ -125,9 +137,10 @@ class LearnedRange:
     @property
     def variables(self) -> dict[str, tf.Variable]:
         """Variables by the last part of their names."""
-        return {self.parametrization.name: self.value} | (
-            {} if self.offset is None else {self.parametrization.offset: self.offset}
-        )
+        further = {self.parametrization.offset: self.offset, SHIFT: self.shift}
+        return {self.parametrization.name: self.value} | {
+            name: variable for name, variable in further.items() if variable is not None
+        }
 
     @property
     def known(self) -> bool:
@@ -139,6 +152,8 @@ class LearnedRange:
         self.value.assign(
             np.asarray(self.parametrization.of_width(width, self._num_steps), np.float32)
         )
+        if self.shift is not None:
+            self.shift.assign(tf.zeros_like(self.shift))
         if self.offset is not None:
             lower = np.minimum(lower, np.float32(0))
             self.offset.assign(
@@ -152,10 +167,7 @@ class LearnedRange:
           elements: how many values share one range, for LSQ's scale of the gradient; None leaves
             the gradient unscaled.
         """
-        value = tf.convert_to_tensor(self.value)
-        if self.parametrization.scaled and elements is not None:
-            factor = tf.math.rsqrt(tf.cast(elements, tf.float32) * self._num_steps)
-            value = scaled(value, factor)
+        value = self._scaled(self.value, elements)
         width = self.parametrization.to_width(value, self._num_steps)
         if self.offset is not None:
             lower = tf.convert_to_tensor(self.offset)
@@ -163,6 +175,25 @@ class LearnedRange:
                 lower = lower * width
             return lower, lower + width
         return symmetric_range(width, self._codebook)
+
+    def _scaled(self, variable: tf.Variable, elements: tf.Tensor | None) -> tf.Tensor:
+        """Value of a variable, with LSQ's scale of the gradient where it applies."""
+        value = tf.convert_to_tensor(variable)
+        if not self.parametrization.scaled or elements is None:
+            return value
+        return scaled(value, tf.math.rsqrt(tf.cast(elements, tf.float32) * self._num_steps))
+
+    def binarized(self, x: tf.Tensor) -> tf.Tensor:
+        """Binarize a tensor with the learned scale and shift of elastic values."""
+        if self.shift is None:
+            raise TypeError("only elastic values have a shift")
+        elements = self._elements(x)
+        return elastic.binarized(
+            x,
+            self._scaled(self.value, elements),
+            self._scaled(self.shift, elements),
+            unsigned=self._codebook.unsigned,
+        )
 
     @property
     def range_gradient(self) -> str:
@@ -173,12 +204,16 @@ class LearnedRange:
         self, x: tf.Tensor, training: bool, group_of: tf.Variable | None, group: Group
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the range for a tensor, see `tfquant.stored_range.RangeState`."""
+        return self.range(self._elements(x))
+
+    def _elements(self, x: tf.Tensor) -> tf.Tensor:
+        """Number of values of a tensor that share a range."""
         elements = tf.size(x) // self.value.shape.num_elements()
         if (
             not self._is_weight and x.shape.rank
         ):  # the source counts an activation's elements in one example
             elements //= tf.maximum(tf.shape(x)[0], 1)
-        return self.range(elements)
+        return elements
 
     def constraints(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
         """Keras constraint of each variable, by name, that keeps the range valid.

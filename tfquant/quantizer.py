@@ -174,6 +174,8 @@ class Quantizer:
         """Quantize and dequantize `x` with the current range; in training a moving range is first
         updated from `x`.
         """
+        if self.learned is not None and self.learned.shift is not None:
+            return self.learned.binarized(x)
         lower, upper = self.state.range_for(x, training, self.group_of, self.group)
         return qdq.quantize_dequantize(
             x,

@@ -33,6 +33,10 @@ KEYS = (
 # Keys that files hold only where they are not the default, which older versions do not know.
 _LATER_KEYS = ("source", "history", "quant_max", "scale_format", "block_size", "block_axis")
 _NO_TRANSFORM = "none"
+_LEAST_ERROR = {
+    "name": "mse",
+    "start_bin": 1,
+}  # finds the mean magnitude, for a start of two values
 _LAYOUT, _SCALE, _GRADIENT = Layout(), Scale(), Gradient()
 _DEFAULT = {"layout": _LAYOUT, "scale": _SCALE, "gradient": _GRADIENT}
 
@@ -54,8 +58,8 @@ class QuantSpec:
         quant_max, scale_format); `dynamic=True` stands for `source="dynamic"`.
       gradient: what the backward pass does (ste).
       method: how the range is estimated from statistics, see `calib.methods`.
-      update: what training does to the range: nothing (`frozen`), learn it (`lsq`, `tqt`, `pact`;
-        see `tfquant.learned`), or follow the extremes of each batch (`moving_average`).
+      update: what training does to the range: nothing (`frozen`), learn it (`lsq`, `tqt`, `pact`,
+        `elastic`; see `tfquant.learned`), or follow the extremes of each batch (`moving_average`).
       decay: of the moving average, in each training step.
       transform: of a parameter before it is rounded to fitted values: `center`, `standardize`, see
         `tfquant.transforms`.
@@ -66,7 +70,7 @@ class QuantSpec:
     scale: Scale
     gradient: Gradient
     method: calib.Method
-    update: Literal["frozen", "lsq", "tqt", "pact", "moving_average"]
+    update: Literal["frozen", "lsq", "tqt", "pact", "elastic", "moving_average"]
     decay: float
     transform: Literal["none", "center", "standardize"]
 
@@ -92,9 +96,12 @@ class QuantSpec:
             method = "max"  # of what the scale of a block is computed from
         parts = with_fields({"layout": layout, "scale": scale, "gradient": gradient}, part_fields)
         if formats.fitted_format(format) is not None:
-            method = "max"  # nothing is estimated from statistics
-            if parts["scale"].source == "stored":
-                parts["scale"] = dataclasses.replace(parts["scale"], source="dynamic")
+            if update == "elastic":
+                method = _LEAST_ERROR if method in ("max", calib.Method("max")) else method
+            else:
+                method = "max"  # nothing is estimated from statistics
+                if parts["scale"].source == "stored":
+                    parts["scale"] = dataclasses.replace(parts["scale"], source="dynamic")
         plain = {"format": format, "method": _method(method), "update": update, "decay": decay}
         plain["transform"] = transform
         for name, value in {**plain, **parts}.items():
@@ -111,6 +118,8 @@ class QuantSpec:
 
     def _check(self) -> None:
         """Raise ValueError for invalid values or combinations."""
+        if self.update == "elastic":
+            self._check_elastic()
         # Refused here rather than in calibration, which may run for hours first.
         self.method.check_codebook(self.codebook)
         if self.transform not in TRANSFORMS:
@@ -163,6 +172,23 @@ class QuantSpec:
                 f" {self.scale.source!r}"
             )
 
+    def _check_elastic(self) -> None:
+        """Raise ValueError for what elastic binarization cannot have."""
+        if self.format != "binary":
+            raise ValueError(
+                f"update: elastic learns two values: set format: binary, got {shown(self.format)}"
+            )
+        if self.scale.source != "stored" or self.layout.granularity != "per_tensor":
+            raise ValueError(
+                "update: elastic learns one scale and one shift, which are calibrated: set source:"
+                f" stored and granularity: per_tensor, got {self.scale.source} and"
+                f" {self.layout.granularity}"
+            )
+        if self.gradient.ste != "inclusive" or self.transform != _NO_TRANSFORM:
+            raise ValueError(
+                "update: elastic has a gradient of its own: leave out ste and transform"
+            )
+
     def _check_not_calibrated(self) -> None:
         """Raise ValueError for what a delayed scale, or none, cannot have."""
         source = self.scale.source
@@ -205,7 +231,7 @@ class QuantSpec:
     @property
     def fitted(self) -> bool:
         """Whether the values of the format are fitted to the tensor at hand."""
-        return formats.fitted_format(self.format) is not None
+        return self.scale.source != "stored" and formats.fitted_format(self.format) is not None
 
     @property
     def stateless(self) -> bool:

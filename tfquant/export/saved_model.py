@@ -7,9 +7,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfquant import blocks, fitted, qdq
+from tfquant import blocks, elastic, fitted, qdq
 from tfquant.export.captures import as_constants
 from tfquant.export.request import ExportRequest
+from tfquant.quantizer import Quantizer
 from tfquant.runtimes.saved_model import SIGNATURE
 from tfquant.site import Site
 
@@ -25,7 +26,7 @@ def write(request: ExportRequest, path: str) -> None:
     ends = {
         address: [
             tf.Variable(end, trainable=False, name=f"range_{index}/{name}")
-            for name, end in zip(("lower", "upper"), quantizer.range(), strict=True)
+            for name, end in zip(("lower", "upper"), _stored(quantizer), strict=True)
         ]
         for index, (address, quantizer) in enumerate(quantizers.items())
     }
@@ -38,6 +39,8 @@ def write(request: ExportRequest, path: str) -> None:
         if site.block_axis is not None:
             return blocks.quantize_dequantize(tensor, site.spec, site.block_axis, compiled=False)
         lower, upper = ends[site.address]
+        if site.spec.update == "elastic":
+            return elastic.binarized(tensor, lower, upper, unsigned=site.spec.codebook.unsigned)
         return qdq.quantize_dequantize(
             tensor, lower, upper, site.spec.codebook, site.channel_axes, compiled=False
         )
@@ -57,6 +60,14 @@ def write(request: ExportRequest, path: str) -> None:
     module.ranges = list(ends.values())
     module.serve = serve
     tf.saved_model.save(module, path, signatures={SIGNATURE: serve})
+
+
+def _stored(quantizer: Quantizer) -> tuple[Any, Any]:
+    """Ends of a range; of elastic values scale and shift."""
+    learned = quantizer.learned
+    if learned is not None and learned.shift is not None:
+        return learned.value, learned.shift
+    return quantizer.range()
 
 
 def may_be_replaced(path: pathlib.Path) -> bool:

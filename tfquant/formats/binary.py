@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from calib.codebook import Codebook, ScaledCodebook
 from tfquant.formats.contract import Kind, Levels
 from tfquant.formats.fitted import FittedCodebook, check_scale, mean_magnitude, scaled_levels
 from tfquant.scale import Scale
@@ -32,9 +33,14 @@ class Binary:
     kind: Kind = "fitted"
     bits = 1
 
-    def codebook(self, scale: Scale) -> FittedCodebook:
+    def codebook(self, scale: Scale) -> Codebook:
         check_scale(self.name, scale)
-        return FittedCodebook(self.name, 2, scale.unsigned is True)
+        unsigned = scale.unsigned is True
+        if scale.source != "stored":
+            return FittedCodebook(self.name, 2, unsigned)
+        # Learned scales start from the best one for calibration data, see `tfquant.elastic`.
+        levels, threshold = ((0.0, 1.0), 0.5) if unsigned else ((-1.0, 1.0), 0.0)
+        return ScaledCodebook(levels, (threshold,), 1.0, self.name)
 
     def fit(
         self, x: tf.Tensor, axes: Sequence[int], scale: Scale, valid: tf.Tensor | None = None

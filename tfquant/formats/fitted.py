@@ -104,11 +104,12 @@ def scaled_levels(
       scale: of the spec.
 
     Returns:
-      The levels, NaN where `amax` is not finite.
+      The levels, NaN where `amax` or the first threshold is not finite.
     """
     rounded_amax = rounded_to(tf.maximum(amax, SMALLEST_AMAX), scale.scale_format)
     amax = tf.where(amax > 0.0, rounded_amax, amax)
-    amax = tf.where(tf.math.is_finite(amax), amax, float("nan"))
+    # A mean that is NaN or infinite shows in the scale, or in the first threshold.
+    amax = tf.where(tf.math.is_finite(amax + thresholds[0]), amax, float("nan"))
     values = tf.expand_dims(amax, -1) * tf.constant(units, tf.float32)
     return Levels(values, tf.stack(list(thresholds), -1))
 

@@ -365,6 +365,11 @@ def _resolved(rule: Rule, spec: QuantSpec, edge: Edge, embedding: Embedding) -> 
             f"rule {rule.name!r} asks for per_channel at {edge.address}, {reason}: use per_tensor"
             " there"
         )
+    if spec.update == "elastic" and (edge.parameter or edge.table is not None):
+        raise RecipeError(
+            f"rule {rule.name!r} asks for elastic values at {edge.address}, which is a parameter:"
+            " leave out update: elastic there"
+        )
     if spec.fitted:
         _check_fitted(rule, spec, edge)
     elif spec.scale.dynamic and edge.parameter and not spec.layout.per_block:
