@@ -32,12 +32,11 @@ def reference(group: np.ndarray, format: str, unsigned: bool = False, source: st
         return np.full(group.shape, np.nan), np.nan
     mean = sum(magnitudes) / len(magnitudes)
     if format == "ternary":
-        kept = [m for m in magnitudes if m > np.float32(0.7) * mean]
+        boundary = np.float32(0.7) * mean
+        kept = [m for m in magnitudes if m > boundary]
         scale = sum(kept) / len(kept) if kept else 0.0
-        signs = [
-            0 if m <= np.float32(0.7) * mean else np.sign(v) for v, m in zip(group, magnitudes)
-        ]
-        return np.array([s * scale for s in signs]).clip(0 if unsigned else None), scale
+        signs = np.where(np.array(magnitudes) > boundary, np.sign(group), 0)
+        return (signs * scale).clip(0 if unsigned else None), scale
     if unsigned:
         kept = [v for v in group if v >= mean]
         scale = sum(kept) / len(kept)
@@ -271,10 +270,8 @@ def test_a_model_needs_no_calibration_and_computes_and_trains_what_numpy_does(sp
     x = array((10, 6))
     quantized = tfquant.quantize(model, weights(spec))
     assert quantized.calibrated and not quantized.quantizers
-    kernels, biases = (
-        [v.numpy() for v in model.weights[::2]],
-        [v.numpy() for v in model.weights[1::2]],
-    )
+    kernels = [v.numpy() for v in model.weights[::2]]
+    biases = [v.numpy() for v in model.weights[1::2]]
     groups = [
         np.stack([reference(c, spec.format)[0] for c in k.T], 1)
         if spec.granularity == "per_channel"
@@ -338,7 +335,13 @@ def test_tables_are_fitted_row_by_row():
 
 @pytest.mark.parametrize(
     "spec",
-    [BINARY, IRNET, QuantSpec("ternary", unsigned="auto"), QuantSpec("binary", source="none")],
+    [
+        BINARY,
+        IRNET,
+        QuantSpec("ternary", unsigned="auto"),
+        QuantSpec("binary", source="none"),
+        QuantSpec("binary", update="elastic"),
+    ],
 )
 def test_specs_survive_files(spec):
     recipe = weights(spec)
@@ -370,10 +373,11 @@ def test_any_recipe_takes_the_formats_without_further_fields():
         (dict(format="int8", ste="error_decay"), "such as binary; got int8"),
         (dict(format="int8", transform="center"), "transform is for formats that are fitted"),
         (dict(format="binary", transform="whiten"), "unknown transform 'whiten'; known: none"),
-        (
-            dict(format="binary", source="none", scale_format="power_of_two"),
-            "source: none has none",
-        ),
+        (dict(source="none", scale_format="power_of_two"), "source: none has none"),
+        (dict(format="ternary", update="elastic"), "set format: binary, got 'ternary'"),
+        (dict(format="binary", update="elastic", dynamic=True), "one scale and one shift"),
+        (dict(format="binary", granularity="per_token", update="elastic"), "one scale and one"),
+        (dict(format="binary", update="elastic", ste="strict"), "a gradient of its own"),
     ],
 )
 def test_what_a_fitted_format_cannot_have_is_refused(fields, message):
