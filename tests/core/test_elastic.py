@@ -114,6 +114,12 @@ def test_files_hold_scale_and_shift(quantized, tmp_path):
         tfquant.export(quantized, tmp_path / "model.onnx", target="onnx")
 
 
+def test_sequential_calibration_rounds_to_the_two_values():
+    model = tfquant.quantize(two_dense_layers(), ELASTIC)
+    tfquant.calibrate(model, [X], order="sequential", progress=False)
+    np.testing.assert_allclose(model.quantizers[SIGNED].learned.value, np.abs(X).mean(), rtol=0.01)
+
+
 def test_parameters_are_refused():
     rule = Rule(QuantSpec("binary", update="elastic"), "weight")
     with pytest.raises(RecipeError, match="a parameter: leave out update: elastic there"):

@@ -391,6 +391,12 @@ def test_activations_are_not_transformed():
         tfquant.plan(two_dense_layers(), Recipe((rule,), name="inputs"))
 
 
+def test_rounding_methods_refuse_weights_that_follow_training():
+    model = tfquant.quantize(two_dense_layers(), weights(BINARY))
+    with pytest.raises(ValueError, match="first:weight:kernel: its binary values are fitted to it"):
+        tfquant.adaround(model, [array((4, 6))], progress=False)
+
+
 def test_a_fitted_codebook_has_no_values():
     with pytest.raises(TypeError, match="binary has no values in units of a scale"):
         print(BINARY.codebook.quant_max)
