@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import tfquant
 from tests.core.conftest import bert_batch, two_dense_layers
-from tfquant import fitted, formats
+from tfquant import fitted, formats, ptq
 from tfquant.error_decay import derivative, t_at
 from tfquant.formats import fitted as levels_module
 from tfquant.graph.plan import RecipeError
@@ -394,7 +394,7 @@ def test_activations_are_not_transformed():
 def test_rounding_methods_refuse_weights_that_follow_training():
     model = tfquant.quantize(two_dense_layers(), weights(BINARY))
     with pytest.raises(ValueError, match="first:weight:kernel: its binary values are fitted to it"):
-        tfquant.adaround(model, [array((4, 6))], progress=False)
+        ptq.adaround(model, [array((4, 6))], progress=False)
 
 
 def test_a_fitted_codebook_has_no_values():
