@@ -169,6 +169,8 @@ class QuantSpec:
                 f"{'ste: error_decay' if decay else 'transform'} is for formats that are fitted to"
                 f" the tensor, such as binary; got {self.format}"
             )
+        if self.transform != _NO_TRANSFORM and self.layout.per_block:
+            raise ValueError(f"transform: {self.transform} is not for blocks: set per_channel")
         if decay and self.codebook.num_codes != 2:
             raise ValueError(
                 f"ste: error_decay is the gradient of a sign: set format: binary, got {self.format}"

@@ -239,7 +239,7 @@ def test_the_gradient_of_ir_net_goes_through_the_standardization():
 
 def test_the_error_decay_schedule_is_geometric():
     epochs = [t_at(i, 10) for i in range(11)]
-    expected = [0.1, 0.158, 0.251, 0.398, 0.631, 1.0, 1.585, 2.512, 3.981, 6.310, 10.0]
+    expected = [0.1, 0.1585, 0.2512, 0.3981, 0.6310, 1.0, 1.585, 2.512, 3.981, 6.310, 10.0]
     np.testing.assert_allclose(epochs, expected, rtol=1e-3)
     assert t_at(12, 10) == 10.0
     for t in (0.1, 1.0, 10.0):
@@ -372,6 +372,10 @@ def test_any_recipe_takes_the_formats_without_further_fields():
         (dict(format="binary", ste="error_decay", unsigned="auto"), "set unsigned: false"),
         (dict(format="int8", ste="error_decay"), "such as binary; got int8"),
         (dict(format="int8", transform="center"), "transform is for formats that are fitted"),
+        (
+            dict(format="binary", granularity="per_block", block_size=4, transform="center"),
+            "blocks",
+        ),
         (dict(format="binary", transform="whiten"), "unknown transform 'whiten'; known: none"),
         (dict(source="none", scale_format="power_of_two"), "source: none has none"),
         (dict(format="ternary", update="elastic"), "set format: binary, got 'ternary'"),
