@@ -15,6 +15,7 @@ from tfquant import fitted, formats, ptq
 from tfquant.error_decay import derivative, t_at
 from tfquant.formats import fitted as levels_module
 from tfquant.graph.plan import RecipeError
+from tfquant.layout import Layout
 from tfquant.rules import Recipe, Rule
 from tfquant.scale import Scale, rounded_to
 from tfquant.site import Site
@@ -22,6 +23,7 @@ from tfquant.spec import QuantSpec
 from tfquant.transforms import transformed
 
 BINARY, TERNARY = QuantSpec("binary", "per_channel"), QuantSpec("ternary", "per_channel")
+BLOCKS = Layout("per_block", block_size=4)
 IRNET = tfquant.recipe("irnet").rules[0].spec
 
 
