@@ -52,7 +52,8 @@ def array(shape=(7, 12), seed=0) -> np.ndarray:
 
 
 def site_of(spec: QuantSpec, shape, channel_axes=(), role="weight") -> Site:
-    return Site(role, "layer", "kernel", spec, "rule", tuple(shape), channel_axes)
+    port = "kernel" if role == "weight" else "input"
+    return Site(role, "layer", port, spec, "rule", tuple(shape), channel_axes)
 
 
 def rounded(x: np.ndarray, spec: QuantSpec, channel_axes=(), role="weight") -> np.ndarray:
