@@ -305,8 +305,8 @@ class Settings(EightBitFlags):
     range_update: str | None = _one_of(
         RANGE_UPDATES,
         None,
-        f"What quantized training does to ranges: {', '.join(RANGE_UPDATES)}. If not given frozen, or"
-        " what the recipe says.",
+        f"What quantized training does to ranges: {', '.join(RANGE_UPDATES)}. If not given frozen,"
+        " or what the recipe says.",
         needs=QUANTIZED_TRAINING,
     )
     range_update_of: str = _one_of(
