@@ -84,7 +84,7 @@ def test_fit_follows_the_schedule_and_checkpoints_hold_t(tmp_path):
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     seen = []
     record = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda *_: seen.append(engine_of(model).error_decay.numpy())
+        on_train_batch_end=lambda batch, logs: seen.append(engine_of(model).error_decay.numpy())
     )
     model.fit(X, Y, 16, epochs=2, verbose=0, callbacks=[ErrorDecayCallback(steps=8), record])
     np.testing.assert_allclose(seen, [t_at(step, 8) for step in range(8)], rtol=1e-6)
