@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfquant
 from tests.core.conftest import two_dense_layers
+from tests.few import few
 from tfquant.bitpacking import unpack
 from tfquant.export import ExportError
 from tfquant.rules import Recipe, Rule
@@ -28,7 +29,7 @@ def quantized(spec, seed=0, **rule):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, kept=("ternary", "irnet")))
 def test_a_packed_network_computes_the_same_and_packs_to_the_same_again(kind, tmp_path):
     model, spec = quantized(KINDS[kind]), KINDS[kind]
     path = tmp_path / "model.safetensors"
