@@ -8,12 +8,15 @@ MODES = ("float", "quantized")  # engine
 ORDERS = ("parallel", "sequential")  # of calibration: calibration, sequential
 COMPRESSIONS = ("none", "fp16")  # of gradients between ranks: distributed
 
-# Straight-through gradient at and beyond the ends of a range, and that of IR-Net: gradients.
-STES = ("inclusive", "strict", "identity", "error_decay")
+# Straight-through gradient at and beyond the ends of a range: gradients; that of binary values:
+# error_decay.
+RANGE_STES = ("inclusive", "strict", "identity")
+STES = (*RANGE_STES, "error_decay")
 TRANSFORMS = ("none", "center", "standardize")  # of parameters before rounding: transforms
 EXPONENTIALS = ("exact", "posit_exp", "posit_exp_shifted")  # of softmax: rewrites/posit_softmax
 PARAMETRIZED = ("lsq", "tqt", "pact", "elastic")  # ranges that training learns: learned
-UPDATES = ("frozen", *PARAMETRIZED, "moving_average")  # of ranges in training
+RANGE_UPDATES = ("frozen", "lsq", "tqt", "pact", "moving_average")  # of ranges in training
+UPDATES = (*RANGE_UPDATES, "elastic")  # and of binary values: elastic
 
 # Distillation: training/distillation and training/teaching. The temperature and the scale of the
 # divergence are those of NVIDIA's quantization-aware BERT.

@@ -92,7 +92,8 @@ def _rounded(x: tf.Tensor, levels: Levels, site: Site, decay: tf.Tensor | None) 
             lambda x: fitted.rounded(x, levels), lambda x: highest * derivative(x, decay), x
         )
     if site.is_weight or site.spec.scale.source == "none":
-        lowest, highest = tf.constant(-1.0), tf.constant(1.0)
+        unsigned = site.spec.scale.unsigned is True
+        lowest, highest = tf.constant(0.0 if unsigned else -1.0), tf.constant(1.0)
 
     def inside(x: tf.Tensor) -> tf.Tensor:
         if gradient.strict:

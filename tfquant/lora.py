@@ -56,7 +56,7 @@ class Factor:
     def __init__(self, site: Site, value: np.ndarray, path: str):
         self.site, self.path = site, path
         self.variable = state_variable(value.astype(np.float32), path, trainable=True)
-        stateful = site.spec.scale.source in ("delayed", "none")
+        stateful = site.spec.scale.source in ("delayed", "none") and not site.spec.fitted
         self.quantizer = Quantizer(site) if stateful else None
 
     def __call__(self, training: bool) -> tf.Tensor:

@@ -97,13 +97,13 @@ class QuantSpec:
         parts = with_fields({"layout": layout, "scale": scale, "gradient": gradient}, part_fields)
         if formats.fitted_format(format) is not None:
             if update == "elastic":
-                method = _LEAST_ERROR if method in ("max", calib.Method("max")) else method
+                method = _LEAST_ERROR if _method(method).name == "max" else method
             else:
                 method = "max"  # nothing is estimated from statistics
                 if parts["scale"].source == "stored":
                     parts["scale"] = dataclasses.replace(parts["scale"], source="dynamic")
         plain = {"format": format, "method": _method(method), "update": update, "decay": decay}
-        plain["transform"] = transform
+        plain |= {"transform": transform}
         for name, value in {**plain, **parts}.items():
             object.__setattr__(self, name, value)
         self._check()
@@ -122,20 +122,7 @@ class QuantSpec:
             self._check_elastic()
         # Refused here rather than in calibration, which may run for hours first.
         self.method.check_codebook(self.codebook)
-        if self.transform not in TRANSFORMS:
-            raise ValueError(
-                f"unknown transform {shown(self.transform)}; known: {', '.join(TRANSFORMS)}"
-            )
-        if not self.fitted and (self.transform != _NO_TRANSFORM or self.gradient.error_decay):
-            option = "ste: error_decay" if self.gradient.error_decay else "transform"
-            raise ValueError(
-                f"{option} is for formats that are fitted to the tensor, such as binary; got"
-                f" {self.format}"
-            )
-        if self.gradient.error_decay and self.codebook.num_codes != 2:
-            raise ValueError(
-                f"ste: error_decay is the gradient of a sign: set format: binary, got {self.format}"
-            )
+        self._check_options_of_fitted()
         if self.update not in UPDATES:
             raise ValueError(f"unknown update {shown(self.update)}; known: {', '.join(UPDATES)}")
         number = isinstance(self.decay, (int, float)) and not isinstance(self.decay, bool)
@@ -158,8 +145,6 @@ class QuantSpec:
                 f"a scale of format {self.scale.scale_format} does not follow training: leave out"
                 f" update {self.update!r}"
             )
-        if self.gradient.error_decay and self.scale.unsigned:
-            raise ValueError("ste: error_decay is the gradient of a sign: set unsigned: false")
         if self.stateless:
             self._check_dynamic()
         elif self.layout.per_token:
@@ -171,6 +156,27 @@ class QuantSpec:
                 "blocks have the scale of the numbers in them: set dynamic: true, got source"
                 f" {self.scale.source!r}"
             )
+
+    def _check_options_of_fitted(self) -> None:
+        """Raise ValueError for options that formats fitted to the tensor alone have."""
+        decay = self.gradient.error_decay
+        if self.transform not in TRANSFORMS:
+            raise ValueError(
+                f"unknown transform {shown(self.transform)}; known: {', '.join(TRANSFORMS)}"
+            )
+        if not self.fitted and (self.transform != _NO_TRANSFORM or decay):
+            raise ValueError(
+                f"{'ste: error_decay' if decay else 'transform'} is for formats that are fitted to"
+                f" the tensor, such as binary; got {self.format}"
+            )
+        if self.transform != _NO_TRANSFORM and self.layout.per_block:
+            raise ValueError(f"transform: {self.transform} is not for blocks: set per_channel")
+        if decay and self.codebook.num_codes != 2:
+            raise ValueError(
+                f"ste: error_decay is the gradient of a sign: set format: binary, got {self.format}"
+            )
+        if decay and self.scale.unsigned:
+            raise ValueError("ste: error_decay is the gradient of a sign: set unsigned: false")
 
     def _check_elastic(self) -> None:
         """Raise ValueError for what elastic binarization cannot have."""

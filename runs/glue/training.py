@@ -24,6 +24,7 @@ from tfquant.training import (
     Evaluation,
     QuantizationSchedule,
     TrainOptions,
+    error_decay_hooks,
 )
 from tfquant.variables import path_of
 
@@ -61,6 +62,7 @@ def train(
         network.share_ranges(group)
         relative = course.relative_rate(settings.range_learning_rate)
         hooks.append(QuantizationSchedule(network, optimizer, range_rate=relative))
+        hooks += error_decay_hooks(network, total)
     evaluation = evaluating(network, features, task, settings, course, validation, group)
     hooks += [] if evaluation is None else [evaluation]
     loss = (

@@ -33,9 +33,9 @@ from tfquant.choices import (
     DIRECTIONS,
     DISTILLATION_SCALE,
     ORDERS,
-    STES,
+    RANGE_STES,
+    RANGE_UPDATES,
     TEMPERATURE,
-    UPDATES,
 )
 from tfquant.distributed.watchdog import TIMEOUT
 from tfquant.export.targets import TARGETS, targets_for
@@ -303,10 +303,10 @@ class Settings(EightBitFlags):
     )
 
     range_update: str | None = _one_of(
-        UPDATES,
+        RANGE_UPDATES,
         None,
-        f"What quantized training does to ranges: {', '.join(UPDATES)}. If not given frozen, or"
-        " what the recipe says.",
+        f"What quantized training does to ranges: {', '.join(RANGE_UPDATES)}. If not given frozen,"
+        " or what the recipe says.",
         needs=QUANTIZED_TRAINING,
     )
     range_update_of: str = _one_of(
@@ -316,7 +316,7 @@ class Settings(EightBitFlags):
         needs={"range_update": True},
     )
     ste: str | None = _one_of(
-        STES,
+        RANGE_STES,
         None,
         "Whether gradients reach values exactly on an end of a range: inclusive (if not given) or"
         " strict, as NVIDIA's do; identity: also those beyond it.",

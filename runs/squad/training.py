@@ -31,6 +31,7 @@ from tfquant.training import (
     QuantizationSchedule,
     TrainOptions,
     WarmupLinearDecay,
+    error_decay_hooks,
 )
 
 MERGED = "model.ckpt-merged"  # weights with their LoRA updates
@@ -78,6 +79,7 @@ def train(
     )
     if settings.if_quant:
         hooks.insert(0, schedule(network, optimizer, total, settings, course))
+        hooks += error_decay_hooks(network, total)
         log(in_words(network, settings))
     if group.size > 1 and not saved:
         log(

@@ -7,6 +7,7 @@ import tensorflow as tf
 import tfquant
 from tests.core.conftest import two_dense_layers
 from tfquant import elastic
+from tfquant.export import ExportError
 from tfquant.graph.plan import RecipeError
 from tfquant.model import engine_of
 from tfquant.rules import Recipe, Rule
@@ -110,8 +111,14 @@ def test_files_hold_scale_and_shift(quantized, tmp_path):
     np.testing.assert_allclose(
         tf.nest.flatten(served(x=tf.constant(X)))[0], quantized(X), rtol=1e-5, atol=1e-6
     )
-    with pytest.raises(tfquant.ExportError, match="number format 'binary' does not exist"):
+    with pytest.raises(ExportError, match="number format 'binary' does not exist"):
         tfquant.export(quantized, tmp_path / "model.onnx", target="onnx")
+
+
+def test_sequential_calibration_rounds_to_the_two_values():
+    model = tfquant.quantize(two_dense_layers(), ELASTIC)
+    tfquant.calibrate(model, [X], order="sequential", progress=False)
+    np.testing.assert_allclose(model.quantizers[SIGNED].learned.value, np.abs(X).mean(), rtol=0.01)
 
 
 def test_parameters_are_refused():

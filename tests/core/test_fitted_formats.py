@@ -11,10 +11,11 @@ import tensorflow as tf
 
 import tfquant
 from tests.core.conftest import bert_batch, two_dense_layers
-from tfquant import fitted, formats
+from tfquant import fitted, formats, ptq
 from tfquant.error_decay import derivative, t_at
 from tfquant.formats import fitted as levels_module
 from tfquant.graph.plan import RecipeError
+from tfquant.layout import Layout
 from tfquant.rules import Recipe, Rule
 from tfquant.scale import Scale, rounded_to
 from tfquant.site import Site
@@ -22,6 +23,7 @@ from tfquant.spec import QuantSpec
 from tfquant.transforms import transformed
 
 BINARY, TERNARY = QuantSpec("binary", "per_channel"), QuantSpec("ternary", "per_channel")
+BLOCKS = Layout("per_block", block_size=4)
 IRNET = tfquant.recipe("irnet").rules[0].spec
 
 
@@ -50,7 +52,8 @@ def array(shape=(7, 12), seed=0) -> np.ndarray:
 
 
 def site_of(spec: QuantSpec, shape, channel_axes=(), role="weight") -> Site:
-    return Site(role, "layer", "kernel", spec, "rule", tuple(shape), channel_axes)
+    port = "kernel" if role == "weight" else "input"
+    return Site(role, "layer", port, spec, "rule", tuple(shape), channel_axes)
 
 
 def rounded(x: np.ndarray, spec: QuantSpec, channel_axes=(), role="weight") -> np.ndarray:
@@ -239,14 +242,14 @@ def test_the_gradient_of_ir_net_goes_through_the_standardization():
 
 def test_the_error_decay_schedule_is_geometric():
     epochs = [t_at(i, 10) for i in range(11)]
-    expected = [0.1, 0.158, 0.251, 0.398, 0.631, 1.0, 1.585, 2.512, 3.981, 6.310, 10.0]
+    expected = [0.1, 0.1585, 0.2512, 0.3981, 0.6310, 1.0, 1.585, 2.512, 3.981, 6.310, 10.0]
     np.testing.assert_allclose(epochs, expected, rtol=1e-3)
     assert t_at(12, 10) == 10.0
     for t in (0.1, 1.0, 10.0):
         x = np.linspace(-2, 2, 21)
         k = max(1 / t, 1)
         slope = derivative(tf.constant(x, tf.float32), tf.constant(t)).numpy()
-        np.testing.assert_allclose(slope, k * t * (1 - np.tanh(t * x) ** 2), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(slope, k * t * (1 - np.tanh(t * x) ** 2), rtol=1e-3, atol=1e-5)
 
 
 def test_transforms_of_equal_elements_have_finite_gradients():
@@ -299,16 +302,15 @@ def test_weights_follow_training():
 def test_padding_does_not_count_for_activations(tiny_bert_config):
     import modeling
 
-    model = modeling.BertModel(tiny_bert_config)
+    model = modeling.build_squad_model(tiny_bert_config)
     batch = bert_batch([4, 6], 6)
     recipe = Recipe((Rule(QuantSpec("binary", unsigned="auto"), "linear_input"),), name="inputs")
-    quantized = tfquant.quantize(model, recipe, inputs=bert_batch([3, 3]))
+    quantized = tfquant.quantize(model, recipe)
     wide = {name: np.pad(value, [(0, 0), (0, 5)]) for name, value in batch.items()}
     narrow_result, wide_result = (tf.nest.flatten(quantized(b)) for b in (batch, wide))
     real = batch["input_mask"].astype(bool)
     for one, two in zip(narrow_result, wide_result, strict=True):
-        if one.shape.rank == 3:
-            one, two = one.numpy()[real], two.numpy()[:, :6][real]
+        one, two = one.numpy()[real], two.numpy()[:, :6][real]
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
 
 
@@ -372,6 +374,10 @@ def test_any_recipe_takes_the_formats_without_further_fields():
         (dict(format="binary", ste="error_decay", unsigned="auto"), "set unsigned: false"),
         (dict(format="int8", ste="error_decay"), "such as binary; got int8"),
         (dict(format="int8", transform="center"), "transform is for formats that are fitted"),
+        (
+            dict(format="binary", granularity="per_block", block_size=4, transform="center"),
+            "blocks",
+        ),
         (dict(format="binary", transform="whiten"), "unknown transform 'whiten'; known: none"),
         (dict(source="none", scale_format="power_of_two"), "source: none has none"),
         (dict(format="ternary", update="elastic"), "set format: binary, got 'ternary'"),
@@ -389,6 +395,12 @@ def test_activations_are_not_transformed():
     rule = Rule(QuantSpec("binary", transform="center"), "linear_input")
     with pytest.raises(RecipeError, match="which is for parameters: leave it out"):
         tfquant.plan(two_dense_layers(), Recipe((rule,), name="inputs"))
+
+
+def test_rounding_methods_refuse_weights_that_follow_training():
+    model = tfquant.quantize(two_dense_layers(), weights(BINARY))
+    with pytest.raises(ValueError, match="first:weight:kernel: its binary values are fitted to it"):
+        ptq.adaround(model, [array((4, 6))], progress=False)
 
 
 def test_a_fitted_codebook_has_no_values():

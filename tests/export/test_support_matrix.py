@@ -34,7 +34,12 @@ KINDS = {
     "int2": _bits("int2", "int3", "int4"),
     "int9": _bits("int9", "int12", "int16"),
     "e4m3": _bits("e5m2", "e4m3"),
-    "e3m2": _bits("e3m2", "e2m1", "nf4", "p2_5", "posit8_1"),
+    "e3m2": [
+        INT8.with_spec(roles=["weight"], format="ternary").with_spec(
+            roles=["linear_input"], format="binary", update="elastic"
+        ),
+        *_bits("e3m2", "e2m1", "nf4", "p2_5", "posit8_1"),
+    ],
     "symmetric: false": [_inputs(symmetric=False)],
     "per_embedding_group": [
         _inputs(granularity="per_embedding"),

@@ -495,7 +495,7 @@ class _File:
         if "bits" not in entry:
             value = self.tensors[name]
         else:
-            parts = {part: f"{name}/{part}" for part in ("codes", "scale", "zero")}
+            parts = {part: f"{name}/{part}" for part in ("codes", "scale", "zero", "levels")}
             tensors = {
                 part: self.tensors[key] for part, key in parts.items() if key in self.tensors
             }

@@ -20,7 +20,8 @@ import tensorflow as tf
 from calib.codebook import Codebook, ScaledCodebook
 from tfquant.formats.contract import Kind, Levels
 from tfquant.formats.fitted import FittedCodebook, check_scale, mean_magnitude, scaled_levels
-from tfquant.scale import Scale
+from tfquant.formats.fixed_levels import searched
+from tfquant.scale import SMALLEST_AMAX, Scale, scale_of
 
 KNOWN = "binary"
 
@@ -41,6 +42,15 @@ class Binary:
         # Learned scales start from the best one for calibration data, see `tfquant.elastic`.
         levels, threshold = ((0.0, 1.0), 0.5) if unsigned else ((-1.0, 1.0), 0.0)
         return ScaledCodebook(levels, (threshold,), 1.0, self.name)
+
+    def has_gradient(self, amax: tf.Tensor) -> bool:
+        return False
+
+    def round(
+        self, x: tf.Tensor, amax: tf.Tensor, codebook: ScaledCodebook, *, compiled: bool = True
+    ) -> tf.Tensor:
+        """Round to the values of stored ranges, which calibration in sequential order asks for."""
+        return searched(x, scale_of(tf.maximum(amax, SMALLEST_AMAX), codebook), codebook)
 
     def fit(
         self, x: tf.Tensor, axes: Sequence[int], scale: Scale, valid: tf.Tensor | None = None

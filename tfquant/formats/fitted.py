@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 import tensorflow as tf
 
+from calib.codebook import Range
 from tfquant.formats.contract import Levels
 from tfquant.scale import SMALLEST_AMAX, Scale, rounded_to
 
@@ -36,11 +37,35 @@ class FittedCodebook:
     symmetric = True
     uniform = False
 
-    def _refuse(self, *arguments: Any) -> NoReturn:
+    def _refuse(self) -> NoReturn:
         raise TypeError(f"{self.name} has no values in units of a scale, they follow the tensor")
 
-    quant_max = extremes = limit = property(_refuse)
-    symmetric_range = quantize = values = boundaries = to_dict = _refuse
+    @property
+    def quant_max(self) -> float:
+        self._refuse()
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        self._refuse()
+
+    @property
+    def limit(self) -> float:
+        self._refuse()
+
+    def symmetric_range(self, amax: Any) -> Range:
+        self._refuse()
+
+    def quantize(self, x: Any, lower: Any, upper: Any) -> np.ndarray:
+        self._refuse()
+
+    def values(self, lower: Any, upper: Any) -> np.ndarray:
+        self._refuse()
+
+    def boundaries(self, lower: Any, upper: Any) -> np.ndarray:
+        self._refuse()
+
+    def to_dict(self) -> dict:
+        self._refuse()
 
     def __str__(self) -> str:
         return self.name

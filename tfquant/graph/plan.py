@@ -377,7 +377,7 @@ def _resolved(rule: Rule, spec: QuantSpec, edge: Edge, embedding: Embedding) -> 
             f"rule {rule.name!r} asks for a dynamic range at {edge.address}, which is a parameter:"
             " its range stays"
         )
-    if spec.layout.along_last_axis:
+    if spec.layout.along_last_axis and not (spec.fitted and edge.table is not None):
         _check_embedding(rule, spec, edge, embedding)
     if spec.layout.permute == "shared" and embedding.layer_order(edge) is None:
         spec = dataclasses.replace(spec, permute="own")

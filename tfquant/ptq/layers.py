@@ -110,6 +110,8 @@ def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], lis
         if site.address not in named:
             continue
         try:
+            if site.spec.fitted:
+                raise Unsuitable(f"its {site.spec.format} values are fitted to it in every call")
             layers.append(finder.layer(site))
         except Unsuitable as error:
             if named[site.address]:

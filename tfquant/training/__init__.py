@@ -6,7 +6,11 @@ BERT's optimizer and schedule, distillation, sparsity, and a loop that resumes e
 from tfquant.lora import Lora
 from tfquant.training.distillation import Distillation, DistillationOptions
 from tfquant.training.distillation_losses import divergence
-from tfquant.training.error_decay import ErrorDecayCallback, ErrorDecaySchedule
+from tfquant.training.error_decay import (
+    ErrorDecayCallback,
+    ErrorDecaySchedule,
+    error_decay_hooks,
+)
 from tfquant.training.evaluation import Best, Evaluation
 from tfquant.training.hooks import Hook
 from tfquant.training.interrupt import TrainingInterrupted
@@ -39,5 +43,6 @@ __all__ = [
     "WarmupLinearDecay",
     "divergence",
     "encoder_kernels",
+    "error_decay_hooks",
     "seed_variables",
 ]

@@ -93,3 +93,14 @@ class ErrorDecayCallback(keras.callbacks.Callback):
         model: Any = self.model
         if self._schedule is not None:
             self._schedule.before_step(int(model.optimizer.iterations.numpy()))
+
+
+def error_decay_hooks(model: Any, steps: int) -> list[Hook]:
+    """Hooks that a training of a model needs for the error-decay gradient; none without.
+
+    Args:
+      model: quantized or not.
+      steps: number of training steps.
+    """
+    used = isinstance(model, QuantizedModel) and engine_of(model).uses_error_decay
+    return [ErrorDecaySchedule(model, steps)] if used else []
