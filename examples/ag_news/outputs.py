@@ -37,12 +37,11 @@ def write(
     Args:
       settings: of the run.
       figures: for the results file.
-      rows: float [rows, 4], epoch, iteration, loss and accuracy; rows of NaN are left out.
+      rows: float [rows, 4], epoch, iteration, loss and accuracy.
       accuracy: float [epochs], of the test, in percent.
       best: weights of the best epoch, by path.
     """
     begin = os.path.join(settings.output_dir, settings.exp_name)
-    rows = rows[~np.isnan(rows[:, 0])]
     write_text(f"{begin}_log.csv", log_text(rows), make_folder=True)
     with replacing(f"{begin}_test.npy") as path, open(path, "wb") as stream:
         np.save(stream, accuracy)

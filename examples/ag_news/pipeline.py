@@ -19,6 +19,8 @@ from runs.logging import log
 from tasks.wordpiece import Tokenizer
 from tfquant.training import ErrorDecaySchedule
 
+_CALIBRATION_BATCHES = 8
+
 
 def run(settings: Settings) -> dict[str, Any]:
     """Train and test a classifier, write the results.
@@ -98,6 +100,11 @@ def train_phases(
     if settings.quant_type is not None:
         network = tfquant.quantize(model, recipe(settings))
         outputs.show_sites(network)
+        if not network.calibrated:  # a start for ranges that follow training
+            order = train_set.batches(settings.batch_size, seed=settings.seed)
+            batches = [train_set.batch(rows) for rows in order[:_CALIBRATION_BATCHES]]
+            inputs = [{name: batch[name] for name in data.INPUTS} for batch in batches]
+            tfquant.calibrate(network, inputs, mask="input_mask")
         phase = Phase(latent, settings.epochs, os.path.join(folder, "quantized"))
         hooks = ()
         if settings.quant_method == "ir":

@@ -15,11 +15,12 @@ import tfquant
 from examples.ag_news.data import INPUTS, LABELS, Tokens
 from runs.logging import log
 from tfquant import checkpoint
-from tfquant.training import Hook, Trainer, TrainOptions, seed_variables
+from tfquant.training import BertAdamW, Hook, Trainer, TrainOptions, seed_variables
 from tfquant.variables import state_variable
 
 _STATE = "ag_news/"
 _EVALUATION_BATCH = 64
+_NONE = -1.0  # not logged yet; checkpoints hold no NaN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Log(Hook):
         epochs = phase.last - phase.first
         rows = epochs * -(-of_epoch // every)
         self._sums = state_variable(np.zeros(3), "sums")  # of loss and hits, number of texts
-        self._rows = state_variable(np.full((rows, 4), np.nan), "rows")
-        self._accuracy = state_variable(np.full(epochs, np.nan), "accuracy")
+        self._rows = state_variable(np.full((rows, 4), _NONE), "rows")
+        self._accuracy = state_variable(np.full(epochs, _NONE), "accuracy")
         self._best = {
             variable.path: tf.Variable(variable.value, trainable=False)
             for variable in network.weights
@@ -66,7 +67,8 @@ class Log(Hook):
     def rows(self) -> np.ndarray:
         """float64 [rows, 4]: epoch, iteration, mean loss and accuracy in percent of the epoch so
         far."""
-        return self._rows.numpy()
+        rows = self._rows.numpy()
+        return rows[rows[:, 0] != _NONE]
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -86,7 +88,7 @@ class Log(Hook):
 
     def add(self, losses: tf.Tensor, hits: tf.Tensor) -> None:
         """Count the texts of a batch; called in the step's graph."""
-        terms = [tf.reduce_sum(losses), tf.reduce_sum(hits), tf.size(hits)]
+        terms = [tf.reduce_sum(losses), tf.math.count_nonzero(hits), tf.size(hits)]
         self._sums.assign_add(tf.stack([tf.cast(term, tf.float64) for term in terms]))
 
     def before_step(self, step: int) -> None:
@@ -108,10 +110,9 @@ class Log(Hook):
             self._rows.scatter_nd_update([[row]], [values])
 
     def _test_after(self, epoch: int) -> None:
-        if not np.isnan(self.accuracy[epoch]):
+        if self.accuracy[epoch] != _NONE:
             return
-        value = accuracy(self._network, self._test)
-        best = np.nanmax(self.accuracy, initial=-1.0)
+        value, best = accuracy(self._network, self._test), self.accuracy.max()
         self._accuracy.scatter_nd_update([[epoch]], [value])
         if value > best:
             for variable in self._network.weights:
@@ -132,7 +133,8 @@ def train(
     log_every: int,
     hooks: tuple[Hook, ...] = (),
 ) -> Log:
-    """Train for the epochs of a phase with a fresh Adam, from the last checkpoint if there is one.
+    """Train for the epochs of a phase with a fresh optimizer, from the last checkpoint if there is
+    one.
 
     Args:
       model: the float model, whose weights are trained.
@@ -175,7 +177,7 @@ def train(
     trainer = Trainer(
         network,
         loss,
-        keras.optimizers.Adam(learning_rate),
+        BertAdamW(learning_rate, weight_decay=0.0),
         options,
         weights=model.weights,
         seeds=seed_variables(model),

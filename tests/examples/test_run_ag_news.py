@@ -174,7 +174,8 @@ def test_sinusoids_are_those_of_the_paper():
 
 
 def test_sizes_follow_the_count_of_the_source():
-    figures = sizes(build(Architecture(100, positions=32)), build(Architecture(100, positions=32)))
+    model = build(Architecture(100, positions=32))
+    figures = sizes(model, model)
     assert figures["source_size"] == 2 * (2_101_248 + 2_100_224 + 529_412)
 
 
