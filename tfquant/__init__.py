@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "ActivationMemory",
     "Calibration",
     "ExponentHistograms",
     "Fuse",
@@ -38,6 +39,7 @@ __all__ = [
     "Softmax",
     "TargetError",
     "UncalibratedError",
+    "activation_memory",
     "add_training_args",
     "apply",
     "calibrate",

@@ -9,6 +9,7 @@ from tfquant.exponents import ExponentHistograms
 from tfquant.export import compare, export
 from tfquant.export.packed import load as load_packed
 from tfquant.export.packed import size_report
+from tfquant.liveness import ActivationMemory, activation_memory
 from tfquant.mixed_precision import SearchReport, TargetError, mixed_precision
 from tfquant.model import QuantizedFunction, QuantizedModel
 from tfquant.quantizer import UncalibratedError
@@ -21,6 +22,7 @@ from tfquant.store import load, save
 from tfquant.training_args import add_training_args
 
 __all__ = [
+    "ActivationMemory",
     "Calibration",
     "ExponentHistograms",
     "Fuse",
@@ -37,6 +39,7 @@ __all__ = [
     "Softmax",
     "TargetError",
     "UncalibratedError",
+    "activation_memory",
     "add_training_args",
     "apply",
     "calibrate",

@@ -1,0 +1,1 @@
+"""Quantization and binarization of a small transformer classifier on AG News."""

@@ -1,0 +1,241 @@
+"""run_ag_news.py on made texts: every method trains, resumes, and refuses bad inputs."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import tfquant
+from examples.ag_news import data, pipeline, pretrained
+from examples.ag_news.checks import check
+from examples.ag_news.classifier import Architecture, build, sinusoids
+from examples.ag_news.outputs import part_of, sizes
+from examples.ag_news.recipes import recipe
+from examples.ag_news.settings import Settings
+from runs.settings import FlagError
+from tests.few import few
+
+SMALL = {
+    "blocks": 1,
+    "width": 16,
+    "heads": 2,
+    "hidden": 32,
+    "classifier": 32,
+    "max_length": 24,
+    "epochs": 2,
+    "batch_size": 8,
+    "learning_rate": 3e-3,
+    "log_every": 4,
+}
+WORDS = (
+    "minister election treaty",
+    "goal match team",
+    "shares profit bank",
+    "software chip space",
+)
+
+
+@pytest.fixture(scope="module")
+def news(tmp_path_factory):
+    """Folder with train.csv, test.csv and vocab.txt; the words of a text tell its class."""
+    folder, rng = tmp_path_factory.mktemp("news"), np.random.default_rng(0)
+    for split, count in (("train", 64), ("test", 32)):
+        with open(folder / f"{split}.csv", "w", newline="") as stream:
+            writer = csv.writer(stream, quoting=csv.QUOTE_ALL)
+            for number in range(count):
+                words = WORDS[number % 4].split()
+                text = " ".join(rng.choice(words, 6))
+                writer.writerow([number % 4 + 1, "" if split == "train" else words[0], text])
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *" ".join(WORDS).split()]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    return folder
+
+
+def settings_of(folder, output, **changes):
+    paths = {"data_dir": str(folder), "vocab_file": str(folder / "vocab.txt")}
+    return Settings(**{**SMALL, **paths, "output_dir": str(output), **changes})
+
+
+METHODS = {
+    "float": {},
+    "basic 8": {"quant_type": "quantization", "quant_method": "basic", "bit_num": 8},
+    "basic 4": {"quant_type": "quantization", "quant_method": "basic", "bit_num": 4},
+    "basic 2": {"quant_type": "quantization", "quant_method": "basic", "bit_num": 2},
+    "fully 8": {"quant_type": "quantization", "quant_method": "fully", "bit_num": 8},
+    "sign": {
+        "quant_type": "binarization",
+        "quant_method": "basic",
+        "quant_pattern": "ALL",
+        "scale": "none",
+    },
+    "all binary": {
+        "quant_type": "binarization",
+        "quant_method": "basic",
+        "quant_pattern": "ALL",
+        "skip_final": False,
+    },
+    "ir": {"quant_type": "binarization", "quant_method": "ir", "quant_pattern": "ALL_QK"},
+}
+KERNELS = {"sign": 7, "all binary": 8, "ir": 6}
+
+
+@pytest.mark.parametrize("method", few(METHODS, kept=("basic 2", "fully 8", "all binary")))
+def test_a_method_trains_and_writes_its_results(news, tmp_path, method):
+    settings = settings_of(news, tmp_path, exp_name="one", **METHODS[method])
+    check(settings)
+    figures = pipeline.run(settings)
+    assert len(figures["test_accuracy"]) == 2
+    assert figures["best"] == max(figures["test_accuracy"])
+    log = list(csv.reader((tmp_path / "one_log.csv").open()))
+    assert log[0] == ["", "Epoch", "Iteration", "Train Loss", "Train Acc"]
+    assert [row[1:3] for row in log[1:]] == [["0", "4"], ["1", "4"]]
+    assert np.load(tmp_path / "one_test.npy").tolist() == pytest.approx(figures["test_accuracy"])
+    written = json.loads((tmp_path / "one_results.json").read_text())
+    assert written["figures"] == figures
+    assert (tmp_path / "one_curves.png").stat().st_size > 1000
+    if method == "float":
+        assert figures["packed_bytes"] == figures["float_bytes"]
+    else:
+        assert figures["packed_bytes"] < figures["float_bytes"]
+    best = np.load(tmp_path / "one_best.npz")
+    assert best["block_0_attention_query/kernel"].shape == (16, 16)
+
+
+@pytest.mark.long
+def test_float_learns_the_made_classes(news, tmp_path):
+    figures = pipeline.run(settings_of(news, tmp_path, epochs=6))
+    assert figures["best"] == 100.0
+
+
+def test_a_run_that_was_cut_off_ends_as_one_that_was_not(news, tmp_path):
+    method = {**METHODS["ir"], "latent": True, "epochs": 4}
+    whole = pipeline.run(settings_of(news, tmp_path / "whole", **method))
+    again = tmp_path / "again"
+    shutil.copytree(
+        tmp_path / "whole" / "tmp_checkpoints" / "float", again / "tmp_checkpoints/float"
+    )
+    resumed = pipeline.run(settings_of(news, again, **method))
+    assert resumed["test_accuracy"] == whole["test_accuracy"]
+    first = np.load(tmp_path / "whole" / "tmp_best.npz")
+    second = np.load(again / "tmp_best.npz")
+    for name in first.files:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+@pytest.mark.parametrize(("method", "kernels"), KERNELS.items())
+def test_patterns_name_the_kernels_that_are_quantized(news, tmp_path, method, kernels):
+    model = build(small_architecture())
+    plan = tfquant.plan(model, recipe(settings_of(news, tmp_path, **METHODS[method])))
+    weights = {site.path for site in plan.sites if site.is_weight}
+    assert len(weights) == kernels
+    assert ("classifier_output" in weights) == (method == "all binary")
+    assert ("block_0_attention_value" in weights) == (method != "ir")
+
+
+def small_architecture():
+    return Architecture(64, blocks=1, width=16, heads=2, hidden=32, classifier=32, positions=24)
+
+
+def test_the_classifier_has_the_parameters_of_the_source():
+    model = build(Architecture(30522))
+    counts = {}
+    for variable in model.trainable_variables:
+        part = part_of(variable.path)
+        counts[part] = counts.get(part, 0) + int(np.prod(variable.shape))
+    assert counts == {
+        "embeddings": 15_889_408,
+        "MHA": 2_101_248,
+        "FFN": 2_100_224,
+        "CLS": 529_412,
+        "LayerNorm": 4_096,
+    }
+
+
+def test_padding_does_not_change_answers_unless_the_source_is_followed():
+    ids = np.array([[2, 5, 6, 3]], np.int32)
+    padded = np.array([[2, 5, 6, 3, 0, 0]], np.int32)
+    for masks in (True, False):
+        model = build(Architecture(16, 4, 1, 16, 2, 32, 32, 8, mask_padding=masks))
+        short = model({"input_ids": ids, "input_mask": np.ones_like(ids)})
+        long = model({"input_ids": padded, "input_mask": (padded > 0).astype(np.int32)})
+        assert np.allclose(short, long, atol=1e-5) == masks
+
+
+def test_sinusoids_are_those_of_the_paper():
+    table = sinusoids(5, 6)
+    for position in range(5):
+        for pair in range(3):
+            angle = position / 10000 ** (2 * pair / 6)
+            assert table[position, 2 * pair] == pytest.approx(np.sin(angle), abs=1e-6)
+            assert table[position, 2 * pair + 1] == pytest.approx(np.cos(angle), abs=1e-6)
+
+
+def test_sizes_follow_the_count_of_the_source():
+    model = build(Architecture(100, positions=32))
+    figures = sizes(model, model)
+    assert figures["source_size"] == 2 * (2_101_248 + 2_100_224 + 529_412)
+
+
+def test_names_in_a_checkpoint():
+    assert pretrained.source_of("embedding_tokens/embeddings") == "bert/embeddings/word_embeddings"
+    layer = "bert/encoder/layer_1/attention/"
+    assert pretrained.source_of("block_1_attention_query/bias") == f"{layer}self/query/bias"
+    assert pretrained.source_of("block_1_attention_norm/gamma") == f"{layer}output/LayerNorm/gamma"
+    assert pretrained.source_of("block_1_ffn_inner/kernel") is None
+    assert pretrained.source_of("classifier_hidden/kernel") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data_dir": None}, "--data_dir is missing"),
+        ({"data_dir": "/nowhere"}, "holds no train.csv"),
+        ({"vocab_file": "/nowhere"}, "--vocab_file=/nowhere: there is no such file"),
+        ({"bit_num": 8}, "--bit_num"),
+        ({"quant_pattern": "ALL"}, "--quant_pattern"),
+        ({"quant_type": "quantization", "bit_num": 8}, "--quant_method is missing"),
+        (
+            {"quant_type": "quantization", "quant_method": "ir", "bit_num": 8},
+            "takes basic or fully",
+        ),
+        ({"quant_type": "quantization", "quant_method": "basic"}, "--bit_num is missing"),
+        ({"quant_type": "binarization", "quant_method": "ir"}, "--quant_pattern is missing"),
+        ({**METHODS["ir"], "bit_num": 8}, "--bit_num"),
+        ({**METHODS["basic 8"], "latent": True, "latent_epochs": 2}, "leaves no epoch"),
+        ({"latent": True}, "--latent"),
+        ({"heads": 3}, "--heads=3: does not divide --width"),
+        ({"pre_trained": True}, "set --pretrained_checkpoint"),
+        ({"exp_name": "a/b"}, "must be a file name"),
+        ({"epochs": 0}, "--epochs"),
+    ],
+)
+def test_bad_options_are_refused_in_a_line(news, tmp_path, changes, message):
+    with pytest.raises(FlagError) as error:
+        check(settings_of(news, tmp_path, **changes))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("", "holds no rows"),
+        ('"5","a","b"\n', "row 1 begins with '5'"),
+        ('"1","a","b"\n"World","a","b"\n', "row 2 begins with 'World'"),
+        ('"1","a","b"\n"2"\n', "has 1 columns"),
+    ],
+)
+def test_rows_that_are_not_of_the_data_set_are_named(tmp_path, rows, message):
+    path = tmp_path / "train.csv"
+    path.write_text(rows)
+    with pytest.raises(ValueError, match=r"train\.csv") as error:
+        data.read_csv(str(path))
+    assert message in str(error.value)
+
+
+def test_quoted_texts_may_have_commas_and_lines(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text('"3","Up, down","first\nsecond ""line"""\n')
+    rows = data.read_csv(str(path))
+    assert rows.texts == ['Up, down first\nsecond "line"'] and rows.labels.tolist() == [2]
