@@ -19,6 +19,7 @@ from examples.ag_news.settings import Settings
 from fileio.atomic import replacing, write_json, write_text
 from runs.logging import log
 from runs.versions import versions
+from tfquant import formats
 
 _COLUMNS = ("", "Epoch", "Iteration", "Train Loss", "Train Acc")
 _LONGEST = 512  # tokens of the text that memory is measured on, as in the source
@@ -141,7 +142,7 @@ def sizes(model: keras.Model, network: Any) -> dict[str, Any]:
 def _bits_of(network: Any) -> dict[str, int]:
     """Bits of the quantized kernels, by path of the variable."""
     return {
-        f"{site.path}/kernel": tfquant.formats.get(site.spec.format).bits
+        f"{site.path}/kernel": formats.get(site.spec.format).bits
         for site in network.plan.sites
         if site.is_weight and site.enabled
     }
