@@ -234,7 +234,7 @@ def _metavar(field: dataclasses.Field) -> str | None:
 def _help(field: dataclasses.Field) -> str:
     """Return the help with the default value."""
     text, value = field.metadata["help"].replace("%", "%%"), field.default
-    if value is None or value is False or value == "":
+    if value is None or value is False or value in ("", ()):
         return text
     shown = (
         "true"

@@ -235,7 +235,8 @@ def _differences(
             or (name == names.rate and same_rate)
         ):
             continue
-        was = old.get(name, field.default)  # a flag younger than the checkpoint had no effect then
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        was = old.get(name, default)  # a flag younger than the checkpoint had no effect then
         if kind == SAME and new[name] != was:
             then = "not given" if was in ("", None) else was
             problems.append(f"--{name}={new[name]}: was {then} when the run was started")

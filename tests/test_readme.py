@@ -40,6 +40,9 @@ NOT_RUN = {
     'python -c "from tasks.glue import synthetic': (
         "trains for minutes; tests/test_run_glue.py has its options"
     ),
+    "python run_glue.py train-quantized": (
+        "trains for minutes; tests/test_run_glue_incremental.py has its options"
+    ),
     "mpirun": "needs Horovod and SQuAD; tests/distributed has its flags",
 }
 # Relative difference of printed and shown numbers: processors round differently, and AdaRound and

@@ -10,6 +10,16 @@ from runs.glue.settings import MODES, Settings, option
 from tfquant.cli.parser import Parser
 
 SCRIPT = "run_glue.py"
+# Options of other scripts for GLUE (Hugging Face's, INQ-pytorch's, nlp-architect's) -> ours.
+ALIASES = {
+    "nbits": "n_bits",
+    "task_name": "task",
+    "model_name_or_path": "model_path",
+    "per_gpu_train_batch_size": "batch_size",
+    "per_gpu_eval_batch_size": "eval_batch_size",
+    "num_train_epochs": "num_epochs",
+    "overwrite_output_dir": "overwrite_output",
+}
 
 
 def parse(arguments: Sequence[str], description: str | None) -> Settings:
@@ -36,6 +46,7 @@ def parse(arguments: Sequence[str], description: str | None) -> Settings:
         for field in dataclasses.fields(Settings)
         if mode in field.metadata["modes"] and "positional" not in field.metadata
     ]
+    known = {field.name for field in fields}
     line = CommandLine(
         SCRIPT,
         fields,
@@ -46,6 +57,7 @@ def parse(arguments: Sequence[str], description: str | None) -> Settings:
         ),
         description=f"Options of {mode}.",
         unknown=lambda words: f"{mode} has no {', '.join(words)}{_of_other_modes(words)}",
+        aliases={other: own for other, own in ALIASES.items() if own in known},
         ignored=("mode",),
     )
     return Settings(mode=mode, **line.parse(options))

@@ -50,7 +50,12 @@ def _data(task: glue.Task, split: str, settings: Settings) -> None:
 
 def _model(task: glue.Task, settings: Settings) -> None:
     folder = folder_of(task, settings)
-    described = settings.eight_bit or settings.qmethod is not None
+    described = (
+        settings.eight_bit
+        or settings.incremental
+        or settings.quant_recipe
+        or settings.qmethod is not None
+    )
     if settings.quantizes and not described and not holds_ranges(weights_of(folder)):
         raise ValueError(
             f"--qmethod is missing: symmetric_uniform or asymmetric_uniform, or --activation and"

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tfquant
 from runs.batches import only
 from runs.eight_bit import add_lora, merge_lora
-from runs.glue import networks, overwriting, setting_checks
+from runs.glue import incremental, networks, overwriting, setting_checks, sweep
 from runs.glue.data import INPUTS, LABELS, features_of, training_plan
 from runs.glue.evaluation import Validation
 from runs.glue.exporting import export
@@ -41,6 +41,8 @@ def run(settings: Settings) -> dict[str, Any]:
     if not settings.cuda:
         tf.config.set_visible_devices([], "GPU")
     group = start_ranks(settings, "run_glue.py")
+    if settings.sweep:
+        return sweep.sweep(settings, group, runs_of, run_task)
     finals: dict[str, dict[int, float]] = {}
     for (name, seed), own in runs.items():
         with output_of(group, own.output_dir):
@@ -189,6 +191,9 @@ def quantized_network(
         setting_checks.refuse_quantization_options(settings, source)
         return tfquant.load(networks.weights_of(source), model), {"ranges": {"loaded": source}}
     networks.load_float(model, source, new_head=settings.trains_new_head)
+    if settings.inq_mode and settings.trains:
+        network = tfquant.quantize(model, incremental.recipe_of(settings))
+        return network, {"ranges": {"recipe": network.recipe.to_dict()}}
     recipe = recipe_of(model, settings)
     if settings.eight_bit:
         network = tfquant.quantize(model, recipe)

@@ -51,6 +51,8 @@ def recipe_of(model: keras.Model, settings: Settings) -> tfquant.Recipe:
     Raises:
         RecipeError, ValueError: they contradict each other or the model; the message names what.
     """
+    if settings.quant_recipe:
+        return tfquant.recipe(settings.quant_recipe)
     if settings.eight_bit:
         return recipe_of_args(settings.eight_bit_arguments)
     recipe = tfquant.recipe(BASE).with_spec(
@@ -194,6 +196,8 @@ def _output_of(model: keras.Model, recipe: tfquant.Recipe, layer: str) -> str:
 
 def trained(recipe: tfquant.Recipe, settings: Settings) -> tfquant.Recipe:
     """Return the recipe with the updates of ranges in training."""
+    if settings.quant_recipe:  # which has its own
+        return recipe
     if settings.learn_ranges:
         return recipe.with_spec(roles=["*"], update=settings.range_update or "tqt")
     if not settings.fix_weight_ranges and settings.weight_quant:

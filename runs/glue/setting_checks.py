@@ -4,6 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
+import tfquant
 from runs.checks import (
     folder_problems,
     horovod_problems,
@@ -14,6 +15,7 @@ from runs.checks import (
 from runs.distillation_options import distillation_problems, set_about_answers
 from runs.eight_bit import eight_bit_problems, histogram_problems
 from runs.glue.evaluation import scores_of_training
+from runs.glue.incremental import IncrementalFlags, incremental_problems
 from runs.glue.outputs import logs_of
 from runs.glue.settings import EXPORTS, PTQ, QAT, QUANTIZING, Settings, option, rounding_options
 from runs.settings import FlagError, at_least, between
@@ -26,6 +28,12 @@ from tfquant.recipes.quant_dict import parse_quant_dict
 from tfquant.training_args import ARGUMENTS
 
 OLDEST_OPSET = 17
+_INCREMENTAL = {field.name for field in dataclasses.fields(IncrementalFlags)}
+# Options that a recipe does not replace: which data ranges are estimated on, and when it starts.
+_BESIDE_RECIPE = (
+    *("quant_recipe", "quant_start_step", "num_est_batches", "est_ranges_batch_size"),
+    *("est_ranges_pad", "est_ranges_order"),
+)
 OF_ONNX = ("onnx", "onnxruntime", "tensorrt", "openvino")
 
 
@@ -43,6 +51,8 @@ def check(settings: Settings) -> None:
         _evaluation,
         _quantization,
         _eight_bit,
+        _incremental,
+        _recipe,
         _training_of_ranges,
         _distillation,
         _groups,
@@ -58,6 +68,8 @@ def _work(s: Settings) -> list[str]:
     bits = between(MIN_BITS, MAX_BITS)
     for name in ("n_bits", "n_bits_act"):
         value = getattr(s, name)
+        if name == "n_bits" and s.incremental:  # which has bits of its own
+            continue
         if value is not None and not bits.holds(value):
             problems.append(f"{option(name, value)}: {bits.rule}")
     if s.trains and not s.output_dir:
@@ -191,6 +203,32 @@ def _eight_bit(s: Settings) -> list[str]:
     return problems
 
 
+def _recipe(s: Settings) -> list[str]:
+    """Return problems of a recipe in place of other options."""
+    if not s.quantizes or not s.quant_recipe:
+        return []
+    named = option("quant_recipe", s.quant_recipe)
+    others = [
+        name for name in _quantization_options(s, eight_bit=True) if name not in _BESIDE_RECIPE
+    ]
+    problems = [
+        f"{option(name)} describes another quantization than {named}: leave one out"
+        for name in others[:1]
+    ]
+    try:
+        tfquant.recipe(s.quant_recipe)
+    except (ValueError, OSError) as error:
+        problems.append(f"{named}: {error}")
+    return problems
+
+
+def _incremental(s: Settings) -> list[str]:
+    """Return problems of the options of incremental quantization."""
+    if s.mode not in QAT:
+        return []
+    return incremental_problems(s, _quantization_options(s, eight_bit=True))
+
+
 def _training_of_ranges(s: Settings) -> list[str]:
     if s.mode != "train-quantized":
         return []
@@ -283,7 +321,7 @@ def refuse_quantization_options(settings: Settings, source: str) -> None:
     Raises:
         FlagError: names every such option.
     """
-    specified = _quantization_options(settings, eight_bit=True)
+    specified = _quantization_options(settings, eight_bit=True, incremental=True)
     if specified:
         raise FlagError(
             f"  {', '.join(map(option, specified))}: the model in {source} was saved with its"
@@ -292,18 +330,22 @@ def refuse_quantization_options(settings: Settings, source: str) -> None:
         )
 
 
-def _quantization_options(settings: Settings, eight_bit: bool = False) -> list[str]:
+def _quantization_options(
+    settings: Settings, eight_bit: bool = False, incremental: bool = False
+) -> list[str]:
     """Names of the options of quantization that are set.
 
     Args:
         settings: of a run.
         eight_bit: whether those of 8-bit inference and training count as well.
+        incremental: whether those of incremental quantization do.
     """
     return [
         field.name
         for field in dataclasses.fields(Settings)
         if field.metadata["modes"] in (QUANTIZING, QAT, PTQ)
         and not field.name.startswith(("export", "distillation", "teacher"))
+        and (incremental or field.name not in _INCREMENTAL)
         and (eight_bit or field.name not in ARGUMENTS)
         and getattr(settings, field.name) != field.default
     ]

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from runs.eight_bit import QUANTIZING, EightBitFlags
+from runs.glue.incremental import IncrementalFlags
 from runs.settings import (
     AT_LEAST_1,
     BELOW_1,
@@ -86,7 +87,7 @@ def _any(default: Any, help: str, resume: str = FREE, **how: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(EightBitFlags):
+class Settings(IncrementalFlags, EightBitFlags):
     """Settings of a run. Each field is an option of the same name, with hyphens or underscores, and
     has its help.
 
@@ -303,6 +304,13 @@ class Settings(EightBitFlags):
     )
     horovod_compression: str = _any("none", "What gradients are sent as.", choices=COMPRESSIONS)
 
+    quant_recipe: str | None = _of(
+        QUANTIZING,
+        None,
+        "Named recipe, such as q8bert, or a recipe file, in place of the options of ranges and"
+        " placement.",
+        CONTENT,
+    )
     qmethod: str | None = _of(
         QUANTIZING, None, "Grid of weights.", "same", choices=(SYMMETRIC, ASYMMETRIC)
     )
@@ -315,7 +323,9 @@ class Settings(EightBitFlags):
     )
     weight_quant: bool = _of(QUANTIZING, True, "Quantize weights.", "same")
     act_quant: bool = _of(QUANTIZING, True, "Quantize activations.", "same")
-    n_bits: int = _of(QUANTIZING, 8, "Bits of weights, 2 to 16.", "same")
+    n_bits: int = _of(
+        QUANTIZING, 8, "Bits of weights, 2 to 16; with --inq-mode those of its mode.", "same"
+    )
     n_bits_act: int | None = _of(
         QUANTIZING,
         None,
@@ -505,6 +515,13 @@ class Settings(EightBitFlags):
         choices=("tqt", "lsq", "pact"),
         needs={"learn_ranges": True},
     )
+    quant_start_step: int = _of(
+        QAT,
+        0,
+        "Steps that are made in float before quantization is switched on.",
+        "same",
+        bound=NOT_NEGATIVE,
+    )
     range_learning_rate: float | None = _of(
         QAT,
         None,
@@ -619,10 +636,10 @@ class Settings(EightBitFlags):
 
     @property
     def trains_new_head(self) -> bool:
-        """Whether the head may have random weights at first: 8-bit training needs no calibrated
-        model, so that it can be the first on the task.
+        """Whether the head may have random weights at first: 8-bit training and incremental
+        quantization need no calibrated model, so that they can be the first on the task.
         """
-        return self.trains and (not self.quantizes or self.eight_bit)
+        return self.trains and bool(not self.quantizes or self.eight_bit or self.incremental)
 
     @property
     def quantizes(self) -> bool:

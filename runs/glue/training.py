@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from runs.glue import incremental
 from runs.glue.data import INPUTS, LABELS, training_plan
 from runs.glue.evaluation import LOSS, SCORE, Validation
 from runs.glue.losses import distillation, loss_of
@@ -22,7 +23,9 @@ from tfquant.distributed.group import Group
 from tfquant.training import (
     BertAdamW,
     Evaluation,
+    Hook,
     QuantizationSchedule,
+    StageRestarts,
     TrainOptions,
     error_decay_hooks,
 )
@@ -55,13 +58,27 @@ def train(
     total = settings.max_steps or steps_of(len(features), settings, course)
     agree_on_data(group, features.input_ids)
     group.broadcast(network.variables)
-    rate = schedule(settings.lr_scheduler_type, course.learning_rate, total, settings.warmup_steps)
+    starts = None
+    if settings.inq_mode:
+        epoch_steps = len(features) / course.examples
+        starts = incremental.starts_of(settings, total, epoch_steps)
+    rate = learning_rate(settings, course, total, starts)
     optimizer = BertAdamW(rate, weight_decay=settings.weight_decay)
-    hooks = []
-    if network is not model:
+    hooks: list[Hook] = []
+    if starts is not None:
+        hooks.append(incremental.hook_of(network, settings, starts, seed))
+    elif network is not model:
         network.share_ranges(group)
         relative = course.relative_rate(settings.range_learning_rate)
-        hooks.append(QuantizationSchedule(network, optimizer, range_rate=relative))
+        if settings.quant_start_step >= total:
+            raise ValueError(
+                f"--quant-start-step {settings.quant_start_step}: training has only {total} steps;"
+                " start before the last one"
+            )
+        start = settings.quant_start_step
+        hooks.append(
+            QuantizationSchedule(network, optimizer, quant_start_step=start, range_rate=relative)
+        )
         hooks += error_decay_hooks(network, total)
     evaluation = evaluating(network, features, task, settings, course, validation, group)
     hooks += [] if evaluation is None else [evaluation]
@@ -102,6 +119,27 @@ def train(
     )
     best = evaluation and evaluation.best
     return dataclasses.asdict(summary) | ({"best": dataclasses.asdict(best)} if best else {})
+
+
+def learning_rate(
+    settings: Settings, course: TrainingSchedule, total: int, starts: list[int] | None
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Return the learning rate schedule of a run.
+
+    Args:
+        settings: of the run.
+        course: tells the highest rate.
+        total: steps of the training.
+        starts: of the stages of incremental quantization; None without.
+    """
+
+    def over(steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+        name, peak = settings.lr_scheduler_type, course.learning_rate
+        return schedule(name, peak, steps, settings.warmup_steps)
+
+    if starts is None or not settings.reset_lr:
+        return over(total)
+    return StageRestarts.over(starts, total, over)
 
 
 def evaluating(

@@ -78,9 +78,9 @@ def small_float(x: Fraction, exponent_bits: int, mantissa_bits: int) -> Fraction
     return min(round(x / spacing) * spacing, limit)  # Python rounds fractions half to even
 
 
-def power_of_two(x: Fraction, bits: int) -> Fraction:
+def power_of_two(x: Fraction, count: int) -> Fraction:
     """Equations 2 to 4 of INQ with n1 = 0."""
-    powers = [Fraction(2) ** -k for k in range(2 ** (bits - 1) - 1)]
+    powers = [Fraction(2) ** -k for k in range(count)]
     if x >= Fraction(3, 2):
         return powers[0]
     inside = [p for p in powers if Fraction(3, 4) * p <= x < Fraction(3, 2) * p]
@@ -97,12 +97,16 @@ REFERENCES = {
         f"e{x}m{y}": functools.partial(small_float, exponent_bits=x, mantissa_bits=y)
         for x, y in ((3, 4), (5, 1), (4, 0), (1, 2), (3, 0), (2, 2))
     },
-    **{f"p2_{bits}": functools.partial(power_of_two, bits=bits) for bits in (2, 3, 5, 7)},
+    **{
+        f"p2_{bits}": functools.partial(power_of_two, count=2 ** (bits - 1) - 1)
+        for bits in (2, 3, 5, 7)
+    },
+    **{f"inq_{bits}": functools.partial(power_of_two, count=2 ** (bits - 2)) for bits in (3, 5, 8)},
 }
 # Left to `make test-long`; a format that is added is always checked.
 LIKE_OTHERS = (
     *("posit8_0", "posit8_3", "posit5_2", "posit3_0", "posit4_1"),
-    *("e5m1", "e4m0", "e3m0", "e2m2", "p2_2", "p2_3", "p2_7"),
+    *("e5m1", "e4m0", "e3m0", "e2m2", "p2_2", "p2_3", "p2_7", "inq_8"),
 )
 NORMAL_FLOATS = ["nf4", "nf4_6", "nf2", "nf3", "nf5_8", "nf8"]
 
@@ -214,7 +218,8 @@ def test_nan_stays_and_infinity_saturates(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["posit9_1", "posit8_4", "nf9", "nf4_4", "p2_8", "e6m1", "e5m2_ieee"]
+    "name",
+    ["posit9_1", "posit8_4", "nf9", "nf4_4", "p2_8", "inq_9", "fixed_1", "e6m1", "e5m2_ieee"],
 )
 def test_formats_that_do_not_exist_are_refused_by_name(name):
     with pytest.raises(ValueError, match=f"number format '{name}'"):

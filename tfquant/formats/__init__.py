@@ -6,7 +6,17 @@ from typing import Any
 
 from calib.codebook import Codebook, ScaledCodebook
 from tfquant.error_messages import shown
-from tfquant.formats import binary, floating, integer, normal_float, posit, powers_of_two, ternary
+from tfquant.formats import (
+    binary,
+    floating,
+    incremental,
+    integer,
+    multi_bit,
+    normal_float,
+    posit,
+    powers_of_two,
+    ternary,
+)
 from tfquant.formats.contract import FittedFormat, Format
 from tfquant.formats.fitted import FittedCodebook
 from tfquant.formats.floating import FloatFormat
@@ -22,7 +32,10 @@ __all__ = [
     "of",
 ]
 
-_FAMILIES = (integer, floating, posit, normal_float, powers_of_two, binary, ternary)
+_FAMILIES = (
+    *(integer, floating, posit, normal_float, powers_of_two, incremental),
+    *(binary, ternary, multi_bit),
+)
 
 
 def get(name: str) -> Format | FittedFormat:

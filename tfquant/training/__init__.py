@@ -13,6 +13,11 @@ from tfquant.training.error_decay import (
 )
 from tfquant.training.evaluation import Best, Evaluation
 from tfquant.training.hooks import Hook
+from tfquant.training.inq import (
+    IncrementalQuantization,
+    IncrementalQuantizationCallback,
+    StageRestarts,
+)
 from tfquant.training.interrupt import TrainingInterrupted
 from tfquant.training.loop import Trainer
 from tfquant.training.meter import TrainSummary
@@ -31,10 +36,13 @@ __all__ = [
     "ErrorDecaySchedule",
     "Evaluation",
     "Hook",
+    "IncrementalQuantization",
+    "IncrementalQuantizationCallback",
     "Lora",
     "NonFiniteLossError",
     "QuantizationCallback",
     "QuantizationSchedule",
+    "StageRestarts",
     "StructuredSparsity",
     "TrainOptions",
     "TrainSummary",

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from calib import patterns
 from tfquant.model import engine_of
+from tfquant.training.frozen import FrozenWeights
 from tfquant.training.hooks import Hook
 from tfquant.variables import names_of, path_of, resource
 from tfquant.weights import parameter_values
@@ -84,14 +85,11 @@ class StructuredSparsity(Hook):
         self._schedule = pruning_schedule.ConstantSparsity(
             self.zeros / self.block, begin_step, end_step, frequency
         )
-        self._masks = {
-            name: tf.Variable(tf.ones_like(kernel), trainable=False, name="mask")
-            for name, kernel in self._kernels.items()
-        }
+        self._frozen = FrozenWeights(self._kernels, at_zero=True)
 
     def state(self) -> dict[str, tf.Variable]:
         """Map checkpoint name -> mask."""
-        return {MASKS + name: mask for name, mask in self._masks.items()}
+        return self._frozen.state(MASKS)
 
     def before_step(self, step: int) -> bool:
         """Recompute and apply the masks if due; call it before each step, not in a graph.
@@ -110,16 +108,13 @@ class StructuredSparsity(Hook):
             rows = pruning_utils.weights_rearrange(tf.convert_to_tensor(kernel))  # [out, in]
             mask = pruning_utils.generate_m_by_n_mask(rows, (self.zeros, self.block))
             mask = pruning_utils.m_by_n_sparsity_mask_prepare(mask, kernel.shape)
-            self._masks[name].assign(tf.cast(mask, kernel.dtype))
+            self._frozen.set(name, mask != 0)
         self.after_update()
         return True
 
     def after_update(self) -> None:
         """Apply the masks; call it after the optimizer's update, in its graph or eagerly."""
-        for name, kernel in self._kernels.items():
-            # Chosen rather than multiplied: a product would leave minus zero, and NaN where a
-            # weight is infinite.
-            kernel.assign(tf.where(self._masks[name] != 0, kernel, tf.zeros_like(kernel)))
+        self._frozen.impose()
 
 
 def check(kernels: Mapping[str, np.ndarray], pattern: str = "2x4") -> None:

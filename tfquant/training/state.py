@@ -151,7 +151,8 @@ class TrainingState:
                 " checkpoint"
             )
         for name, variable in wanted.items():
-            variable.assign(values[name])
+            # Masks of earlier versions were floating point numbers.
+            variable.assign(tf.cast(values[name], variable.dtype))
         self._own_seeds()
 
     def _own_seeds(self) -> None:
