@@ -20,8 +20,9 @@ def run_script(
     directory: pathlib.Path,
     log: pathlib.Path,
     threads: int,
+    result: str = "results.json",
 ) -> None:
-    """Runs a script whose results.json goes to `directory`, unless that is there.
+    """Runs a script whose result goes to `directory`, unless that is there.
 
     Args:
       what: this is, in messages.
@@ -29,11 +30,12 @@ def run_script(
       arguments: behind that.
       log: gets what it says.
       threads: that it computes in.
+      result: name of the file that it writes last.
 
     Raises:
       SystemExit: it failed, or was stopped before its end.
     """
-    if (directory / "results.json").exists():
+    if (directory / result).exists():
         return
     environment = os.environ | {
         "TQDM_DISABLE": "1",
@@ -52,5 +54,5 @@ def run_script(
         )
     if done.returncode:
         raise SystemExit(f"{what} failed with exit code {done.returncode}: see {log}")
-    if not (directory / "results.json").exists():
+    if not (directory / result).exists():
         raise SystemExit(f"{what} was stopped before its end: the same command continues it")
