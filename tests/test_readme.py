@@ -38,10 +38,10 @@ NOT_RUN = {
         "tests/test_run_squad_export.py have its flags"
     ),
     'python -c "from tasks.glue import synthetic': (
-        "trains for minutes; tests/test_run_glue.py has its options"
+        "trains for minutes; tests/run_glue/test_run_glue.py has its options"
     ),
     "python run_glue.py train-quantized": (
-        "trains for minutes; tests/test_run_glue_incremental.py has its options"
+        "trains for minutes; tests/run_glue/test_incremental.py has its options"
     ),
     "mpirun": "needs Horovod and SQuAD; tests/distributed has its flags",
 }

@@ -10,7 +10,7 @@ import run_glue
 from runs.glue import command_line
 from tasks.glue import synthetic
 from tests.distributed.ranks import needs_ranks, two_ranks
-from tests.test_run_glue import QUANTIZED, TINY
+from tests.run_glue.tiny import QUANTIZED, TINY
 from tfquant import checkpoint
 
 

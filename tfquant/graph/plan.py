@@ -244,22 +244,30 @@ def _sites(
     for members in groups.values():
         edge, rule, spec = min(members, key=_rank)
         sites.append(
-            Site(
-                role=edge.role,
-                path=edge.path,
-                port=edge.port,
-                spec=spec,
-                rule=rule.name,
-                shape=edge.shape,
-                channel_axes=_channels(spec, edge),
+            _site(
+                *(edge, rule, spec, analysis.flow),
                 members=tuple(sorted(e.address for e, *_ in members)),
                 enabled=not _is_disabled(recipe, [e for e, *_ in members]),
                 group=_group(recipe, edge),
                 order=_order(spec, edge, embedding),
-                block_axis=_block_axis(rule, spec, edge, analysis.flow),
             )
         )
     return sites
+
+
+def _site(edge: Edge, rule: Rule, spec: QuantSpec, flow: Dataflow, **fields: Any) -> Site:
+    """Site at an edge, with further fields."""
+    return Site(
+        role=edge.role,
+        path=edge.path,
+        port=edge.port,
+        spec=spec,
+        rule=rule.name,
+        shape=edge.shape,
+        channel_axes=_channels(spec, edge),
+        block_axis=_block_axis(rule, spec, edge, flow),
+        **fields,
+    )
 
 
 def _block_axis(rule: Rule, spec: QuantSpec, edge: Edge, flow: Dataflow) -> int | None:
@@ -307,18 +315,11 @@ def _gradient_sites(
         edge, rule, spec = min(members, key=_rank)
         _check_gradient(rule, spec, edge)
         sites.append(
-            Site(
-                role=edge.role,
-                path=edge.path,
-                port=edge.port,
-                spec=spec,
-                rule=rule.name,
-                shape=edge.shape,
-                channel_axes=_channels(spec, edge),
+            _site(
+                *(edge, rule, spec, flow),
                 members=(edge.address,),
                 enabled=not recipe.disables(edge.address),
                 direction="backward",
-                block_axis=_block_axis(rule, spec, edge, flow),
             )
         )
     return tuple(sites)

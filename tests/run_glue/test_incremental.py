@@ -14,8 +14,6 @@ from runs.glue import command_line, sweep
 from runs.glue.pipeline import runs_of
 from runs.settings import FlagError
 from tasks.files import write_json
-from tasks.glue import synthetic
-from tests.test_run_glue import TINY
 from tfquant import checkpoint
 from tfquant.distributed.group import Single
 
@@ -27,31 +25,6 @@ SEED_INQ = (
     " --learning_rate 2e-5 --num_train_epochs 9.0 --save_steps 100000 --overwrite_output_dir"
     " --inq-fractions 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1 --no-reset-lr"
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return synthetic.write_dataset(tmp_path_factory.mktemp("glue"), train_rows=48, dev_rows=24)
-
-
-@pytest.fixture(scope="module")
-def untrained(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("untrained")
-    config = json.loads(open(data.config_file).read()) | TINY
-    (folder / "config.json").write_text(json.dumps(config))
-    shutil.copy(data.vocab_file, folder / "vocab.txt")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def call(data):
-    def run(words, **paths):
-        flags = [f"--{name.replace('_', '-')}={path}" for name, path in paths.items()]
-        return run_glue.run(
-            command_line.parse([*words.split(), f"--data-dir={data.data_dir}", *flags], "")
-        )
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,12 @@
 """run_glue.py with number formats by op groups: 8-bit inference and training."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 
-import run_glue
 import tfquant
-from runs.glue import command_line
 from runs.settings import FlagError
-from tasks.glue import synthetic
-from tests.test_run_glue import TINY
 from tfquant import checkpoint
 
 FORMATS = (
@@ -20,31 +15,6 @@ FORMATS = (
     " --posit-exp-shifted --posit_reciprocal"
 )
 TRAINING = "--num-epochs 1 --batch-size 8 --learning-rate 1e-3 --max-seq-length 48 --save-model"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return synthetic.write_dataset(tmp_path_factory.mktemp("glue"), train_rows=48, dev_rows=24)
-
-
-@pytest.fixture(scope="module")
-def untrained(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("untrained")
-    config = json.loads(open(data.config_file).read()) | TINY
-    (folder / "config.json").write_text(json.dumps(config))
-    shutil.copy(data.vocab_file, folder / "vocab.txt")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def call(data):
-    def run(words, **paths):
-        flags = [f"--{name.replace('_', '-')}={path}" for name, path in paths.items()]
-        return run_glue.run(
-            command_line.parse([*words.split(), f"--data-dir={data.data_dir}", *flags], "")
-        )
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -15,52 +15,13 @@ from runs.glue import command_line, networks, setting_checks
 from runs.glue.schedules import schedule
 from runs.glue.settings import ARCHITECTURES, MODES, SCHEDULES, Settings
 from runs.settings import FlagError
-from tasks.glue import synthetic
+from tests.run_glue.tiny import QUANTIZED
 from tfquant import checkpoint
 
-TINY = {
-    "num_hidden_layers": 1,
-    "hidden_size": 24,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
 BASELINE = (
     "--num-epochs 2 --batch-size 8 --learning-rate 1e-3 --max-seq-length 48 --save-model"
     " --save-steps 3"
 )
-QUANTIZED = "--qmethod symmetric_uniform --qmethod-act asymmetric_uniform"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return synthetic.write_dataset(tmp_path_factory.mktemp("glue"), train_rows=48, dev_rows=24)
-
-
-@pytest.fixture(scope="module")
-def untrained(data, tmp_path_factory):
-    """A model's folder without weights."""
-    folder = tmp_path_factory.mktemp("untrained")
-    config = json.loads(open(data.config_file).read()) | TINY
-    (folder / "config.json").write_text(json.dumps(config))
-    shutil.copy(data.vocab_file, folder / "vocab.txt")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def call(data):
-    """Runs a command line; what run_glue.run returns."""
-
-    def run(words: str, **paths):
-        given = [
-            part
-            for name, path in paths.items()
-            for part in (f"--{name.replace('_', '-')}", str(path))
-        ]
-        return run_glue.run(
-            command_line.parse([*words.split(), "--data-dir", data.data_dir, *given], "")
-        )
-
-    return run
 
 
 @pytest.fixture(scope="module")

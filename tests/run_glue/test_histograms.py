@@ -20,7 +20,7 @@ from encoders import layers
 from runs.glue import command_line
 from runs.glue.histograms import write_graph, write_histograms
 from tasks.glue import synthetic
-from tests.test_run_glue import TINY
+from tests.run_glue.tiny import TINY
 from tfquant.intermediate_outputs import tap
 
 SIZES = {
