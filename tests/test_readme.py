@@ -37,6 +37,9 @@ NOT_RUN = {
         "needs a checkpoint of BERT and SQuAD; tests/test_run_squad.py and "
         "tests/test_run_squad_export.py have its flags"
     ),
+    "python run_squad.py --bert_config_file=$ROBERTA": (
+        "needs a checkpoint of RoBERTa and SQuAD; tests/test_run_squad_families.py has its flags"
+    ),
     'python -c "from tasks.glue import synthetic': (
         "trains for minutes; tests/run_glue/test_run_glue.py has its options"
     ),

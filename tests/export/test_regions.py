@@ -208,6 +208,7 @@ OF_THE_POOL = (
 )
 
 
+@pytest.mark.filterwarnings("ignore:.*quantized products in integers")  # of convolutions
 @pytest.mark.representatives("subclassed")
 @pytest.mark.parametrize("name", few(OF_THE_POOL.split()))
 def test_models_of_every_kind(tmp_path, name):
