@@ -58,6 +58,18 @@ LINES = (
         "at most 1.5",
     ),
     (
+        "training step, IR-Net weights / float",
+        (*STEP, "IR-Net weights"),
+        "{:.3f}",
+        "at most 1.3",
+    ),
+    (
+        "training step, incremental quantization, half of the weights frozen / float",
+        (*STEP, "INQ, half of the weights frozen"),
+        "{:.3f}",
+        "at most 1.05",
+    ),
+    (
         "float training step, freed memory returned to the system / kept (as `run_squad.py` does)",
         ("host_memory", "training step", "speed-up"),
         "{:.2f}",

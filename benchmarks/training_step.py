@@ -21,8 +21,9 @@ from benchmarks.results import Results
 from benchmarks.squad_data import INPUTS, Squad
 from runs.squad.flags import RANGES_OF
 from tfquant.host_memory import keep_freed_memory
+from tfquant.recipes.incremental import recipe_of as incremental_recipe
 from tfquant.site import ROLES
-from tfquant.training import Distillation
+from tfquant.training import Distillation, IncrementalQuantization
 from tfquant.training_args import recipe_of_args
 
 BATCH, LENGTH = 8, 384
@@ -46,10 +47,10 @@ def only_inputs(batch):
     return {name: batch[name] for name in INPUTS}
 
 
-def make_step(model, teacher=None):
+def make_step(model, teacher=None, hook=None):
     """A compiled training step on a fixed batch; runs once per call.
 
-    A teacher's answers count as well.
+    A teacher's answers count as well; a hook acts after the update.
     """
     rng = np.random.default_rng(0)
     inputs = {
@@ -82,6 +83,8 @@ def make_step(model, teacher=None):
         optimizer.apply(gradients, variables)
         if isinstance(model, tfquant.QuantizedModel):
             model.update_scales()
+        if hook is not None:
+            hook.after_update()
         return loss
 
     return lambda: step(inputs).numpy()
@@ -106,6 +109,11 @@ def measure(squad: Squad, rounds: int) -> dict:
     for name, dtype, error in EIGHT_BIT:
         arguments = {"activation": dtype, "weight": dtype, "error": error}
         contenders[name] = make_step(tfquant.quantize(model, recipe_of_args(arguments)))
+    contenders["IR-Net weights"] = make_step(tfquant.quantize(model, "irnet"))
+    incremental = tfquant.quantize(model, incremental_recipe("p2", 5))
+    hook = IncrementalQuantization(incremental, (0.5, 1.0), (0, 10**9))
+    hook.before_step(0)
+    contenders["INQ, half of the weights frozen"] = make_step(incremental, hook=hook)
     for update in ("frozen", "moving_average", "lsq"):
         recipe = tfquant.recipe("int8_residual").with_spec(roles=ROLES, update=update)
         quantized = tfquant.quantize(model, recipe, calibration=batches, progress=False)
@@ -133,6 +141,7 @@ def main() -> None:
     results.row("training_step", lambda: measure(Squad(arguments.shared), arguments.rounds))
     limits = {"quantized, e4m3": 1.15, "replayed, no site": 1.02, "lsq": 1.25, "lsq, teacher": 1.6}
     limits |= {"e4m3, gradients e5m2": 1.35, "posit8_1, gradients posit8_1": 1.5}
+    limits |= {"IR-Net weights": 1.3, "INQ, half of the weights frozen": 1.05}
     print(json.dumps({"limit": limits}))
 
 
