@@ -723,7 +723,9 @@ def test_a_recipe_keeps_its_own_methods_unless_a_flag_names_one(tmp_path):
 
 BAD_FLAGS = {
     "--quant_recipe has no effect on a float run": {"quant_recipe": "int8_residual"},
-    "--quant_recipe=ours: unknown recipe 'ours'; known: binary_weights_int8": {"quant_recipe": "ours"},
+    "--quant_recipe=ours: unknown recipe 'ours'; known: binary_weights_int8": {
+        "quant_recipe": "ours"
+    },
     "--quant_recipe=gone.yaml": {"quant_recipe": "gone.yaml"},
     "--quant_recipe sets the placement": {"quant_recipe": "ft1", "quant_mode": "ft1"},
     "nothing to do": {"do_predict": False},
