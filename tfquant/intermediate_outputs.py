@@ -122,6 +122,17 @@ class Tapped:
         return edges[address]
 
 
+def any_engine_of(model: Any, inputs: Any = None, signature: Any = None) -> Engine:
+    """Return the engine of a quantized model, or one that quantizes nothing over another model.
+
+    Args:
+      model, inputs, signature: as for `tap`.
+    """
+    if isinstance(model, (QuantizedModel, QuantizedFunction)):
+        return engine_of(model)
+    return Engine(source_of(model, inputs, signature), _FLOAT)
+
+
 def tap(
     model: Any, *, differentiable: bool = True, inputs: Any = None, signature: Any = None
 ) -> Tapped:
@@ -140,10 +151,7 @@ def tap(
     Raises:
       TraceError: the model could not be traced or its inputs are not known.
     """
-    if isinstance(model, (QuantizedModel, QuantizedFunction)):
-        engine = engine_of(model)
-    else:
-        engine = Engine(source_of(model, inputs, signature), _FLOAT)
+    engine = any_engine_of(model, inputs, signature)
     # Who trains it counts the losses that its layers add.
     return Tapped(
         engine, differentiable, model if isinstance(model, keras.Layer) and differentiable else None

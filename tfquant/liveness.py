@@ -18,17 +18,12 @@ import tensorflow as tf
 from calib import tables
 from tfquant import formats
 from tfquant.engine import Engine
-from tfquant.graph.model_adapter import source_of
-from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
-from tfquant.rules import Recipe, Rule
+from tfquant.graph.dataflow import VIEW_OPS
+from tfquant.intermediate_outputs import any_engine_of
 
 # The result is the memory of the first input under another shape or name.
-_VIEWS = frozenset(
-    "Identity Snapshot StopGradient PreventGradient CheckNumerics Reshape ExpandDims Squeeze"
-    " EnsureShape".split()
-)
+_VIEWS = VIEW_OPS - {"Cast", "Transpose"}
 _SHOWN = 5
-_FLOAT = Recipe((Rule(None, optional=True),), "float")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +86,7 @@ def activation_memory(model: Any, inputs: Any, *, signature: Any = None) -> Acti
       TraceError: the model could not be traced.
       ValueError: the inputs do not fit the model.
     """
-    if isinstance(model, (QuantizedModel, QuantizedFunction)):
-        engine = engine_of(model)
-    else:
-        engine = Engine(source_of(model, inputs, signature), _FLOAT)
+    engine = any_engine_of(model, inputs, signature)
     flow = engine.inference.analysis.flow
     tensors = [
         tensor

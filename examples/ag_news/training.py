@@ -52,6 +52,7 @@ class Log(Hook):
 
     def __init__(self, network: Any, test: Tokens, phase: Phase, of_epoch: int, every: int):
         self._network, self._test, self._phase = network, test, phase
+        self._predict = predictor(network)
         self._of_epoch, self._every = of_epoch, every
         epochs = phase.last - phase.first
         rows = epochs * -(-of_epoch // every)
@@ -112,7 +113,7 @@ class Log(Hook):
     def _test_after(self, epoch: int) -> None:
         if self.accuracy[epoch] != _NONE:
             return
-        value, best = accuracy(self._network, self._test), self.accuracy.max()
+        value, best = accuracy(self._predict, self._test), self.accuracy.max()
         self._accuracy.scatter_nd_update([[epoch]], [value])
         if value > best:
             for variable in self._network.weights:
@@ -193,14 +194,18 @@ def train(
     return logged
 
 
-def accuracy(network: Any, test: Tokens) -> float:
-    """Accuracy in percent."""
-    predict = tf.function(
+def predictor(network: Any) -> Any:
+    """Return a function from inputs to logits, traced once for all shapes."""
+    return tf.function(
         lambda batch: network(batch, training=False),
         input_signature=[{name: tf.TensorSpec([None, None], tf.int32) for name in INPUTS}],
         autograph=False,
         jit_compile=False,
     )
+
+
+def accuracy(predict: Any, test: Tokens) -> float:
+    """Accuracy of a `predictor` in percent."""
     hits = 0
     for rows in test.batches(_EVALUATION_BATCH, seed=None):
         batch = test.batch(rows)
