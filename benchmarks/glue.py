@@ -136,17 +136,30 @@ ROWS = {
 }
 
 
-def tasks_and_seeds() -> list[tuple[str, int]]:
-    return [(task, seed) for task, tuning in TASKS.items() for seed in tuning.seeds]
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A result file: ways to quantize, the tasks on which each is tried, and their seeds."""
+
+    name: str
+    rows: Mapping[str, Row]
+    tasks: Mapping[str, Tuning]
+
+    def runs(self) -> list[tuple[str, int]]:
+        """Task and seed of each run of a row."""
+        return [(task, seed) for task, tuning in self.tasks.items() for seed in tuning.seeds]
+
+
+GLUE = Suite("glue", ROWS, TASKS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Where runs go, what they read, and what lets each happen once."""
+    """Where runs of a suite go, what they read, and what lets each happen once."""
 
     data: pathlib.Path
     output: pathlib.Path
     threads: int = 1
+    suite: Suite = GLUE
     locks: dict[tuple[str, str, int], threading.Lock] = dataclasses.field(
         default_factory=lambda: defaultdict(threading.Lock)
     )
@@ -160,14 +173,15 @@ class Runs:
         return json.loads(file.read_text()) if file.exists() else None
 
 
-def start_of(row: str, task: str) -> str | None:
+def start_of(row: str, task: str, suite: Suite) -> str | None:
     """The task whose float model a run starts from; None stands for the pre-trained encoder."""
-    return TASKS[task].start if row == "float" else task
+    return suite.tasks[task].start if row == "float" else task
 
 
 def command(row: str, task: str, seed: int, runs: Runs) -> list[str]:
     """Arguments of run_glue.py for one task with one seed."""
-    way, tuning, start = ROWS[row], TASKS[task], start_of(row, task)
+    way, tuning = runs.suite.rows[row], runs.suite.tasks[task]
+    start = start_of(row, task, runs.suite)
     source = pretrained_folder() if start is None else runs.folder("float", start, seed) / "out"
     words = [
         way.mode,
@@ -195,7 +209,7 @@ def run_one(row: str, task: str, seed: int, runs: Runs) -> dict[str, Any]:
     """
     with runs.locks[row, task, seed]:
         if (result := runs.figures(row, task, seed)) is None:
-            start = start_of(row, task)
+            start = start_of(row, task, runs.suite)
             if start is not None:
                 run_one("float", start, seed, runs)
             folder = runs.folder(row, task, seed)
@@ -221,7 +235,7 @@ def compute(
         earlier: figures of the row that are known; their scores are not computed again.
         pool: where runs start; without it those that have ended count.
     """
-    wanted = tasks_and_seeds()
+    wanted = runs.suite.runs()
     scores, floats = (
         {task: dict(of) for task, of in earlier.get(name, {}).items()}
         for name in ("scores", "float_scores")
@@ -240,28 +254,27 @@ def compute(
                 floats.setdefault(task, {})[str(seed)] = round(100.0 * base["final_score"], 2)
             if (size := result.get("size")) is not None:
                 sizes.append(round(size["float_bytes"] / size["packed_bytes"], 2))
-    own = averages(
-        floats
-    )  # another machine's float models differ a little from those of the row of that name
+    # Another machine's float models differ a little from those of the row of that name.
+    own = averages(floats, runs.suite)
     return {
         "scores": scores,
-        **averages(scores),
+        **averages(scores, runs.suite),
         **({"times_smaller": sizes[0]} if sizes else {}),
         **({"float_scores": floats} if floats else {}),
         **({"float_average": own["average"]} if own else {}),
         "command": in_short(command(row, "rte", SEEDS[0], runs), runs),
         "training": {
-            task: f"{tuning.options} {ROWS[row].own.get(task, '')}".strip()
-            for task, tuning in TASKS.items()
+            task: f"{tuning.options} {runs.suite.rows[row].own.get(task, '')}".strip()
+            for task, tuning in runs.suite.tasks.items()
         },
     }
 
 
-def averages(scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def averages(scores: Mapping[str, Mapping[str, float]], suite: Suite = GLUE) -> dict[str, Any]:
     """Medians of seeds and their mean over tasks; nothing while a run is missing."""
-    if any(str(seed) not in scores.get(task, {}) for task, seed in tasks_and_seeds()):
+    if any(str(seed) not in scores.get(task, {}) for task, seed in suite.runs()):
         return {}
-    medians = {task: statistics.median(scores[task].values()) for task in TASKS}
+    medians = {task: statistics.median(scores[task].values()) for task in suite.tasks}
     return {"medians": medians, "average": round(statistics.mean(medians.values()), 2)}
 
 
@@ -273,10 +286,15 @@ def in_short(words: Sequence[str], runs: Runs) -> str:
     return re.sub(rf" \S*/{PRETRAINED}/", f" ${PRETRAINED.upper()}/", text)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = shared_parser(__doc__, "data/glue/", fresh=True)
+def main(
+    arguments: Sequence[str] | None = None, suite: Suite = GLUE, description: str | None = __doc__
+) -> None:
+    parser = shared_parser(description, "data/glue/", fresh=True)
     parser.add_argument(
-        "--output", type=pathlib.Path, default=ROOT / "output" / "glue", help="where the runs go"
+        "--output",
+        type=pathlib.Path,
+        default=ROOT / "output" / suite.name,
+        help="where the runs go",
     )
     parser.add_argument("--rows", help="only these, by name, separated by ;")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
@@ -286,20 +304,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="start nothing: take the runs in --output that have ended",
     )
     options = parser.parse_args(arguments)
-    wanted = options.rows.split(";") if options.rows else list(ROWS)
-    unknown = [name for name in wanted if name not in ROWS]
+    wanted = options.rows.split(";") if options.rows else list(suite.rows)
+    unknown = [name for name in wanted if name not in suite.rows]
     if unknown:
-        parser.error(f"--rows: unknown {', '.join(unknown)}; known: {'; '.join(ROWS)}")
-    results = Results("glue", seed=SEEDS[0], fresh=options.fresh)
+        parser.error(f"--rows: unknown {', '.join(unknown)}; known: {'; '.join(suite.rows)}")
+    results = Results(suite.name, seed=SEEDS[0], fresh=options.fresh)
     runs = Runs(
         options.shared.resolve() / "data" / "glue",
-        options.output,
+        options.output.resolve(),
         max(1, (os.cpu_count() or 1) // options.jobs),
+        suite,
     )
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         for name in wanted:
             earlier = results.rows.get(name, {})
-            if options.finished and not any(runs.figures(name, *one) for one in tasks_and_seeds()):
+            if options.finished and not any(runs.figures(name, *one) for one in suite.runs()):
                 continue
             if "average" not in earlier:  # not measured to its end
                 results.rows.pop(name, None)
@@ -307,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 name,
                 lambda n=name, e=earlier: compute(n, e, runs, None if options.finished else pool),
             )
-    print(table({name: results.rows[name] for name in ROWS if name in results.rows}))
+    print(table({name: results.rows[name] for name in suite.rows if name in results.rows}))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import glue, glue_report
+from benchmarks.low_bit_glue import LOW_BIT
 from runs.glue import command_line, setting_checks
 
 PRETRAINED = pathlib.Path("pretrained")
@@ -17,7 +18,7 @@ PRETRAINED = pathlib.Path("pretrained")
 def test_every_command_is_understood_and_starts_from_the_model_it_should(row, monkeypatch):
     monkeypatch.setattr(glue, "pretrained_folder", lambda: PRETRAINED)
     runs = glue.Runs(pathlib.Path("glue_data"), pathlib.Path("output"))
-    for task, seed in glue.tasks_and_seeds():
+    for task, seed in glue.GLUE.runs():
         settings = command_line.parse(glue.command(row, task, seed, runs), "")
         setting_checks.check(settings)
         assert (settings.tasks, settings.seed, settings.output_dir) == (
@@ -41,6 +42,18 @@ def test_every_command_is_understood_and_starts_from_the_model_it_should(row, mo
                 settings.num_epochs == (2 if "2-bit" in row and task == "cola" else 1)
                 and settings.learn_ranges
             )
+
+
+@pytest.mark.parametrize("row", LOW_BIT.rows)
+def test_every_command_of_the_low_bit_rows_is_understood(row, monkeypatch):
+    monkeypatch.setattr(glue, "pretrained_folder", lambda: PRETRAINED)
+    runs = glue.Runs(pathlib.Path("glue_data"), pathlib.Path("output"), suite=LOW_BIT)
+    assert [task for task, _ in LOW_BIT.runs()] == ["cola", "mrpc", "stsb", "rte"]
+    for task, seed in LOW_BIT.runs():
+        settings = command_line.parse(glue.command(row, task, seed, runs), "")
+        setting_checks.check(settings)
+        assert settings.trains and settings.quantizes == (row != "float")
+        assert (settings.inq_mode is not None) == row.startswith("INQ")
 
 
 @pytest.fixture
@@ -80,7 +93,7 @@ def test_a_row_starts_what_is_missing_of_it_and_the_float_models_before(pretend)
         )
         assert sorted(started) == sorted(set(started))
         quantized = {one for one in started if one[0] != "float"}
-        assert {(task, seed) for _, task, seed in quantized} == set(glue.tasks_and_seeds()) - {
+        assert {(task, seed) for _, task, seed in quantized} == set(glue.GLUE.runs()) - {
             ("mrpc", 1000),
             ("mrpc", 1001),
         }

@@ -124,20 +124,23 @@ def _eight_bits(subject: Subject) -> float:
 def _gradients(subject: Subject) -> bool:
     """Compare gradients by all trainable variables of a random projection of the outputs.
 
-    Those of the float model as a graph: fused kernels have other last bits, which decide on which
-    side of the kink of a ReLU a value lies. No gradient counts as zero: whether TensorFlow makes
-    one or the other of a branch that is not taken depends on how it is entered.
+    Gradients of the float model are those of one of the two ways in which TensorFlow runs it, as a
+    graph or operation by operation: kernels that a graph fuses have other last bits, which decide
+    on which side of the kink of a ReLU a value lies. Where a few values decide, the two ways differ
+    by more than the limit (BASNetBackbone: 0.7 % on a processor with AMX); the quantized network
+    equals one of them. No gradient counts as zero: whether TensorFlow makes one or the other of a
+    branch that is not taken depends on how it is entered.
     """
     batch = subject.batches[0]
     subject.quantized.set_mode("float")
     variables = [variable.value for variable in subject.model.trainable_variables]
-    expected, result = (
-        _gradients_of(network, batch, variables)
-        for network in (subject.expected, lambda batch: subject._quantized(batch, training=False))
-    )
-    error = relative_error(expected, result)
-    assert error < LARGEST_GRADIENT_ERROR, f"relative error {error:.2g}"
-    return True
+    result = _gradients_of(lambda b: subject._quantized(b, training=False), batch, variables)
+    errors = []
+    for network in (subject.expected, lambda b: subject.model(b, training=False)):
+        errors.append(relative_error(_gradients_of(network, batch, variables), result))
+        if errors[-1] < LARGEST_GRADIENT_ERROR:
+            return True
+    raise AssertionError(f"relative errors {', '.join(f'{error:.2g}' for error in errors)}")
 
 
 def _gradients_of(network: Any, batch: Any, variables: list[tf.Variable]) -> list[Any]:
