@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import io
 import os
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from calib import storage
+from calib.errors import CalibrationFileError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,3 +49,28 @@ def write_png(figure: Figure, path: str | os.PathLike[str]) -> None:
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     storage.write(os.fspath(path), stream.getvalue())
+
+
+def numbered_paths(folder: str, addresses: Sequence[str], suffix: str = "") -> list[str]:
+    """Make a folder, and return a path of a PNG in it for each site, in the order of the sites.
+
+    Args:
+        folder: may exist.
+        addresses: of the sites; numbers before them keep shortened names unique.
+        suffix: of the names.
+
+    Raises:
+        CalibrationFileError: the folder cannot be made.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise CalibrationFileError(
+            f"{folder}: cannot be made ({error.strerror}); check the path"
+        ) from error
+    digits = len(str(len(addresses)))
+    names = (re.sub(r"[^A-Za-z0-9._-]+", "_", address)[:120] for address in addresses)
+    return [
+        os.path.join(folder, f"{number:0{digits}d}_{name}{suffix}.png")
+        for number, name in enumerate(names)
+    ]

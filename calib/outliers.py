@@ -1,14 +1,13 @@
 """Outlier analysis: embedding dimensions of a tensor whose range is many times the usual one."""
 
 import os
-import re
 from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
 
 from calib import figures, tables
-from calib.errors import CalibrationError, CalibrationFileError
+from calib.errors import CalibrationError
 from calib.grouping import widths
 from calib.statistics import Statistics
 
@@ -135,17 +134,9 @@ def outlier_report(
 
 
 def _plot_all(sites: tuple[Outliers, ...], folder: str) -> tuple[str, ...]:
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise CalibrationFileError(
-            f"{folder}: cannot be made ({error.strerror}); check the path"
-        ) from error
-    digits, paths = len(str(len(sites))), []
-    for index, site in enumerate(tqdm(sites, desc="plots", unit="tensor")):
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", site.address)[:120]
-        paths.append(os.path.join(folder, f"{index:0{digits}d}_{name}_dimensions.png"))
-        plot(site, paths[-1])
+    paths = figures.numbered_paths(folder, [site.address for site in sites], "_dimensions")
+    for path, site in zip(paths, tqdm(sites, desc="plots", unit="tensor"), strict=True):
+        plot(site, path)
     return tuple(paths)
 
 

@@ -1,13 +1,9 @@
 """Reports of a calibration: a table of all sites, and plots of their histograms."""
 
-import os
-import re
-
 import numpy as np
 from tqdm import tqdm
 
 from calib import figures, tables
-from calib.errors import CalibrationFileError
 from calib.statistics import Histogram
 
 _COLUMNS = (
@@ -116,16 +112,8 @@ def _draw_channels(axes, site) -> None:
 
 def plot_all(calibration, directory: str) -> list[str]:
     """Plot one PNG per site, numbered so that names are unique; return the paths."""
-    try:
-        os.makedirs(directory, exist_ok=True)
-    except OSError as error:
-        raise CalibrationFileError(
-            f"{directory}: cannot be made ({error.strerror}); check the path"
-        ) from error
-    paths = []
-    digits = len(str(len(calibration)))
-    for index, (address, site) in enumerate(tqdm(calibration.items(), desc="plots", unit="site")):
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", address)[:120]
-        paths.append(os.path.join(directory, f"{index:0{digits}d}_{name}.png"))
-        plot(address, site, paths[-1])
+    paths = figures.numbered_paths(directory, list(calibration))
+    sites = tqdm(calibration.items(), desc="plots", unit="site")
+    for path, (address, site) in zip(paths, sites, strict=True):
+        plot(address, site, path)
     return paths
