@@ -57,8 +57,8 @@ def compute(name: str, data: pathlib.Path, output: pathlib.Path) -> dict[str, An
         words = command(name, seed, data, folder)
         threads = os.cpu_count() or 1
         run_script(f"{name}, {seed}", "run_glue.py", words, folder, folder / "run.log", threads)
-        figures = json.loads((folder / "results.json").read_text())["figures"]
-        scores[str(seed)] = round(100.0 * figures["final_score"], 2)
+        result = json.loads((folder / "results.json").read_text())
+        scores[str(seed)] = round(100.0 * result["final_score"], 2)
     text = " ".join(["run_glue.py", *words]).replace(str(folder), "$OUTPUT")
     text = text.replace(str(data), "$GLUE").replace(str(pretrained_folder()), f"${PRETRAINED}")
     values = list(scores.values())

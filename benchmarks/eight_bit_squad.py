@@ -2,9 +2,10 @@
 
     python -m benchmarks.eight_bit_squad --shared=../shared
 
-Scores the first 1,000 windows of the dev part. A row of results/eight_bit_squad.json is a number
-format; results/eight_bit_squad.png is the heat map. What has been scored stays in the output
-folder, so that a run that was cut off goes on.
+Scores the first 1,000 windows of the dev part: the formats that --sweep takes by default, and those
+of few bits with a scale as well, without which most weights become zero. A row of
+results/eight_bit_squad.json is a number format; results/eight_bit_squad.png is the heat map. What
+has been scored stays in the output folder, so that a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import shutil
 from benchmarks.command_line import shared_parser
 from benchmarks.results import FOLDER, Results
 from benchmarks.scripts import ROOT, run_script
+from runs.squad.flags import SWEPT
 
 NAME, SEED = "eight_bit_squad", 0
+SCALED = ("e3m2,qs=per_tensor_symmetric", "e2m1,qs=per_tensor_symmetric")
 COMMON = (
     "--max_seq_length=384 --doc_stride=128 --num_eval_iterations=125 --predict_batch_size=8"
     " --train_batch_size=16 --calib_batch=16"
@@ -35,6 +38,7 @@ def command(shared: pathlib.Path, output: pathlib.Path) -> list[str]:
         f"--init_checkpoint={model}",
         f"--train_file={data / 'train-v1.1-subset.json'}",
         f"--predict_file={data / 'dev-v1.1-part.json'}",
+        *("--sweep_formats", *SWEPT, *SCALED),
         *COMMON.split(),
         f"--output_dir={output}",
     ]

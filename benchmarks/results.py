@@ -80,8 +80,8 @@ def _module() -> str:
 
 def _portable(argument: str) -> str:
     """An argument without the folders of this machine."""
-    flag, _, value = argument.partition("=")
-    return f"{flag}=../{pathlib.Path(value).name}" if os.path.isabs(value) else argument
+    flag, sign, value = argument.rpartition("=")
+    return f"{flag}{sign}../{pathlib.Path(value).name}" if os.path.isabs(value) else argument
 
 
 def _processor() -> str:
