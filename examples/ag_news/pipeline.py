@@ -69,7 +69,7 @@ def build_model(settings: Settings, tokenizer: Tokenizer) -> keras.Model:
             )
         },
     )
-    model = build(architecture, settings.seed)
+    model = build(architecture, settings.seed, "mixed_bfloat16" if settings.amp else None)
     if settings.pre_trained:
         assert settings.pretrained_checkpoint is not None
         load_pretrained(model, settings.pretrained_checkpoint, architecture)

@@ -82,6 +82,10 @@ class Settings:
     batch_size: int = flag(32, "Texts in a batch.", bound=AT_LEAST_1)
     learning_rate: float = flag(1e-4, "Of Adam.", bound=POSITIVE)
     seed: int = flag(0, "Of weights, dropout and order.", bound=NOT_NEGATIVE)
+    amp: bool = flag(
+        False,
+        "Compute in bfloat16; weights, softmax, layer norms and quantization stay float32.",
+    )
     log_every: int = flag(100, "Iterations between rows of the log.", bound=AT_LEAST_1)
     tfds_dir: str | None = flag(
         None, "Where TensorFlow Datasets keeps its data; its own default if not set."

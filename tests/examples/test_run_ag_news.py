@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfquant
 from examples.ag_news import data, pipeline, pretrained
@@ -29,6 +30,7 @@ SMALL = {
     "learning_rate": 3e-3,
     "log_every": 4,
 }
+MIXED = "mixed_bfloat16"
 WORDS = (
     "minister election treaty",
     "goal match team",
@@ -122,6 +124,35 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(news, tmp_path):
     second = np.load(again / "tmp_best.npz")
     for name in first.files:
         np.testing.assert_array_equal(first[name], second[name])
+
+
+@pytest.mark.parametrize("method", ["float", "fully 8"])
+def test_bfloat16_trains_float32_weights(news, tmp_path, method):
+    figures = pipeline.run(settings_of(news, tmp_path, amp=True, epochs=6, **METHODS[method]))
+    assert figures["best"] == 100.0
+    best = np.load(tmp_path / "tmp_best.npz")
+    assert {best[name].dtype for name in best.files} == {np.dtype(np.float32)}
+
+
+def test_bfloat16_computes_nearly_the_logits_of_float32():
+    batch = {name: np.arange(1, 25, dtype=np.int32).reshape(2, 12) for name in data.INPUTS}
+    batch["input_mask"][:] = np.arange(12) < 9
+    logits = [np.array(build(small_architecture(), 0, dtype)(batch)) for dtype in (None, MIXED)]
+    assert logits[1].dtype == "bfloat16"
+    difference = np.abs(logits[0] - logits[1].astype(np.float32)).max()
+    assert 0 < difference < 0.03 * np.ptp(logits[0])
+
+
+def test_gradients_of_embeddings_hold_only_the_rows_that_occur():
+    for dtype in (None, MIXED):
+        model = build(small_architecture(), 0, dtype)
+        ids = np.array([[5, 7, 5]], np.int32)
+        with tf.GradientTape() as tape:
+            logits = model({"input_ids": ids, "input_mask": np.ones_like(ids)})
+        table = model.get_layer("embedding_tokens").embeddings.value
+        gradient = tape.gradient(logits, table)
+        assert isinstance(gradient, tf.IndexedSlices) and gradient.dtype == tf.float32
+        assert sorted(gradient.indices.numpy()) == [5, 5, 7]
 
 
 @pytest.mark.parametrize(("method", "kernels"), KERNELS.items())
