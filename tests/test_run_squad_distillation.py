@@ -241,3 +241,63 @@ def test_a_student_deeper_than_its_teacher_needs_a_mapping(files, tmp_path):
     misfit(
         files, tmp_path, {}, **changes, distillation_hidden_scale=0.0
     )  # answers alone need no layers
+
+
+@pytest.fixture(scope="module")
+def w1a8(files, tmp_path_factory):
+    """Checkpoint of a student with binary weights and 8-bit activations."""
+    config = modeling.BertConfig.from_json_file(files["bert_config_file"])
+    model = modeling.build_squad_model(config, seed=3)
+    network = tfquant.quantize(model, "binary_weights_int8", [tokens()], progress=False)
+    path = tmp_path_factory.mktemp("w1a8") / "model.ckpt-4"
+    tfquant.save(network, path)
+    return str(path)
+
+
+def tokens():
+    ids = np.random.default_rng(0).integers(5, 50, (4, 12)).astype(np.int32)
+    return {"input_ids": ids, "input_mask": 0 * ids + 1, "segment_ids": 0 * ids}
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_quantized_teacher_answers_as_its_checkpoint_says(files, w1a8, capsys, quantized):
+    config = modeling.BertConfig.from_json_file(files["bert_config_file"])
+    changes = {"teacher": w1a8, "teacher_config_file": None, "teacher_quantized": quantized}
+    teacher = losses.load_teacher(config, Settings(**files | changes))
+    model = modeling.build_squad_model(config)
+    network = tfquant.load(w1a8, model)
+    same = [network(tokens())["start_logits"], model(tokens())["start_logits"]]
+    np.testing.assert_array_equal(teacher(tokens())["start_logits"], same[not quantized])
+    assert not np.allclose(*same)
+    told = "answers quantized (binary_weights_int8)" if quantized else "answers in float"
+    assert told in capsys.readouterr().err
+
+
+def test_a_teacher_without_ranges_cannot_answer_quantized(files):
+    config = modeling.BertConfig.from_json_file(files["bert_config_file"])
+    with pytest.raises(ValueError, match="--teacher_quantized: the teacher .* holds no ranges"):
+        losses.load_teacher(config, Settings(**files | {"teacher_quantized": True}))
+
+
+@pytest.mark.long
+def test_the_second_step_starts_from_the_student_of_the_first(files, w1a8, tmp_path):
+    common = {"teacher_config_file": None, "learning_rate": 1e-3, "train_batch_size": 4}
+    start = files | common | {"output_dir": str(tmp_path / "start"), "init_checkpoint": w1a8}
+    steps = {"do_train": False, "if_quant": False, "distillation": False, "teacher": None}
+    calibration = {"do_calib": True, "quant_recipe": "w1a1"}
+    run_squad.run(Settings(**start | steps | calibration))
+    calibrated = str(tmp_path / "start" / "model.ckpt-calibrated")
+    first, second = tensors(w1a8), tensors(calibrated)
+    kernels = [name for name in first if name.endswith("query/kernel")]
+    assert kernels and all(np.array_equal(first[name], second[name]) for name in kernels)
+
+    taught = {"teacher": w1a8, "teacher_quantized": True, "distillation_hidden_scale": 1.0}
+    train = {"init_checkpoint": calibrated, "num_train_epochs": 0.4} | taught
+    settings = Settings(**{**start, **train, "output_dir": str(tmp_path / "w1a1")})
+    run_squad.run(settings)
+    config = modeling.BertConfig.from_json_file(files["bert_config_file"])
+    last = str(max(tmp_path.glob("w1a1/model.ckpt-*.index")).with_suffix(""))
+    network = tfquant.load(last, modeling.build_squad_model(config))
+    assert network.recipe.name == "w1a1"
+    elastic = [name for name, q in network.quantizers.items() if q.learned is not None]
+    assert len(elastic) == 8  # the inputs of four linear layers and of both products

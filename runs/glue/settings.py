@@ -555,6 +555,22 @@ class Settings(IncrementalFlags, EightBitFlags):
         CONTENT,
         needs={"distillation": True},
     )
+    teacher_quantized: bool = _of(
+        QAT,
+        False,
+        "The teacher answers quantized, by its own recipe and ranges: the second step of a"
+        " distillation to fewer bits.",
+        "same",
+        needs={"distillation": True},
+    )
+    requantize: bool = _of(
+        QAT,
+        False,
+        "Quantize the weights of a quantized model anew, by --quant-recipe; its ranges are left"
+        " out.",
+        "same",
+        needs={"quant_recipe": True},
+    )
     distillation_loss_scale: float = _of(
         QAT,
         DISTILLATION_SCALE,
