@@ -29,10 +29,11 @@ from tfquant.training_args import ARGUMENTS
 
 OLDEST_OPSET = 17
 _INCREMENTAL = {field.name for field in dataclasses.fields(IncrementalFlags)}
-# Options that a recipe does not replace: which data ranges are estimated on, and when it starts.
+# Options that a recipe does not replace: which data ranges are estimated on, when it starts, and
+# whether from a quantized model.
 _BESIDE_RECIPE = (
     *("quant_recipe", "quant_start_step", "num_est_batches", "est_ranges_batch_size"),
-    *("est_ranges_pad", "est_ranges_order"),
+    *("est_ranges_pad", "est_ranges_order", "requantize"),
 )
 OF_ONNX = ("onnx", "onnxruntime", "tensorrt", "openvino")
 

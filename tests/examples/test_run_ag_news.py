@@ -1,6 +1,7 @@
 """run_ag_news.py on made texts: every method trains, resumes, and refuses bad inputs."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import modeling
 import tfquant
 from examples.ag_news import data, pipeline, pretrained
 from examples.ag_news.checks import check
@@ -15,8 +17,10 @@ from examples.ag_news.classifier import Architecture, build, sinusoids
 from examples.ag_news.outputs import part_of, sizes
 from examples.ag_news.recipes import recipe
 from examples.ag_news.settings import Settings
+from examples.settings import parse
 from runs.settings import FlagError
 from tests.few import few
+from tfquant import checkpoint
 
 SMALL = {
     "blocks": 1,
@@ -52,6 +56,21 @@ def news(tmp_path_factory):
                 writer.writerow([number % 4 + 1, "" if split == "train" else words[0], text])
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *" ".join(WORDS).split()]
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(news, tmp_path_factory):
+    """Folder of a BERT with random weights, of the width and vocabulary of the classifier."""
+    folder = tmp_path_factory.mktemp("bert")
+    config = {
+        **{"vocab_size": 17, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"intermediate_size": 32, "max_position_embeddings": 24, "type_vocab_size": 2},
+        "model_type": "bert",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    model = modeling.build_encoder(modeling.config_from_file(str(folder / "config.json")), seed=1)
+    checkpoint.write(folder / "model.ckpt", {v.path: v for v in model.weights})
     return folder
 
 
@@ -263,6 +282,72 @@ def test_rows_that_are_not_of_the_data_set_are_named(tmp_path, rows, message):
     with pytest.raises(ValueError, match=r"train\.csv") as error:
         data.read_csv(str(path))
     assert message in str(error.value)
+
+
+SOURCE_COMMANDS = {  # of the README of the source: arguments, kernels that are quantized
+    "float": ("", 0),
+    "fully": ("--quant_type quantization --quant_method fully --bit_num 8", 8),
+    "ir": ("--quant_type binarization --quant_method ir --quant_pattern ALL_QK", 6),
+    "pre-trained": (
+        "--quant_type binarization --quant_method ir --quant_pattern ALL_QK --pre_trained",
+        6,
+    ),
+    "latent": ("--quant_type binarization --quant_method ir --quant_pattern ALL_QK --latent", 6),
+}
+
+
+@pytest.mark.parametrize("command", few(SOURCE_COMMANDS, kept=("pre-trained",)))
+def test_a_command_of_the_source_runs(news, bert, tmp_path, command):
+    words, kernels = SOURCE_COMMANDS[command]
+    small = {**SMALL, "data_dir": news, "vocab_file": news / "vocab.txt", "output_dir": tmp_path}
+    if "--pre_trained" in words:
+        small["pretrained_checkpoint"] = bert
+    words = [*words.split(), *(f"--{name}={value}" for name, value in small.items())]
+    settings = parse("run_ag_news.py", Settings, words, "")
+    check(settings)
+    figures = pipeline.run(settings)
+    assert len(figures["test_accuracy"]) == 2 and figures["quantized"] == (kernels > 0)
+    if kernels:
+        last = checkpoint.latest(tmp_path / "tmp_checkpoints" / "quantized")
+        network = tfquant.load(
+            last, build(dataclasses.replace(small_architecture(), vocabulary=17))
+        )
+        assert sum(site.is_weight for site in network.plan.sites) == kernels
+
+
+def test_a_dataset_of_tfds_is_read_as_the_files_are(news, tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    rows = [
+        {"title": "Goal", "description": "Team, match", "label": 1},
+        {"title": "", "description": "Shares", "label": 2},
+    ]
+    prepare_for_tfds(tfds, tmp_path, rows)
+    for split in ("train", "test"):
+        found = data.read("tfds:ag_news_subset", split, str(tmp_path))
+        assert found.texts == ["Goal Team, match", "Shares"] and found.labels.tolist() == [1, 2]
+    settings = settings_of(news, tmp_path, data_dir="tfds:ag_news_subset", tfds_dir=str(tmp_path))
+    check(settings)
+    with pytest.raises(ValueError, match="validation"):
+        data.read("tfds:ag_news_subset", "validation", str(tmp_path))
+
+
+def prepare_for_tfds(tfds, folder, rows):
+    """Write prepared data as TFDS itself would, without its network."""
+    target = folder / "ag_news_subset" / "1.0.0"
+    target.mkdir(parents=True)
+    identity = tfds.core.DatasetIdentity(
+        name="ag_news_subset", version="1.0.0", data_dir=str(target), module_name=__name__
+    )
+    features = {
+        **{name: tfds.features.Text() for name in ("title", "description")},
+        "label": tfds.features.ClassLabel(names=data.CLASSES),
+    }
+    info = tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(features))
+    writer = tfds.core.SequentialWriter(ds_info=info, max_examples_per_shard=100)
+    splits = ["train", "test"]
+    writer.initialize_splits(splits)
+    writer.add_examples({split: rows for split in splits})
+    writer.close_all()
 
 
 def test_quoted_texts_may_have_commas_and_lines(tmp_path):
