@@ -55,6 +55,15 @@ class Settings:
         "BERT checkpoint (a folder) of the width and with at least the blocks of the classifier.",
         needs={"pre_trained": True},
     )
+    encoder: str | None = flag(
+        None,
+        "Folder of a BERT checkpoint that takes the place of embeddings and blocks: config.json"
+        " and weights.",
+        metavar="DIR",
+    )
+    preset: str | None = flag(
+        None, "KerasHub preset of an encoder instead: its name, an address or a folder."
+    )
     latent: bool = flag(
         False,
         "Latent quantization: train in float for --latent_epochs, then go on quantized.",

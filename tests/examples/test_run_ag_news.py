@@ -14,11 +14,13 @@ import tfquant
 from examples.ag_news import data, pipeline, pretrained
 from examples.ag_news.checks import check
 from examples.ag_news.classifier import Architecture, build, sinusoids
-from examples.ag_news.outputs import part_of, sizes
+from examples.ag_news.encoders import build_on_encoder
+from examples.ag_news.outputs import parts_of, sizes
 from examples.ag_news.recipes import recipe
 from examples.ag_news.settings import Settings
 from examples.settings import parse
 from runs.settings import FlagError
+from tests.examples.presets import randomize
 from tests.few import few
 from tfquant import checkpoint
 
@@ -72,6 +74,113 @@ def bert(news, tmp_path_factory):
     model = modeling.build_encoder(modeling.config_from_file(str(folder / "config.json")), seed=1)
     checkpoint.write(folder / "model.ckpt", {v.path: v for v in model.weights})
     return folder
+
+
+@pytest.fixture(scope="module")
+def bert_preset(tmp_path_factory):
+    """Folder of a preset of KerasHub's BERT with random weights."""
+    hub = pytest.importorskip("keras_hub")
+    folder = str(tmp_path_factory.mktemp("hub") / "bert")
+    backbone = hub.models.BertBackbone(
+        vocabulary_size=17,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=16,
+        intermediate_dim=32,
+        max_sequence_length=24,
+    )
+    randomize(backbone).save_to_preset(folder)
+    return folder
+
+
+def on_encoder(folder, output, kind, place, **changes):
+    """Settings of a run on an encoder; sizes of the classifier's own one have their defaults."""
+    small = {name: SMALL[name] for name in SMALL if name not in ("blocks", "width", "heads")}
+    small.pop("hidden")
+    paths = {"data_dir": str(folder), "vocab_file": str(folder / "vocab.txt")}
+    return Settings(**{**small, **paths, "output_dir": str(output), kind: str(place), **changes})
+
+
+@pytest.fixture(params=["encoder", "preset"])
+def place(request):
+    name = {"encoder": "bert", "preset": "bert_preset"}[request.param]
+    return request.param, request.getfixturevalue(name)
+
+
+def test_an_encoder_takes_the_place_of_the_blocks(news, tmp_path, place):
+    settings = on_encoder(news, tmp_path, *place, **METHODS["ir"])
+    check(settings)
+    figures = pipeline.run(settings)
+    attention, inner = 4 * (16 * 16 + 16), (16 * 32 + 32) + (32 * 16 + 16)
+    assert figures["parameters"] == {
+        "embeddings": (17 + 24 + 2) * 16,
+        "MHA": 2 * attention,
+        "FFN": 2 * inner,
+        "CLS": (16 * 32 + 32) + (32 * 4 + 4),
+        "LayerNorm": 5 * 2 * 16,
+    }
+    assert figures["quantized"] and len(figures["test_accuracy"]) == 2
+
+
+PATTERN_KERNELS = {"MHA": 8, "MHA_QK": 6, "FFN": 4, "CLS": 1, "ALL": 13, "ALL_QK": 11}
+
+
+def test_patterns_find_the_layers_of_an_encoder_by_structure(news, tmp_path, place):
+    settings = on_encoder(news, tmp_path, *place)
+    model = build_on_encoder(settings, 17, 4)
+    binary = {"quant_type": "binarization", "quant_method": "basic"}
+    for pattern, kernels in PATTERN_KERNELS.items():
+        plan = tfquant.plan(
+            model, recipe(dataclasses.replace(settings, **binary, quant_pattern=pattern))
+        )
+        assert len([site for site in plan.sites if site.is_weight]) == kernels, pattern
+
+
+def test_the_weights_of_an_encoder_are_read(news, tmp_path, place):
+    settings = on_encoder(news, tmp_path, *place)
+    first, second = (
+        build_on_encoder(dataclasses.replace(settings, seed=seed), 17, 4) for seed in (0, 1)
+    )
+    for one, other in zip(first.weights, second.weights, strict=True):
+        new = one.path.startswith("classifier") and one.path.endswith("kernel")
+        drawn = "seed_generator" in one.path or one.path.endswith("random")
+        if not drawn:
+            assert np.array_equal(one.numpy(), other.numpy()) != new, one.path
+            assert one.numpy().any() or one.path.endswith(("bias", "beta"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 16}, "--width has no effect with --encoder="),
+        ({"mask_padding": False}, "--mask_padding has no effect with --encoder="),
+        (
+            {"pre_trained": True, "pretrained_checkpoint": "x"},
+            "--pre_trained has no effect with --encoder=",
+        ),
+        ({"preset": "bert_tiny_en_uncased"}, "--encoder and --preset name two encoders"),
+        ({"encoder": "/nowhere"}, "--encoder=/nowhere: holds no config.json"),
+        ({"encoder": None, "preset": "/nowhere"}, "--preset=/nowhere: there is no such folder"),
+    ],
+)
+def test_options_that_an_encoder_replaces_are_refused(news, bert, tmp_path, changes, message):
+    with pytest.raises(FlagError) as error:
+        check(on_encoder(news, tmp_path, "encoder", bert, **changes))
+    assert message in str(error.value)
+
+
+def test_an_encoder_that_is_too_small_is_refused(news, tmp_path, place):
+    settings = on_encoder(news, tmp_path, *place)
+    with pytest.raises(ValueError, match="has 17 token ids, --vocab_file=.* has 18"):
+        build_on_encoder(settings, 18, 4)
+    with pytest.raises(ValueError, match="has 24 positions: set --max_length=24 or less"):
+        build_on_encoder(dataclasses.replace(settings, max_length=25), 17, 4)
+
+
+def test_a_causal_preset_is_refused(news, tmp_path, gpt2_preset):
+    settings = on_encoder(news, tmp_path, "preset", gpt2_preset)
+    with pytest.raises(ValueError, match="first token of a GPT2Backbone reads nothing behind it"):
+        build_on_encoder(settings, 17, 4)
 
 
 def settings_of(folder, output, **changes):
@@ -190,9 +299,9 @@ def small_architecture():
 
 def test_the_classifier_has_the_parameters_of_the_source():
     model = build(Architecture(30522))
-    counts = {}
+    counts, parts = {}, parts_of(model)
     for variable in model.trainable_variables:
-        part = part_of(variable.path)
+        part = parts[variable.path]
         counts[part] = counts.get(part, 0) + int(np.prod(variable.shape))
     assert counts == {
         "embeddings": 15_889_408,
@@ -224,7 +333,7 @@ def test_sinusoids_are_those_of_the_paper():
 
 def test_sizes_follow_the_count_of_the_source():
     model = build(Architecture(100, positions=32))
-    figures = sizes(model, model)
+    figures = sizes(model, model, 32)
     assert figures["source_size"] == 2 * (2_101_248 + 2_100_224 + 529_412)
 
 
