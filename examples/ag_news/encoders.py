@@ -111,8 +111,9 @@ def _preset(settings: Settings, num_ids: int, dtype: str | None) -> Any:
 
 def _reads_what_follows(hidden: Any) -> bool:
     """Whether the first hidden state depends on the second token: not in a causal model."""
-    ids = np.array([[0, 0], [0, 1]], np.int32)
-    first, second = ops.convert_to_numpy(hidden(ids, np.ones_like(ids)))[:, 0]
+    ids = ops.convert_to_tensor([[0, 0], [0, 1]], "int32")
+    states = ops.cast(hidden(ids, ops.ones_like(ids)), "float32")
+    first, second = ops.convert_to_numpy(states)[:, 0]
     return not np.array_equal(first, second)
 
 
