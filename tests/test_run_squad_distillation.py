@@ -16,6 +16,7 @@ from runs.squad import flag_checks, flags, losses, networks
 from runs.squad.flags import Settings
 from tests.test_run_squad import make_files, tensors
 from tfquant import checkpoint
+from tfquant.error_decay import t_at
 from tfquant.training import divergence
 
 TEACHER = {
@@ -301,3 +302,33 @@ def test_the_second_step_starts_from_the_student_of_the_first(files, w1a8, tmp_p
     assert network.recipe.name == "w1a1"
     elastic = [name for name, q in network.quantizers.items() if q.learned is not None]
     assert len(elastic) == 8  # the inputs of four linear layers and of both products
+
+
+def test_the_error_decay_gradient_is_of_binary_weights_alone():
+    recipe = Settings(ste="error_decay").for_training(tfquant.recipe("binary_weights_int8"))
+    found = {rule.roles: rule.spec.ste for rule in recipe.rules}
+    assert found.pop(("weight",)) == "error_decay"
+    assert found and set(found.values()) == {"inclusive"}
+    with pytest.raises(ValueError, match="ste: error_decay is for formats that are fitted"):
+        Settings(ste="error_decay").for_training(tfquant.recipe("int8_residual"))
+
+
+@pytest.mark.long
+def test_error_decay_advances_t_and_a_resumed_run_goes_on_with_it(files, w1a8, tmp_path):
+    given = {name: files[name] for name in files if "teacher" not in name}
+    given |= {"init_checkpoint": w1a8, "ste": "error_decay", "distillation": False}
+    given |= {"num_train_epochs": 0.8, "save_checkpoints_steps": 2, "keep_checkpoint_max": 0}
+    settings = Settings(**given | {"output_dir": str(tmp_path)})
+    run_squad.run(settings)
+    whole = {step: tensors(prefix) for step, prefix in checkpoint.steps(tmp_path)}
+    (name,) = [name for name in whole[4] if "error_decay" in name]
+    # t is set before each step, counted from 0.
+    assert {step: float(one[name]) for step, one in whole.items()} == {
+        step: pytest.approx(t_at(step - 1, 4, 0.1, 10.0)) for step in (2, 4)
+    }
+    for path in tmp_path.glob("model.ckpt-4.*"):
+        path.unlink()
+    assert run_squad.run(settings)["training"]["first_step"] == 2
+    again = tensors(tmp_path / "model.ckpt-4")
+    assert again.keys() == whole[4].keys()
+    assert all(np.array_equal(again[name], whole[4][name]) for name in again)

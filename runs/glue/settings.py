@@ -525,10 +525,10 @@ class Settings(IncrementalFlags, EightBitFlags):
     range_learning_rate: float | None = _of(
         QAT,
         None,
-        "Highest learning rate of --learn-ranges; --learning-rate if not given.",
+        "Highest learning rate of ranges that --learn-ranges or the --quant-recipe learns;"
+        " --learning-rate if not given.",
         "same",
         bound=POSITIVE,
-        needs={"learn_ranges": True},
     )
     fix_act_ranges: bool = _of(
         QAT,

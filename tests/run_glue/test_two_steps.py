@@ -38,6 +38,7 @@ def test_the_student_of_the_first_step_is_start_and_teacher_of_the_second(
     call, w1a8, tmp_path, capsys
 ):
     words = f"train-quantized --task rte {SHORT} --quant-recipe w1a1 --requantize {SECOND}"
+    words += " --range-learning-rate 1e-3"
     call(f"{words} --max-steps 1 --save-model", model_path=w1a8, output_dir=tmp_path)
     said = capsys.readouterr().err
     assert "it answers quantized (binary_weights_int8)" in said
@@ -54,6 +55,10 @@ def test_the_student_of_the_first_step_is_start_and_teacher_of_the_second(
         (
             "--quant-recipe w1a1 --requantize --distillation",
             "--distillation: .* is quantized.*--teacher-quantized",
+        ),
+        (
+            "--quant-recipe irnet --requantize --range-learning-rate 1e-3",
+            "--range-learning-rate only applies with --learn-ranges, or with a --quant-recipe that",
         ),
     ],
 )
