@@ -65,6 +65,7 @@ def build_encoder(
     config: Config,
     *,
     sequence_length: int | None = None,
+    pooler: bool = True,
     dropout: bool = True,
     seed: int | None = None,
     dtype: str | None = None,
@@ -74,6 +75,7 @@ def build_encoder(
     Args:
         config: architecture, size and constants.
         sequence_length: static S, or None for any length that there are positions for.
+        pooler: False leaves the pooler out.
         dropout: False turns dropout off even in training.
         seed: see `Backbone`.
         dtype: Keras dtype policy; None takes the global one.
@@ -81,13 +83,13 @@ def build_encoder(
     Returns:
         Model from {"input_ids", "input_mask", "segment_ids"} (int32 [B, S]) to {"sequence_output":
         [B, S, H], "pooled_output": [B, H]} in the compute dtype, without "pooled_output" for
-        DistilBERT.
+        DistilBERT and where `pooler` is False.
 
     Raises:
         ValueError: `sequence_length` is out of range.
     """
     inputs = _inputs(config, sequence_length)
-    outputs = _backbone(config, pooler=True, dropout=dropout, seed=seed, dtype=dtype)(**inputs)
+    outputs = _backbone(config, pooler=pooler, dropout=dropout, seed=seed, dtype=dtype)(**inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     names = ("sequence_output", "pooled_output")
     return keras.Model(

@@ -15,11 +15,18 @@ _PACKAGES = {"keras_hub": "keras-hub"}  # module -> name of its package
 
 def model_problems(settings: ModelSettings) -> list[str]:
     """Return a problem for a preset, recipe or output folder that cannot be used."""
+    problems = preset_problems(settings.preset) + _recipe_problems(settings)
+    if settings.output_dir:
+        problems += folder_problems(settings.output_dir, f"--output_dir={settings.output_dir}")
+    return problems
+
+
+def preset_problems(preset: str | None) -> list[str]:
+    """Return a problem for a KerasHub preset that cannot be read, or if KerasHub is missing."""
     problems = []
     missing = [name for module, name in _PACKAGES.items() if not importlib.util.find_spec(module)]
     if missing:
         problems.append(f"{', '.join(missing)} is not installed: pip install -e '.[examples]'")
-    preset = settings.preset
     if not preset:
         problems.append("--preset is missing: give the name of a KerasHub preset or its folder")
     elif os.path.isdir(preset):
@@ -27,9 +34,6 @@ def model_problems(settings: ModelSettings) -> list[str]:
             problems.append(f"--preset={preset}: the folder holds no config.json of a preset")
     elif preset.startswith((".", "/", "~")) or os.path.exists(preset):
         problems.append(f"--preset={preset}: there is no such folder")
-    problems += _recipe_problems(settings)
-    if settings.output_dir:
-        problems += folder_problems(settings.output_dir, f"--output_dir={settings.output_dir}")
     return problems
 
 

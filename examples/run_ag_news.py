@@ -5,9 +5,11 @@
         --quant_type=quantization --quant_method=fully --bit_num=8 --latent
     python examples/run_ag_news.py --data_dir=ag_news_csv --vocab_file=vocab.txt \\
         --quant_type=binarization --quant_method=ir --quant_pattern=ALL_QK
+    python examples/run_ag_news.py --data_dir=ag_news_csv --vocab_file=bert/vocab.txt \\
+        --encoder=bert --amp
 
 Without --quant_type the float network is trained. --output_dir gets EXP_log.csv (running averages
-of training), EXP_test.npy (test accuracy of each epoch in percent), EXP_best.weights.h5,
+of training), EXP_test.npy (test accuracy of each epoch in percent), EXP_best.npz,
 EXP_curves.png and EXP_results.json, where EXP is --exp_name. The last line of stdout is the result
 as JSON. The same command continues a run that was cut off. See docs/examples.md.
 """

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 import modeling
+import tfquant
 from fileio.messages import printable
 from runs.batches import INPUTS, only
 from runs.logging import log
@@ -46,21 +47,39 @@ def _fresh_head(loaded: modeling.LoadReport) -> str:
     return f"{text}; left out, of another task: {', '.join(names[:_SHOWN])}{more}"
 
 
-def float_teacher(
-    teacher: keras.Model, load: Callable[[keras.Model], None], path: str
-) -> keras.Model:
-    """Load a teacher that is not trained and answers in float.
+def loaded_teacher(
+    teacher: keras.Model,
+    load: Callable[[keras.Model], None],
+    path: str,
+    *,
+    quantized: str | None = None,
+) -> Any:
+    """Load a teacher that is not trained.
 
     Args:
         teacher: network with random weights.
-        load: loads its weights.
+        load: loads its weights in float.
         path: where these come from.
+        quantized: option that asks for a teacher that answers quantized, by the recipe and the
+          ranges of its checkpoint; None answers in float.
+
+    Raises:
+        ValueError: it is to answer quantized, and its checkpoint holds no ranges.
     """
     teacher.trainable = False
-    load(teacher)
-    if holds_ranges(path):
-        log("teacher: its ranges are not used, it answers in float")
-    return teacher
+    if quantized is None:
+        load(teacher)
+        if holds_ranges(path):
+            log("teacher: its ranges are not used, it answers in float")
+        return teacher
+    if not holds_ranges(path):
+        raise ValueError(
+            f"{quantized}: the teacher {printable(path)} holds no ranges: leave the option out, or"
+            " name a quantized checkpoint"
+        )
+    network = tfquant.load(path, teacher)
+    log(f"teacher: loaded {path}, it answers quantized ({network.recipe.name})")
+    return network
 
 
 def inference_graph(network: Any) -> Callable[[Mapping[str, Any]], Mapping[str, tf.Tensor]]:

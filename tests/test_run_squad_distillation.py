@@ -16,6 +16,7 @@ from runs.squad import flag_checks, flags, losses, networks
 from runs.squad.flags import Settings
 from tests.test_run_squad import make_files, tensors
 from tfquant import checkpoint
+from tfquant.error_decay import t_at
 from tfquant.training import divergence
 
 TEACHER = {
@@ -241,3 +242,93 @@ def test_a_student_deeper_than_its_teacher_needs_a_mapping(files, tmp_path):
     misfit(
         files, tmp_path, {}, **changes, distillation_hidden_scale=0.0
     )  # answers alone need no layers
+
+
+@pytest.fixture(scope="module")
+def w1a8(files, tmp_path_factory):
+    """Checkpoint of a student with binary weights and 8-bit activations."""
+    config = modeling.BertConfig.from_json_file(files["bert_config_file"])
+    model = modeling.build_squad_model(config, seed=3)
+    network = tfquant.quantize(model, "binary_weights_int8", [tokens()], progress=False)
+    path = tmp_path_factory.mktemp("w1a8") / "model.ckpt-4"
+    tfquant.save(network, path)
+    return str(path)
+
+
+def tokens():
+    ids = np.random.default_rng(0).integers(5, 50, (4, 12)).astype(np.int32)
+    return {"input_ids": ids, "input_mask": 0 * ids + 1, "segment_ids": 0 * ids}
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_quantized_teacher_answers_as_its_checkpoint_says(files, w1a8, capsys, quantized):
+    config = modeling.BertConfig.from_json_file(files["bert_config_file"])
+    changes = {"teacher": w1a8, "teacher_config_file": None, "teacher_quantized": quantized}
+    teacher = losses.load_teacher(config, Settings(**files | changes))
+    model = modeling.build_squad_model(config)
+    network = tfquant.load(w1a8, model)
+    same = [network(tokens())["start_logits"], model(tokens())["start_logits"]]
+    np.testing.assert_array_equal(teacher(tokens())["start_logits"], same[not quantized])
+    assert not np.allclose(*same)
+    told = "answers quantized (binary_weights_int8)" if quantized else "answers in float"
+    assert told in capsys.readouterr().err
+
+
+def test_a_teacher_without_ranges_cannot_answer_quantized(files):
+    config = modeling.BertConfig.from_json_file(files["bert_config_file"])
+    with pytest.raises(ValueError, match="--teacher_quantized: the teacher .* holds no ranges"):
+        losses.load_teacher(config, Settings(**files | {"teacher_quantized": True}))
+
+
+@pytest.mark.long
+def test_the_second_step_starts_from_the_student_of_the_first(files, w1a8, tmp_path):
+    common = {"teacher_config_file": None, "learning_rate": 1e-3, "train_batch_size": 4}
+    start = files | common | {"output_dir": str(tmp_path / "start"), "init_checkpoint": w1a8}
+    steps = {"do_train": False, "if_quant": False, "distillation": False, "teacher": None}
+    calibration = {"do_calib": True, "quant_recipe": "w1a1"}
+    run_squad.run(Settings(**start | steps | calibration))
+    calibrated = str(tmp_path / "start" / "model.ckpt-calibrated")
+    first, second = tensors(w1a8), tensors(calibrated)
+    kernels = [name for name in first if name.endswith("query/kernel")]
+    assert kernels and all(np.array_equal(first[name], second[name]) for name in kernels)
+
+    taught = {"teacher": w1a8, "teacher_quantized": True, "distillation_hidden_scale": 1.0}
+    train = {"init_checkpoint": calibrated, "num_train_epochs": 0.4} | taught
+    settings = Settings(**{**start, **train, "output_dir": str(tmp_path / "w1a1")})
+    run_squad.run(settings)
+    config = modeling.BertConfig.from_json_file(files["bert_config_file"])
+    last = str(max(tmp_path.glob("w1a1/model.ckpt-*.index")).with_suffix(""))
+    network = tfquant.load(last, modeling.build_squad_model(config))
+    assert network.recipe.name == "w1a1"
+    elastic = [name for name, q in network.quantizers.items() if q.learned is not None]
+    assert len(elastic) == 8  # the inputs of four linear layers and of both products
+
+
+def test_the_error_decay_gradient_is_of_binary_weights_alone():
+    recipe = Settings(ste="error_decay").for_training(tfquant.recipe("binary_weights_int8"))
+    found = {rule.roles: rule.spec.ste for rule in recipe.rules}
+    assert found.pop(("weight",)) == "error_decay"
+    assert found and set(found.values()) == {"inclusive"}
+    with pytest.raises(ValueError, match="ste: error_decay is for formats that are fitted"):
+        Settings(ste="error_decay").for_training(tfquant.recipe("int8_residual"))
+
+
+@pytest.mark.long
+def test_error_decay_advances_t_and_a_resumed_run_goes_on_with_it(files, w1a8, tmp_path):
+    given = {name: files[name] for name in files if "teacher" not in name}
+    given |= {"init_checkpoint": w1a8, "ste": "error_decay", "distillation": False}
+    given |= {"num_train_epochs": 0.8, "save_checkpoints_steps": 2, "keep_checkpoint_max": 0}
+    settings = Settings(**given | {"output_dir": str(tmp_path)})
+    run_squad.run(settings)
+    whole = {step: tensors(prefix) for step, prefix in checkpoint.steps(tmp_path)}
+    (name,) = [name for name in whole[4] if "error_decay" in name]
+    # t is set before each step, counted from 0.
+    assert {step: float(one[name]) for step, one in whole.items()} == {
+        step: pytest.approx(t_at(step - 1, 4, 0.1, 10.0)) for step in (2, 4)
+    }
+    for path in tmp_path.glob("model.ckpt-4.*"):
+        path.unlink()
+    assert run_squad.run(settings)["training"]["first_step"] == 2
+    again = tensors(tmp_path / "model.ckpt-4")
+    assert again.keys() == whole[4].keys()
+    assert all(np.array_equal(again[name], whole[4][name]) for name in again)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 from examples.ag_news.settings import METHODS, Settings
+from examples.checks import preset_problems
 from examples.settings import TFDS
 from fileio.messages import printable
 from runs.checks import folder_problems, refuse, size_problems, value_problems
+
+_OF_ENCODER = (
+    *("blocks", "width", "heads", "hidden", "double_embedding", "mask_padding"),
+    "pre_trained",
+)
 
 
 def check(settings: Settings) -> None:
@@ -17,9 +24,10 @@ def check(settings: Settings) -> None:
         FlagError: lists every problem with its option and what to do.
     """
     problems = value_problems(settings) + _method_problems(settings) + _data_problems(settings)
+    problems += _encoder_problems(settings)
     if settings.pre_trained and not settings.pretrained_checkpoint:
         problems.append("--pre_trained: set --pretrained_checkpoint to a BERT checkpoint's folder")
-    if settings.width % settings.heads:
+    if not _on_encoder(settings) and settings.width % settings.heads:
         problems.append(
             f"--heads={settings.heads}: does not divide --width ({settings.width}): choose others"
         )
@@ -48,6 +56,32 @@ def _method_problems(settings: Settings) -> list[str]:
     needed = "bit_num" if settings.quant_type == "quantization" else "quant_pattern"
     if getattr(settings, needed) is None:
         problems.append(f"--{needed} is missing: --quant_type={settings.quant_type} needs it")
+    return problems
+
+
+def _on_encoder(settings: Settings) -> bool:
+    return settings.encoder is not None or settings.preset is not None
+
+
+def _encoder_problems(settings: Settings) -> list[str]:
+    """Options about the encoder that `--encoder` and `--preset` replace, and missing files."""
+    if not _on_encoder(settings):
+        return []
+    if settings.encoder is not None and settings.preset is not None:
+        return ["--encoder and --preset name two encoders: give one of them"]
+    name = "encoder" if settings.encoder is not None else "preset"
+    named = f"--{name}={printable(getattr(settings, name))}"
+    defaults = {field.name: field.default for field in dataclasses.fields(settings)}
+    problems = [
+        f"--{other} has no effect with {named}, which brings its own encoder: leave it out"
+        for other in _OF_ENCODER
+        if getattr(settings, other) != defaults[other]
+    ]
+    if name == "preset":
+        return problems + preset_problems(settings.preset)
+    config = os.path.join(settings.encoder or "", "config.json")
+    if not os.path.isfile(config):
+        problems.append(f"{named}: holds no config.json of a BERT checkpoint")
     return problems
 
 

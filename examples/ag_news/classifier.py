@@ -16,6 +16,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from encoders.layers import precise
+
 _EPSILON = 1e-6
 
 
@@ -50,18 +52,20 @@ class Architecture:
     mask_padding: bool = True
 
 
-def build(architecture: Architecture, seed: int = 0) -> keras.Model:
+def build(architecture: Architecture, seed: int = 0, dtype: str | None = None) -> keras.Model:
     """Return a classifier with Xavier-uniform weights.
 
     Args:
       architecture: its sizes.
       seed: of weights and dropout.
+      dtype: Keras dtype policy, such as "mixed_bfloat16"; None takes the global one. Softmax and
+        layer norms are computed in float32 or more.
 
     Returns:
       A model from `input_ids` and `input_mask`, both int32 [batch, length], to logits
       [batch, classes].
     """
-    make = _Layers(architecture.dropout, seed)
+    make = _Layers(architecture.dropout, seed, dtype)
     ids = keras.Input((None,), dtype="int32", name="input_ids")
     mask = keras.Input((None,), dtype="int32", name="input_mask")
     x = _embedded(ids, architecture, make)
@@ -69,38 +73,49 @@ def build(architecture: Architecture, seed: int = 0) -> keras.Model:
         name = f"block_{number}"
         normed = make.norm(f"{name}_attention_norm")(x)
         attended = _attention(normed, mask, architecture, make, f"{name}_attention")
-        x = layers.Add(name=f"{name}_attention_add")([x, make.dropout(attended)])
+        x = make.add(f"{name}_attention_add")([x, make.dropout(attended)])
         normed = make.norm(f"{name}_ffn_norm")(x)
         inner = make.dense(architecture.hidden, f"{name}_ffn_inner", "relu")(normed)
         outer = make.dense(architecture.width, f"{name}_ffn_outer")(make.dropout(inner))
-        x = layers.Add(name=f"{name}_ffn_add")([x, make.dropout(outer)])
+        x = make.add(f"{name}_ffn_add")([x, make.dropout(outer)])
     hidden = make.dense(architecture.classifier, "classifier_hidden", "relu")(x[:, 0])
     logits = make.dense(architecture.classes, "classifier_output")(hidden)
     return keras.Model({"input_ids": ids, "input_mask": mask}, logits, name="classifier")
 
 
 class _Layers:
-    """Layers with weights from one sequence of seeds."""
+    """Layers of one dtype policy, with weights from one sequence of seeds."""
 
-    def __init__(self, rate: float, seed: int):
-        self._rate, self._seed = rate, keras.random.SeedGenerator(seed)
+    def __init__(self, rate: float, seed: int, dtype: str | None):
+        self.rate, self.dtype = rate, dtype
+        self._seed = keras.random.SeedGenerator(seed)
 
-    def _number(self) -> int:
+    def number(self) -> int:
         return int(ops.convert_to_numpy(self._seed.next())[0])
 
     def dense(self, width: int, name: str, activation: str | None = None) -> layers.Dense:
-        kernel = keras.initializers.GlorotUniform(self._number())
-        return layers.Dense(width, activation, kernel_initializer=kernel, name=name)
+        kernel = keras.initializers.GlorotUniform(self.number())
+        return layers.Dense(
+            width, activation, kernel_initializer=kernel, name=name, dtype=self.dtype
+        )
 
     def embedding(self, size: int, width: int, name: str) -> layers.Embedding:
-        table = keras.initializers.GlorotUniform(self._number())
-        return layers.Embedding(size, width, embeddings_initializer=table, name=name)
+        table = keras.initializers.GlorotUniform(self.number())
+        # Not in bfloat16: Keras would convert the whole table in every step, not the rows that
+        # occur. What adds the rows up converts them.
+        dtype = keras.dtype_policies.get(self.dtype).variable_dtype
+        return layers.Embedding(size, width, embeddings_initializer=table, name=name, dtype=dtype)
 
     def norm(self, name: str) -> layers.LayerNormalization:
-        return layers.LayerNormalization(epsilon=_EPSILON, name=name)
+        return layers.LayerNormalization(epsilon=_EPSILON, name=name, dtype=self.dtype)
+
+    def add(self, name: str) -> layers.Add:
+        return layers.Add(name=name, dtype=self.dtype)
 
     def dropout(self, x: Any) -> Any:
-        return layers.Dropout(self._rate, seed=self._number())(x) if self._rate else x
+        if not self.rate:
+            return x
+        return layers.Dropout(self.rate, seed=self.number(), dtype=self.dtype)(x)
 
 
 class _Positions(layers.Layer):
@@ -136,11 +151,12 @@ def _embedded(ids: Any, architecture: Architecture, make: _Layers) -> Any:
     width = architecture.width
     tokens = make.embedding(architecture.vocabulary, width, "embedding_tokens")(ids)
     learned = make.embedding(architecture.positions, width, "embedding_positions")
-    embedded = layers.Add(name="embedding_add")([tokens, learned(_Positions()(ids))])
-    embedded = layers.Rescaling(math.sqrt(width), name="embedding_scale")(embedded)
-    placed = make.dropout(_AddSinusoids(architecture.positions)(embedded))
+    embedded = make.add("embedding_add")([tokens, learned(_Positions()(ids))])
+    scale = layers.Rescaling(math.sqrt(width), name="embedding_scale", dtype=make.dtype)
+    embedded = scale(embedded)
+    placed = make.dropout(_AddSinusoids(architecture.positions, dtype=make.dtype)(embedded))
     if architecture.double_embedding:
-        placed = layers.Add(name="embedding_double")([embedded, placed])
+        placed = make.add("embedding_double")([embedded, placed])
     return placed
 
 
@@ -150,16 +166,17 @@ class _Attention(layers.Layer):
     def __init__(self, heads: int, rate: float, seed: int, mask_padding: bool, **arguments: Any):
         super().__init__(**arguments)
         self.heads, self.mask_padding = heads, mask_padding
-        self._dropout = layers.Dropout(rate, seed=seed)
+        self._dropout = layers.Dropout(rate, seed=seed, dtype=self.dtype_policy)
 
     def call(self, query: Any, key: Any, value: Any, mask: Any, training: Any = None) -> Any:
         query, key, value = map(self._split, (query, key, value))
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
-        scores = scores / math.sqrt(query.shape[-1])
+        scores = ops.cast(scores, precise(self.compute_dtype)) / math.sqrt(query.shape[-1])
         if self.mask_padding:
             left_out = 1.0 - ops.cast(mask, scores.dtype)
             scores = scores + left_out[:, None, None] * -1e9
-        weights = self._dropout(ops.softmax(scores), training=training)
+        probabilities = ops.cast(ops.softmax(scores), self.compute_dtype)
+        weights = self._dropout(probabilities, training=training)
         mixed = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
         shape = ops.shape(mixed)
         return ops.reshape(mixed, (shape[0], shape[1], self.heads * mixed.shape[-1]))
@@ -177,8 +194,9 @@ def _attention(x: Any, mask: Any, architecture: Architecture, make: _Layers, nam
     attend = _Attention(
         architecture.heads,
         architecture.dropout,
-        make._number(),
+        make.number(),
         architecture.mask_padding,
         name=f"{name}_product",
+        dtype=make.dtype,
     )
     return make.dense(architecture.width, f"{name}_output")(attend(*projected, mask))

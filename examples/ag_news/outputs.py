@@ -20,6 +20,7 @@ from fileio.atomic import replacing, write_json, write_text
 from runs.logging import log
 from runs.versions import versions
 from tfquant import formats
+from tfquant.recipes.patterns import recipe_of
 
 _COLUMNS = ("", "Epoch", "Iteration", "Train Loss", "Train Acc")
 _LONGEST = 512  # tokens of the text that memory is measured on, as in the source
@@ -97,39 +98,51 @@ def curves(runs: Mapping[str, tuple[np.ndarray, np.ndarray]], barrier: int | Non
     return figure
 
 
-def part_of(path: str) -> str:
-    """Part of the network that a variable belongs to, in the source's terms."""
-    if path.startswith("embedding"):
-        return "embeddings"
-    if "norm" in path:
-        return "LayerNorm"
-    if path.startswith("classifier"):
-        return "CLS"
-    return "MHA" if "_attention_" in path else "FFN"
+def parts_of(model: keras.Model) -> dict[str, str]:
+    """Part of the network that each trainable variable belongs to, in the source's terms.
+
+    Linear layers are found by structure; of other variables, tables are embeddings.
+
+    Args:
+      model: the float classifier.
+
+    Returns:
+      Path of the variable -> MHA, FFN, CLS, embeddings or LayerNorm.
+    """
+    found = {}
+    for name in ("MHA", "FFN", "CLS"):
+        recipe = recipe_of(name, tfquant.QuantSpec("int8"), keep_final=False)
+        found |= {site.path: name for site in tfquant.plan(model, recipe).sites}
+    parts = {}
+    for variable in model.trainable_variables:
+        other = "embeddings" if len(variable.shape) > 1 else "LayerNorm"
+        parts[variable.path] = found.get(variable.path.rpartition("/")[0], other)
+    return parts
 
 
-def sizes(model: keras.Model, network: Any) -> dict[str, Any]:
+def sizes(model: keras.Model, network: Any, longest: int) -> dict[str, Any]:
     """Figures of size: parameters by part, bytes stored, memory of activations.
 
     Args:
       model: the float classifier.
       network: the model itself, or what it was quantized to.
+      longest: text in tokens that the model takes.
     """
     parameters: dict[str, int] = {}
+    parts = parts_of(model)
     for variable in model.trainable_variables:
-        part = part_of(variable.path)
+        part = parts[variable.path]
         parameters[part] = parameters.get(part, 0) + int(np.prod(variable.shape))
     quantized = network is not model
     bits = _bits_of(network) if quantized else {}
     counted = 0.0
     for variable in model.trainable_variables:
-        if part_of(variable.path) not in ("embeddings", "LayerNorm"):
+        if parts[variable.path] not in ("embeddings", "LayerNorm"):
             share = bits.get(variable.path, 8 * _BYTES) / (8 * _BYTES)
             counted += _BYTES * share * int(np.prod(variable.shape))
     report = tfquant.size_report(network) if quantized else None
     float_bytes = sum(4 * count for count in parameters.values())
-    length = min(_LONGEST, model.get_layer("embedding_positions").input_dim)
-    batch = {name: np.ones((1, length), np.int32) for name in INPUTS}
+    batch = {name: np.ones((1, min(_LONGEST, longest)), np.int32) for name in INPUTS}
     return {
         "parameters": parameters,
         "source_size": round(counted),

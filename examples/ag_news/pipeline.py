@@ -11,6 +11,7 @@ import numpy as np
 import tfquant
 from examples.ag_news import data, outputs
 from examples.ag_news.classifier import Architecture, build
+from examples.ag_news.encoders import build_on_encoder
 from examples.ag_news.pretrained import load_pretrained
 from examples.ag_news.recipes import recipe
 from examples.ag_news.settings import Settings
@@ -46,7 +47,7 @@ def run(settings: Settings) -> dict[str, Any]:
         "test_accuracy": [round(value, 4) for value in accuracy.tolist()],
         "best": round(float(logs[-1].accuracy.max()), 4),
         "quantized": settings.quant_type is not None,
-        **outputs.sizes(model, network),
+        **outputs.sizes(model, network, settings.max_length),
     }
     best = int(np.argmax(logs[-1].accuracy)) + len(accuracy) - len(logs[-1].accuracy)
     figures["best_epoch"] = best
@@ -57,6 +58,8 @@ def run(settings: Settings) -> dict[str, Any]:
 def build_model(settings: Settings, tokenizer: Tokenizer) -> keras.Model:
     """Return the float classifier at its start."""
     keras.utils.set_random_seed(settings.seed)
+    if settings.encoder is not None or settings.preset is not None:
+        return build_on_encoder(settings, tokenizer.num_ids, len(data.CLASSES))
     architecture = Architecture(
         vocabulary=tokenizer.num_ids,
         classes=len(data.CLASSES),
@@ -69,7 +72,7 @@ def build_model(settings: Settings, tokenizer: Tokenizer) -> keras.Model:
             )
         },
     )
-    model = build(architecture, settings.seed)
+    model = build(architecture, settings.seed, "mixed_bfloat16" if settings.amp else None)
     if settings.pre_trained:
         assert settings.pretrained_checkpoint is not None
         load_pretrained(model, settings.pretrained_checkpoint, architecture)

@@ -15,6 +15,7 @@ from encoders.checkpoint import load_weights
 from encoders.config import config_from_file
 from examples.ag_news.classifier import Architecture
 from fileio.messages import printable
+from runs.glue.networks import weights_of
 
 _LAYER = "bert/encoder/layer_{}/attention/"
 _ATTENTION = {
@@ -30,7 +31,7 @@ def load_pretrained(model: keras.Model, folder: str, architecture: Architecture)
 
     Args:
       model: of `classifier.build`.
-      folder: with config.json and the weights.
+      folder: with config.json and the weights, model.safetensors or model.ckpt.
       architecture: of the model.
 
     Raises:
@@ -55,7 +56,7 @@ def load_pretrained(model: keras.Model, folder: str, architecture: Architecture)
             f" {wanted} and at least {least}: set --width, --heads, --blocks or --max_length"
         )
     encoder = modeling.build_encoder(config)
-    load_weights(encoder, folder, new_head=True)
+    load_weights(encoder, weights_of(folder), new_head=True)
     values = {variable.path: variable.numpy() for variable in encoder.weights}
     for variable in model.weights:
         name = source_of(variable.path)

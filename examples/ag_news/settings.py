@@ -55,6 +55,15 @@ class Settings:
         "BERT checkpoint (a folder) of the width and with at least the blocks of the classifier.",
         needs={"pre_trained": True},
     )
+    encoder: str | None = flag(
+        None,
+        "Folder of a BERT checkpoint that takes the place of embeddings and blocks: config.json"
+        " and weights.",
+        metavar="DIR",
+    )
+    preset: str | None = flag(
+        None, "KerasHub preset of an encoder instead: its name, an address or a folder."
+    )
     latent: bool = flag(
         False,
         "Latent quantization: train in float for --latent_epochs, then go on quantized.",
@@ -82,6 +91,10 @@ class Settings:
     batch_size: int = flag(32, "Texts in a batch.", bound=AT_LEAST_1)
     learning_rate: float = flag(1e-4, "Of Adam.", bound=POSITIVE)
     seed: int = flag(0, "Of weights, dropout and order.", bound=NOT_NEGATIVE)
+    amp: bool = flag(
+        False,
+        "Compute in bfloat16; weights, softmax, layer norms and quantization stay float32.",
+    )
     log_every: int = flag(100, "Iterations between rows of the log.", bound=AT_LEAST_1)
     tfds_dir: str | None = flag(
         None, "Where TensorFlow Datasets keeps its data; its own default if not set."

@@ -187,7 +187,7 @@ def quantized_network(
     saved = last_checkpoint(checked(directory)) if settings.trains else None
     if saved:
         return tfquant.load(saved, model), {"ranges": {"loaded": saved}}
-    if holds_ranges(networks.weights_of(source)):
+    if holds_ranges(networks.weights_of(source)) and not settings.requantize:
         setting_checks.refuse_quantization_options(settings, source)
         return tfquant.load(networks.weights_of(source), model), {"ranges": {"loaded": source}}
     networks.load_float(model, source, new_head=settings.trains_new_head)

@@ -20,6 +20,7 @@ from runs.glue.outputs import logs_of
 from runs.glue.settings import EXPORTS, PTQ, QAT, QUANTIZING, Settings, option, rounding_options
 from runs.settings import FlagError, at_least, between
 from tasks import glue
+from tfquant.choices import PARAMETRIZED
 from tfquant.export.onnx.qdq import INT16_OPSET
 from tfquant.export.targets import TARGETS
 from tfquant.formats.integer import MAX_BITS, MIN_BITS
@@ -29,10 +30,11 @@ from tfquant.training_args import ARGUMENTS
 
 OLDEST_OPSET = 17
 _INCREMENTAL = {field.name for field in dataclasses.fields(IncrementalFlags)}
-# Options that a recipe does not replace: which data ranges are estimated on, and when it starts.
+# Options that a recipe does not replace: which data ranges are estimated on, when it starts, and
+# whether from a quantized model.
 _BESIDE_RECIPE = (
     *("quant_recipe", "quant_start_step", "num_est_batches", "est_ranges_batch_size"),
-    *("est_ranges_pad", "est_ranges_order"),
+    *("est_ranges_pad", "est_ranges_order", "requantize", "range_learning_rate"),
 )
 OF_ONNX = ("onnx", "onnxruntime", "tensorrt", "openvino")
 
@@ -243,6 +245,11 @@ def _training_of_ranges(s: Settings) -> list[str]:
             "--quant-dict: 'per_token' computes ranges in each batch, which cannot be trained: use"
             " it in validate-quantized"
         )
+    if s.range_learning_rate is not None and not (s.learn_ranges or _recipe_learns(s)):
+        problems.append(
+            "--range-learning-rate only applies with --learn-ranges, or with a --quant-recipe that"
+            " learns ranges: set one as well, or leave it out"
+        )
     fixed = s.learn_ranges or s.fix_weight_ranges
     if s.weight_quant and s.weight_quant_method == "MSE" and not fixed:
         problems.append(
@@ -250,6 +257,17 @@ def _training_of_ranges(s: Settings) -> list[str]:
             " maximum: give --learn-ranges or --fix-weight-ranges"
         )
     return problems
+
+
+def _recipe_learns(s: Settings) -> bool:
+    """Whether the recipe of --quant-recipe trains a range."""
+    if not s.quant_recipe:
+        return False
+    try:
+        rules = tfquant.recipe(s.quant_recipe).rules
+    except (ValueError, OSError):
+        return True  # told elsewhere
+    return any(rule.spec is not None and rule.spec.update in PARAMETRIZED for rule in rules)
 
 
 def _distillation(s: Settings) -> list[str]:

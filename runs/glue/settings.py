@@ -525,10 +525,10 @@ class Settings(IncrementalFlags, EightBitFlags):
     range_learning_rate: float | None = _of(
         QAT,
         None,
-        "Highest learning rate of --learn-ranges; --learning-rate if not given.",
+        "Highest learning rate of ranges that --learn-ranges or the --quant-recipe learns;"
+        " --learning-rate if not given.",
         "same",
         bound=POSITIVE,
-        needs={"learn_ranges": True},
     )
     fix_act_ranges: bool = _of(
         QAT,
@@ -554,6 +554,22 @@ class Settings(IncrementalFlags, EightBitFlags):
         "Folder of another model that teaches, or of runs; it may be larger.",
         CONTENT,
         needs={"distillation": True},
+    )
+    teacher_quantized: bool = _of(
+        QAT,
+        False,
+        "The teacher answers quantized, by its own recipe and ranges: the second step of a"
+        " distillation to fewer bits.",
+        "same",
+        needs={"distillation": True},
+    )
+    requantize: bool = _of(
+        QAT,
+        False,
+        "Quantize the weights of a quantized model anew, by --quant-recipe; its ranges are left"
+        " out.",
+        "same",
+        needs={"quant_recipe": True},
     )
     distillation_loss_scale: float = _of(
         QAT,

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 import keras
 
@@ -9,7 +10,7 @@ import modeling
 from runs.distillation_options import teacher_problems
 from runs.glue import networks
 from runs.glue.settings import Settings
-from runs.networks import float_teacher
+from runs.networks import loaded_teacher
 from tasks import glue
 from tfquant.store import holds_ranges
 
@@ -42,10 +43,10 @@ def check_teacher(task: glue.Task, source: str, settings: Settings) -> None:
     """
     folder = teacher_of(task, source, settings)
     if folder == source:
-        if holds_ranges(networks.weights_of(source)):
+        if holds_ranges(networks.weights_of(source)) and not settings.teacher_quantized:
             raise ValueError(
                 f"--distillation: {source} is quantized, a teacher answers in float: name a float"
-                " model in --teacher"
+                " model in --teacher, or give --teacher-quantized"
             )
         return
     named = f"--teacher={folder}"
@@ -80,12 +81,15 @@ def _differ(one: str, other: str, name: str) -> bool:
     return first != second
 
 
-def load_teacher(task: glue.Task, folder: str, settings: Settings, seed: int) -> keras.Model:
-    """Load the teacher, in float and not trainable."""
+def load_teacher(task: glue.Task, folder: str, settings: Settings, seed: int) -> Any:
+    """Load the teacher, not trainable, in float or with --teacher-quantized as it is stored."""
 
     def load(teacher: keras.Model) -> None:
         networks.load_float(teacher, folder, new_head=False, who="teacher: ")
 
-    return float_teacher(
-        networks.build(folder, task, settings, seed), load, networks.weights_of(folder)
+    return loaded_teacher(
+        networks.build(folder, task, settings, seed),
+        load,
+        networks.weights_of(folder),
+        quantized="--teacher-quantized" if settings.teacher_quantized else None,
     )

@@ -33,8 +33,8 @@ from tfquant.choices import (
     DIRECTIONS,
     DISTILLATION_SCALE,
     ORDERS,
-    RANGE_STES,
     RANGE_UPDATES,
+    STES,
     TEMPERATURE,
 )
 from tfquant.distributed.watchdog import TIMEOUT
@@ -316,10 +316,11 @@ class Settings(EightBitFlags):
         needs={"range_update": True},
     )
     ste: str | None = _one_of(
-        RANGE_STES,
+        STES,
         None,
         "Whether gradients reach values exactly on an end of a range: inclusive (if not given) or"
-        " strict, as NVIDIA's do; identity: also those beyond it.",
+        " strict, as NVIDIA's do; identity: also those beyond it; error_decay: IR-Net's, of binary"
+        " weights.",
         needs=QUANTIZED_TRAINING,
     )
     range_decay: float | None = flag(
@@ -416,7 +417,16 @@ class Settings(EightBitFlags):
         needs={"do_train": True, "teacher": True},
     )
     teacher: str = flag(
-        None, "Checkpoint that teaches; runs in float.", CONTENT, needs={"distillation": True}
+        None,
+        "Checkpoint that teaches; runs in float without --teacher_quantized.",
+        CONTENT,
+        needs={"distillation": True},
+    )
+    teacher_quantized: bool = flag(
+        False,
+        "The teacher answers quantized, by its own recipe and ranges: the second step of a"
+        " distillation to fewer bits.",
+        needs={"distillation": True},
     )
     teacher_config_file: str | None = flag(
         None,
@@ -516,7 +526,8 @@ class Settings(EightBitFlags):
         of_ranges = {"update": self.range_update, "decay": self.range_decay}
         for roles, wanted in (
             (RANGES_OF[self.range_update_of], of_ranges),
-            (ROLES, {"ste": self.ste}),
+            # The error-decay gradient is that of binary weights alone.
+            (("weight",) if self.ste == "error_decay" else ROLES, {"ste": self.ste}),
         ):
             changes = {name: value for name, value in wanted.items() if value is not None}
             recipe = recipe.with_spec(roles=roles, **changes) if changes else recipe

@@ -8,7 +8,7 @@ import tensorflow as tf
 import modeling
 from runs.batches import only
 from runs.distillation_options import distillation_of
-from runs.networks import float_teacher
+from runs.networks import loaded_teacher
 from runs.squad.data import INPUTS, Batch
 from runs.squad.flags import Settings
 from runs.squad.networks import build, load_float
@@ -58,8 +58,8 @@ def distillation(student: Any, config: modeling.Config, settings: Settings) -> D
     )
 
 
-def load_teacher(config: modeling.Config, settings: Settings) -> keras.Model:
-    """Load the teacher in float: as large as the student unless it has a configuration of its own.
+def load_teacher(config: modeling.Config, settings: Settings) -> Any:
+    """Load the teacher: as large as the student unless it has a configuration of its own.
 
     Raises:
         ValueError: its checkpoint does not fit the configuration.
@@ -84,4 +84,9 @@ def load_teacher(config: modeling.Config, settings: Settings) -> keras.Model:
                 " configuration of that checkpoint as --teacher_config_file"
             ) from error
 
-    return float_teacher(build(config, settings, dropout=False), load, settings.teacher)
+    return loaded_teacher(
+        build(config, settings, dropout=False),
+        load,
+        settings.teacher,
+        quantized="--teacher_quantized" if settings.teacher_quantized else None,
+    )

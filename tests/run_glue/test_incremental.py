@@ -133,6 +133,23 @@ def test_the_commands_of_nlp_architect_are_understood():
 
 
 @pytest.mark.long
+def test_the_commands_of_nlp_architect_run(call, trained, tmp_path):
+    call(
+        f"train-quantized --quant-recipe q8bert --task_name rte {TRAINING} --num_train_epochs 1"
+        " --eval-strategy steps --eval-steps 3 --overwrite_output_dir",
+        model_name_or_path=_float(trained[0], tmp_path),
+        output_dir=tmp_path / "8bit",
+    )
+    found = call(
+        "validate-quantized --task_name rte --max-seq-length 48",
+        model_path=tmp_path / "8bit" / "out",
+        output_dir=tmp_path / "evaluated",
+    )
+    written = float((tmp_path / "evaluated" / "final_score.txt").read_text())
+    assert written == pytest.approx(100 * found["rte"], abs=0.005)
+
+
+@pytest.mark.long
 def test_the_command_of_inq_pytorch_runs(call, untrained, tmp_path):
     words = SEED_INQ.format(mode="lin", bits=4).replace("128", "48")
     call(words, model_path=untrained, output_dir=tmp_path / "out")

@@ -71,6 +71,18 @@ def test_variables_without_a_gradient_are_neither_moved_nor_decayed():
     assert np.all(moved.numpy() < 1) and np.array_equal(left.numpy(), [1, 1])
 
 
+@pytest.mark.parametrize(("decay", "assignments"), [(0.0, 1), (0.01, 2)])
+def test_no_decay_costs_no_assignment_of_the_variables(decay, assignments):
+    variable = keras.Variable(np.ones(2, np.float32), name="kernel")
+    optimizer = BertAdamW(0.1, weight_decay=decay)
+    optimizer.build([variable])
+    apply = tf.function(lambda gradient: optimizer.apply([gradient], [variable]))
+    operations = apply.get_concrete_function(tf.ones(2)).graph.get_operations()
+    kinds = [operation.type for operation in operations]
+    assert kinds.count("ResourceApplyAdam") == 1
+    assert sum("Assign" in kind for kind in kinds) == assignments  # the step, and the decay
+
+
 def test_optimizer_and_schedule_survive_saving_of_their_settings():
     optimizer = BertAdamW(
         WarmupLinearDecay(1e-4, 100, 10), weight_decay=0.02, not_decayed=["gamma"]

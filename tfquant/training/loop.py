@@ -361,9 +361,10 @@ class Trainer:
         if self._scale:
             dense = self._scale.unscale(dense)
         norm = tf.linalg.global_norm(dense)
-        limit = self.options.clip_norm
-        factor = tf.constant(1.0) if limit is None else limit / tf.maximum(norm, limit)
-        clipped = [gradient * tf.cast(factor, gradient.dtype) for gradient in dense]
+        clipped, limit = dense, self.options.clip_norm
+        if limit is not None:
+            factor = limit / tf.maximum(norm, limit)
+            clipped = [gradient * tf.cast(factor, gradient.dtype) for gradient in dense]
 
         def make() -> tuple[tf.Tensor, tf.Tensor]:
             self.optimizer.apply(clipped, [self._variables[i] for i in self._reached])

@@ -54,14 +54,16 @@ class BertAdamW(keras.optimizers.AdamW):
     def build(self, var_list: Sequence[Any]) -> None:
         """Create the slots.
 
-        The decay's exceptions are settled here because only here the paths are known.
+        The decay's exceptions are settled here because only here the paths are known. A decay of 0
+        excepts all variables: Keras would subtract 0 from each of them in every step.
         """
         if self.built:
             return
         excluded = [
             v
             for v in var_list
-            if any(re.search(p, getattr(v, "path", v.name)) for p in self.not_decayed)
+            if not self.weight_decay
+            or any(re.search(p, getattr(v, "path", v.name)) for p in self.not_decayed)
         ]
         self.exclude_from_weight_decay(var_list=excluded)
         super().build(var_list)
