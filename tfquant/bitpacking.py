@@ -116,7 +116,8 @@ def pack_array(
     """Return the tensors and attributes that store a quantized array.
 
     Returns:
-      Of a fitted array, (`codes` and `levels`; `bits` and the name of the `format`). Of others,
+      Of a fitted array, (`codes` and `levels`; `bits`, the name of the `format` and `blocks`, if
+      any). Of others,
       (tensors, attributes): `codes`, bits of code - smallest code; `scale`; and `zero` where the
       codebook is asymmetric, integers like `scale`. And, for JSON, `bits` of one code, `axes` with
       scales of their own, and `qmin`, the smallest code, of integers or else the name of the
@@ -125,7 +126,8 @@ def pack_array(
     """
     if isinstance(array, FittedArray):
         tensors = {"codes": pack(array.codes, array.bits), "levels": array.levels}
-        return tensors, {"bits": array.bits, "format": array.format}
+        attributes = {"bits": array.bits, "format": array.format}
+        return tensors, attributes | ({"blocks": array.blocks} if array.blocks else {})
     params, bits = array.params, array.params.format.bits
     attributes: dict[str, Any] = {"bits": bits}
     if params.codebook.uniform:
@@ -159,7 +161,7 @@ def unpack_array(
     bits, zero = attributes["bits"], tensors.get("zero")
     codes = unpack(tensors["codes"], bits, shape).astype(np.int32)
     if "levels" in tensors:
-        return _fitted_array(codes, tensors["levels"], attributes["format"], bits)
+        return _fitted_array(codes, tensors["levels"], attributes)
     axes = tuple(attributes["axes"])
     if "format" in attributes:
         codebook = formats.get(attributes["format"]).codebook(Scale())
@@ -174,20 +176,27 @@ def unpack_array(
     return QuantizedArray(codes, QuantParams(scale, zeros, codebook, axes, blocks))
 
 
-def _fitted_array(codes: np.ndarray, levels: np.ndarray, format: str, bits: int) -> FittedArray:
+def _fitted_array(
+    codes: np.ndarray, levels: np.ndarray, attributes: Mapping[str, Any]
+) -> FittedArray:
     """Fitted array of a file.
 
     Raises:
       ValueError: the levels do not fit the codes.
     """
-    groups = zip(levels.shape, codes.shape, strict=False)
+    blocks, sizes = attributes.get("blocks"), list(codes.shape)
+    if blocks is not None:
+        sizes[blocks[0]] = -(-sizes[blocks[0]] // blocks[1])
+    groups = zip(levels.shape, sizes, strict=False)
     fits = levels.ndim == codes.ndim + 1 and all(own in (1, size) for own, size in groups)
+    fits = fits and (blocks is None or levels.shape[blocks[0]] == sizes[blocks[0]])
     if not fits or levels.dtype != np.float32 or codes.max(initial=0) >= levels.shape[-1]:
         raise ValueError(
             f"levels of {levels.dtype.name} {list(levels.shape)} do not fit codes of shape"
             f" {list(codes.shape)} up to {codes.max(initial=0)}"
         )
-    return FittedArray(codes, levels, format, bits)
+    blocks = None if blocks is None else (blocks[0], blocks[1])
+    return FittedArray(codes, levels, attributes["format"], attributes["bits"], blocks)
 
 
 def _integers(bits: int, qmin: int, symmetric: bool) -> UniformCodebook:

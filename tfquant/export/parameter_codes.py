@@ -62,19 +62,25 @@ def quantized_parameter(
 
 def _fitted(value: np.ndarray, sites: list[Site]) -> FittedArray | None:
     """`value` as codes of fitted levels; None if one of the sites would make something else of
-    them, or fits levels of blocks.
+    them.
     """
     site, format = sites[0], formats.fitted_format(sites[0].spec.format)
-    layout = (site.spec, site.channel_axes)
-    if format is None or site.block_axis is not None:
+    layout = (site.spec, site.channel_axes, site.block_axis)
+    if format is None:
         return None
-    if any((other.spec, other.channel_axes) != layout for other in sites):
+    if any((other.spec, other.channel_axes, other.block_axis) != layout for other in sites):
         return None
     axes, plain = fitted.axes_of(site, value.ndim), dataclasses.replace(site.spec, transform="none")
+    along = None
+    if site.block_axis is not None:
+        along = site.block_axis % value.ndim, site.spec.layout.block_size or 0
 
     def levels_of(x: tf.Tensor) -> Levels:
-        x = transformed(tf.cast(x, tf.float32), site.spec.transform, axes)
-        return fitted.levels_of(x, site, axes)
+        x, valid = tf.cast(x, tf.float32), None
+        if along is not None:
+            valid = blocks.cut(tf.ones_like(x), along[1], along[0])
+            x = blocks.cut(x, along[1], along[0])
+        return fitted.levels_of(transformed(x, site.spec.transform, axes), site, axes, valid)
 
     def run(function: Callable[[tf.Tensor], Any], x: np.ndarray) -> Any:
         spec = tf.TensorSpec(value.shape, tf.as_dtype(value.dtype))
@@ -86,8 +92,11 @@ def _fitted(value: np.ndarray, sites: list[Site]) -> FittedArray | None:
 
     rounded = run(lambda x: fitted.quantize_dequantize(x, site), value)
     levels = run(levels_of, value).values.astype(value.dtype).astype(np.float32)
-    codes = (levels[..., :-1] < rounded[..., np.newaxis]).sum(-1, dtype=np.int32)
-    array = FittedArray(codes, levels, format.name, format.bits)
+    if along is not None:
+        levels = np.squeeze(levels, along[0] + 1)
+    array = FittedArray(np.zeros(value.shape, np.int32), levels, format.name, format.bits, along)
+    codes = (array.levels_along()[..., :-1] < rounded[..., np.newaxis]).sum(-1, dtype=np.int32)
+    array = dataclasses.replace(array, codes=codes)
     loaded = dataclasses.replace(site, spec=plain)
     again = run(lambda x: fitted.quantize_dequantize(x, loaded), array.values())
     same = np.array_equal(array.values(), rounded) and np.array_equal(again, rounded)

@@ -10,6 +10,7 @@ Source: docs/ContribOperators.md of ONNX Runtime.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from tfquant import formats
 from tfquant.export.errors import ExportError
-from tfquant.export.onnx.conversion import address_of, is_site
+from tfquant.export.onnx.conversion import address_of, is_site, type_of
 from tfquant.export.onnx.graph import Graph, attribute, carried_to
 from tfquant.export.onnx.packed_matrix import SMALLEST_BLOCK, Levels, PackedMatrix
 from tfquant.export.onnx.substitution import RUNTIMES_DOMAIN, WANTED_SHAPE, declare_runtimes_domain
@@ -29,7 +30,7 @@ OPERATION = "MatMulNBits"
 # Blocks of 2-bit weights with which ONNX Runtime 1.32 rounds activations at accuracy level 4.
 _TWO_BIT_BLOCKS = (32, 64, 128)
 _ROUNDS_ACTIVATIONS = 4  # accuracy level
-_VIEWS = ("Reshape", "Identity", "Squeeze", "Unsqueeze")
+_VIEWS = ("Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze")
 
 
 def check(request: ExportRequest) -> None:
@@ -77,6 +78,7 @@ def _check_block(site: Site) -> None:
 def pack_products(
     model: Any,
     sites: Mapping[str, Site],
+    shapes: Mapping[str, tuple[int, ...]],
     quantized: Callable[[str], QuantizedArray | FittedArray | None],
 ) -> set[str]:
     """Replace, in place, products with weights of few bits, and drop the markers of what they
@@ -85,8 +87,9 @@ def pack_products(
     Args:
       model: with markers in place of sites.
       sites: text of a marker -> its site.
+      shapes: text of a marker on a parameter -> shape of that.
       quantized: text of a marker on a parameter -> its codes; None if they are not those of the
-        simulation, KeyError for an activation.
+        simulation.
 
     Returns:
       Texts of the markers that need no DequantizeLinear.
@@ -94,7 +97,7 @@ def pack_products(
     Raises:
       ExportError: a site with blocks, or with fitted values, is not at a product of matrices.
     """
-    packing = _Packing(model, sites)
+    packing = _Packing(model, sites, shapes)
     for marker in packing.weights():
         name = address_of(marker)
         if packing.is_packable(name, marker):
@@ -107,10 +110,12 @@ def pack_products(
 class _Packing:
     """Replacement of products in a graph of markers."""
 
-    def __init__(self, model: Any, sites: Mapping[str, Site]):
+    def __init__(
+        self, model: Any, sites: Mapping[str, Site], shapes: Mapping[str, tuple[int, ...]]
+    ):
         import onnx
 
-        self._onnx, self._model, self._sites = onnx, model, sites
+        self._onnx, self._model, self._sites, self._shapes = onnx, model, sites, shapes
         self._graph = Graph(model)
         self._index = {node.output[0]: i for i, node in enumerate(model.graph.node)}
         self._rounding: set[int] = set()  # id of products at accuracy level 4
@@ -121,7 +126,7 @@ class _Packing:
         return [
             node
             for node in self._model.graph.node
-            if is_site(node) and self._sites[address_of(node)].is_weight
+            if is_site(node) and address_of(node) in self._shapes
         ]
 
     def is_packable(self, name: str, marker: Any) -> bool:
@@ -129,7 +134,8 @@ class _Packing:
         serves them.
         """
         codebook = self._sites[name].spec.codebook
-        if codebook.uniform and codebook.num_codes > 256:
+        in_float32 = type_of(marker) == self._onnx.TensorProto.FLOAT
+        if not in_float32 or (codebook.uniform and codebook.num_codes > 256):
             return False
         readers = list(self._readers(marker))
         matrices = readers and all(
@@ -144,8 +150,8 @@ class _Packing:
 
     def _readers(self, marker: Any) -> Iterator[tuple[Any, int, np.ndarray]]:
         """(operation, index of its input, position of each element in the parameter)."""
-        shape = tuple(self._sites[address_of(marker)].shape)
-        positions = np.arange(np.prod(shape)).reshape(shape)
+        shape = self._shapes[address_of(marker)]
+        positions = np.arange(math.prod(shape)).reshape(shape)
         wanted = attribute(marker, WANTED_SHAPE, None)
         if wanted is not None:
             positions = positions.reshape(wanted)
@@ -157,16 +163,12 @@ class _Packing:
             return False
         return site.spec.codebook.uniform and site.spec.codebook.num_codes <= 256
 
-    def _marker_of(self, name: str) -> Any:
-        """The marker that an operand comes from, seen in another shape at most."""
-        maker = self._graph.makers.get(name)
-        while maker is not None and maker.op_type in _VIEWS and not is_site(maker):
-            maker = self._graph.makers.get(maker.input[0])
-        return maker if maker is not None and is_site(maker) else None
-
     def _site_of(self, name: str) -> Site | None:
-        marker = self._marker_of(name)
-        return None if marker is None else self._sites[address_of(marker)]
+        """The site that an operand comes from, seen in another shape at most."""
+        maker = self._graph.makers.get(name)
+        while maker is not None and maker.op_type in _VIEWS and _keeps_last_axis(maker):
+            maker = self._graph.makers.get(maker.input[0])
+        return self._sites[address_of(maker)] if maker is not None and is_site(maker) else None
 
     def pack(self, name: str, marker: Any, array: QuantizedArray | FittedArray | None) -> None:
         """Replace the products that read a weight."""
@@ -208,11 +210,12 @@ class _Packing:
                 " block_size: 128"
             )
         summed, last = len(matrix.codes), source.shape[-1]
-        if source.block_axis != -1 or (last not in (None, summed) and last % block):
+        merged = last is not None and last % block == 0 and summed % block == 0
+        if source.block_axis != -1 or not (merged or last in (None, summed)):
             raise ExportError(
                 f"site {source.address}: its {source.spec.layout.describe()} do not lie along the"
-                f" {summed} inputs of the product: leave out block_axis, or set a block_size that"
-                f" divides {last}"
+                f" {summed} inputs of the product: leave out block_axis, set a block_size that"
+                f" divides {last}, or leave the activation in float"
             )
         self._rounding.add(self._index[product.output[0]])
         return block
@@ -299,8 +302,8 @@ class _Packing:
                 continue
             if site.is_weight:
                 raise ExportError(
-                    f"site {site.address}: {site.spec.describe()} is for kernels of products of an"
-                    " activation with a matrix: set format: int8 there, or export to packed or"
+                    f"site {site.address}: {site.spec.describe()} is for kernels of float32 products"
+                    " of an activation with a matrix: set format: int8 there, or export to packed or"
                     " saved_model"
                 )
             raise ExportError(
@@ -308,6 +311,12 @@ class _Packing:
                 " packed weights alone, and another operation reads them too: add role weight"
                 " there, or leave the activation in float"
             )
+
+
+def _keeps_last_axis(view: Any) -> bool:
+    """Whether a view other than a Transpose, or one that leaves the last axis at its place."""
+    order = list(attribute(view, "perm", []))
+    return view.op_type != "Transpose" or (bool(order) and order[-1] == len(order) - 1)
 
 
 def _is_plain_product(node: Any) -> bool:

@@ -17,6 +17,7 @@ import dataclasses
 
 import numpy as np
 
+from tfquant.formats import fitted
 from tfquant.layout import aligned
 from tfquant.quantized_array import FittedArray, QuantizedArray
 
@@ -87,14 +88,11 @@ class Levels:
 
     @classmethod
     def _of_fitted(cls, array: FittedArray) -> Levels:
-        scale = np.abs(array.levels).max(-1)
-        units = np.sign(array.levels)
-        if (np.abs(array.levels) != np.abs(units) * scale[..., np.newaxis]).any():
+        levels, shape = array.levels_along(), array.codes.shape
+        scale, units = np.abs(levels).max(-1), np.sign(levels)
+        if (np.abs(levels) != np.abs(units) * scale[..., np.newaxis]).any():
             raise ValueError(f"values of {array.format} are no multiples of one scale")
-        table = np.broadcast_to(units, (*array.codes.shape, units.shape[-1]))
-        chosen = np.take_along_axis(table, array.codes[..., np.newaxis].astype(np.int64), -1)
-        codes = chosen[..., 0].astype(np.int32) + 2
-        shape = codes.shape
+        codes = fitted.decode(array.codes, units).astype(np.int32) + 2
         return cls(codes, np.full(shape, 2, np.int32), np.broadcast_to(scale, shape), 2)
 
     def arranged(self, positions: np.ndarray) -> Levels:

@@ -85,7 +85,8 @@ def build(
         def quantized(name: str) -> QuantizedArray | FittedArray | None:
             return quantized_parameter(engine, values[name], [sites[name].address])
 
-        for name in matmul_nbits.pack_products(model, network.sites, quantized):
+        shapes = {name: value.shape for name, value in values.items()}
+        for name in matmul_nbits.pack_products(model, network.sites, shapes, quantized):
             del sites[name]
         prune(model)
     params = {
