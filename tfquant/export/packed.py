@@ -31,6 +31,12 @@ tensor (`binary`, `ternary`) has in place of scale and zero, and of "axes",
     <path>/levels float32: the values that the codes 0, 1, ... stand for, along the last axis; the
                   others are those of the variable, of size 1 along axes that share values
 
+or, with multi-bit codes (`mb<k>`) whose values are sums of k numbers,
+
+    <path>/coefficients float32: a_1, ..., a_k along the last axis, descending. A code stands for
+                  +-a_1 +- ... +-a_k, added from the left in float32; bit i - 1 of it is set where
+                  a_i is added
+
 Its recipe has no `transform`: the codes are those of transformed values. In NumPy, with n values of
 b bits:
 
@@ -83,6 +89,7 @@ from tfquant.variables import is_finite
 from tfquant.weights import named_weights
 
 MARKS = {"format": "tfquant.packed", "version": "1"}
+_PARTS = ("codes", "scale", "zero", "levels", "coefficients")  # of a packed variable
 _COPIES = ("ReadVariableOp", "Identity", "StopGradient")
 _LOOKUPS = ("ResourceGather", "GatherV2", "Gather")
 
@@ -380,7 +387,7 @@ class _File:
         if "bits" not in entry:
             value = self.tensors[name]
         else:
-            parts = {part: f"{name}/{part}" for part in ("codes", "scale", "zero", "levels")}
+            parts = {part: f"{name}/{part}" for part in _PARTS}
             tensors = {
                 part: self.tensors[key] for part, key in parts.items() if key in self.tensors
             }

@@ -302,8 +302,8 @@ class _Packing:
                 continue
             if site.is_weight:
                 raise ExportError(
-                    f"site {site.address}: {site.spec.describe()} is for kernels of float32 products"
-                    " of an activation with a matrix: set format: int8 there, or export to packed or"
+                    f"site {site.address}: {site.spec.describe()} is for float32 products of an"
+                    " activation with a kernel: set format: int8 there, or export to packed or"
                     " saved_model"
                 )
             raise ExportError(
