@@ -75,6 +75,10 @@ bench-int8: $(READY)
 	$(BIN)/python -m pip install -q nncf sympy
 	$(BIN)/python -m benchmarks.int8_peers --shared=$(SHARED)
 
+# Encoders with weights of 4, 2 and 1 bits in ONNX Runtime, beside float and int8.
+bench-packed: $(READY)
+	$(BIN)/python -m benchmarks.packed_inference --shared=$(SHARED)
+
 # Sensitivity of every site and AdaRound of every kernel of the real model: half an hour.
 bench-ptq: $(READY)
 	$(BIN)/python -m benchmarks.sensitivity_cost --shared=$(SHARED)
