@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: env demo test test-shared test-long glue squad outliers squad-qat bench bench-int8 bench-ptq eight-bit extreme compatibility tables lint clean
+.PHONY: env demo test test-shared test-long glue squad outliers squad-qat bench bench-int8 bench-packed bench-ptq eight-bit extreme compatibility tables lint clean
 
 env: $(READY) $(HOROVOD)
 

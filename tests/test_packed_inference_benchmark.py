@@ -41,8 +41,8 @@ def test_heads_are_rounded_apart_and_recipes_suit_the_operation():
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--models=none", "--models: unknown name none; known: MiniLM; BERT-base; tiny"),
-        ("--files=int5", "--files: unknown name int5"),
+        ("--models=none", "--models: unknown name 'none'; known: MiniLM; BERT-base; tiny"),
+        ("--files=int5", "--files: unknown name 'int5'"),
         ("--lengths=128,x", "--lengths=128,x: must be whole numbers above 0"),
     ],
 )

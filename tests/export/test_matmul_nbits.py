@@ -275,7 +275,7 @@ REFUSED = {
     ),
     "blocks along outputs": (
         {"weight": blocks("int4", 16, block_axis=1)},
-        "only:weight:kernel: blocks of 16 along axis 1 are not equal within 16 weights",
+        "only:weight:kernel: its scales, blocks of 16 along axis 1, differ within 16 weights",
     ),
 }
 

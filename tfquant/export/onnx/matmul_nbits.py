@@ -192,9 +192,9 @@ class _Packing:
             block = matrix.largest_block()
             if block is None:
                 raise ExportError(
-                    f"site {weight.address}: {weight.spec.layout.describe()} are not equal within"
-                    f" {SMALLEST_BLOCK} weights that are summed: set granularity: per_channel, or"
-                    " per_block with block_size: 32"
+                    f"site {weight.address}: its scales, {weight.spec.layout.describe()}, differ"
+                    f" within {SMALLEST_BLOCK} weights that are summed, the smallest block of"
+                    f" {OPERATION}: set granularity: per_channel there"
                 )
             return block
         block = source.spec.layout.block_size or 0
