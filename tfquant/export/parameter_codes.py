@@ -22,9 +22,11 @@ from tfquant.scale import placed, scale_and_zero
 from tfquant.site import Site
 from tfquant.transforms import transformed
 
+_CLOSE = 1e-3  # in units of the scale: the last bits of float32
+
 
 def quantized_parameter(
-    engine: Engine, value: np.ndarray, addresses: list[str]
+    engine: Engine, value: np.ndarray, addresses: list[str], *, loads_again: bool = True
 ) -> QuantizedArray | FittedArray | None:
     """Quantize a parameter to the codes that a file stores.
 
@@ -32,6 +34,9 @@ def quantized_parameter(
       engine: of the quantized model, calibrated.
       value: of the parameter, as it reaches its sites.
       addresses: of the sites that quantize it.
+      loads_again: whether the values of the codes are to be quantized again, by the same sites, to
+        what they are bit for bit. Else they are what the sites make of the parameter, up to the
+        last bit where that follows from the order of operations.
 
     Returns:
       The codes; None if one of the sites would make something else of them, or of NaN.
@@ -40,7 +45,8 @@ def quantized_parameter(
         return None
     if any(address not in engine.quantizers for address in addresses):
         sites = [engine.plan.site(address) for address in addresses]
-        return _fitted(value, sites) if sites[0].spec.fitted else _in_blocks(value, sites)
+        by = _fitted if sites[0].spec.fitted else _in_blocks
+        return by(value, sites, loads_again)
     quantizers = [engine.quantizers[address] for address in addresses]
     site, simulations = (
         quantizers[0].site,
@@ -52,6 +58,9 @@ def quantized_parameter(
         *scale_and_zero(lower, width, site.spec.codebook), site.spec.codebook, site.channel_axes
     )
     array = params.quantize(rounded)
+    if not loads_again:
+        same = all(_is_close(array, one[0]) for one in before)
+        return array if same else None
     after = [simulation(array.values().astype(value.dtype)) for simulation in simulations]
     return (
         array
@@ -60,7 +69,13 @@ def quantized_parameter(
     )
 
 
-def _fitted(value: np.ndarray, sites: list[Site]) -> FittedArray | None:
+def _is_close(array: QuantizedArray, rounded: np.ndarray) -> bool:
+    """Whether codes stand for rounded values, up to the last bits."""
+    scale = array.params.scale_for(rounded.shape)
+    return bool((np.abs(array.values() - rounded) <= _CLOSE * scale).all())
+
+
+def _fitted(value: np.ndarray, sites: list[Site], loads_again: bool) -> FittedArray | None:
     """`value` as codes of fitted levels; None if one of the sites would make something else of
     them.
     """
@@ -99,11 +114,11 @@ def _fitted(value: np.ndarray, sites: list[Site]) -> FittedArray | None:
     array = dataclasses.replace(array, codes=codes)
     loaded = dataclasses.replace(site, spec=plain)
     again = run(lambda x: fitted.quantize_dequantize(x, loaded), array.values())
-    same = np.array_equal(array.values(), rounded) and np.array_equal(again, rounded)
-    return array if same else None
+    same = np.array_equal(array.values(), rounded)
+    return array if same and (not loads_again or np.array_equal(again, rounded)) else None
 
 
-def _in_blocks(value: np.ndarray, sites: list[Site]) -> QuantizedArray | None:
+def _in_blocks(value: np.ndarray, sites: list[Site], loads_again: bool) -> QuantizedArray | None:
     """`value` as codes of blocks; None if one of the sites would make something else of them."""
     spec, axis = sites[0].spec, sites[0].block_axis
     if axis is None or any((site.spec, site.block_axis) != (spec, axis) for site in sites):
@@ -126,6 +141,8 @@ def _in_blocks(value: np.ndarray, sites: list[Site]) -> QuantizedArray | None:
     )
     rounded = simulated(value)
     array = params.quantize(rounded)
+    if not loads_again:
+        return array if _is_close(array, rounded) else None
     return array if np.array_equal(rounded, simulated(array.values())) else None
 
 

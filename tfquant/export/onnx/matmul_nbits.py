@@ -189,7 +189,7 @@ class _Packing:
         """Size of the blocks of a product: that of its activation where that has one."""
         source = self._site_of(product.input[0])
         if source is None or not source.spec.layout.per_block:
-            block = matrix.largest_block()
+            block = matrix.largest_block(weight.spec.layout.block_size)
             if block is None:
                 raise ExportError(
                     f"site {weight.address}: its scales, {weight.spec.layout.describe()}, differ"

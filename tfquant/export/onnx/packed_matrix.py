@@ -102,11 +102,14 @@ class Levels:
         )
         return Levels(codes, zeros, scale, self.bits)
 
-    def largest_block(self) -> int | None:
-        """Largest block, up to `LARGEST_FREE_BLOCK`, within which scales and zero points of a
-        matrix [K, N] are equal; None if there is none.
+    def largest_block(self, limit: int | None = None) -> int | None:
+        """Largest block within which scales and zero points of a matrix [K, N] are equal; None if
+        there is none.
+
+        Args:
+          limit: a power of two; blocks of more than `LARGEST_FREE_BLOCK` are never chosen.
         """
-        block, inputs = LARGEST_FREE_BLOCK, len(self.codes)
+        block, inputs = min(limit or LARGEST_FREE_BLOCK, LARGEST_FREE_BLOCK), len(self.codes)
         while block > SMALLEST_BLOCK and block // 2 >= inputs:
             block //= 2
         while block >= SMALLEST_BLOCK:

@@ -83,7 +83,8 @@ def build(
     if packed_products:
 
         def quantized(name: str) -> QuantizedArray | FittedArray | None:
-            return quantized_parameter(engine, values[name], [sites[name].address])
+            address = sites[name].address
+            return quantized_parameter(engine, values[name], [address], loads_again=False)
 
         shapes = {name: value.shape for name, value in values.items()}
         for name in matmul_nbits.pack_products(model, network.sites, shapes, quantized):
