@@ -346,3 +346,24 @@ def test_values_without_a_common_scale_have_no_levels():
     array = FittedArray(np.zeros((2, 2), np.int32), np.float32([[[-2, -1, 1, 2]]]), "mb2", 2)
     with pytest.raises(ValueError, match="mb2 are no multiples of one scale"):
         Levels.of(array)
+
+
+def test_blocks_that_a_second_rounding_would_move_by_a_bit_are_packed_too(tmp_path):
+    largest = np.random.default_rng(0).uniform(0.5, 1.0, 4096).astype(np.float32)
+    for seventh in (lambda x: x / np.float32(7), lambda x: x * np.float32(1 / 7)):
+        scale = seventh(largest)
+        largest = np.concatenate([largest, largest[seventh(scale * np.float32(7)) != scale]])
+    kernel = np.random.default_rng(1).uniform(-0.5, 0.5, (32, len(largest))).astype(np.float32)
+    kernel[5] = largest
+    x = keras.Input((32,), name="x")
+    layer = keras.layers.Dense(len(largest), name="only", use_bias=False)
+    network = keras.Model(x, layer(x))
+    layer.kernel.assign(kernel)
+    model = quantized(network, [X[:, :32]], weight=blocks("int4", 32))
+    once = np.asarray(model(np.eye(32, dtype=np.float32)))
+    tfquant.export(model, tmp_path / FILE, target="matmul_nbits")
+    ((numbers, operands),) = products(tmp_path / FILE)
+    found = unpacked(numbers, operands)
+    np.testing.assert_allclose(found, once, rtol=0, atol=4e-7)
+    layer.kernel.assign(found)
+    assert (np.asarray(model(np.eye(32, dtype=np.float32))) != once).any()
