@@ -152,10 +152,15 @@ def _signs(bits: int) -> np.ndarray:
 def sums(scales: tf.Tensor) -> tf.Tensor:
     """Sums +-a_1 +- ... +-a_k of scales [groups, k], ascending; float32 [groups, 2**k].
 
-    Terms are added from the largest on, so that the sums depend on nothing but the magnitudes.
+    Terms are added from the largest on, one by one, so that the sums depend on nothing but the
+    magnitudes: the order in a product of matrices follows its shape.
     """
-    scales = tf.sort(tf.abs(scales), -1, direction="DESCENDING")
-    return tf.sort(tf.matmul(scales, _signs(scales.shape[-1]), transpose_b=True), -1)
+    ordered: Any = tf.sort(tf.abs(scales), -1, direction="DESCENDING")
+    signs = _signs(scales.shape[-1])
+    total = ordered[:, :1] * signs[:, 0]
+    for index in range(1, len(signs[0])):
+        total = total + ordered[:, index : index + 1] * signs[:, index]
+    return tf.sort(total, -1)
 
 
 def midpoints(values: Any) -> tf.Tensor:
