@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: env demo test test-shared test-long glue squad outliers squad-qat bench bench-int8 bench-ptq eight-bit extreme compatibility tables lint clean
+.PHONY: env demo test test-shared test-long glue squad outliers squad-qat bench bench-int8 bench-packed bench-ptq eight-bit extreme compatibility tables lint clean
 
 env: $(READY) $(HOROVOD)
 
@@ -74,6 +74,10 @@ bench: env
 bench-int8: $(READY)
 	$(BIN)/python -m pip install -q nncf sympy
 	$(BIN)/python -m benchmarks.int8_peers --shared=$(SHARED)
+
+# Encoders with weights of 4, 2 and 1 bits in ONNX Runtime, beside float and int8.
+bench-packed: $(READY)
+	$(BIN)/python -m benchmarks.packed_inference --shared=$(SHARED)
 
 # Sensitivity of every site and AdaRound of every kernel of the real model: half an hour.
 bench-ptq: $(READY)

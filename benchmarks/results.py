@@ -13,32 +13,46 @@ import pathlib
 import platform
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fileio.atomic import write_json
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "results"
 _PACKAGES = ("tensorflow", "keras", "numpy", "tfquant")
+_FEATURES = (
+    *("avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"),
+    *("avx512_fp16", "amx_int8", "amx_bf16"),
+)
 
 
 class Results:
-    """`results/<name>.json`: command, versions and one object a row.
+    """`results/<name>.json`: command, versions, machine and one object a row.
+
+    Args:
+      name: of the file.
+      seed: of the benchmark.
+      fresh: whether to forget earlier rows.
+      packages: whose versions are stated beside those of all benchmarks.
 
     Attributes:
       rows: row name -> figures.
     """
 
-    def __init__(self, name: str, *, seed: int, fresh: bool = False):
+    def __init__(self, name: str, *, seed: int, fresh: bool = False, packages: Sequence[str] = ()):
         self.path = FOLDER / f"{name}.json"
         self.header = {
             "command": " ".join(["python -m", _module(), *map(_portable, sys.argv[1:])]),
             "seed": seed,
             "versions": (
-                {p: importlib.metadata.version(p) for p in _PACKAGES}
+                {p: importlib.metadata.version(p) for p in (*_PACKAGES, *packages)}
                 | {"python": platform.python_version()}
             ),
-            "machine": {"cores": os.cpu_count(), "processor": _processor()},
+            "machine": {
+                "cores": os.cpu_count(),
+                "processor": _processor(),
+                "features": _features(),
+            },
         }
         self.rows: dict[str, dict[str, Any]] = {}
         self._writing = threading.Lock()  # rows may be computed in several threads
@@ -85,9 +99,19 @@ def _portable(argument: str) -> str:
 
 
 def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor()
+
+
+def _features() -> list[str]:
+    """Vector and matrix instructions of the processor that kernels differ by; of Linux on x86."""
+    known = set(_cpuinfo("flags").split())
+    return [name for name in _FEATURES if name in known]
+
+
+def _cpuinfo(key: str) -> str:
+    """Value of the first line of a key in /proc/cpuinfo; empty on other systems."""
     info = pathlib.Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith(key):
+            return line.partition(":")[2].strip()
+    return ""

@@ -19,6 +19,7 @@ from benchmarks import (
     glue_report,
     int8_peers_report,
     outliers_report,
+    packed_inference_report,
     squad_noise_report,
     squad_qat_report,
     squad_report,
@@ -47,6 +48,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "int8_accuracy": lambda: int8_peers_report.accuracy_table(rows_of("int8_peers"), "MiniLM"),
     "int8_parity": lambda: int8_peers_report.parity_table(rows_of("int8_peers")),
     "int8_export": lambda: int8_peers_report.export_cost(rows_of("int8_peers")),
+    "packed_minilm": lambda: packed_inference_report.table(rows_of("packed_inference"), "MiniLM"),
+    "packed_bert_base": lambda: packed_inference_report.table(
+        rows_of("packed_inference"), "BERT-base"
+    ),
     "glue": lambda: glue_report.table(rows_of("glue")),
     "glue_paper": glue_report.paper_table,
     "outliers": lambda: outliers_report.table(rows_of("outliers")),

@@ -5,6 +5,7 @@ The meaning of the tensors and texts in a file is up to its writer; a checksum c
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -23,6 +24,7 @@ from fileio.reading import check_regular
 from tfquant import formats
 from tfquant.checkpoint import CheckpointError
 from tfquant.error_messages import one_line
+from tfquant.formats import multi_bit
 from tfquant.quantized_array import FittedArray, QuantizedArray, QuantParams
 from tfquant.scale import Scale
 
@@ -116,7 +118,8 @@ def pack_array(
     """Return the tensors and attributes that store a quantized array.
 
     Returns:
-      Of a fitted array, (`codes` and `levels`; `bits` and the name of the `format`). Of others,
+      Of a fitted array, (`codes` and `levels`, or `coefficients` of multi-bit codes; `bits`, the
+      name of the `format` and `blocks`, if any). Of others,
       (tensors, attributes): `codes`, bits of code - smallest code; `scale`; and `zero` where the
       codebook is asymmetric, integers like `scale`. And, for JSON, `bits` of one code, `axes` with
       scales of their own, and `qmin`, the smallest code, of integers or else the name of the
@@ -124,8 +127,9 @@ def pack_array(
       two are stored as uint8 exponents with the bias 127.
     """
     if isinstance(array, FittedArray):
-        tensors = {"codes": pack(array.codes, array.bits), "levels": array.levels}
-        return tensors, {"bits": array.bits, "format": array.format}
+        tensors = _fitted_tensors(array)
+        attributes = {"bits": array.bits, "format": array.format}
+        return tensors, attributes | ({"blocks": array.blocks} if array.blocks else {})
     params, bits = array.params, array.params.format.bits
     attributes: dict[str, Any] = {"bits": bits}
     if params.codebook.uniform:
@@ -143,13 +147,26 @@ def pack_array(
     return tensors, attributes | {"axes": params.axes}
 
 
+def _fitted_tensors(array: FittedArray) -> dict[str, np.ndarray]:
+    """Codes and levels; of multi-bit codes, where they are sums of k coefficients bit for bit, the
+    signs and these.
+    """
+    scales = multi_bit.scales_of(array.levels) if multi_bit.parse(array.format) else None
+    if scales is None:
+        return {"codes": pack(array.codes, array.bits), "levels": array.levels}
+    places = np.argsort(multi_bit.signed_sums(scales), -1, kind="stable")
+    by_place = dataclasses.replace(array, levels=places)
+    return {"codes": pack(by_place.values(), array.bits), "coefficients": scales}
+
+
 def unpack_array(
     tensors: Mapping[str, np.ndarray], attributes: Mapping[str, Any], shape: tuple[int, ...]
 ) -> QuantizedArray | FittedArray:
     """Rebuild a quantized array from the result of `pack_array`.
 
     Args:
-      tensors: by name; `zero` may be missing, `levels` are those of a fitted array.
+      tensors: by name; `zero` may be missing, `levels` or `coefficients` are those of a fitted
+        array.
       attributes: of `pack_array`.
       shape: of the array.
 
@@ -158,8 +175,10 @@ def unpack_array(
     """
     bits, zero = attributes["bits"], tensors.get("zero")
     codes = unpack(tensors["codes"], bits, shape).astype(np.int32)
+    if "coefficients" in tensors:
+        return _fitted_array(codes, multi_bit.signed_sums(tensors["coefficients"]), attributes)
     if "levels" in tensors:
-        return _fitted_array(codes, tensors["levels"], attributes["format"], bits)
+        return _fitted_array(codes, tensors["levels"], attributes)
     axes = tuple(attributes["axes"])
     if "format" in attributes:
         codebook = formats.get(attributes["format"]).codebook(Scale())
@@ -174,20 +193,27 @@ def unpack_array(
     return QuantizedArray(codes, QuantParams(scale, zeros, codebook, axes, blocks))
 
 
-def _fitted_array(codes: np.ndarray, levels: np.ndarray, format: str, bits: int) -> FittedArray:
+def _fitted_array(
+    codes: np.ndarray, levels: np.ndarray, attributes: Mapping[str, Any]
+) -> FittedArray:
     """Fitted array of a file.
 
     Raises:
       ValueError: the levels do not fit the codes.
     """
-    groups = zip(levels.shape, codes.shape, strict=False)
+    blocks, sizes = attributes.get("blocks"), list(codes.shape)
+    if blocks is not None:
+        sizes[blocks[0]] = -(-sizes[blocks[0]] // blocks[1])
+    groups = zip(levels.shape, sizes, strict=False)
     fits = levels.ndim == codes.ndim + 1 and all(own in (1, size) for own, size in groups)
+    fits = fits and (blocks is None or levels.shape[blocks[0]] == sizes[blocks[0]])
     if not fits or levels.dtype != np.float32 or codes.max(initial=0) >= levels.shape[-1]:
         raise ValueError(
             f"levels of {levels.dtype.name} {list(levels.shape)} do not fit codes of shape"
             f" {list(codes.shape)} up to {codes.max(initial=0)}"
         )
-    return FittedArray(codes, levels, format, bits)
+    blocks = None if blocks is None else (blocks[0], blocks[1])
+    return FittedArray(codes, levels, attributes["format"], attributes["bits"], blocks)
 
 
 def _integers(bits: int, qmin: int, symmetric: bool) -> UniformCodebook:

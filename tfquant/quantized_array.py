@@ -93,16 +93,26 @@ class FittedArray:
         size 1 along axes that share values.
       format: name of the number format.
       bits: of one code.
+      blocks: (axis, number of elements) of blocks that share values, of which `levels` then has one
+        entry in place of each block; None without blocks.
     """
 
     codes: np.ndarray
     levels: np.ndarray
     format: str
     bits: int
+    blocks: tuple[int, int] | None = None
+
+    def levels_along(self) -> np.ndarray:
+        """Levels whose leading axes broadcast to the array, repeated within blocks."""
+        if self.blocks is None:
+            return self.levels
+        axis, size = self.blocks
+        return np.repeat(self.levels, size, axis).take(range(self.codes.shape[axis]), axis)
 
     def values(self) -> np.ndarray:
         """Dequantized values, float32 of the shape of `codes`."""
-        return fitted.decode(self.codes, self.levels)
+        return fitted.decode(self.codes, self.levels_along())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

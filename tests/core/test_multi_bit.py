@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfquant import QuantSpec, formats
 from tfquant.formats.fitted import rounded
-from tfquant.formats.multi_bit import MultiBit, midpoints, nearest, sums
+from tfquant.formats.multi_bit import MultiBit, midpoints, nearest, scales_of, signed_sums, sums
 from tfquant.scale import Scale
 
 DYNAMIC = Scale(source="dynamic")
@@ -137,3 +137,28 @@ def test_other_numbers_of_bits_are_refused(name):
 def test_a_scale_that_is_not_its_own_is_refused():
     with pytest.raises(ValueError, match="'mb2' has float32 scales of its own"):
         QuantSpec("mb2", source="none")
+
+
+@pytest.mark.parametrize("refined", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_scales_are_found_again_from_their_sums_bit_for_bit(bits, refined):
+    w = np.random.default_rng(bits).normal(size=(200, 300)).astype(np.float32)
+    values, _ = fit(w, MultiBit(bits, refined))
+    scales = scales_of(values[:, np.newaxis])
+    assert scales.shape == (200, 1, bits) and (np.diff(scales) <= 0).all() and (scales >= 0).all()
+    np.testing.assert_array_equal(np.sort(signed_sums(scales)[:, 0], -1), values)
+    # Term by term in Python's numbers, rounded to float32 after each.
+    for place in range(2**bits):
+        total = np.float32(0)
+        for index, scale in enumerate(scales[7, 0]):
+            total = np.float32(total + (scale if place >> index & 1 else -scale))
+        assert signed_sums(scales)[7, 0, place] == total
+
+
+def test_values_that_are_no_sums_have_no_scales():
+    sums_of_two = np.float32([[-3, -1, 1, 3]])
+    np.testing.assert_array_equal(scales_of(sums_of_two), [[2, 1]])
+    assert scales_of(np.float32([[-3, -1, 1.1, 3]])) is None
+    assert scales_of(np.float32([[-3, 1, 3, 3]])) is None
+    assert scales_of(np.concatenate([sums_of_two, np.float32([[0, 1, 2, 7]])])) is None
+    np.testing.assert_array_equal(scales_of(np.zeros((1, 4), np.float32)), [[0, 0]])

@@ -20,6 +20,7 @@ KINDS = {
     "sign": QuantSpec("binary", source="none"),
     "centered": QuantSpec("ternary", "per_channel", transform="center"),
     "irnet": tfquant.recipe("irnet").rules[0].spec,
+    "blocks": QuantSpec("ternary", "per_block", block_size=4),
 }
 
 
@@ -29,7 +30,7 @@ def quantized(spec, seed=0, **rule):
     )
 
 
-@pytest.mark.parametrize("kind", few(KINDS, kept=("ternary", "irnet")))
+@pytest.mark.parametrize("kind", few(KINDS, kept=("ternary", "irnet", "blocks")))
 def test_a_packed_network_computes_the_same_and_packs_to_the_same_again(kind, tmp_path):
     model, spec = quantized(KINDS[kind]), KINDS[kind]
     path = tmp_path / "model.safetensors"
@@ -63,6 +64,61 @@ def test_codes_and_levels_are_read_as_documented(tmp_path):
         np.testing.assert_allclose(levels[0, column], [-scale, 0, scale], rtol=1e-6)
         expected = np.where(kept, np.sign(kernel[:, column]), 0) + 1
         np.testing.assert_array_equal(codes[:, column], expected)
+
+
+def wide(seed=0):
+    """A layer whose outputs have more inputs than there are sums of four scales."""
+    keras.utils.set_random_seed(seed)
+    x = keras.Input((300,), name="x")
+    return keras.Model(x, keras.layers.Dense(20, name="only")(x))
+
+
+MULTI_BIT = [
+    (format, granularity)
+    for format in ("mb4", "mb1", "mb2", "mb3", "mb3_refined")
+    for granularity in ("per_channel", "per_tensor")
+]
+
+
+@pytest.mark.parametrize(("format", "granularity"), few(MULTI_BIT, kept=MULTI_BIT[:1]))
+def test_multi_bit_weights_are_stored_as_signs_and_coefficients(format, granularity, tmp_path):
+    from safetensors.numpy import load_file
+
+    recipe = Recipe((Rule(QuantSpec(format, granularity), "weight"),), name="weights")
+    model, bits = tfquant.quantize(wide(), recipe), int(format[2])
+    path, again = tmp_path / "model.safetensors", tmp_path / "again.safetensors"
+    tfquant.export(model, path, target="packed")
+    groups = 20 if granularity == "per_channel" else 1
+    for file in (path, again):
+        tensors = load_file(file)
+        assert "only/kernel/levels" not in tensors
+        coefficients = tensors["only/kernel/coefficients"]
+        assert coefficients.shape == (1, groups, bits)
+        assert tensors["only/kernel/codes"].nbytes == 300 * 20 * bits // 8
+        # As the documentation says.
+        codes = unpack(tensors["only/kernel/codes"], bits, (300, 20))
+        kernel = np.zeros((300, 20), np.float32)
+        for index in range(bits):
+            one = coefficients[..., index]
+            kernel = kernel + np.where(codes >> index & 1, one, -one)
+        loaded = tfquant.load_packed(file, wide(seed=3))
+        np.testing.assert_array_equal(loaded.original.layers[1].kernel, kernel)
+        x = np.random.default_rng(0).normal(size=(4, 300)).astype(np.float32)
+        np.testing.assert_array_equal(loaded(x), model(x))
+        tfquant.export(loaded, again, target="packed")
+
+
+# test_values_that_are_no_sums_have_no_scales stands for it.
+@pytest.mark.long
+def test_groups_with_fewer_values_than_sums_keep_their_values(tmp_path):
+    from safetensors.numpy import load_file
+
+    model = quantized(QuantSpec("mb4", "per_channel"))  # of five or six inputs
+    tfquant.export(model, tmp_path / "model.safetensors", target="packed")
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert tensors["first/kernel/levels"].shape == (1, 5, 16)
+    loaded = tfquant.load_packed(tmp_path / "model.safetensors", two_dense_layers(seed=3))
+    np.testing.assert_array_equal(loaded(X), model(X))
 
 
 def test_a_transformed_parameter_that_cannot_be_packed_is_refused(tmp_path):

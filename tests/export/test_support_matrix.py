@@ -40,6 +40,16 @@ KINDS = {
         ),
         *_bits("e3m2", "e2m1", "nf4", "p2_5", "posit8_1"),
     ],
+    "binary": [
+        INT8.with_spec(roles=["weight"], format=name, granularity="per_channel")
+        for name in ("binary", "ternary")
+    ],
+    "int4": [
+        INT8.with_spec(
+            roles=["weight"], format=name, granularity="per_block", block_size=16, dynamic=True
+        )
+        for name in ("int8", "int4")
+    ],
     "symmetric: false": [_inputs(symmetric=False)],
     "per_embedding_group": [
         _inputs(granularity="per_embedding"),

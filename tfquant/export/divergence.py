@@ -48,7 +48,7 @@ class Difference:
 
 
 def differences(
-    request: ExportRequest, runtime: str, batch: Any, *, fused_attention: bool = False
+    request: ExportRequest, runtime: str, batch: Any, **options: bool
 ) -> list[Difference]:
     """Return the differences at every site of activations, in the order of computation.
 
@@ -56,13 +56,13 @@ def differences(
       request: of the network.
       runtime: that reads ONNX files.
       batch: of inputs, or of (inputs, targets).
-      fused_attention: as in `writer.build`; what is within is not seen then.
+      options: of `writer.build`; what is within a fused attention is not seen.
     """
     import onnx
 
     engine = request.engine
     flat = engine.inputs.flatten_batch(batch)
-    model = writer.build(request, fused_attention=fused_attention)
+    model = writer.build(request, **options)
     sources = site_inputs(model)
     sites = [site for site in request.sites() if site.address in sources]
     known = {output.name for output in model.graph.output}
@@ -102,24 +102,16 @@ def where(
 
     Args:
       request, runtime, batch: as for `differences`.
-      path: of the file in question, of which is taken over whether its attentions are fused.
+      path: of the file in question, of which the operations of ONNX Runtime are taken over.
       existing: the file was not written just now, and may be that of another network.
     """
     if request.mode != "quantized" or runtime not in ONNX_READERS:
         return ""
-    fused = (
-        path is not None
-        and os.path.splitext(path)[1] == ".onnx"
-        and writer.has_fused_attention(os.fspath(path))
-    )
-    first = next(
-        (
-            one
-            for one in differences(request, runtime, batch, fused_attention=fused)
-            if one.mean > SHARE
-        ),
-        None,
-    )
+    options: dict[str, bool] = {}
+    if path is not None and os.path.splitext(path)[1] == ".onnx":
+        options = writer.options_of(os.fspath(path))
+    found = differences(request, runtime, batch, **options)
+    first = next((one for one in found if one.mean > SHARE), None)
     if first:
         return f"; they part at site {first}"
     if existing:

@@ -31,6 +31,12 @@ tensor (`binary`, `ternary`) has in place of scale and zero, and of "axes",
     <path>/levels float32: the values that the codes 0, 1, ... stand for, along the last axis; the
                   others are those of the variable, of size 1 along axes that share values
 
+or, with multi-bit codes (`mb<k>`) whose values are sums of k numbers,
+
+    <path>/coefficients float32: a_1, ..., a_k along the last axis, descending. A code stands for
+                  +-a_1 +- ... +-a_k, added from the left in float32; bit i - 1 of it is set where
+                  a_i is added
+
 Its recipe has no `transform`: the codes are those of transformed values. In NumPy, with n values of
 b bits:
 
@@ -51,29 +57,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from fileio.messages import printable
-from tfquant import blocks, fitted, formats
 from tfquant.bitpacking import pack_array, read_file, unpack_array, write_file
 from tfquant.checkpoint import CheckpointError
 from tfquant.engine import Engine
 from tfquant.error_messages import one_line
 from tfquant.export.errors import ExportError
+from tfquant.export.parameter_codes import quantized_parameter
 from tfquant.export.request import ExportRequest
-from tfquant.formats.contract import Levels
 from tfquant.graph.dataflow import Dataflow
 from tfquant.graph.model_adapter import source_of
 from tfquant.model import QuantizedFunction, QuantizedModel, engine_of, wrap
-from tfquant.quantized_array import FittedArray, QuantizedArray, QuantParams
-from tfquant.quantizer import GROUP_OF, Quantizer
+from tfquant.quantizer import GROUP_OF
 from tfquant.rules import Recipe
-from tfquant.scale import placed, scale_and_zero
-from tfquant.site import Site
 from tfquant.sizes import SizeReport, VariableSize
 from tfquant.store import (
     WEIGHTS,
@@ -84,11 +85,11 @@ from tfquant.store import (
     range_name,
     stored_names,
 )
-from tfquant.transforms import transformed
 from tfquant.variables import is_finite
 from tfquant.weights import named_weights
 
 MARKS = {"format": "tfquant.packed", "version": "1"}
+_PARTS = ("codes", "scale", "zero", "levels", "coefficients")  # of a packed variable
 _COPIES = ("ReadVariableOp", "Identity", "StopGradient")
 _LOOKUPS = ("ResourceGather", "GatherV2", "Gather")
 
@@ -304,7 +305,7 @@ def _stored(engine: Engine) -> list[_Stored]:
         value, packed, note = np.asarray(variable.numpy()), None, ""
         sites, other = readers.get(id(variable), ([], ""))
         if sites and not other:
-            array = _quantized(engine, value, sites)
+            array = quantized_parameter(engine, value, sites)
             packed = None if array is None else pack_array(array)
             reason = (
                 "its sites have different ranges"
@@ -351,115 +352,6 @@ def _readers(engine: Engine, flow: Dataflow) -> dict[int, tuple[list[str], str]]
     return hits
 
 
-def _quantized(
-    engine: Engine, value: np.ndarray, addresses: list[str]
-) -> QuantizedArray | FittedArray | None:
-    """`value` as codes; None if one of the sites would make something else of them."""
-    if not np.isfinite(value).all():
-        return None
-    if any(address not in engine.quantizers for address in addresses):
-        sites = [engine.plan.site(address) for address in addresses]
-        return _fitted(value, sites) if sites[0].spec.fitted else _in_blocks(value, sites)
-    quantizers = [engine.quantizers[address] for address in addresses]
-    site, simulations = (
-        quantizers[0].site,
-        [_simulation(quantizer, value) for quantizer in quantizers],
-    )
-    before = [simulation(value) for simulation in simulations]
-    rounded, lower, width = before[0]
-    params = QuantParams(
-        *scale_and_zero(lower, width, site.spec.codebook), site.spec.codebook, site.channel_axes
-    )
-    array = params.quantize(rounded)
-    after = [simulation(array.values().astype(value.dtype)) for simulation in simulations]
-    return (
-        array
-        if all(np.array_equal(old[0], new[0]) for old, new in zip(before, after, strict=True))
-        else None
-    )
-
-
-def _fitted(value: np.ndarray, sites: list[Site]) -> FittedArray | None:
-    """`value` as codes of fitted levels; None if one of the sites would make something else of
-    them, or fits levels of blocks.
-    """
-    site, format = sites[0], formats.fitted_format(sites[0].spec.format)
-    layout = (site.spec, site.channel_axes)
-    if format is None or site.block_axis is not None:
-        return None
-    if any((other.spec, other.channel_axes) != layout for other in sites):
-        return None
-    axes, plain = fitted.axes_of(site, value.ndim), dataclasses.replace(site.spec, transform="none")
-
-    def levels_of(x: tf.Tensor) -> Levels:
-        x = transformed(tf.cast(x, tf.float32), site.spec.transform, axes)
-        return fitted.levels_of(x, site, axes)
-
-    def run(function: Callable[[tf.Tensor], Any], x: np.ndarray) -> Any:
-        spec = tf.TensorSpec(value.shape, tf.as_dtype(value.dtype))
-        graph = tf.function(function, autograph=False, input_signature=[spec])
-        return tf.nest.map_structure(
-            lambda t: tf.cast(t, tf.float32).numpy(),
-            graph.get_concrete_function()(tf.constant(x.astype(value.dtype))),
-        )
-
-    rounded = run(lambda x: fitted.quantize_dequantize(x, site), value)
-    levels = run(levels_of, value).values.astype(value.dtype).astype(np.float32)
-    codes = (levels[..., :-1] < rounded[..., np.newaxis]).sum(-1, dtype=np.int32)
-    array = FittedArray(codes, levels, format.name, format.bits)
-    loaded = dataclasses.replace(site, spec=plain)
-    again = run(lambda x: fitted.quantize_dequantize(x, loaded), array.values())
-    same = np.array_equal(array.values(), rounded) and np.array_equal(again, rounded)
-    return array if same else None
-
-
-def _in_blocks(value: np.ndarray, sites: list[Site]) -> QuantizedArray | None:
-    """`value` as codes of blocks; None if one of the sites would make something else of them."""
-    spec, axis = sites[0].spec, sites[0].block_axis
-    if axis is None or any((site.spec, site.block_axis) != (spec, axis) for site in sites):
-        return None
-    axis %= value.ndim
-
-    def simulated(x: np.ndarray) -> np.ndarray:
-        tensor = tf.constant(x.astype(value.dtype))
-        return tf.cast(blocks.quantize_dequantize(tensor, spec, axis), tf.float32).numpy()
-
-    size = spec.layout.block_size or 0
-    _, scale = blocks.scaled_blocks(tf.constant(value.astype(np.float32)), spec, axis)
-    scale = np.squeeze(scale.numpy(), axis + 1)
-    params = QuantParams(
-        scale,
-        np.zeros(scale.shape, np.int32),
-        spec.codebook,
-        tuple(range(value.ndim)),
-        (axis, size),
-    )
-    rounded = simulated(value)
-    array = params.quantize(rounded)
-    return array if np.array_equal(rounded, simulated(array.values())) else None
-
-
-def _simulation(
-    quantizer: Quantizer, value: np.ndarray
-) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """Values -> what the network makes of them, lower end and width of the range; float32.
-
-    In a graph: there TensorFlow divides by constants through a product with their reciprocal, which
-    moves a step by its last bit, and the zero point that follows from it by one where it lies
-    between two codes.
-    """
-    grid = quantizer.site.spec.codebook
-
-    def simulate(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return tf.cast(quantizer(x), tf.float32), *placed(quantizer.lower, quantizer.upper, grid)
-
-    spec = tf.TensorSpec(value.shape, tf.as_dtype(value.dtype))
-    function = tf.function(
-        simulate, autograph=False, input_signature=[spec]
-    ).get_concrete_function()
-    return lambda x: [result.numpy() for result in function(tf.constant(x))]
-
-
 def _ranges(engine: Engine) -> dict[str, np.ndarray]:
     """Name -> the state of every site, as in checkpoints."""
     result = {}
@@ -495,7 +387,7 @@ class _File:
         if "bits" not in entry:
             value = self.tensors[name]
         else:
-            parts = {part: f"{name}/{part}" for part in ("codes", "scale", "zero", "levels")}
+            parts = {part: f"{name}/{part}" for part in _PARTS}
             tensors = {
                 part: self.tensors[key] for part, key in parts.items() if key in self.tensors
             }

@@ -146,7 +146,7 @@ class Target:
 
         for site in request.sites():
             if site.spec.layout.per_block and not self.blocks:
-                takers = " or ".join(key for key, target in TARGETS.items() if target.blocks)
+                takers = " or ".join(_takers_of_blocks(site.spec.format))
                 raise ExportError(
                     f"site {site.address}: {site.spec.layout.describe()} share scales that are"
                     f" computed in every call, which this target has no operation for: export to"
@@ -247,6 +247,15 @@ TARGETS = {
         float_convolutions=True,
         formats=_FLOAT8,
     ),
+    "matmul_nbits": Target(
+        _late("onnx.writer.write", fused_attention=True, packed_products=True),
+        "matmul_nbits.onnx",
+        ("onnxruntime",),
+        packages=_ONNX,
+        check=_late("onnx.writer.check", packed_products=True),
+        formats={"binary": 0, "ternary": 0},
+        blocks=True,
+    ),
     "tensorrt": Target(
         _late("onnx.tensorrt.write"),
         "tensorrt.onnx",
@@ -301,6 +310,18 @@ TARGETS = {
         recipes=("ft1", "ft2", "ft3"),
     ),
 }
+
+
+def _takers_of_blocks(format: str) -> list[str]:
+    """Names of the targets that take blocks of a number format."""
+    from tfquant import formats
+
+    uniform = formats.get(format).kind == "uniform"
+    return [
+        key
+        for key, target in TARGETS.items()
+        if target.blocks and (uniform or target.formats is None or format in target.formats)
+    ]
 
 
 def targets_for(runtime: str) -> tuple[str, ...]:

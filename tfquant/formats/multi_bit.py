@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -149,8 +150,17 @@ def _signs(bits: int) -> np.ndarray:
 
 
 def sums(scales: tf.Tensor) -> tf.Tensor:
-    """Sums +-a_1 +- ... +-a_k of scales [groups, k], ascending; float32 [groups, 2**k]."""
-    return tf.sort(tf.matmul(scales, _signs(scales.shape[-1]), transpose_b=True), -1)
+    """Sums +-a_1 +- ... +-a_k of scales [groups, k], ascending; float32 [groups, 2**k].
+
+    Terms are added from the largest on, one by one, so that the sums depend on nothing but the
+    magnitudes: the order in a product of matrices follows its shape.
+    """
+    ordered: Any = tf.sort(tf.abs(scales), -1, direction="DESCENDING")
+    signs = _signs(scales.shape[-1])
+    total = ordered[:, :1] * signs[:, 0]
+    for index in range(1, len(signs[0])):
+        total = total + ordered[:, index : index + 1] * signs[:, index]
+    return tf.sort(total, -1)
 
 
 def midpoints(values: Any) -> tf.Tensor:
@@ -217,3 +227,88 @@ def _rows(x: tf.Tensor, order: Sequence[int], sizes: tf.Tensor) -> tf.Tensor:
     if list(order) != sorted(order):
         x = tf.transpose(x, order)
     return tf.reshape(x, [tf.reduce_prod(sizes), -1])
+
+
+# What files store: k scales in place of 2**k sums.
+
+# Units in the last place that estimates of the smallest, the next and all larger scales may be off:
+# those of the sums are larger than those of small scales.
+_FARTHEST = (12, 4, 2, 2)
+
+
+def signed_sums(scales: np.ndarray) -> np.ndarray:
+    """Sums of scales by their signs, as `sums` computes them.
+
+    Args:
+      scales: float32 [..., k], descending and not negative.
+
+    Returns:
+      float32 [..., 2**k]; bit i of the place of a sum is set where a_(i + 1) is added.
+    """
+    signs = _signs(scales.shape[-1])
+    total = scales[..., :1] * signs[:, 0]
+    for index in range(1, scales.shape[-1]):
+        total = total + scales[..., index : index + 1] * signs[:, index]
+    return total
+
+
+def scales_of(values: np.ndarray) -> np.ndarray | None:
+    """Scales whose sums are given values, bit for bit.
+
+    Args:
+      values: float32 [..., 2**k], ascending.
+
+    Returns:
+      float32 [..., k], descending; None if values of a group are no such sums, as those of a group
+      that holds fewer than 2**k values.
+    """
+    rows = values.reshape(-1, values.shape[-1])
+    estimate = _estimated_scales(rows.astype(np.float64))
+    scales, left = np.zeros(estimate.shape, np.float32), np.arange(len(rows))
+    error = np.abs(np.sort(signed_sums(estimate), -1) - rows).max(-1)
+    if not (error <= 1e-6 * np.abs(rows).max(-1)).all():
+        return None
+    for steps in _moves(estimate.shape[-1]):
+        candidates = np.abs(_moved(estimate[left], steps))
+        sums_of_candidates = np.sort(signed_sums(candidates), -1)
+        found = (sums_of_candidates == rows[left]).all(-1) & (np.diff(candidates) <= 0.0).all(-1)
+        scales[left[found]] = candidates[found]
+        left = left[~found]
+        if not left.size:
+            return scales.reshape(*values.shape[:-1], -1)
+    return None
+
+
+@functools.cache
+def _moves(bits: int) -> list[tuple[int, ...]]:
+    """Steps of estimated scales, the largest first, that are tried in turn, near ones before."""
+    ranges = [range(-far, far + 1) for far in _FARTHEST[:bits]][::-1]
+    return sorted(itertools.product(*ranges), key=lambda steps: sum(map(abs, steps)))
+
+
+def _moved(scales: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+    """float32 scales [groups, k] moved by a number of units in the last place each."""
+    return (scales.view(np.int32) + np.array(steps, np.int32)).view(np.float32)
+
+
+def _estimated_scales(values: np.ndarray) -> np.ndarray:
+    """Scales [groups, k], descending, of sums [groups, 2**k] up to rounding; float32.
+
+    Half the distances from the smallest sum are sums of some of the scales: the smallest one that
+    is none of those known is the next scale.
+    """
+    groups, bits = len(values), int(values.shape[-1]).bit_length() - 1
+    distances = (values - values[:, :1]) / 2.0
+    tolerance = 1e-6 * distances[:, -1:]
+    known, scales = np.zeros((groups, 1)), []
+    for _ in range(bits):
+        padded = np.full(distances.shape, np.inf)
+        padded[:, : known.shape[-1]] = known
+        place = (distances < padded - tolerance).argmax(-1)
+        scales.append(distances[np.arange(groups), place])
+        known = np.sort(np.concatenate([known, known + scales[-1][:, np.newaxis]], -1), -1)
+    rough = np.stack(scales[::-1], -1)
+    # Each scale is the mean of all sums by its sign, once their order is known.
+    signs = _signs(bits).astype(np.float64)
+    ordered = signs[np.argsort(rough @ signs.T, -1, kind="stable")]
+    return (ordered * values[..., np.newaxis]).mean(-2).astype(np.float32)

@@ -77,12 +77,22 @@ class OnnxSession:
             nodes = list(onnx.load(path, load_external_data=False).graph.node)
         attentions = [node.name for node in nodes if node.op_type == "MultiHeadAttention"]
         return Contractions(
-            tuple(node.name for node in nodes if node.op_type in _INTEGER),
+            tuple(node.name for node in nodes if _in_integers(node)),
             (
-                *(node.name for node in nodes if node.op_type in _FLOATING),
+                *(n.name for n in nodes if n.op_type in _FLOATING or _with_float_inputs(n)),
                 *(f"{name}/{product}" for name in attentions for product in _PRODUCTS_OF_ATTENTION),
             ),
         )
+
+
+def _in_integers(node: Any) -> bool:
+    return node.op_type in _INTEGER and not _with_float_inputs(node)
+
+
+def _with_float_inputs(node: Any) -> bool:
+    """Whether a product with packed weights leaves its activation in float."""
+    levels = {entry.name: entry.i for entry in node.attribute}
+    return node.op_type == "MatMulNBits" and levels.get("accuracy_level", 0) != 4
 
 
 def open_file(path: str, *, threads: int | None = None, as_written: bool = False) -> OnnxSession:

@@ -113,7 +113,7 @@ def _candidate(flow: Dataflow, sites: Sites, attention: Attention) -> _Candidate
         rounded
         or sites.inside(unmoved, target)
         or len(moved) > 1
-        or sites.per_channel.intersection(moved)
+        or sites.bound.intersection(moved)
     ):
         return None
     size = math.prod(static_shape(_tensor(flow, operands[0]).shape[2:])) // heads

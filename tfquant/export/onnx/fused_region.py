@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfquant.engine import Engine
 from tfquant.graph.trace import Trace
+from tfquant.site import Site
 
 EdgeKey = tuple[str, int]  # operation name, input index
 
@@ -52,7 +53,7 @@ class Sites:
     Attributes:
       edges: with a site for one consumer.
       tensors: names of those with a site for all consumers.
-      per_channel: edges whose site has one scale for each channel.
+      bound: edges whose site has scales that do not follow when axes are merged.
     """
 
     def __init__(self, engine: Engine | None):
@@ -61,9 +62,7 @@ class Sites:
         )
         self.edges = {edge.consumer for _, edge in pairs if edge.consumer is not None}
         self.tensors = {edge.tensor.name for _, edge in pairs if edge.consumer is None}
-        self.per_channel = {
-            edge.consumer for site, edge in pairs if site.spec.layout.granularity != "per_tensor"
-        }
+        self.bound = {edge.consumer for site, edge in pairs if not _follows_merged_axes(site)}
 
     def inside(self, operations: Sequence[tf.Operation], target: tf.Tensor) -> bool:
         """Whether a site changes what `operations` read, or what they make other than `target`."""
@@ -73,6 +72,17 @@ class Sites:
         return reads or any(
             t.name in self.tensors for op in operations for t in op.outputs if t.name != target.name
         )
+
+
+def _follows_merged_axes(site: Site) -> bool:
+    """Whether a site rounds a tensor to the same values where its last axis is merged with others:
+    with one scale, or with blocks that divide that axis.
+    """
+    layout = site.spec.layout
+    if not layout.per_block:
+        return layout.granularity == "per_tensor"
+    size, last = layout.block_size or 0, site.shape[-1]
+    return site.block_axis == -1 and last is not None and last % size == 0
 
 
 def same(answer: np.ndarray, expected: np.ndarray) -> bool:

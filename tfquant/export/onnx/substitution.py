@@ -34,6 +34,14 @@ def substitute(model: Any, regions: Iterable[MarkedRegion]) -> None:
     substitution.finish()
 
 
+def declare_runtimes_domain(model: Any) -> None:
+    """Let a model use the operations of ONNX Runtime."""
+    import onnx
+
+    if all(entry.domain != RUNTIMES_DOMAIN for entry in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(RUNTIMES_DOMAIN, 1))
+
+
 class _Substitution:
     """New nodes are collected first; the graph is changed once, at the end."""
 
@@ -202,8 +210,7 @@ class _Substitution:
         self._graph.value_info.append(
             self._onnx.helper.make_tensor_value_info(name, self._onnx.TensorProto.FLOAT, shape)
         )
-        if all(entry.domain != RUNTIMES_DOMAIN for entry in self._model.opset_import):
-            self._model.opset_import.append(self._onnx.helper.make_opsetid(RUNTIMES_DOMAIN, 1))
+        declare_runtimes_domain(self._model)
 
     def _reshaped(self, source: str, shape: np.ndarray, output: str) -> Any:
         name = self._initializer("shape/" + "_".join(map(str, shape)), np.asarray(shape, np.int64))

@@ -6,33 +6,46 @@ from typing import Any
 
 from tfquant.error_messages import one_line
 from tfquant.export.errors import ExportError
-from tfquant.export.onnx import external_data
+from tfquant.export.onnx import external_data, matmul_nbits
 from tfquant.export.onnx.conversion import converted
 from tfquant.export.onnx.fusion import find_regions
 from tfquant.export.onnx.qdq import INT4_OPSET, check_sites, insert, prune
 from tfquant.export.onnx.rewrites import check_random
 from tfquant.export.onnx.substitution import GELU_OPSET, RUNTIMES_DOMAIN, substitute
+from tfquant.export.parameter_codes import quantized_parameter
 from tfquant.export.request import ExportRequest
 from tfquant.export.site_markers import marked
-from tfquant.quantized_array import QuantParams
+from tfquant.quantized_array import FittedArray, QuantizedArray, QuantParams
 from tfquant.weights import parameter_values
 
 
-def write(request: ExportRequest, path: str, *, fused_attention: bool = False) -> None:
+def write(request: ExportRequest, path: str, **options: bool) -> None:
     """Write an ONNX file, activations with unsigned bytes; what is beyond 2 GB goes to a file
     beside it.
+
+    Args:
+      request, path: what to write, and where.
+      options: of `build`.
     """
-    external_data.save(build(request, fused_attention=fused_attention), path)
+    external_data.save(build(request, **options), path)
 
 
-def check(request: ExportRequest) -> None:
-    """Raise ExportError for what no ONNX file holds."""
+def check(request: ExportRequest, *, packed_products: bool = False) -> None:
+    """Raise ExportError for what no ONNX file holds, or none with packed products."""
+    if packed_products:
+        matmul_nbits.check(request)
     request.check_types("ONNX runtimes on processors do not")
     request.check_captures("ONNX")
     check_random(request.engine.inference)
 
 
-def build(request: ExportRequest, *, signed: bool = False, fused_attention: bool = False) -> Any:
+def build(
+    request: ExportRequest,
+    *,
+    signed: bool = False,
+    fused_attention: bool = False,
+    packed_products: bool = False,
+) -> Any:
     """The ONNX model of a network: QDQ at the activations, parameters as integers, open batch and
     length.
 
@@ -42,6 +55,8 @@ def build(request: ExportRequest, *, signed: bool = False, fused_attention: bool
         on processors.
       fused_attention: attentions without a site inside as ONNX Runtime's own operation, which other
         runtimes may not know.
+      packed_products: products with weights of few bits as ONNX Runtime's own operation, see
+        `tfquant.export.onnx.matmul_nbits`.
 
     Raises:
       ExportError: something of the model has no counterpart in ONNX, or what came out is no valid
@@ -63,21 +78,31 @@ def build(request: ExportRequest, *, signed: bool = False, fused_attention: bool
     model = converted(network, request.opset)
     substitute(model, network.regions)
     prune(model)  # what the regions were made of reads parameters too
-    params = {
-        name: QuantParams.of(site, engine.quantizers[site.address])
-        for name, site in network.sites.items()
-    }
     values = parameter_values(engine, network.edges)
+    sites = dict(network.sites)
+    if packed_products:
+
+        def quantized(name: str) -> QuantizedArray | FittedArray | None:
+            address = sites[name].address
+            return quantized_parameter(engine, values[name], [address], loads_again=False)
+
+        shapes = {name: value.shape for name, value in values.items()}
+        for name in matmul_nbits.pack_products(model, network.sites, shapes, quantized):
+            del sites[name]
+        prune(model)
+    params = {
+        name: QuantParams.of(site, engine.quantizers[site.address]) for name, site in sites.items()
+    }
     tables = {name for name, edge in network.edges.items() if edge.table is not None}
     insert(
         model,
         params,
-        parameters={name: value for name, value in values.items() if name not in tables},
+        parameters={n: value for n, value in values.items() if n in sites and n not in tables},
         tables={name: value for name, value in values.items() if name in tables},
         value=external_data.constants(model, network.parameters),
         signed=signed,
     )
-    check_sites(model, network.sites)
+    check_sites(model, sites)
     external_data.fill(model, network.parameters)
     _name_open_sizes(model)
     try:
@@ -109,14 +134,16 @@ def widened(request: ExportRequest) -> str:
     )
 
 
-def has_fused_attention(path: str) -> bool:
-    """Whether an ONNX file was built with `fused_attention` and has one."""
+def options_of(path: str) -> dict[str, bool]:
+    """Options of `build` that an ONNX file was built with, as far as it shows them."""
     import onnx
 
     nodes = onnx.load(path, load_external_data=False).graph.node
-    return any(
-        (node.domain, node.op_type) == (RUNTIMES_DOMAIN, "MultiHeadAttention") for node in nodes
-    )
+    kinds = {node.op_type for node in nodes if node.domain == RUNTIMES_DOMAIN}
+    return {
+        "fused_attention": "MultiHeadAttention" in kinds,
+        "packed_products": matmul_nbits.OPERATION in kinds,
+    }
 
 
 def _name_open_sizes(model: Any) -> None:
