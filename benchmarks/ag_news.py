@@ -73,7 +73,7 @@ def command(options: str, seed: int, shared: pathlib.Path, folder: pathlib.Path)
     words = [
         f"--data_dir={shared / 'data' / 'ag_news_csv'}",
         f"--vocab_file={shared / 'models' / 'minilm_squad' / 'vocab.txt'}",
-        *(f"--seed={seed}", f"--exp_name={_NAME}", f"--output_dir={folder}"),
+        *("--amp", f"--seed={seed}", f"--exp_name={_NAME}", f"--output_dir={folder}"),
         *options.split(),
     ]
     if "--pre_trained" in words:

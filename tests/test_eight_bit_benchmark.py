@@ -1,0 +1,37 @@
+"""Rows of `make eight-bit` are command lines of the run scripts, and their scores are read."""
+
+import json
+import pathlib
+
+import pytest
+
+from benchmarks import eight_bit_mrpc, eight_bit_squad
+from runs.glue import command_line, setting_checks
+from runs.squad.command_line import parse
+
+
+@pytest.mark.parametrize("row", eight_bit_mrpc.ROWS)
+def test_a_row_of_mrpc_holds_the_scores_of_all_seeds(row, monkeypatch, tmp_path):
+    def run_script(what, script, arguments, directory, log, threads):
+        settings = command_line.parse(arguments, "")
+        setting_checks.check(settings)
+        assert settings.quantizes == (row != "bfloat16") and settings.amp
+        directory.mkdir(parents=True)
+        score = {1000: 0.8, 1001: 0.9, 1002: 0.85}[settings.seed[0]]
+        (directory / "results.json").write_text(json.dumps({"final_score": score}))
+
+    monkeypatch.setattr(eight_bit_mrpc, "pretrained_folder", lambda: pathlib.Path("pretrained"))
+    monkeypatch.setattr(eight_bit_mrpc, "run_script", run_script)
+    found = eight_bit_mrpc.compute(row, pathlib.Path("glue"), tmp_path)
+    assert found["scores"] == {"1000": 80.0, "1001": 90.0, "1002": 85.0}
+    assert (found["median"], found["spread"]) == (85.0, 10.0)
+    assert str(tmp_path) not in found["command"]
+
+
+def test_the_sweep_of_squad_is_understood_and_has_the_formats_of_the_table():
+    settings = parse(eight_bit_squad.command(pathlib.Path("shared"), pathlib.Path("out")), "")
+    assert settings.sweep
+    rows = json.loads(
+        (pathlib.Path(__file__).parents[1] / "results/eight_bit_squad.json").read_text()
+    )
+    assert {"float", *settings.sweep_formats} == set(rows["rows"])
