@@ -344,7 +344,8 @@ class Recipe:
 
         Args:
           method: name or `calib.Method`.
-          roles: what it is for; by default all activations, not weights, biases and embeddings.
+          roles: what it is for; by default all activations that are calibrated, not weights, biases
+            and embeddings, and not activations with dynamic ranges.
           **options: of the method, such as `percentile=99.99`.
 
         Raises:
@@ -357,7 +358,12 @@ class Recipe:
                 "a range method is a name with options, or a calib.Method without any, got"
                 f" {method!r}, {options}"
             )
-        return self._map_specs(roles, lambda spec: dataclasses.replace(spec, method=method))
+
+        def change(spec: QuantSpec) -> QuantSpec:
+            keeps = roles is None and spec.source == "dynamic"
+            return spec if keeps else dataclasses.replace(spec, method=method)
+
+        return self._map_specs(roles, change)
 
     def with_spec(self, *, roles: Iterable[str], **changes: Any) -> Recipe:
         """Return the recipe with changed fields of the QuantSpec of some roles, for example
