@@ -345,7 +345,7 @@ class Recipe:
         Args:
           method: name or `calib.Method`.
           roles: what it is for; by default all activations that are calibrated, not weights, biases
-            and embeddings, and not activations with dynamic ranges.
+            and embeddings, and not activations without stored ranges.
           **options: of the method, such as `percentile=99.99`.
 
         Raises:
@@ -360,8 +360,9 @@ class Recipe:
             )
 
         def change(spec: QuantSpec) -> QuantSpec:
-            keeps = roles is None and spec.source == "dynamic"
-            return spec if keeps else dataclasses.replace(spec, method=method)
+            if roles is None and spec.source != "stored":
+                return spec  # nothing is calibrated there
+            return dataclasses.replace(spec, method=method)
 
         return self._map_specs(roles, change)
 

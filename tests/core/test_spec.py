@@ -487,12 +487,23 @@ def test_with_method_changes_activations_and_nothing_else(name):
         before, after = deciding(recipe, role, shape=(3, 4)), deciding(changed, role, shape=(3, 4))
         if before is None or before.spec is None:
             assert (after and after.spec) is (before and before.spec)
-        elif role in ACTIVATIONS and before.spec.source != "dynamic":
+        elif role in ACTIVATIONS and before.spec.source == "stored":
             assert after.spec == dataclasses.replace(
                 before.spec, method=calib.Method.parse("percentile", percentile=99.0)
             )
         else:
             assert after.spec == before.spec
+
+
+@pytest.mark.parametrize("source", ["dynamic", "delayed", "none"])
+def test_with_method_leaves_ranges_that_are_not_stored_unless_their_role_is_named(source):
+    spec = QuantSpec("e4m3", source=source)
+    recipe = Recipe((Rule(spec, role="linear_input"), Rule(INT8, role="residual")))
+    changed = recipe.with_method("mse")
+    assert deciding(changed, "linear_input").spec == spec
+    assert deciding(changed, "residual").spec.method == calib.Method.parse("mse")
+    with pytest.raises(ValueError, match="its method must be max"):
+        recipe.with_method("mse", roles=["linear_input"])
 
 
 def test_with_method_reaches_roles_behind_a_star_and_in_lists():

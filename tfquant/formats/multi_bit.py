@@ -152,15 +152,26 @@ def _signs(bits: int) -> np.ndarray:
 def sums(scales: tf.Tensor) -> tf.Tensor:
     """Sums +-a_1 +- ... +-a_k of scales [groups, k], ascending; float32 [groups, 2**k].
 
-    Terms are added from the largest on, one by one, so that the sums depend on nothing but the
-    magnitudes: the order in a product of matrices follows its shape.
+    Terms are added from the largest on, so that the sums depend on nothing but the magnitudes: the
+    order in a product of matrices follows its shape.
     """
-    ordered: Any = tf.sort(tf.abs(scales), -1, direction="DESCENDING")
+    return tf.sort(signed_sums(tf.sort(tf.abs(scales), -1, direction="DESCENDING")), -1)
+
+
+def signed_sums(scales: Any) -> Any:
+    """Sums of scales by their signs, one term after the other.
+
+    Args:
+      scales: float32 [..., k], descending and not negative; an array or a tensor.
+
+    Returns:
+      float32 [..., 2**k]; bit i of the place of a sum is set where a_(i + 1) is added.
+    """
     signs = _signs(scales.shape[-1])
-    total = ordered[:, :1] * signs[:, 0]
-    for index in range(1, len(signs[0])):
-        total = total + ordered[:, index : index + 1] * signs[:, index]
-    return tf.sort(total, -1)
+    total = scales[..., :1] * signs[:, 0]
+    for index in range(1, scales.shape[-1]):
+        total = total + scales[..., index : index + 1] * signs[:, index]
+    return total
 
 
 def midpoints(values: Any) -> tf.Tensor:
@@ -234,22 +245,6 @@ def _rows(x: tf.Tensor, order: Sequence[int], sizes: tf.Tensor) -> tf.Tensor:
 # Units in the last place that estimates of the smallest, the next and all larger scales may be off:
 # those of the sums are larger than those of small scales.
 _FARTHEST = (12, 4, 2, 2)
-
-
-def signed_sums(scales: np.ndarray) -> np.ndarray:
-    """Sums of scales by their signs, as `sums` computes them.
-
-    Args:
-      scales: float32 [..., k], descending and not negative.
-
-    Returns:
-      float32 [..., 2**k]; bit i of the place of a sum is set where a_(i + 1) is added.
-    """
-    signs = _signs(scales.shape[-1])
-    total = scales[..., :1] * signs[:, 0]
-    for index in range(1, scales.shape[-1]):
-        total = total + scales[..., index : index + 1] * signs[:, index]
-    return total
 
 
 def scales_of(values: np.ndarray) -> np.ndarray | None:

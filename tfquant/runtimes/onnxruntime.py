@@ -91,8 +91,10 @@ def _in_integers(node: Any) -> bool:
 
 def _with_float_inputs(node: Any) -> bool:
     """Whether a product with packed weights leaves its activation in float."""
+    if node.op_type != "MatMulNBits":
+        return False
     levels = {entry.name: entry.i for entry in node.attribute}
-    return node.op_type == "MatMulNBits" and levels.get("accuracy_level", 0) != 4
+    return levels.get("accuracy_level", 0) != 4
 
 
 def open_file(path: str, *, threads: int | None = None, as_written: bool = False) -> OnnxSession:

@@ -17,6 +17,7 @@ import dataclasses
 
 import numpy as np
 
+from tfquant.bitpacking import pack
 from tfquant.formats import fitted
 from tfquant.layout import aligned
 from tfquant.quantized_array import FittedArray, QuantizedArray
@@ -140,8 +141,6 @@ def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
     """Pack codes along the last axis into bytes, the lowest bits first; the last byte is filled
     with 0.
     """
-    per_byte = 8 // bits
-    missing = -codes.shape[-1] % per_byte
+    missing = -codes.shape[-1] % (8 // bits)
     codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, missing)])
-    grouped = codes.reshape(*codes.shape[:-1], -1, per_byte) << (bits * np.arange(per_byte))
-    return grouped.sum(-1).astype(np.uint8)
+    return pack(codes, bits).reshape(*codes.shape[:-1], -1)
