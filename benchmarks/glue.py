@@ -48,13 +48,14 @@ class Tuning:
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A way to quantize; `training` are options that are the same for all tasks, `own` those of
-    some beside them.
+    some beside them. `pretrained` starts from the pre-trained encoder, not from the float model.
     """
 
     mode: str
     options: str = ""
     training: str = ""
     own: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    pretrained: bool = False
 
 
 COMMON = "--no-pad-to-max-length --batch-size 16 --eval-batch-size 32"
@@ -154,7 +155,15 @@ GLUE = Suite("glue", ROWS, TASKS)
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Where runs of a suite go, what they read, and what lets each happen once."""
+    """Folders of the data and results of a suite, and a lock for each run.
+
+    Attributes:
+      data: folder of the GLUE data.
+      output: folder of the runs.
+      threads: that a run computes in.
+      suite: what is run.
+      locks: (row, task, seed) -> held while that run goes on, so that it is started once.
+    """
 
     data: pathlib.Path
     output: pathlib.Path
@@ -175,6 +184,8 @@ class Runs:
 
 def start_of(row: str, task: str, suite: Suite) -> str | None:
     """The task whose float model a run starts from; None stands for the pre-trained encoder."""
+    if suite.rows[row].pretrained:
+        return None
     return suite.tasks[task].start if row == "float" else task
 
 
@@ -262,7 +273,7 @@ def compute(
         **({"times_smaller": sizes[0]} if sizes else {}),
         **({"float_scores": floats} if floats else {}),
         **({"float_average": own["average"]} if own else {}),
-        "command": in_short(command(row, "rte", SEEDS[0], runs), runs),
+        "command": in_short(command(row, wanted[-1][0], SEEDS[0], runs), runs),
         "training": {
             task: f"{tuning.options} {runs.suite.rows[row].own.get(task, '')}".strip()
             for task, tuning in runs.suite.tasks.items()
@@ -270,7 +281,7 @@ def compute(
     }
 
 
-def averages(scores: Mapping[str, Mapping[str, float]], suite: Suite = GLUE) -> dict[str, Any]:
+def averages(scores: Mapping[str, Mapping[str, float]], suite: Suite) -> dict[str, Any]:
     """Medians of seeds and their mean over tasks; nothing while a run is missing."""
     if any(str(seed) not in scores.get(task, {}) for task, seed in suite.runs()):
         return {}
