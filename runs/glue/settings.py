@@ -566,8 +566,8 @@ class Settings(IncrementalFlags, EightBitFlags):
     requantize: bool = _of(
         QAT,
         False,
-        "Quantize the weights of a quantized model anew, by --quant-recipe; its ranges are left"
-        " out.",
+        "Start from the weights of a quantized model, and quantize them by --quant-recipe with new"
+        " ranges.",
         "same",
         needs={"quant_recipe": True},
     )
