@@ -163,6 +163,7 @@ class Runs:
       threads: that a run computes in.
       suite: what is run.
       locks: (row, task, seed) -> held while that run goes on, so that it is started once.
+      queued: (row, task, seed) -> the result of a run that waits, goes on or has ended.
     """
 
     data: pathlib.Path
@@ -171,6 +172,9 @@ class Runs:
     suite: Suite = GLUE
     locks: dict[tuple[str, str, int], threading.Lock] = dataclasses.field(
         default_factory=lambda: defaultdict(threading.Lock)
+    )
+    queued: dict[tuple[str, str, int], concurrent.futures.Future[dict[str, Any]]] = (
+        dataclasses.field(default_factory=dict)
     )
 
     def folder(self, row: str, task: str, seed: int) -> pathlib.Path:
@@ -237,6 +241,21 @@ def run_one(row: str, task: str, seed: int, runs: Runs) -> dict[str, Any]:
     return result
 
 
+def missing_runs(scores: Mapping[str, Mapping[str, float]], suite: Suite) -> list[tuple[str, int]]:
+    """Tasks and seeds that a row has no score of."""
+    return [(task, seed) for task, seed in suite.runs() if str(seed) not in scores.get(task, {})]
+
+
+def queue(
+    row: str, missing: Sequence[tuple[str, int]], runs: Runs, pool: concurrent.futures.Executor
+) -> list[concurrent.futures.Future[dict[str, Any]]]:
+    """Runs of a row, each put into the queue once."""
+    for task, seed in missing:
+        if (row, task, seed) not in runs.queued:
+            runs.queued[row, task, seed] = pool.submit(run_one, row, task, seed, runs)
+    return [runs.queued[row, task, seed] for task, seed in missing]
+
+
 def compute(
     row: str, earlier: Mapping[str, Any], runs: Runs, pool: concurrent.futures.Executor | None
 ) -> dict[str, Any]:
@@ -251,14 +270,14 @@ def compute(
         {task: dict(of) for task, of in earlier.get(name, {}).items()}
         for name in ("scores", "float_scores")
     )
-    missing = [(task, seed) for task, seed in wanted if str(seed) not in scores.get(task, {})]
-    started = (
-        pool.map(lambda one: run_one(row, *one, runs), missing)
+    missing = missing_runs(scores, runs.suite)
+    results = (
+        (run.result() for run in queue(row, missing, runs, pool))
         if pool
         else [runs.figures(row, *one) for one in missing]
     )
     sizes = [earlier["times_smaller"]] if "times_smaller" in earlier else []
-    for (task, seed), result in zip(missing, started, strict=True):
+    for (task, seed), result in zip(missing, results, strict=True):
         if result is not None:
             scores.setdefault(task, {})[str(seed)] = round(100.0 * result["final_score"], 2)
             if row != "float" and (base := runs.figures("float", task, seed)) is not None:
@@ -327,16 +346,26 @@ def main(
         suite,
     )
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        for name in wanted:
-            earlier = results.rows.get(name, {})
-            if options.finished and not any(runs.figures(name, *one) for one in suite.runs()):
-                continue
-            if "average" not in earlier:  # not measured to its end
-                results.rows.pop(name, None)
-            results.row(
-                name,
-                lambda n=name, e=earlier: compute(n, e, runs, None if options.finished else pool),
-            )
+        if not options.finished:  # all rows at once: no processor waits for the end of a row
+            for name in wanted:
+                known = results.rows.get(name, {}).get("scores", {})
+                queue(name, missing_runs(known, suite), runs, pool)
+        try:
+            for name in wanted:
+                earlier = results.rows.get(name, {})
+                if options.finished and not any(runs.figures(name, *one) for one in suite.runs()):
+                    continue
+                if "average" not in earlier:  # not measured to its end
+                    results.rows.pop(name, None)
+                results.row(
+                    name,
+                    lambda n=name, e=earlier: compute(
+                        n, e, runs, None if options.finished else pool
+                    ),
+                )
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # a fault is told now, not behind the whole queue
+            raise
     print(table({name: results.rows[name] for name in suite.rows if name in results.rows}))
 
 
