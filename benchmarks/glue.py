@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
-import os
 import pathlib
 import re
 import shlex
@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.command_line import shared_parser
 from benchmarks.glue_report import table
 from benchmarks.results import Results
-from benchmarks.scripts import ROOT, run_script
+from benchmarks.scripts import ROOT, RunQueue, run_script
 from benchmarks.squad_qat import PRETRAINED, folder_of, pretrained_folder
 
 SEEDS = (1000, 1001, 1002)
@@ -163,7 +163,6 @@ class Runs:
       threads: that a run computes in.
       suite: what is run.
       locks: (row, task, seed) -> held while that run goes on, so that it is started once.
-      queued: (row, task, seed) -> the result of a run that waits, goes on or has ended.
     """
 
     data: pathlib.Path
@@ -172,9 +171,6 @@ class Runs:
     suite: Suite = GLUE
     locks: dict[tuple[str, str, int], threading.Lock] = dataclasses.field(
         default_factory=lambda: defaultdict(threading.Lock)
-    )
-    queued: dict[tuple[str, str, int], concurrent.futures.Future[dict[str, Any]]] = (
-        dataclasses.field(default_factory=dict)
     )
 
     def folder(self, row: str, task: str, seed: int) -> pathlib.Path:
@@ -246,24 +242,21 @@ def missing_runs(scores: Mapping[str, Mapping[str, float]], suite: Suite) -> lis
     return [(task, seed) for task, seed in suite.runs() if str(seed) not in scores.get(task, {})]
 
 
-def queue(
-    row: str, missing: Sequence[tuple[str, int]], runs: Runs, pool: concurrent.futures.Executor
+def enqueue(
+    row: str, missing: Sequence[tuple[str, int]], runs: Runs, queue: RunQueue
 ) -> list[concurrent.futures.Future[dict[str, Any]]]:
-    """Runs of a row, each put into the queue once."""
-    for task, seed in missing:
-        if (row, task, seed) not in runs.queued:
-            runs.queued[row, task, seed] = pool.submit(run_one, row, task, seed, runs)
-    return [runs.queued[row, task, seed] for task, seed in missing]
+    """Queue runs of a row."""
+    return [queue.add((row, *one), functools.partial(run_one, row, *one, runs)) for one in missing]
 
 
 def compute(
-    row: str, earlier: Mapping[str, Any], runs: Runs, pool: concurrent.futures.Executor | None
+    row: str, earlier: Mapping[str, Any], runs: Runs, queue: RunQueue | None
 ) -> dict[str, Any]:
     """Scores of every task and seed, their medians if all are there, and the commands.
 
     Args:
         earlier: figures of the row that are known; their scores are not computed again.
-        pool: where runs start; without it those that have ended count.
+        queue: where runs start; without it those that have ended count.
     """
     wanted = runs.suite.runs()
     scores, floats = (
@@ -272,8 +265,8 @@ def compute(
     )
     missing = missing_runs(scores, runs.suite)
     results = (
-        (run.result() for run in queue(row, missing, runs, pool))
-        if pool
+        (run.result() for run in enqueue(row, missing, runs, queue))
+        if queue
         else [runs.figures(row, *one) for one in missing]
     )
     sizes = [earlier["times_smaller"]] if "times_smaller" in earlier else []
@@ -339,33 +332,25 @@ def main(
     if unknown:
         parser.error(f"--rows: unknown {', '.join(unknown)}; known: {'; '.join(suite.rows)}")
     results = Results(suite.name, seed=SEEDS[0], fresh=options.fresh)
-    runs = Runs(
-        options.shared.resolve() / "data" / "glue",
-        options.output.resolve(),
-        max(1, (os.cpu_count() or 1) // options.jobs),
-        suite,
-    )
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+    with RunQueue(options.jobs) as queue:
+        runs = Runs(
+            options.shared.resolve() / "data" / "glue",
+            options.output.resolve(),
+            queue.threads,
+            suite,
+        )
         if not options.finished:  # all rows at once: no processor waits for the end of a row
             for name in wanted:
                 known = results.rows.get(name, {}).get("scores", {})
-                queue(name, missing_runs(known, suite), runs, pool)
-        try:
-            for name in wanted:
-                earlier = results.rows.get(name, {})
-                if options.finished and not any(runs.figures(name, *one) for one in suite.runs()):
-                    continue
-                if "average" not in earlier:  # not measured to its end
-                    results.rows.pop(name, None)
-                results.row(
-                    name,
-                    lambda n=name, e=earlier: compute(
-                        n, e, runs, None if options.finished else pool
-                    ),
-                )
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # a fault is told now, not behind the whole queue
-            raise
+                enqueue(name, missing_runs(known, suite), runs, queue)
+        for name in wanted:
+            earlier = results.rows.get(name, {})
+            if options.finished and not any(runs.figures(name, *one) for one in suite.runs()):
+                continue
+            if "average" not in earlier:  # not measured to its end
+                results.rows.pop(name, None)
+            where = None if options.finished else queue
+            results.row(name, lambda n=name, e=earlier, q=where: compute(n, e, runs, q))
     print(table({name: results.rows[name] for name in suite.rows if name in results.rows}))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import (
+    ag_news_report,
     cost_report,
     eight_bit_report,
     glue_report,
@@ -24,6 +25,7 @@ from benchmarks import (
     squad_qat_report,
     squad_report,
 )
+from benchmarks.ag_news import EXPERIMENTS
 from benchmarks.results import FOLDER
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -55,6 +57,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "glue": lambda: glue_report.table(rows_of("glue")),
     "glue_paper": glue_report.paper_table,
     "low_bit_glue": lambda: glue_report.table(rows_of("low_bit_glue")),
+    **{
+        f"ag_news_{number}": lambda names=tuple(rows): ag_news_report.table(
+            rows_of("ag_news"), names
+        )
+        for number, rows in EXPERIMENTS.items()
+    },
     "outliers": lambda: outliers_report.table(rows_of("outliers")),
     "rounding": lambda: eight_bit_report.rounding_table(rows_of("qdq_cost")),
     "eight_bit_squad": lambda: eight_bit_report.squad_table(rows_of("eight_bit_squad")),

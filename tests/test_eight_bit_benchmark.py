@@ -1,6 +1,5 @@
 """Rows of `make eight-bit` are command lines of the run scripts, and their scores are read."""
 
-import concurrent.futures
 import json
 import pathlib
 
@@ -9,6 +8,7 @@ import pytest
 from benchmarks import eight_bit_squad, glue
 from benchmarks.eight_bit_mrpc import EIGHT_BIT
 from benchmarks.eight_bit_report import mrpc_table
+from benchmarks.scripts import RunQueue
 from runs.glue import command_line, setting_checks
 from runs.squad.command_line import parse
 
@@ -27,8 +27,8 @@ def test_a_row_of_mrpc_holds_the_scores_of_all_seeds(row, monkeypatch, tmp_path)
     monkeypatch.setattr(glue, "pretrained_folder", lambda: pathlib.Path("pretrained"))
     monkeypatch.setattr(glue, "run_script", run_script)
     runs = glue.Runs(pathlib.Path("glue"), tmp_path, suite=EIGHT_BIT)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        found = glue.compute(row, {}, runs, pool)
+    with RunQueue(2) as queue:
+        found = glue.compute(row, {}, runs, queue)
     assert found["scores"]["mrpc"] == {"1000": 80.0, "1001": 90.0, "1002": 85.0}
     assert found["medians"] == {"mrpc": 85.0}
     assert str(tmp_path) not in found["command"]

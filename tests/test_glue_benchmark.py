@@ -1,6 +1,5 @@
 """Rows of `make glue` are command lines that run_glue.py takes."""
 
-import concurrent.futures
 import json
 import pathlib
 
@@ -9,6 +8,7 @@ import pytest
 
 from benchmarks import glue, glue_report
 from benchmarks.low_bit_glue import LOW_BIT
+from benchmarks.scripts import RunQueue
 from runs.glue import command_line, setting_checks
 
 PRETRAINED = pathlib.Path("pretrained")
@@ -82,9 +82,9 @@ def pretend(monkeypatch, tmp_path):
 def test_a_row_starts_what_is_missing_of_it_and_the_float_models_before(pretend):
     runs, started = pretend
     row = "W8A8, running min-max"
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with RunQueue(2) as queue:
         known = {"scores": {"mrpc": {"1000": 70.0, "1001": 71.0}}}
-        found = glue.compute(row, known, runs, pool)
+        found = glue.compute(row, known, runs, queue)
         assert found["scores"]["mrpc"] == {"1000": 70.0, "1001": 71.0, "1002": 50.1}
         assert found["medians"]["mrpc"] == 70.0 and found["medians"]["cola"] == 50.0
         assert (
@@ -101,9 +101,9 @@ def test_a_row_starts_what_is_missing_of_it_and_the_float_models_before(pretend)
             (task, seed) for _, task, seed in quantized
         }
         assert started.index(("float", "stsb", 1000)) < started.index(("float", "rte", 1000))
-        assert glue.compute(row, found, runs, pool) == found and len(started) == 18
+        assert glue.compute(row, found, runs, queue) == found and len(started) == 18
         assert found["float_scores"]["mrpc"] == {"1002": 50.1} and "float_average" not in found
-        assert glue.compute(row, {}, runs, pool)["float_average"] == 50.03
+        assert glue.compute(row, {}, runs, queue)["float_average"] == 50.03
 
 
 def test_runs_that_have_ended_are_counted_without_starting_others(pretend):
