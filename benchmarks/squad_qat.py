@@ -42,6 +42,9 @@ SLOW = ("--range_update=tqt", "--range_learning_rate=2e-3")
 # 4-bit weights have further to go, their ranges less far.
 GENTLE = ("--learning_rate=5e-5", "--range_learning_rate=2e-3")
 ACTIVATIONS = ("--range_update_of=activations",)
+# Weights of two or three values: far from float, so that hidden states guide every layer. At the
+# start the divergence of the logits times its scale is about 15, this term about 3.
+LOW_BIT = ("--learning_rate=1e-4", "--distillation_hidden_scale=10")
 DISTILLED = ("--distillation", "--distillation_loss_scale=30")
 
 
@@ -81,6 +84,12 @@ ROWS = {
         ASYMMETRIC, (*TQT, *ACTIVATIONS), distilled=True
     ),
     "int8_residual, pre-trained encoder calibrated, 3 epochs": Row(MSE, epochs=3, pretrained=True),
+    **{
+        f"{recipe}, distilled, 3 epochs": Row(
+            (f"--quant_recipe={recipe}",), LOW_BIT, epochs=3, distilled=True
+        )
+        for recipe in ("ternary_weights_int8", "binary_weights_int8")
+    },
     "w4a8_residual, TQT": Row(W4A8, (*TQT, *GENTLE)),
     "int8_residual_asymmetric, not trained": Row(ASYMMETRIC, epochs=0),
     "w4a8_residual, not trained": Row(W4A8, epochs=0),
