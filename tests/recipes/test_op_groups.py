@@ -95,6 +95,8 @@ def test_layers_of_op_fusion_keep_their_weights_alone(graph):
     }
     with pytest.raises(RecipeError, match="rule 'op_fusion head' matches nothing"):
         addresses(graph, op_fusion=["head"])
+    with pytest.raises(RecipeError, match="op_fusion norm .*leaving it out of the groups"):
+        addresses(graph, op_fusion="norm", groups="gemm")
 
 
 def test_parameters_beside_kernels_are_quantized_where_asked(graph):

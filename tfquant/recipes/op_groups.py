@@ -146,6 +146,8 @@ def _rules(
     listed = op_fusion.split(",") if isinstance(op_fusion, str) else op_fusion
     for part in dict.fromkeys(filter(None, map(str.strip, listed))):
         head = part in _NAMES_OF_HEAD
+        known = part in ROLES_OF_GROUPS or part in ALIASES
+        hint = " (names layers; a group is fused by leaving it out of the groups)" if known else ""
         rules.append(
             Rule(
                 None,
@@ -153,7 +155,7 @@ def _rules(
                 path="*" if head else f"*{glob.escape(part)}*",
                 port="re:^(?!kernel$)",
                 direction=direction,
-                name=f"{prefix}op_fusion {part}",
+                name=f"{prefix}op_fusion {part}{hint}",
             )
         )
     return rules
