@@ -242,13 +242,9 @@ def largest_effect_of_one_step(model: Any, batch: np.ndarray, draws: int = 4) ->
     """
     engine = engine_of(model)
     flat = engine.inputs.flatten_batch(batch)
+    steps = _steps(model)
     clean = [out.numpy() for out in tf.nest.flatten(engine.function("quantized")(*flat))]
     quantize, generator = engine.site_quantizer(flat), np.random.default_rng(0)
-    steps = {
-        site.address: step_of(site.spec, *model.ranges()[site.address])
-        for site in engine.plan.sites
-        if not site.is_weight
-    }
 
     @tf.function(autograph=False)
     def moved(seed):
@@ -267,6 +263,46 @@ def largest_effect_of_one_step(model: Any, batch: np.ndarray, draws: int = 4) ->
         max(np.abs(one[index].numpy() - out).max() for one in map(tf.nest.flatten, found))
         for index, out in enumerate(clean)
     ]
+
+
+def share_on_borders(model: Any, batch: np.ndarray, distance: float = 1e-3) -> float:
+    """Largest share of an activation's values that lie on the border between two codes.
+
+    There last bits decide. Such values are rare, unless many are equal: with a zero point, the ends
+    of tanh, -1 and 1, are 127.5 steps from 0.
+
+    Args:
+      model: quantized and calibrated.
+      batch: of inputs.
+      distance: from the border, in steps.
+    """
+    engine, shares = engine_of(model), []
+    flat = engine.inputs.flatten_batch(batch)
+    quantize, steps = engine.site_quantizer(flat), _steps(model)
+
+    def measure(site, edge, tensor):
+        if site.address in steps:
+            place = tf.cast(tensor, tf.float64) / steps[site.address]
+            near = tf.abs(place - tf.floor(place) - 0.5) < distance
+            shares.append(tf.reduce_mean(tf.cast(near, tf.float64)))
+        return quantize(site, edge, tensor)
+
+    @tf.function(autograph=False)
+    def largest():
+        engine.inference.emit(flat, engine.placements().edits(measure))
+        return tf.reduce_max(shares) if shares else tf.zeros((), tf.float64)
+
+    return float(largest())
+
+
+def _steps(model: Any) -> dict[str, float]:
+    """Address of each site of an activation -> distance of two neighbouring codes."""
+    ranges = model.ranges()
+    return {
+        site.address: step_of(site.spec, *ranges[site.address])
+        for site in engine_of(model).plan.sites
+        if not site.is_weight
+    }
 
 
 def step_of(spec: tfquant.QuantSpec, lower: np.ndarray, upper: np.ndarray) -> float:
