@@ -22,7 +22,7 @@ def end_on_signals(script: str) -> None:
 def _end(script: str, number: int, frame: Any) -> None:
     print(
         f"{script}: stopped by {signal.Signals(number).name} outside of training: the same command"
-        " starts again, training from its last checkpoint",
+        " goes on with what is finished, training from its last checkpoint",
         file=sys.stderr,
         flush=True,
     )

@@ -116,9 +116,10 @@ def quantize(
 
 
 def _warn_of_no_site(plan: Plan) -> None:
-    """Warn where products were found and all of them stay in float."""
+    """Warn where products were found and all of them stay in float, gradients as well."""
     skipped = [product for product in plan.skipped if product.reason != UNUSED]
-    if not plan.sites and skipped and plan.recipe.softmax.exact:
+    quantizes = plan.sites or plan.gradients or not plan.recipe.softmax.exact
+    if skipped and not quantizes:
         warnings.warn(
             f"nothing is quantized, all {len(skipped)} products stay in float;"
             f" {skipped[0].path}: {skipped[0].reason}",

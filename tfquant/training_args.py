@@ -157,7 +157,9 @@ def recipe_of_args(args: argparse.Namespace | Mapping[str, Any]) -> Recipe:
             "--lora_rank: LoRA updates are merged into quantized kernels, and no kernel is"
             " quantized: give --weight a spec as well"
         )
-    for name in ("quantize_forward", "quantize_backprop"):
+    for name, of in (("quantize_forward", "activation"), ("quantize_backprop", "error")):
+        if values[of] is None and values[name] != ARGUMENTS[name].default:
+            raise ValueError(f"--{name} has no effect without --{of}: leave it out")
         try:
             parse_groups(values[name])
         except ValueError as error:

@@ -54,7 +54,7 @@ def test_scales_can_be_forced_to_powers_of_two():
         ("fp9", "unknown number format 'fp9'; known: int2"),
         ("fp8_e4m2", "'fp8_e4m2' has 7 bits with its sign, not 8"),
         ("int8,scheme=x", "unknown key 'scheme'; write key=value with qscheme"),
-        ("int8,qs", "unknown key 'qs'; write key=value"),
+        ("int8,qs", "qs has no value; write qs=value"),
         ("int8,qs=per_row", "unknown qs 'per_row'; known: per_tensor_symmetric"),
         ("int8,ahl=4", "ahl needs qs, one of"),
         ("int8,qs=per_tensor_symmetric,ahl=0", "history must be at least 1 step, got 0"),

@@ -109,6 +109,14 @@ def test_the_older_form_means_the_same():
         (["--activation=fp9"], "--activation: .*unknown number format 'fp9'"),
         (["--weight=int8,bits=3"], "--weight: .*unknown key 'bits'"),
         (["--activation=int8", "--quantize_forward=gem"], "unknown op group 'gem'; known: gemm"),
+        (
+            ["--weight=int8", "--quantize_forward=norm"],
+            "--quantize_forward has no effect without --activation",
+        ),
+        (
+            ["--weight=int8", "--quantize_backprop=norm"],
+            "--quantize_backprop has no effect without --error",
+        ),
         (["--weight=int8", "--quantize_weight"], "--weight and --quantize_weight exclude"),
         (["--error=e5m2,qs=per_tensor_symmetric,ahl=0"], "--error: .*at least 1 step"),
     ],
@@ -117,6 +125,17 @@ def test_wrong_arguments_are_refused_in_one_line(arguments, said):
     with pytest.raises(ValueError, match=said) as error:
         recipe_of_args(parsed(*arguments))
     assert "\n" not in str(error.value)
+
+
+def test_gradients_alone_are_no_reason_to_warn(make_batch, model, recwarn):
+    quantized = tfquant.quantize(model, parsed("--error=e5m2"))
+    assert quantized.plan.gradients and not quantized.plan.sites
+    assert not [one for one in recwarn if "nothing is quantized" in str(one.message)]
+
+
+def test_a_number_format_in_place_of_a_recipe_is_told_where_it_goes():
+    with pytest.raises(ValueError, match="'posit8_1', which is a number format: .*recipe_of"):
+        tfquant.recipe("posit8_1")
 
 
 def test_softmax_alone_is_a_recipe(make_batch, model):

@@ -24,9 +24,10 @@ it). A packed one is
 Where "blocks" is there, [axis, b], each b consecutive elements along that axis share a scale: scale
 has one in place of each block, and of type uint8 it stands for 2**(scale - 127).
 
-A packed variable
-holds scale · (code - zero), a product of two float32. One with a format that is fitted to the
-tensor (`binary`, `ternary`) has in place of scale and zero, and of "axes",
+Where "view" is there, codes, axes and blocks are those of the variable reshaped to it.
+
+A packed variable holds scale · (code - zero), a product of two float32. One with a format that is
+fitted to the tensor (`binary`, `ternary`) has in place of scale and zero, and of "axes",
 
     <path>/levels float32: the values that the codes 0, 1, ... stand for, along the last axis; the
                   others are those of the variable, of size 1 along axes that share values
@@ -47,9 +48,9 @@ Ranges are `tfquant/ranges/<site address>/<name>`: `lower` (missing where it is 
 or what is learned in place of them; and `group_of`, the group of each embedding dimension, where
 such share a range.
 
-A variable is packed if sites alone read it, and if their simulation makes of the values above, bit
-for bit, what it makes of the variable (the sign of zeros aside). This is tried out for every one;
-what fails stays in float, and the report says why.
+A variable is packed if sites alone read it, as it is or all reshaped alike, and if their simulation
+makes of the values above, bit for bit, what it makes of the variable (the sign of zeros aside).
+This is tried out for every one; what fails stays in float, and the report says why.
 """
 
 from __future__ import annotations
@@ -303,10 +304,15 @@ def _stored(engine: Engine) -> list[_Stored]:
     result = []
     for path, variable in named_weights(engine).items():
         value, packed, note = np.asarray(variable.numpy()), None, ""
-        sites, other = readers.get(id(variable), ([], ""))
-        if sites and not other:
-            array = quantized_parameter(engine, value, sites)
+        found = readers.get(id(variable), _Readers())
+        sites = list(found.sites)
+        views = {view or value.shape for view in found.sites.values()}
+        if sites and not found.other and len(views) == 1:
+            (view,) = views
+            array = quantized_parameter(engine, value.reshape(view), sites)
             packed = None if array is None else pack_array(array)
+            if packed is not None and view != value.shape:
+                packed[1]["view"] = view
             reason = (
                 "its sites have different ranges"
                 if len(sites) > 1
@@ -314,16 +320,32 @@ def _stored(engine: Engine) -> list[_Stored]:
             )
             note = "" if packed else reason
         elif sites or id(variable) in sited:
-            note = f"{other} reads it in float"
+            note = (
+                f"{found.other} reads it in float"
+                if found.other
+                else f"its sites see it in {len(views)} shapes"
+            )
         value = value.astype(np.float32) if variable.dtype == tf.bfloat16 else value
         result.append(_Stored(path, variable.dtype.name, value, packed, note, sites))
     return result
 
 
-def _readers(engine: Engine, flow: Dataflow) -> dict[int, tuple[list[str], str]]:
-    """id of a variable -> addresses of the sites that quantize its plain values, and an operation
-    that takes them in float.
+@dataclasses.dataclass
+class _Readers:
+    """What reads a variable.
+
+    Attributes:
+      sites: address of a site that quantizes its plain values -> the shape that it sees them in,
+        None for the variable's own.
+      other: an operation that takes them in float; empty if there is none.
     """
+
+    sites: dict[str, tuple[int, ...] | None] = dataclasses.field(default_factory=dict)
+    other: str = ""
+
+
+def _readers(engine: Engine, flow: Dataflow) -> dict[int, _Readers]:
+    """id of a variable -> what reads it."""
     edges: dict[tuple[str, int], list[str]] = {}
     tensors: dict[str, list[str]] = {}
     for site, edge in engine.placements():
@@ -333,22 +355,26 @@ def _readers(engine: Engine, flow: Dataflow) -> dict[int, tuple[list[str], str]]
             tensors.setdefault(edge.tensor.name, []).append(site.address)
         else:
             edges.setdefault(edge.consumer, []).append(site.address)
-    hits: dict[int, tuple[list[str], str]] = {}
+    hits: dict[int, _Readers] = {}
     for handle, variable in engine.inference.variables.items():
-        sites, other = hits.get(id(variable), ([], ""))
-        pending = list(flow.consumers.get(handle, ()))
+        found = hits.setdefault(id(variable), _Readers())
+        pending = [(*consumer, None) for consumer in flow.consumers.get(handle, ())]
         while pending:
-            op, index = pending.pop()
+            op, index, view = pending.pop()
             result = op.outputs[0].name if op.outputs else ""
+            reshapes = (
+                op.type == "Reshape" and index == 0 and op.outputs[0].shape.is_fully_defined()
+            )
+            copies = op.type in _COPIES or reshapes
+            behind = tuple(op.outputs[0].shape) if reshapes else view
             if (op.name, index) in edges:
-                sites += edges[op.name, index]
-            elif result in tensors and (op.type in _COPIES or (op.type in _LOOKUPS and index == 0)):
-                sites += tensors[result]  # before all consumers
-            elif op.type in _COPIES and result not in flow.output_names:
-                pending += flow.value_consumers(op.outputs[0])
+                found.sites |= dict.fromkeys(edges[op.name, index], view)
+            elif result in tensors and (copies or (op.type in _LOOKUPS and index == 0)):
+                found.sites |= dict.fromkeys(tensors[result], behind)  # before all consumers
+            elif copies and result not in flow.output_names:
+                pending += [(*consumer, behind) for consumer in flow.value_consumers(op.outputs[0])]
             else:
-                other = other or op.name
-        hits[id(variable)] = (list(dict.fromkeys(sites)), other)
+                found.other = found.other or op.name
     return hits
 
 
@@ -391,5 +417,7 @@ class _File:
             tensors = {
                 part: self.tensors[key] for part, key in parts.items() if key in self.tensors
             }
-            value = unpack_array(tensors, entry, self.shapes[name]).values()
+            shape = self.shapes[name]
+            value = unpack_array(tensors, entry, tuple(entry.get("view", shape))).values()
+            value = value.reshape(shape)
         return value.astype(tf.as_dtype(entry["dtype"]).as_numpy_dtype)

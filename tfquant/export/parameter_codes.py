@@ -98,12 +98,7 @@ def _fitted(value: np.ndarray, sites: list[Site], loads_again: bool) -> FittedAr
         return fitted.levels_of(transformed(x, site.spec.transform, axes), site, axes, valid)
 
     def run(function: Callable[[tf.Tensor], Any], x: np.ndarray) -> Any:
-        spec = tf.TensorSpec(value.shape, tf.as_dtype(value.dtype))
-        graph = tf.function(function, autograph=False, input_signature=[spec])
-        return tf.nest.map_structure(
-            lambda t: tf.cast(t, tf.float32).numpy(),
-            graph.get_concrete_function()(tf.constant(x.astype(value.dtype))),
-        )
+        return _in_graph(function, x.astype(value.dtype))
 
     rounded = run(lambda x: fitted.quantize_dequantize(x, site), value)
     levels = run(levels_of, value).values.astype(value.dtype).astype(np.float32)
@@ -126,12 +121,11 @@ def _in_blocks(value: np.ndarray, sites: list[Site], loads_again: bool) -> Quant
     axis %= value.ndim
 
     def simulated(x: np.ndarray) -> np.ndarray:
-        tensor = tf.constant(x.astype(value.dtype))
-        return tf.cast(blocks.quantize_dequantize(tensor, spec, axis), tf.float32).numpy()
+        return _in_graph(lambda t: blocks.quantize_dequantize(t, spec, axis), x.astype(value.dtype))
 
     size = spec.layout.block_size or 0
-    _, scale = blocks.scaled_blocks(tf.constant(value.astype(np.float32)), spec, axis)
-    scale = np.squeeze(scale.numpy(), axis + 1)
+    scale = _in_graph(lambda t: blocks.scaled_blocks(t, spec, axis)[1], value.astype(np.float32))
+    scale = np.squeeze(scale, axis + 1)
     params = QuantParams(
         scale,
         np.zeros(scale.shape, np.int32),
@@ -144,6 +138,17 @@ def _in_blocks(value: np.ndarray, sites: list[Site], loads_again: bool) -> Quant
     if not loads_again:
         return array if _is_close(array, rounded) else None
     return array if np.array_equal(rounded, simulated(array.values())) else None
+
+
+def _in_graph(function: Callable[[tf.Tensor], Any], x: np.ndarray) -> Any:
+    """Results of a function as float32 arrays, computed as the network does it: a graph may take
+    another way to the last bit than single operations.
+    """
+    spec = tf.TensorSpec(x.shape, tf.as_dtype(x.dtype))
+    graph = tf.function(function, autograph=False, input_signature=[spec])
+    return tf.nest.map_structure(
+        lambda t: tf.cast(t, tf.float32).numpy(), graph.get_concrete_function()(tf.constant(x))
+    )
 
 
 def _simulation(

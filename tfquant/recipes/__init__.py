@@ -36,7 +36,22 @@ def recipe(name: str) -> Recipe:
         return Recipe.load(name)
     if name not in names():
         raise ValueError(
-            f"unknown recipe {name!r}; known: {', '.join(names())}; or give the path of a .yaml or"
-            " .json file"
+            f"unknown recipe {name!r}{_format_hint(name)}; known: {', '.join(names())}; or give the"
+            " path of a .yaml or .json file"
         )
     return Recipe.load(_FOLDER / f"{name}.yaml")
+
+
+def _format_hint(name: str) -> str:
+    """Where number formats go, if a name is one's."""
+    from tfquant.recipes.spec_strings import parse_spec
+
+    try:
+        parse_spec(name)
+    except ValueError:
+        return ""
+    spec = f"tfquant.recipes.spec_strings.parse_spec({name!r})"
+    return (
+        ", which is a number format: quantize with tfquant.recipes.op_groups.recipe_of(spec, spec)"
+        f" where spec = {spec}"
+    )

@@ -83,6 +83,8 @@ def _options(options: list[str], where: str) -> dict[str, str]:
     for option in options:
         key, equals, value = (part.strip() for part in option.partition("="))
         short = _KEYS.get(key, key)
+        if not equals and short in _SHORT:
+            raise ValueError(f"{where}: {key} has no value; write {key}=value")
         if not equals or short not in _SHORT:
             known = ", ".join(f"{long} ({short})" for long, short in _KEYS.items())
             raise ValueError(f"{where}: unknown key {shown(key)}; write key=value with {known}")
