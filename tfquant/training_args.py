@@ -158,12 +158,12 @@ def recipe_of_args(args: argparse.Namespace | Mapping[str, Any]) -> Recipe:
             " quantized: give --weight a spec as well"
         )
     for name, of in (("quantize_forward", "activation"), ("quantize_backprop", "error")):
-        if values[of] is None and values[name] != ARGUMENTS[name].default:
-            raise ValueError(f"--{name} has no effect without --{of}: leave it out")
         try:
             parse_groups(values[name])
         except ValueError as error:
             raise ValueError(f"--{name}: {error}") from None
+        if values[of] is None and values[name] != ARGUMENTS[name].default:
+            raise ValueError(f"--{name} has no effect without --{of}: leave it out")
     power_of_two = values["force_scale_power_of_two"]
     specs = {
         name: None if values[name] is None else _spec(name, values[name], power_of_two)
