@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 from tfquant import dynamic_range, resume
 from tfquant.calibration import check_batches
 from tfquant.engine import Engine
+from tfquant.layout import static_shape
 from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
 from tfquant.ptq.buffers import Space
 from tfquant.ptq.gptq.columns import round_columns
@@ -164,9 +166,7 @@ class _Run:
                 self._finish(layer, *finished)
 
     def all_layers(self) -> None:
-        with tqdm(
-            total=len(self._layers), desc="GPTQ", unit="weight", disable=self._hidden
-        ) as bar:
+        with tqdm(total=len(self._layers), desc="GPTQ", unit="weight", disable=self._hidden) as bar:
             bar.update(len(self.results))
             for number, group in enumerate(self._groups):
                 left = [layer for layer in group if layer.address not in self.results]
@@ -236,8 +236,9 @@ def _check_blocks(engine: Engine, layer: Layer, uses: Sequence[Product]) -> None
         raise Unsuitable("scales of blocks follow again from rounded values in float32 only")
     if site.spec.codebook.unsigned:
         raise Unsuitable("its blocks have no codes for negative values")
-    if layer.edges[0].tensor.shape.num_elements() > _MOST_BLOCKS * (site.spec.layout.block_size or 1):
-        raise Unsuitable("it has too many blocks")
+    elements = math.prod(static_shape(layer.edges[0].tensor.shape))
+    if elements > _MOST_BLOCKS * (site.spec.layout.block_size or 1):
+        raise Unsuitable(f"it has more than {_MOST_BLOCKS:,} blocks")
 
 
 def _grids(
@@ -256,13 +257,9 @@ def _grids(
         return weight.value, weight.quantize, grids
     view = site_view(engine, layer)
     value = engine.inference.variables[layer.handle].numpy()
-    numbers = product.matrix(
-        view.to_variable(
-            _block_numbers(
-                tuple(layer.edges[0].tensor.shape), site.block_axis, site.spec.layout.block_size
-            )
-        )
-    ).astype(np.int64)
+    shape_of_site = static_shape(layer.edges[0].tensor.shape)
+    numbers = _block_numbers(shape_of_site, site.block_axis, site.spec.layout.block_size or 1)
+    numbers = product.matrix(view.to_variable(numbers)).astype(np.int64)
     grids = [
         Grid(
             codebook,

@@ -19,9 +19,9 @@ from tfquant.block_scales import anchor_codes, stable_scales
 from tfquant.scale import SMALLEST_AMAX
 from tfquant.spec import QuantSpec
 
-# Candidates of the search: multiples of the scale with which the largest magnitude of a block is the
-# largest code. Those below 1 clip it, those above 1 count where it is still rounded to that code.
-_CANDIDATES = np.arange(1.06, 0.59, -0.02, np.float32)
+# Candidates of the search: multiples of the scale with which the largest magnitude of a block is
+# the largest code. Those below 1 clip it, those above 1 count where it is rounded to that code.
+_CANDIDATES = np.linspace(1.06, 0.6, 24, dtype=np.float32)
 
 
 @dataclasses.dataclass(eq=False)
@@ -115,7 +115,7 @@ class BlockScales:
         aligned = (changes.all(1) | ~changes.any(1)).all()
         groups = [slice(a, b) for a, b in zip(borders, borders[1:], strict=False)]
         count = int(numbers.max()) + 1
-        if not aligned or len(groups) * numbers.shape[1] != count:
+        if not aligned or len(groups) * len(numbers[0]) != count:
             return {}
         return {group.start: group for group in groups}
 
@@ -142,7 +142,7 @@ class BlockScales:
         Returns:
           float64 [rows, N], the scale of each element.
         """
-        codebook, spec = self._codebook, self._spec
+        codebook = self._codebook
         blocks_of, count = self._local(rows)
         flat, importance = weight.ravel(), np.repeat(self._importance[rows], weight.shape[1])
         amax = np.zeros(count)

@@ -50,9 +50,7 @@ class Product:
 
     def _find_axes(self, use: Use, shape: tuple[int, ...]) -> None:
         """Order the axes of weight and input as [M, K, N] and [rows, M, K]."""
-        terms, result = (
-            matmul_equation(use.op) if use.op.type in MATMUL_OPS else equation(use.op)
-        )
+        terms, result = matmul_equation(use.op) if use.op.type in MATMUL_OPS else equation(use.op)
         own, other = terms[1 - use.input_index], terms[use.input_index]
         features = [label for axis, label in enumerate(other) if axis not in use.row_axes]
         # Axes of size 1 that belong to nothing ("?") are outputs of one element.
