@@ -561,22 +561,6 @@ def test_the_documented_layout_gives_the_simulated_weights(tmp_path):
             )
 
 
-def test_blocks_are_packed_though_a_second_rounding_would_move_their_scales(tmp_path):
-    def build(seed):
-        x = keras.Input((256,), name="x")
-        initializer = keras.initializers.GlorotUniform(seed=seed)
-        layer = keras.layers.Dense(96, use_bias=False, kernel_initializer=initializer)
-        return keras.Model(x, layer(x))
-
-    spec = QuantSpec("int4", "per_block", block_size=32, dynamic=True)
-    x = np.random.default_rng(0).normal(size=(5, 256)).astype(np.float32)
-    model = tfquant.quantize(build(0), Recipe((Rule(spec, role="weight"),)), inputs=x)
-    path = tmp_path / "model.safetensors"
-    written(model, path)
-    assert [variable.bits for variable in packed.size_report(model).variables] == [4]
-    np.testing.assert_array_equal(packed.load(path, build(1))(x), model(x))
-
-
 # Sizes
 
 

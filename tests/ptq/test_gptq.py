@@ -178,6 +178,22 @@ def test_stable_scales_are_near_and_follow_from_their_largest_value(bits):
         np.testing.assert_array_equal(wrap(lambda a: blocks.scales_of(a, spec))(amax), stable)
 
 
+def test_without_compensation_weights_are_rounded_to_nearest_with_the_least_squared_error():
+    x, model, quantized = quantized_linear(**in_blocks(WIDTH, "int3"))
+    w = kernel_of(model)
+    gptq(quantized, [x], compensate=False, progress=False)
+    rounded, squares = kernel_of(model), np.square(x.astype(np.float64)).mean(0)
+
+    def error(scale):
+        return squares @ (np.clip(np.round(w / scale), -3, 3) * scale - w) ** 2
+
+    scale = np.abs(rounded).max(0) / 3
+    np.testing.assert_allclose(np.clip(np.round(w / scale), -3, 3) * scale, rounded, rtol=1e-5)
+    shares = np.linspace(0.6, 1.06, 24)[:, np.newaxis]  # every second hundredth
+    least = np.min([error(np.abs(w).max(0) * share / 3) for share in shares], 0)
+    np.testing.assert_allclose(error(scale), least, rtol=1e-4)
+
+
 def test_searched_scales_are_better_than_those_of_the_largest_magnitudes():
     errors = []
     for search in (False, True):

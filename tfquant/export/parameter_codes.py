@@ -23,9 +23,6 @@ from tfquant.site import Site
 from tfquant.transforms import transformed
 
 _CLOSE = 1e-3  # in units of the scale: the last bits of float32
-# The division of a rounded product by one of its factors is off by one unit in the last place; some
-# more for the scale itself, which is divided another way here than in compiled kernels.
-_NEIGHBOURS = 4
 
 
 def quantized_parameter(
@@ -140,31 +137,7 @@ def _in_blocks(value: np.ndarray, sites: list[Site], loads_again: bool) -> Quant
     array = params.quantize(rounded)
     if not loads_again:
         return array if _is_close(array, rounded) else None
-    return _loading_again(array, rounded, simulated)
-
-
-def _loading_again(
-    array: QuantizedArray, rounded: np.ndarray, simulated: Callable[[np.ndarray], np.ndarray]
-) -> QuantizedArray | None:
-    """Move scales of blocks by units in the last place until rounding the values of the codes again
-    gives the values of the simulation; None if no such scales are near.
-
-    A block computes its scale from its largest value, the product of code and scale, which float32
-    rounds.
-    """
-    params = array.params
-    axis, size = params.blocks or (0, 1)
-    starts = np.arange(0, rounded.shape[axis], size)
-    first, left = params.scale, np.ones(params.scale.shape, bool)
-    for step in sorted(range(-_NEIGHBOURS, _NEIGHBOURS + 1), key=abs):
-        moved = (first.view(np.int32) + np.int32(step)).view(np.float32)
-        scale = np.where(left, moved, array.params.scale)
-        array = dataclasses.replace(array, params=dataclasses.replace(params, scale=scale))
-        differs = simulated(array.values()) != rounded
-        left = np.logical_or.reduceat(differs, starts, axis)
-        if not left.any():
-            return array
-    return None
+    return array if np.array_equal(rounded, simulated(array.values())) else None
 
 
 def _in_graph(function: Callable[[tf.Tensor], Any], x: np.ndarray) -> Any:

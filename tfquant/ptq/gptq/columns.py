@@ -61,7 +61,10 @@ def round_columns(
     importance = np.diagonal(hessian)
     # Rows of one diagonal keep their order on every machine.
     order = np.argsort(-importance, kind="stable") if at_once else np.arange(count)
-    factor = inverse_factor(hessian[np.ix_(order, order)], options.percdamp)
+    if options.compensate:
+        factor = inverse_factor(hessian[np.ix_(order, order)], options.percdamp)
+    else:
+        factor = np.eye(count)
     left, codes = weight[order], np.zeros(weight.shape)
     grid.start(weight, np.where(importance == 0.0, 1.0, importance), at_once=at_once)
     for start, stop in _spans(count, options.block_columns, grid, at_once):

@@ -16,6 +16,8 @@ class Options:
         are updated at once; of influence on time only.
       act_order: round the inputs in the order of falling diagonal of the Hessian. Blocks then have
         the scales of the original weights (`static_groups` of the authors' code).
+      compensate: change the weights of later inputs so that they make up for errors; False rounds
+        each weight to nearest, so that only the scales of blocks are chosen.
       search_scales: search the scale of each block for the least squared error, weighted with the
         mean squares of the inputs; False: its largest magnitude is the largest code. Ranges that
         calibration found stay as they are.
@@ -27,6 +29,7 @@ class Options:
     percdamp: float = 0.01
     block_columns: int = 128
     act_order: bool = False
+    compensate: bool = True
     search_scales: bool = True
     asymmetric: bool = True
     quantize_activations: bool = False
@@ -38,7 +41,7 @@ class Options:
             raise ValueError(f"percdamp is {percdamp!r}; it must be above 0 and finite")
         if isinstance(columns, bool) or not isinstance(columns, int) or columns < 1:
             raise ValueError(f"block_columns is {columns!r}; it must be a whole number from 1")
-        for field in ("act_order", "search_scales", "asymmetric", "quantize_activations"):
+        for field in (f.name for f in dataclasses.fields(self) if f.type == "bool"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"{field} is {getattr(self, field)!r}; it must be True or False")
         if self.quantize_activations and not self.asymmetric:
