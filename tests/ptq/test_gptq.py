@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tfquant
+from tests.export.test_matmul_nbits import products, unpacked
 from tests.few import few
 from tests.graph import models
 from tests.ptq import problems
@@ -433,3 +434,12 @@ def test_adaround_leaves_blocks_to_gptq():
     x, _, quantized = quantized_linear(**in_blocks(8))
     with pytest.raises(ValueError, match="scales of its blocks .* round it with tfquant.ptq.gptq"):
         ptq.adaround(quantized, [x], progress=False)
+
+
+def test_packed_products_of_onnx_runtime_hold_the_values_of_blocks_bit_for_bit(tmp_path):
+    x, model, quantized = quantized_linear(width=96, outputs=16, **in_blocks(32))
+    gptq(quantized, [x], progress=False)
+    path = tmp_path / "model.onnx"
+    tfquant.export(quantized, path, target="matmul_nbits", check_data=[x])
+    ((numbers, operands),) = products(path)
+    np.testing.assert_array_equal(unpacked(numbers, operands), kernel_of(model))
