@@ -42,6 +42,9 @@ _MOST_BLOCKS = 2**24
 # Largest relative difference between rounded values and what the site's quantizer makes of them:
 # the last bits of float32. Neighbouring values of 16 bits differ by ten times as much.
 _CLOSE = 2e-6
+# In units of the scale: more than a searched scale of a block moves values of the same code, less
+# than the steps of integers and of 4-bit floats.
+_CHANGED = 0.25
 
 
 def gptq(
@@ -197,23 +200,23 @@ class _Run:
         began, product = time.monotonic(), self._uses[layer.address][0]
         value, quantize, grids = _grids(self._engine, layer, product, self._options)
         exact, nearest = product.matrix(value).astype(np.float64), quantize(value)
-        rounded = np.empty(product.shape)
+        rounded, scale = np.empty(product.shape), np.empty(product.shape)
         try:
             for number, grid in enumerate(grids):
                 codes = round_columns(exact[number], hessian[number], grid, self._options)
-                rounded[number] = codes * grid.scale
+                rounded[number], scale[number] = codes * grid.scale, grid.scale
         except ValueError as error:
             raise ValueError(f"site {layer.address}: {error}") from error
         written = product.variable(rounded)
         simulated = quantize(written)
         reason = _moved(written, simulated, in_blocks=layer.site.block_axis is not None)
-        mse_nearest, mse_gptq = (
-            _error(product.matrix(result) - exact, hessian) for result in (nearest, simulated)
-        )
+        before, after = product.matrix(nearest), product.matrix(simulated)
+        mse_nearest, mse_gptq = (_error(result - exact, hessian) for result in (before, after))
         if not reason and mse_gptq > mse_nearest:
             reason = "error grew"
         kept = value if reason else simulated
-        changed = 0.0 if reason else float(np.mean(simulated != nearest))
+        moved = np.abs(after - before) > _CHANGED * scale
+        changed = 0.0 if reason else float(np.mean(moved))
         return kept, LayerResult(
             layer.address,
             value.shape,

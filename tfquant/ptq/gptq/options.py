@@ -15,7 +15,8 @@ class Options:
       block_columns: inputs whose errors are compensated among each other before those behind them
         are updated at once; of influence on time only.
       act_order: round the inputs in the order of falling diagonal of the Hessian. Blocks then have
-        the scales of the original weights (`static_groups` of the authors' code).
+        the scales of the original weights (`static_groups` of the authors' code); else those of the
+        weights when rounding comes to the block.
       compensate: change the weights of later inputs so that they make up for errors; False rounds
         each weight to nearest, so that only the scales of blocks are chosen.
       search_scales: search the scale of each block for the least squared error, weighted with the
@@ -28,7 +29,7 @@ class Options:
 
     percdamp: float = 0.01
     block_columns: int = 128
-    act_order: bool = False
+    act_order: bool = True
     compensate: bool = True
     search_scales: bool = True
     asymmetric: bool = True

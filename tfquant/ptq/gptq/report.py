@@ -19,7 +19,8 @@ class LayerResult:
       mse_nearest: mean squared error of the layer's product with weights rounded to nearest, over
         all samples and outputs, for the inputs that GPTQ has seen.
       mse_gptq: the same with the weights of GPTQ.
-      changed: share of the weights that differ from rounding to nearest.
+      changed: share of the weights that differ from rounding to nearest by more than a quarter of
+        their scale.
       kept_nearest: why the weights stay rounded to nearest; empty if they do not.
       rows: samples there were.
       seconds: of the rounding, data collection not included.
