@@ -66,9 +66,12 @@ def training_plan(
 def rounding_batches(
     features: glue.Features, settings: Settings, seed: int
 ) -> list[dict[str, np.ndarray]]:
-    """Return batches of training examples for AdaRound: as many as it needs, or all there are."""
+    """Return batches of training examples for AdaRound or GPTQ: as many as it needs, or all there
+    are.
+    """
     result = training_plan(features, min(settings.batch_size, len(features)), settings, 0, seed)
-    wanted = min(len(result), -(-settings.adaround_num_samples // settings.batch_size))
+    samples = settings.gptq_num_samples if settings.gptq else settings.adaround_num_samples
+    wanted = min(len(result), -(-samples // settings.batch_size))
     return [only(result[number], INPUTS) for number in range(wanted)]
 
 

@@ -205,11 +205,10 @@ def quantized_network(
         recipe = trained(recipe, settings)
     network, ranges = quantized(model, recipe, training_rows, settings, group, seed)
     figures = {"ranges": ranges}
-    if settings.adaround:
+    if settings.adaround or settings.gptq:
+        method = "gptq" if settings.gptq else "adaround"
         folder = (
-            os.path.join(directory, "adaround")
-            if directory is not None and group.rank == 0
-            else None
+            os.path.join(directory, method) if directory is not None and group.rank == 0 else None
         )
-        figures["adaround"] = round_weights(network, training_rows(), settings, group, seed, folder)
+        figures[method] = round_weights(network, training_rows(), settings, group, seed, folder)
     return network, figures

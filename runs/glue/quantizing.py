@@ -261,28 +261,31 @@ def round_weights(
     seed: int,
     folder: str | None,
 ) -> dict[str, Any]:
-    """Run AdaRound, then estimate the ranges of activations again; return figures.
+    """Run AdaRound or GPTQ, then estimate the ranges of activations again; return figures.
 
     Args:
         folder: keeps finished layers, so that an interrupted run resumes.
     """
-    chosen = checked(settings.adaround)
+    name = "gptq" if settings.gptq else "adaround"
+    chosen = checked(settings.gptq or settings.adaround)
     sites = chosen.split(",") if "," in chosen else chosen
+    options = rounding_options(settings)
+    if name == "adaround":
+        options["seed"] = seed  # GPTQ draws nothing
     batches = rounding_batches(features, settings, seed)
     shown = settings.tqdm and group.rank == 0
     try:
-        report = ptq.adaround(
+        report = getattr(ptq, name)(
             network,
             batches,
             sites=sites,
             mask="input_mask",
             folder=folder,
             progress=shown,
-            seed=seed,
-            **rounding_options(settings),
+            **options,
         )
     except ChoiceError as error:
-        raise FlagError(f"  --adaround {settings.adaround}: {error}") from error
+        raise FlagError(f"  --{name} {chosen}: {error}") from error
     log(str(report.table()))
     if settings.rounds_activations and not settings.dynamic_ranges:
         _estimate_activations_again(network, features, settings, group, seed)

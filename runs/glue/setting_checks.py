@@ -25,6 +25,7 @@ from tfquant.export.onnx.qdq import INT16_OPSET
 from tfquant.export.targets import TARGETS
 from tfquant.formats.integer import MAX_BITS, MIN_BITS
 from tfquant.ptq.adaround.options import Options
+from tfquant.ptq.gptq.options import Options as GPTQOptions
 from tfquant.recipes.quant_dict import parse_quant_dict
 from tfquant.training_args import ARGUMENTS
 
@@ -88,7 +89,13 @@ def _work(s: Settings) -> list[str]:
     if s.tb and not (s.output_dir or s.tb_logging_dir):
         problems.append("--tb: give --output-dir or --tb-logging-dir as well")
     if s.double:
-        others = ("amp", "save_model", "export", "adaround")  # which have types of their own
+        others = (
+            "amp",
+            "save_model",
+            "export",
+            "adaround",
+            "gptq",
+        )  # which have types of their own
         problems += [
             f"--double is for scores alone: leave out it or {option(name)}"
             for name in others
@@ -165,11 +172,18 @@ def _quantization(s: Settings) -> list[str]:
         problems.append(
             "--no-weight-quant and --no-act-quant leave nothing to quantize: take a -baseline mode"
         )
-    if s.adaround:
+    if s.adaround and not s.gptq:
         try:
             Options(**rounding_options(s))
         except ValueError as error:
             problems.append(f"--adaround: {error}")
+    if s.gptq:
+        try:
+            GPTQOptions(**rounding_options(s))
+        except ValueError as error:
+            problems.append(f"--gptq: {error}")
+        if s.adaround:
+            problems.append("--gptq and --adaround both round the weights: leave one of them out")
     searched = s.act_quant_method == "MSE" or s.cross_entropy_layer
     if s.act_num_candidates is not None and not (searched and s.act_opt_method == "grid"):
         problems.append(

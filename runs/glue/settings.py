@@ -506,6 +506,19 @@ class Settings(IncrementalFlags, EightBitFlags):
         choices=("post_adaround", "no_act_quant"),
     )
 
+    gptq: str | None = _of(
+        PTQ,
+        None,
+        "Round weights with GPTQ, layer by layer: all, kernels, or paths of layers with commas"
+        " between.",
+        needs={"weight_quant": True},
+    )
+    gptq_num_samples: int = _of(PTQ, 256, "Rows of training data for that.", bound=AT_LEAST_1)
+    gptq_percdamp: float = _of(
+        PTQ, 0.01, "Damping of the Hessians, as a share of their mean diagonal."
+    )
+    gptq_act_order: bool = _of(PTQ, True, "Round the inputs with the largest squares first.")
+
     learn_ranges: bool = _of(QAT, False, "Train the ranges.", "same")
     range_update: str | None = _of(
         QAT,
@@ -681,7 +694,9 @@ class Settings(IncrementalFlags, EightBitFlags):
 
 
 def rounding_options(settings: Settings) -> dict[str, Any]:
-    """Return the options of `ptq.adaround`."""
+    """Return the options of `ptq.gptq`, or of `ptq.adaround`."""
+    if settings.gptq:
+        return {"percdamp": settings.gptq_percdamp, "act_order": settings.gptq_act_order}
     return {
         "iterations": settings.adaround_iters,
         "learning_rate": settings.adaround_lr,

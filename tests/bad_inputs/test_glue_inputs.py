@@ -189,6 +189,13 @@ def test_adaround_is_told_what_it_can_do_before_ranges_are_estimated(refused):
         assert "--adaround" in refused(**rounding, **{f"adaround_{name}": value})
 
 
+def test_gptq_is_told_what_it_can_do_before_ranges_are_estimated(refused):
+    rounding = {"mode": "validate-quantized", "qmethod": "symmetric_uniform", "gptq": "all"}
+    for name, value in {"percdamp": 0.0, "num_samples": 0}.items():
+        assert "--gptq" in refused(**rounding, **{f"gptq_{name}": value})
+    assert "leave one of them out" in refused(**rounding, adaround="all")
+
+
 def test_prepared_data_that_is_not_there_is_said_at_once(refused, tmp_path, monkeypatch):
     monkeypatch.setattr("tasks.tfds_builder.unreachable", lambda address: "offline")
     said = refused(data_dir=f"tfds:{tmp_path}", task=("rte", "mrpc"))

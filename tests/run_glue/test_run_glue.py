@@ -322,6 +322,7 @@ def test_training_starts_from_the_encoder_of_another_task(call, baselines, tmp_p
             "--adaround nosuch --adaround-iters 1",
             "--adaround nosuch: 'nosuch' matches no quantized weight; there are ",
         ),
+        ("--gptq nosuch", "--gptq nosuch: 'nosuch' matches no quantized weight; there are "),
     ],
 )
 def test_what_does_not_fit_the_model_is_said_with_its_option(call, baselines, options, message):
@@ -398,6 +399,7 @@ POST_TRAINING_OPTIONS = [
         ),
         (14, 18),
     ),
+    ("--n-bits 4 --gptq kernels --gptq-num-samples 32 --gptq-percdamp 0.02", (14, 18)),
     ("--export onnx --save-model", (14, 18)),
     ("--dynamic --act-quant-method current_minmax --n-bits-act 6", (14, 18)),
     ("--double --est-ranges-order sequential --act-quant-method MSE --num-est-batches 2", (14, 18)),

@@ -1,9 +1,9 @@
-"""Layers for AdaRound: weights, with the contractions and look-ups that use them."""
+"""Layers for AdaRound and GPTQ: weights, with the contractions and look-ups that use them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -71,22 +71,29 @@ class Layer:
 
 
 class Unsuitable(Exception):
-    """The weight of a site cannot be rounded with AdaRound, and the reason."""
+    """The weight of a site cannot be rounded with a method, and the reason."""
 
 
 class ChoiceError(ValueError):
-    """The requested weights do not exist or cannot be rounded with AdaRound."""
+    """The requested weights do not exist or cannot be rounded with the method."""
 
 
-def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], list[tuple[str, str]]]:
+def choose(
+    engine: Engine,
+    sites: str | Sequence[str],
+    method: str = "AdaRound",
+    suits: Callable[[Layer], None] | None = None,
+) -> tuple[list[Layer], list[tuple[str, str]]]:
     """Select the layers of the chosen sites in graph order, and the omitted sites with the reason.
 
     Args:
       sites: `kernels`, `embeddings`, `all`, a role, or a glob (after `re:` a regular expression) of
         addresses or layer paths; or several of these.
+      method: its name, for errors.
+      suits: raises `Unsuitable` for layers that the method cannot round; None takes all.
 
     Raises:
-      ChoiceError: an entry matches no weight, or names one that cannot be rounded with AdaRound.
+      ChoiceError: an entry matches no weight, or names one that cannot be rounded so.
     """
     patterns = (sites,) if isinstance(sites, str) else tuple(sites)
     there = [
@@ -112,16 +119,19 @@ def choose(engine: Engine, sites: str | Sequence[str]) -> tuple[list[Layer], lis
         try:
             if site.spec.fitted:
                 raise Unsuitable(f"its {site.spec.format} values are fitted to it in every call")
-            layers.append(finder.layer(site))
+            layer = finder.layer(site)
+            if suits is not None:
+                suits(layer)
+            layers.append(layer)
         except Unsuitable as error:
             if named[site.address]:
                 raise ChoiceError(
-                    f"site {site.address} cannot be rounded with AdaRound: {error}"
+                    f"site {site.address} cannot be rounded with {method}: {error}"
                 ) from error
             skipped.append((site.address, str(error)))
     if not layers:
         raise ChoiceError(
-            "no chosen weight can be rounded with AdaRound; the first,"
+            f"no chosen weight can be rounded with {method}; the first,"
             f" {skipped[0][0]}: {skipped[0][1]}"
         )
     return sorted(layers, key=lambda layer: finder.position(layer)), skipped

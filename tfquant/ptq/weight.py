@@ -26,6 +26,7 @@ class Weight:
       nearest: what the site's quantizer makes of it.
       scale, zero: float32, broadcast to `value`.
       codebook: the values in use.
+      quantize: values of the variable -> what the site's quantizer makes of them.
     """
 
     value: np.ndarray
@@ -33,16 +34,14 @@ class Weight:
     scale: np.ndarray
     zero: np.ndarray
     codebook: Codebook
-    _quantize: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
+    quantize: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
 
     @classmethod
     def of(cls, engine: Engine, layer: Layer) -> Weight:
         """Weight of a layer, with the current range of its site."""
         site, quantizer = layer.site, engine.quantizers[layer.address]
         variable = engine.inference.variables[layer.handle]
-        edge = layer.edges[0]
-        direct = edge.table is not None or edge.tensor.name in {read.name for read in layer.reads}
-        layout = OperandView(engine.inference, layer.reads, None if direct else edge.tensor)
+        edge, layout = layer.edges[0], site_view(engine, layer)
         params = QuantParams.of(site, quantizer)
         sizes = edge.tensor.shape.as_list()
         shape = aligned_shape(sizes, site.channel_axes)
@@ -58,7 +57,7 @@ class Weight:
                 for a in (params.scale, params.zero)
             )
         value = tf.cast(variable, tf.float32).numpy()
-        quantize = functools.partial(_quantized, layout, quantizer)
+        quantize = simulation(layout, quantizer)
         return cls(value, quantize(value), scale, zero, params.codebook, quantize)
 
     @functools.cached_property
@@ -107,9 +106,9 @@ class Weight:
           ValueError: the quantizer would round these values to other codes.
         """
         codes = np.clip(self.below + up * self.gap + self.zero, *self.codebook.extremes) - self.zero
-        value = self._quantize((codes * self.scale).astype(np.float32))
+        value = self.quantize((codes * self.scale).astype(np.float32))
         off = np.abs((value / self.scale - codes) / self.gap).max(initial=0.0)
-        again = np.abs((self._quantize(value) - value) / self.scale / self.gap).max(initial=0.0)
+        again = np.abs((self.quantize(value) - value) / self.scale / self.gap).max(initial=0.0)
         if off > 0.01 or again > 0.01:
             raise ValueError(
                 f"rounded weights do not stay on their grid ({max(off, again):.3g} steps off): too"
@@ -122,11 +121,27 @@ class Weight:
         return float(np.mean(np.abs(value - self.nearest) > 0.5 * self.scale * self.gap))
 
 
-def _quantized(layout: OperandView, quantizer, value: np.ndarray) -> np.ndarray:
-    def apply(v):
-        return layout.back(tf.cast(quantizer(layout.forward(v)), tf.float32), v)
+def site_view(engine: Engine, layer: Layer) -> OperandView:
+    """Layouts of the variable of a layer and of the tensor that its site quantizes."""
+    edge = layer.edges[0]
+    direct = edge.table is not None or edge.tensor.name in {read.name for read in layer.reads}
+    return OperandView(engine.inference, layer.reads, None if direct else edge.tensor)
 
-    return called(apply, value)
+
+def simulation(
+    view: OperandView, quantize: Callable[[tf.Tensor], tf.Tensor]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Values of a variable -> what its site makes of them, float32 in the layout of the variable.
+
+    Args:
+      view: from `site_view`.
+      quantize: quantizer of the site.
+    """
+
+    def apply(value: tf.Tensor) -> tf.Tensor:
+        return view.back(tf.cast(quantize(view.forward(value)), tf.float32), value)
+
+    return functools.partial(called, apply)
 
 
 def _compressed(value: np.ndarray) -> np.ndarray:

@@ -93,7 +93,7 @@ def adaround(
     engine.check_merged("AdaRound")
     check_batches(batches, "AdaRound")
     engine.quantizers.check_calibrated()
-    layers, skipped = choose(engine, sites)
+    layers, skipped = choose(engine, sites, suits=_check_range)
     with Space(memory_limit) as space:
         run = _Run(engine, layers, list(batches), space, mask, chosen, progress)
         run.resume(folder, mask)
@@ -261,6 +261,15 @@ class _Run:
             reason,
             sum(s.inputs.count for s in samples),
             round(time.monotonic() - began, 3),
+        )
+
+
+def _check_range(layer: Layer) -> None:
+    """Raise Unsuitable for a weight whose scales are not stored."""
+    if layer.site.spec.stateless:
+        raise Unsuitable(
+            "the scales of its blocks follow from its values, which would change with them: round"
+            " it with tfquant.ptq.gptq"
         )
 
 
