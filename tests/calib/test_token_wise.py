@@ -1,10 +1,10 @@
 """Token-wise clipping against a slow search written out in NumPy."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import calib
 import tfquant
 from calib import Calibration, EmptyStatisticsError, Grid, Histogram, Method, Statistics
 from calib.rows import RowSample, extremes_of
@@ -161,9 +161,7 @@ def test_statistics_without_tokens_are_refused_by_site():
 
 def test_samples_of_ranks_join_to_that_of_one():
     batches = [outlying(40, seed=seed) for seed in range(4)]
-    alone, ranks = (RowSample(90, extremes=True) for _ in range(1)), []
-    alone = next(alone)
-    ranks = [RowSample(90, extremes=True) for _ in range(2)]
+    alone, *ranks = (RowSample(90, extremes=True) for _ in range(3))
     for number, batch in enumerate(batches):
         rows = alone.of_batch(tf.constant(batch), None, "site").numpy()
         alone.add(number, rows)
@@ -173,8 +171,6 @@ def test_samples_of_ranks_join_to_that_of_one():
 
 
 def test_a_calibration_with_the_method_is_saved_and_reestimated(tmp_path):
-    import keras
-
     inputs = keras.Input((None, 8), name="x")
     model = keras.Model(inputs, keras.layers.Dense(4, name="dense")(inputs))
     batches = [outlying(40, 8, seed).reshape(4, 10, 8) for seed in range(3)]
@@ -198,4 +194,3 @@ def test_a_calibration_with_the_method_is_saved_and_reestimated(tmp_path):
         found.save(tmp_path / "c.npz")
         again = Calibration.load(tmp_path / "c.npz")["dense:linear_input:input"]
         assert again.statistics.equals(site.statistics)
-    assert calib.Method("token_wise").needs_histogram
