@@ -119,7 +119,7 @@ def test_float_outputs_stay_the_same(name):
     quantized.set_mode("float")
     batch = models.own_bert(1).batches[0] if name == "BERT" else batches()[0]
     assert max(differences(model, quantized, batch)) < 2e-6
-    migration = engine_of(quantized).inference.migration
+    migration = quantized.migration
     assert len(migration.norms) == count
     if name == "norm at the output":
         assert migration.skipped == (

@@ -407,7 +407,8 @@ def _quantized_variables(model: QuantizedModel) -> dict[str, _Weight]:
     if model.recipe.gamma_migration:
         raise ValueError(
             "incremental quantization freezes values of variables, and gamma_migration quantizes"
-            " their products with the scale of a layer norm: leave gamma_migration out of the recipe"
+            " their products with the scale of a layer norm: leave gamma_migration out of the"
+            " recipe"
         )
     places: dict[str, dict[str, tuple[Site, Edge]]] = {}
     for site, edge in engine.placements():
