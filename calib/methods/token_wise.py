@@ -68,10 +68,10 @@ def estimate(
         raise EmptyStatisticsError(
             "no extremes of tokens were kept; calibrate with method 'token_wise' in the recipe"
         )
-    smallest, largest = np.float64(stats.tokens[:tokens]).T
+    smallest, largest = stats.tokens[:tokens].astype(np.float64).T
     shares = shares_tried(candidates) if share is None else np.array([float(share)])
-    lower = np.float32(np.minimum(-np.quantile(-smallest, shares), 0))
-    upper = np.float32(np.maximum(np.quantile(largest, shares), 0))
+    lower = np.asarray(np.minimum(-np.quantile(-smallest, shares), 0), np.float32)
+    upper = np.asarray(np.maximum(np.quantile(largest, shares), 0), np.float32)
     if codebook.symmetric:
         upper = upper if codebook.unsigned else np.maximum(upper, -lower)
         lower = np.zeros_like(upper) if codebook.unsigned else -upper

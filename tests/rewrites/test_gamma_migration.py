@@ -83,12 +83,12 @@ def batches(count: int = 2) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def moved():
-    return tfquant.quantize(encoder(), RECIPE, calibration=batches(), progress=False)
+    return tfquant.quantize(encoder(), RECIPE, calibration=batches(4), progress=False)
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return tfquant.quantize(encoder(), PLAIN, calibration=batches(), progress=False)
+    return tfquant.quantize(encoder(), PLAIN, calibration=batches(4), progress=False)
 
 
 def values(outputs) -> list[np.ndarray]:

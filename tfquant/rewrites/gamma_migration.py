@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.framework import func_graph as tf_func_graph
@@ -129,10 +130,11 @@ class _Finder:
         """
         if norm.output.dtype != tf.float32:
             raise NotMigratable(f"it computes in {norm.output.dtype.name}, not in float32")
-        if not norm.output.shape.rank or norm.output.shape[-1] is None:
+        size = norm.output.shape[-1] if norm.output.shape.rank else None
+        if size is None:
             raise NotMigratable("the number of its channels is not known")
         scale, parameters = self._parameters(norm)
-        weights, others, carriers = self._readers(norm)
+        weights, others, carriers = self._readers(norm, size)
         if not weights:
             raise NotMigratable("no linear layer takes its output along the normalized axis")
         return _Move(norm, scale, parameters, weights, others, carriers)
@@ -166,7 +168,7 @@ class _Finder:
             raise NotMigratable("it has no learned scale" if not scales else "it has two scales")
         return scales.pop(), tuple(edges)
 
-    def _readers(self, norm: LayerNorm) -> tuple[tuple, tuple, frozenset[str]]:
+    def _readers(self, norm: LayerNorm, size: int) -> tuple[tuple, tuple, frozenset[str]]:
         """Weights that take the scale, other edges, and the tensors that hold the output."""
         weights: dict[tuple[str, int], tuple[tf.Operation, int, int]] = {}
         others, pending, carriers = [], [norm.output], {norm.output.name}
@@ -175,7 +177,7 @@ class _Finder:
                 if self._flow.undropped(op) == index:
                     carriers.add(op.outputs[0].name)
                     pending.append(op.outputs[0])
-                elif (taken := self._taken(op, index, norm.output.shape[-1])) is not None:
+                elif (taken := self._taken(op, index, size)) is not None:
                     weights.update(((weight[0].name, weight[1]), weight) for weight in taken)
                 else:
                     others.append((op.name, index))
@@ -281,7 +283,7 @@ class _Scales:
 def _rewritten(original: Trace, moves: list[_Move], migration: Migration) -> Trace:
     """Replay a trace into a graph of its own, with the moves made."""
     graph = tf_func_graph.FuncGraph("tfquant_migrated")
-    known: dict[str, tf.Tensor] = {}
+    known: dict[str, Any] = {}
     with graph.as_default():
         for old in original.inputs:
             known[old.name] = tf.compat.v1.placeholder(old.dtype, old.shape, name=old.op.name)
