@@ -78,7 +78,9 @@ def estimate(
     best = 0
     if len(shares) > 1:
         points = distribution(stats, codebook, "token_wise").points()
-        best = int(np.argmin(losses.squared_error(*points, codebook)(lower, upper)))
+        # Where most tokens are zero or nearly so, a candidate may be too narrow to divide by.
+        with np.errstate(over="ignore"):
+            best = int(np.argmin(losses.squared_error(*points, codebook)(lower, upper)))
     return _range(lower[best], upper[best], stats, codebook)
 
 
