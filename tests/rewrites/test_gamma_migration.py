@@ -227,7 +227,7 @@ def test_onnx_has_one_norm_and_at_most_one_product_for_each(tmp_path, moved, pla
 
 @pytest.mark.parametrize(
     ("target", "file"),
-    [("saved_model", "model"), ("packed", "model.safetensors"), ("litert", "model.tflite")],
+    [("saved_model", "model"), ("packed", "model.safetensors")],
 )
 def test_other_targets_compute_what_the_simulation_does(tmp_path, moved, target, file):
     # Export itself compares the file with the simulation and writes nothing where they differ.
