@@ -121,6 +121,8 @@ class Statistics:
           extremes.
         rows: the first values as they are, float32 [rows, last axis], where a method reads them (of
           logits); or None.
+        tokens: smallest and largest value of each of the first tokens, float32 [tokens, 2], where a
+          method reads them; or None.
     """
 
     minimum: np.ndarray
@@ -133,6 +135,7 @@ class Statistics:
     constant: bool = False
     ema_decay: float = DECAY
     rows: np.ndarray | None = None
+    tokens: np.ndarray | None = None
 
     def __post_init__(self):
         for name in ("minimum", "maximum", "ema_minimum", "ema_maximum"):
@@ -148,11 +151,13 @@ class Statistics:
             object.__setattr__(self, name, value)
         if (self.ema_minimum is None) != (self.ema_maximum is None):
             raise ValueError("statistics: ema_minimum and ema_maximum go together")
-        if self.rows is not None and (self.rows.ndim != 2 or self.rows.dtype != np.float32):
-            raise ValueError(
-                f"statistics: rows must be float32 [rows, size], got {self.rows.dtype}"
-                f" {list(self.rows.shape)}"
-            )
+        for name, wanted in (("rows", "[rows, size]"), ("tokens", "[tokens, 2]")):
+            value = getattr(self, name)
+            if value is not None and (value.ndim != 2 or value.dtype != np.float32):
+                raise ValueError(
+                    f"statistics: {name} must be float32 {wanted}, got {value.dtype}"
+                    f" {list(value.shape)}"
+                )
         if self.count < 0 or self.batches < 0:
             raise ValueError("statistics: count and batches must not be negative")
 
@@ -172,7 +177,7 @@ class Statistics:
             and self.ema_decay == other.ema_decay
             and all(
                 _same(getattr(self, name), getattr(other, name))
-                for name in ("minimum", "maximum", "ema_minimum", "ema_maximum", "rows")
+                for name in ("minimum", "maximum", "ema_minimum", "ema_maximum", "rows", "tokens")
             )
             and (
                 other.histogram is None
@@ -219,6 +224,7 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
         ema_maximum=_weighted(a.ema_maximum, weight, b.ema_maximum, b.batches),
         ema_decay=a.ema_decay,
         rows=_merge_rows(a.rows, b.rows),
+        tokens=_merge_rows(a.tokens, b.tokens),
     )
 
 

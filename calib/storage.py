@@ -24,7 +24,7 @@ from fileio.reading import parse_json, read_bytes
 KIND = "tfquant calibration"
 VERSION = 1
 _EXTREMES = ("minimum", "maximum")
-_OPTIONAL = ("ema_minimum", "ema_maximum", "rows")
+_OPTIONAL = ("ema_minimum", "ema_maximum", "rows", "tokens")
 _PARSER_ERRORS = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError)
 
 

@@ -15,10 +15,10 @@ from tfquant.graph.call_arguments import inputs_of_pair
 from tfquant.graph.contractions import UNUSED
 from tfquant.graph.model_adapter import TraceError, is_keras_model, source_of
 from tfquant.graph.plan import Plan, make_plan
-from tfquant.graph.trace import trace
 from tfquant.lora import lora_of_args
 from tfquant.model import QuantizedFunction, QuantizedModel, wrap
 from tfquant.recipes import recipe as named_recipe
+from tfquant.rewrites.gamma_migration import traced
 from tfquant.rules import Recipe
 from tfquant.training_args import recipe_of_args
 
@@ -51,7 +51,8 @@ def plan(
       TraceError: the model could not be traced or its inputs are not known.
       RecipeError: a rule matches nothing, or rules contradict each other.
     """
-    return make_plan(trace(source_of(model, inputs, signature)), _recipe(recipe))
+    recipe = _recipe(recipe)
+    return make_plan(traced(source_of(model, inputs, signature), recipe), recipe)
 
 
 def quantize(

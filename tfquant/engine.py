@@ -24,10 +24,11 @@ from tfquant.graph.model_adapter import ModelAdapter
 from tfquant.graph.plan import make_plan
 from tfquant.graph.replay import Edits
 from tfquant.graph.side_outputs import set_keras_mask
-from tfquant.graph.trace import Trace, trace
+from tfquant.graph.trace import Trace
 from tfquant.inputs import Inputs
 from tfquant.placements import EdgeEdit, Placements
 from tfquant.python_state import fingerprint
+from tfquant.rewrites.gamma_migration import traced
 from tfquant.rules import Recipe
 from tfquant.site import Site
 from tfquant.site_quantizers import SiteQuantizers
@@ -72,7 +73,7 @@ class Engine:
         """Trace a model for inference and reset all that depends on the trace; ranges are kept by
         address.
         """
-        inference = trace(source)
+        inference = traced(source, recipe)
         plan = make_plan(inference, recipe)
         # Nothing of the engine changes before this line, behind which nothing is refused.
         self.source = source.narrowed(inference.input_structure)
@@ -109,7 +110,7 @@ class Engine:
         if not self.source.modes:
             return self.inference
         unchanged = self._python_state() == self._state
-        result = trace(self.source, training=True)
+        result = traced(self.source, self.plan.recipe, training=True)
         if unchanged:  # what the trace itself leaves on the model is no change
             self._state = self._python_state()
         return result

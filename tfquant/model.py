@@ -19,6 +19,7 @@ from keras.src.saving import saving_lib
 import calib
 from tfquant.distributed.group import Group
 from tfquant.engine import Engine
+from tfquant.graph.migration import Migration
 from tfquant.graph.model_adapter import is_keras_model
 from tfquant.graph.plan import Plan
 from tfquant.graph.side_outputs import get_keras_mask
@@ -54,6 +55,13 @@ class _State:
     @property
     def recipe(self) -> Recipe:
         return self._engine.plan.recipe
+
+    @property
+    def migration(self) -> Migration | None:
+        """Layer norms whose scale was migrated, and those that keep theirs with the reason; None
+        where the recipe asks for no `gamma_migration`.
+        """
+        return self._engine.inference.migration
 
     @property
     def mode(self) -> str:

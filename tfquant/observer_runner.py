@@ -5,7 +5,6 @@ The float network is run with observers at every activation site, in one or seve
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import io
 import zlib
@@ -77,10 +76,11 @@ class Observation:
             )
             for site, _ in self.targets
         ]
-        limits = {site.address: site.spec.method.rows for site, _ in self.targets}
-        self.rows = {
-            address: calib.rows.RowSample(limit) for address, limit in limits.items() if limit
+        samples = {
+            site.address: calib.rows.RowSample.for_method(site.spec.method)
+            for site, _ in self.targets
         }
+        self.rows = {address: rows for address, rows in samples.items() if rows is not None}
         self._edges = [*(edge for _, edge in self.targets), *self._along.values()]
         edges = {site.address: edge.tensor for site, edge in self.targets} | {
             a: e.tensor for a, e in self._along.items()
@@ -143,11 +143,7 @@ class Observation:
                 if seen is not None:
                     extremes.append(seen[tf.newaxis])
                 if observer.name in self.rows and isinstance(observer, calib.Observer):
-                    rows.append(
-                        calib.rows.rows_of(
-                            tensor, valid, self.rows[observer.name].limit, observer.name
-                        )
-                    )
+                    rows.append(self.rows[observer.name].of_batch(tensor, valid, observer.name))
             return tf.concat(extremes, 0), rows
 
         signature = [tf.TensorSpec([], tf.int64), *trace.input_specs]
@@ -159,11 +155,8 @@ class Observation:
     def statistics(self, site: Site, observer: calib.Observer) -> calib.Statistics:
         """Statistics collected at a site; raise NonFiniteError if a batch contained NaN or Inf."""
         result = observer.statistics()
-        return (
-            dataclasses.replace(result, rows=self.rows[site.address].values)
-            if site.address in self.rows
-            else result
-        )
+        sample = self.rows.get(site.address)
+        return result if sample is None else sample.placed(result, sample.values)
 
     def all_observers(self) -> list[calib.Observer | calib.DimensionObserver]:
         return [*(observer for _, observer in self.observers), *self.dimensions.values()]

@@ -266,6 +266,8 @@ class Recipe:
       disable: regular expressions searched for in site addresses; such sites keep and calibrate a
         range, but do not quantize.
       softmax: approximations in attention; the name of an exponential stands for that one alone.
+      gamma_migration: the learned scale of layer norms moves into the linear layers behind them
+        before anything is quantized, see `tfquant.rewrites.gamma_migration`.
     """
 
     rules: tuple[Rule, ...]
@@ -274,6 +276,7 @@ class Recipe:
     fuse: tuple[Fuse, ...] = ()
     disable: tuple[str, ...] = ()
     softmax: Softmax = Softmax()
+    gamma_migration: bool = False
 
     def __post_init__(self):
         where = f"recipe {shown(self.name)}"
@@ -281,6 +284,10 @@ class Recipe:
             raise ValueError(f"{where}: name must be a string")
         if not isinstance(self.share, bool):
             raise ValueError(f"{where}: share must be true or false, got {shown(self.share)}")
+        if not isinstance(self.gamma_migration, bool):
+            raise ValueError(
+                f"{where}: gamma_migration must be true or false, got {shown(self.gamma_migration)}"
+            )
         object.__setattr__(self, "softmax", _softmax(self.softmax, where))
         listed = {
             "rules": validation.sequence(
@@ -432,6 +439,8 @@ class Recipe:
         }
         if not self.softmax.exact:
             data["softmax"] = self.softmax.to_dict()
+        if self.gamma_migration:
+            data["gamma_migration"] = True
         return {**data, "rules": [r.to_dict() for r in self.rules]}
 
     @classmethod

@@ -16,7 +16,6 @@ assigned; while data run, each activation has its own.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -110,8 +109,8 @@ class SequentialObservation(Observation):
                     valid = validity.of(edge.tensor)
                     extremes[site.address] = observer.update(tensor, valid, number)
                     if site.address in self.rows:
-                        rows[site.address] = calib.rows.rows_of(
-                            tensor, valid, self.rows[site.address].limit, site.address
+                        rows[site.address] = self.rows[site.address].of_batch(
+                            tensor, valid, site.address
                         )
                     ranges[site.address] = self._range_so_far(
                         site, observer, rows.get(site.address)
@@ -166,9 +165,8 @@ class SequentialObservation(Observation):
         if statistics.empty:
             return unknown
         if site.address in self.rows:
-            statistics = dataclasses.replace(
-                statistics, rows=self.rows[site.address].with_rows(state[-1])
-            )
+            sample = self.rows[site.address]
+            statistics = sample.placed(statistics, sample.with_rows(state[-1]))
         ends = np.stack(
             site.spec.method.estimate(statistics, site.spec.codebook, site=site.address)
         ).astype(np.float32)

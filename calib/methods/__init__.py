@@ -21,6 +21,7 @@ from calib.methods import (
     moving_average,
     mse,
     percentile,
+    token_wise,
 )
 from calib.names import GENERAL, NAMES
 from calib.statistics import DECAY, Statistics
@@ -34,6 +35,7 @@ _MODULES = {
     "entropy": entropy,
     "moving_average": moving_average,
     "current_minmax": current_minmax,
+    "token_wise": token_wise,
     "cross_entropy": cross_entropy,
 }
 if different := set(_MODULES) ^ set(NAMES):
@@ -116,10 +118,15 @@ class Method:
         """Number of unbinned rows that a calibration stores for the method."""
         return self.options.get("rows", 0)
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens whose extremes a calibration stores for the method."""
+        return self.options.get("tokens", 0)
+
     def can_use(self, stats: Statistics) -> bool:
         """Return whether the statistics are sufficient for the method."""
-        if self.needs_histogram:
-            return stats.histogram is not None
+        if self.needs_histogram and stats.histogram is None:
+            return False
         able = getattr(_MODULES[self.name], "can_use", None)
         return able is None or able(stats, **self.options)
 

@@ -36,9 +36,9 @@ ARRAYS = hypothesis.extra.numpy.arrays(
 def statistics_of(values, signed=False, bins=2048):
     values = np.asarray(values, np.float32)
     histogram = Histogram.of(values, signed=signed, bins=bins)
-    return Statistics(
-        values.min(), values.max(), values.size, 1, histogram, values.min(), values.max()
-    )
+    extremes = values.min(), values.max()
+    tokens = np.stack([values.ravel()] * 2, 1)  # each value is a token of its own
+    return Statistics(*extremes, values.size, 1, histogram, *extremes, tokens=tokens)
 
 
 def ends(name, stats, grid=NARROW, **options):

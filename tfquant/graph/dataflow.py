@@ -150,6 +150,21 @@ class Dataflow:
             tensor = tensor.op.inputs[0]
         return tensor
 
+    def unscaled(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Tensor before views, dropout and a multiplication that gamma migration inserted."""
+        while True:
+            tensor = self.through_dropout(tensor)
+            if not self.is_rescaling(tensor.op):
+                return tensor
+            tensor = tensor.op.inputs[0]
+
+    def is_rescaling(self, op: tf.Operation) -> bool:
+        """Return whether gamma migration inserted an operation: the product of the output of a
+        layer norm with the scale of that norm.
+        """
+        migration = self.trace.migration
+        return migration is not None and op.name in migration.rescaling
+
     def through_dropout(self, tensor: tf.Tensor) -> tf.Tensor:
         """Tensor before views and dropout.
 

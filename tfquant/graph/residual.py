@@ -80,10 +80,17 @@ def _identity(
 ) -> Residual | None:
     """Match the addition of a tensor to a result computed from it."""
     for skip_index, skip in enumerate(op.inputs):
-        between = _contractions_since(flow, skip, op.inputs[1 - skip_index], by_name)
+        source = _source(flow, skip)
+        between = _contractions_since(flow, source, op.inputs[1 - skip_index], by_name)
         if between:
-            return Residual(op, skip_index, paths[between[0]], skip, paths[between[0]])
+            return Residual(op, skip_index, paths[between[0]], source, paths[between[0]])
     return None
+
+
+def _source(flow: Dataflow, skip: tf.Tensor) -> tf.Tensor:
+    """Skip operand before a multiplication by the scale of its layer norm, if it has one."""
+    scaled = flow.through_dropout(skip)
+    return flow.unscaled(scaled) if flow.is_rescaling(scaled.op) else skip
 
 
 def _projection(

@@ -299,9 +299,10 @@ class Structure:
     def lifted(self, op: tf.Operation, index: int) -> tuple[tf.Operation, int]:
         """Edge into the first of the views and dropouts before `op` that have no other consumer.
 
-        Before views, so that consumers of one tensor share one QDQ. Before dropout, as it scales
-        what it keeps up: behind it, a range of the values that prediction sees would clip the
-        largest of them.
+        Before views, so that consumers of one tensor share one QDQ. Before a multiplication by the
+        migrated scale of a layer norm, whose purpose is that quantizers do not see it. Before
+        dropout, as it scales what it keeps up: behind it, a range of the values that prediction
+        sees would clip the largest of them.
         """
         while True:
             source = op.inputs[index]
@@ -310,7 +311,8 @@ class Structure:
                 len(self.flow.value_consumers(source)) == 1
                 and source.name not in self.flow.output_names
             )
-            kept = 0 if before.type in VIEW_OPS else self.flow.undropped(before)
+            passed_on = before.type in VIEW_OPS or self.flow.is_rescaling(before)
+            kept = 0 if passed_on else self.flow.undropped(before)
             if kept is None or not alone or not before.inputs[kept].dtype.is_floating:
                 return op, index
             op, index = before, kept

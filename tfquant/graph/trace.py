@@ -15,6 +15,7 @@ from tfquant.error_messages import reason_of
 from tfquant.graph import replay
 from tfquant.graph.analysis import Analysis
 from tfquant.graph.keras_masks import AttachedMasks, attached_masks
+from tfquant.graph.migration import Migration
 from tfquant.graph.model_adapter import ModelAdapter, TraceError, describe
 from tfquant.graph.shapes import fixed_axes
 from tfquant.graph.side_outputs import output_masks, outside_of_calls
@@ -39,6 +40,7 @@ class Trace:
       losses: scalars that layers added while they were called (`add_loss`, activity regularizers).
       tensor_masks: name of a tensor inside the model, an input or an output of a layer -> its Keras
         mask.
+      migration: layer norms whose scale was migrated; None where the graph is that of the model.
     """
 
     graph: tf.Graph
@@ -53,6 +55,7 @@ class Trace:
     masks: tuple[tf.Tensor | None, ...] = ()
     losses: tuple[tf.Tensor, ...] = ()
     tensor_masks: Mapping[str, tf.Tensor] = dataclasses.field(default_factory=dict)
+    migration: Migration | None = None
 
     @functools.cached_property
     def operations(self) -> list[tf.Operation]:

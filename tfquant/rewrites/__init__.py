@@ -1,1 +1,1 @@
-"""Replacements of operations of the network, apart from quantizers."""
+"""Rewrites of the network apart from quantizers: replaced operations, moved parameters."""

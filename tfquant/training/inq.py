@@ -404,6 +404,12 @@ def _quantized_variables(model: QuantizedModel) -> dict[str, _Weight]:
             "incremental quantization is for weights alone: leave gradients (direction: backward)"
             " and softmax out of the recipe"
         )
+    if model.recipe.gamma_migration:
+        raise ValueError(
+            "incremental quantization freezes values of variables, and gamma_migration quantizes"
+            " their products with the scale of a layer norm: leave gamma_migration out of the"
+            " recipe"
+        )
     places: dict[str, dict[str, tuple[Site, Edge]]] = {}
     for site, edge in engine.placements():
         handle = edge.table or flow.variable_behind(edge.tensor)

@@ -8,7 +8,8 @@ finds in a graph.
 Encoders with layer norms behind their residual additions, as BERT, have few such norms: what a norm
 makes is carried past the next layers as well. The migration of its scale there (Outlier
 Suppression, Wei et al. 2022, arXiv:2209.13325) needs an operation on that way, so it is no change
-of variables and not done here.
+of variables but one of the graph: `gamma_migration` of a recipe, see
+`tfquant.rewrites.gamma_migration`.
 """
 
 from __future__ import annotations
