@@ -44,7 +44,9 @@ def heavy(size=4000, seed=0):
 def statistics_of(values, bins=1 << 13):
     histogram = Histogram.of(values, signed=True, bins=bins)
     extremes = values.min(), values.max()
-    return Statistics(*extremes, values.size, 1, histogram, *extremes)
+    rows = values.reshape(-1, 8)
+    tokens = np.stack([rows.min(1), rows.max(1)], 1)
+    return Statistics(*extremes, values.size, 1, histogram, *extremes, tokens=tokens)
 
 
 def nearest_level(x, codebook, amax):

@@ -362,11 +362,9 @@ def _readers(engine: Engine, flow: Dataflow) -> dict[int, _Readers]:
         while pending:
             op, index, view = pending.pop()
             result = op.outputs[0].name if op.outputs else ""
-            reshapes = (
-                op.type == "Reshape" and index == 0 and op.outputs[0].shape.is_fully_defined()
-            )
-            copies = op.type in _COPIES or reshapes
-            behind = tuple(op.outputs[0].shape) if reshapes else view
+            seen = _static_shape(op.outputs[0]) if op.type == "Reshape" and index == 0 else None
+            copies = op.type in _COPIES or seen is not None
+            behind = seen or view
             if (op.name, index) in edges:
                 found.sites |= dict.fromkeys(edges[op.name, index], view)
             elif result in tensors and (copies or (op.type in _LOOKUPS and index == 0)):
@@ -376,6 +374,11 @@ def _readers(engine: Engine, flow: Dataflow) -> dict[int, _Readers]:
             else:
                 found.other = found.other or op.name
     return hits
+
+
+def _static_shape(tensor: Any) -> tuple[int, ...] | None:
+    """Shape of a tensor if all of it is known."""
+    return tuple(tensor.shape) if tensor.shape.is_fully_defined() else None
 
 
 def _ranges(engine: Engine) -> dict[str, np.ndarray]:
