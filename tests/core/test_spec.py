@@ -269,9 +269,9 @@ def test_files_that_cannot_be_recipes_are_refused(tmp_path):
 
 def test_unknown_recipe_name_lists_the_known_ones():
     with pytest.raises(
-        ValueError, match=f"unknown recipe 'int7'; known: {', '.join(recipes.names())}; or give"
+        ValueError, match=f"unknown recipe 'best'; known: {', '.join(recipes.names())}; or give"
     ) as error:
-        tfquant.recipe("int7")
+        tfquant.recipe("best")
     one_line(error)
 
 
