@@ -145,7 +145,7 @@ class Horovod(Group):
         timeout: float = watchdog.TIMEOUT,
     ):
         try:
-            import horovod.tensorflow as hvd
+            import horovod.tensorflow as hvd  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             missing = (
                 isinstance(error, ModuleNotFoundError)
