@@ -274,7 +274,10 @@ def test_weights_of_models_of_every_kind_are_rounded_or_listed_with_the_reason(n
     )
     assert all("is a convolution" in reason for _, reason in report.skipped)
     assert bool(report.skipped) == (name == "convolutional")
-    assert all("changes" not in r.kept_nearest for r in report.layers)
+    # Sites in bfloat16 move rounded values by more than a last bit: the layer keeps its weights,
+    # and the report says so.
+    kept = ["changes" in r.kept_nearest for r in report.layers]
+    assert any(kept) == (name == "mixed_bfloat16")
 
 
 def test_one_kernel_used_twice_is_rounded_for_both_uses():
