@@ -14,7 +14,7 @@ tokens. Padding counts in neither our loss nor our errors.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -28,6 +28,7 @@ from tfquant import resume
 from tfquant.calibration import check_batches
 from tfquant.engine import Engine
 from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
+from tfquant.ptq import finished_layers
 from tfquant.ptq.adaround.layer_function import Form
 from tfquant.ptq.adaround.options import Options
 from tfquant.ptq.adaround.reconstruction import Reconstruction
@@ -105,6 +106,9 @@ def adaround(
     return AdaRoundReport(results, tuple(skipped), chosen, round(time.monotonic() - began, 3))
 
 
+_read = functools.partial(finished_layers.read, result=LayerResult)
+
+
 class _Run:
     """State of one call of `adaround`.
 
@@ -151,18 +155,11 @@ class _Run:
         self, folder: str | os.PathLike[str] | None, mask: str | Sequence[str] | None
     ) -> None:
         """Load the finished results of the folder."""
-        if folder is None:
-            return
-        options = dataclasses.asdict(self._options)
-        own = {
-            **resume.fingerprint(self._engine, self._walk.flats),
-            "sites": [layer.address for layer in self._layers],
-            "mask": mask,
-            **{f"option {name}": value for name, value in options.items()},
-        }
-        self._finished_layers = resume.Results(folder, "adaround.json", own, "AdaRound run")
+        self._finished_layers = finished_layers.opened(
+            folder, "AdaRound", self._engine, self._walk.flats, self._layers, mask, self._options
+        )
         for layer in self._layers:
-            finished = self._finished_layers.get(layer.address, _weight_and_result)
+            finished = self._finished_layers.get(layer.address, _read)
             if finished is not None:
                 self._finish(layer, *finished)
 
@@ -184,9 +181,7 @@ class _Run:
                 for layer in left:
                     bar.set_description(f"AdaRound {layer.site.path}")
                     weight, result = self._round(layer, samples.pop(layer.address), bar)
-                    self._finished_layers.put(
-                        layer.address, {"weight": weight, **dataclasses.asdict(result)}
-                    )
+                    self._finished_layers.put(layer.address, finished_layers.stored(weight, result))
                     self._finish(layer, weight, result)
                     bar.update(steps * len(self.results) - bar.n)
 
@@ -271,11 +266,6 @@ def _check_range(layer: Layer) -> None:
             "the scales of its blocks follow from its values, which would change with them: round"
             " it with tfquant.ptq.gptq"
         )
-
-
-def _weight_and_result(saved: dict[str, Any]) -> tuple[np.ndarray, LayerResult]:
-    weight = saved.pop("weight")
-    return weight, LayerResult(**{**saved, "shape": tuple(saved["shape"])})
 
 
 def _forms(finder: LayerFinder, layer: Layer, include_activation: bool) -> list[Form]:

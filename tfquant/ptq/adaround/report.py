@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 
 from calib import figures, tables
 from tfquant.ptq.adaround.options import Options
+from tfquant.ptq.layer_report import LayerReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,35 +45,10 @@ class LayerResult:
         return self.mse_nearest if self.kept_nearest else self.mse_hard
 
 
-@dataclasses.dataclass(frozen=True)
-class AdaRoundReport:
-    """Report of `adaround`; `print` shows its table.
+class AdaRoundReport(LayerReport[LayerResult, Options]):
+    """Report of `adaround`; `print` shows its table."""
 
-    Attributes:
-      layers: one result a weight, in the order they were rounded.
-      skipped: (address, reason) of chosen weights that were left as they were.
-      options: as they were used.
-      seconds: all in all.
-    """
-
-    layers: tuple[LayerResult, ...]
-    skipped: tuple[tuple[str, str], ...]
-    options: Options
-    seconds: float
-
-    def layer(self, address: str) -> LayerResult:
-        """Result of a site.
-
-        Raises:
-          KeyError: it was not rounded with AdaRound.
-        """
-        for result in self.layers:
-            if result.address == address:
-                return result
-        raise KeyError(
-            f"{address} was not rounded with AdaRound;"
-            f" {', '.join(r.address for r in self.layers[:3])}, ... were"
-        )
+    METHOD, RESULT, OPTIONS = "AdaRound", LayerResult, Options
 
     def table(self) -> str:
         """Table of all layers and of the omitted sites."""
@@ -109,27 +84,7 @@ class AdaRoundReport:
                 )
             )
         grid = tables.build(title, columns, rows, left=("site", "compared", "kept"))
-        skipped = (f"left out: {address}: {reason}" for address, reason in self.skipped)
-        return "\n".join([tables.render(grid), *skipped])
-
-    def _repr_html_(self) -> str:
-        return tables.as_html(self.table())
-
-    def __str__(self) -> str:
-        return self.table()
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> AdaRoundReport:
-        data = json.loads(text)
-        layers = tuple(
-            LayerResult(**{**layer, "shape": tuple(layer["shape"])}) for layer in data["layers"]
-        )
-        return cls(
-            layers, tuple(map(tuple, data["skipped"])), Options(**data["options"]), data["seconds"]
-        )
+        return self._with_skipped(grid)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Plot the errors of all layers, rounded to nearest and with AdaRound, as PNG.

@@ -8,7 +8,6 @@ rounded to nearest, not set to 0: they may meet other inputs later.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import os
@@ -25,6 +24,7 @@ from tfquant.calibration import check_batches
 from tfquant.engine import Engine
 from tfquant.layout import static_shape
 from tfquant.model import QuantizedFunction, QuantizedModel, engine_of
+from tfquant.ptq import finished_layers
 from tfquant.ptq.buffers import Space
 from tfquant.ptq.gptq.columns import round_columns
 from tfquant.ptq.gptq.grid import BlockScales, Grid
@@ -113,6 +113,9 @@ def gptq(
     return GPTQReport(results, tuple(skipped), chosen, round(time.monotonic() - began, 3))
 
 
+_read = functools.partial(finished_layers.read, result=LayerResult)
+
+
 class _Run:
     """State of one call of `gptq`.
 
@@ -154,17 +157,11 @@ class _Run:
         self, folder: str | os.PathLike[str] | None, mask: str | Sequence[str] | None
     ) -> None:
         """Load the finished results of the folder."""
-        if folder is None:
-            return
-        own = {
-            **resume.fingerprint(self._engine, self._walk.flats),
-            "sites": [layer.address for layer in self._layers],
-            "mask": mask,
-            **{f"option {k}": v for k, v in dataclasses.asdict(self._options).items()},
-        }
-        self._finished_layers = resume.Results(folder, "gptq.json", own, "GPTQ run")
+        self._finished_layers = finished_layers.opened(
+            folder, "GPTQ", self._engine, self._walk.flats, self._layers, mask, self._options
+        )
         for layer in self._layers:
-            finished = self._finished_layers.get(layer.address, _weight_and_result)
+            finished = self._finished_layers.get(layer.address, _read)
             if finished is not None:
                 self._finish(layer, *finished)
 
@@ -181,9 +178,7 @@ class _Run:
                 for layer in left:
                     bar.set_description(f"GPTQ {layer.site.path}")
                     weight, result = self._round(layer, *hessians.pop(layer.address))
-                    self._finished_layers.put(
-                        layer.address, {"weight": weight, **dataclasses.asdict(result)}
-                    )
+                    self._finished_layers.put(layer.address, finished_layers.stored(weight, result))
                     self._finish(layer, weight, result)
                     bar.update()
 
@@ -298,8 +293,3 @@ def _error(difference: np.ndarray, hessian: np.ndarray) -> float:
     """Mean squared error of outputs, from the difference of weights [M, K, N]."""
     squares = np.einsum("mkn,mkn->mn", difference, np.matmul(hessian, difference))
     return float(np.maximum(squares, 0.0).mean())
-
-
-def _weight_and_result(saved: dict[str, Any]) -> tuple[np.ndarray, LayerResult]:
-    weight = saved.pop("weight")
-    return weight, LayerResult(**{**saved, "shape": tuple(saved["shape"])})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 from calib import tables
 from tfquant.ptq.gptq.options import Options
+from tfquant.ptq.layer_report import LayerReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,35 +41,10 @@ class LayerResult:
         return self.mse_nearest if self.kept_nearest else self.mse_gptq
 
 
-@dataclasses.dataclass(frozen=True)
-class GPTQReport:
-    """Report of `gptq`; `print` shows its table.
+class GPTQReport(LayerReport[LayerResult, Options]):
+    """Report of `gptq`; `print` shows its table."""
 
-    Attributes:
-      layers: one result a weight, in the order they were rounded.
-      skipped: (address, reason) of chosen weights that were left as they were.
-      options: as they were used.
-      seconds: all in all.
-    """
-
-    layers: tuple[LayerResult, ...]
-    skipped: tuple[tuple[str, str], ...]
-    options: Options
-    seconds: float
-
-    def layer(self, address: str) -> LayerResult:
-        """Result of a site.
-
-        Raises:
-          KeyError: it was not rounded with GPTQ.
-        """
-        for result in self.layers:
-            if result.address == address:
-                return result
-        raise KeyError(
-            f"{address} was not rounded with GPTQ;"
-            f" {', '.join(r.address for r in self.layers[:3])}, ... were"
-        )
+    METHOD, RESULT, OPTIONS = "GPTQ", LayerResult, Options
 
     def table(self) -> str:
         """Table of all layers and of the omitted sites."""
@@ -92,24 +67,4 @@ class GPTQReport:
             for r in self.layers
         ]
         grid = tables.build(title, columns, rows, left=("site", "kept"))
-        skipped = (f"left out: {address}: {reason}" for address, reason in self.skipped)
-        return "\n".join([tables.render(grid), *skipped])
-
-    def _repr_html_(self) -> str:
-        return tables.as_html(self.table())
-
-    def __str__(self) -> str:
-        return self.table()
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> GPTQReport:
-        data = json.loads(text)
-        layers = tuple(
-            LayerResult(**{**layer, "shape": tuple(layer["shape"])}) for layer in data["layers"]
-        )
-        return cls(
-            layers, tuple(map(tuple, data["skipped"])), Options(**data["options"]), data["seconds"]
-        )
+        return self._with_skipped(grid)
